@@ -1,0 +1,202 @@
+"""The two kinds of method and the values they exchange with whoever runs them.
+
+A *recipe* makes a classifier before the stream starts; it says how as a graph of jobs, which the caller runs and caches.
+An *adapter* changes a classifier while the stream runs, batch by batch. Neither ever receives test labels or image ids.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from methods.stock import Weights
+from methods.table import Access
+
+
+class Unsupported(ValueError):
+    """A method cannot work on this model or data; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Images without labels: uint8 [n, 3, h, w], in an order that says nothing about classes.
+
+    `digest` identifies the content. There is no attribute through which a label or an id could be reached.
+    """
+
+    images: Tensor
+    digest: str
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"images must be uint8 [n, 3, h, w], not {self.images.dtype} {tuple(self.images.shape)}")
+        if len(self.images) == 0:
+            raise ValueError("a data set needs at least one image")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Labelled(Unlabelled):
+    """Clean source images with their labels (int64 [n], 0 .. classes - 1). Never holds shifted images."""
+
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        Unlabelled.__post_init__(self)
+        if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {tuple(self.labels.shape)}")
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= self.classes:
+            raise ValueError(f"labels must lie in 0 .. {self.classes - 1}")
+
+    def without_labels(self) -> Unlabelled:
+        return Unlabelled(self.images, f"unlabelled:{self.digest}")
+
+
+JobFunction = Callable[[Sequence[Weights], Any, Any, torch.Generator], Weights]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step of a recipe: `function(inputs, data, config, generator) -> Weights`.
+
+    A job is a pure function of what it names, so whoever runs it may cache its result by content, run it in another
+    process, or share it between recipes. `function` is a module-level function; `config` a frozen dataclass of plain
+    values (or None); `data` is Unlabelled (shifted or clean), Labelled (clean only) or None; `inputs` are weights or
+    jobs that give them. `label` is for people and does not change the result.
+    """
+
+    function: JobFunction
+    config: Any
+    inputs: tuple[Job | Weights, ...]
+    data: Unlabelled | None
+    label: str
+
+
+class Recipe(ABC):
+    """Makes a classifier offline from a stock, labelled clean images and, if it declares so, a pool of shifted images.
+
+    Subclasses set `access` and, if they have options, a frozen dataclass `Config` whose fields all have defaults.
+    """
+
+    access: ClassVar[Access]
+
+    @dataclass(frozen=True)
+    class Config:
+        """No options."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = config if config is not None else self.Config()
+
+    @abstractmethod
+    def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
+        """The jobs that give each part of the result, by part name.
+
+        The first entry is the method's own row; further entries are parts a reader needs beside it (single
+        ingredients). `pool` is None unless `access.test` is "pool".
+        """
+
+
+class Adapter(ABC):
+    """Changes a classifier online, batch by batch; the base class of every test-time method.
+
+    A subclass implements `configure` (choose parameters, build optimisers) and `predict`. All it keeps on `self` is its
+    state: modules, optimisers, generators, tensors, numbers, strings, None, and lists, tuples or dicts of them are
+    saved by `state_dict` and put back by `reset`, without further code. `self.model` is a private copy of the
+    classifier in eval mode, `self.config` the options and `self.generator` the only source of randomness.
+    """
+
+    access: ClassVar[Access]
+
+    @dataclass(frozen=True)
+    class Config:
+        """No options."""
+
+    def __init__(self, classifier: nn.Module, config: Any = None, generator: torch.Generator | None = None) -> None:
+        self.config: Any = config if config is not None else self.Config()
+        self.model = copy.deepcopy(classifier).eval().requires_grad_(False)
+        self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self._initial: dict[str, Any] | None = None
+
+    def prepare(self, source: Iterable[Tensor] | None = None) -> None:
+        """Get ready for the stream: `configure`, then remember the state that `reset` returns to.
+
+        `source` gives batches of clean images, float [n, 3, h, w] in [0, 1], only if `access.source` allows it.
+        """
+        self.configure(source)
+        self._initial = copy.deepcopy(self.state_dict())
+
+    def configure(self, source: Iterable[Tensor] | None) -> None:  # noqa: B027 - a method without set-up is complete
+        """Choose what to adapt and build optimisers. Raises Unsupported if the model does not fit."""
+
+    @abstractmethod
+    def predict(self, images: Tensor) -> Tensor:
+        """Adapt on a batch (float [n, 3, h, w] in [0, 1]) and give its log-probabilities up to a constant, [n, classes]."""
+
+    def reset(self) -> None:
+        """Return to the state after `prepare`: parameters, buffers, optimisers, memories, counters and generators."""
+        if self._initial is None:
+            raise RuntimeError("call prepare() before reset()")
+        self.load_state_dict(self._initial)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that distinguishes this adapter from one just built, in plain values and tensors."""
+        return {name: _save(name, value) for name, value in vars(self).items() if name not in ("config", "_initial")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`; tensors are copied, so one state can be loaded many times."""
+        for name, saved in state.items():
+            setattr(self, name, _load(vars(self).get(name), saved))
+
+
+def _save(name: str, value: Any) -> Any:
+    match value:
+        case nn.Module() | torch.optim.Optimizer():
+            return value.state_dict()
+        case torch.Generator():
+            return value.get_state()
+        case nn.Parameter():
+            return None  # belongs to a module that is saved itself
+        case Tensor():
+            return value.detach().clone()
+        case None | bool() | int() | float() | str():
+            return value
+        case list() | tuple():
+            return [_save(name, item) for item in value]
+        case dict():
+            return {key: _save(name, item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and cast(Any, value).__dataclass_params__.frozen:
+        return None  # options, which never change
+    raise TypeError(
+        f"self.{name} is a {type(value).__name__}, which cannot be saved and reset; "
+        "keep modules, optimisers, tensors, plain values, or lists and dicts of them"
+    )
+
+
+def _load(current: Any, saved: Any) -> Any:
+    match current:
+        case nn.Module():
+            current.load_state_dict(saved)
+            return current
+        case torch.optim.Optimizer():
+            current.load_state_dict(copy.deepcopy(saved))
+            return current
+        case torch.Generator():
+            current.set_state(saved)
+            return current
+        case nn.Parameter():
+            return current
+        case list() | tuple() if any(isinstance(item, nn.Module | nn.Parameter | torch.optim.Optimizer) for item in current):
+            return type(current)(_load(item, part) for item, part in zip(current, saved, strict=True))
+    if dataclasses.is_dataclass(current):
+        return current
+    return copy.deepcopy(saved)

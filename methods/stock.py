@@ -1,0 +1,145 @@
+"""Weights and the architecture they belong to: the stock that everything starts from, and classifiers made of it.
+
+The encoder is timm's VisionTransformer, so its tensors carry timm's names under `encoder.`; the decoder of a masked
+autoencoder (He et al. 2022, arXiv:2111.06377) carries `decoder.`, a classifier's last layer `head.`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a stock. `mean` and `std` normalise images in [0, 1]; `pool` makes the representation of an image."""
+
+    image_size: int = 32
+    patch_size: int = 8
+    dim: int = 64
+    depth: int = 4
+    heads: int = 4
+    decoder_dim: int = 32
+    decoder_depth: int = 1
+    decoder_heads: int = 4
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    pool: Literal["token", "avg"] = "avg"
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.dim % self.heads or self.decoder_dim % self.decoder_heads:
+            raise ValueError("dim must be a multiple of heads, in the encoder and in the decoder")
+
+    @property
+    def tokens(self) -> int:
+        """Patches of an image, without the class token."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Named tensors on the CPU and the architecture they fit; `digest` identifies both."""
+
+    architecture: Architecture
+    tensors: Mapping[str, Tensor]
+
+    @cached_property
+    def digest(self) -> str:
+        sha = hashlib.sha256(repr(self.architecture).encode())
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].detach().cpu().contiguous()
+            sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            sha.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        return f"sha256:{sha.hexdigest()}"
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix ("encoder", "decoder", "head"), with the prefix taken off."""
+        return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def build_encoder(architecture: Architecture) -> nn.Module:
+    """A timm VisionTransformer without head, position embedding fixed to two-dimensional sines and cosines."""
+    encoder: nn.Module = timm.models.VisionTransformer(
+        img_size=architecture.image_size,
+        patch_size=architecture.patch_size,
+        embed_dim=architecture.dim,
+        depth=architecture.depth,
+        num_heads=architecture.heads,
+        num_classes=0,
+        global_pool=architecture.pool,
+        fc_norm=False,
+        norm_layer=lambda dim: nn.LayerNorm(dim, eps=architecture.layer_norm_eps),
+    )
+    side = architecture.image_size // architecture.patch_size
+    encoder.pos_embed = nn.Parameter(sine_cosine_positions(architecture.dim, side), requires_grad=False)
+    return encoder
+
+
+def sine_cosine_positions(dim: int, side: int) -> Tensor:
+    """Fixed position embedding [1, 1 + side * side, dim], zero for the class token: half the channels for each axis."""
+    if dim % 4:
+        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {dim}")
+    omega = torch.exp(-math.log(10000.0) * torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    steps = torch.arange(side, dtype=torch.float64)
+    angles = steps[:, None] * omega
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns = axis[None, :, :].expand(side, side, -1)
+    rows = axis[:, None, :].expand(side, side, -1)
+    grid = torch.cat([columns, rows], dim=2).reshape(1, side * side, dim)
+    return torch.cat([torch.zeros(1, 1, dim, dtype=torch.float64), grid], dim=1).float()
+
+
+class Normalise(nn.Module):
+    """Images in [0, 1] to zero mean and unit deviation per channel, with the constants of the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1] (float [n, 3, h, w]) to logits [n, classes]: normalisation, encoder, linear head."""
+
+    def __init__(self, architecture: Architecture, classes: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.normalise = Normalise(architecture.mean, architecture.std)
+        self.encoder = build_encoder(architecture)
+        self.head = nn.Linear(architecture.dim, classes)
+
+    @staticmethod
+    def of(weights: Weights) -> Classifier:
+        """The classifier that holds a copy of these weights (encoder and head)."""
+        model = Classifier(weights.architecture, len(weights.tensors["head.bias"]))
+        model.load_state_dict(dict(weights.tensors))
+        return model
+
+    def weights(self) -> Weights:
+        return Weights(self.architecture, {name: t.detach().cpu().clone() for name, t in self.state_dict().items()})
+
+    def features(self, images: Tensor) -> Tensor:
+        """The representation of images in [0, 1], before the head: [n, dim]."""
+        out: Tensor = self.encoder(self.normalise(images))
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(self.features(images))
+        return out

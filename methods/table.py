@@ -1,0 +1,84 @@
+"""What a method is, told without loading torch: its row in the table and what it is allowed to see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Source = Literal["none", "statistics", "unlabelled", "labelled"]
+Test = Literal["none", "image", "stream", "pool"]
+State = Literal["fixed", "episodic", "online", "offline"]
+Backprop = Literal["none", "norm", "partial", "full"]
+Track = Literal["R", "A", "B", "C", "D"]
+
+_ORDER: dict[str, tuple[str, ...]] = {
+    "source": ("none", "statistics", "unlabelled", "labelled"),
+    "test": ("none", "image", "stream", "pool"),
+    "state": ("fixed", "episodic", "online", "offline"),
+    "backprop": ("none", "norm", "partial", "full"),
+}
+
+TRACKS: dict[Track, str] = {
+    "R": "no test data at all",
+    "A": "source-free, online on the scored stream",
+    "B": "online, with source data or statistics beside the stream",
+    "C": "sees unlabelled shifted images before scoring",
+    "D": "sees unlabelled shifted images before scoring, then trains on labelled source data",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a method may see and do: the column that keeps a comparison honest.
+
+    `source`: source data used while or after test data is seen. Training the classifier beforehand, which every
+    row of a board shares, does not count.
+    `test`: test images used without their labels: none, each image alone, the scored stream in order, or a pool
+    of shifted images before scoring.
+    `state`: what survives from one prediction to the next: nothing changes (fixed), it is undone after every
+    image (episodic), it is kept along the stream (online), or everything happened before the stream (offline).
+    `backprop`: which parameters gradients change while shifted images are in use.
+    """
+
+    source: Source = "none"
+    test: Test = "none"
+    state: State = "fixed"
+    backprop: Backprop = "none"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) not in _ORDER[field.name]:
+                raise ValueError(f"Access.{field.name} must be one of {', '.join(_ORDER[field.name])}")
+
+    def __or__(self, other: Access) -> Access:
+        """The union: the most that either of two composed methods may see."""
+        widest = {
+            name: max(getattr(self, name), getattr(other, name), key=order.index) for name, order in _ORDER.items()
+        }
+        return Access(**widest)  # type: ignore[arg-type]
+
+    @property
+    def track(self) -> Track:
+        """The list this access is ranked in; rows of different tracks are never ranked together by default."""
+        if self.test == "none":
+            return "R"
+        if self.test == "pool":
+            return "D" if self.source == "labelled" else "C"
+        return "A" if self.source == "none" else "B"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method in the table: enough to list, show and plan it without importing its file.
+
+    `path` is "module:Class". `options_of` names the method whose options this one shares (a control of it).
+    `citation` is one line: authors, title, venue, year, identifier.
+    """
+
+    name: str
+    kind: Literal["recipe", "adapter"]
+    path: str
+    summary: str
+    access: Access
+    citation: str
+    options_of: str | None = None
