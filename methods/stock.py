@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import timm
@@ -79,7 +79,7 @@ def build_encoder(architecture: Architecture) -> nn.Module:
         num_classes=0,
         global_pool=architecture.pool,
         fc_norm=False,
-        norm_layer=lambda dim: nn.LayerNorm(dim, eps=architecture.layer_norm_eps),
+        norm_layer=partial(nn.LayerNorm, eps=architecture.layer_norm_eps),
     )
     side = architecture.image_size // architecture.patch_size
     encoder.pos_embed = nn.Parameter(sine_cosine_positions(architecture.dim, side), requires_grad=False)
