@@ -1,0 +1,229 @@
+"""The linear algebra that several corruptions share: borders, blurs, discs, trails, plasma and Pillow's box filter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+Border = Callable[[Tensor, int], Tensor]
+
+# Above this deviation two dense matrices beat one addition per tap on CPUs.
+_DENSE_ABOVE_SIGMA = 2.0
+
+
+def edge(positions: Tensor, size: int) -> Tensor:
+    """Border that repeats the edge: a a a | a b c d | d d d (scipy "nearest", OpenCV "replicate")."""
+    return positions.clamp(0, size - 1)
+
+
+def half_mirror(positions: Tensor, size: int) -> Tensor:
+    """Border mirrored between pixels: c b a | a b c d | d c b (scipy "reflect")."""
+    folded = positions.remainder(2 * size)
+    return torch.minimum(folded, 2 * size - 1 - folded)
+
+
+def whole_mirror(positions: Tensor, size: int) -> Tensor:
+    """Border mirrored at the edge pixel: d c b | a b c d | c b a (OpenCV "reflect-101", scipy "mirror")."""
+    if size == 1:
+        return torch.zeros_like(positions)
+    folded = positions.remainder(2 * size - 2)
+    return torch.minimum(folded, 2 * size - 2 - folded)
+
+
+def pad(images: Tensor, rows: int, columns: int, border: Border) -> Tensor:
+    """Continue images [..., h, w] past each side by so many rows and columns, any amount."""
+    for dim, amount in ((-2, rows), (-1, columns)):
+        if amount:
+            size = images.shape[dim]
+            positions = torch.arange(-amount, size + amount, device=images.device)
+            images = images.index_select(dim, border(positions, size))
+    return images
+
+
+def gaussian_taps(sigma: float, truncate: float) -> list[float]:
+    """Normalised Gaussian weights at -radius .. radius, radius = int(truncate * sigma + 0.5), as scipy cuts them."""
+    radius = int(truncate * sigma + 0.5)
+    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(1, radius + 1)]
+    total = 1.0 + 2.0 * sum(weights)
+    return [w / total for w in [*reversed(weights), 1.0, *weights]]
+
+
+def blur(images: Tensor, sigma: float, *, truncate: float = 4.0, border: Border = edge) -> Tensor:
+    """Separable Gaussian blur of float [..., h, w], sigma in pixels; the identity where the radius rounds to 0."""
+    taps = gaussian_taps(sigma, truncate)
+    if len(taps) == 1:
+        return images
+    if sigma > _DENSE_ABOVE_SIGMA:
+        planes = images.flatten(0, -3)
+        height, width = planes.shape[-2:]
+        down = _blur_matrix(height, sigma, truncate, border, planes.device, planes.dtype)
+        across = _blur_matrix(width, sigma, truncate, border, planes.device, planes.dtype).T
+        # One product per plane: folding the batch into the rows would make a pixel depend on the batch's size.
+        planes = torch.bmm(planes, across.expand(len(planes), -1, -1))
+        return torch.bmm(down.expand(len(planes), -1, -1), planes).view(images.shape)
+    radius = len(taps) // 2
+    for dim in (-2, -1):
+        size = images.shape[dim]
+        padded = pad(images, *((radius, 0) if dim == -2 else (0, radius)), border)
+        images = padded.narrow(dim, radius, size) * taps[radius]
+        for i in range(1, radius + 1):
+            both = padded.narrow(dim, radius - i, size) + padded.narrow(dim, radius + i, size)
+            images.add_(both, alpha=taps[radius + i])
+    return images
+
+
+@lru_cache(maxsize=64)
+def _blur_matrix(
+    size: int, sigma: float, truncate: float, border: Border, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """The blur of one axis as a matrix [size, size] with the border folded in, so a radius may exceed the image."""
+    taps = torch.tensor(gaussian_taps(sigma, truncate), dtype=torch.float64)
+    radius = len(taps) // 2
+    rows = torch.arange(size)[:, None].expand(-1, len(taps))
+    columns = border(rows + torch.arange(-radius, radius + 1), size)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix.index_put_((rows, columns), taps.expand(size, -1), accumulate=True)
+    return matrix.to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def disc(radius: float, sigma: float) -> Tensor:
+    """The defocus kernel: a disc smoothed by a small Gaussian, float64 [2 r + 1, 2 r + 1].
+
+    The smoothing mirrors at the kernel's own border, where larger discs touch it: their sum exceeds 1
+    (1.012975 for radius 8, 1.010786 for radius 10), which brightens the image as in the published set.
+    """
+    reach, half = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
+    axis = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    kernel = (axis[:, None] ** 2 + axis**2 <= radius**2).double()
+    kernel /= kernel.sum()
+    weights = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=torch.float64) / sigma) ** 2)
+    weights /= weights.sum()
+    padded = pad(kernel, half, half, whole_mirror)
+    rows = torch.matmul(padded.unfold(0, 2 * half + 1, 1), weights)
+    return torch.matmul(rows.unfold(1, 2 * half + 1, 1), weights)
+
+
+def correlate(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
+    """Correlate every plane of float [..., h, w] with one odd-sided kernel (on the CPU), output of the same size."""
+    height, width = images.shape[-2:]
+    half = kernel.shape[0] // 2
+    used = (kernel.abs() > 1e-9).nonzero().tolist()
+    if len(used) <= 32:
+        reach = max(max(abs(row - half), abs(column - half)) for row, column in used)
+        padded = pad(images, reach, reach, border)
+        out = torch.zeros_like(images)
+        for row, column in used:
+            top, left = row - half + reach, column - half + reach
+            out.add_(padded[..., top : top + height, left : left + width], alpha=float(kernel[row, column]))
+        return out
+    size = (_fast_length(height + 2 * half), _fast_length(width + 2 * half))
+    spectrum = torch.fft.rfft2(kernel.to(images.device, images.dtype), s=size).conj()
+    padded = pad(images, half, half, border)
+    filtered = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * spectrum, s=size)
+    return filtered[..., :height, :width]
+
+
+def _fast_length(size: int) -> int:
+    """The next length whose only prime factors are 2, 3 and 5, where Fourier transforms are quick."""
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 1
+
+
+def trail(images: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
+    """Motion blur of float [n, c, h, w]: a one-sided trail at an angle per image (radians, float [n]).
+
+    Taps 0 .. 2 radius weigh exp(-i^2 / (2 sigma^2)), normalised; tap i reads the pixel (ceil(i cos - 1/2),
+    ceil(i sin - 1/2)) to the right and down, the edge pixel where that is outside (ImageMagick's MotionBlur).
+    """
+    taps = torch.arange(2 * math.ceil(radius) + 1, dtype=torch.float64, device=angle.device)
+    weights = torch.exp(-0.5 * (torch.arange(len(taps), dtype=torch.float64) / max(sigma, 1e-6)) ** 2)
+    shares: list[float] = (weights / weights.sum()).tolist()
+    across = torch.ceil(angle.double()[:, None].cos() * taps - 0.5).long()
+    down = torch.ceil(angle.double()[:, None].sin() * taps - 0.5).long()
+    if images.device.type == "cpu":
+        return _trail_by_slices(images, across, down, shares)
+    return _trail_by_gathers(images, across, down, shares)
+
+
+def _trail_by_slices(images: Tensor, across: Tensor, down: Tensor, weights: list[float]) -> Tensor:
+    """Image by image, so that the accumulator stays in cache: several times faster on CPUs."""
+    height, width = images.shape[-2:]
+    out = torch.zeros_like(images)
+    for image, total, columns, rows in zip(images, out, across.tolist(), down.tolist(), strict=True):
+        reach_down, reach_across = max(map(abs, rows)), max(map(abs, columns))
+        padded = pad(image, reach_down, reach_across, edge)
+        for row, column, weight in zip(rows, columns, weights, strict=True):
+            top, left = reach_down + row, reach_across + column
+            total.add_(padded[:, top : top + height, left : left + width], alpha=weight)
+    return out
+
+
+def _trail_by_gathers(images: Tensor, across: Tensor, down: Tensor, weights: list[float]) -> Tensor:
+    """One gather per tap for the whole batch, without asking the device for the offsets."""
+    n, channels, height, width = images.shape
+    flat, out = images.flatten(2), torch.zeros_like(images)
+    row = torch.arange(height, device=images.device)
+    column = torch.arange(width, device=images.device)
+    for i, weight in enumerate(weights):
+        rows = edge(row + down[:, i, None], height)
+        columns = edge(column + across[:, i, None], width)
+        index = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1).expand(-1, channels, -1)
+        out.add_(flat.gather(2, index).view_as(images), alpha=weight)
+    return out
+
+
+def plasma(uniforms: Tensor, decay: float) -> Tensor:
+    """Diamond-square maps [n, side, side] in [0, 1] on a torus from side^2 - 1 uniforms each ([n, side^2 - 1]).
+
+    The uniforms are used level by level: centres of squares, then the diamonds on their horizontal and on their
+    vertical edges, row by row. The noise of a level is w U(-w, w) with w = 100 / decay^level: its size falls by
+    decay^2, as in the published generator.
+    """
+    n = len(uniforms)
+    side = math.isqrt(uniforms.shape[1] + 1)
+    field = uniforms.new_zeros(n, side, side)
+    used, step, wibble = 0, side, 100.0
+
+    def noisy_mean(total: Tensor) -> Tensor:
+        nonlocal used
+        count = total.shape[1] * total.shape[2]
+        noise = uniforms[:, used : used + count].view_as(total)
+        used += count
+        return total / 4 + wibble * wibble * (2 * noise - 1)
+
+    while step >= 2:
+        half = step // 2
+        corners = field[:, ::step, ::step]
+        pairs = corners + corners.roll(-1, 1)
+        centres = noisy_mean(pairs + pairs.roll(-1, 2))
+        field[:, half::step, half::step] = centres
+        field[:, ::step, half::step] = noisy_mean(centres + centres.roll(1, 1) + corners + corners.roll(-1, 2))
+        field[:, half::step, ::step] = noisy_mean(centres + centres.roll(1, 2) + corners + corners.roll(-1, 1))
+        step, wibble = half, wibble / decay
+    field -= field.amin((1, 2), keepdim=True)
+    return field / field.amax((1, 2), keepdim=True).clamp_min(torch.finfo(field.dtype).tiny)
+
+
+@lru_cache(maxsize=64)
+def box_matrix(size: int, target: int) -> Tensor:
+    """Pillow's BOX resampling of one axis as a matrix [target, size], float32: not an area average.
+
+    Every input pixel whose centre lies within half an output pixel of the output's centre counts alike.
+    """
+    scale = size / target
+    spread = max(scale, 1.0)
+    centres = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
+    distance = (torch.arange(size, dtype=torch.float64) - centres + 0.5) / spread
+    inside = ((distance > -0.5) & (distance <= 0.5)).float()
+    return inside / inside.sum(1, keepdim=True)

@@ -1,0 +1,190 @@
+"""From images and a name to corrupted images: check, draw, apply, store."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from corruptions.catalog import Parameters, check_profile, check_severity, describe, parameters
+from corruptions.digital import jpeg_round_trip
+from corruptions.noise import Draws, Size
+from corruptions.rng import Stream, image_keys
+
+Ids = Sequence[int | str]
+Draw = Callable[[Stream, Size, Parameters], Draws]
+Apply = Callable[[Tensor, Draws, Parameters], Tensor]
+
+# Pixels worked on at once: on a CPU what fits its cache, elsewhere what fills the device.
+_PIXELS_AT_ONCE = 1 << 23
+_CACHED_PIXELS = 1 << 16
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _exact(images: Tensor) -> Tensor:
+    return images
+
+
+def _truncated(images: Tensor) -> Tensor:
+    return (images * 255).floor_().div_(255)
+
+
+def _jpeg85(images: Tensor) -> Tensor:
+    return jpeg_round_trip((images * 255).floor_(), 85).div_(255)
+
+
+STORAGES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"none": _exact, "uint8": _truncated, "jpeg85": _jpeg85}
+)
+"""How a corrupted image is kept: exactly, truncated to 8 bits (CIFAR-10-C), or as JPEG of quality 85 (ImageNet-C)."""
+
+
+def corrupt(
+    images: Tensor,
+    name: str,
+    severity: float,
+    *,
+    seed: int = 0,
+    ids: Ids | None = None,
+    profile: str = "auto",
+    storage: str = "uint8",
+) -> Tensor:
+    """Corrupt images; a new tensor of the same shape, dtype, device and memory layout, without gradient.
+
+    images: uint8 [n, c, h, w] or [c, h, w] in 0 .. 255, or float in [0, 1]; c is 3, or 1 for grey images, which are
+        corrupted as three equal channels of which the first is returned.
+    name: a corruption or an alias, see `names()`.
+    severity: 0 .. 5. 0 returns an exact copy; a fraction interpolates the parameters of its neighbours.
+    seed: of the random corruptions, together with name and id; severities share their random numbers.
+    ids: one int or string per image that names it in its data set, so that it is corrupted alike in every batch.
+        None: an image is named by its own 8-bit content (equal images then get equal noise; costs a copy to the CPU).
+    profile: a table of parameters, see `catalog.PROFILES`; "auto" goes by the shorter side, see `profile_for`.
+    storage: "none", "uint8" (truncated, as in CIFAR-10-C) or "jpeg85" (truncated, then JPEG of quality 85, 4:2:0, as in
+        ImageNet-C). With "none", uint8 images are rounded to the nearest level.
+
+    JPEG (the corruption and the storage) passes through the CPU; all else stays on the device of the images.
+    Raises TypeError or ValueError for input outside of this. Source: Hendrycks and Dietterich 2019, arXiv:1903.12261.
+    """
+    row = describe(name)
+    severity = check_severity(severity)
+    if storage not in STORAGES:
+        raise ValueError(f"unknown storage {storage!r}; choose from {', '.join(STORAGES)}")
+    _check_images(images)
+    batch = images.detach() if images.ndim == 4 else images.detach()[None]
+    n, channels, height, width = batch.shape
+    profile = check_profile(profile, height, width)
+    out = torch.empty_like(batch)
+    if severity == 0 or n == 0:
+        out.copy_(batch)
+        return out if images.ndim == 4 else out[0]
+    settings = parameters(row.name, severity, profile)
+    draw, function = _functions(row.name)
+    keys = None
+    if draw is not None:
+        keys = image_keys(row.name, _content_ids(batch) if ids is None else _checked(ids, n), seed).to(batch.device)
+    budget = _CACHED_PIXELS if batch.device.type == "cpu" else _PIXELS_AT_ONCE
+    step = max(1, budget // (height * width))
+    with torch.no_grad():
+        for part in (slice(i, i + step) for i in range(0, n, step)):
+            colour = _to_unit(batch[part]).expand(-1, 3, -1, -1).contiguous()
+            draws = draw(Stream(keys[part]), (height, width), settings) if draw and keys is not None else {}
+            result = STORAGES[storage](function(colour, draws, settings))[:, :channels]
+            out[part] = result if images.is_floating_point() else (result * 255).round_()
+    return out if images.ndim == 4 else out[0]
+
+
+def sample(
+    name: str,
+    severity: float,
+    size: Size,
+    *,
+    ids: Ids,
+    seed: int = 0,
+    profile: str = "auto",
+    device: torch.device | str = "cpu",
+) -> Draws:
+    """The random draws of a corruption for images of a size (h, w), first dimension len(ids); {} if it has none.
+
+    They can be inspected, replaced and passed to `apply`. Raises as `corrupt` does, and ValueError for severity 0.
+    """
+    settings = parameters(name, severity, check_profile(profile, *size))
+    draw, _ = _functions(describe(name).name)
+    if draw is None:
+        return {}
+    keys = image_keys(describe(name).name, _checked(ids, len(ids)), seed)
+    with torch.no_grad():
+        return draw(Stream(keys.to(device)), size, settings)
+
+
+def apply(name: str, images: Tensor, draws: Draws, severity: float, *, profile: str = "auto") -> Tensor:
+    """Apply a corruption with given draws: deterministic, float32 [n, 3, h, w] in [0, 1] to the same, before storage.
+
+    `draws` come from `sample` with the same severity and profile. Raises TypeError or ValueError for other images and
+    ValueError for draws of another number of images or severity 0.
+    """
+    _check_images(images)
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32:
+        raise ValueError(f"apply needs float32 [n, 3, h, w], not {_told(images)}; corrupt() takes other images")
+    size = images.shape[-2:]
+    settings = parameters(name, severity, check_profile(profile, *size))
+    for key, value in draws.items():
+        if len(value) != len(images):
+            raise ValueError(f"draw {key!r} is for {len(value)} images, not {len(images)}; sample one id per image")
+    _, function = _functions(describe(name).name)
+    with torch.no_grad():
+        return function(images.detach(), draws, settings)
+
+
+@cache
+def _functions(name: str) -> tuple[Draw | None, Apply]:
+    row = describe(name)
+    module_name, function = row.path.split(":")
+    module = importlib.import_module(module_name)
+    return (getattr(module, f"draw_{function}") if row.random else None), getattr(module, function)
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch tensor, not {type(images).__name__}; convert with torch.as_tensor")
+    if images.dtype != torch.uint8 and images.dtype not in _FLOATS:
+        raise TypeError(f"images must be uint8 in 0 .. 255 or float in [0, 1], not {images.dtype}; convert them first")
+    if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
+        raise ValueError(
+            f"images must be [n, c, h, w] or [c, h, w] with 1 or 3 channels, not {_told(images)}; permute them"
+        )
+    if 0 in images.shape[-2:]:
+        raise ValueError(f"images must have at least one pixel, not {_told(images)}; drop the empty ones")
+    if images.is_floating_point() and images.numel():
+        low, high = (float(bound) for bound in torch.aminmax(images.detach()))
+        if not (low >= 0 and high <= 1 + 1e-6):
+            raise ValueError(f"float images must lie in [0, 1], not {low:g} .. {high:g}; scale or clean them first")
+
+
+def _told(images: Tensor) -> str:
+    return f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+
+
+def _to_unit(images: Tensor) -> Tensor:
+    return images.float().div(255) if images.dtype == torch.uint8 else images.float().clamp(max=1)
+
+
+def _checked(ids: Ids, n: int) -> Ids:
+    if isinstance(ids, str):
+        raise TypeError("ids must be a sequence with one int or string per image, not a string; wrap it in a list")
+    if len(ids) != n:
+        raise ValueError(f"{n} images need {n} ids, not {len(ids)}; give one id per image")
+    return ids
+
+
+def _content_ids(images: Tensor) -> list[str]:
+    levels = (_to_unit(images) * 255).round_().to("cpu", torch.uint8)
+    return [
+        hashlib.blake2b(bytes(image.numpy()) + repr(image.shape).encode(), digest_size=16).hexdigest()
+        for image in levels
+    ]
