@@ -1,0 +1,83 @@
+"""The table of methods, readable without torch: one row a method, one method a file."""
+
+from __future__ import annotations
+
+from methods.table import Access, Row
+
+_FULLER = "A. Fuller, J. R. Green, E. Shelhamer. Self-Soupervision: Cooking Model Soups without Labels. ICML 2026. arXiv:2602.02890"
+_WORTSMAN = (
+    "M. Wortsman et al. Model soups: averaging weights of multiple fine-tuned models improves accuracy "
+    "without increasing inference time. ICML 2022. arXiv:2203.05482"
+)
+_KUMAR = "A. Kumar et al. Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution. ICLR 2022. arXiv:2202.10054"
+_WANG = "D. Wang, E. Shelhamer, S. Liu, B. Olshausen, T. Darrell. Tent: Fully Test-Time Adaptation by Entropy Minimization. ICLR 2021. arXiv:2006.10726"
+_ZHANG = "M. Zhang, S. Levine, C. Finn. MEMO: Test Time Robustness via Adaptation and Augmentation. NeurIPS 2022. arXiv:2110.09506"
+_NADO = (
+    "Z. Nado et al. Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift. 2020. arXiv:2006.10963"
+)
+
+PLAIN = Row("plain", "adapter", "methods.plain:Plain", "Predicts and changes nothing", Access(), "")
+
+_ROWS = (
+    Row("source", "recipe", "methods.source:Source", "The stock fine-tuned on clean labelled images (LP-FT)", Access(), _KUMAR),
+    Row(
+        "supervised_soup",
+        "recipe",
+        "methods.supervised_soup:SupervisedSoup",
+        "Average of several fine-tunings of one stock on clean labelled images",
+        Access(),
+        _WORTSMAN,
+    ),
+    Row(
+        "selfsoup",
+        "recipe",
+        "methods.selfsoup.recipe:SelfSoup",
+        "Average of models inter-trained on shifted images without labels, then fine-tuned back on clean ones",
+        Access(source="labelled", test="pool", state="offline", backprop="full"),
+        _FULLER,
+    ),
+    Row(
+        "selfsoup_clean",
+        "recipe",
+        "methods.selfsoup.recipe:CleanSelfSoup",
+        "Control: the recipe of selfsoup cooked on clean images instead of shifted ones",
+        Access(),
+        _FULLER,
+        options_of="selfsoup",
+    ),
+    Row(
+        "selfsoup_single",
+        "recipe",
+        "methods.selfsoup.recipe:SingleIngredient",
+        "Control: one MAE ingredient given the self-supervised compute of the whole soup",
+        Access(source="labelled", test="pool", state="offline", backprop="full"),
+        _FULLER,
+        options_of="selfsoup",
+    ),
+    Row(
+        "bn",
+        "adapter",
+        "methods.bn:BatchNormStatistics",
+        "Batch normalisation with the statistics of each test batch",
+        Access(test="stream", state="fixed"),
+        _NADO,
+    ),
+    Row(
+        "tent",
+        "adapter",
+        "methods.tent:Tent",
+        "Minimises the entropy of predictions over the affine parameters of normalisation layers",
+        Access(test="stream", state="online", backprop="norm"),
+        _WANG,
+    ),
+    Row(
+        "memo",
+        "adapter",
+        "methods.memo:Memo",
+        "Minimises the marginal entropy over augmented views of one image, then predicts it and forgets",
+        Access(test="image", state="episodic", backprop="full"),
+        _ZHANG,
+    ),
+)
+
+METHODS: dict[str, Row] = {row.name: row for row in _ROWS}

@@ -89,6 +89,8 @@ class Recipe(ABC):
     """
 
     access: ClassVar[Access]
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Values worth trying for each option, for tuning on held-out images."""
 
     @dataclass(frozen=True)
     class Config:
@@ -116,6 +118,8 @@ class Adapter(ABC):
     """
 
     access: ClassVar[Access]
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Values worth trying for each option, for tuning on held-out images."""
 
     @dataclass(frozen=True)
     class Config:

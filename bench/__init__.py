@@ -1,0 +1,57 @@
+"""soupbench: benchmark test-time adaptation under distribution shift.
+
+    from bench import RunSpec, run
+    outcome = run(RunSpec(method="source,tent", shift="digits-c"))
+    outcome.board().rows
+
+Names load on first use, so that `import bench` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Condition": "bench.trial",
+    "Trial": "bench.trial",
+    "RunSpec": "bench.spec",
+    "Outcome": "bench.run",
+    "run": "bench.run",
+    "load_shift": "bench.shifts",
+    "load_stock": "bench.models",
+}
+__all__ = ["Condition", "Outcome", "RunSpec", "Trial", "__version__", "load_shift", "load_stock", "run"]
+
+if TYPE_CHECKING:
+    from bench.models import load_stock
+    from bench.run import Outcome, run
+    from bench.shifts import load_shift
+    from bench.spec import RunSpec
+    from bench.trial import Condition, Trial
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'bench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def _one_home() -> None:
+    """Four top-level packages with plain names can be shadowed by a user's own folder; say so instead of failing oddly."""
+    home = Path(__file__).resolve().parent.parent
+    for package in ("corruptions", "methods", "leaderboards"):
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != home:
+            found = spec.origin if spec and spec.origin else "nothing"
+            raise ImportError(
+                f"the package '{package}' beside bench is shadowed by {found}; "
+                "run from another folder or rename that one, then try again"
+            )
+
+
+_one_home()

@@ -1,0 +1,148 @@
+"""`bench list` and `bench show`: the tables of methods, shifts and corruptions, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import corruptions
+from bench.errors import UsageError, nearest
+from bench.output import print_json, print_rich, print_text, table
+from bench.registry import options_of, parse_method
+from bench.shifts import SHIFTS
+from bench.tuned import tuned_options
+from methods import METHODS
+from methods.table import TRACKS, Row
+
+Rows = list[dict[str, Any]]
+
+
+def _methods() -> Rows:
+    return [
+        {"name": row.name, "kind": row.kind, "track": row.access.track, "summary": row.summary}
+        for row in METHODS.values()
+    ]
+
+
+def _shifts() -> Rows:
+    return [
+        {"name": row.name, "size": row.size, "licence": row.licence, "summary": row.summary} for row in SHIFTS.values()
+    ]
+
+
+def _corruptions() -> Rows:
+    return [
+        {"name": name, **{key: getattr(corruptions.describe(name), key) for key in ("suite", "group", "summary")}}
+        for name in corruptions.names("all")
+    ]
+
+
+def _models() -> Rows:
+    return [
+        {"name": "digits", "kind": "stock", "summary": "ViT for 32 px, MAE-pretrained on clean digits; bundled"},
+        {"name": "FILE.safetensors", "kind": "stock", "summary": "a stock of your own, made by `bench stock`"},
+        {
+            "name": "FILE.py:factory",
+            "kind": "classifier",
+            "summary": "your own torch module, images in [0, 1] to logits",
+        },
+    ]
+
+
+def _protocols() -> Rows:
+    from bench.protocols import PROTOCOLS
+
+    return [{"name": name, "summary": summary} for name, (_, summary) in PROTOCOLS.items()]
+
+
+def _boards() -> Rows:
+    return [{"track": track, "summary": summary} for track, summary in TRACKS.items()]
+
+
+_LISTS: dict[str, Callable[[], Rows]] = {
+    "methods": _methods,
+    "shifts": _shifts,
+    "corruptions": _corruptions,
+    "models": _models,
+    "protocols": _protocols,
+    "boards": _boards,
+}
+
+
+def print_list(what: str, as_json: bool) -> None:
+    """Print one of the tables."""
+    rows = _LISTS[nearest(what, _LISTS, "list")]()
+    if as_json:
+        print_json(rows)
+    else:
+        print_rich(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+
+
+def _method(name: str) -> dict[str, Any]:
+    method = parse_method(name)
+    rows: list[Row] = [
+        row
+        for row in (method.recipe, method.adapter)
+        if (row is not None and row.name in name) or (row is method.adapter and row)
+    ]
+    shown = []
+    for row in rows or [method.recipe]:
+        text, options = options_of(row)
+        shown.append(
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "summary": row.summary,
+                "track": row.access.track,
+                "access": asdict(row.access),
+                "citation": row.citation,
+                "options": [asdict(option) for option in options],
+                "tuned": {
+                    shift: values for shift in SHIFTS if (values := tuned_options(shift, row.options_of or row.name))
+                },
+                "description": text,
+            }
+        )
+    return shown[0] if len(shown) == 1 else {"name": name, "track": method.access.track, "parts": shown}
+
+
+def _shift(name: str) -> dict[str, Any]:
+    return {key: value for key, value in asdict(SHIFTS[nearest(name, SHIFTS, "shift")]).items() if key != "path"}
+
+
+def _corruption(name: str) -> dict[str, Any]:
+    try:
+        row = corruptions.describe(corruptions.canonical(name))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return asdict(row)
+
+
+_SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {"method": _method, "shift": _shift, "corruption": _corruption}
+
+
+def print_one(what: str, name: str, as_json: bool) -> None:
+    """Print all that is known of one method, shift or corruption."""
+    facts = _SHOWN[nearest(what, _SHOWN, "kind of thing")](name)
+    if as_json:
+        print_json(facts)
+    else:
+        for part in facts.get("parts", [facts]):
+            print_text(_as_text(part))
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    lines = []
+    for key, value in facts.items():
+        if key == "options":
+            lines.append("options (name: type = default):")
+            lines += [f"  {option['name']}: {option['type']} = {option['default']}" for option in value] or ["  none"]
+        elif key == "description":
+            lines += ["", str(value)]
+        elif isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {name}: {item}" for name, item in value.items()]
+        else:
+            lines.append(f"{key}: {value}")
+    return "\n".join(lines)

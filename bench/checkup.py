@@ -1,0 +1,47 @@
+"""`bench doctor`: one page that says what is installed and what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from bench.cache import cache_dir
+from bench.fingerprint import environment
+from bench.models import BUNDLED
+from bench.output import print_json, print_text
+from bench.shifts import SHIFTS
+
+
+def print_report(as_json: bool) -> None:
+    """Print versions, devices and their precisions, folders, and which `bench` the shell finds."""
+    report = _report()
+    if as_json:
+        print_json(report)
+    else:
+        print_text("\n".join(f"{key}: {value}" for key, value in report.items()))
+
+
+def _report() -> dict[str, Any]:
+    import torch
+
+    from bench.devices import has_bf16, pick_device, pick_jobs
+    from bench.fingerprint import device_name
+
+    device = pick_device("auto")
+    jobs, threads = pick_jobs(None, device)
+    cache = cache_dir()
+    free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+    return {
+        **environment(),
+        "device": device_name(device),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "bf16": has_bf16(device),
+        "processes": f"{jobs} of {threads} thread",
+        "cache": str(cache),
+        "cache_writable": os.access(next(p for p in (cache, *cache.parents) if p.exists()), os.W_OK),
+        "cache_disk_free_gb": round(free / 2**30, 1),
+        "bench_on_path": shutil.which("bench"),
+        "stocks": ", ".join(BUNDLED),
+        "shifts": ", ".join(SHIFTS),
+    }

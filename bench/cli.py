@@ -1,0 +1,241 @@
+"""The command line: arguments to typed objects to one call. Nothing here loads torch before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.errors import BenchError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Benchmark test-time adaptation under distribution shift. Start with: bench run --demo",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
+
+
+def start() -> None:
+    """Run the command line and end with its exit code: 0 done, 1 some trials failed, 2 usage, 3 data missing, 4 invalid."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except BenchError as error:
+        typer.echo(f"bench: {error}", err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("bench: interrupted; finished work is kept, run the same command again to continue", err=True)
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    except Exception as error:
+        show = getattr(error, "show", None)  # a usage error of the option parser
+        if show is None:
+            raise
+        show()
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Benchmark test-time adaptation under distribution shift. Start with: bench run --demo"""
+    if version:
+        from bench import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.toml]", help="A run file; its keys are these flags.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="The embedded demonstration; needs no download.")] = False,
+    method: Annotated[str | None, typer.Option(help="A, B+C or file.py:Class; several with commas.")] = None,
+    shift: Annotated[str | None, typer.Option(help="A named shift; see `bench list shifts`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Your own classifier, file.py:factory.")] = None,
+    stock: Annotated[str | None, typer.Option(help="A bundled stock or a file made by `bench stock`.")] = None,
+    severity: Annotated[str | None, typer.Option(help="5, 3,5 or 1-5.")] = None,
+    corruption: Annotated[str | None, typer.Option(help="Some of the shift's corruptions, with commas.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="reset_each_shift, episodic, continual or mixed_domains.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="disjoint, joint, transductive or dev.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The first (or only) seed.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a batch of the stream.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images; such a run cannot be published.")] = None,
+    labels: Annotated[int | None, typer.Option(help="Labelled clean images a class; 0 for all.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="An option of a method.")
+    ] = None,
+    with_baselines: Annotated[
+        bool | None, typer.Option("--with-baselines", help="Add source, supervised soup, controls.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    launch: Annotated[str, typer.Option(help="local (processes on this machine) or serial.")] = "local",
+    jobs: Annotated[int | None, typer.Option(help="Processes; default: one for each core, or one for a GPU.")] = None,
+    rerun: Annotated[bool | None, typer.Option("--rerun", help="Measure again what is done.")] = None,
+    only_failed: Annotated[bool | None, typer.Option("--only-failed", help="Repeat failed records only.")] = None,
+    record: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Repeat one published record; needs --from.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Where that record is.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and leave.")] = False,
+    json: Json = False,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Touch no network (nothing here does yet).")] = None,
+    track: Annotated[str | None, typer.Option(help="Not supported yet.", hidden=True)] = None,
+) -> None:
+    """Run methods on a shift and print the board. Finished work is never done twice."""
+    from bench import commands
+
+    if track is not None:
+        raise UsageError(f"--track {track} is not supported yet; records are in OUT/records.jsonl, leave --track out")
+    if launch not in ("serial", "local"):
+        raise UsageError(f"--launch {launch} is not supported yet; use local or serial")
+    flags: dict[str, Any] = {
+        "method": method,
+        "shift": shift,
+        "model": model,
+        "stock": stock,
+        "severity": severity,
+        "corruption": corruption,
+        "protocol": protocol,
+        "split": split,
+        "seeds": seeds,
+        "seed": seed,
+        "batch_size": batch_size,
+        "limit": limit,
+        "labels": labels,
+        "device": device,
+        "precision": precision,
+        "data_root": data_root,
+        "with_baselines": with_baselines,
+        "out": out,
+        "jobs": 1 if launch == "serial" else jobs,
+        "rerun": rerun,
+        "only_failed": only_failed,
+        "offline": offline,
+    }
+    if record is not None or source is not None:
+        if record is None or source is None:
+            raise UsageError("--record KEY and --from DIR go together; give both")
+        raise typer.Exit(commands.repeat_record(record, source, flags, as_json=json))
+    raise typer.Exit(commands.run_spec(file, demo, flags, set_ or [], dry_run=dry_run, as_json=json))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="methods|shifts|corruptions|models|protocols|boards")],
+    json: Json = False,
+) -> None:
+    """List what there is."""
+    from bench import catalogue
+
+    catalogue.print_list(what, as_json=json)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(metavar="method|shift|corruption")],
+    name: Annotated[str, typer.Argument()],
+    json: Json = False,
+) -> None:
+    """Show one method with its options, one shift, or one corruption with its parameters."""
+    from bench import catalogue
+
+    catalogue.print_one(what, name, as_json=json)
+
+
+@app.command()
+def results(folder: Folder, json: Json = False) -> None:
+    """Show what a run's folder holds: records done and failed."""
+    from bench import reading
+
+    reading.print_results(folder, as_json=json)
+
+
+@app.command()
+def leaderboard(
+    shift: Annotated[str | None, typer.Argument(help="Only this shift.")] = None,
+    source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv or json.")] = "terminal",
+    per_corruption: Annotated[bool, typer.Option("--per-corruption", help="A column for each corruption.")] = False,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+) -> None:
+    """Rank the methods of one or several runs, with intervals."""
+    from bench import reading
+
+    reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out)
+
+
+@app.command()
+def verify(folder: Folder, json: Json = False) -> None:
+    """Recompute every metric of a folder from its stored predictions."""
+    from bench import reading
+
+    raise typer.Exit(reading.print_verification(folder, as_json=json))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Describe this installation: versions, device, folders; paste it into a bug report."""
+    from bench import checkup
+
+    checkup.print_report(as_json=json)
+
+
+@app.command()
+def stock(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to pretrain on: digits.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, views and order.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer or more steps than the default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Pretrain a stock (encoder and decoder) as a masked autoencoder on clean train images."""
+    from bench import stocks
+
+    stocks.make_stock(name, out, seed, steps, device)
+
+
+@app.command()
+def tune(
+    method: Annotated[str, typer.Argument(help="The method to choose options for.")],
+    shift: Annotated[str, typer.Option(help="The shift whose dev images decide.")],
+    trials: Annotated[int, typer.Option(min=1, help="Option sets to try; the same number for every method.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each trial.")] = 2,
+    severity: Annotated[str, typer.Option(help="Severities of the tuning corruptions.")] = "5",
+    labels: Annotated[int | None, typer.Option(help="Labelled clean images a class; 0 for all.")] = None,
+    stock: Annotated[str | None, typer.Option(help="A bundled stock or a file made by `bench stock`.")] = None,
+    split: Annotated[str, typer.Option(help="Only dev is accepted.")] = "dev",
+    corruption: Annotated[str | None, typer.Option(help="Some of the tuning corruptions.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="Fix an option.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes.")] = None,
+    json: Json = False,
+) -> None:
+    """Choose a method's options on dev images and tuning corruptions only."""
+    from bench import tuning
+
+    tuning.tune(
+        method, shift, trials, out, seeds, severity, labels, stock, split, corruption, set_ or [], jobs, as_json=json
+    )

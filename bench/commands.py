@@ -1,0 +1,179 @@
+"""`bench run`: settings in, progress on stderr, the board on stdout."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.errors import MissingDataError, UsageError, ValidationError
+from bench.output import print_json, print_rich, print_text
+from bench.reading import open_records
+from bench.registry import parse_setting
+from bench.spec import RunSpec, make_spec, read_run_file
+from bench.watch import Watcher
+
+
+def run_spec(
+    file: Path | None, demo: bool, flags: Mapping[str, Any], settings: Sequence[str], *, dry_run: bool, as_json: bool
+) -> int:
+    """Merge run file, flags and --set, run, print the board, and give the exit code."""
+    if file is not None and demo:
+        raise UsageError("--demo is a run file of its own; leave the other one out")
+    base: Mapping[str, Any] = {}
+    if demo:
+        with resources.as_file(resources.files("bench") / "assets" / "demo.toml") as path:
+            base = {"out": Path("runs") / f"{datetime.date.today():%Y-%m-%d}-demo", **read_run_file(path)}
+    elif file is not None:
+        base = read_run_file(file)
+    options: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        name, key, value = parse_setting(text)
+        options.setdefault(name, {})[key] = value
+    spec = make_spec(base, flags, {"set": options})
+    if dry_run:
+        return _print_plan(spec, as_json)
+    return _run_and_print(spec, demo=demo, as_json=as_json)
+
+
+def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
+    from bench.run import default_folder, run
+    from leaderboards.tables import to_json, to_terminal
+
+    spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
+    assert spec.out is not None
+    handler = _log_to(spec.out)
+    try:
+        with RunProgress() as progress:
+            outcome = run(spec, progress)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    for error in outcome.errors[:5]:
+        _say(f"failed: {error}")
+    board = outcome.board()
+    if as_json:
+        print_text(to_json(board))
+    else:
+        print_rich(to_terminal(board))
+        if demo:
+            from bench.story import tell
+
+            print_text("\n" + tell(board, outcome))
+    _say(f"{outcome.done} measured, {outcome.reused} from before, {outcome.failed} failed; records in {outcome.out}")
+    return outcome.exit_code
+
+
+def _print_plan(spec: RunSpec, as_json: bool) -> int:
+    from bench.output import table
+    from bench.run import make_plan
+
+    plan = make_plan(spec)
+    rows = []
+    for lane in plan.lanes:
+        missing = sum(key in plan.missing for key in lane.keys.values())
+        rows.append(
+            {
+                "method": lane.trial.method,
+                "part": lane.part or "",
+                "seed": lane.trial.seed,
+                "conditions": len(lane.keys),
+                "done": len(lane.keys) - missing,
+                "missing": missing,
+            }
+        )
+    if as_json:
+        print_json({"out": str(plan.out), "trainings": [task.label for task in plan.cooking], "trials": rows})
+    else:
+        print_rich(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+        print_text(
+            f"{len(plan.cooking)} trainings, {len(plan.missing)} of {len(plan.keys)} records to make in {plan.out}"
+        )
+    return 0
+
+
+def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: bool) -> int:
+    """Run one published record again and compare its metrics. Exit 0 where they agree, 4 where they differ."""
+    from bench.repeat import repeat
+
+    allowed = {"data_root", "device", "jobs", "out", "model", "stock"}
+    extra = [name for name, value in flags.items() if value is not None and name not in allowed]
+    if extra:
+        raise UsageError(f"--record repeats what the record says; leave --{extra[0].replace('_', '-')} out")
+    found = [record for record in open_records([folder]) if record.key == key]
+    if not found:
+        raise MissingDataError(f"no record {key} in {folder}; see the keys in {folder}/records.jsonl")
+    result = repeat(found[0], {name: value for name, value in flags.items() if value is not None})
+    if as_json:
+        print_json(result)
+    else:
+        for name, (published, now) in result["metrics"].items():
+            print_text(f"{name}: published {published:.6f}, now {now:.6f}")
+        print_text("same" if result["same"] else "different: compare `env` of both records")
+    if not result["same_identity"]:
+        raise ValidationError(
+            "the repeated run has another key: data, weights or options differ from the published ones"
+        )
+    return 0 if result["same"] else 4
+
+
+class RunProgress(Watcher):
+    """Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+        self._task: Any = None
+        self._total = self._count = 0
+
+    def __enter__(self) -> RunProgress:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def planned(self, trainings: int, streams: int, jobs: int) -> None:
+        self._total = trainings + streams
+        self._task = self._bar.add_task("starting", total=self._total)
+        if self._total:
+            _say(f"{trainings} trainings and {streams} streams in {jobs} process{'es' if jobs > 1 else ''}")
+
+    def started(self, label: str) -> None:
+        self._bar.update(self._task, description=label[:60].ljust(60))
+
+    def finished(self, label: str, error: Exception | None) -> None:
+        self._count += 1
+        self._bar.advance(self._task)
+        if not self._console.is_terminal:
+            _say(f"[{self._count}/{self._total}] {label}" + (f" FAILED: {error}" if error else ""))
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _log_to(folder: Path) -> logging.Handler:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / "run.log")
+    except OSError as error:
+        raise UsageError(f"cannot write in {folder}: {error.strerror}; choose another folder with --out") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler

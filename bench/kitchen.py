@@ -1,0 +1,136 @@
+"""Cooking: a recipe's jobs become tasks, and their weights live in the cache by content key."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import pickle
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.cache import weights_path
+from bench.errors import BenchError
+from bench.models import load_weights, save_weights
+from bench.trial import digest_of
+from bench.workers import Task
+from methods.base import Job
+from methods.stock import Weights
+
+
+def job_key(job: Job | Weights, seed: int) -> str:
+    """What a job's result depends on: its code, options, inputs, data and seed. Weights are their own digest."""
+    if isinstance(job, Weights):
+        return job.digest
+    module = job.function.__module__
+    return digest_of(
+        {
+            "function": f"{module}.{job.function.__qualname__}",
+            "code": code_digest(module),
+            "config": described(job.config),
+            "inputs": [job_key(part, seed) for part in job.inputs],
+            "data": job.data.digest if job.data is not None else None,
+            "seed": seed if job.data is not None else None,
+        }
+    )
+
+
+def described(config: Any) -> Any:
+    """Options as plain values, each nested object with its full type, so that two kinds never share a key."""
+    if is_dataclass(config) and not isinstance(config, type):
+        kind = f"{type(config).__module__}.{type(config).__qualname__}"
+        return {"type": kind} | {field.name: described(getattr(config, field.name)) for field in fields(config)}
+    if isinstance(config, tuple | list):
+        return [described(item) for item in config]
+    return config
+
+
+@cache
+def code_digest(module: str) -> str:
+    """Hash of a module's source and of every module of its own package that it imports, however far."""
+    package = module.partition(".")[0]
+    seen: set[str] = set()
+    todo = [module]
+    sha = hashlib.sha256()
+    while todo:
+        name = todo.pop()
+        loaded = sys.modules.get(name)
+        if name in seen or loaded is None or not getattr(loaded, "__file__", None):
+            continue
+        seen.add(name)
+        source = Path(str(loaded.__file__)).read_bytes()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package):
+                todo += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names if alias.name.startswith(package)]
+    for name in sorted(seen):
+        sha.update(Path(str(sys.modules[name].__file__)).read_bytes())
+    return sha.hexdigest()
+
+
+def all_jobs(targets: Iterable[Job | Weights]) -> list[Job]:
+    """Every job the targets need, inputs before those that use them."""
+    ordered: dict[int, Job] = {}
+
+    def visit(job: Job | Weights) -> None:
+        if isinstance(job, Job) and id(job) not in ordered:
+            for part in job.inputs:
+                visit(part)
+            ordered[id(job)] = job
+
+    for target in targets:
+        visit(target)
+    return list(ordered.values())
+
+
+def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
+    """A task for each job that is not in the cache yet; equal jobs become one."""
+    tasks: dict[str, Task] = {}
+    for job in all_jobs(targets):
+        key = job_key(job, seed)
+        if key in tasks or cooked(key) is not None:
+            continue
+        inputs = tuple(part if isinstance(part, Weights) else job_key(part, seed) for part in job.inputs)
+        after = frozenset(part for part in inputs if isinstance(part, str))
+        # Plain pickling copies tensors into the message; torch's own sharing would need a large /dev/shm.
+        payload = pickle.dumps((job.function, job.config, inputs, job.data))
+        tasks[key] = Task(key, cook, (key, payload, device, job.label), after, job.label)
+    return list(tasks.values())
+
+
+def cook(key: str, payload: bytes, device: str, label: str) -> None:
+    """Run one job and put its weights into the cache, with the seconds it took."""
+    function, config, inputs, data = pickle.loads(payload)
+    weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
+    generator = torch.Generator(device=device).manual_seed(int(key[:15], 16))
+    start = time.perf_counter()
+    result: Weights = function(weights, data, config, generator)
+    seconds = time.perf_counter() - start
+    bad = [name for name, tensor in result.tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise FloatingPointError(f"{label} gave weights that are not finite ({bad[0]}); lower its learning rate")
+    save_weights(weights_path(key), result, {"label": label, "seconds": seconds, "torch": torch.__version__})
+
+
+def cooked(key: str) -> dict[str, Any] | None:
+    """The facts of a job's weights if they are whole in the cache; None where they must be made (again)."""
+    if not weights_path(key).exists():
+        return None
+    try:
+        return load_weights(weights_path(key))[1]
+    except BenchError:
+        weights_path(key).unlink(missing_ok=True)
+        return None
+
+
+def fit_seconds(job: Job, seed: int) -> float:
+    """Seconds of training behind a result, cached or not; jobs that several results share count in each."""
+    keys = {job_key(part, seed) for part in all_jobs([job])}
+    return sum(float((cooked(key) or {}).get("seconds", 0.0)) for key in keys)

@@ -1,0 +1,72 @@
+"""Weights on disk and the models made of them. Only safetensors is read; pickles are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from bench.cache import atomic_path
+from bench.errors import MissingDataError, UsageError
+from bench.registry import load_object
+from methods.stock import Architecture, Classifier, Weights
+
+BUNDLED = {"digits": "digits-stock.safetensors"}
+
+
+def save_weights(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
+    """Write weights and their architecture, with `facts` (where they come from) as JSON in the file's metadata."""
+    metadata = {"architecture": json.dumps(asdict(weights.architecture)), "facts": json.dumps(dict(facts))}
+    with atomic_path(path) as temporary:
+        save_file({name: t.contiguous() for name, t in weights.tensors.items()}, temporary, metadata=metadata)
+
+
+def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
+    """Weights and the facts stored beside them. Raises UsageError where the file is not one of ours or is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise MissingDataError(f"no weights at {path}; make a stock with `bench stock digits -o {path}`") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a whole safetensors file ({error}); make it again or give another") from None
+    if "architecture" not in metadata:
+        raise UsageError(f"{path} has no architecture in its metadata; give a file made by `bench stock`")
+    raw = json.loads(metadata["architecture"])
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return Weights(Architecture(**values), tensors), json.loads(metadata.get("facts", "{}"))
+
+
+def load_stock(name: str) -> Weights:
+    """A stock by bundled name or by the path of a safetensors file."""
+    if name in BUNDLED:
+        with resources.as_file(resources.files("bench") / "assets" / BUNDLED[name]) as path:
+            return load_weights(path)[0]
+    if not name.endswith(".safetensors"):
+        raise MissingDataError(
+            f"no stock '{name}'; bundled: {', '.join(BUNDLED)}; or give the path of a file made by `bench stock`"
+        )
+    return load_weights(Path(name))[0]
+
+
+def load_model(name: str) -> nn.Module:
+    """A classifier of the user's own: "file.py:factory", where factory() gives a module from images in [0, 1] to logits."""
+    if ".py:" not in name:
+        raise UsageError(f"--model takes path/to/file.py:factory, not '{name}'; a stock is given with --stock")
+    model = load_object(name)()
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} gave a {type(model).__name__}, not a torch module; return the classifier from it")
+    return model.eval()
+
+
+def classifier(weights: Weights) -> Classifier:
+    """The classifier of cooked weights, in eval mode."""
+    return Classifier.of(weights).eval()

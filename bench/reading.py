@@ -1,0 +1,127 @@
+"""`bench results`, `leaderboard` and `verify`: reading what runs left behind. Without torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.cache import write_text
+from bench.errors import MissingDataError, UsageError, nearest
+from bench.errors import ValidationError as InvalidResults
+from bench.output import print_json, print_rich, print_text, table
+from leaderboards.boards import Board, make_board
+from leaderboards.record import Record
+from leaderboards.store import Store, StoreError, read
+from leaderboards.tables import to_csv, to_json, to_markdown, to_terminal
+from leaderboards.verify import verify
+
+
+def open_records(folders: list[Path]) -> list[Record]:
+    """The records of one or several folders. Raises MissingDataError where there are none, InvalidResults where damaged."""
+    for folder in folders:
+        if not (folder / "records").is_dir() and not (folder / "records.jsonl").is_file():
+            raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")
+    try:
+        records = read(folders)
+    except StoreError as error:
+        raise InvalidResults(str(error)) from None
+    if not records:
+        raise MissingDataError(f"no records in {', '.join(map(str, folders))}; run something with --out first")
+    return records
+
+
+def print_results(folder: Path, as_json: bool) -> None:
+    """Print a line for each method, part and seed: conditions done and failed, and the first error."""
+    records = open_records([folder])
+    counts: dict[tuple[str, str, str, int], Counter[str]] = {}
+    errors: dict[tuple[str, str, str, int], str] = {}
+    for record in records:
+        row = (record.shift, record.method, record.part or "", record.seed)
+        counts.setdefault(row, Counter())[record.status] += 1
+        if record.error:
+            errors.setdefault(row, record.error)
+    lines = [
+        {"shift": s, "method": m, "part": p, "seed": seed, "done": c["done"], "failed": c["failed"],
+         "error": errors.get((s, m, p, seed), "")}
+        for (s, m, p, seed), c in counts.items()
+    ]  # fmt: skip
+    if as_json:
+        print_json(lines)
+    else:
+        print_rich(table(list(lines[0]), [[str(value) for value in line.values()] for line in lines]))
+
+
+_RENDERERS: dict[str, Callable[[Board, bool], str]] = {
+    "md": lambda board, detail: to_markdown(board, per_corruption=detail),
+    "csv": lambda board, detail: to_csv(board, per_corruption=detail),
+    "json": lambda board, _: to_json(board),
+}
+
+
+def print_leaderboard(
+    shift: str | None, folders: str, format_: str, per_corruption: bool, where: list[str], out: Path | None
+) -> None:
+    """Print or write the board of the chosen records."""
+    if not folders:
+        raise UsageError("say which records: bench leaderboard --from DIR[,DIR]")
+    nearest(format_, [*_RENDERERS, "terminal"], "format")
+    paths = [Path(part.strip()) for part in folders.split(",") if part.strip()]
+    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    stores = [Store(path) for path in paths]
+    try:
+        board = make_board(records, lambda record: _predictions(stores, record))
+    except StoreError as error:
+        raise InvalidResults(str(error)) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if format_ == "terminal":
+        if out is not None:
+            raise UsageError("a file needs --format md, csv or json")
+        print_rich(to_terminal(board, per_corruption=per_corruption))
+        return
+    text = _RENDERERS[format_](board, per_corruption)
+    if out is None:
+        print_text(text)
+    else:
+        write_text(out, text if text.endswith("\n") else text + "\n")
+
+
+def filtered(records: list[Record], where: list[str]) -> list[Record]:
+    """Records whose fields have the asked values ("seed=0", "split=disjoint", "labels_per_class=10")."""
+    for condition in where:
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise UsageError(f"--where takes FIELD=VALUE, as in --where seed=0, not '{condition}'")
+        nearest(name, [*Record.model_fields, "labels_per_class"], "field")
+        records = [
+            record
+            for record in records
+            if str(record.data.labels_per_class if name == "labels_per_class" else getattr(record, name)) == value
+        ]
+        if not records:
+            raise UsageError(f"no record has {condition}; see `bench results DIR`")
+    return records
+
+
+def _predictions(stores: list[Store], record: Record):  # type: ignore[no-untyped-def]
+    for store in stores[:-1]:
+        if store.has_predictions(record):
+            return store.predictions(record)
+    return stores[-1].predictions(record)
+
+
+def print_verification(folder: Path, as_json: bool) -> int:
+    """Recompute, report, and give the exit code: 0 where all holds, 4 where something does not."""
+    open_folder = (folder / "records").is_dir() or (folder / "records.jsonl").is_file()
+    if not open_folder:
+        raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")
+    report = verify(folder)
+    if as_json:
+        problems = [{"key": p.key, "file": p.file, "message": p.message} for p in report.problems]
+        print_json({"checked": len(report.checked), "problems": problems})
+    else:
+        for problem in report.problems:
+            print_text(f"{problem.file}: {problem.message}")
+        print_text(f"{len(report.checked)} records recomputed from their predictions, {len(report.problems)} problems")
+    return 4 if report.problems else 0

@@ -1,0 +1,182 @@
+"""From a method's name to its row, its class and its options; torch is loaded only when a class is."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from bench.errors import UsageError, nearest
+from methods import METHODS, PLAIN
+from methods.table import Access, Row
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as asked for: a recipe, and the adapter that runs on what it cooks."""
+
+    text: str
+    recipe: Row
+    adapter: Row | None
+
+    @property
+    def access(self) -> Access:
+        return self.recipe.access | (self.adapter or PLAIN).access
+
+
+def parse_method(text: str) -> Method:
+    """Read "tent", "selfsoup", "selfsoup+tent" or "file.py:Class".
+
+    A recipe alone runs with the plain adapter, an adapter alone on the `source` classifier.
+    """
+    rows = [_row(part.strip()) for part in text.split("+")]
+    recipes = [row for row in rows if row.kind == "recipe"]
+    adapters = [row for row in rows if row.kind == "adapter"]
+    if len(recipes) > 1 or len(adapters) > 1:
+        raise UsageError(f"'{text}' names more than one recipe or adapter; write RECIPE, ADAPTER or RECIPE+ADAPTER")
+    shown = "+".join(
+        row.name if ".py:" in row.path else part.strip() for row, part in zip(rows, text.split("+"), strict=True)
+    )
+    return Method(shown, recipes[0] if recipes else METHODS["source"], adapters[0] if adapters else None)
+
+
+def _row(name: str) -> Row:
+    if ".py:" in name:
+        return _plugin(name)
+    if name not in METHODS:
+        for entry in importlib.metadata.entry_points(group="soupbench.methods"):
+            if entry.name == name:
+                row = entry.load()
+                if not isinstance(row, Row):
+                    raise UsageError(
+                        f"the plug-in '{name}' must be a methods.table.Row; ask its authors to fix the entry point"
+                    )
+                return row
+    return METHODS[nearest(name, METHODS, "method")]
+
+
+def _plugin(path: str) -> Row:
+    from methods.base import Adapter, Recipe
+
+    cls = load_object(path)
+    if not isinstance(cls, type) or not issubclass(cls, Adapter | Recipe):
+        raise UsageError(f"{path} is not a subclass of methods.base.Adapter or methods.base.Recipe; derive it from one")
+    file, _, name = path.rpartition(":")
+    if not isinstance(getattr(cls, "access", None), Access):
+        raise UsageError(
+            f"{path} does not say what it may see; add `access = Access(...)` from methods.table to the class"
+        )
+    summary = (cls.__doc__ or "").strip().split("\n")[0]
+    kind = "adapter" if issubclass(cls, Adapter) else "recipe"
+    return Row(f"{Path(file).name}:{name}", kind, f"{Path(file).resolve()}:{name}", summary, cls.access, "")  # type: ignore[arg-type]
+
+
+@cache
+def load_object(path: str) -> Any:
+    """The object at "package.module:Name" or "path/to/file.py:Name"."""
+    module_name, _, name = path.rpartition(":")
+    if module_name.endswith(".py"):
+        file = Path(module_name)
+        if not file.is_file():
+            raise UsageError(f"no file {module_name}; give the path of a Python file, as in path/to/file.py:{name}")
+        module_name = f"_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{file} cannot be read as a Python module")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        raise UsageError(f"{path.rpartition(':')[0]} has no '{name}'; check the name after the colon")
+    return getattr(module, name)
+
+
+def source_digest(row: Row) -> str | None:
+    """The hash of a plug-in's file, which is part of what its numbers depend on; None for methods of the table."""
+    if ".py:" not in row.path:
+        return None
+    return hashlib.sha256(Path(row.path.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
+
+
+def parse_setting(text: str) -> tuple[str, str, Any]:
+    """Read "NAME.key=value"; the value is TOML, or a plain string where it is not."""
+    target, equals, value = text.partition("=")
+    name, dot, key = target.rpartition(".")
+    if not (equals and dot and name and key):
+        raise UsageError(f"--set takes NAME.key=value, as in --set tent.lr=1e-3, not '{text}'")
+    try:
+        return name.strip(), key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), key.strip(), value.strip()
+
+
+def build_config(row: Row, options: Mapping[str, Any]) -> Any:
+    """The method's own frozen options, checked: unknown keys and wrong values are one clear sentence."""
+    config_class = load_object(row.path).Config
+    for key in options:
+        nearest(key, [field.name for field in fields(config_class)], f"option of {row.name}")
+    try:
+        return TypeAdapter(config_class).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "options"
+        raise UsageError(f"{row.name}.{where}: {first['msg']}; see `bench show method {row.name}`") from None
+
+
+def plain_values(config: Any) -> Any:
+    """A frozen options object as JSON values, nested ones marked with their class so that two never look alike."""
+    if is_dataclass(config) and not isinstance(config, type):
+        values = {field.name: plain_values(getattr(config, field.name)) for field in fields(config)}
+        nested = type(config).__qualname__ != "Config" and not type(config).__qualname__.endswith(".Config")
+        return values | ({"kind": type(config).__name__} if nested else {})
+    if isinstance(config, tuple | list):
+        return [plain_values(item) for item in config]
+    return config
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, as its file states it."""
+
+    name: str
+    type: str
+    default: str
+
+
+def options_of(row: Row) -> tuple[str, list[Option]]:
+    """The docstring and options of a method, read from its file's text so that nothing is imported."""
+    module_name, _, class_name = row.path.rpartition(":")
+    if module_name.endswith(".py"):
+        file = Path(module_name)
+    else:
+        home = Path(__file__).resolve().parent.parent
+        file = home.joinpath(*module_name.split(".")).with_suffix(".py")
+    tree = ast.parse(file.read_text())
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    found = classes[class_name]
+    config = next((n for n in found.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
+    bases = [base.id for base in found.bases if isinstance(base, ast.Name) and base.id in classes]
+    if config is None and bases:
+        config = next((n for n in classes[bases[0]].body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
+    body = config.body if config else []
+    rows = [
+        Option(node.target.id, ast.unparse(node.annotation), ast.unparse(node.value) if node.value else "")
+        for node in body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+    text = ast.get_docstring(found) or ast.get_docstring(tree) or ""
+    detail = ast.get_docstring(config) if config else None
+    return "\n\n".join(part for part in (text, detail) if part), rows

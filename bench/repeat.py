@@ -1,0 +1,61 @@
+"""Repeat one published record from nothing but the record."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.run import run
+from bench.spec import make_spec
+from leaderboards.record import Record
+from leaderboards.store import Store
+
+
+def spec_of(record: Record) -> dict[str, Any]:
+    """The settings that made a record.
+
+    A recipe that adapts on a pool needs all conditions of its run; they are kept in the record's options-free history
+    only as a digest, so the pool is rebuilt from the shift's full list at the record's severity.
+    """
+    whole = record.protocol in ("continual", "mixed_domains") or record.access.test == "pool"
+    settings: dict[str, Any] = {
+        "method": record.method,
+        "shift": record.shift,
+        "protocol": record.protocol,
+        "split": record.split,
+        "seed": record.seed,
+        "batch_size": record.batch_size,
+        "precision": record.precision,
+        "limit": record.limit,
+        "labels": record.data.labels_per_class or 0,
+        "set": {name: dict(values) for name, values in record.options.items()},
+    }
+    if record.corruption is not None:
+        settings["severity"] = record.severity
+        if not whole:
+            settings["corruption"] = record.corruption
+    settings["model" if ".py:" in record.model else "stock"] = record.model
+    return settings
+
+
+def repeat(record: Record, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a record again in its own folder and compare: {"metrics": {name: (published, now)}, "same", "same_identity"}."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(flags.get("out") or scratch)
+        settings = {**spec_of(record), **flags, "out": out}
+        if "model" in flags or "stock" in flags:
+            settings.pop("stock" if "model" in flags else "model", None)
+        run(make_spec(settings))
+        again = {r.key: r for r in Store(out).records()}
+    twin = again.get(record.key)
+    if twin is None:
+        same_place = (record.method, record.part, record.corruption, record.severity)
+        twin = next(r for r in again.values() if (r.method, r.part, r.corruption, r.severity) == same_place)
+    if twin.metrics is None or record.metrics is None:
+        return {"metrics": {}, "same": twin.error == record.error, "same_identity": twin.key == record.key}
+    published, now = record.metrics.model_dump(), twin.metrics.model_dump()
+    metrics = {name: (published[name], now[name]) for name in published}
+    same = all(abs(a - b) <= 1e-6 for a, b in metrics.values())
+    return {"metrics": metrics, "same": same, "same_identity": twin.key == record.key}

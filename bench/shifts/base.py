@@ -1,0 +1,118 @@
+"""What a shift gives to the harness: clean source data, test images by id and condition, and digests of both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.errors import UsageError, nearest
+from bench.trial import Condition, digest_of
+from methods.base import Labelled, Unlabelled
+
+SPLITS = ("disjoint", "joint", "transductive", "dev")
+
+
+class Shift(Protocol):
+    """Shifted test data and the clean source data that belongs to it.
+
+    `corruptions` are reported; `tuning_corruptions` are for choosing hyper-parameters only. `profile`, `storage` and
+    `data_seed` fix the pixels of every image.
+    """
+
+    name: ClassVar[str]
+    classes: ClassVar[int]
+    corruptions: ClassVar[tuple[str, ...]]
+    tuning_corruptions: ClassVar[tuple[str, ...]]
+    profile: ClassVar[str]
+    storage: ClassVar[str]
+    data_seed: ClassVar[int]
+    default_labels: ClassVar[int | None]
+
+    def ids(self, part: str) -> np.ndarray:
+        """Sorted ids of the clean images of a part: "train", "dev" or "test"; int64 [n]."""
+
+    def images(self, ids: np.ndarray, condition: Condition) -> Tensor:
+        """Pixels of those images under a condition: uint8 [n, 3, h, w]."""
+
+    def labels(self, ids: np.ndarray) -> np.ndarray:
+        """Labels of those images, int64 [n]. Only the harness asks."""
+
+    def digest(self, ids: np.ndarray, condition: Condition) -> str:
+        """Content hash of what `images` and `labels` give, computed from clean pixels and parameters."""
+
+
+def split_ids(ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(adapt, score): the ids a recipe may see unlabelled under shift, and those streamed and scored.
+
+    `disjoint` (and `dev`, on dev images): even and odd positions of the sorted list of clean images, so no scored
+    image is ever seen under another corruption. `joint`: even, even. `transductive`: all, all.
+    """
+    nearest(split, SPLITS, "split")
+    even, odd = ids[0::2], ids[1::2]
+    return {"disjoint": (even, odd), "dev": (even, odd), "joint": (even, even), "transductive": (ids, ids)}[split]
+
+
+def limit_ids(ids: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most `limit` ids, evenly spread over the sorted list so that class-sorted sets stay balanced."""
+    if limit is None or limit >= len(ids):
+        return ids
+    return ids[np.linspace(0, len(ids) - 1, limit).round().astype(np.int64)]
+
+
+def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> tuple[str, ...]:
+    """The corruptions of a run in the shift's order: the reported ones by default, on dev images the tuning ones."""
+    from corruptions import canonical
+
+    if wanted is None:
+        return shift.tuning_corruptions if split == "dev" else shift.corruptions
+    known = (*shift.corruptions, *shift.tuning_corruptions)
+    try:
+        asked = [canonical(name) for name in wanted]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"{shift.name} has no corruption '{name}'; it has {', '.join(known)}")
+    return tuple(name for name in known if name in asked)
+
+
+def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
+    """Clean labelled images: all of train, or `per_class` of each class, drawn anew for each seed."""
+    ids = shift.ids("train")
+    labels = shift.labels(ids)
+    if per_class is not None:
+        order = stream_rng(seed, "labelled", shift.name).permutation(len(ids))
+        chosen = [order[labels[order] == label][:per_class] for label in range(shift.classes)]
+        short = [str(label) for label, rows in enumerate(chosen) if len(rows) < per_class]
+        if short:
+            raise UsageError(
+                f"{shift.name} has fewer than {per_class} labelled images of class {', '.join(short)}; lower --labels"
+            )
+        ids = np.sort(ids[np.concatenate(chosen)])
+    condition = Condition(None, 0)
+    return Labelled(
+        images=shift.images(ids, condition),
+        labels=torch.from_numpy(shift.labels(ids)),
+        classes=shift.classes,
+        digest=shift.digest(ids, condition),
+    )
+
+
+def adapt_pool(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition]) -> Unlabelled:
+    """All shifted images of the adapt half in one pool, every condition alike (the paper's pool per benchmark)."""
+    shifted = [condition for condition in conditions if condition.corruption is not None]
+    if not shifted:
+        raise UsageError("a recipe that adapts needs at least one corruption; leave --corruption out for all of them")
+    images = torch.cat([shift.images(ids, condition) for condition in shifted])
+    return Unlabelled(images, "pool:" + digest_of([shift.digest(ids, condition) for condition in shifted]))
+
+
+def stream_rng(seed: int, *purpose: str) -> np.random.Generator:
+    """A generator for one purpose, from the seed and words alone, never from anything global."""
+    key = hashlib.blake2b("|".join((str(seed), *purpose)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))

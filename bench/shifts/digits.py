@@ -1,0 +1,104 @@
+"""digits-c: scikit-learn's handwritten digits at 32 px under corruptions; the shift everybody has."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import corruptions
+from bench.shifts.base import stream_rng
+from bench.trial import Condition, digest_of
+
+_PARTS = {"train": 697, "dev": 400, "test": 700}
+
+
+class Digits:
+    """1797 grey 8x8 digits, enlarged to 32 px and three equal channels.
+
+    Parts are disjoint and drawn once, balanced over classes: 697 train (stock and fine-tuning), 400 dev (choosing
+    hyper-parameters and the severity profile), 700 test (even positions adapt, odd ones are scored). Image ids are
+    positions in scikit-learn's file.
+    """
+
+    name: ClassVar[str] = "digits-c"
+    classes: ClassVar[int] = 10
+    corruptions: ClassVar[tuple[str, ...]] = (
+        "gaussian_noise",
+        "shot_noise",
+        "impulse_noise",
+        "defocus_blur",
+        "motion_blur",
+        "zoom_blur",
+        "fog",
+        "brightness",
+        "contrast",
+        "elastic_transform",
+        "pixelate",
+        "jpeg_compression",
+    )
+    tuning_corruptions: ClassVar[tuple[str, ...]] = ("speckle_noise", "gaussian_blur")
+    profile: ClassVar[str] = "digits32"
+    storage: ClassVar[str] = "uint8"
+    data_seed: ClassVar[int] = 0
+    default_labels: ClassVar[int | None] = 10
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        small, labels = load_digits(return_X_y=True)
+        grey = torch.from_numpy(small).float().view(-1, 1, 8, 8) / 16
+        large = functional.interpolate(grey, size=32, mode="bicubic", align_corners=False)
+        self._images = (large.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        self._labels = labels.astype(np.int64)
+        self._parts = _draw_parts(self._labels)
+
+    def ids(self, part: str) -> np.ndarray:
+        return self._parts[part]
+
+    def labels(self, ids: np.ndarray) -> np.ndarray:
+        return self._labels[ids]
+
+    def images(self, ids: np.ndarray, condition: Condition) -> Tensor:
+        clean = self._images[torch.from_numpy(ids)]
+        if condition.corruption is None:
+            return clean
+        return corruptions.corrupt(
+            clean,
+            condition.corruption,
+            condition.severity,
+            seed=self.data_seed,
+            ids=ids.tolist(),
+            profile=self.profile,
+            storage=self.storage,
+        )
+
+    def digest(self, ids: np.ndarray, condition: Condition) -> str:
+        rows = torch.from_numpy(ids)
+        sha = hashlib.sha256(ids.tobytes() + self._labels[ids].tobytes() + self._images[rows].numpy().tobytes())
+        how = [] if condition.corruption is None else [self.data_seed, self.profile, self.storage]
+        return "sha256:" + digest_of([sha.hexdigest(), str(condition), how])
+
+
+def _draw_parts(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Stratified parts: every class is shuffled once and dealt out in turn, so each part has its share of it."""
+    rng = stream_rng(0, "parts", "digits-c")
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        place[rows] = (rng.permutation(len(rows)) + rng.random(len(rows))) / len(rows)
+    dealt = np.argsort(place, kind="stable")
+    bounds = np.cumsum([0, *_PARTS.values()])
+    return {part: np.sort(dealt[low:high]) for part, low, high in zip(_PARTS, bounds, bounds[1:], strict=False)}
+
+
+@lru_cache(maxsize=1)
+def load(data_root: Path | None = None) -> Digits:  # noqa: ARG001 - every loader is handed the data root
+    """The digits come with scikit-learn; there is nothing to look for."""
+    return Digits()

@@ -1,0 +1,66 @@
+"""The unit of work: one recipe and adapter over the conditions of one shift. Readable without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Options = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One cell of a shift: a corruption at a severity. Clean is `Condition(None, 0)`."""
+
+    corruption: str | None
+    severity: float
+
+    def __post_init__(self) -> None:
+        if (self.corruption is None) != (self.severity == 0):
+            raise ValueError("clean is Condition(None, 0); a corruption needs a severity above 0")
+
+    def __str__(self) -> str:
+        return "clean" if self.corruption is None else f"{self.corruption}@{self.severity:g}"
+
+
+CLEAN = Condition(None, 0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one method does on one shift under one protocol, split and seed.
+
+    `method` is the string as given ("selfsoup+sar"); `recipe` and `adapter` are its two halves. `options` holds the
+    resolved options of both, by name. `labels_per_class` limits the labelled clean images (None: all of them).
+    `limit` caps the number of scored and of adapted images (None: no cap; a limited trial cannot be published).
+    """
+
+    method: str
+    recipe: str
+    adapter: str | None
+    options: Options
+    shift: str
+    conditions: tuple[Condition, ...]
+    model: str
+    protocol: str
+    split: str
+    seed: int
+    batch_size: int
+    precision: str
+    labels_per_class: int | None
+    limit: int | None
+
+    def identity(self) -> dict[str, Any]:
+        """What names the trial: everything that changes its numbers, nothing else (no date, host or path)."""
+        fields = asdict(self)
+        del fields["conditions"]  # they enter each key through the condition, its history and the pool digest
+        return fields
+
+
+def digest_of(value: Any) -> str:
+    """A short content key of plain values: 32 hexadecimal digits of the SHA-256 of their canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

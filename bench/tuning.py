@@ -1,0 +1,128 @@
+"""`bench tune`: choose options on dev images and tuning corruptions, with the same number of trials for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.commands import RunProgress
+from bench.errors import UsageError
+from bench.output import print_json, print_rich, print_text, table
+from bench.registry import load_object, parse_method, parse_setting
+from bench.run import Outcome, run_all
+from bench.shifts import load_shift
+from bench.shifts.base import stream_rng
+from bench.spec import make_spec
+from leaderboards.record import Record
+
+
+def candidates(space: Mapping[str, Sequence[Any]], trials: int) -> list[dict[str, Any]]:
+    """`trials` different option sets: the defaults first, then a seeded draw without replacement from the grid."""
+    grid = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+    order = stream_rng(0, "tune", *space).permutation(len(grid))
+    return [{}, *(grid[i] for i in order[: trials - 1])]
+
+
+def tune(
+    method: str,
+    shift: str,
+    trials: int,
+    out: Path | None,
+    seeds: int,
+    severity: str,
+    labels: int | None,
+    stock: str | None,
+    split: str,
+    corruption: str | None,
+    settings: Sequence[str],
+    jobs: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Try option sets, print them from best to worst by mean dev accuracy, and the lines that keep the best.
+
+    Raises UsageError where test images or reported corruptions are asked for: tuning on them would spoil the report.
+    """
+    if split != "dev":
+        raise UsageError(f"tuning on split '{split}' would spoil the numbers reported on it; use --split dev")
+    loaded = load_shift(shift)
+    names = tuple(corruption.split(",")) if corruption else loaded.tuning_corruptions
+    if reported := [name for name in names if name not in loaded.tuning_corruptions]:
+        raise UsageError(
+            f"{reported[0]} is reported on {shift}, so it cannot choose options; use {', '.join(loaded.tuning_corruptions)}"
+        )
+    parsed = parse_method(method)
+    row = parsed.adapter or parsed.recipe
+    name = row.options_of or row.name
+    space: Mapping[str, Sequence[Any]] = load_object(row.path).search
+    if not space:
+        raise UsageError(f"{row.name} has no option to tune; choose another method")
+    fixed: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        owner, key, value = parse_setting(text)
+        fixed.setdefault(owner, {})[key] = value
+    tried = candidates({key: v for key, v in space.items() if key not in fixed.get(name, {})}, trials)
+    base = {
+        "method": method,
+        "shift": shift,
+        "split": "dev",
+        "severity": severity,
+        "corruption": names,
+        "seeds": seeds,
+        "labels": labels,
+        "stock": stock,
+        "jobs": jobs,
+        "out": out or Path("runs") / f"tune-{shift}-{row.name}",
+    }
+    specs = [make_spec(base, {"set": {name: options}}, {"set": fixed}) for options in tried]
+    with RunProgress() as progress:
+        outcomes = run_all(specs, progress)
+    rows = sorted(
+        ({"options": options, **_summary(outcome)} for options, outcome in zip(tried, outcomes, strict=True)),
+        key=lambda line: -line["accuracy"],
+    )
+    if as_json:
+        print_json(rows)
+        return
+    shown = [
+        [
+            f"{100 * r['accuracy']:.2f}",
+            f"{100 * r['spread']:.2f}",
+            f"{100 * r['clean']:.2f}",
+            str(r["options"] or "defaults"),
+        ]
+        for r in rows
+    ]
+    print_rich(table(["dev accuracy", "sd of seeds", "clean", "options"], shown))
+    print_text(f"\nto keep the best, in bench/assets/{shift}.toml:\n[{name}]")
+    print_text(
+        "\n".join(f"{key} = {_toml(value)}" for key, value in rows[0]["options"].items()) or "# the defaults won"
+    )
+
+
+def _summary(outcome: Outcome) -> dict[str, float]:
+    """Mean accuracy over tuning conditions of the method's own row, its spread over seeds, and clean accuracy."""
+    records = [r for r in outcome.records() if r.part in (None, "soup")]
+    if any(record.metrics is None for record in records):
+        return {"accuracy": 0.0, "spread": 0.0, "clean": 0.0}
+    seeds = sorted({record.seed for record in records})
+    per_seed = [_mean([r for r in records if r.seed == seed and r.corruption is not None]) for seed in seeds]
+    return {
+        "accuracy": float(np.mean(per_seed)),
+        "spread": float(np.std(per_seed, ddof=1)) if len(seeds) > 1 else 0.0,
+        "clean": _mean([record for record in records if record.corruption is None]),
+    }
+
+
+def _mean(records: Sequence[Record]) -> float:
+    return float(np.mean([record.metrics.accuracy for record in records if record.metrics is not None]))
+
+
+def _toml(value: Any) -> str:
+    import tomli_w
+
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
