@@ -1,0 +1,140 @@
+"""What was predicted, image by image, and its file: all that is needed to recompute every metric of a record."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.files import StoreError, write_atomically
+
+MAX_BYTES = 1 << 30
+_SLACK = 1e-4  # float32 rounding of sums over a thousand classes, with room to spare
+
+_COLUMNS: dict[str, np.dtype[Any]] = {
+    "id": np.dtype("<i8"),
+    "label": np.dtype("<i8"),
+    "predicted": np.dtype("<i8"),
+    "confidence": np.dtype("<f4"),
+    "p_label": np.dtype("<f4"),
+    "sum_p2": np.dtype("<f4"),
+    "correct": np.dtype("bool"),
+}
+_OPTIONAL = "correct"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What was predicted for the images of one condition, in stream order; every column has shape [n], n >= 1.
+
+    `id` (int64) is the image's number in the shift, shared by all its conditions, and may repeat where a protocol
+    shows an image twice. `label` and `predicted` (int64) are classes. `confidence` is the largest probability,
+    `p_label` that of the label, `sum_p2` the sum of the squares of all (float32, in [0, 1]). `correct` (bool) is given
+    only where an image has several right answers; otherwise right means predicted == label.
+
+    Raises ValueError on a wrong type or shape, values that are not finite or out of range, or columns that
+    contradict one another, which is how swapped or unnormalised columns show.
+    """
+
+    id: NDArray[np.int64]
+    label: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    p_label: NDArray[np.float32]
+    sum_p2: NDArray[np.float32]
+    correct: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        for name, column in self._columns().items():
+            _check_column(name, column, len(self.id))
+        square = self.confidence.astype(np.float64) ** 2
+        if np.any(self.sum_p2 > self.confidence + _SLACK) or np.any(self.sum_p2 < square - _SLACK):
+            raise ValueError("sum_p2 must lie between confidence squared and confidence; give normalised probabilities")
+        if self.correct is None:
+            if np.any(self.p_label > self.confidence + _SLACK):
+                raise ValueError("p_label is larger than confidence; give the largest probability as confidence")
+            if np.any(np.abs(self.p_label - self.confidence)[self.hits] > _SLACK):
+                raise ValueError("p_label must equal confidence where the prediction is right; check the two columns")
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """Which predictions are right, bool [n]."""
+        if self.correct is not None:
+            return self.correct
+        hits: NDArray[np.bool_] = self.predicted == self.label
+        return hits
+
+    def save(self, path: Path) -> None:
+        """Write the columns as a compressed npz, atomically; equal predictions give equal bytes."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            allow_pickle=False,
+            **{name: column.astype(_COLUMNS[name]) for name, column in self._columns().items()},
+        )
+        write_atomically(path, buffer.getvalue())
+
+    @staticmethod
+    def load(path: Path) -> Predictions:
+        """Read what `save` wrote; never unpickles.
+
+        Raises StoreError if the file is missing, cut off, larger than 1 GiB unpacked, or holds other columns, types
+        or values than predictions have.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return Predictions(**_read_columns(archive))
+        except FileNotFoundError as error:
+            raise StoreError(f"{path} is missing; rerun the trial with --rerun or restore the file") from error
+        except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, SyntaxError) as error:
+            raise StoreError(
+                f"{path} is not readable as predictions ({error}); delete it and run with --rerun"
+            ) from error
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
+
+
+def _check_column(name: str, column: NDArray[Any], n: int) -> None:
+    if not isinstance(column, np.ndarray) or column.dtype != _COLUMNS[name] or column.ndim != 1:
+        raise ValueError(f"{name} must be a {_COLUMNS[name].name} array [n]")
+    if len(column) != n or n == 0:
+        raise ValueError(f"{name} has {len(column)} rows and id {n}; give all columns the same length, at least 1")
+    if column.dtype.kind == "f" and not (
+        np.isfinite(column).all() and column.min() >= 0 and column.max() <= 1 + _SLACK
+    ):
+        raise ValueError(f"{name} must be finite and in [0, 1]; report the trial as failed instead")
+    if column.dtype.kind == "i" and column.min() < 0:
+        raise ValueError(f"{name} must not be negative")
+
+
+def _read_columns(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
+    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    if set(members) | {_OPTIONAL} != set(_COLUMNS) or len(members) != len(archive.infolist()):
+        raise ValueError(f"it holds the columns {', '.join(sorted(members)) or 'none'}")
+    if sum(info.file_size for info in members.values()) > MAX_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+    columns: dict[str, NDArray[Any]] = {}
+    for name, info in members.items():
+        with archive.open(info) as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError(f"{name} is in an unknown version of the npy format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            # Checked before any array is made: an object column would need unpickling, a lying shape memory.
+            if dtype != _COLUMNS[name] or len(shape) != 1:
+                raise ValueError(f"{name} has type {dtype} and shape {shape}")
+            content = file.read()
+        if len(content) != shape[0] * dtype.itemsize:
+            raise ValueError(f"{name} is cut off")
+        columns[name] = np.frombuffer(content, dtype)
+    return columns

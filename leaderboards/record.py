@@ -1,0 +1,229 @@
+"""The record: the measured result of one condition of one trial, and the unit of publication.
+
+Everything read from a file passes through `Record.from_json`, so whoever holds a `Record` holds a consistent one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+
+SCHEMA = 1
+
+Track = Literal["R", "A", "B", "C", "D"]
+
+# Cells of tables and spreadsheets hold these names: no line breaks or control characters, and nothing that a
+# spreadsheet would run as a formula.
+_NAME = r"^[^\x00-\x20\x7f=+\-@][^\x00-\x1f\x7f]*$"
+Name = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_NAME)]
+Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,64}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class RecordError(ValueError):
+    """A text is not a record of this schema; the message says what is wrong and what to do."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, from_attributes=True)
+
+
+class Access(_Part):
+    """What a method may see and do; the literals are those of the table of methods, restated.
+
+    `Access.model_validate(other)` takes any object with these four attributes.
+    """
+
+    source: Literal["none", "statistics", "unlabelled", "labelled"]
+    test: Literal["none", "image", "stream", "pool"]
+    state: Literal["fixed", "episodic", "online", "offline"]
+    backprop: Literal["none", "norm", "partial", "full"]
+
+    @property
+    def track(self) -> Track:
+        """The list this access is ranked in."""
+        if self.test == "none":
+            return "R"
+        if self.test == "pool":
+            return "D" if self.source == "labelled" else "C"
+        return "A" if self.source == "none" else "B"
+
+
+class Metrics(_Part):
+    """Means over the images of one condition; computed by `leaderboards.metrics.score` only.
+
+    `accuracy` and `ece` are fractions in [0, 1], `nll` is in nats, `brier` (summed over classes) lies in [0, 2].
+    """
+
+    accuracy: Fraction
+    nll: Amount
+    ece: Fraction
+    brier: Annotated[float, Field(ge=0, le=2)]
+
+
+class Cost(_Part):
+    """What the number cost. `forwards` and `backwards` count samples, not batches; a condition of a mixed stream gets
+    its share, so they need not be whole.
+
+    `fit_seconds` is the time of the training behind this condition, whether or not other conditions share it;
+    `predict_seconds` is the time of the scored stream. `peak_memory_mb` is None unless the method ran alone.
+    """
+
+    fit_seconds: Amount
+    predict_seconds: Amount
+    forwards: Amount
+    backwards: Amount
+    peak_memory_mb: Amount | None
+    device_name: Name
+
+
+class Data(_Part):
+    """Identity of the scored images: content digest, corruption seed, storage type, preprocessing profile.
+
+    `labels_per_class` is the number of labelled source images per class, None if all were used.
+    """
+
+    digest: Name
+    seed: Count
+    storage: Name
+    profile: Name
+    labels_per_class: Annotated[int, Field(ge=1)] | None = None
+
+
+class Weights(_Part):
+    """Identity of the weights that the trial started from."""
+
+    digest: Name
+
+
+class Record(_Part):
+    """One condition of one trial, done or failed.
+
+    `method` is the string as given (`selfsoup+sar`); `part` names a row inside a method ("soup",
+    "ingredient:mae-2e-5") and is None for the method itself. `corruption` None is clean, with severity 0. `options`
+    holds the resolved options by method name. `n` is the number of scored images. A failed record carries an error
+    and no metrics or predictions; a done one carries both, and its predictions lie at `predictions/<key>.npz`.
+
+    Raises pydantic's ValidationError (a ValueError) if anything is missing, unknown, out of range or contradictory.
+    """
+
+    schema_number: Literal[1] = Field(default=1, alias="schema")
+    key: Key
+    created: str
+    status: Literal["done", "failed"]
+    method: Name
+    part: Name | None
+    access: Access
+    track: Track
+    shift: Name
+    corruption: Name | None
+    severity: Annotated[float, Field(ge=0, le=5)]
+    model: Name
+    protocol: Name
+    split: Name
+    seed: Count
+    batch_size: Annotated[int, Field(ge=1)]
+    precision: Name
+    options: dict[str, dict[str, JsonValue]]
+    limit: Annotated[int, Field(ge=1)] | None
+    n: Count
+    metrics: Metrics | None
+    cost: Cost | None
+    data: Data
+    weights: Weights
+    env: dict[str, str | bool | None]
+    predictions: str | None
+    error: str | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in (self._time_problem(), self._condition_problem(), self._status_problem()):
+            if problem:
+                raise ValueError(problem)
+        return self
+
+    def _time_problem(self) -> str | None:
+        try:
+            zone = datetime.fromisoformat(self.created).tzinfo
+        except ValueError:
+            zone = None
+        return None if zone else f"created must be an ISO time with a time zone, not {self.created!r}"
+
+    def _condition_problem(self) -> str | None:
+        if self.corruption is None and self.severity != 0:
+            return f"clean (corruption null) has severity 0, not {self.severity:g}"
+        if self.track != self.access.track:
+            return f"track {self.track} contradicts the access, which belongs to track {self.access.track}"
+        if not _finite(self.options):
+            return "options must not hold NaN or infinite numbers"
+        return None
+
+    def _status_problem(self) -> str | None:
+        if self.status == "failed":
+            if self.metrics is not None or self.predictions is not None:
+                return "a failed record has no metrics and no predictions"
+            return None if self.error else "a failed record must say its error"
+        if self.error is not None:
+            return "a done record has no error"
+        if self.metrics is None or self.cost is None or self.n < 1:
+            return "a done record needs metrics, cost and n >= 1"
+        if self.predictions != f"predictions/{self.key}.npz":
+            return f"predictions must be predictions/{self.key}.npz, not {self.predictions!r}"
+        return None
+
+    @property
+    def clean(self) -> bool:
+        """True for uncorrupted images, which stay outside the mean over corruptions."""
+        return self.corruption is None
+
+    @property
+    def error_rate(self) -> float | None:
+        """1 - accuracy, in [0, 1]; None if the record failed."""
+        return None if self.metrics is None else 1 - self.metrics.accuracy
+
+    def to_json(self) -> str:
+        """One line of JSON without line break; `from_json` gives back an equal record."""
+        return self.model_dump_json(by_alias=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read one record. Raises RecordError with one sentence on anything but a valid record of this schema."""
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"not JSON ({error}); write the record again or delete it and rerun") from error
+        if not isinstance(content, dict) or "schema" not in content:
+            raise RecordError("not a record: it has no schema number; give a file that `bench run` wrote")
+        if content["schema"] != SCHEMA:
+            raise RecordError(
+                f"schema {content['schema']!r} is not known (this version reads {SCHEMA}); install a newer soupbench"
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise RecordError(f"{_first(error)}; correct the field or delete the record and rerun") from error
+
+
+def _finite(value: object) -> bool:
+    match value:
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return all(map(_finite, value.values()))
+        case list():
+            return all(map(_finite, value))
+    return True
+
+
+def _first(error: ValidationError) -> str:
+    first, *rest = error.errors(include_url=False, include_context=False)
+    place = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    more = f" (and {len(rest)} more)" if rest else ""
+    return f"{place}: {message}{more}" if place else f"{message}{more}"

@@ -1,0 +1,177 @@
+"""The folder that holds results: one record and one predictions file per key, written once and atomically.
+
+    DIR/records/<key>.json   DIR/records.jsonl (compiled from them)   DIR/predictions/<key>.npz
+
+Processes and machines meet here and nowhere else, so every write is complete or absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from leaderboards.files import StoreError as StoreError
+from leaderboards.files import write_atomically
+from leaderboards.predictions import Predictions as Predictions
+from leaderboards.record import Record, RecordError
+
+
+class Store:
+    """Reads and writes one results folder, which need not exist before the first write."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def write(self, record: Record, predictions: Predictions | None = None, *, replace: bool = False) -> bool:
+        """Keep a record and its predictions; True if written, False if what is there was kept.
+
+        A failed record on disk gives way to any other. A done one never gives way to a failed one, gives way to
+        another done one if `replace`, and stays if the new one has the same metrics.
+
+        Raises ValueError if record and predictions do not belong together, StoreError if a done record with other
+        metrics is there and `replace` is False.
+        """
+        from filelock import FileLock
+
+        if (record.predictions is None) != (predictions is None):
+            raise ValueError("a done record is written with its predictions, a failed one without")
+        if predictions is not None and len(predictions) != record.n:
+            raise ValueError(
+                f"the record says n = {record.n}, the predictions have {len(predictions)} rows; give both alike"
+            )
+        path = self._record_path(record.key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            if path.exists() and not _gives_way(path, record, replace):
+                return False
+            if predictions is not None:
+                # Without its record a predictions file is not a result, so a crash in between leaves nothing false.
+                path.unlink(missing_ok=True)
+                predictions.save(self._predictions_path(record.key))
+            write_atomically(path, record.to_json().encode() + b"\n")
+        return True
+
+    def records(self) -> list[Record]:
+        """All records by key: of records/*.json, or of records.jsonl where only that exists; [] in an empty folder.
+
+        Raises StoreError naming the first file that is broken or not named after its key.
+        """
+        paths = sorted((self.folder / "records").glob("*.json"))
+        if paths or not self.jsonl.exists():
+            return [read_record(path) for path in paths]
+        return sorted(read_lines(self.jsonl), key=lambda record: record.key)
+
+    def done(self) -> set[str]:
+        """Keys of the records with status done: what a resumed run skips."""
+        return {record.key for record in self.records() if record.status == "done"}
+
+    def failed(self) -> set[str]:
+        """Keys of the records with status failed: what `--only-failed` runs again."""
+        return {record.key for record in self.records() if record.status == "failed"}
+
+    def compile(self) -> Path:
+        """Write records.jsonl, one record a line, sorted by key, and return its path."""
+        lines = "".join(f"{record.to_json()}\n" for record in self.records())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.jsonl, lines.encode())
+        return self.jsonl
+
+    def predictions(self, record: Record) -> Predictions:
+        """The predictions of a done record. Raises StoreError if it failed or the file is missing or broken."""
+        if record.predictions is None:
+            raise StoreError(f"record {record.key} failed and has no predictions; run it again with --only-failed")
+        return Predictions.load(self._predictions_path(record.key))
+
+    def has_predictions(self, record: Record) -> bool:
+        """True if a predictions file of this record lies here; it may still turn out to be broken."""
+        return record.predictions is not None and self._predictions_path(record.key).exists()
+
+    @property
+    def jsonl(self) -> Path:
+        """Where `compile` writes."""
+        return self.folder / "records.jsonl"
+
+    def _record_path(self, key: str) -> Path:
+        return self.folder / "records" / f"{key}.json"
+
+    def _predictions_path(self, key: str) -> Path:
+        return self.folder / "predictions" / f"{key}.npz"
+
+
+def read(folders: Sequence[Path | str]) -> list[Record]:
+    """The records of several results folders together, by key.
+
+    The same key may occur in several folders: a done record wins over a failed one, equal metrics are one record.
+    Raises StoreError if a folder is no results folder, or if two done records of one key have different metrics.
+    """
+    merged: dict[str, tuple[Record, Path | str]] = {}
+    for folder in folders:
+        store = Store(folder)
+        if not store.jsonl.exists() and not (store.folder / "records").is_dir():
+            raise StoreError(f"{folder} holds no records; give a folder that `bench run --out` wrote")
+        for record in store.records():
+            other, home = merged.get(record.key, (record, folder))
+            if record.metrics and other.metrics and record.metrics != other.metrics:
+                raise StoreError(
+                    f"record {record.key} has different metrics in {home} and {folder}; leave one folder out"
+                )
+            if record.key not in merged or other.status == "failed":
+                merged[record.key] = (record, folder)
+    return [merged[key][0] for key in sorted(merged)]
+
+
+def find_predictions(folders: Sequence[Path | str], record: Record) -> Predictions:
+    """The predictions of a record that `read(folders)` gave, from the first folder that has them.
+
+    Raises StoreError if no folder does or the file is broken.
+    """
+    for store in map(Store, folders):
+        if store.has_predictions(record):
+            return store.predictions(record)
+    raise StoreError(
+        f"no folder holds the predictions of record {record.key}; copy {record.predictions} beside the records"
+    )
+
+
+def read_record(path: Path) -> Record:
+    """One records/<key>.json. Raises StoreError if it is broken or not named after its key."""
+    try:
+        record = Record.from_json(path.read_bytes())
+    except RecordError as error:
+        raise StoreError(f"{path}: {error}") from error
+    if path.stem != record.key:
+        raise StoreError(f"{path} holds the record {record.key}; rename it to {record.key}.json")
+    return record
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The records of a records.jsonl in its order.
+
+    Raises StoreError naming the line that is broken or repeats a key.
+    """
+    records: dict[str, Record] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            record = Record.from_json(line)
+        except RecordError as error:
+            raise StoreError(f"{path}, line {number}: {error}") from error
+        if record.key in records:
+            raise StoreError(f"{path}, line {number}: key {record.key} occurs twice; delete one of the two lines")
+        records[record.key] = record
+    return list(records.values())
+
+
+def _gives_way(path: Path, record: Record, replace: bool) -> bool:
+    try:
+        there = read_record(path)
+    except StoreError:
+        if replace:
+            return True
+        raise
+    if there.status == "failed":
+        return True
+    if record.status == "failed":
+        return False
+    if not replace and there.metrics != record.metrics:
+        raise StoreError(f"{path} is done with other metrics; use --rerun to replace it or another --out")
+    return replace
