@@ -1,0 +1,37 @@
+"""Prediction-time batch normalisation: statistics of the test batch replace those of the source (Nado et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from methods.base import Adapter, Unsupported
+from methods.norms import use_batch_statistics
+from methods.table import Access
+
+
+class BatchNormStatistics(Adapter):
+    """Every BatchNorm layer normalises with the mean and (biased) variance of the current test batch alone.
+
+    Nado et al. 2020, arXiv:2006.10963; "Norm" in the TENT release. Nothing is carried from one batch to the next, but
+    the prediction for an image depends on its batch: on a batch of one the layers use the statistics of that one
+    image, and a layer that then sees a single value per channel uses the source's (see `use_batch_statistics`).
+    """
+
+    access: ClassVar[Access] = Access(test="stream", state="fixed", backprop="none")
+
+    def configure(self, source: Iterable[Tensor] | None) -> None:
+        if use_batch_statistics(self.model) == 0:
+            raise Unsupported(
+                "bn replaces the statistics of BatchNorm layers and this model has none; "
+                "choose a model with BatchNorm, or a method such as tent that adapts any normalisation layer"
+            )
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes]."""
+        logits: Tensor = self.model(images)
+        return logits

@@ -1,0 +1,130 @@
+"""Normalisation layers: find them, collect their affine parameters, and choose which statistics BatchNorm uses.
+
+Layers are recognised by type, never by name, so a wrapped, renamed or third-party model gives the same selection.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import timm.layers
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+# timm writes its RMS norms from nn.Module, and which of them exist depends on timm's version.
+_TIMM_NAMES = ("RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d")
+_TIMM_LAYERS: tuple[type[nn.Module], ...] = tuple(
+    getattr(timm.layers, name) for name in _TIMM_NAMES if hasattr(timm.layers, name)
+)
+_LAYERS: tuple[type[nn.Module], ...] = (
+    _BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    _InstanceNorm,
+    *_TIMM_LAYERS,
+)
+
+
+def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The normalisation layers by name, in the order of `named_modules`, each once even if it is used in many places.
+
+    BatchNorm (1d, 2d, 3d, synchronised), LayerNorm, GroupNorm, InstanceNorm, RMSNorm, and every subclass (timm's
+    BatchNormAct2d and LayerNorm2d among them). Frozen BatchNorm, which keeps its affine values in buffers, is not one.
+    """
+    return {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
+
+
+def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The affine parameters (weight, bias) of all normalisation layers by name; a shared one once, by its first name.
+
+    Empty for a model without normalisation layers or with `affine=False` throughout. A parameter of an activation that
+    a layer carries inside it does not count.
+    """
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for layer_name, layer in norm_layers(model).items():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if name in ("weight", "bias") and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{layer_name}.{name}" if layer_name else name] = parameter
+    return found
+
+
+def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of a model, each once."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def use_batch_statistics(model: nn.Module) -> int:
+    """Let every BatchNorm normalise with the statistics of the batch it is given; gives the number of such layers.
+
+    Holds in train and in eval mode of the model, so dropout and stochastic depth can stay off. The source statistics
+    are never updated. A layer that is given one value per channel (one image, 1x1 map) has no batch statistics, since
+    a single value has no variance; it uses the source statistics for that batch, so a last batch of one cannot end a
+    stream. Raises ValueError there if the layer was built without source statistics.
+    """
+    layers = batch_norm_layers(model)
+    for layer in layers:
+        layer.track_running_stats = False
+        layer.register_forward_pre_hook(_choose_statistics)
+    return len(layers)
+
+
+def _choose_statistics(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    norm = cast(_BatchNorm, layer)
+    has_batch_statistics = _values_per_channel(inputs[0]) > 1
+    if not has_batch_statistics and norm.running_mean is None:
+        raise ValueError(
+            "a BatchNorm layer without source statistics got one value per channel, which has no variance; "
+            "use batches of at least two images"
+        )
+    # The flag of this one module only: its own children (the dropout of a fused layer) keep their mode.
+    norm.training = has_batch_statistics
+
+
+def blend_statistics(model: nn.Module, source_share: float) -> int:
+    """Let every BatchNorm normalise with share * source + (1 - share) * current statistics; gives the number of layers.
+
+    `source_share` is in [0, 1]. The variance of the current batch is the unbiased one, and no gradient flows through
+    the statistics (Schneider et al. 2020, arXiv:2006.16971, as released with MEMO). Where the current input has one
+    value per channel the source statistics are used alone. The layers hold their source statistics again after each
+    forward pass. Raises ValueError for a share out of range or a layer without source statistics.
+    """
+    if not 0.0 <= source_share <= 1.0:
+        raise ValueError(f"source_share must lie in [0, 1], not {source_share}")
+    layers = batch_norm_layers(model)
+    for layer in layers:
+        mean, variance = layer.running_mean, layer.running_var
+        if mean is None or variance is None:
+            raise ValueError(
+                "a BatchNorm layer has no source statistics to blend with; use a model trained with track_running_stats"
+            )
+        layer.register_forward_pre_hook(partial(_blend, source=(mean, variance), source_share=source_share))
+        layer.register_forward_hook(partial(_restore, source=(mean, variance)), always_call=True)
+    return len(layers)
+
+
+def _blend(layer: nn.Module, inputs: tuple[Any, ...], *, source: tuple[Tensor, Tensor], source_share: float) -> None:
+    values: Tensor = inputs[0]
+    if _values_per_channel(values) < 2:
+        return
+    norm = cast(_BatchNorm, layer)
+    with torch.no_grad():
+        dims = [dim for dim in range(values.ndim) if dim != 1]
+        variance, mean = torch.var_mean(values.to(source[0].dtype), dim=dims, correction=1)
+        # New tensors: autograd may still hold those of an earlier pass through the same layer.
+        norm.running_mean = source_share * source[0] + (1 - source_share) * mean
+        norm.running_var = source_share * source[1] + (1 - source_share) * variance
+
+
+def _restore(layer: nn.Module, inputs: tuple[Any, ...], output: Any, *, source: tuple[Tensor, Tensor]) -> None:
+    norm = cast(_BatchNorm, layer)
+    norm.running_mean, norm.running_var = source
+
+
+def _values_per_channel(values: Tensor) -> int:
+    return values.numel() // max(values.shape[1], 1)

@@ -1,0 +1,23 @@
+"""The plain adapter: predicts and never changes, which makes a recipe's classifier its own baseline."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from methods.base import Adapter
+from methods.table import Access
+
+
+class Plain(Adapter):
+    """Logits of the classifier as it is, in eval mode."""
+
+    access: ClassVar[Access] = Access()
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes]."""
+        logits: Tensor = self.model(images)
+        return logits
