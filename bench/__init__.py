@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _one_home() -> None:
-    """Four top-level packages with plain names can be shadowed by a user's own folder; say so instead of failing oddly."""
+    """Say so where a user's own folder shadows one of the four packages, instead of failing oddly."""
     home = Path(__file__).resolve().parent.parent
     for package in ("corruptions", "methods", "leaderboards"):
         spec = importlib.util.find_spec(package)

@@ -23,7 +23,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
 
 
 def start() -> None:
-    """Run the command line and end with its exit code: 0 done, 1 some trials failed, 2 usage, 3 data missing, 4 invalid."""
+    """Run the command line. It ends with 0 done, 1 some failed, 2 usage, 3 data missing, 4 invalid, 130 interrupted."""
     try:
         code = app(standalone_mode=False)
     except typer.Exit as leave:

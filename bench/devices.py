@@ -25,7 +25,7 @@ def pick_device(wanted: str) -> str:
 
 
 def pick_jobs(wanted: int | None, device: str) -> tuple[int, int]:
-    """(processes, threads in each). Small models on a CPU gain from processes, not from threads; a GPU is not shared."""
+    """(processes, threads in each): small models on a CPU gain from processes, not threads; a GPU is not shared."""
     if not device.startswith("cpu"):
         if wanted not in (None, 1):
             raise UsageError("--jobs is for the CPU; one process uses the GPU, so leave it out")

@@ -58,7 +58,7 @@ def load_stock(name: str) -> Weights:
 
 
 def load_model(name: str) -> nn.Module:
-    """A classifier of the user's own: "file.py:factory", where factory() gives a module from images in [0, 1] to logits."""
+    """A user's own classifier, "file.py:factory": factory() gives a module from images in [0, 1] to logits."""
     if ".py:" not in name:
         raise UsageError(f"--model takes path/to/file.py:factory, not '{name}'; a stock is given with --stock")
     model = load_object(name)()

@@ -68,6 +68,6 @@ PROTOCOLS: dict[str, tuple[Planner, str]] = {
 
 
 def plan_stream(protocol: str, conditions: Sequence[Condition], ids: np.ndarray, seed: int) -> list[Segment]:
-    """The segments of a protocol. Clean, where asked for, is always a stream of its own, so it never adapts to shift."""
+    """The segments of a protocol. Clean is always a stream of its own, so it never adapts to shift."""
     planner, _ = PROTOCOLS[nearest(protocol, PROTOCOLS, "protocol")]
     return planner(conditions, ids, seed)

@@ -18,7 +18,7 @@ from leaderboards.verify import verify
 
 
 def open_records(folders: list[Path]) -> list[Record]:
-    """The records of one or several folders. Raises MissingDataError where there are none, InvalidResults where damaged."""
+    """Records of one or several folders. Raises MissingDataError where there are none, InvalidResults if damaged."""
     for folder in folders:
         if not (folder / "records").is_dir() and not (folder / "records.jsonl").is_file():
             raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")

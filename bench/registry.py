@@ -158,25 +158,63 @@ class Option:
 
 def options_of(row: Row) -> tuple[str, list[Option]]:
     """The docstring and options of a method, read from its file's text so that nothing is imported."""
-    module_name, _, class_name = row.path.rpartition(":")
-    if module_name.endswith(".py"):
-        file = Path(module_name)
-    else:
-        home = Path(__file__).resolve().parent.parent
-        file = home.joinpath(*module_name.split(".")).with_suffix(".py")
-    tree = ast.parse(file.read_text())
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    found = classes[class_name]
-    config = next((n for n in found.body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
-    bases = [base.id for base in found.bases if isinstance(base, ast.Name) and base.id in classes]
-    if config is None and bases:
-        config = next((n for n in classes[bases[0]].body if isinstance(n, ast.ClassDef) and n.name == "Config"), None)
-    body = config.body if config else []
-    rows = [
-        Option(node.target.id, ast.unparse(node.annotation), ast.unparse(node.value) if node.value else "")
-        for node in body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    ]
-    text = ast.get_docstring(found) or ast.get_docstring(tree) or ""
-    detail = ast.get_docstring(config) if config else None
-    return "\n\n".join(part for part in (text, detail) if part), rows
+    module, _, class_name = row.path.rpartition(":")
+    found, tree = _class(module, class_name)
+    texts = [ast.get_docstring(found) or ast.get_docstring(tree) or ""]
+    options: dict[str, Option] = {}
+    for config in _config_classes(found, module):
+        texts.append(ast.get_docstring(config) or "")
+        for node in config.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                default = ast.unparse(node.value) if node.value else ""
+                options[node.target.id] = Option(node.target.id, ast.unparse(node.annotation), default)
+    return "\n\n".join(text for text in texts if text), list(options.values())
+
+
+def _config_classes(found: ast.ClassDef, module: str) -> list[ast.ClassDef]:
+    """The `Config` of a method class and its bases, bases first, wherever their files are."""
+    for node in found.body:
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            return _with_bases(node, module)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr == "Config":
+            owner, _ = _class(module, ast.unparse(node.value.value))
+            return _config_classes(owner, module)
+    for base in found.bases:
+        if isinstance(base, ast.Name) and (place := _find(base.id, module)):
+            return _config_classes(*place)
+    return []
+
+
+def _with_bases(node: ast.ClassDef, module: str) -> list[ast.ClassDef]:
+    above = [_find(base.id, module) for base in node.bases if isinstance(base, ast.Name)]
+    return [config for place in above if place for config in _with_bases(*place)] + [node]
+
+
+def _find(name: str, module: str) -> tuple[ast.ClassDef, str] | None:
+    """A class by the name it has in a module: defined there, or imported from another of our modules."""
+    tree = _tree(module)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, module
+        if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
+            return _find(name, node.module) if _file(node.module).is_file() else None
+    return None
+
+
+def _class(module: str, name: str) -> tuple[ast.ClassDef, ast.Module]:
+    place = _find(name, module)
+    if place is None:
+        raise UsageError(f"{module} has no class '{name}'; check the name after the colon")
+    return place[0], _tree(place[1])
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text())
+
+
+def _file(module: str) -> Path:
+    if module.endswith(".py"):
+        return Path(module)
+    place = Path(__file__).resolve().parent.parent.joinpath(*module.split("."))
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")

@@ -41,7 +41,7 @@ def spec_of(record: Record) -> dict[str, Any]:
 
 
 def repeat(record: Record, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a record again in its own folder and compare: {"metrics": {name: (published, now)}, "same", "same_identity"}."""
+    """Run a record again and compare: {"metrics": {name: (published, now)}, "same": …, "same_identity": …}."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(flags.get("out") or scratch)
         settings = {**spec_of(record), **flags, "out": out}

@@ -34,7 +34,7 @@ from leaderboards.record import Record
 from leaderboards.store import Store
 from methods import PLAIN
 from methods.base import Job, Recipe
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 from methods.table import Row
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def _parts(
 def _keys(
     trial: Trial, part: str, segments: Sequence[Segment], digests: Mapping[Condition, str], history: list[Any]
 ) -> dict[Condition, str]:
-    """A key for each condition: the trial's identity, the condition's data, and what the adapter went through before."""
+    """A key for each condition: the trial's identity, the condition's data, and what the adapter saw before."""
     identity = {**trial.identity(), "part": part or None}
     keys: dict[Condition, str] = {}
     before: list[Any] = []
@@ -418,7 +418,4 @@ def _record(
 
 
 def _model_digest(model: nn.Module) -> str:
-    state = {name: tensor for name, tensor in model.state_dict().items()}
-    from methods.stock import Architecture
-
-    return Weights(Architecture(), state).digest
+    return Weights(Architecture(), model.state_dict()).digest

@@ -1,4 +1,4 @@
-"""`bench tune`: choose options on dev images and tuning corruptions, with the same number of trials for every method."""
+"""`bench tune`: choose options on dev images and tuning corruptions, with the same number of trials for all."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def tune(
     names = tuple(corruption.split(",")) if corruption else loaded.tuning_corruptions
     if reported := [name for name in names if name not in loaded.tuning_corruptions]:
         raise UsageError(
-            f"{reported[0]} is reported on {shift}, so it cannot choose options; use {', '.join(loaded.tuning_corruptions)}"
+            f"{reported[0]} is reported on {shift}, so it cannot choose options; "
+            f"use {', '.join(loaded.tuning_corruptions)}"
         )
     parsed = parse_method(method)
     row = parsed.adapter or parsed.recipe

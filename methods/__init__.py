@@ -4,22 +4,42 @@ from __future__ import annotations
 
 from methods.table import Access, Row
 
-_FULLER = "A. Fuller, J. R. Green, E. Shelhamer. Self-Soupervision: Cooking Model Soups without Labels. ICML 2026. arXiv:2602.02890"
+_FULLER = (
+    "A. Fuller, J. R. Green, E. Shelhamer. Self-Soupervision: Cooking Model Soups without Labels. ICML 2026. "
+    "arXiv:2602.02890"
+)
 _WORTSMAN = (
     "M. Wortsman et al. Model soups: averaging weights of multiple fine-tuned models improves accuracy "
     "without increasing inference time. ICML 2022. arXiv:2203.05482"
 )
-_KUMAR = "A. Kumar et al. Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution. ICLR 2022. arXiv:2202.10054"
-_WANG = "D. Wang, E. Shelhamer, S. Liu, B. Olshausen, T. Darrell. Tent: Fully Test-Time Adaptation by Entropy Minimization. ICLR 2021. arXiv:2006.10726"
-_ZHANG = "M. Zhang, S. Levine, C. Finn. MEMO: Test Time Robustness via Adaptation and Augmentation. NeurIPS 2022. arXiv:2110.09506"
+_KUMAR = (
+    "A. Kumar et al. Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution. ICLR 2022. "
+    "arXiv:2202.10054"
+)
+_WANG = (
+    "D. Wang, E. Shelhamer, S. Liu, B. Olshausen, T. Darrell. "
+    "Tent: Fully Test-Time Adaptation by Entropy Minimization. ICLR 2021. arXiv:2006.10726"
+)
+_ZHANG = (
+    "M. Zhang, S. Levine, C. Finn. MEMO: Test Time Robustness via Adaptation and Augmentation. NeurIPS 2022. "
+    "arXiv:2110.09506"
+)
 _NADO = (
-    "Z. Nado et al. Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift. 2020. arXiv:2006.10963"
+    "Z. Nado et al. Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift. 2020. "
+    "arXiv:2006.10963"
 )
 
 PLAIN = Row("plain", "adapter", "methods.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
-    Row("source", "recipe", "methods.source:Source", "The stock fine-tuned on clean labelled images (LP-FT)", Access(), _KUMAR),
+    Row(
+        "source",
+        "recipe",
+        "methods.source:Source",
+        "The stock fine-tuned on clean labelled images (LP-FT)",
+        Access(),
+        _KUMAR,
+    ),
     Row(
         "supervised_soup",
         "recipe",

@@ -1,6 +1,7 @@
 """The two kinds of method and the values they exchange with whoever runs them.
 
-A *recipe* makes a classifier before the stream starts; it says how as a graph of jobs, which the caller runs and caches.
+A *recipe* makes a classifier before the stream starts; it says how as a graph of jobs, which the caller runs and
+caches.
 An *adapter* changes a classifier while the stream runs, batch by batch. Neither ever receives test labels or image ids.
 """
 
@@ -54,7 +55,8 @@ class Labelled(Unlabelled):
     def __post_init__(self) -> None:
         Unlabelled.__post_init__(self)
         if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
-            raise ValueError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {tuple(self.labels.shape)}")
+            shape = tuple(self.labels.shape)
+            raise ValueError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {shape}")
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= self.classes:
             raise ValueError(f"labels must lie in 0 .. {self.classes - 1}")
 
@@ -144,7 +146,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
-        """Adapt on a batch (float [n, 3, h, w] in [0, 1]) and give its log-probabilities up to a constant, [n, classes]."""
+        """Adapt on a batch (float [n, 3, h, w] in [0, 1]); gives log-probabilities up to a constant, [n, classes]."""
 
     def reset(self) -> None:
         """Return to the state after `prepare`: parameters, buffers, optimisers, memories, counters and generators."""
@@ -186,6 +188,9 @@ def _save(name: str, value: Any) -> Any:
     )
 
 
+_OWNED = (nn.Module, nn.Parameter, torch.optim.Optimizer)
+
+
 def _load(current: Any, saved: Any) -> Any:
     match current:
         case nn.Module():
@@ -199,7 +204,7 @@ def _load(current: Any, saved: Any) -> Any:
             return current
         case nn.Parameter():
             return current
-        case list() | tuple() if any(isinstance(item, nn.Module | nn.Parameter | torch.optim.Optimizer) for item in current):
+        case list() | tuple() if any(isinstance(item, _OWNED) for item in current):
             return type(current)(_load(item, part) for item, part in zip(current, saved, strict=True))
     if dataclasses.is_dataclass(current):
         return current

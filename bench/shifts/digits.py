@@ -99,6 +99,6 @@ def _draw_parts(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @lru_cache(maxsize=1)
-def load(data_root: Path | None = None) -> Digits:  # noqa: ARG001 - every loader is handed the data root
+def load(data_root: Path | None = None) -> Digits:
     """The digits come with scikit-learn; there is nothing to look for."""
     return Digits()

@@ -1,8 +1,7 @@
-"""`selfsoup`: Self-Souping (Fuller, Green, Shelhamer 2026, arXiv:2602.02890), and the controls that belong beside it."""
+"""`selfsoup`: Self-Souping (Fuller, Green, Shelhamer 2026, arXiv:2602.02890), and the controls beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -25,7 +24,8 @@ class SoupOptions(FineTune):
     ingredients: one entry an ingredient, "objective:key=value:…"; keys are `steps`, `rate` (learning rate), `batch`
         and the options of the objective (mae, mocov3, mmcr, lejepa), as in "mae:rate=2e-3:mask_ratio=0.5".
     steps, rate, batch: of the ingredients that do not say their own.
-    order: fine-tune each ingredient and average the classifiers (the paper's), or average the encoders and fine-tune once.
+    order: fine-tune each ingredient and average the classifiers (the paper's), or average the encoders and fine-tune
+        once.
     least_area: smallest area of the random crops that self-supervised views show, as a fraction of the image.
     """
 
@@ -81,7 +81,7 @@ class SingleIngredient(Recipe):
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         if pool is None:
-            raise Unsupported("selfsoup_single needs unlabelled shifted images; run it on a shift that gives an adapt half")
+            raise Unsupported("selfsoup_single needs unlabelled shifted images; run it on a shift with an adapt half")
         config = self.config
         parsed = [read_ingredient(text, config) for text in config.ingredients]
         steps = round(sum(item.steps * item.cost for item in parsed) / 1.0)
@@ -94,7 +94,8 @@ class SingleIngredient(Recipe):
 def cook(stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions) -> dict[str, Job]:
     """The jobs of a Self-Soup on any pool: the soup first, then each ingredient fine-tuned alone."""
     trained = [
-        Job(inter_train, read_ingredient(text, config), (stock,), pool, f"ingredient {text}") for text in config.ingredients
+        Job(inter_train, read_ingredient(text, config), (stock,), pool, f"ingredient {text}")
+        for text in config.ingredients
     ]
     tuned = fine_tunings(trained, stock, source, config, (1.0,) * len(trained))
     if config.order == "tune_then_soup":
@@ -113,9 +114,9 @@ def read_ingredient(text: str, config: SoupOptions) -> Ingredient:
     objective = OBJECTIVES[name].Config
     values = dict(_pair(pair, text) for pair in pairs)
     own = {field.name for field in fields(objective)}
-    unknown = set(values) - own - {"steps", "rate", "batch"}
-    if unknown:
-        raise Unsupported(f"no option '{sorted(unknown)[0]}' in ingredient '{text}'; there are {', '.join(sorted(own | {'steps', 'rate', 'batch'}))}")
+    known = own | {"steps", "rate", "batch"}
+    for key in values.keys() - known:
+        raise Unsupported(f"no option '{key}' in ingredient '{text}'; there are {', '.join(sorted(known))}")
     return Ingredient(
         objective=objective(**{key: value for key, value in values.items() if key in own}),
         steps=int(values.get("steps", config.steps)),
