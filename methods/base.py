@@ -139,7 +139,7 @@ class Adapter(ABC):
         `source` gives batches of clean images, float [n, 3, h, w] in [0, 1], only if `access.source` allows it.
         """
         self.configure(source)
-        self._initial = copy.deepcopy(self.state_dict())
+        self._initial = self.state_dict()
 
     def configure(self, source: Iterable[Tensor] | None) -> None:  # noqa: B027 - a method without set-up is complete
         """Choose what to adapt and build optimisers. Raises Unsupported if the model does not fit."""
@@ -155,11 +155,16 @@ class Adapter(ABC):
         self.load_state_dict(self._initial)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that distinguishes this adapter from one just built, in plain values and tensors."""
+        """All that distinguishes this adapter from one just built, in plain values and copies of tensors."""
         return {name: _save(name, value) for name, value in vars(self).items() if name not in ("config", "_initial")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`; tensors are copied, so one state can be loaded many times."""
+        """Continue from a `state_dict`; tensors are copied, so one state can be loaded many times.
+
+        What this adapter has come to keep since, and the state does not know, is forgotten.
+        """
+        for name in vars(self).keys() - state.keys() - {"config", "_initial"}:
+            delattr(self, name)
         for name, saved in state.items():
             setattr(self, name, _load(vars(self).get(name), saved))
 
@@ -167,7 +172,7 @@ class Adapter(ABC):
 def _save(name: str, value: Any) -> Any:
     match value:
         case nn.Module() | torch.optim.Optimizer():
-            return value.state_dict()
+            return copy.deepcopy(value.state_dict())
         case torch.Generator():
             return value.get_state()
         case nn.Parameter():
@@ -177,7 +182,7 @@ def _save(name: str, value: Any) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case list() | tuple():
-            return [_save(name, item) for item in value]
+            return type(value)(_save(name, item) for item in value)
         case dict():
             return {key: _save(name, item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and cast(Any, value).__dataclass_params__.frozen:
@@ -188,10 +193,8 @@ def _save(name: str, value: Any) -> Any:
     )
 
 
-_OWNED = (nn.Module, nn.Parameter, torch.optim.Optimizer)
-
-
 def _load(current: Any, saved: Any) -> Any:
+    """What the attribute becomes: objects take the saved state in place, at any depth; values become copies."""
     match current:
         case nn.Module():
             current.load_state_dict(saved)
@@ -204,8 +207,17 @@ def _load(current: Any, saved: Any) -> Any:
             return current
         case nn.Parameter():
             return current
-        case list() | tuple() if any(isinstance(item, _OWNED) for item in current):
-            return type(current)(_load(item, part) for item, part in zip(current, saved, strict=True))
+        case Tensor() if isinstance(saved, Tensor):
+            return saved.to(current.device, copy=True)
     if dataclasses.is_dataclass(current):
         return current
+    match saved:
+        case list() | tuple():
+            known = current if isinstance(current, list | tuple) else ()
+            items = (_load(known[i] if i < len(known) else None, item) for i, item in enumerate(saved))
+            return type(saved)(items)
+        case dict():
+            return {
+                key: _load(current.get(key) if isinstance(current, dict) else None, item) for key, item in saved.items()
+            }
     return copy.deepcopy(saved)

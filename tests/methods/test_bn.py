@@ -51,7 +51,7 @@ def test_one_value_per_channel_uses_the_source_statistics(
     with torch.no_grad():
         first = net[0](image)
         variance, mean = torch.var_mean(first, (0, 2, 3), correction=0)
-        normal = nn.functional.batch_norm(first, mean, variance, net[1].weight, net[1].bias, False)
+        normal = nn.functional.batch_norm(first, mean, variance, net[1].weight, net[1].bias, False)  # type: ignore[arg-type]
         expected = net[4:](net[3](net[2](normal)))
     torch.testing.assert_close(adapter.predict(image), expected)
     adapter.predict(batches[0])
