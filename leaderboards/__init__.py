@@ -9,6 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leaderboards.boards import Board as Board
+    from leaderboards.boards import BoardError as BoardError
+    from leaderboards.boards import BoardRow as BoardRow
+    from leaderboards.boards import make_board as make_board
+    from leaderboards.boards import make_boards as make_boards
     from leaderboards.metrics import score as score
     from leaderboards.record import Access as Access
     from leaderboards.record import Cost as Cost
@@ -22,11 +27,36 @@ if TYPE_CHECKING:
     from leaderboards.store import StoreError as StoreError
     from leaderboards.store import find_predictions as find_predictions
     from leaderboards.store import read as read
+    from leaderboards.tables import to_csv as to_csv
+    from leaderboards.tables import to_json as to_json
+    from leaderboards.tables import to_markdown as to_markdown
+    from leaderboards.tables import to_terminal as to_terminal
+    from leaderboards.uncertainty import Difference as Difference
+    from leaderboards.uncertainty import Interval as Interval
+    from leaderboards.uncertainty import Outcomes as Outcomes
+    from leaderboards.uncertainty import holm as holm
+    from leaderboards.uncertainty import image_scores as image_scores
+    from leaderboards.uncertainty import mean_accuracy_interval as mean_accuracy_interval
+    from leaderboards.uncertainty import paired_difference as paired_difference
+    from leaderboards.verify import Problem as Problem
+    from leaderboards.verify import Report as Report
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "record": ("Access", "Cost", "Data", "Metrics", "Record", "RecordError", "Weights"),
     "metrics": ("score",),
     "store": ("Predictions", "Store", "StoreError", "find_predictions", "read"),
+    "verify": ("Problem", "Report"),
+    "uncertainty": (
+        "Difference",
+        "Interval",
+        "Outcomes",
+        "holm",
+        "image_scores",
+        "mean_accuracy_interval",
+        "paired_difference",
+    ),
+    "boards": ("Board", "BoardError", "BoardRow", "make_board", "make_boards"),
+    "tables": ("to_csv", "to_json", "to_markdown", "to_terminal"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

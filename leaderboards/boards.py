@@ -1,0 +1,260 @@
+"""The board: records that may be compared, one row for each method and part, ranked within tracks.
+
+The board holds numbers; `leaderboards.tables` shows them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+
+from leaderboards.comparable import BoardError as BoardError
+from leaderboards.comparable import Line, check_comparable, condition_name, line_name, line_of
+from leaderboards.ranking import ReadPredictions, Resampling, rank, read_scores
+from leaderboards.record import Access, Record, Track
+from leaderboards.uncertainty import Interval, mean_accuracy_interval
+
+TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
+INGREDIENT = "ingredient:"
+
+# Readers look for the published order, noise to digital, then the four extra ones; other names follow alphabetically.
+_PUBLISHED_ORDER = [
+    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    *("speckle_noise", "gaussian_blur", "spatter", "saturate"),
+]
+
+_Condition = tuple[str | None, float]
+_Cell = tuple[str | None, float, int]
+
+
+@dataclass(frozen=True, slots=True)
+class BoardRow:
+    """One method, or one part of it, over the conditions of a board. Fractions lie in [0, 1].
+
+    `accuracy` is the mean over corrupted conditions and seeds, `interval` its confidence interval (None where
+    predictions were not given), `ece` the mean calibration error over the same, `clean_accuracy` stands beside them.
+    `per_corruption` averages over severities and seeds. `fit_seconds` is the training behind one condition,
+    `forwards` and `backwards` the passes for each scored image. `rank` is 1 + the number of main rows of the same
+    track that are significantly better; parts are not ranked. `keys` are the records behind the row.
+
+    `incomplete` says what failed or is missing; such a row has no mean, no interval and no rank.
+    """
+
+    method: str
+    part: str | None
+    track: Track
+    access: Access
+    rank: int | None
+    accuracy: float | None
+    interval: Interval | None
+    clean_accuracy: float | None
+    ece: float | None
+    per_corruption: Mapping[str, float | None]
+    fit_seconds: float | None
+    forwards: float | None
+    backwards: float | None
+    seeds: tuple[int, ...]
+    n: int | None
+    batch_size: int
+    incomplete: str | None
+    keys: tuple[str, ...]
+
+    @property
+    def main(self) -> bool:
+        """True for the row that stands for its method; the others are parts of it."""
+        return self.part in (None, "soup")
+
+    @property
+    def name(self) -> str:
+        """The method, and its part in parentheses."""
+        return line_name((self.method, self.part))
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Rows over one comparable group of records, by track (R, A, B, C, D), then from best to worst, incomplete last.
+
+    `n` is the number of images scored in each corrupted condition, `level` the confidence of all intervals and ranks.
+    """
+
+    shift: str
+    model: str
+    protocol: str
+    split: str
+    limit: int | None
+    labels_per_class: int | None
+    corruptions: tuple[str, ...]
+    severities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    n: int | None
+    level: float
+    rows: tuple[BoardRow, ...]
+
+
+def make_board(
+    records: Sequence[Record],
+    predictions: ReadPredictions | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Board:
+    """The board of records that may be compared; `predictions` reads those of a record and gives intervals and ranks.
+
+    Every method with parts `ingredient:*` gets a row "mean", the mean over its ingredients, unless it has one.
+    Ranks come from paired differences on the same images, with Holm's correction over all pairs of a track.
+    Raises BoardError if the records must not be compared or the predictions are not those of the records.
+    """
+    check_comparable(records)
+    lines: dict[Line, list[Record]] = defaultdict(list)
+    for record in records:
+        lines[line_of(record)].append(record)
+    conditions = sorted({(r.corruption, r.severity) for r in records if not r.clean}, key=_published)
+    seeds = tuple(sorted({record.seed for record in records}))
+    members = {line: [line] for line in lines} | _means(lines)
+    rows = {line: _row(line, {m: lines[m] for m in own}, conditions, seeds) for line, own in members.items()}
+    if predictions is not None:
+        _measure_uncertainty(rows, members, lines, predictions, Resampling(level, resamples, seed))
+    first = records[0]
+    return Board(
+        shift=first.shift,
+        model=first.model,
+        protocol=first.protocol,
+        split=first.split,
+        limit=first.limit,
+        labels_per_class=first.data.labels_per_class,
+        corruptions=tuple(dict.fromkeys(corruption for corruption, _ in conditions if corruption)),
+        severities=tuple(sorted({severity for _, severity in conditions})),
+        seeds=seeds,
+        n=next((row.n for row in rows.values() if row.n is not None), None),
+        level=level,
+        rows=tuple(sorted(rows.values(), key=_order)),
+    )
+
+
+def make_boards(
+    records: Iterable[Record],
+    predictions: ReadPredictions | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Board]:
+    """One board for each model by its name, since numbers of different models are never in one list."""
+    models: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        models[record.model].append(record)
+    return {
+        model: make_board(models[model], predictions, level=level, resamples=resamples, seed=seed)
+        for model in sorted(models)
+    }
+
+
+def _measure_uncertainty(
+    rows: dict[Line, BoardRow],
+    members: Mapping[Line, Sequence[Line]],
+    lines: Mapping[Line, Sequence[Record]],
+    predictions: ReadPredictions,
+    resampling: Resampling,
+) -> None:
+    """Give every complete row its interval, and every complete main row its rank, in place."""
+    complete = {line: own for line, own in members.items() if rows[line].accuracy is not None}
+    scores = read_scores(complete, lines, predictions)
+    tracks = {track: [line for line in scores if rows[line].main and rows[line].track == track] for track in TRACKS}
+    ranks = rank(tracks, scores, resampling)
+    for line, score in scores.items():
+        interval = mean_accuracy_interval(
+            score, level=resampling.level, resamples=resampling.resamples, seed=resampling.seed
+        )
+        rows[line] = replace(rows[line], interval=interval, rank=ranks.get(line))
+
+
+def _means(lines: Collection[Line]) -> dict[Line, list[Line]]:
+    means: dict[Line, list[Line]] = defaultdict(list)
+    for method, part in lines:
+        if part is not None and part.startswith(INGREDIENT):
+            means[method, "mean"].append((method, part))
+    return {line: ingredients for line, ingredients in means.items() if line not in lines}
+
+
+def _row(
+    line: Line, members: Mapping[Line, list[Record]], conditions: Sequence[_Condition], seeds: tuple[int, ...]
+) -> BoardRow:
+    """A row without interval and rank; the members of a line are itself, or the ingredients it averages."""
+    records = [record for group in members.values() for record in group]
+    done = [record for record in records if record.status == "done"]
+    corrupted = [record for record in done if not record.clean]
+    incomplete = _incomplete(members, conditions, seeds)
+    accuracy = _by_condition(done, "accuracy", len(members) * len(seeds))
+    ece = _by_condition(done, "ece", len(members) * len(seeds))
+    names = dict.fromkeys(corruption for corruption, _ in conditions if corruption)
+    images = sum(record.n for record in corrupted)
+    costs = [record.cost for record in corrupted if record.cost]
+    return BoardRow(
+        method=line[0],
+        part=line[1],
+        track=records[0].track,
+        access=records[0].access,
+        rank=None,
+        accuracy=None if incomplete else _mean([accuracy.get(condition) for condition in conditions]),
+        interval=None,
+        clean_accuracy=accuracy.get((None, 0.0)),
+        ece=None if incomplete else _mean([ece.get(condition) for condition in conditions]),
+        per_corruption={name: _mean([accuracy.get(c) for c in conditions if c[0] == name]) for name in names},
+        fit_seconds=_mean([cost.fit_seconds for cost in costs]),
+        forwards=sum(cost.forwards for cost in costs) / images if images else None,
+        backwards=sum(cost.backwards for cost in costs) / images if images else None,
+        seeds=tuple(sorted({record.seed for record in done})),
+        n=corrupted[0].n if corrupted else None,
+        batch_size=records[0].batch_size,
+        incomplete=incomplete,
+        keys=tuple(sorted(record.key for record in records)),
+    )
+
+
+def _by_condition(done: Iterable[Record], metric: str, expected: int) -> dict[_Condition, float]:
+    """Means over seeds and members of the conditions that have all of them."""
+    values: dict[_Condition, list[float]] = defaultdict(list)
+    for record in done:
+        values[record.corruption, record.severity].append(getattr(record.metrics, metric))
+    return {condition: float(np.mean(found)) for condition, found in values.items() if len(found) == expected}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean, or None if one is missing or there are none: what is missing is never averaged away."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present and len(present) == len(values) else None
+
+
+def _incomplete(
+    members: Mapping[Line, list[Record]], conditions: Sequence[_Condition], seeds: Sequence[int]
+) -> str | None:
+    if not conditions:
+        return "no corrupted condition was run"
+    reasons = []
+    for line, group in members.items():
+        name = f"{line[1]}: " if len(members) > 1 else ""
+        cells: dict[_Cell, Record] = {(record.corruption, record.severity, record.seed): record for record in group}
+        for cell, record in cells.items():
+            if record.status == "failed":
+                reasons.append(f"{name}{condition_name(*cell[:2])}, seed {cell[2]}, failed: {record.error}")
+        for (corruption, severity), seed in product(conditions, seeds):
+            if (corruption, severity, seed) not in cells:
+                reasons.append(f"{name}{condition_name(corruption, severity)}, seed {seed}, is missing")
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return reasons[0] + more if reasons else None
+
+
+def _published(condition: _Condition) -> tuple[int, str, float]:
+    corruption, severity = condition
+    place = _PUBLISHED_ORDER.index(corruption) if corruption in _PUBLISHED_ORDER else len(_PUBLISHED_ORDER)
+    return place, corruption or "", severity
+
+
+def _order(row: BoardRow) -> tuple[int, bool, float, str, str]:
+    return TRACKS.index(row.track), row.accuracy is None, -(row.accuracy or 0.0), row.method, row.part or ""

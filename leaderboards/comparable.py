@@ -1,0 +1,129 @@
+"""Which records may stand on one board: differences that would make a comparison false are refused, not averaged."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+from leaderboards.record import Record
+
+Line = tuple[str, str | None]
+
+_SEPARATE = "make a board of one results folder at a time"
+
+# Name of the field, as a filter takes it, and where a record keeps it.
+_SHARED: dict[str, Callable[[Record], Hashable]] = {
+    "shift": lambda record: record.shift,
+    "model": lambda record: record.model,
+    "protocol": lambda record: record.protocol,
+    "split": lambda record: record.split,
+    "limit": lambda record: record.limit,
+    "labels_per_class": lambda record: record.data.labels_per_class,
+}
+
+
+class BoardError(ValueError):
+    """These records do not make one board; the message says what differs and which filter to use."""
+
+
+def line_of(record: Record) -> Line:
+    """The line of a board that a record belongs to: (method, part)."""
+    return record.method, record.part
+
+
+def line_name(line: Line) -> str:
+    """A line in words: the method, and its part in parentheses."""
+    method, part = line
+    return method if part is None else f"{method} ({part})"
+
+
+def condition_name(corruption: str | None, severity: float) -> str:
+    """A condition in words."""
+    return "clean" if corruption is None else f"{corruption} at severity {severity:g}"
+
+
+def check_comparable(records: Sequence[Record]) -> None:
+    """Raise BoardError at the first difference that forbids to compare these records, or if there are none.
+
+    One board has one shift, model (by name and by weights), protocol, split, limit and number of labels; one set of
+    severities in every line; the same data in every line of a condition and the same number of images in all
+    corrupted conditions; one batch size, precision, access and set of options within a line; no cell twice.
+    """
+    if not records:
+        raise BoardError("there is no record to make a board of; loosen the filter or run something first")
+    for field, value in _SHARED.items():
+        _same("the records", field, map(value, records), _filter(field))
+    _same("the records of one model", "weights", (record.weights.digest for record in records), _SEPARATE)
+    _check_severities(records)
+    _check_images([record for record in records if record.status == "done"])
+    lines: dict[Line, list[Record]] = defaultdict(list)
+    for record in records:
+        lines[line_of(record)].append(record)
+    for line, group in lines.items():
+        _check_line(line_name(line), group)
+
+
+def _check_severities(records: Iterable[Record]) -> None:
+    severities: dict[Line, set[float]] = defaultdict(set)
+    for record in records:
+        if not record.clean:
+            severities[line_of(record)].add(record.severity)
+    for line, found in severities.items():
+        first, expected = next(iter(severities.items()))
+        if found != expected:
+            common = sorted(found & expected) or sorted(found)
+            raise BoardError(
+                f"{line_name(first)} has severity {_listed(expected)} and {line_name(line)} has {_listed(found)}; "
+                f"filter, for example with --where severity={common[-1]:g}"
+            )
+
+
+def _check_images(done: Sequence[Record]) -> None:
+    _same("the corrupted conditions", "n, the scored images", (r.n for r in done if not r.clean), _SEPARATE)
+    _same("the clean records", "n, the scored images", (r.n for r in done if r.clean), _SEPARATE)
+    conditions: dict[str, list[Record]] = defaultdict(list)
+    for record in done:
+        conditions[condition_name(record.corruption, record.severity)].append(record)
+    for condition, group in conditions.items():
+        for field in ("digest", "seed", "storage", "profile"):
+            values = (getattr(record.data, field) for record in group)
+            _same(f"the records of {condition}", f"data {field}", values, _SEPARATE)
+
+
+def _check_line(name: str, group: Sequence[Record]) -> None:
+    where = f"the records of {name}"
+    for field in ("batch_size", "precision"):
+        _same(where, field, (getattr(record, field) for record in group), _filter(field))
+    _same(where, "access", (record.access.model_dump_json() for record in group), _SEPARATE)
+    options = [{(m, o): json.dumps(v) for m, given in r.options.items() for o, v in given.items()} for r in group]
+    for method, option in sorted({key for given in options for key in given}):
+        values = (given.get((method, option), "absent") for given in options)
+        _same(where, f"option {method}.{option}", values, _SEPARATE)
+    seen: set[tuple[str | None, float, int]] = set()
+    for record in group:
+        cell = (record.corruption, record.severity, record.seed)
+        if cell in seen:
+            condition = condition_name(record.corruption, record.severity)
+            raise BoardError(f"{where} hold {condition} with seed {record.seed} twice; {_SEPARATE}")
+        seen.add(cell)
+
+
+def _same(where: str, what: str, values: Iterable[Hashable], remedy: str) -> None:
+    found = set(values)
+    if len(found) > 1:
+        some = sorted(map(str, found))[0]
+        raise BoardError(f"{where} differ in {what} ({_listed(found)}); {remedy.replace('VALUE', some)}")
+
+
+def _filter(field: str) -> str:
+    return f"filter, for example with --where {field}=VALUE"
+
+
+def _listed(values: Iterable[Hashable]) -> str:
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(values, key=_order)]
+    return ", ".join(texts[:4]) + (", …" if len(texts) > 4 else "")
+
+
+def _order(value: Hashable) -> tuple[float, str]:
+    return (float(value), "") if isinstance(value, int | float) else (float("inf"), str(value))

@@ -1,0 +1,79 @@
+"""Which rows of a board are better than which others, from the outcomes of single images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from leaderboards.comparable import BoardError, Line, line_name
+from leaderboards.predictions import Predictions
+from leaderboards.record import Record, Track
+from leaderboards.uncertainty import ImageScores, Outcomes, average_scores, holm, image_scores, paired_difference
+
+ReadPredictions = Callable[[Record], Predictions]
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """Confidence level, number of resamples, and the seed that makes them the same every time."""
+
+    level: float
+    resamples: int
+    seed: int
+
+
+def read_scores(
+    members: Mapping[Line, Sequence[Line]], lines: Mapping[Line, Sequence[Record]], predictions: ReadPredictions
+) -> dict[Line, ImageScores]:
+    """Scores per image of each line, which averages its members; every record is read once.
+
+    `lines` holds the done records of all seeds and conditions; clean ones are left out.
+    Raises BoardError if predictions are not those of their record or lines were scored on different images.
+    """
+    single = {
+        m: _scores_of_line(lines[m], predictions) for m in dict.fromkeys(m for own in members.values() for m in own)
+    }
+    for line, scores in single.items():
+        first, expected = next(iter(single.items()))
+        if not np.array_equal(scores.ids, expected.ids):
+            raise BoardError(
+                f"{line_name(first)} and {line_name(line)} were scored on different images; "
+                "make a board of one results folder at a time"
+            )
+    return {line: average_scores([single[m] for m in own]) for line, own in members.items()}
+
+
+def _scores_of_line(records: Sequence[Record], predictions: ReadPredictions) -> ImageScores:
+    seeds: dict[int, list[Outcomes]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: (r.seed, r.corruption or "", r.severity)):
+        if not record.clean:
+            seeds[record.seed].append(_outcomes(record, predictions))
+    return image_scores(list(seeds.values()))
+
+
+def _outcomes(record: Record, predictions: ReadPredictions) -> Outcomes:
+    read = predictions(record)
+    if record.metrics is None or abs(float(read.hits.mean()) - record.metrics.accuracy) > 1e-9:
+        raise BoardError(f"record {record.key} does not follow from its predictions; see `bench verify`")
+    return Outcomes(read.id, read.hits)
+
+
+def rank(
+    tracks: Mapping[Track, Sequence[Line]], scores: Mapping[Line, ImageScores], resampling: Resampling
+) -> dict[Line, int]:
+    """1 + the number of lines of the same track that are significantly better: paired, corrected over all its pairs."""
+    ranks: dict[Line, int] = {}
+    for lines in tracks.values():
+        pairs = list(combinations(lines, 2))
+        # The smallest p-value that resampling can give must survive the correction over this many pairs.
+        draws = max(resampling.resamples, 100 * len(pairs))
+        differences = [paired_difference(scores[a], scores[b], resamples=draws, seed=resampling.seed) for a, b in pairs]
+        ranks.update(dict.fromkeys(lines, 1))
+        for (a, b), difference, p in zip(pairs, differences, holm([d.p for d in differences]), strict=True):
+            if p <= 1 - resampling.level:
+                ranks[b if difference.estimate > 0 else a] += 1
+    return ranks

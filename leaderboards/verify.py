@@ -1,0 +1,158 @@
+"""Recompute every published number of a results folder from its stored predictions, trusting nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leaderboards.metrics import score
+from leaderboards.record import Record, RecordError
+from leaderboards.store import Predictions, Store, StoreError, read_record
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that does not hold: the record's key where known, the file (relative to the folder) and the reason."""
+
+    key: str | None
+    file: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`checked` are the keys of the done records whose numbers were recomputed, right or wrong."""
+
+    checked: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(folder: Path | str) -> Report:
+    """Check a results folder; what is broken becomes a problem, never an exception.
+
+    Every metric of every done record must follow from its predictions to 1e-9, and `n` be their number. The same image
+    must have the same label in all records of a condition. records.jsonl, if there, must say what records/ says. No
+    file may be missing, named wrongly or belong to no record.
+    """
+    store = Store(folder)
+    if not store.folder.is_dir():
+        return Report((), (Problem(None, str(folder), "is not a folder; give one that `bench run --out` wrote"),))
+    records, problems = _read_files(store)
+    lines, line_problems = _read_lines(store)
+    problems += line_problems
+    if (store.folder / "records").is_dir():
+        problems += _compare(records, lines, store)
+    else:
+        records = lines
+    if not records and not problems:
+        problems.append(Problem(None, str(folder), "holds no records; give a folder that `bench run --out` wrote"))
+    checked: list[str] = []
+    labels: dict[object, tuple[str, NDArray[np.int64], NDArray[np.int64]]] = {}
+    for key in sorted(records):
+        record = records[key]
+        if record.predictions is None:
+            continue
+        try:
+            predictions = store.predictions(record)
+        except StoreError as error:
+            problems.append(Problem(key, record.predictions, str(error)))
+            continue
+        checked.append(key)
+        problems += [Problem(key, record.predictions, message) for message in _wrong_numbers(record, predictions)]
+        problems += [
+            Problem(key, record.predictions, message) for message in _wrong_labels(record, predictions, labels)
+        ]
+    problems += _orphans(store, records)
+    return Report(tuple(checked), tuple(problems))
+
+
+def _read_files(store: Store) -> tuple[dict[str, Record], list[Problem]]:
+    records: dict[str, Record] = {}
+    problems: list[Problem] = []
+    for path in sorted((store.folder / "records").glob("*")):
+        file = f"records/{path.name}"
+        if path.suffix != ".json":
+            problems.append(Problem(None, file, "is no record; delete it, an interrupted write may have left it"))
+            continue
+        try:
+            records[path.stem] = read_record(path)
+        except (StoreError, OSError) as error:
+            problems.append(Problem(path.stem, file, str(error)))
+    return records, problems
+
+
+def _read_lines(store: Store) -> tuple[dict[str, Record], list[Problem]]:
+    records: dict[str, Record] = {}
+    problems: list[Problem] = []
+    lines = store.jsonl.read_bytes().splitlines() if store.jsonl.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = Record.from_json(line)
+        except RecordError as error:
+            problems.append(Problem(None, store.jsonl.name, f"line {number}: {error}"))
+            continue
+        if record.key in records:
+            problems.append(Problem(record.key, store.jsonl.name, f"line {number} repeats a key; delete it"))
+        records.setdefault(record.key, record)
+    return records, problems
+
+
+def _compare(files: dict[str, Record], lines: dict[str, Record], store: Store) -> Iterator[Problem]:
+    if not store.jsonl.exists():
+        return
+    name = store.jsonl.name
+    fix = "compile it again from records/"
+    for key in sorted(files.keys() | lines.keys()):
+        if key not in lines:
+            yield Problem(key, name, f"lacks the record {key} that records/ has; {fix}")
+        elif key not in files:
+            yield Problem(key, name, f"has the record {key} that records/ lacks; {fix} or restore the file")
+        elif files[key] != lines[key]:
+            yield Problem(key, name, f"differs from records/{key}.json; {fix}")
+
+
+def _wrong_numbers(record: Record, predictions: Predictions) -> Iterator[str]:
+    if len(predictions) != record.n:
+        yield f"has {len(predictions)} rows where the record says n = {record.n}; run the trial again with --rerun"
+    if record.metrics is None:
+        return
+    for name, value in score(predictions).model_dump().items():
+        published = getattr(record.metrics, name)
+        if not abs(published - value) <= TOLERANCE:
+            yield f"gives {name} {value!r} where the record says {published!r}; run the trial again with --rerun"
+
+
+def _wrong_labels(
+    record: Record, predictions: Predictions, known: dict[object, tuple[str, NDArray[np.int64], NDArray[np.int64]]]
+) -> Iterator[str]:
+    """Labels are the same for every method, so a record that scores itself on other labels shows against the rest."""
+    place = (record.shift, record.corruption, record.severity, record.data.digest)
+    ids, first = np.unique(predictions.id, return_index=True)
+    labels = predictions.label[first]
+    if np.any(labels[np.searchsorted(ids, predictions.id)] != predictions.label):
+        yield "gives one image two labels; run the trial again with --rerun"
+    if place not in known:
+        known[place] = (record.key, ids, labels)
+        return
+    other, other_ids, other_labels = known[place]
+    _, here, there = np.intersect1d(ids, other_ids, assume_unique=True, return_indices=True)
+    if np.any(labels[here] != other_labels[there]):
+        yield f"has other labels than the record {other} for the same images; run the wrong one again with --rerun"
+
+
+def _orphans(store: Store, records: dict[str, Record]) -> Iterator[Problem]:
+    wanted = {record.predictions for record in records.values()}
+    for path in sorted((store.folder / "predictions").glob("*")):
+        file = f"predictions/{path.name}"
+        if file not in wanted:
+            yield Problem(None, file, "belongs to no done record; delete it or restore its record")
