@@ -1,0 +1,59 @@
+"""Pre-training of a stock from scratch by masked autoencoding (He et al. 2022, arXiv:2111.06377)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from methods.base import Unlabelled
+from methods.selfsoup.ingredients import tensors_of, view_batches
+from methods.selfsoup.objectives import mae
+from methods.stock import Architecture, Weights, build_encoder
+from methods.training import Group, reset, train
+from methods.views import Views
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How to make a stock. lr: peak learning rate; the other defaults are the paper's (table 8)."""
+
+    architecture: Architecture = field(default_factory=Architecture)
+    steps: int = 3000
+    batch_size: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 0.1
+    mask_ratio: float = 0.75
+    norm_pix: bool = False
+    views: Views = field(default_factory=lambda: Views(scale=(0.2, 1.0), three_augment=False, jitter=0.0))
+    bf16: bool = False
+
+
+def pretrain(inputs: Sequence[Weights], data: Unlabelled, config: Pretraining, generator: torch.Generator) -> Weights:
+    """A stock (`encoder.*` and `decoder.*`) trained from random weights; a job function (methods.base.Job).
+
+    `inputs` must be empty. Runs on `generator.device`, which also gives the initial weights.
+
+    Raises TypeError for labelled images, ValueError for images of another size or if `inputs` is not empty,
+    FloatingPointError if training diverges.
+    """
+    if inputs:
+        raise ValueError("pre-training starts from nothing; to continue from weights use inter_train")
+    encoder = build_encoder(config.architecture).to(generator.device)
+    reset(encoder, generator)
+    start = Weights(config.architecture, tensors_of(encoder, "encoder"))
+    objective = mae.Config(config.mask_ratio, config.norm_pix).build(start, generator)
+    parameters = [p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad]
+    train(
+        lambda views: objective.loss(encoder, views, generator),
+        view_batches(start, data, config.views, objective, config.batch_size, generator),
+        [Group(parameters, config.lr, config.warmup)],
+        steps=config.steps,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+        bf16=config.bf16,
+    )
+    return Weights(config.architecture, tensors_of(encoder, "encoder") | tensors_of(objective.decoder, "decoder"))

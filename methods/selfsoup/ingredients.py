@@ -1,0 +1,106 @@
+"""Inter-training: continue a stock by self-supervision on unlabelled images to make one ingredient of a Self-Soup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Labelled, Unlabelled
+from methods.selfsoup.objectives import base, mae
+from methods.stock import Normalise, Weights, build_encoder
+from methods.training import Group, batches, check_size, take, train
+from methods.views import Views
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """How to make one ingredient (Fuller et al. 2026, arXiv:2602.02890, section 4 and the released code).
+
+    lr: peak learning rate of encoder and head alike; warm-up takes the fraction `warmup` of the steps for the encoder
+    and `head_warmup` for the head or decoder, each followed by a cosine to 0. bf16: autocast on a GPU.
+    """
+
+    objective: base.Config = field(default_factory=mae.Config)
+    steps: int = 300
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    head_warmup: float = 0.01
+    views: Views = field(default_factory=Views)
+    bf16: bool = False
+
+    @property
+    def cost(self) -> float:
+        """Time of one step relative to an MAE step of 128 images."""
+        return self.objective.cost * self.batch_size / 128
+
+
+def inter_train(inputs: Sequence[Weights], data: Unlabelled, config: Ingredient, generator: torch.Generator) -> Weights:
+    """Continue the encoder of `inputs[0]` by self-supervision; a job function (methods.base.Job).
+
+    Starts from `encoder.*` and, where the objective can use it, `decoder.*` of the stock; returns `encoder.*` alone.
+    Runs on `generator.device`; the images may lie elsewhere. Batches are drawn without replacement in each epoch, the
+    ragged last one left out unless the pool is smaller than a batch.
+
+    Raises TypeError for labelled images, ValueError for images of another size or batches too small for the objective,
+    FloatingPointError if training diverges.
+    """
+    stock = inputs[0]
+    encoder = build_encoder(stock.architecture).to(generator.device)
+    encoder.load_state_dict(stock.part("encoder"))
+    objective = config.objective.build(stock, generator)
+    groups = [
+        Group([p for p in encoder.parameters() if p.requires_grad], config.lr, config.warmup),
+        Group(list(objective.parameters()), config.lr, config.head_warmup),
+    ]
+    stream = view_batches(stock, data, config.views, objective, config.batch_size, generator)
+    train(
+        lambda views: objective.loss(encoder, views, generator),
+        stream,
+        groups,
+        steps=config.steps,
+        weight_decay=config.weight_decay,
+        bf16=config.bf16,
+    )
+    return Weights(stock.architecture, tensors_of(encoder, "encoder"))
+
+
+def view_batches(
+    stock: Weights,
+    data: Unlabelled,
+    views: Views,
+    objective: base.Objective,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Iterator[list[Tensor]]:
+    """Endless batches of normalised views, as many of each image as the objective takes, on the generator's device.
+
+    Raises as `inter_train` does, before the first batch.
+    """
+    if isinstance(data, Labelled):
+        raise TypeError("self-supervised training never sees labels; hand over data.without_labels()")
+    check_size(data, stock.architecture)
+    if min(batch_size, len(data)) < objective.smallest_batch:
+        raise ValueError(
+            f"{type(objective).__name__} compares images with one another and needs batches of at least "
+            f"{objective.smallest_batch}, not {min(batch_size, len(data))}"
+        )
+    normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
+    order = batches(len(data), batch_size, generator, data.images.device, drop_last=True)
+    device = generator.device
+
+    def stream() -> Iterator[list[Tensor]]:
+        for indices in order:
+            images = take(data.images, indices, device)
+            yield [normalise(views(images, generator)) for _ in range(objective.views)]
+
+    return stream()
+
+
+def tensors_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Copies on the CPU of a module's tensors, their names under `prefix`."""
+    return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}

@@ -1,0 +1,160 @@
+"""Masked autoencoding (He et al. 2022, arXiv:2111.06377): predict the pixels of hidden patches from visible ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.selfsoup.objectives import base
+from methods.stock import Architecture, Weights, sine_cosine_positions
+from methods.training import reset
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of masked autoencoding.
+
+    mask_ratio: fraction of patches that are hidden, in (0, 1); L - round(L * mask_ratio) of L patches stay visible.
+    norm_pix: predict each patch normalised by its own mean and deviation instead of raw (normalised) pixels.
+    """
+
+    mask_ratio: float = 0.75
+    norm_pix: bool = False
+    cost = 1.0
+
+    def build(self, stock: Weights, generator: torch.Generator) -> MaskedAutoencoding:
+        return MaskedAutoencoding(stock, self, generator)
+
+
+def visible_patches(patches: int, mask_ratio: float) -> int:
+    """How many of `patches` stay visible. Raises ValueError if none or all would."""
+    visible = patches - round(patches * mask_ratio)
+    if not 0 < visible < patches:
+        raise ValueError(f"mask_ratio {mask_ratio} leaves {visible} of {patches} patches visible; choose another")
+    return visible
+
+
+def patchify(images: Tensor, size: int) -> Tensor:
+    """Images [n, 3, h, w] to patches [n, (h / size)(w / size), 3 size^2], pixels before channels, rows first.
+
+    Raises ValueError if the sides are not multiples of `size`.
+    """
+    count, channels, height, width = images.shape
+    if height % size or width % size:
+        raise ValueError(
+            f"images of {height} x {width} cannot be cut into patches of {size} x {size}; resize them first"
+        )
+    grid = images.view(count, channels, height // size, size, width // size, size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, size * size * channels)
+
+
+def random_order(count: int, patches: int, generator: torch.Generator) -> Tensor:
+    """An independent random permutation of the patches of each image, int64 [count, patches]; the first are visible."""
+    return torch.rand(count, patches, generator=generator, device=generator.device).argsort(1)
+
+
+def pick(tokens: Tensor, ids: Tensor) -> Tensor:
+    """tokens[i, ids[i, j]]: [n, L, d] and [n, m] to [n, m, d]."""
+    return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def encode_visible(encoder: nn.Module, patches: Tensor, ids: Tensor) -> Tensor:
+    """Tokens of the class token and the visible patches only, [n, 1 + m, dim], through all blocks and the final norm.
+
+    patches: [n, L, 3 p^2] of `patchify`; ids: [n, m] which of them are visible. The convolution of the patch embedding
+    is applied as the linear map it is, so hidden patches are never read.
+    """
+    vit = cast(Any, encoder)
+    kernel = vit.patch_embed.proj.weight
+    linear = kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1)
+    positions = vit.pos_embed[0]
+    tokens = F.linear(pick(patches, ids), linear, vit.patch_embed.proj.bias) + positions[1:][ids]
+    first = (vit.cls_token + positions[:1]).expand(len(tokens), -1, -1)
+    tokens = vit.blocks(vit.norm_pre(torch.cat([first, tokens], dim=1)))
+    return cast(Tensor, vit.norm(tokens))
+
+
+def pixel_targets(patches: Tensor, *, norm_pix: bool) -> Tensor:
+    """What to predict: the patches, or (x - mean) / sqrt(var + 1e-6) of each patch with its unbiased variance."""
+    if not norm_pix:
+        return patches
+    variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
+    return (patches - mean) * torch.rsqrt(variance + 1e-6)
+
+
+def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the pixels of the hidden patches, [n, hidden, 3 p^2] each, in float32.
+
+    Equal to sum(mask * mean_p (prediction - target)^2) / sum(mask) over all patches: only hidden ones are handed over.
+    """
+    return F.mse_loss(prediction.float(), target.float())
+
+
+class Decoder(nn.Module):
+    """Transformer decoder: all tokens of the encoder to pixels of the patches that were hidden."""
+
+    positions: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        norm: Any = partial(nn.LayerNorm, eps=architecture.layer_norm_eps)
+        width = architecture.decoder_dim
+        self.embed = nn.Linear(architecture.dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.Sequential(
+            *(
+                Block(width, architecture.decoder_heads, qkv_bias=True, norm_layer=norm)
+                for _ in range(architecture.decoder_depth)
+            )
+        )
+        self.norm = norm(width)
+        self.pred = nn.Linear(width, 3 * architecture.patch_size**2)
+        side = architecture.image_size // architecture.patch_size
+        self.register_buffer("positions", sine_cosine_positions(width, side), persistent=False)
+
+    def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
+        """Predicted pixels of the hidden patches, [n, hidden, 3 p^2], in the order in which `order` names them.
+
+        tokens: [n, 1 + visible, dim]; order: [n, L], visible patches first.
+        """
+        tokens = self.embed(tokens)
+        visible = tokens.shape[1] - 1
+        ids, hidden = order[:, :visible], order[:, visible:]
+        places = self.positions[0, 1:]
+        # Attention does not care about order, so tokens stay shuffled and only their positions follow `order`.
+        seen = torch.cat([tokens[:, :1] + self.positions[:, :1], tokens[:, 1:] + places[ids]], dim=1)
+        everything = torch.cat([seen, self.mask_token + places[hidden]], dim=1)
+        decoded = self.blocks(everything)[:, 1 + visible :]
+        return cast(Tensor, self.pred(self.norm(decoded)))
+
+
+class MaskedAutoencoding(base.Objective):
+    """MAE loss with the decoder of the stock, or a fresh one if the stock has none."""
+
+    views = 1
+
+    def __init__(self, stock: Weights, config: Config, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_size = stock.architecture.patch_size
+        self.visible = visible_patches(stock.architecture.tokens, config.mask_ratio)
+        self.decoder = Decoder(stock.architecture).to(generator.device)
+        pretrained = stock.part("decoder")
+        if pretrained:
+            self.decoder.load_state_dict(pretrained)
+        else:
+            reset(self.decoder, generator)
+
+    def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        patches = patchify(views[0], self.patch_size)
+        order = random_order(patches.shape[0], patches.shape[1], generator)
+        prediction = self.decoder(encode_visible(encoder, patches, order[:, : self.visible]), order)
+        target = pixel_targets(pick(patches, order[:, self.visible :]), norm_pix=self.config.norm_pix)
+        return reconstruction_loss(prediction, target)

@@ -1,0 +1,62 @@
+"""Manifold capacity ingredient: MMCR (Yerxa et al. 2023, arXiv:2303.03307) simplified by Self-Souping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.selfsoup.objectives import base
+from methods.stock import Weights
+
+_SMALLEST = 1e-6
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the manifold-capacity objective. local: add the nuclear norms of each image's own pair of views."""
+
+    local: bool = True
+    cost = 2.4
+
+    def build(self, stock: Weights, generator: torch.Generator) -> ManifoldCapacity:
+        return ManifoldCapacity(stock, self, generator)
+
+
+def capacity_loss(first: Tensor, second: Tensor, *, local: bool) -> Tensor:
+    """-||C||_* / n with C = (z1 + z2) / 2, rows of z1 and z2 [n, d] scaled to unit length, in float32.
+
+    If local, plus the mean over images of ||[z1_i z2_i]||_* = sqrt(1 + rho_i) + sqrt(1 - rho_i), rho_i the cosine of
+    the two views; it lies in [sqrt 2, 2]. The global term is at least -sqrt(min(n, d) / n), reached by equal views with
+    centroids orthonormal along the shorter side; total collapse gives -1 / sqrt(n).
+    """
+    with base.full_precision(first):
+        first, second = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
+        singular: Tensor = torch.linalg.svdvals((first + second) / 2)
+        loss = -singular.sum() / len(first)
+        if local:
+            cosine = (first * second).sum(1)
+            # The slope of sqrt is infinite at 0, where both views agree (or are opposite).
+            loss = loss + ((1 + cosine).clamp(min=_SMALLEST).sqrt() + (1 - cosine).clamp(min=_SMALLEST).sqrt()).mean()
+        return loss
+
+
+class ManifoldCapacity(base.Objective):
+    """Both views pass through the encoder and a small head; the second one without gradient."""
+
+    views = 2
+    smallest_batch = 2
+
+    def __init__(self, stock: Weights, config: Config, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.head = base.small_head(stock.architecture.dim, stock.architecture.dim, generator)
+
+    def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        first, second = views
+        with torch.no_grad():
+            target = self.head(encoder(second))
+        return capacity_loss(self.head(encoder(first)), target, local=self.config.local)

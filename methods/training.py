@@ -1,0 +1,148 @@
+"""The one training loop: AdamW, warm-up then cosine per step, no host synchronisation inside an epoch of steps.
+
+Pre-training, inter-training and fine-tuning differ only in the batches and the loss they hand over. Everything runs on
+the device of the generator that was given, which is also the only source of randomness.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Unlabelled
+from methods.stock import Architecture
+
+# Losses are looked at once in this many steps: often enough to stop a diverged run, too seldom to stall a GPU.
+_CHECK_EVERY = 100
+_START = 1e-6
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a peak learning rate and the fraction of all steps spent on warm-up."""
+
+    parameters: Sequence[nn.Parameter]
+    lr: float
+    warmup: float
+
+
+def schedule(steps: int, warmup: float) -> list[float]:
+    """Factors of the peak learning rate for each of `steps` steps: linear warm-up from 1e-6, then cosine to 0.
+
+    With W = max(1, floor(warmup * steps)): factor(t) = 1e-6 + (1 - 1e-6) t / W for t < W, so factor(0) = 1e-6 and
+    factor(W) = 1; then (1 + cos(pi (t - W) / (steps - W))) / 2, which would reach 0 at t = steps.
+    """
+    rise = max(1, math.floor(warmup * steps + 1e-9))
+    return [
+        _START + (1 - _START) * step / rise
+        if step < rise
+        else (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+        for step in range(steps)
+    ]
+
+
+def batches(
+    count: int, batch_size: int, generator: torch.Generator, device: torch.device, *, drop_last: bool
+) -> Iterator[Tensor]:
+    """Endless index batches (int64 on `device`) without replacement inside an epoch, reshuffled for each epoch.
+
+    The ragged batch at the end of an epoch is left out if `drop_last`, unless it is the only one.
+    """
+    full = count - count % batch_size if drop_last and count > batch_size else count
+    while True:
+        order = torch.randperm(count, generator=generator, device=generator.device).to(device)
+        yield from torch.split(order[:full], batch_size)
+
+
+def take(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+    """The chosen images on the device where training happens; the pool itself stays where it is."""
+    return images[indices].to(device, non_blocking=True)
+
+
+def check_size(data: Unlabelled, architecture: Architecture) -> None:
+    """Raise ValueError if the images do not have the size that the architecture expects."""
+    size = architecture.image_size
+    if tuple(data.images.shape[2:]) != (size, size):
+        height, width = data.images.shape[2:]
+        raise ValueError(f"images are {height} x {width} but the stock takes {size} x {size}; resize them first")
+
+
+def train(
+    loss: Callable[[Batch], Tensor],
+    stream: Iterable[Batch],
+    groups: Sequence[Group],
+    *,
+    steps: int,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    bf16: bool = False,
+) -> Tensor:
+    """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
+
+    Weight decay acts on all parameters of a group. `bf16` runs `loss` (not the making of batches, and not the update)
+    in bfloat16 autocast; parameters stay float32. Returns the losses, float32 [steps], on the parameters' device.
+
+    Raises FloatingPointError if a loss or a trained parameter is not finite, ValueError for a setting that cannot work.
+    """
+    if steps < 1:
+        raise ValueError(f"training needs at least one step, not {steps}")
+    device = groups[0].parameters[0].device
+    if bf16 and device.type == "cpu":
+        raise ValueError("bfloat16 training on a CPU is slower than float32; set bf16 to False or train on a GPU")
+    optimiser = torch.optim.AdamW(
+        [{"params": list(group.parameters), "lr": group.lr} for group in groups],
+        betas=betas,
+        weight_decay=weight_decay,
+        fused=True if device.type in ("cpu", "cuda") else None,
+    )
+    rates = [[group.lr * factor for factor in schedule(steps, group.warmup)] for group in groups]
+    losses = torch.empty(steps, device=device)
+    for step, batch in enumerate(islice(stream, steps)):
+        for settings, rate in zip(optimiser.param_groups, rates, strict=True):
+            settings["lr"] = rate[step]
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            value = loss(batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses[step] = value.detach()
+        if (step + 1) % _CHECK_EVERY == 0:
+            _refuse_divergence(losses[: step + 1])
+    _refuse_divergence(losses)
+    if not all(torch.isfinite(parameter).all() for group in groups for parameter in group.parameters):
+        raise FloatingPointError("training ended with parameters that are not finite; lower the learning rate")
+    return losses
+
+
+def _refuse_divergence(losses: Tensor) -> None:
+    finite = torch.isfinite(losses)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise FloatingPointError(f"the loss is not finite at step {first}; lower the learning rate or check the images")
+
+
+def reset(module: nn.Module, generator: torch.Generator) -> None:
+    """Initialise a transformer from the generator, as the masked autoencoder does (He et al. 2022, appendix A.1).
+
+    Linear and convolution weights: uniform Glorot, a convolution counted as one linear map of its patch; biases zero;
+    layer norms one and zero; trainable tokens: normal with deviation 0.02.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight.data.flatten(1), generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2].endswith("token"):
+            nn.init.normal_(parameter, std=0.02, generator=generator)

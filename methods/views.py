@@ -1,0 +1,164 @@
+"""Random views of images, made for a whole batch at once on its own device: crop, flip, 3-Augment, colour jitter.
+
+3-Augment is of DeiT III (Touvron et al. 2022, arXiv:2204.07118, section 3.2): one of grayscale, solarisation and blur.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as PIL and torchvision convert to gray
+_ATTEMPTS = 10
+_GRAY, _SOLARISE, _BLUR = range(3)
+
+
+@dataclass(frozen=True)
+class Views:
+    """A random view of each image of a batch: uint8 [n, 3, h, w] to float32 [n, 3, h, w] in [0, 1], not normalised.
+
+    In this order, each image with its own draws:
+    - crop: area a fraction `scale` of the image, width / height log-uniform in `ratio`, whole pixels, resized back to
+      h x w by bicubic interpolation (a = -0.5, the kernel cut at the border of the crop and renormalised, as PIL does);
+      a crop is never larger than the image, so no antialiasing is needed. Ten attempts, then the largest centred crop
+      with an allowed ratio. `scale` and `ratio` of (1, 1) keep the image.
+    - flip: left to right, with probability one half;
+    - three_augment: exactly one of grayscale, solarisation (values of 128 and more are inverted) and Gaussian blur
+      with a deviation uniform in `blur`, in pixels (the kernel renormalised at the border);
+    - jitter: brightness, contrast and saturation, in this order, by factors uniform in [1 - jitter, 1 + jitter].
+
+    The resampling of an image is two small matrices, one for rows and one for columns, which also hold flip and blur.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    three_augment: bool = True
+    jitter: float = 0.3
+    blur: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be an interval inside (0, 1], not {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be an interval of positive numbers, not {self.ratio}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must lie in [0, 1], not {self.jitter}")
+        if not 0 < self.blur[0] <= self.blur[1]:
+            raise ValueError(f"blur must be an interval of positive deviations, not {self.blur}")
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Views of a batch on the generator's device, which is also where the images must be."""
+        count, _, height, width = images.shape
+        draws = torch.rand(6 + 4 * _ATTEMPTS, count, generator=generator, device=generator.device)
+        flip, choice, sigma, brightness, contrast, saturation = draws[:6]
+        top, left, high, wide = crop_boxes(draws[6:], height, width, self.scale, self.ratio)
+        rows = resampling(top, high, height)
+        columns = resampling(left, wide, width)
+        if self.flip:
+            columns = torch.where((flip < 0.5)[:, None, None], columns.flip(1), columns)
+        chosen = (choice * 3).long()
+        if self.three_augment:
+            low, top_sigma = self.blur
+            # A deviation of a hundredth of a pixel is the identity in float32.
+            deviation = torch.where(chosen == _BLUR, low + (top_sigma - low) * sigma, 0.01)
+            rows = gaussian_blur(deviation, height) @ rows
+            columns = gaussian_blur(deviation, width) @ columns
+        views = resample(images, rows / 255, columns).clamp_(0, 1)
+        if self.three_augment:
+            views = _three_augment(views, chosen)
+        if self.jitter:
+            factors = 1 + self.jitter * (2 * torch.stack([brightness, contrast, saturation]) - 1)
+            views = colour_jitter(views, *factors)
+        return views
+
+
+def crop_boxes(
+    draws: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height and width (float [n], whole numbers) of one random crop an image.
+
+    `draws`: uniform numbers [4 * attempts, n]. The first attempt that fits inside the image is used; if none fits, the
+    largest centred crop whose ratio is allowed.
+    """
+    area, shape, vertical, horizontal = draws.view(4, -1, draws.shape[1])
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    shape = torch.exp(low + (high - low) * shape)
+    wide, tall = torch.sqrt(area * shape).round(), torch.sqrt(area / shape).round()
+    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+    first = fits.to(torch.int8).argmax(0, keepdim=True)
+    wide, tall, vertical, horizontal = (each.gather(0, first)[0] for each in (wide, tall, vertical, horizontal))
+    top, left = (vertical * (height - tall + 1)).floor(), (horizontal * (width - wide + 1)).floor()
+    some = fits.any(0)
+    fallback_wide = min(width, round(height * ratio[1]))
+    fallback_tall = min(height, round(width / ratio[0]))
+    return (
+        torch.where(some, top, (height - fallback_tall) // 2),
+        torch.where(some, left, (width - fallback_wide) // 2),
+        torch.where(some, tall, fallback_tall),
+        torch.where(some, wide, fallback_wide),
+    )
+
+
+def resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Matrices [n, size, size] that stretch the interval [start, start + length) of a line of `size` pixels to `size`.
+
+    Bicubic (Keys 1981, a = -0.5), pixel centres at halves; weights outside the interval are dropped, the rest sum to 1.
+    `start` and `length`: float [n], whole numbers, length at most `size`.
+    """
+    pixels = torch.arange(size, device=start.device) + 0.5
+    centres = start[:, None] + pixels * (length / size)[:, None]
+    distance = (pixels - centres[:, :, None]).abs_()
+    # The two branches of the kernel as truncated powers: far(x) for x < 2, plus near(x) - far(x) for x < 1.
+    far, near = (2 - distance).relu_(), (1 - distance).relu_()
+    weights = far * far * (far - 1) / 2 + near * near * (1 - 2 * near)
+    inside = (pixels > start[:, None]) & (pixels < (start + length)[:, None])
+    weights = weights * inside[:, None, :]
+    return weights / weights.sum(2, keepdim=True)
+
+
+def gaussian_blur(deviation: Tensor, size: int) -> Tensor:
+    """Matrices [n, size, size] of a Gaussian blur along a line, rows summing to 1. `deviation`: float [n], pixels."""
+    pixels = torch.arange(size, device=deviation.device)
+    squares = (pixels - pixels[:, None]).square()
+    return torch.softmax(squares / (-2 * deviation.square())[:, None, None], dim=2)
+
+
+def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """rows @ image @ columns^T for each image [3, h, w] of a batch; matrices [n, h, h] and [n, w, w]."""
+    count, channels, height, width = images.shape
+    lines = images.to(rows.dtype).view(count, channels * height, width) @ columns.mT
+    return rows[:, None] @ lines.view(count, channels, height, width)
+
+
+def colour_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Scale brightness, then contrast around the mean gray, then saturation around gray, each clamped; factors [n]."""
+    each = (slice(None), None, None, None)
+    images = (images * brightness[each]).clamp_(max=1)
+    mean = _gray(images).mean((1, 2))
+    images = torch.lerp(mean[each], images, contrast[each]).clamp_(0, 1)
+    return blend_gray(images, saturation).clamp_(0, 1)
+
+
+def blend_gray(images: Tensor, factor: Tensor) -> Tensor:
+    """factor * image + (1 - factor) * gray for each image; factor [n], 0 gives gray."""
+    luma = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
+    identity = torch.eye(3, device=images.device, dtype=images.dtype)
+    matrices = torch.lerp(luma.expand(3, 3), identity, factor[:, None, None])
+    return (matrices @ images.flatten(2)).view_as(images)
+
+
+def _gray(images: Tensor) -> Tensor:
+    luma = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
+    return torch.einsum("nchw,c->nhw", images, luma)
+
+
+def _three_augment(images: Tensor, chosen: Tensor) -> Tensor:
+    images = blend_gray(images, (chosen != _GRAY).to(images.dtype))
+    # 127.5 separates 127 from 128 whatever the rounding; 2 is never reached.
+    threshold = torch.where(chosen == _SOLARISE, 127.5 / 255, 2.0)[:, None, None, None]
+    return torch.where(images >= threshold, 1 - images, images)
