@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from leaderboards.boards import Board, BoardRow
 from leaderboards.record import Access
@@ -21,9 +21,12 @@ ABSENT = "–"
 
 @dataclass(frozen=True, slots=True)
 class _Column:
+    """`shared` says that the caption tells the value where all rows have the same."""
+
     title: str
     cell: Callable[[BoardRow], str]
     number: bool = True
+    shared: bool = False
 
 
 def to_markdown(board: Board, *, per_corruption: bool = False) -> str:
@@ -43,20 +46,39 @@ def to_markdown(board: Board, *, per_corruption: bool = False) -> str:
 
 
 def to_terminal(board: Board, *, per_corruption: bool = False) -> RenderableType:
-    """The same cells as in Markdown, as a renderable for rich, with a rule between tracks."""
+    """The same numbers as in Markdown, as a renderable for rich, with a gap between tracks.
+
+    To fit narrow terminals, what the caption says for all rows alike (seeds, n, batch) is left out, access stands below
+    the table, and names fold; numbers never do.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(caption(board)), title_justify="left")
-    columns = _columns(board, per_corruption)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    columns = [
+        column
+        for column in _columns(board, per_corruption)
+        if column is not _ACCESS and not (column.shared and len({column.cell(row) for row in board.rows}) == 1)
+    ]
     for column in columns:
-        table.add_column(column.title, justify="right" if column.number else "left", no_wrap=column.number)
+        alignment: Literal["left", "right"] = "right" if column.number else "left"
+        table.add_column(column.title, justify=alignment, no_wrap=column.number, overflow="fold")
     for row, following in zip(board.rows, [*board.rows[1:], None], strict=True):
         last_of_track = following is not None and following.track != row.track
         # Text, because square brackets in names and intervals are not markup.
         table.add_row(*(Text(column.cell(row)) for column in columns), end_section=last_of_track)
-    return Group(table, *(Text(f"- {note}") for note in _notes(board)))
+    return Group(
+        Text(caption(board)), table, *map(Text, _access_lines(board)), *(Text(f"- {n}") for n in _notes(board))
+    )
+
+
+def _access_lines(board: Board) -> list[str]:
+    methods: dict[str, dict[str, None]] = {}
+    for row in board.rows:
+        methods.setdefault(f"{row.track}: {_ACCESS.cell(row)}", {})[row.method] = None
+    return [f"{access} ({', '.join(names)})" for access, names in methods.items()]
 
 
 def to_csv(board: Board, *, per_corruption: bool = False) -> str:
@@ -89,6 +111,8 @@ def caption(board: Board) -> str:
         f"{_count(len(board.seeds), 'seed')} ({', '.join(map(str, board.seeds))})",
         f"{100 * board.level:g} % intervals",
     ]
+    if len(batches := {row.batch_size for row in board.rows}) == 1:
+        words.append(f"batch {batches.pop()}")
     if board.labels_per_class is not None:
         words.append(f"{_count(board.labels_per_class, 'label')} per class")
     if board.limit is not None:
@@ -102,16 +126,16 @@ def _columns(board: Board, per_corruption: bool) -> list[_Column]:
         _Column("rank", lambda row: ABSENT if row.rank is None else str(row.rank)),
         _Column("method", lambda row: row.name, number=False),
         _Column("track", lambda row: row.track, number=False),
-        _Column("access", lambda row: access_words(row.access), number=False),
+        _ACCESS,
         _Column("accuracy", _accuracy),
         _Column("clean", lambda row: _percent(row.clean_accuracy)),
         _Column("ECE", lambda row: _percent(row.ece)),
         *corruptions,
         _Column("fit s", lambda row: _decimal(row.fit_seconds)),
         _Column("forwards", lambda row: _decimal(row.forwards)),
-        _Column("seeds", lambda row: str(len(row.seeds))),
-        _Column("n", lambda row: ABSENT if row.n is None else str(row.n)),
-        _Column("batch", lambda row: str(row.batch_size)),
+        _Column("seeds", lambda row: str(len(row.seeds)), shared=True),
+        _Column("n", lambda row: ABSENT if row.n is None else str(row.n), shared=True),
+        _Column("batch", lambda row: str(row.batch_size), shared=True),
     ]
 
 
@@ -120,6 +144,9 @@ def access_words(access: Access) -> str:
     source = [] if access.source == "none" else [f"{access.source} source"]
     backprop = [] if access.backprop == "none" else [f"{access.backprop} backprop"]
     return ", ".join(["no test data" if access.test == "none" else access.test, *source, access.state, *backprop])
+
+
+_ACCESS = _Column("access", lambda row: access_words(row.access), number=False)
 
 
 def _accuracy(row: BoardRow) -> str:
@@ -181,6 +208,6 @@ def _flat(board: Board, row: BoardRow, per_corruption: bool) -> dict[str, object
 def _plain(row: BoardRow) -> dict[str, object]:
     content: dict[str, object] = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
     content["access"] = row.access.model_dump()
-    content["interval"] = None if row.interval is None else dataclasses.asdict(row.interval)
+    content["interval"] = None if row.interval is None else {"low": row.interval.low, "high": row.interval.high}
     content["per_corruption"] = dict(row.per_corruption)
     return content
