@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from corruptions.catalog import Parameters
@@ -13,12 +13,12 @@ from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 
 
-def defocus_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:  # noqa: ARG001
+def defocus_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Correlation with a smoothed disc; borders mirrored at the edge pixel."""
     return correlate(images, disc(*parameters), whole_mirror).clamp_(0, 1)
 
 
-def draw_motion_blur(stream: Stream, size: Size, parameters: Parameters) -> Draws:  # noqa: ARG001
+def draw_motion_blur(stream: Stream, size: Size, parameters: Parameters) -> Draws:
     """The direction of the trail: uniform in [-45, 45) degrees, in radians."""
     return {"angle": (stream.uniform() - 0.5) * (math.pi / 2)}
 
@@ -38,22 +38,29 @@ def zoom_factors(stop: float, step: float) -> list[float]:
     return [1 + i * difference for i in range(math.ceil((stop - 1) / step))]
 
 
-def zoom_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:  # noqa: ARG001
+def zoom_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Mean of the image and of its central zooms; the image itself counts twice, being the zoom 1 too."""
     factors = zoom_factors(*parameters)
-    total = 2 * images if factors else images.clone()
+    total = 2 * images
+    turned = images.mT.contiguous()
     for factor in factors[1:]:
-        total += zoomed(images, factor)
+        total += stretch(stretch(turned, factor).mT.contiguous(), factor)
     return total.div_(len(factors) + 1).clamp_(0, 1)
 
 
-def zoomed(images: Tensor, factor: float) -> Tensor:
-    """The centre of float [n, c, h, w] enlarged to the same size: bilinear between the corner pixels of the window."""
-    (height, width) = images.shape[-2:]
-    window = [math.ceil(side / factor) for side in (height, width)]
-    top, left = (height - window[0]) // 2, (width - window[1]) // 2
-    centre = images[..., top : top + window[0], left : left + window[1]]
-    size = [round(side * factor) for side in window]
-    large = F.interpolate(centre, size=size, mode="bilinear", align_corners=True)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return large[..., top : top + height, left : left + width]
+def stretch(planes: Tensor, factor: float) -> Tensor:
+    """The central rows of [..., h, w] enlarged to h rows: linear between the centres of the window's outer rows.
+
+    Whole rows are copied, which is quicker than a general resampling, and every pixel is computed alike wherever it
+    lies, so the result does not depend on the number of threads.
+    """
+    side = planes.shape[-2]
+    window = math.ceil(side / factor)
+    large = round(window * factor)
+    rows = torch.arange(side, dtype=torch.float64, device=planes.device) + (large - side) // 2
+    rows *= (window - 1) / max(large - 1, 1)
+    low = rows.floor()
+    first = low.long() + (side - window) // 2
+    second = (first + 1).clamp_(max=side - 1)
+    share = (rows - low).to(planes.dtype)[:, None]
+    return planes.index_select(-2, first).lerp_(planes.index_select(-2, second), share)

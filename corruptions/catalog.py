@@ -11,7 +11,7 @@ import difflib
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Parameters = tuple[float, ...]
 Table = dict[str, tuple[float | Parameters, ...]]
@@ -297,7 +297,7 @@ def names(suite: str | None = None) -> tuple[str, ...]:
     """The corruptions of a suite in published order; of all suites if None. Raises ValueError for an unknown suite."""
     suites = sorted({row.suite for row in ROWS})
     if suite is not None and suite not in suites:
-        raise ValueError(f"unknown suite {suite!r}{_nearest(suite, suites)}; choose from {', '.join(suites)}")
+        raise ValueError(f"unknown suite {suite!r}; {_nearest(suite, suites)}")
     return tuple(row.name for row in ROWS if suite in (None, row.suite))
 
 
@@ -306,9 +306,7 @@ def canonical(name: str) -> str:
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
     if key not in _BY_NAME:
-        raise ValueError(
-            f"unknown corruption {name!r}{_nearest(key, [*_BY_NAME, *ALIASES])}; see `bench list corruptions`"
-        )
+        raise ValueError(f"unknown corruption {name!r}; {_nearest(key, list(_BY_NAME))}")
     return key
 
 
@@ -330,18 +328,18 @@ def check_profile(profile: str, height: int = 1, width: int = 1) -> str:
     if profile == "auto":
         return profile_for(height, width)
     if profile not in PROFILES:
-        hint = _nearest(profile, list(PROFILES))
-        raise ValueError(f"unknown profile {profile!r}{hint}; choose from auto, {', '.join(PROFILES)}")
+        raise ValueError(f"unknown profile {profile!r}; {_nearest(profile, ['auto', *PROFILES])}")
     return profile
 
 
-def check_severity(severity: object) -> float:
+def check_severity(severity: Any) -> float:
     """The severity as a float in [0, 5]. Raises TypeError for what is no number (True and "3" too), else ValueError."""
     if isinstance(severity, bool) or not isinstance(severity, numbers.Real):
         raise TypeError(f"severity must be a number from 0 to 5, not {severity!r}; give 0 for the clean image")
-    if not 0 <= severity <= 5:
+    number = float(severity)
+    if not 0 <= number <= 5:
         raise ValueError(f"severity must lie between 0 and 5, not {severity}; give 0 for the clean image")
-    return float(severity)
+    return number
 
 
 def parameters(name: str, severity: float, profile: str) -> Parameters:
@@ -368,4 +366,4 @@ def parameters(name: str, severity: float, profile: str) -> Parameters:
 
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {ALIASES.get(close[0], close[0])!r}?" if close else ""
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
 
 from corruptions.catalog import Parameters
 from corruptions.kernels import blur, box_matrix, half_mirror
@@ -13,7 +16,7 @@ from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 
 
-def contrast(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:  # noqa: ARG001
+def contrast(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """(x - mean) c + mean, with the mean of each channel of each image."""
     (factor,) = parameters
     # Sums of 8-bit levels are exact in float64, so the mean does not depend on the order of summation.
@@ -21,7 +24,7 @@ def contrast(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:  #
     return ((images - mean) * factor + mean).clamp_(0, 1)
 
 
-def draw_elastic_transform(stream: Stream, size: Size, parameters: Parameters) -> Draws:  # noqa: ARG001
+def draw_elastic_transform(stream: Stream, size: Size, parameters: Parameters) -> Draws:
     """Uniforms in [-1, 1): moves of three points (point, x or y), then the fields of x and of y."""
     return {"corners": stream.uniform(3, 2) * 2 - 1, "field": stream.uniform(2, *size) * 2 - 1}
 
@@ -67,7 +70,7 @@ def _resample(images: Tensor, x: Tensor, y: Tensor, *, whole_pixels: bool) -> Te
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=whole_pixels)
 
 
-def pixelate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:  # noqa: ARG001
+def pixelate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Pillow's BOX filter down to int(side * share) and up again, rounded to 8 bits after each pass, bit for bit."""
     (share,) = parameters
     levels = (images * 255).round_().flatten(0, 1)
@@ -85,13 +88,17 @@ def _round_half_up(levels: Tensor) -> Tensor:
     return levels.add_(0.5 + 1e-4).floor_()
 
 
-def jpeg_compression(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:  # noqa: ARG001
-    """Saved as JPEG of a quality (4:2:0, standard tables) and read again; the same pixels as Pillow's."""
+def jpeg_compression(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """Saved as JPEG of a quality (4:2:0, standard tables) and read again by Pillow."""
     (quality,) = parameters
     return jpeg_round_trip((images * 255).round_(), round(quality)).div_(255)
 
 
 def jpeg_round_trip(levels: Tensor, quality: int) -> Tensor:
     """Whole levels 0 .. 255 [n, 3, h, w] through libjpeg, float32. The codec runs on the CPU whatever the device."""
-    stored = [decode_jpeg(encode_jpeg(image, quality)) for image in levels.to("cpu", torch.uint8)]
+    stored = []
+    for image in levels.to("cpu", torch.uint8):
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
+        stored.append(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
     return torch.stack(stored).to(levels.device, torch.float32)

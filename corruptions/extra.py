@@ -10,7 +10,7 @@ from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 
 
-def draw_speckle_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:  # noqa: ARG001
+def draw_speckle_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
     """Standard normals, one per pixel and channel."""
     return {"normal": stream.normal(3, *size)}
 
@@ -21,7 +21,7 @@ def speckle_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tenso
     return images.addcmul(images, draws["normal"], value=sigma).clamp_(0, 1)
 
 
-def gaussian_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:  # noqa: ARG001
+def gaussian_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Gaussian blur of each channel; borders repeat the edge pixel."""
     (sigma,) = parameters
     return blur(images, sigma).clamp(0, 1)

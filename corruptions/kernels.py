@@ -105,7 +105,8 @@ def disc(radius: float, sigma: float) -> Tensor:
     weights /= weights.sum()
     padded = pad(kernel, half, half, whole_mirror)
     rows = torch.matmul(padded.unfold(0, 2 * half + 1, 1), weights)
-    return torch.matmul(rows.unfold(1, 2 * half + 1, 1), weights)
+    smooth: Tensor = torch.matmul(rows.unfold(1, 2 * half + 1, 1), weights)
+    return smooth
 
 
 def correlate(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
@@ -124,7 +125,7 @@ def correlate(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
     size = (_fast_length(height + 2 * half), _fast_length(width + 2 * half))
     spectrum = torch.fft.rfft2(kernel.to(images.device, images.dtype), s=size).conj()
     padded = pad(images, half, half, border)
-    filtered = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * spectrum, s=size)
+    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * spectrum, s=size)
     return filtered[..., :height, :width]
 
 
@@ -223,7 +224,11 @@ def box_matrix(size: int, target: int) -> Tensor:
     """
     scale = size / target
     spread = max(scale, 1.0)
-    centres = (torch.arange(target, dtype=torch.float64)[:, None] + 0.5) * scale
-    distance = (torch.arange(size, dtype=torch.float64) - centres + 0.5) / spread
-    inside = ((distance > -0.5) & (distance <= 0.5)).float()
-    return inside / inside.sum(1, keepdim=True)
+    matrix = torch.zeros(target, size)
+    for out in range(target):
+        # The same operations in the same order as Pillow's: centres often lie exactly on the limit.
+        centre = (out + 0.5) * scale
+        around = range(int(max(centre - 0.5 * spread + 0.5, 0)), min(int(centre + 0.5 * spread + 0.5), size))
+        inside = [i for i in around if -0.5 < (i - centre + 0.5) * (1.0 / spread) <= 0.5]
+        matrix[out, inside] = 1.0 / len(inside)
+    return matrix

@@ -19,8 +19,11 @@ from corruptions.rng import Stream
 Draws = dict[str, Tensor]
 Size = tuple[int, int]
 
+# More photons than this leave noise below a quarter of an 8-bit level and need ever larger tables.
+_MOST_PHOTONS = 1e6
 
-def draw_gaussian_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:  # noqa: ARG001
+
+def draw_gaussian_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
     """Standard normals, one per pixel and channel."""
     return {"normal": stream.normal(3, *size)}
 
@@ -31,7 +34,7 @@ def gaussian_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tens
     return torch.add(images, draws["normal"], alpha=sigma).clamp_(0, 1)
 
 
-def draw_shot_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:  # noqa: ARG001
+def draw_shot_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
     """Uniforms, one per pixel and channel."""
     return {"uniform": stream.uniform(3, *size)}
 
@@ -41,43 +44,55 @@ def shot_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
 
     With 256 possible means, an alias table (Walker 1977) turns one uniform into an exact Poisson count.
     """
-    (photons,) = parameters
-    cells, threshold, alias = _poisson_table(photons)
-    threshold, alias = threshold.to(images.device), alias.to(images.device)
+    photons = min(parameters[0], _MOST_PHOTONS)
+    cells, *table = _poisson_table(photons)
+    first, threshold, alias = (part.to(images.device) for part in table)
     place = draws["uniform"] * cells
     cell = place.floor().clamp_(max=cells - 1)
-    index = torch.add(cell, (images * 255).round_(), alpha=cells).long()
+    level = (images * 255).round_()
+    index = torch.add(cell, level, alpha=cells).long()
     count = torch.where(place - cell < threshold.take(index), cell, alias.take(index))
-    return count.div_(photons).clamp_(0, 1)
+    return count.add_(first.take(level.long())).div_(photons).clamp_(0, 1)
 
 
 @lru_cache(maxsize=16)
-def _poisson_table(photons: float) -> tuple[int, Tensor, Tensor]:
-    """Alias table of Poisson(photons * level / 255) for the 256 levels: cells per level, thresholds and aliases.
+def _poisson_table(photons: float) -> tuple[int, Tensor, Tensor, Tensor]:
+    """Alias table of Poisson(photons * level / 255) for the 256 levels, float32.
 
-    Counts of `photons` and more are all white, so one last cell holds the whole tail.
+    Gives the number of cells of a level, the count of its first cell [256], and the threshold and the alias of every
+    cell [256 * cells]. Cells cover eight standard deviations on both sides of the mean; counts above `photons` are
+    white, so they need no cells of their own.
     """
-    cells = math.ceil(photons) + 1
+    cells = min(math.ceil(photons) + 1, int(16 * math.sqrt(photons)) + 20)
     means = torch.arange(256, dtype=torch.float64)[:, None] * (photons / 255)
-    counts = torch.arange(cells - 1, dtype=torch.float64)
+    first = (means - 8 * means.sqrt() - 10).floor_().clamp_(min=0)
+    counts = first + torch.arange(cells - 1, dtype=torch.float64)
     chances = torch.exp(torch.special.xlogy(counts, means) - means - torch.lgamma(counts + 1))
     weight = torch.cat([chances, (1 - chances.sum(1, keepdim=True)).clamp_min(0)], dim=1) * cells
+
+    # Walker's pairing by a sweep, in all rows at once: cells that are too light are filled up from the heavy cell at
+    # hand; once that is light itself, the next heavy cell fills it up and takes its place.
+    order = (weight > 1).to(torch.uint8).argsort(dim=1, stable=True)
+    light = torch.zeros(256, 1, dtype=torch.int64)
+    heavy = (weight <= 1).sum(1, keepdim=True).clamp_max(cells - 1)
+    lights = heavy.clone()
+    rest = weight.gather(1, order.gather(1, heavy))
     threshold = torch.ones_like(weight)
-    alias = torch.arange(cells, dtype=torch.float64).repeat(256, 1)
-    open_cells = torch.ones_like(weight, dtype=torch.bool)
+    alias = torch.arange(cells).repeat(256, 1)
     for _ in range(cells - 1):
-        # The emptiest open cell is filled up from the fullest one, in all 256 rows at once.
-        small = weight.masked_fill(~open_cells, math.inf).argmin(1, keepdim=True)
-        open_cells.scatter_(1, small, False)
-        large = weight.masked_fill(~open_cells, -math.inf).argmax(1, keepdim=True)
-        share = weight.gather(1, small)
-        threshold.scatter_(1, small, share)
-        alias.scatter_(1, small, large.double())
-        weight.scatter_add_(1, large, share - 1)
-    return cells, threshold.float().flatten(), alias.float().flatten()
+        fill = (rest > 1) & (light < lights)
+        following = (heavy + 1).clamp_max(cells - 1)
+        done = order.gather(1, torch.where(fill, light, heavy))
+        donor = order.gather(1, torch.where(fill, heavy, following))
+        share = torch.where(fill, weight.gather(1, done), rest).clamp_max(1)
+        threshold.scatter_(1, done, share.where(donor != done, 1))
+        alias.scatter_(1, done, donor)
+        rest = torch.where(fill, rest, weight.gather(1, donor)) + share - 1
+        light, heavy = torch.where(fill, light + 1, light), torch.where(fill, heavy, following)
+    return cells, first.float().flatten(), threshold.float().flatten(), alias.float().flatten()
 
 
-def draw_impulse_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:  # noqa: ARG001
+def draw_impulse_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
     """Uniforms, one per pixel and channel."""
     return {"uniform": stream.uniform(3, *size)}
 

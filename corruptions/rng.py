@@ -12,6 +12,7 @@ import hashlib
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,22 +31,22 @@ def image_keys(corruption: str, ids: Iterable[int | str], seed: int) -> Tensor:
 
     An id is an int or a string; 5 and "5" are different images. Raises TypeError for any other id or seed.
     """
-    seed = operator.index(seed)
+    seed = _whole(seed, "the seed is an int")
     words = [_key(corruption, image_id, seed) for image_id in ids]
     return torch.tensor(words, dtype=torch.int64).view(-1, 2)
 
 
 def _key(corruption: str, image_id: int | str, seed: int) -> tuple[int, int]:
     if not isinstance(image_id, str):
-        if isinstance(image_id, bool):
-            raise TypeError("an image id is an int or a string, not a bool; pass the image's index in its data set")
-        try:
-            image_id = operator.index(image_id)
-        except TypeError:
-            kind = type(image_id).__name__
-            raise TypeError(f"an image id is an int or a string, not {kind}; pass the image's data set index") from None
+        image_id = _whole(image_id, "an image id is an int or a string")
     digest = hashlib.blake2b(repr((VERSION, seed, corruption, image_id)).encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def _whole(value: Any, rule: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{rule}, not {value!r} ({type(value).__name__}); use a number like the index in the data set")
+    return operator.index(value)
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -25,9 +25,10 @@ def fog(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     return (images + strength * layer).mul_(brightest / (brightest + strength)).clamp_(0, 1)
 
 
-def brightness(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:  # noqa: ARG001
+def brightness(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """HSV value + c, clipped at 1. Scaling a pixel by V' / V is the same thing without the colour space."""
     (amount,) = parameters
     value = images.amax(1, keepdim=True)
     raised = (value + amount).clamp_(max=1)
-    return (images * (raised / value)).where(value > 0, raised).clamp_(0, 1)
+    # Divided first, the brightest channel becomes exactly V'.
+    return (images / value).mul_(raised).where(value > 0, raised)

@@ -1,0 +1,249 @@
+"""What holds for every corruption: shapes, types, refusals, and the same pixels for an image in every batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import corruptions
+from corruptions import corrupt
+
+Pictures = Callable[[int, int, int], Tensor]
+ALL = corruptions.names()
+RANDOM = [name for name in ALL if corruptions.describe(name).random]
+every = pytest.mark.parametrize("name", ALL)
+every_random = pytest.mark.parametrize("name", RANDOM)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@every
+def test_a_batch_in_a_batch_out(name: str, pictures: Pictures) -> None:
+    images = pictures(3, 32, 32)
+    before = images.clone()
+    out = corrupt(images, name, 3, ids=range(3))
+    assert out.shape == images.shape
+    assert out.dtype == torch.uint8
+    assert torch.equal(images, before)
+    assert not torch.equal(out, images)
+
+
+@every
+@pytest.mark.parametrize("size", [(37, 53), (53, 37), (1, 1), (2, 9), (32, 33), (70, 130)])
+def test_any_size(name: str, size: tuple[int, int], pictures: Pictures) -> None:
+    images = pictures(2, *size)
+    for severity in (1, 3, 5):
+        out = corrupt(images.float() / 255, name, severity, ids=range(2), storage="none")
+        assert out.shape == images.shape
+        assert out.isfinite().all()
+        assert out.min() >= 0
+        assert out.max() <= 1
+
+
+@every
+@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize("profile", ["cifar32", "digits32", "imagenet224"])
+def test_constant_images_at_every_severity(name: str, level: int, profile: str) -> None:
+    images = torch.full((1, 3, 32, 32), level / 255)
+    for severity in (0.1, 1, 2, 2.5, 3, 3.5, 4, 5):
+        assert corrupt(images, name, severity, ids=[0], profile=profile, storage="none").isfinite().all()
+
+
+@every
+def test_an_image_does_not_depend_on_its_batch(name: str, pictures: Pictures) -> None:
+    images = pictures(80, 32, 32)
+    ids = [f"image {i}" for i in range(80)]
+    for severity in (2, 5):
+        whole = corrupt(images, name, severity, ids=ids)
+        for split in ([1, 79], [8, 72], [40, 40]):
+            parts = zip(images.split(split), [ids[: split[0]], ids[split[0] :]], strict=True)
+            assert torch.equal(torch.cat([corrupt(part, name, severity, ids=keys) for part, keys in parts]), whole)
+        order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
+        shuffled = corrupt(images[order], name, severity, ids=[ids[i] for i in order])
+        assert torch.equal(shuffled, whole[order])
+
+
+@every
+def test_a_large_image_does_not_depend_on_its_batch_or_threads(
+    name: str, pictures: Pictures, four_threads: None
+) -> None:
+    images = pictures(2, 120, 150)
+    whole = corrupt(images, name, 5, ids=["a", "b"])
+    torch.set_num_threads(1)
+    assert torch.equal(corrupt(images[1:], name, 5, ids=["b"]), whole[1:])
+    assert torch.equal(corrupt(images[1], name, 5, ids=["b"]), whole[1])
+
+
+@every_random
+def test_ids_and_seeds_choose_the_noise(name: str, pictures: Pictures) -> None:
+    images = pictures(1, 32, 32).expand(3, -1, -1, -1)
+    out = corrupt(images, name, 5, ids=[0, 1, "0"])
+    assert not torch.equal(out[0], out[1])
+    assert not torch.equal(out[0], out[2])
+    assert torch.equal(corrupt(images[:1], name, 5, ids=[0])[0], out[0])
+    assert not torch.equal(corrupt(images[:1], name, 5, ids=[0], seed=1)[0], out[0])
+
+
+@every_random
+def test_without_ids_the_content_names_an_image(name: str, pictures: Pictures) -> None:
+    images = pictures(2, 32, 32)
+    out = corrupt(images, name, 5)
+    assert torch.equal(corrupt(images.flip(0), name, 5).flip(0), out)
+    floats = corrupt(images.float() / 255, name, 5)
+    assert torch.equal((floats * 255).round().to(torch.uint8), out)
+    assert not torch.equal(corrupt(torch.roll(images, 1, 1), name, 5), torch.roll(out, 1, 1))
+
+
+@every
+def test_no_global_state_is_touched(name: str, pictures: Pictures) -> None:
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    random.seed(7)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]  # noqa: NPY002
+    first = corrupt(pictures(2, 32, 32), name, 3, ids=[0, 1])
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # type: ignore[index]  # noqa: NPY002
+    assert random.getstate() == before[2]
+    torch.rand(5)
+    assert torch.equal(corrupt(pictures(2, 32, 32), name, 3, ids=[0, 1]), first)
+
+
+@every
+def test_severity_zero_is_the_image_itself(name: str, pictures: Pictures) -> None:
+    images = pictures(2, 32, 32)
+    for given in (images, images / 255, (images / 255).half(), images[:, :1], images[0]):
+        out = corrupt(given, name, 0, storage="jpeg85")
+        assert torch.equal(out, given)
+        assert out.dtype == given.dtype
+        assert out.data_ptr() != given.data_ptr()
+
+
+@every
+def test_bytes_are_the_truncated_floats(name: str, pictures: Pictures) -> None:
+    images = pictures(2, 40, 32)
+    stored = corrupt(images, name, 4, ids=range(2))
+    exact = corrupt(images.float() / 255, name, 4, ids=range(2), storage="none")
+    assert torch.equal(stored, (exact * 255).floor().to(torch.uint8))
+    assert torch.equal(corrupt(images.float() / 255, name, 4, ids=range(2)), stored.float() / 255)
+    rounded = corrupt(images, name, 4, ids=range(2), storage="none")
+    assert torch.equal(rounded, (exact * 255).round().to(torch.uint8))
+
+
+@every
+def test_memory_layout_gradients_and_types_are_kept(name: str, pictures: Pictures) -> None:
+    images = pictures(2, 32, 40)
+    expected = corrupt(images, name, 3, ids=range(2))
+    strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    out = corrupt(strided, name, 3, ids=range(2))
+    assert torch.equal(out, expected)
+    assert out.stride() == strided.stride()
+    wide = torch.cat([images, images], dim=3)
+    assert torch.equal(corrupt(wide[..., :40], name, 3, ids=range(2)), expected)
+    needs_grad = (images.float() / 255).requires_grad_()
+    assert not corrupt(needs_grad, name, 3, ids=range(2)).requires_grad
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert corrupt(images.to(dtype) / 255, name, 3, ids=range(2)).dtype == dtype
+
+
+@every
+def test_grey_images_are_the_first_of_three_equal_channels(name: str, pictures: Pictures) -> None:
+    grey = pictures(2, 32, 32)[:, :1]
+    out = corrupt(grey, name, 3, ids=range(2))
+    assert torch.equal(out, corrupt(grey.expand(-1, 3, -1, -1), name, 3, ids=range(2))[:, :1])
+    assert torch.equal(corrupt(grey[1], name, 3, ids=[1]), out[1])
+
+
+@every
+def test_an_empty_batch_stays_empty(name: str) -> None:
+    assert corrupt(torch.zeros(0, 3, 8, 8), name, 3).shape == (0, 3, 8, 8)
+
+
+@every
+def test_the_two_stages_are_the_whole(name: str, pictures: Pictures) -> None:
+    images = pictures(2, 32, 48).float() / 255
+    before = images.clone()
+    draws = corruptions.sample(name, 4, (32, 48), ids=["a", 2], seed=3)
+    out = corruptions.apply(name, images, draws, 4)
+    assert torch.equal(out, corrupt(images, name, 4, ids=["a", 2], seed=3, storage="none"))
+    assert torch.equal(images, before)
+    assert bool(draws) == (name in RANDOM)
+    if draws:
+        with pytest.raises(ValueError, match="sample one id per image"):
+            corruptions.apply(name, images[:1], draws, 4)
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "impulse_noise", "contrast", "brightness", "fog"])
+def test_severity_grows_smoothly(name: str, pictures: Pictures) -> None:
+    images = pictures(4, 32, 32).float() / 255
+    distances = [
+        float((corrupt(images, name, s, ids=range(4), storage="none") - images).square().mean())
+        for s in (0, 0.25, 0.5, 1, 1.5, 2, 2.75, 3, 3.5, 4, 4.5, 5)
+    ]
+    assert distances == sorted(distances)
+    assert len(set(distances)) == len(distances)
+
+
+def test_jpeg_storage_is_truncation_and_quality_85(pictures: Pictures) -> None:
+    import io
+
+    image = pytest.importorskip("PIL.Image")
+    images = pictures(2, 33, 48)
+    truncated = corrupt(images, "gaussian_noise", 3, ids=range(2))
+    stored = corrupt(images, "gaussian_noise", 3, ids=range(2), storage="jpeg85")
+    for picture, ours in zip(truncated, stored, strict=True):
+        file = io.BytesIO()
+        image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=85, optimize=True)
+        assert (np.asarray(image.open(file)) == ours.permute(1, 2, 0).numpy()).all()
+
+
+IMAGES = torch.full((2, 3, 16, 16), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"severity": 6}, ValueError, "between 0 and 5, not 6"),
+        ({"severity": -1}, ValueError, "between 0 and 5, not -1"),
+        ({"severity": float("nan")}, ValueError, "between 0 and 5, not nan"),
+        ({"severity": True}, TypeError, "not True"),
+        ({"severity": "3"}, TypeError, "not '3'"),
+        ({"name": "fgo"}, ValueError, "did you mean 'fog'"),
+        ({"profile": "imagenet"}, ValueError, "unknown profile 'imagenet'"),
+        ({"storage": "png"}, ValueError, "choose from none, uint8, jpeg85"),
+        ({"ids": [1]}, ValueError, "2 images need 2 ids, not 1"),
+        ({"ids": "ab"}, TypeError, "wrap it in a list"),
+        ({"ids": [1.5, 2]}, TypeError, "an image id is an int or a string"),
+        ({"seed": 0.5}, TypeError, "the seed is an int"),
+        ({"images": IMAGES * 3}, ValueError, r"must lie in \[0, 1\]"),
+        ({"images": IMAGES - 1}, ValueError, r"must lie in \[0, 1\]"),
+        ({"images": IMAGES * float("nan")}, ValueError, "not nan"),
+        ({"images": IMAGES.long()}, TypeError, "not torch.int64"),
+        ({"images": IMAGES.numpy()}, TypeError, "torch.as_tensor"),
+        ({"images": IMAGES[:, :2]}, ValueError, "1 or 3 channels"),
+        ({"images": torch.zeros(2, 4, 8, 8)}, ValueError, "1 or 3 channels"),
+        ({"images": torch.zeros(8, 8)}, ValueError, "permute"),
+        ({"images": IMAGES[..., :0]}, ValueError, "at least one pixel"),
+    ],
+)
+def test_other_input_is_refused(changed: dict[str, object], error: type[Exception], message: str) -> None:
+    arguments = {"images": IMAGES, "name": "fog", "severity": 3, "ids": [0, 1]} | changed
+    with pytest.raises(error, match=message):
+        corrupt(**arguments)  # type: ignore[arg-type]
+
+
+def test_one_image_does_not_change_its_neighbour() -> None:
+    dark, bright = torch.full((1, 3, 32, 32), 0.1), torch.ones(1, 3, 32, 32)
+    for name in ALL:
+        alone = corrupt(dark, name, 5, ids=["dark"])
+        assert torch.equal(corrupt(torch.cat([dark, bright]), name, 5, ids=["dark", "bright"])[:1], alone)
