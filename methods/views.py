@@ -65,8 +65,9 @@ class Views:
             low, top_sigma = self.blur
             # A deviation of a hundredth of a pixel is the identity in float32.
             deviation = torch.where(chosen == _BLUR, low + (top_sigma - low) * sigma, 0.01)
-            rows = gaussian_blur(deviation, height) @ rows
-            columns = gaussian_blur(deviation, width) @ columns
+            blur = gaussian_blur(deviation, height)
+            rows = blur @ rows
+            columns = (blur if width == height else gaussian_blur(deviation, width)) @ columns
         views = resample(images, rows / 255, columns).clamp_(0, 1)
         if self.three_augment:
             views = _three_augment(views, chosen)
@@ -139,22 +140,16 @@ def colour_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturati
     """Scale brightness, then contrast around the mean gray, then saturation around gray, each clamped; factors [n]."""
     each = (slice(None), None, None, None)
     images = (images * brightness[each]).clamp_(max=1)
-    mean = _gray(images).mean((1, 2))
+    mean = images.mean((2, 3)) @ torch.tensor(_LUMA, device=images.device)
     images = torch.lerp(mean[each], images, contrast[each]).clamp_(0, 1)
     return blend_gray(images, saturation).clamp_(0, 1)
 
 
 def blend_gray(images: Tensor, factor: Tensor) -> Tensor:
     """factor * image + (1 - factor) * gray for each image; factor [n], 0 gives gray."""
-    luma = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
-    identity = torch.eye(3, device=images.device, dtype=images.dtype)
-    matrices = torch.lerp(luma.expand(3, 3), identity, factor[:, None, None])
-    return (matrices @ images.flatten(2)).view_as(images)
-
-
-def _gray(images: Tensor) -> Tensor:
-    luma = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
-    return torch.einsum("nchw,c->nhw", images, luma)
+    red, green, blue = images.unbind(1)
+    gray = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    return torch.lerp(gray[:, None], images, factor[:, None, None, None])
 
 
 def _three_augment(images: Tensor, chosen: Tensor) -> Tensor:

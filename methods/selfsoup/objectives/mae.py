@@ -62,7 +62,9 @@ def random_order(count: int, patches: int, generator: torch.Generator) -> Tensor
 
 def pick(tokens: Tensor, ids: Tensor) -> Tensor:
     """tokens[i, ids[i, j]]: [n, L, d] and [n, m] to [n, m, d]."""
-    return tokens.gather(1, ids[:, :, None].expand(-1, -1, tokens.shape[2]))
+    count, length, _ = tokens.shape
+    starts = torch.arange(0, count * length, length, device=ids.device)[:, None]
+    return tokens.flatten(0, 1)[ids + starts]
 
 
 def encode_visible(encoder: nn.Module, patches: Tensor, ids: Tensor) -> Tensor:
