@@ -46,6 +46,6 @@ def has_bf16(device: str) -> bool:
     import torch
 
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     flags = torch.backends.cpu.get_cpu_capability()
     return "AMX" in flags or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -9,11 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from bench.cache import atomic_path
+from bench.cache import write_bytes
 from bench.errors import MissingDataError, UsageError
 from bench.registry import load_object
 from methods.stock import Architecture, Classifier, Weights
@@ -24,8 +25,8 @@ BUNDLED = {"digits": "digits-stock.safetensors"}
 def save_weights(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
     """Write weights and their architecture, with `facts` (where they come from) as JSON in the file's metadata."""
     metadata = {"architecture": json.dumps(asdict(weights.architecture)), "facts": json.dumps(dict(facts))}
-    with atomic_path(path) as temporary:
-        save_file({name: t.contiguous() for name, t in weights.tensors.items()}, temporary, metadata=metadata)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
+    write_bytes(path, save(tensors, metadata=metadata))
 
 
 def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
@@ -40,9 +41,8 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise UsageError(f"{path} is not a whole safetensors file ({error}); make it again or give another") from None
     if "architecture" not in metadata:
         raise UsageError(f"{path} has no architecture in its metadata; give a file made by `bench stock`")
-    raw = json.loads(metadata["architecture"])
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    return Weights(Architecture(**values), tensors), json.loads(metadata.get("facts", "{}"))
+    architecture = TypeAdapter(Architecture).validate_json(metadata["architecture"])
+    return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}"))
 
 
 def load_stock(name: str) -> Weights:

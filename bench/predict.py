@@ -21,7 +21,7 @@ from bench.registry import load_object
 from bench.shifts import load_shift
 from bench.shifts.base import Shift, stream_rng
 from bench.trial import Condition
-from leaderboards.store import Predictions
+from leaderboards.predictions import Predictions
 from methods.base import Adapter
 
 
@@ -53,8 +53,8 @@ class Measured:
     condition: Condition
     predictions: Predictions
     predict_seconds: float
-    forwards: float
-    backwards: float
+    forwards: int
+    backwards: int
     peak_memory_mb: float | None
 
 
@@ -76,7 +76,7 @@ class Passes:
             if _under_transform(output):
                 self.backwards += samples  # torch.func takes the gradient of what it traces
             else:
-                output.register_hook(lambda _: self._count_backward(samples))
+                output.register_hook(lambda _: self._count_backward(samples))  # type: ignore[no-untyped-call]
 
     def _count_backward(self, samples: int) -> None:
         self.backwards += samples
@@ -162,8 +162,8 @@ def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluati
                     sum_p2=columns["sum_p2"][rows],
                 ),
                 seconds * share,
-                passes.forwards * share,
-                passes.backwards * share,
+                round(passes.forwards * share),
+                round(passes.backwards * share),
                 memory,
             )
         )

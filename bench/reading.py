@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.cache import write_text
+from bench.cache import write_bytes
 from bench.errors import MissingDataError, UsageError, nearest
 from bench.errors import ValidationError as InvalidResults
 from bench.output import print_json, print_rich, print_text, table
 from leaderboards.boards import Board, make_board
+from leaderboards.files import StoreError
 from leaderboards.record import Record
-from leaderboards.store import Store, StoreError, read
+from leaderboards.store import find_predictions, read
 from leaderboards.tables import to_csv, to_json, to_markdown, to_terminal
 from leaderboards.verify import verify
 
@@ -68,9 +69,8 @@ def print_leaderboard(
     nearest(format_, [*_RENDERERS, "terminal"], "format")
     paths = [Path(part.strip()) for part in folders.split(",") if part.strip()]
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
-    stores = [Store(path) for path in paths]
     try:
-        board = make_board(records, lambda record: _predictions(stores, record))
+        board = make_board(records, lambda record: find_predictions(paths, record))
     except StoreError as error:
         raise InvalidResults(str(error)) from None
     except ValueError as error:
@@ -84,7 +84,7 @@ def print_leaderboard(
     if out is None:
         print_text(text)
     else:
-        write_text(out, text if text.endswith("\n") else text + "\n")
+        write_bytes(out, (text.rstrip("\n") + "\n").encode())
 
 
 def filtered(records: list[Record], where: list[str]) -> list[Record]:
@@ -102,13 +102,6 @@ def filtered(records: list[Record], where: list[str]) -> list[Record]:
         if not records:
             raise UsageError(f"no record has {condition}; see `bench results DIR`")
     return records
-
-
-def _predictions(stores: list[Store], record: Record):  # type: ignore[no-untyped-def]
-    for store in stores[:-1]:
-        if store.has_predictions(record):
-            return store.predictions(record)
-    return stores[-1].predictions(record)
 
 
 def print_verification(folder: Path, as_json: bool) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 from torch import nn
 
-from bench.cache import write_text
+from bench.cache import write_bytes
 from bench.devices import pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.fingerprint import device_name, environment
@@ -169,7 +169,7 @@ def write_settings(plan: Plan) -> None:
     values = plan.spec.model_dump(
         mode="json", by_alias=True, exclude={"out", "rerun", "only_failed"}, exclude_none=True
     )
-    write_text(plan.out / "run.toml", tomli_w.dumps(values))
+    write_bytes(plan.out / "run.toml", tomli_w.dumps(values).encode())
 
 
 def make_plan(spec: RunSpec) -> Plan:

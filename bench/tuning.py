@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 
 from bench.commands import RunProgress
 from bench.errors import UsageError
@@ -82,27 +83,17 @@ def tune(
     specs = [make_spec(base, {"set": {name: options}}, {"set": fixed}) for options in tried]
     with RunProgress() as progress:
         outcomes = run_all(specs, progress)
-    rows = sorted(
-        ({"options": options, **_summary(outcome)} for options, outcome in zip(tried, outcomes, strict=True)),
-        key=lambda line: -line["accuracy"],
-    )
+    rows = sorted(zip(tried, map(_summary, outcomes), strict=True), key=lambda row: -row[1]["accuracy"])
     if as_json:
-        print_json(rows)
+        print_json([{"options": options, **summary} for options, summary in rows])
         return
     shown = [
-        [
-            f"{100 * r['accuracy']:.2f}",
-            f"{100 * r['spread']:.2f}",
-            f"{100 * r['clean']:.2f}",
-            str(r["options"] or "defaults"),
-        ]
-        for r in rows
+        [*(f"{100 * summary[column]:.2f}" for column in ("accuracy", "spread", "clean")), str(options or "defaults")]
+        for options, summary in rows
     ]
     print_rich(table(["dev accuracy", "sd of seeds", "clean", "options"], shown))
-    print_text(f"\nto keep the best, in bench/assets/{shift}.toml:\n[{name}]")
-    print_text(
-        "\n".join(f"{key} = {_toml(value)}" for key, value in rows[0]["options"].items()) or "# the defaults won"
-    )
+    best = tomli_w.dumps({name: rows[0][0]}) if rows[0][0] else "# the defaults won"
+    print_text(f"\nto keep the best, in bench/assets/{shift}.toml:\n{best}")
 
 
 def _summary(outcome: Outcome) -> dict[str, float]:
@@ -121,9 +112,3 @@ def _summary(outcome: Outcome) -> dict[str, float]:
 
 def _mean(records: Sequence[Record]) -> float:
     return float(np.mean([record.metrics.accuracy for record in records if record.metrics is not None]))
-
-
-def _toml(value: Any) -> str:
-    import tomli_w
-
-    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()

@@ -55,7 +55,7 @@ class Access:
         widest = {
             name: max(getattr(self, name), getattr(other, name), key=order.index) for name, order in _ORDER.items()
         }
-        return Access(**widest)  # type: ignore[arg-type]
+        return Access(**widest)
 
     @property
     def track(self) -> Track:

@@ -63,7 +63,8 @@ class Digits:
         return self._parts[part]
 
     def labels(self, ids: np.ndarray) -> np.ndarray:
-        return self._labels[ids]
+        found: np.ndarray = self._labels[ids]
+        return found
 
     def images(self, ids: np.ndarray, condition: Condition) -> Tensor:
         clean = self._images[torch.from_numpy(ids)]

@@ -26,7 +26,8 @@ class SoupOptions(FineTune):
     steps, rate, batch: of the ingredients that do not say their own.
     order: fine-tune each ingredient and average the classifiers (the paper's), or average the encoders and fine-tune
         once.
-    least_area: smallest area of the random crops that self-supervised views show, as a fraction of the image.
+    ssl_area: smallest area of the random crops that self-supervised views show, as a fraction of the image.
+    ssl_augment: whether those views also get 3-Augment and colour jitter 0.3, as in the paper. `flip` is shared.
     """
 
     ingredients: tuple[str, ...] = ("mae", "mocov3", "mmcr", "lejepa")
@@ -34,7 +35,8 @@ class SoupOptions(FineTune):
     rate: float = 1e-3
     batch: int = 128
     order: Order = "tune_then_soup"
-    least_area: float = 0.08
+    ssl_area: float = 0.08
+    ssl_augment: bool = True
 
 
 class SelfSoup(Recipe):
@@ -53,7 +55,7 @@ class SelfSoup(Recipe):
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
-        """See SoupOptions."""
+        """Options of the whole recipe."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         if pool is None:
@@ -66,7 +68,10 @@ class CleanSelfSoup(Recipe):
 
     access: ClassVar[Access] = Access()
     search: ClassVar = SelfSoup.search
-    Config = SelfSoup.Config
+
+    @dataclass(frozen=True)
+    class Config(SoupOptions):
+        """Those of selfsoup."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         return {"": next(iter(cook(stock, source, source.without_labels(), self.config).values()))}
@@ -77,14 +82,17 @@ class SingleIngredient(Recipe):
 
     access: ClassVar[Access] = SelfSoup.access
     search: ClassVar = SelfSoup.search
-    Config = SelfSoup.Config
+
+    @dataclass(frozen=True)
+    class Config(SoupOptions):
+        """Those of selfsoup."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         if pool is None:
             raise Unsupported("selfsoup_single needs unlabelled shifted images; run it on a shift with an adapt half")
         config = self.config
         parsed = [read_ingredient(text, config) for text in config.ingredients]
-        steps = round(sum(item.steps * item.cost for item in parsed) / 1.0)
+        steps = round(sum(item.steps * item.cost for item in parsed))
         first = next((text for text in config.ingredients if text.startswith("mae")), "mae")
         single = replace(read_ingredient(first, config), steps=steps)
         trained = Job(inter_train, single, (stock,), pool, f"one MAE ingredient, {steps} steps")
@@ -117,12 +125,14 @@ def read_ingredient(text: str, config: SoupOptions) -> Ingredient:
     known = own | {"steps", "rate", "batch"}
     for key in values.keys() - known:
         raise Unsupported(f"no option '{key}' in ingredient '{text}'; there are {', '.join(sorted(known))}")
+    augment = config.ssl_augment
+    views = Views((config.ssl_area, 1.0), flip=config.flip, three_augment=augment, jitter=0.3 if augment else 0.0)
     return Ingredient(
         objective=objective(**{key: value for key, value in values.items() if key in own}),
         steps=int(values.get("steps", config.steps)),
         batch_size=int(values.get("batch", config.batch)),
         lr=float(values.get("rate", config.rate)),
-        views=Views(scale=(config.least_area, 1.0), flip=config.flip),
+        views=views,
     )
 
 
