@@ -44,11 +44,15 @@ def score(predictions: Predictions) -> Metrics:
 def calibration_error(confidence: NDArray[np.float32], hits: NDArray[np.bool_]) -> float:
     """Expected calibration error of the top-1 prediction, in [0, 1] (Guo et al. 2017, arXiv:1706.04599, equation 3).
 
-    15 bins of equal width, each closed on the left: [k/15, (k+1)/15). A confidence of exactly 1 is a bin of its own,
-    the convention of torchmetrics 1.x, which moves no weight between bins of different confidence. Edges are
-    float32, as confidences are.
+    15 bins of equal width, each closed on the left: [k/15, (k+1)/15). A confidence of exactly 1 is a bin of its own.
+    This is the convention of torchmetrics 1.x down to the rounding of its edges, so that confidences which are
+    multiples of 1/15 (0.2, 0.6, ...) fall into the same bins.
     """
-    edges = np.linspace(0, 1, ECE_BINS + 1).astype(np.float32)
+    # Float32 edges counted from the nearer end, each rounded once, as torch.linspace makes them.
+    step = float(np.float32(1 / ECE_BINS))
+    numbers = np.arange(ECE_BINS + 1)
+    lower, upper = numbers * step, 1 - (ECE_BINS - numbers) * step
+    edges = np.where(numbers < len(numbers) // 2, lower, upper).astype(np.float32)
     bins = np.searchsorted(edges, np.minimum(confidence, np.float32(1)), side="right") - 1
     gaps = np.bincount(bins, weights=hits - confidence.astype(np.float64), minlength=ECE_BINS + 1)
     return min(float(np.abs(gaps).sum() / len(confidence)), 1.0)

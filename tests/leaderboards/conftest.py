@@ -1,0 +1,140 @@
+"""Makers of records and predictions, so that a test says only what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leaderboards import Predictions, Record, Store, score
+
+Content = dict[str, Any]
+MakePredictions = Callable[..., Predictions]
+
+
+@pytest.fixture
+def make_predictions() -> MakePredictions:
+    """Predictions of given hits (or of random ones), with consistent probabilities over ten classes."""
+
+    def make(n: int = 50, *, hits: Any = None, seed: int = 0, ids: Any = None) -> Predictions:
+        rng = np.random.default_rng(seed)
+        label = np.arange(n) % 10 if ids is None else np.asarray(ids) % 10
+        right = rng.random(n) < 0.6 if hits is None else np.asarray(hits, dtype=bool)
+        predicted = np.where(right, label, (label + 1) % 10)
+        probabilities = rng.dirichlet(np.ones(10), n)
+        top = probabilities.argmax(axis=1)
+        rows = np.arange(n)
+        probabilities[rows, top], probabilities[rows, predicted] = (
+            probabilities[rows, predicted],
+            probabilities[rows, top],
+        )
+        return Predictions(
+            id=np.arange(n) if ids is None else np.asarray(ids, dtype=np.int64),
+            label=label,
+            predicted=predicted,
+            confidence=probabilities[rows, predicted].astype(np.float32),
+            p_label=probabilities[rows, label].astype(np.float32),
+            sum_p2=np.square(probabilities).sum(axis=1).astype(np.float32),
+        )
+
+    return make
+
+
+@pytest.fixture
+def content() -> Content:
+    """The fields of a valid done record, as JSON would hold them."""
+    key = "0f" * 16
+    return {
+        "schema": 1,
+        "key": key,
+        "created": "2026-11-22T20:00:00Z",
+        "status": "done",
+        "method": "tent",
+        "part": None,
+        "access": {"source": "none", "test": "stream", "state": "online", "backprop": "norm"},
+        "track": "A",
+        "shift": "imagenet-c",
+        "corruption": "fog",
+        "severity": 5,
+        "model": "resnet50.tv_in1k",
+        "protocol": "reset_each_shift",
+        "split": "disjoint",
+        "seed": 0,
+        "batch_size": 64,
+        "precision": "fp32",
+        "options": {"tent": {"lr": 0.00025, "layers": ["bn", None], "steps": 1}},
+        "limit": None,
+        "n": 50,
+        "metrics": {"accuracy": 0.43, "nll": 2.81, "ece": 0.071, "brier": 0.68},
+        "cost": {
+            "fit_seconds": 0,
+            "predict_seconds": 7.5,
+            "forwards": 50,
+            "backwards": 50,
+            "peak_memory_mb": None,
+            "device_name": "cpu",
+        },
+        "data": {"digest": "sha256:aa", "seed": 0, "storage": "uint8", "profile": "imagenet224"},
+        "weights": {"digest": "sha256:bb"},
+        "env": {"torch": "2.14.1", "git_dirty": False, "cuda": None},
+        "predictions": f"predictions/{key}.npz",
+        "error": None,
+    }
+
+
+_ACCESS = {
+    "R": {"source": "none", "test": "none", "state": "fixed", "backprop": "none"},
+    "A": {"source": "none", "test": "stream", "state": "online", "backprop": "norm"},
+    "B": {"source": "statistics", "test": "stream", "state": "online", "backprop": "norm"},
+    "C": {"source": "none", "test": "pool", "state": "offline", "backprop": "full"},
+    "D": {"source": "labelled", "test": "pool", "state": "offline", "backprop": "full"},
+}
+
+
+class Results:
+    """A results folder under construction: `add` one record after another, read `records` or the `store`."""
+
+    def __init__(self, store: Store, content: Content, make_predictions: MakePredictions) -> None:
+        self.store = store
+        self._content = content
+        self._make_predictions = make_predictions
+        self._count = 0
+
+    def add(self, method: str, corruption: str | None = "fog", *, hits: Any = None, **fields: Any) -> Record:
+        """A done record whose metrics follow from its predictions, or a failed one if `error` is given."""
+        self._count += 1
+        key = f"{self._count:032x}"
+        ids = fields.pop("ids", None)
+        track = fields.get("track", "A")
+        made = None
+        if "error" in fields:
+            fields |= {"status": "failed", "metrics": None, "predictions": None, "cost": None}
+        else:
+            made = self._make_predictions(50 if hits is None else len(hits), hits=hits, seed=self._count, ids=ids)
+            fields = {
+                "metrics": score(made).model_dump(),
+                "predictions": f"predictions/{key}.npz",
+                "n": len(made),
+            } | fields
+        for name in ("data", "cost"):
+            if fields.get(name):
+                fields[name] = self._content[name] | fields[name]
+        record = Record.model_validate(
+            self._content
+            | {"key": key, "method": method, "corruption": corruption, "severity": 0 if corruption is None else 5}
+            | {"access": _ACCESS[track], "track": track}
+            | fields
+        )
+        self.store.write(record, made)
+        return record
+
+    @property
+    def records(self) -> list[Record]:
+        return self.store.records()
+
+
+@pytest.fixture
+def results(tmp_path: Any, content: Content, make_predictions: MakePredictions) -> Results:
+    return Results(Store(tmp_path / "results"), content, make_predictions)

@@ -1,0 +1,168 @@
+"""A record is consistent or it does not exist; its text gives it back exactly."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from leaderboards.record import Access, Record, RecordError
+from methods import table
+
+Content = dict[str, Any]
+
+LEVELS = {
+    "source": ("none", "statistics", "unlabelled", "labelled"),
+    "test": ("none", "image", "stream", "pool"),
+    "state": ("fixed", "episodic", "online", "offline"),
+    "backprop": ("none", "norm", "partial", "full"),
+}
+
+
+def changed(content: Content, **fields: Any) -> str:
+    return json.dumps(content | fields)
+
+
+def test_text_gives_the_record_back(content: Content) -> None:
+    record = Record.from_json(json.dumps(content))
+    assert Record.from_json(record.to_json()) == record
+    assert json.loads(record.to_json()) == content | {"data": content["data"] | {"labels_per_class": None}}
+    assert "\n" not in record.to_json()
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9 .:+|_-]{0,20}", fullmatch=True)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    options=st.dictionaries(names, st.dictionaries(names, json_values, max_size=3), max_size=3),
+    method=names,
+    part=st.none() | names,
+    severity=st.floats(0, 5),
+    accuracy=st.floats(0, 1),
+    nll=st.floats(0, 1e6),
+    env=st.dictionaries(names, st.none() | st.booleans() | st.text(max_size=20), max_size=3),
+)
+def test_every_valid_record_survives_its_text(content: Content, accuracy: float, nll: float, **fields: Any) -> None:
+    metrics = content["metrics"] | {"accuracy": accuracy, "nll": nll}
+    record = Record.model_validate(content | fields | {"metrics": metrics})
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_properties(content: Content) -> None:
+    record = Record.from_json(json.dumps(content))
+    assert not record.clean
+    assert record.error_rate == pytest.approx(0.57)
+    assert Record.from_json(changed(content, corruption=None, severity=0)).clean
+
+
+def test_a_failed_record_has_an_error_rate_of_none(content: Content) -> None:
+    failed = {"status": "failed", "metrics": None, "predictions": None, "cost": None, "error": "out of memory"}
+    assert Record.from_json(changed(content, **failed)).error_rate is None
+
+
+@pytest.mark.parametrize("fields", [
+    {"metrics": {"accuracy": 1.7, "nll": 1, "ece": 0, "brier": 0}},
+    {"metrics": {"accuracy": -0.1, "nll": 1, "ece": 0, "brier": 0}},
+    {"metrics": {"accuracy": 0.5, "nll": -1, "ece": 0, "brier": 0}},
+    {"metrics": {"accuracy": 0.5, "nll": 1, "ece": 1.1, "brier": 0}},
+    {"metrics": {"accuracy": 0.5, "nll": 1, "ece": 0, "brier": 2.1}},
+    {"metrics": {"accuracy": float("nan"), "nll": 1, "ece": 0, "brier": 0}},
+    {"metrics": {"accuracy": 0.5, "nll": float("inf"), "ece": 0, "brier": 0}},
+    {"metrics": {"accuracy": "0.5", "nll": 1, "ece": 0, "brier": 0}},
+    {"metrics": {"accuracy": 0.5, "nll": 1, "ece": 0}},
+    {"metrics": None},
+    {"cost": None},
+    {"n": 0},
+    {"n": 12.5},
+    {"seed": True},
+    {"unknown": 1},
+    {"key": "../../etc"},
+    {"key": "ABCDEF00"},
+    {"predictions": None},
+    {"predictions": "../predictions/0f.npz"},
+    {"predictions": "/etc/passwd"},
+    {"predictions": "predictions/../../secret.npz"},
+    {"predictions": "predictions/" + "0e" * 16 + ".npz"},
+    {"created": "yesterday"},
+    {"created": "2026-11-22T20:00:00"},
+    {"status": "running"},
+    {"status": "failed"},
+    {"status": "failed", "metrics": None, "predictions": None, "error": None},
+    {"status": "failed", "metrics": None, "predictions": None, "error": ""},
+    {"status": "failed", "metrics": None, "error": "out of memory"},
+    {"status": "failed", "predictions": None, "error": "out of memory"},
+    {"error": "but done"},
+    {"severity": 5.5},
+    {"severity": -1},
+    {"corruption": None},
+    {"track": "R"},
+    {"access": {"source": "none", "test": "everything", "state": "online", "backprop": "norm"}},
+    {"access": {"source": "none", "test": "stream", "state": "online"}},
+    {"limit": 0},
+    {"batch_size": 0},
+    {"options": {"tent": {"lr": float("nan")}}},
+    {"options": {"tent": {"lr": [1, {"deep": float("inf")}]}}},
+    {"options": {"tent": 1}},
+    {"method": ""},
+    {"method": "=1+1"},
+    {"method": "two\nlines"},
+    {"method": "ends with a line\n"},
+    {"env": {"torch": 2}},
+])  # fmt: skip
+def test_contradictions_and_impossible_values_are_refused(content: Content, fields: Content) -> None:
+    with pytest.raises(RecordError) as caught:
+        Record.from_json(changed(content, **fields))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "; " in message  # what is wrong, then what to do
+
+
+@pytest.mark.parametrize("field", [
+    "schema", "key", "created", "status", "method", "part", "access", "track", "shift", "corruption", "severity",
+    "model", "protocol", "split", "seed", "batch_size", "precision", "options", "limit", "n", "metrics", "cost", "data",
+    "weights", "env", "predictions", "error",
+])  # fmt: skip
+def test_every_field_is_required_in_text(content: Content, field: str) -> None:
+    del content[field]
+    with pytest.raises(RecordError):
+        Record.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"a": 1}', "\xff", "[" * 100_000])
+def test_text_that_is_no_record(text: str) -> None:
+    with pytest.raises(RecordError, match=r"not JSON|not a record"):
+        Record.from_json(text)
+
+
+@pytest.mark.parametrize("schema", [99, 0, "1", None, [1], {}])
+def test_another_schema_is_named(content: Content, schema: Any) -> None:
+    with pytest.raises(RecordError, match=r"schema .* is not known"):
+        Record.from_json(changed(content, schema=schema))
+
+
+def test_records_do_not_change(content: Content) -> None:
+    record = Record.from_json(json.dumps(content))
+    with pytest.raises(ValueError, match="frozen"):
+        record.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        record.metrics.accuracy = 1.0  # type: ignore[misc, union-attr]
+
+
+def test_tracks_are_those_of_the_table_of_methods() -> None:
+    for values in product(*LEVELS.values()):
+        original = table.Access(**dict(zip(LEVELS, values, strict=True)))  # type: ignore[arg-type]
+        assert Access.model_validate(original).track == original.track, values
