@@ -1,4 +1,4 @@
-"""The blur group: defocus, motion and zoom blur (Hendrycks and Dietterich 2019, arXiv:1903.12261)."""
+"""The blur group: defocus, glass, motion and zoom blur (Hendrycks and Dietterich 2019, arXiv:1903.12261)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from corruptions.catalog import Parameters
-from corruptions.kernels import correlate, disc, trail, whole_mirror
+from corruptions.kernels import blur, correlate, disc, trail, whole_mirror
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 
@@ -16,6 +16,56 @@ from corruptions.rng import Stream
 def defocus_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Correlation with a smoothed disc; borders mirrored at the edge pixel."""
     return correlate(images, disc(*parameters), whole_mirror).clamp_(0, 1)
+
+
+def draw_glass_blur(stream: Stream, size: Size, parameters: Parameters) -> Draws:
+    """Uniforms, one per sweep and pixel; each encodes the jump of its pixel (see `glass_jumps`)."""
+    _, _, sweeps = parameters
+    return {"uniform": stream.uniform(round(sweeps), *size)}
+
+
+def glass_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """Blur, truncate to 8 bits, let pixels copy near ones in a few sweeps, blur again."""
+    sigma, reach, _ = parameters
+    height, width = images.shape[-2:]
+    levels = (blur(images, sigma) * 255).add_(1e-4).floor_()
+    source = glass_map(*glass_jumps(draws["uniform"], max(1, round(reach))), max(1, round(reach)))
+    index = source.view(len(images), 1, -1).expand(-1, 3, -1)
+    moved = levels.flatten(2).gather(2, index).view(-1, 3, height, width).div_(255)
+    return blur(moved, sigma).clamp(0, 1)
+
+
+def glass_jumps(uniform: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Two offsets (down, right) in -reach .. reach - 1 from one uniform; the upper end is excluded, as published."""
+    cell = (uniform * (4 * reach * reach)).long()
+    return cell.div(2 * reach, rounding_mode="floor") - reach, cell.remainder(2 * reach) - reach
+
+
+def glass_map(down: Tensor, right: Tensor, reach: int) -> Tensor:
+    """Where each pixel of the result comes from: flat positions int64 [n, h * w], from jumps int64 [n, sweeps, h, w].
+
+    A sweep visits the pixels h - reach .. reach + 1 and w - reach .. reach + 1 backwards, and each copies the one at
+    its jump; the published code means to swap them, but both ends of its swap are views of one array. A pixel
+    that copies one visited before it receives what that one had just received. So a sweep is a forest of pointers
+    that lead forward, and following each pointer's pointer resolves it in a few rounds, exactly.
+    """
+    n, sweeps, height, width = down.shape
+    place = torch.arange(height * width, device=down.device)
+    row, column = place // width, place % width
+    inside = (row > reach) & (row <= height - reach) & (column > reach) & (column <= width - reach)
+    total = place.expand(n, -1)
+    for sweep in range(sweeps):
+        jump = (down[:, sweep] * width + right[:, sweep]).flatten(1)
+        source = torch.where(inside, place + jump, place)
+        if reach > 1:
+            # One step along a pointer, where the pixel copied from was visited earlier in this sweep.
+            visited = (source > place) & inside.take(source)
+            pointer = torch.where(visited, source, place)
+            while not torch.equal(further := pointer.gather(1, pointer), pointer):
+                pointer = further
+            source = source.gather(1, pointer)
+        total = total.gather(1, source)
+    return total
 
 
 def draw_motion_blur(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -44,11 +94,16 @@ def zoom_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     total = 2 * images
     turned = images.mT.contiguous()
     for factor in factors[1:]:
-        total += stretch(stretch(turned, factor).mT.contiguous(), factor)
+        total += zoomed(turned, factor)
     return total.div_(len(factors) + 1).clamp_(0, 1)
 
 
-def stretch(planes: Tensor, factor: float) -> Tensor:
+def zoomed(turned: Tensor, factor: float) -> Tensor:
+    """The centre of planes, enlarged to the same size: transposed [..., w, h] in, upright [..., h, w] out."""
+    return _stretched(_stretched(turned, factor).mT.contiguous(), factor)
+
+
+def _stretched(planes: Tensor, factor: float) -> Tensor:
     """The central rows of [..., h, w] enlarged to h rows: linear between the centres of the window's outer rows.
 
     Whole rows are copied, which is quicker than a general resampling, and every pixel is computed alike wherever it

