@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ Content = dict[str, Any]
 MakePredictions = Callable[..., Predictions]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_predictions() -> MakePredictions:
     """Predictions of given hits (or of random ones), with consistent probabilities over ten classes."""
 
@@ -45,6 +46,10 @@ def make_predictions() -> MakePredictions:
 @pytest.fixture
 def content() -> Content:
     """The fields of a valid done record, as JSON would hold them."""
+    return done_record()
+
+
+def done_record() -> Content:
     key = "0f" * 16
     return {
         "schema": 1,
@@ -135,6 +140,12 @@ class Results:
         return self.store.records()
 
 
+@pytest.fixture(scope="session")
+def new_results(make_predictions: MakePredictions) -> Callable[[Path], Results]:
+    """Makes an empty results folder at a path, for boards that many tests share."""
+    return lambda folder: Results(Store(folder), done_record(), make_predictions)
+
+
 @pytest.fixture
-def results(tmp_path: Any, content: Content, make_predictions: MakePredictions) -> Results:
-    return Results(Store(tmp_path / "results"), content, make_predictions)
+def results(tmp_path: Path, new_results: Callable[[Path], Results]) -> Results:
+    return new_results(tmp_path / "results")

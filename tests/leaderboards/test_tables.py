@@ -1,0 +1,164 @@
+"""Every way of showing a board says the same numbers; they are read back and compared."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from leaderboards import make_board, to_csv, to_json, to_markdown, to_terminal
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: Any, new_results: Any) -> Any:
+    results = new_results(tmp_path_factory.mktemp("board"))
+    rng = np.random.default_rng(0)
+    methods = [("source", None, "R"), ("tent", None, "A"), ("sar|x <b>[red]", None, "A"), ("selfsoup", "soup", "D")]
+    methods += [("selfsoup", f"ingredient:{name}", "D") for name in ("mae", "mmcr")]
+    for method, part, track in methods:
+        for seed in (0, 1):
+            for corruption in ("fog", "snow", None):
+                results.add(
+                    *(method, corruption),
+                    **{"part": part, "track": track, "seed": seed, "hits": rng.random(40) < rng.random()},
+                    cost={"fit_seconds": float(rng.random() * 100), "forwards": float(rng.random() * 100)},
+                )
+    results.add("lame", "fog", error="not finite\n| at all")
+    return make_board(results.records, results.store.predictions)
+
+
+def markdown_rows(text: str) -> list[dict[str, str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def terminal_text(board: Any, width: int, **options: Any) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(to_terminal(board, **options))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def shown(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def test_json_holds_the_whole_board_exactly(board: Any) -> None:
+    read = json.loads(to_json(board))
+    assert {name: read[name] for name in ("shift", "n", "level", "limit")} == {
+        "shift": board.shift, "n": board.n, "level": board.level, "limit": None,
+    }  # fmt: skip
+    assert read["seeds"] == [0, 1]
+    for row, again in zip(board.rows, read["rows"], strict=True):
+        assert again["access"] == row.access.model_dump()
+        assert again["per_corruption"] == dict(row.per_corruption)
+        assert again["keys"] == list(row.keys)
+        assert again["interval"] == (row.interval and {"low": row.interval.low, "high": row.interval.high})
+        for name in ("rank", "method", "part", "accuracy", "clean_accuracy", "ece", "forwards", "n", "incomplete"):
+            assert again[name] == getattr(row, name)
+
+
+def test_csv_gives_every_number_back_exactly(board: Any) -> None:
+    read = list(csv.DictReader(io.StringIO(to_csv(board, per_corruption=True))))
+    number = lambda text: float(text) if text else None  # noqa: E731
+    for row, again in zip(board.rows, read, strict=True):
+        assert (again["method"], again["part"], again["track"]) == (row.method, row.part or "", row.track)
+        assert again["rank"] == ("" if row.rank is None else str(row.rank))
+        assert again["seeds"] == " ".join(map(str, row.seeds))
+        assert again["access_test"] == row.access.test
+        assert again["incomplete"] == (row.incomplete or "")
+        for name in ("accuracy", "clean_accuracy", "ece", "fit_seconds", "forwards", "backwards", "n", "batch_size"):
+            assert number(again[name]) == getattr(row, name)
+        assert number(again["accuracy_low"]) == (row.interval and row.interval.low)
+        assert number(again["accuracy_high"]) == (row.interval and row.interval.high)
+        assert {name: number(again[f"accuracy:{name}"]) for name in board.corruptions} == row.per_corruption
+    assert not any("accuracy:" in name for name in next(csv.reader(io.StringIO(to_csv(board)))))
+
+
+def test_markdown_shows_the_numbers_of_the_csv(board: Any) -> None:
+    exact = list(csv.DictReader(io.StringIO(to_csv(board, per_corruption=True))))
+    number = lambda text: float(text) if text else None  # noqa: E731
+    rows = markdown_rows(to_markdown(board, per_corruption=True))
+    for row, line in zip(exact, rows, strict=True):
+        if row["accuracy"]:
+            limits = [shown(number(row[name])) for name in ("accuracy", "accuracy_low", "accuracy_high")]
+            assert line["accuracy"] == "{} [{}, {}]".format(*limits)
+        else:
+            assert line["accuracy"] == "incomplete"
+        assert line["clean"] == shown(number(row["clean_accuracy"]))
+        assert line["ECE"] == shown(number(row["ece"]))
+        assert line["rank"] == (row["rank"] or "–")
+        assert line["track"] == row["track"]
+        assert line["fit s"] == (f"{number(row['fit_seconds']):.1f}" if row["fit_seconds"] else "–")
+        assert line["forwards"] == (f"{number(row['forwards']):.1f}" if row["forwards"] else "–")
+        assert line["n"] == (row["n"] or "–")
+        assert line["seeds"] == str(len(row["seeds"].split()))
+        for name in board.corruptions:
+            assert line[name] == shown(number(row[f"accuracy:{name}"]))
+    assert "fog" not in rows[0].keys() - set(board.corruptions)
+    assert not set(board.corruptions) & set(markdown_rows(to_markdown(board))[0])
+
+
+def test_the_terminal_shows_the_cells_of_markdown(board: Any) -> None:
+    lines = terminal_text(board, 250, per_corruption=True).splitlines()
+    for row in markdown_rows(to_markdown(board, per_corruption=True)):
+        method = row["method"].replace("\\|", "|").replace("&lt;", "<")
+        titles = ("rank", "method", "track", "accuracy", "clean", "ECE", *board.corruptions)
+        titles += ("fit s", "forwards", "seeds", "n")
+        wanted = [method if title == "method" else row[title] for title in titles]
+        pattern = r"\s+".join(map(re.escape, wanted))
+        assert any(re.fullmatch(rf"\s*{pattern}\s*", line) for line in lines), wanted
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_keeps_every_number(board: Any, width: int) -> None:
+    text = terminal_text(board, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for row in board.rows:
+        if row.accuracy is not None:
+            assert f"{shown(row.accuracy)} [{shown(row.interval.low)}, {shown(row.interval.high)}]" in text
+
+
+@pytest.mark.parametrize("render", [to_markdown, lambda board: terminal_text(board, 200)])
+def test_failures_are_told_in_one_line(board: Any, render: Any) -> None:
+    (note,) = [line for line in render(board).splitlines() if line.startswith("- lame: ")]
+    assert note.replace("\\", "").startswith("- lame: fog at severity 5, seed 0, failed: not finite | at all (and ")
+
+
+@pytest.mark.parametrize("render", [to_markdown, lambda board: " ".join(terminal_text(board, 500).split())])
+def test_the_caption_says_what_is_compared(board: Any, render: Any) -> None:
+    caption = (
+        "imagenet-c · model resnet50.tv_in1k · protocol reset_each_shift · split disjoint · 2 corruptions at severity 5"
+        " · 40 images each · 2 seeds (0, 1) · 95 % intervals · batch 64"
+    )
+    assert render(board).startswith(caption)
+
+
+def test_limits_and_labels_are_told(results: Any) -> None:
+    results.add("tent", limit=50, data={"labels_per_class": 10})
+    text = to_markdown(make_board(results.records, results.store.predictions))
+    assert "10 labels per class" in text
+    assert "limited to 50 images: not for publication" in text
+
+
+def test_without_predictions_there_is_no_interval(results: Any) -> None:
+    record = results.add("tent", hits=[True] * 3 + [False])
+    board = make_board([record])
+    (line,) = markdown_rows(to_markdown(board))
+    assert (line["accuracy"], line["rank"]) == ("75.0", "–")
+    assert json.loads(to_json(board))["rows"][0]["interval"] is None
+
+
+def test_access_is_told_in_words(board: Any) -> None:
+    words = {row["method"]: row["access"] for row in markdown_rows(to_markdown(board))}
+    assert words["source"] == "no test data, fixed"
+    assert words["tent"] == "stream, online, norm backprop"
+    assert words["selfsoup (soup)"] == "pool, labelled source, offline, full backprop"
+    assert "D: pool, labelled source, offline, full backprop (selfsoup)" in terminal_text(board, 200)
