@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from leaderboards import BoardError, make_board, make_boards
-from leaderboards.boards import BoardRow
 from leaderboards.uncertainty import Outcomes, image_scores, mean_accuracy_interval
 
 
@@ -17,7 +16,7 @@ def hits(accuracy: float, n: int = 100) -> list[bool]:
     return [i < round(accuracy * n) for i in range(n)]
 
 
-def row_of(board: Any, method: str, part: str | None = None) -> BoardRow:
+def row_of(board: Any, method: str, part: str | None = None) -> Any:
     (row,) = [row for row in board.rows if (row.method, row.part) == (method, part)]
     return row
 

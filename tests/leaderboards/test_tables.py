@@ -33,6 +33,10 @@ def board(tmp_path_factory: Any, new_results: Any) -> Any:
     return make_board(results.records, results.store.predictions)
 
 
+def number(text: str) -> float | None:
+    return float(text) if text else None
+
+
 def markdown_rows(text: str) -> list[dict[str, str]]:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
@@ -66,7 +70,6 @@ def test_json_holds_the_whole_board_exactly(board: Any) -> None:
 
 def test_csv_gives_every_number_back_exactly(board: Any) -> None:
     read = list(csv.DictReader(io.StringIO(to_csv(board, per_corruption=True))))
-    number = lambda text: float(text) if text else None  # noqa: E731
     for row, again in zip(board.rows, read, strict=True):
         assert (again["method"], again["part"], again["track"]) == (row.method, row.part or "", row.track)
         assert again["rank"] == ("" if row.rank is None else str(row.rank))
@@ -83,7 +86,6 @@ def test_csv_gives_every_number_back_exactly(board: Any) -> None:
 
 def test_markdown_shows_the_numbers_of_the_csv(board: Any) -> None:
     exact = list(csv.DictReader(io.StringIO(to_csv(board, per_corruption=True))))
-    number = lambda text: float(text) if text else None  # noqa: E731
     rows = markdown_rows(to_markdown(board, per_corruption=True))
     for row, line in zip(exact, rows, strict=True):
         if row["accuracy"]:
