@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from methods.base import Unsupported
+
 # timm writes its RMS norms from nn.Module, and which of them exist depends on timm's version.
 _TIMM_NAMES = ("RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d")
 _TIMM_LAYERS: tuple[type[nn.Module], ...] = tuple(
@@ -92,7 +94,7 @@ def blend_statistics(model: nn.Module, source_share: float) -> int:
     `source_share` is in [0, 1]. The variance of the current batch is the unbiased one, and no gradient flows through
     the statistics (Schneider et al. 2020, arXiv:2006.16971, as released with MEMO). Where the current input has one
     value per channel the source statistics are used alone. The layers hold their source statistics again after each
-    forward pass. Raises ValueError for a share out of range or a layer without source statistics.
+    forward pass. Raises ValueError for a share out of range, Unsupported for a layer without source statistics.
     """
     if not 0.0 <= source_share <= 1.0:
         raise ValueError(f"source_share must lie in [0, 1], not {source_share}")
@@ -100,7 +102,7 @@ def blend_statistics(model: nn.Module, source_share: float) -> int:
     for layer in layers:
         mean, variance = layer.running_mean, layer.running_var
         if mean is None or variance is None:
-            raise ValueError(
+            raise Unsupported(
                 "a BatchNorm layer has no source statistics to blend with; use a model trained with track_running_stats"
             )
         layer.register_forward_pre_hook(partial(_blend, source=(mean, variance), source_share=source_share))

@@ -1,0 +1,327 @@
+"""AugMix as MEMO specifies it, for many images and views at once, on the device the images are on.
+
+Hendrycks et al. 2020, arXiv:1912.02781, with the operations and strengths of the code released with Zhang et al.
+2022, arXiv:2110.09506: the nine operations that do not overlap with the ImageNet-C corruptions, at severity 1.
+Operations work on 8-bit values as PIL's do. All randomness comes in as uniform numbers, a fixed count for each view, so
+the views of an image do not depend on the batch it came in, on the device, or on how other views turned out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+Crop = Literal["resized", "padded", "none"]
+
+CHAINS = 3
+DEPTH = 3
+# What a shift or rotation leaves empty: PIL reads the fill colour 128 of the release as this red.
+FILL = (128.0, 0.0, 0.0)
+PADDING = 4
+
+_TRIES = 10
+# Columns of the uniform numbers of one view.
+_FLIP, _AREAS, _RATIOS, _PLACE, _MIX, _WEIGHTS, _DEPTHS, _OPERATIONS = (
+    slice(start, stop)
+    for start, stop in [
+        (0, 1),
+        (1, 11),
+        (11, 21),
+        (21, 23),
+        (23, 24),
+        (24, 27),
+        (27, 30),
+        (30, 30 + 3 * CHAINS * DEPTH),
+    ]
+)
+UNIFORMS = _OPERATIONS.stop
+
+
+def draw(images: int, views: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers for the views of images in order: [images, views, UNIFORMS] in [0, 1), on the generator's device.
+
+    From a CPU generator, the numbers of an image depend only on how many images came before it.
+    """
+    return torch.rand(images, views, UNIFORMS, generator=generator, device=generator.device)
+
+
+@torch.no_grad()
+def augmix(images: Tensor, uniforms: Tensor, *, crop: Crop = "resized", flip: bool = True) -> Tensor:
+    """AugMix views of images.
+
+    Args:
+        images: float [n, 3, h, w] in [0, 1], rounded to 8 bits first.
+        uniforms: [n, views, UNIFORMS] from `draw`.
+        crop: what comes before the chains: "resized" (area 0.08-1 and aspect 3/4-4/3, stretched to h x w: ImageNet),
+            "padded" (h x w out of the image padded with 4 black pixels: CIFAR), or "none".
+        flip: mirror each view with probability one half.
+
+    Returns:
+        float [n, views, 3, h, w] in [0, 1]: m x0 + (1 - m) sum_i w_i x_i for the cropped view x0, three chains x_i of
+        one to three operations, m from Beta(1, 1) and w from Dirichlet(1, 1, 1).
+    """
+    n, _, height, width = images.shape
+    views = uniforms.shape[1]
+    rows = uniforms.reshape(n * views, UNIFORMS).cpu().double()
+    pixels = images.clamp(0, 1).mul(255).round().repeat_interleave(views, dim=0)
+    start = _BOXES[crop](pixels, rows, flip)
+    chains = _run_chains(start.to(torch.uint8).repeat_interleave(CHAINS, dim=0), rows)
+    mixed = _mix(start, chains.view(n * views, CHAINS, 3, height, width), rows)
+    return mixed.view(n, views, 3, height, width)
+
+
+def _mix(start: Tensor, chains: Tensor, rows: Tensor) -> Tensor:
+    # Dirichlet(1, 1, 1) is three exponentials over their sum; one minus a number of [0, 1) is never zero.
+    exponentials = -torch.log1p(-rows[:, _WEIGHTS]) + 1e-12
+    weights = exponentials / exponentials.sum(1, keepdim=True)
+    share = rows[:, _MIX]
+    parts = torch.cat([share, (1 - share) * weights], dim=1).float().div(255).to(start.device)
+    mixed = start * parts[:, 0, None, None, None]
+    for chain in range(CHAINS):
+        mixed += chains[:, chain] * parts[:, chain + 1, None, None, None]
+    return mixed.clamp_(0, 1)
+
+
+def _run_chains(pixels: Tensor, rows: Tensor) -> Tensor:
+    """One to three operations on each chain: pixels uint8 [n * CHAINS, 3, h, w], changed in place."""
+    depths = _integers(rows[:, _DEPTHS], DEPTH).flatten() + 1
+    drawn = rows[:, _OPERATIONS].reshape(-1, DEPTH, 3)
+    kinds = _integers(drawn[..., 0], len(OPERATIONS))
+    levels = 0.1 + 0.9 * drawn[..., 1]
+    signs = torch.where(drawn[..., 2] > 0.5, -1.0, 1.0)
+    for step in range(DEPTH):
+        for kind, operation in enumerate(OPERATIONS.values()):
+            # Found on the CPU, where the numbers are: asking the device would wait for it.
+            chosen = torch.nonzero((kinds[:, step] == kind) & (depths > step)).flatten()
+            if len(chosen):
+                where = chosen.to(pixels.device)
+                before = pixels.index_select(0, where)
+                pixels.index_copy_(0, where, operation(before, levels[chosen, step], signs[chosen, step]))
+    return pixels
+
+
+def _integers(uniforms: Tensor, count: int) -> Tensor:
+    return (uniforms * count).long().clamp_(max=count - 1)
+
+
+# Operations: uint8 [n, 3, h, w], level float64 [n] in [0.1, 1] and sign float64 [n] (-1 or 1), both on the CPU.
+
+
+def autocontrast(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Stretch each channel's range to 0..255."""
+    present = _histograms(pixels) > 0
+    values = torch.arange(256, device=pixels.device)
+    low = torch.where(present, values, 255).amin(-1)
+    high = torch.where(present, values, 0).amax(-1)
+    return _look_up(pixels, _stretches(pixels.device)[low, high])
+
+
+@lru_cache(maxsize=4)
+def _stretches(device: torch.device) -> Tensor:
+    """PIL's table for each lowest and highest value, uint8 [256, 256, 256]; in float64, whose rounding it keeps."""
+    low = torch.arange(256, dtype=torch.float64).view(256, 1, 1)
+    high = torch.arange(256, dtype=torch.float64).view(1, 256, 1)
+    values = torch.arange(256, dtype=torch.float64)
+    # A tensor, since a number divided by a tensor is a product with the reciprocal, which rounds otherwise.
+    scale = torch.full_like(low, 255.0) / (high - low).clamp(min=1)
+    stretched = (values * scale + -low * scale).trunc_().clamp_(0, 255)
+    return torch.where(high > low, stretched, values).to(torch.uint8).to(device)
+
+
+def equalize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Flatten each channel's histogram."""
+    counts = _histograms(pixels)
+    values = torch.arange(256, device=pixels.device)
+    last = torch.where(counts > 0, values, 0).amax(-1, keepdim=True)
+    step = (counts.sum(-1, keepdim=True) - counts.gather(-1, last)) // 255
+    below = counts.cumsum(-1) - counts
+    flat = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
+    return _look_up(pixels, torch.where(step > 0, flat, values).to(torch.uint8))
+
+
+def posterize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Keep the 4 highest bits: 4 - int(0.4 level), and the level never exceeds 1."""
+    return pixels & 0b11110000
+
+
+def solarize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Invert values of 256 - int(25.6 level) and above."""
+    threshold = (256 - (25.6 * level).long()).to(torch.int16).to(pixels.device).view(-1, 1, 1, 1)
+    return torch.where(pixels < threshold, pixels, 255 - pixels)
+
+
+def rotate(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Turn by int(3 level) degrees about the centre, counter-clockwise for a positive sign."""
+    height, width = pixels.shape[-2:]
+    angle = -torch.deg2rad(sign * (3 * level).long())
+    cos, sin = angle.cos(), angle.sin()
+    x, y = width / 2, height / 2
+    return _affine(pixels, [cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y])
+
+
+def shear_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Shift each row by 0.03 level times its height."""
+    return _affine(pixels, [1, 0.03 * level * sign, 0, 0, 1, 0])
+
+
+def shear_y(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Shift each column by 0.03 level times its distance from the left."""
+    return _affine(pixels, [1, 0, 0, 0.03 * level * sign, 1, 0])
+
+
+def translate_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Shift by int(level * width / 30) pixels along the rows."""
+    shift = (sign * (level * pixels.shape[-1] / 30).long()).long()
+    return _shifted(pixels, torch.zeros_like(shift), shift, FILL)
+
+
+def translate_y(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+    """Shift by int(level * height / 30) pixels along the columns."""
+    shift = (sign * (level * pixels.shape[-2] / 30).long()).long()
+    return _shifted(pixels, shift, torch.zeros_like(shift), FILL)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    operation.__name__: operation
+    for operation in (
+        autocontrast,
+        equalize,
+        posterize,
+        rotate,
+        solarize,
+        shear_x,
+        shear_y,
+        translate_x,
+        translate_y,
+    )
+}
+
+
+def _histograms(pixels: Tensor) -> Tensor:
+    """Counts of each 8-bit value: [n, 3, h, w] -> int64 [n, 3, 256]."""
+    n, channels = pixels.shape[:2]
+    table = torch.arange(n * channels, device=pixels.device).mul_(256).view(n, channels, 1)
+    index = (pixels.flatten(2).long() + table).flatten()
+    counts = torch.zeros(n * channels * 256, dtype=torch.int64, device=pixels.device)
+    counts.scatter_add_(0, index, torch.ones_like(index))
+    return counts.view(n, channels, 256)
+
+
+def _look_up(pixels: Tensor, tables: Tensor) -> Tensor:
+    """Replace each value by its entry in the table of its image and channel, uint8 [n, 3, 256]."""
+    return tables.gather(2, pixels.flatten(2).long()).view_as(pixels)
+
+
+def _affine(pixels: Tensor, matrix: list[Tensor | float]) -> Tensor:
+    """Read each output pixel from a x + b y + c, d x + e y + f, bilinearly; FILL where that lies outside the image.
+
+    Coordinates are those of pixel centres, x + 1/2. Values are cut, not rounded, to 8 bits, as PIL does.
+    """
+    n, _, height, width = pixels.shape
+    a, b, c, d, e, f = (
+        torch.as_tensor(entry, dtype=torch.float64).expand(n).float().to(pixels.device).view(n, 1, 1)
+        for entry in matrix
+    )
+    x, y = _centres(width, pixels.device), _centres(height, pixels.device).view(-1, 1)
+    xs, ys = a * x + b * y + c, d * x + e * y + f
+    inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
+    # The addend keeps whole values whole: coordinates in float32 are off by some 1e-5 pixels, times 255 levels.
+    read = (_bilinear(pixels.float(), xs, ys) + 0.004).floor_().clamp_(0, 255)
+    fill = torch.tensor(FILL, device=pixels.device).view(1, 3, 1, 1)
+    return torch.where(inside[:, None], read, fill).to(torch.uint8)
+
+
+def _shifted(pixels: Tensor, down: Tensor, right: Tensor, fill: tuple[float, float, float]) -> Tensor:
+    """Read each pixel from whole pixels further down and right, int64 [n] on the CPU; `fill` outside the image."""
+    height, width = pixels.shape[-2:]
+    y = torch.arange(height, device=pixels.device) + down.to(pixels.device).view(-1, 1)
+    x = torch.arange(width, device=pixels.device) + right.to(pixels.device).view(-1, 1)
+    inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
+    of_rows = y.clamp(0, height - 1)[:, None, :, None].expand(-1, 3, -1, width)
+    of_columns = x.clamp(0, width - 1)[:, None, None, :].expand(-1, 3, height, -1)
+    colour = torch.tensor(fill, device=pixels.device).to(pixels.dtype).view(1, 3, 1, 1)
+    return torch.where(inside, pixels.gather(2, of_rows).gather(3, of_columns), colour)
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    return torch.arange(size, dtype=torch.float32, device=device) + 0.5
+
+
+def _bilinear(values: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Values at coordinates in pixels (centres at one half), the edge pixels continued: xs, ys [n, h, w]."""
+    height, width = values.shape[-2:]
+    grid = torch.stack([xs * (2 / width) - 1, ys * (2 / height) - 1], dim=-1)
+    return grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+# Crops: float pixels [n, 3, h, w] with whole values 0..255 to the same, and the uniform numbers [n, UNIFORMS] of each.
+
+
+def _resized(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
+    top, left, tall, wide = (edge.float().to(pixels.device).view(-1, 1) for edge in _boxes(rows, *pixels.shape[-2:]))
+    height, width = pixels.shape[-2:]
+    x = _mirrored(_centres(width, pixels.device), rows, flip, width)
+    y = _centres(height, pixels.device)
+    # The edges of the box are continued, not the picture beyond them: the crop comes before the stretch.
+    xs = left + (x * wide / width).clamp(min=0.5).minimum(wide - 0.5)
+    ys = top + (y * tall / height).clamp(min=0.5).minimum(tall - 0.5)
+    # PIL stretches rows, rounds, then stretches columns; a level that is off would be magnified by later operations.
+    stretched = _nearest_levels(_bilinear(pixels, *_crossed(xs, _centres(height, pixels.device).expand(len(xs), -1))))
+    return _nearest_levels(_bilinear(stretched, *_crossed(_centres(width, pixels.device).expand(len(xs), -1), ys)))
+
+
+def _nearest_levels(values: Tensor) -> Tensor:
+    # Halves go up, also those that coordinates in float32 put just below.
+    return (values + 0.504).floor_().clamp_(0, 255)
+
+
+def _boxes(rows: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height and width of a crop of random area and aspect: the first of ten that fits, or the centre."""
+    area = height * width * (0.08 + 0.92 * rows[:, _AREAS])
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    aspect = torch.exp(low + (high - low) * rows[:, _RATIOS])
+    wide, tall = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
+    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+    first = fits.long().argmax(1, keepdim=True)
+    found = fits.any(1)
+    wide = torch.where(found, wide.gather(1, first).flatten(), min(width, round(height * 4 / 3)))
+    tall = torch.where(found, tall.gather(1, first).flatten(), min(height, round(width / (3 / 4))))
+    place = rows[:, _PLACE]
+    top = torch.where(found, ((height - tall + 1) * place[:, 0]).floor(), ((height - tall) / 2).floor())
+    left = torch.where(found, ((width - wide + 1) * place[:, 1]).floor(), ((width - wide) / 2).floor())
+    return top, left, tall, wide
+
+
+def _padded(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
+    down, right = (_integers(rows[:, _PLACE], 2 * PADDING + 1) - PADDING).unbind(1)
+    return _whole(_shifted(pixels, down, right, (0.0, 0.0, 0.0)), rows, flip)
+
+
+def _whole(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
+    if not flip:
+        return pixels
+    mirror = (rows[:, _FLIP] < 0.5).to(pixels.device).view(-1, 1, 1, 1)
+    return torch.where(mirror, pixels.flip(-1), pixels)
+
+
+def _mirrored(x: Tensor, rows: Tensor, flip: bool, width: int) -> Tensor:
+    """Column centres to read from, [n, w]: those from the right where a view is flipped."""
+    if not flip:
+        return x.expand(len(rows), -1)
+    mirror = (rows[:, _FLIP] < 0.5).to(x.device)
+    return torch.where(mirror, width - x, x)
+
+
+def _crossed(xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of every pixel from those of its column [n, w] and row [n, h]."""
+    size = (len(xs), ys.shape[1], xs.shape[1])
+    return xs[:, None, :].expand(size), ys[:, :, None].expand(size)
+
+
+_BOXES: dict[Crop, Callable[[Tensor, Tensor, bool], Tensor]] = {"resized": _resized, "padded": _padded, "none": _whole}
