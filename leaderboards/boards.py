@@ -101,7 +101,7 @@ def make_board(
     predictions: ReadPredictions | None = None,
     *,
     level: float = 0.95,
-    resamples: int = 10_000,
+    resamples: int = 4000,
     seed: int = 0,
 ) -> Board:
     """The board of records that may be compared; `predictions` reads those of a record and gives intervals and ranks.
@@ -142,7 +142,7 @@ def make_boards(
     predictions: ReadPredictions | None = None,
     *,
     level: float = 0.95,
-    resamples: int = 10_000,
+    resamples: int = 4000,
     seed: int = 0,
 ) -> dict[str, Board]:
     """One board for each model by its name, since numbers of different models are never in one list."""

@@ -70,7 +70,7 @@ def rank(
     for lines in tracks.values():
         pairs = list(combinations(lines, 2))
         # The smallest p-value that resampling can give must survive the correction over this many pairs.
-        draws = max(resampling.resamples, 100 * len(pairs))
+        draws = max(resampling.resamples, int(4 * len(pairs) / (1 - resampling.level)))
         differences = [paired_difference(scores[a], scores[b], resamples=draws, seed=resampling.seed) for a, b in pairs]
         ranks.update(dict.fromkeys(lines, 1))
         for (a, b), difference, p in zip(pairs, differences, holm([d.p for d in differences]), strict=True):
