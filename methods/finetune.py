@@ -168,29 +168,28 @@ def linear_probe(features: Tensor, labels: Tensor, classes: int, *, l2: float = 
     """
     if l2 <= 0:
         raise ValueError(f"l2 must be positive, not {l2}")
-    with torch.enable_grad():
-        raw = features.detach().double()
-        labels = labels.to(raw.device)
-        mean, deviation = raw.mean(0), raw.std(0, unbiased=False) + _SMALLEST_DEVIATION
-        standard = (raw - mean) / deviation
-        weight = torch.zeros(classes, raw.shape[1], dtype=raw.dtype, device=raw.device, requires_grad=True)
-        bias = torch.zeros(classes, dtype=raw.dtype, device=raw.device, requires_grad=True)
-        optimiser = torch.optim.LBFGS(
-            [weight, bias],
-            max_iter=500,
-            tolerance_grad=1e-7,
-            tolerance_change=1e-12,
-            history_size=20,
-            line_search_fn="strong_wolfe",
-        )
+    raw = features.detach().double()
+    labels = labels.to(raw.device)
+    mean, deviation = raw.mean(0), raw.std(0, unbiased=False) + _SMALLEST_DEVIATION
+    standard = (raw - mean) / deviation
+    weight = torch.zeros(classes, raw.shape[1], dtype=raw.dtype, device=raw.device, requires_grad=True)
+    bias = torch.zeros(classes, dtype=raw.dtype, device=raw.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=500,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-12,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
 
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            loss = F.cross_entropy(F.linear(standard, weight, bias), labels) + l2 / 2 * weight.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(F.linear(standard, weight, bias), labels) + l2 / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
 
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     folded = weight.detach() / deviation
     return folded.float(), (bias.detach() - folded @ mean).float()
 

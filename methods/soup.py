@@ -34,6 +34,9 @@ def uniform_soup(
     """
 
     def mean(tensors: Sequence[Tensor]) -> Tensor:
+        if all(torch.equal(tensor, tensors[0]) for tensor in tensors):
+            # Frozen tensors, and float64 ones whose sum would round.
+            return tensors[0].clone()
         total = reduce(torch.add, [tensor.double() for tensor in tensors])
         return (total / len(tensors)).to(tensors[0].dtype)
 

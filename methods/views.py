@@ -24,7 +24,7 @@ class Views:
     - crop: area a fraction `scale` of the image, width / height log-uniform in `ratio`, whole pixels, resized back to
       h x w by bicubic interpolation (a = -0.5, the kernel cut at the border of the crop and renormalised, as PIL does);
       a crop is never larger than the image, so no antialiasing is needed. Ten attempts, then the largest centred crop
-      with an allowed ratio. `scale` and `ratio` of (1, 1) keep the image.
+      with an allowed ratio. `scale` and `ratio` of (1, 1) keep a square image.
     - flip: left to right, with probability one half;
     - three_augment: exactly one of grayscale, solarisation (values of 128 and more are inverted) and Gaussian blur
       with a deviation uniform in `blur`, in pixels (the kernel renormalised at the border);

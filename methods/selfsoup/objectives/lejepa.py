@@ -45,7 +45,7 @@ class Config:
 def prediction_loss(embeddings: Tensor) -> Tensor:
     """Mean squared distance of each view from the mean of an image's views: [views, n, k] to a scalar.
 
-    Gradient flows through the mean too.
+    Gradient flows through the mean too, which changes nothing: deviations from it sum to zero.
     """
     return (embeddings - embeddings.mean(0)).square().mean()
 

@@ -1,0 +1,189 @@
+"""Views against torchvision, scipy and closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter1d
+from scipy.stats import ks_2samp
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as tv
+
+from methods.views import (
+    Views,
+    blend_gray,
+    colour_jitter,
+    crop_boxes,
+    gaussian_blur,
+    resample,
+    resampling,
+)
+
+NOTHING = Views(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=False, three_augment=False, jitter=0.0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(count: int = 16, height: int = 24, width: int = 24, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (count, 3, height, width), generator=seeded(seed), dtype=torch.uint8)
+
+
+def test_views_are_unit_floats_of_the_same_size_and_follow_the_generator() -> None:
+    images = pictures()
+    one, same, other = Views()(images, seeded(1)), Views()(images, seeded(1)), Views()(images, seeded(2))
+    assert one.shape == images.shape
+    assert one.dtype == torch.float32
+    assert 0 <= float(one.min()) < float(one.max()) <= 1
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_each_image_has_its_own_draws() -> None:
+    views = Views()(pictures(1).expand(32, -1, -1, -1), seeded())
+    assert len(torch.unique(views.flatten(1), dim=0)) == 32
+
+
+def test_a_view_does_not_depend_on_its_neighbours() -> None:
+    images = pictures()
+    changed = images.clone()
+    changed[1:] = 255 - changed[1:]
+    assert torch.equal(Views()(images, seeded())[0], Views()(changed, seeded())[0])
+
+
+def test_nothing_to_do_gives_the_image() -> None:
+    images = pictures()
+    assert torch.allclose(NOTHING(images, seeded()), images / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (17, 30)])
+def test_crops_equal_torchvision_bicubic(height: int, width: int) -> None:
+    images = pictures(40, height, width)
+    top, left, tall, wide = crop_boxes(
+        torch.rand(40, 40, generator=seeded()), height, width, (0.08, 1.0), (3 / 4, 4 / 3)
+    )
+    ours = resample(images, resampling(top, tall, height) / 255, resampling(left, wide, width))
+    for index in range(len(images)):
+        box = [int(each[index]) for each in (top, left, tall, wide)]
+        theirs = tv.resized_crop(
+            images[index].float() / 255, *box, [height, width], InterpolationMode.BICUBIC, antialias=True
+        )
+        assert torch.allclose(ours[index], theirs, atol=2e-6), box
+
+
+def test_crop_boxes_are_distributed_as_torchvision_draws_them() -> None:
+    scale, ratio, count = (0.08, 1.0), (3 / 4, 4 / 3), 3000
+    ours = torch.stack(crop_boxes(torch.rand(40, count, generator=seeded()), 32, 40, scale, ratio)).numpy()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        picture = torch.zeros(3, 32, 40)
+        theirs = np.array([RandomResizedCrop.get_params(picture, list(scale), list(ratio)) for _ in range(count)]).T
+    assert (ours == np.round(ours)).all()
+    assert (ours[0] >= 0).all()
+    assert (ours[0] + ours[2] <= 32).all()
+    assert (ours[1] + ours[3] <= 40).all()
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert ks_2samp(mine, reference).pvalue > 1e-3
+    assert ks_2samp(ours[2] * ours[3], theirs[2] * theirs[3]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 32), (32, 8)])
+def test_impossible_crops_fall_back_to_the_centre(height: int, width: int) -> None:
+    ours = crop_boxes(torch.rand(40, 5, generator=seeded()), height, width, (1.0, 1.0), (3 / 4, 4 / 3))
+    theirs = RandomResizedCrop.get_params(torch.zeros(3, height, width), [1.0, 1.0], [3 / 4, 4 / 3])
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert mine.tolist() == [reference] * 5
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    images = pictures(400, 8, 8)
+    views = Views((1.0, 1.0), (1.0, 1.0), flip=True, three_augment=False, jitter=0.0)(images, seeded()) * 255
+    kept = torch.isclose(views, images.float(), atol=1e-3).flatten(1).all(1)
+    mirrored = torch.isclose(views, images.flip(3).float(), atol=1e-3).flatten(1).all(1)
+    assert (kept ^ mirrored).all()
+    assert 150 < int(mirrored.sum()) < 250  # five deviations
+
+
+@pytest.mark.parametrize("deviation", [0.1, 0.7, 2.0])
+def test_blur_equals_a_renormalised_gaussian_filter(deviation: float) -> None:
+    signal = torch.rand(19, dtype=torch.float64, generator=seeded()).numpy()
+
+    def blur(values: np.ndarray) -> np.ndarray:
+        return gaussian_filter1d(values, deviation, mode="constant", truncate=20.0)
+
+    ours = gaussian_blur(torch.tensor([deviation], dtype=torch.float64), 19)[0].numpy() @ signal
+    assert np.allclose(ours, blur(signal) / blur(np.ones(19)), atol=1e-6)
+
+
+def test_colour_jitter_equals_torchvision_in_this_order() -> None:
+    images = pictures(12).float() / 255
+    factors = 0.2 + 1.6 * torch.rand(3, 12, generator=seeded())
+    ours = colour_jitter(images, *factors)
+    for index, image in enumerate(images):
+        brightness, contrast, saturation = (float(each[index]) for each in factors)
+        theirs = tv.adjust_brightness(image, brightness)
+        theirs = tv.adjust_saturation(tv.adjust_contrast(theirs, contrast), saturation)
+        assert torch.allclose(ours[index], theirs, atol=1e-5)
+
+
+def test_jitter_factors_span_their_interval() -> None:
+    flat = torch.full((2000, 3, 4, 4), 100, dtype=torch.uint8)
+    bright = Views((1.0, 1.0), (1.0, 1.0), flip=False, three_augment=False, jitter=0.3)(flat, seeded())
+    # A flat gray image shows the brightness factor alone.
+    factors = bright[:, 0, 0, 0] * 255 / 100
+    assert 0.7 - 1e-3 <= float(factors.min()) < 0.705
+    assert 1.295 < float(factors.max()) <= 1.3 + 1e-3
+
+
+def test_blending_with_gray() -> None:
+    images = pictures(4).float() / 255
+    gray = tv.rgb_to_grayscale(images, 3)
+    assert torch.allclose(blend_gray(images, torch.zeros(4)), gray, atol=1e-6)
+    assert torch.allclose(blend_gray(images, torch.ones(4)), images, atol=1e-6)
+    assert torch.allclose(blend_gray(images, torch.full((4,), 0.25)), 0.25 * images + 0.75 * gray, atol=1e-6)
+
+
+def test_three_augment_is_exactly_one_of_three() -> None:
+    images = pictures(300, 12, 12)
+    images[:, :, 0, 0] = torch.tensor([127, 128, 129], dtype=torch.uint8)
+    views = Views((1.0, 1.0), (1.0, 1.0), flip=False, jitter=0.0)(images, seeded()) * 255
+    gray = torch.isclose(views, tv.rgb_to_grayscale(images.float(), 3), atol=1e-2).flatten(1).all(1)
+    solarised = torch.isclose(views, tv.solarize(images, 128).float(), atol=1e-2).flatten(1).all(1)
+    assert not (gray & solarised).any()
+    for share in (gray, solarised, ~gray & ~solarised):
+        assert 60 < int(share.sum()) < 140  # five deviations
+    flat = torch.full((300, 3, 12, 12), 100, dtype=torch.uint8)
+    assert torch.allclose(Views((1.0, 1.0), (1.0, 1.0), jitter=0.0)(flat, seeded()) * 255, flat.float(), atol=1e-2)
+
+
+def test_blur_deviations_span_their_interval() -> None:
+    # The spread of one bright pixel is the squared deviation; 120 stays below the solarisation threshold.
+    images = torch.zeros(600, 3, 31, 31, dtype=torch.uint8)
+    images[:, :, 15, 15] = 120
+    views = Views((1.0, 1.0), (1.0, 1.0), flip=False, jitter=0.0, blur=(0.6, 2.0))(images, seeded())[:, 0].double()
+    offsets = torch.arange(31) - 15.0
+    mass = views.sum((1, 2))
+    for axis in (1, 2):
+        deviations = ((views.sum(axis) * offsets.square()).sum(1) / mass).sqrt()
+        blurred = deviations[deviations > 1e-3]
+        assert 140 < len(blurred) < 260
+        assert 0.59 < float(blurred.min()) < 0.65
+        assert 1.95 < float(blurred.max()) < 2.01
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.5, 1.5)},
+        {"ratio": (2.0, 1.0)},
+        {"jitter": 1.5},
+        {"blur": (0.0, 1.0)},
+    ],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, tuple[float, float]]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Views(**wrong)  # type: ignore[arg-type]
