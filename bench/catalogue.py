@@ -34,7 +34,7 @@ def _shifts() -> Rows:
 def _corruptions() -> Rows:
     return [
         {"name": name, **{key: getattr(corruptions.describe(name), key) for key in ("suite", "group", "summary")}}
-        for name in corruptions.names("all")
+        for name in corruptions.names()
     ]
 
 

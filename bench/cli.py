@@ -45,16 +45,21 @@ def start() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-@app.callback()
-def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    """Benchmark test-time adaptation under distribution shift. Start with: bench run --demo"""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from bench import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Benchmark test-time adaptation under distribution shift. Start with: bench run --demo"""
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,8 @@ from bench.reading import open_records
 from bench.registry import parse_setting
 from bench.spec import RunSpec, make_spec, read_run_file
 from bench.watch import Watcher
+
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 def run_spec(
@@ -138,6 +141,7 @@ class RunProgress(Watcher):
         )
         self._task: Any = None
         self._total = self._count = 0
+        self._spoke = 0.0
 
     def __enter__(self) -> RunProgress:
         if self._console.is_terminal:
@@ -159,7 +163,11 @@ class RunProgress(Watcher):
     def finished(self, label: str, error: Exception | None) -> None:
         self._count += 1
         self._bar.advance(self._task)
-        if not self._console.is_terminal:
+        if self._console.is_terminal:
+            return
+        now = time.monotonic()
+        if error or self._count == self._total or now - self._spoke >= _SECONDS_BETWEEN_LINES:
+            self._spoke = now
             _say(f"[{self._count}/{self._total}] {label}" + (f" FAILED: {error}" if error else ""))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -82,26 +83,31 @@ def _plugin(path: str) -> Row:
     return Row(f"{Path(file).name}:{name}", kind, f"{Path(file).resolve()}:{name}", summary, cls.access, "")  # type: ignore[arg-type]
 
 
-@cache
 def load_object(path: str) -> Any:
-    """The object at "package.module:Name" or "path/to/file.py:Name"."""
-    module_name, _, name = path.rpartition(":")
-    if module_name.endswith(".py"):
-        file = Path(module_name)
+    """The object at "package.module:Name" or "path/to/file.py:Name"; a file that changed is read again."""
+    place, _, name = path.rpartition(":")
+    if place.endswith(".py"):
+        file = Path(place)
         if not file.is_file():
-            raise UsageError(f"no file {module_name}; give the path of a Python file, as in path/to/file.py:{name}")
-        module_name = f"_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-        spec = importlib.util.spec_from_file_location(module_name, file)
-        if spec is None or spec.loader is None:
-            raise UsageError(f"{file} cannot be read as a Python module")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        spec.loader.exec_module(module)
+            raise UsageError(f"no file {place}; give the path of a Python file, as in path/to/file.py:{name}")
+        module = _load_file(file.resolve(), file.read_bytes())
     else:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(place)
     if not hasattr(module, name):
-        raise UsageError(f"{path.rpartition(':')[0]} has no '{name}'; check the name after the colon")
+        raise UsageError(f"{place} has no '{name}'; check the name after the colon")
     return getattr(module, name)
+
+
+@cache
+def _load_file(file: Path, source: bytes) -> ModuleType:
+    name = f"_plugin_{hashlib.sha256(str(file).encode() + source).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(file))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(file)
+    sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
+    exec(compile(source, file, "exec"), module.__dict__)
+    return module
 
 
 def source_digest(row: Row) -> str | None:

@@ -1,0 +1,249 @@
+"""The command line as a user meets it: exit codes, sentences, streams, and how little it loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import cli
+from methods import METHODS
+
+Bench = Callable[..., "Done"]
+
+
+class Done:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leave:
+            cli.start()
+        out, err = capsys.readouterr()
+        return Done(int(leave.value.code or 0), out, err)
+
+    return call
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+
+
+FAST = ["--set", "source.epochs=1"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["list", "methods"],
+        ["list", "shifts"],
+        ["list", "corruptions"],
+        ["show", "method", "selfsoup"],
+        ["show", "corruption", "fog"],
+    ],
+)
+def test_help_list_and_show_load_nothing_heavy(arguments: Sequence[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["bench", *{list(arguments)!r}]
+from bench.__main__ import main
+try:
+    main()
+except SystemExit as leave:
+    assert not leave.code, leave.code
+heavy = {{"torch", "torchvision", "timm", "pandas", "datasets", "scipy", "sklearn"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_shown(bench: Bench, name: str) -> None:
+    done = bench("show", "method", name, "--json")
+    facts = json.loads(done.out)
+    assert facts["name"] == name
+    assert facts["track"] == METHODS[name].access.track
+    assert facts["citation"]
+    assert facts["options"] or name == "bn"
+
+
+def test_rows_of_the_table_agree_with_their_classes() -> None:
+    from dataclasses import fields
+
+    from bench.registry import build_config, load_object, options_of
+
+    for row in METHODS.values():
+        cls = load_object(row.path)
+        assert cls.access == row.access, row.name
+        assert (cls.__doc__ or "").strip()
+        config = build_config(row, {})
+        _, options = options_of(row)
+        assert [option.name for option in options] == [field.name for field in fields(config)], row.name
+        assert set(cls.search) <= {field.name for field in fields(config)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["show", "method", "tnet"], 2, "did you mean 'tent'"),
+        (["list", "method"], 2, "did you mean 'methods'"),
+        (["run"], 2, "bench run --demo"),
+        (["run", "--method", "tent"], 2, "--shift NAME"),
+        (["run", "nothing.toml"], 2, "no run file nothing.toml"),
+        (["run", "--method", "tent", "--shift", "digits-c", "--severity", "9"], 2, "5"),
+        (["run", "--method", "tent", "--shift", "digits-c", "--set", "lr=1"], 2, "NAME.key=value"),
+        (["run", "--method", "tent", "--shift", "digits-c", "--track", "wandb"], 2, "not supported yet"),
+        (["run", "--method", "tent", "--shift", "digits-c", "--launch", "slurm"], 2, "not supported yet"),
+        (["run", "--record", "abc"], 2, "--from DIR"),
+        (["run", "--methd", "tent"], 2, "--method"),
+        (["frobnicate"], 2, "No such command"),
+        (["results", "nowhere"], 3, "bench run --out DIR"),
+        (["verify", "nowhere"], 3, "bench run --out DIR"),
+        (["leaderboard"], 2, "--from DIR"),
+        (["leaderboard", "--from", "nowhere"], 3, "nowhere"),
+        (["tune", "tent", "--shift", "digits-c", "--split", "disjoint"], 2, "use --split dev"),
+        (["tune", "tent", "--shift", "digits-c", "--corruption", "fog"], 2, "speckle_noise, gaussian_blur"),
+        (["tune", "bn", "--shift", "digits-c"], 2, "no option to tune"),
+        (["stock", "digit", "-o", "x"], 2, "did you mean 'digits'"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
+    bench: Bench, arguments: Sequence[str], code: int, sentence: str
+) -> None:
+    done = bench(*arguments)
+    assert done.code == code
+    assert sentence in done.err
+    assert not done.out
+    assert "Traceback" not in done.err
+
+
+def test_the_headline_command_says_what_is_missing_what_it_costs_and_what_to_run(bench: Bench) -> None:
+    done = bench("run", "--method", "selfsoup", "--shift", "imagenet-c")
+    assert done.code == 3
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 3
+    for needed in ("ImageNet-C tree", "clean ImageNet", "MAE"):
+        assert needed in lines[0]
+    assert "hours" in lines[1]
+    assert "bench run --method selfsoup --shift digits-c" in lines[2]
+
+
+def test_a_run_prints_the_board_alone_on_stdout(bench: Bench, settings: dict[str, Any]) -> None:
+    done = bench("run", *flags(settings), *FAST, "--json")
+    assert done.code == 0
+    board = json.loads(done.out)
+    assert [row["method"] for row in board["rows"]] == ["source"]
+    assert "3 measured" in done.err
+    again = bench("run", *flags(settings), *FAST)
+    assert "0 measured, 3 from before" in again.err
+    assert "source" in again.out
+
+
+def test_a_dry_run_plans_and_writes_nothing(bench: Bench, settings: dict[str, Any], own_cache: Path) -> None:
+    done = bench("run", *flags(settings), *FAST, "--dry-run", "--json")
+    plan = json.loads(done.out)
+    assert plan["trials"] == [{"method": "source", "part": "", "seed": 0, "conditions": 3, "done": 0, "missing": 3}]
+    assert len(plan["trainings"]) == 2
+    assert not settings["out"].exists()
+    assert not own_cache.exists()
+
+
+def test_reading_commands_agree_with_the_records(bench: Bench, settings: dict[str, Any], tmp_path: Path) -> None:
+    bench("run", *flags(settings), *FAST)
+    folder = settings["out"]
+    assert bench("verify", folder).code == 0
+    (line,) = json.loads(bench("results", folder, "--json").out)
+    assert (line["method"], line["done"], line["failed"]) == ("source", 3, 0)
+    board = json.loads(bench("leaderboard", "--from", folder, "--format", "json").out)
+    accuracy = board["rows"][0]["accuracy"]
+    records = [json.loads(text) for text in (folder / "records.jsonl").read_text().splitlines()]
+    mean = sum(r["metrics"]["accuracy"] for r in records if r["corruption"]) / 2
+    assert accuracy == pytest.approx(mean)
+    assert f"{100 * accuracy:.1f}" in bench("leaderboard", "--from", folder, "--format", "md").out
+    target = tmp_path / "board.csv"
+    assert bench("leaderboard", "--from", folder, "--format", "csv", "-o", target).out == ""
+    assert "source" in target.read_text()
+    assert bench("leaderboard", "--from", folder, "--format", "html").code == 2
+    assert "no record has seed=7" in bench("leaderboard", "--from", folder, "--where", "seed=7").err
+
+
+def test_a_tampered_folder_is_caught_with_exit_4(bench: Bench, settings: dict[str, Any]) -> None:
+    bench("run", *flags(settings), *FAST)
+    path = next((settings["out"] / "records").glob("*.json"))
+    record = json.loads(path.read_text())
+    record["metrics"]["accuracy"] = 0.999
+    path.write_text(json.dumps(record))
+    done = bench("verify", settings["out"])
+    assert done.code == 4
+    assert path.name in done.out or record["key"] in done.out
+    path.write_text("{")
+    assert bench("leaderboard", "--from", settings["out"]).code == 4
+
+
+def test_a_published_record_can_be_repeated(bench: Bench, settings: dict[str, Any]) -> None:
+    settings["method"] = "tent"
+    bench("run", *flags(settings), *FAST)
+    record = next(
+        json.loads(text)
+        for text in (settings["out"] / "records.jsonl").read_text().splitlines()
+        if json.loads(text)["corruption"] == "fog"
+    )
+    again = ("run", "--record", record["key"], "--from", settings["out"], "--stock", settings["stock"], "--jobs", 1)
+    done = bench(*again)
+    assert done.code == 0, done.err
+    assert "same" in done.out
+    assert bench("run", "--record", "0" * 32, "--from", settings["out"]).code == 3
+    assert "leave --seed out" in bench(*again, "--seed", 3).err
+
+
+def test_an_unwritable_folder_is_one_sentence(bench: Bench, settings: dict[str, Any], tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    settings["out"] = blocked / "out"
+    done = bench("run", *flags(settings), *FAST)
+    assert done.code in (1, 2)
+    assert "choose another folder" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_tuning_prints_option_sets_from_best_to_worst(bench: Bench, settings: dict[str, Any], tmp_path: Path) -> None:
+    done = bench(
+        "tune", "tent", "--shift", "digits-c", "--trials", 2, "--seeds", 1, "--stock", settings["stock"],
+        "--jobs", 1, "--out", tmp_path / "tuning", *FAST, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)
+    assert len(rows) == 2
+    assert {} in [row["options"] for row in rows]
+    assert rows[0]["accuracy"] >= rows[1]["accuracy"]
+    records = [json.loads(text) for text in (tmp_path / "tuning" / "records.jsonl").read_text().splitlines()]
+    assert {r["split"] for r in records} == {"dev"}
+    assert {r["corruption"] for r in records} == {None, "speckle_noise", "gaussian_blur"}
+
+
+def test_doctor_describes_the_installation(bench: Bench, own_cache: Path) -> None:
+    report = json.loads(bench("doctor", "--json").out)
+    assert report["cache"] == str(own_cache)
+    assert report["torch"]
+    assert "digits-c" in report["shifts"]
+
+
+def test_the_module_runs_like_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--version"], capture_output=True, text=True, timeout=60, env={**os.environ}
+    )
+    assert done.stdout.strip() == "0.1.0"
