@@ -3,6 +3,8 @@ and saturate (Hendrycks and Dietterich 2019, arXiv:1903.12261)."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -109,10 +111,21 @@ def _edges(levels: Tensor) -> Tensor:
     diagonal = torch.where((dx < 0) != (dy < 0), rising, falling)
     crest = torch.where(flat, across, torch.where(steep, along, diagonal)) & (size > _WEAK)
 
-    strong = (crest & (size > _STRONG)).float()
-    while not torch.equal(grown := F.max_pool2d(strong, 3, stride=1, padding=1) * crest, strong):
+    strong = crest & (size > _STRONG)
+    while not torch.equal(grown := _spread(strong) & crest, strong):
         strong = grown
-    return strong.bool()
+    return strong
+
+
+def _spread(mask: Tensor) -> Tensor:
+    """The pixels of bool [n, 1, h, w] and their eight neighbours."""
+    for dim in (-2, -1):
+        rest = mask.shape[dim] - 1
+        wider = mask.clone()
+        wider.narrow(dim, 1, rest).logical_or_(mask.narrow(dim, 0, rest))
+        wider.narrow(dim, 0, rest).logical_or_(mask.narrow(dim, 1, rest))
+        mask = wider
+    return mask
 
 
 def _distance_to(marked: Tensor) -> Tensor:
@@ -126,16 +139,17 @@ def _distance_to(marked: Tensor) -> Tensor:
     above = row - torch.where(marked, row, -torch.inf).cummax(-2).values
     below = torch.where(marked, row, torch.inf).flip(-2).cummin(-2).values.flip(-2) - row
     gap = torch.minimum(above, below).clamp_(max=2 * _FURTHEST)
-    nearest = gap * _ASIDE
+    beside = F.pad(gap, (_FURTHEST, _FURTHEST), value=2.0 * _FURTHEST)
     gentle, half = _KNIGHT - 2 * _ASIDE, _KNIGHT - _DIAGONAL
+    # The cost of going so far across and down is the largest of four sums, one for each slope.
+    slopes = ((gentle, _ASIDE), (_ASIDE, gentle), (_DIAGONAL - half, half), (half, _DIAGONAL - half))
+    across = torch.arange(_FURTHEST + 1, device=marked.device, dtype=torch.float32)
+    nearest = gap
     for step in range(1, min(_FURTHEST, width - 1) + 1):
-        beside = F.pad(gap, (step, step), value=2.0 * _FURTHEST)
-        gap_beside = torch.minimum(beside[..., :width], beside[..., 2 * step :])
-        # The cost of going `step` across and so far down is the largest of these four, one for each slope.
-        cost = torch.maximum(gap_beside * _ASIDE + step * gentle, gap_beside * gentle + step * _ASIDE)
-        cost = torch.maximum(cost, gap_beside * half + step * (_DIAGONAL - half))
-        cost = torch.maximum(cost, gap_beside * (_DIAGONAL - half) + step * half)
-        nearest = torch.minimum(nearest, cost)
+        left = beside[..., _FURTHEST - step : _FURTHEST - step + width]
+        sides = torch.minimum(left, beside[..., _FURTHEST + step : _FURTHEST + step + width])
+        costs = (torch.add(across[step] * flat, sides, alpha=steep) for flat, steep in slopes)
+        nearest = torch.minimum(nearest, functools.reduce(torch.maximum, costs))
     return nearest
 
 

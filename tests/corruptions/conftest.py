@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -31,6 +32,7 @@ def photographs() -> Callable[[int], Tensor]:
     data = pytest.importorskip("skimage.data", reason="the golden table needs scikit-image's pictures")
     crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
 
+    @functools.cache
     def make(side: int) -> Tensor:
         sources = [crop(image.fromarray(getattr(data, name)())) for name in ("astronaut", "chelsea", "coffee")]
         sized = sources if side == 224 else [source.resize((side, side), image.BILINEAR) for source in sources]

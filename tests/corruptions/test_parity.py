@@ -31,10 +31,15 @@ from corruptions.weather import _frost_texture, frost_folder
 
 Pictures = Callable[[int, int, int], Tensor]
 Array = npt.NDArray[np.float64]
-SIZES = [("cifar32", 32, 32), ("tiny64", 64, 48), ("imagenet224", 96, 130), ("digits32", 32, 32)]
+SIZES = {
+    ("cifar32", 32, 32): (1, 2, 3, 4, 5),
+    ("imagenet224", 60, 82): (1, 2, 3, 4, 5),
+    ("tiny64", 64, 48): (2, 5),
+    ("digits32", 32, 32): (3,),
+}
 cells = pytest.mark.parametrize(
     ("profile", "height", "width", "severity"),
-    [(*size, severity) for size in SIZES for severity in (1, 2, 3, 4, 5)],
+    [(*size, severity) for size, severities in SIZES.items() for severity in severities],
 )
 
 
@@ -288,7 +293,8 @@ def slow_plasma(uniforms: Iterator[float], side: int, decay: float) -> Array:
                     field[i, j] = corners / 4 + noise()
         step, wibble = half, wibble / decay
     field -= field.min()
-    return field / field.max()
+    field /= field.max()
+    return field
 
 
 @pytest.mark.parametrize("decay", [1.4, 1.75, 3])
