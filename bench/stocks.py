@@ -20,7 +20,8 @@ from bench.trial import CLEAN
 from bench.workers import set_threads
 from methods.base import Unlabelled
 from methods.pretrain import Pretraining, pretrain
-from methods.stock import Architecture, Weights
+from methods.selfsoup.objectives import mae
+from methods.stock import Architecture, Normalise, Weights, build_encoder
 from methods.views import Views
 
 DIGITS = Pretraining(
@@ -32,6 +33,8 @@ DIGITS = Pretraining(
     lr=2e-3,
     views=Views(scale=(0.5, 1.0), flip=False, three_augment=False, jitter=0.0),
 )
+
+CHECK_STEPS = 20
 
 _STOCKS: dict[str, tuple[str, Pretraining]] = {"digits": ("digits-c", DIGITS)}
 
@@ -50,18 +53,34 @@ def pretrain_stock(
     shift = load_shift(shift_name)
     ids = shift.ids("train")
     data = Unlabelled(shift.images(ids, CLEAN), shift.digest(ids, CLEAN))
-    generator = torch.Generator(device=device).manual_seed(seed)
-    weights = pretrain((), data, recipe, generator)
+
+    def train(stop: int | None) -> Weights:
+        return pretrain((), data, replace(recipe, stop=stop), torch.Generator(device=device).manual_seed(seed))
+
+    weights = train(None)
     facts: dict[str, object] = {
         "command": f"bench stock {name} --seed {seed}" + (f" --steps {steps}" if steps is not None else ""),
         "recipe": plain_values(recipe),
         "images": f"{len(ids)} clean train images of {shift_name}, without labels",
         "data": data.digest,
         "digest": weights.digest,
+        "check": check(train(CHECK_STEPS), data),
         "licence": "Apache-2.0; the digits are CC BY 4.0, doi:10.24432/C50P49",
         "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty")},
     }
     return weights, facts
+
+
+def check(weights: Weights, data: Unlabelled) -> dict[str, object]:
+    """What a short training can be compared by: its digest, and its loss on the first 64 images with a fixed mask."""
+    objective = mae.Config().build(weights, torch.Generator().manual_seed(0))
+    encoder = build_encoder(weights.architecture)
+    encoder.load_state_dict(weights.part("encoder"))
+    normalise = Normalise(weights.architecture.mean, weights.architecture.std)
+    with torch.no_grad():
+        images = normalise(data.images[:64].float() / 255)
+        loss = objective.loss(encoder, [images], torch.Generator().manual_seed(0))
+    return {"digest": weights.digest, "loss": float(loss)}
 
 
 def make_stock(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from leaderboards.comparable import BoardError, Line, line_name
+from leaderboards.comparable import BoardError, Line, line_name, line_of
 from leaderboards.predictions import Predictions
 from leaderboards.record import Record, Track
 from leaderboards.uncertainty import ImageScores, Outcomes, average_scores, holm, image_scores, paired_difference
@@ -45,6 +45,15 @@ def read_scores(
                 "make a board of one results folder at a time"
             )
     return {line: average_scores([single[m] for m in own]) for line, own in members.items()}
+
+
+def scores_of_row(keys: Collection[str], records: Sequence[Record], predictions: ReadPredictions) -> ImageScores:
+    """Scores per image of one row of a board, given the keys behind it; a row of several lines is their average."""
+    lines: dict[Line, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.key in keys:
+            lines[line_of(record)].append(record)
+    return average_scores([_scores_of_line(own, predictions) for own in lines.values()])
 
 
 def _scores_of_line(records: Sequence[Record], predictions: ReadPredictions) -> ImageScores:

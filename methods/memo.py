@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,10 +38,16 @@ class Memo(Adapter):
     The source parameters are never written: an image's own parameters are made beside them. Images go through the
     model together, each with its own gradient, where it has no blended BatchNorm; else one by one. Views depend on
     the generator and on an image's place in the stream, never on the batch size; so predictions differ between batch
-    sizes by the rounding of floats at most.
+    sizes by the rounding of floats only (AdamW, whose first step is the gradient's sign, turns rounding of a gradient
+    near zero into a step of lr).
     """
 
     access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3),
+        "optimizer": ("sgd", "adamw"),
+        "crop": ("resized", "padded", "none"),
+    }
 
     @dataclass(frozen=True)
     class Config:

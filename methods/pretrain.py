@@ -17,7 +17,10 @@ from methods.views import Views
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How to make a stock. lr: peak learning rate; the other defaults are the paper's (table 8)."""
+    """How to make a stock. lr: peak learning rate; the other defaults are the paper's (table 8).
+
+    stop: end after so many steps of the schedule, to check a recipe without paying for all of it.
+    """
 
     architecture: Architecture = field(default_factory=Architecture)
     steps: int = 3000
@@ -30,6 +33,7 @@ class Pretraining:
     norm_pix: bool = False
     views: Views = field(default_factory=lambda: Views(scale=(0.2, 1.0), three_augment=False, jitter=0.0))
     bf16: bool = False
+    stop: int | None = None
 
 
 def pretrain(inputs: Sequence[Weights], data: Unlabelled, config: Pretraining, generator: torch.Generator) -> Weights:
@@ -55,5 +59,6 @@ def pretrain(inputs: Sequence[Weights], data: Unlabelled, config: Pretraining, g
         weight_decay=config.weight_decay,
         betas=config.betas,
         bf16=config.bf16,
+        stop=config.stop,
     )
     return Weights(config.architecture, tensors_of(encoder, "encoder") | tensors_of(objective.decoder, "decoder"))

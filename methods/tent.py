@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Tent(Adapter):
     """
 
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "optimizer": ("sgd", "adam"),
+        "steps": (1, 2),
+    }
 
     @dataclass(frozen=True)
     class Config:

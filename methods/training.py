@@ -84,11 +84,13 @@ def train(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
     bf16: bool = False,
+    stop: int | None = None,
 ) -> Tensor:
     """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
 
     Weight decay acts on all parameters of a group. `bf16` runs `loss` (not the making of batches, and not the update)
-    in bfloat16 autocast; parameters stay float32. Returns the losses, float32 [steps], on the parameters' device.
+    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule. Returns the
+    losses, float32 [steps or stop], on the parameters' device.
 
     Raises FloatingPointError if a loss or a trained parameter is not finite, ValueError for a setting that cannot work.
     """
@@ -104,8 +106,9 @@ def train(
         fused=True if device.type in ("cpu", "cuda") else None,
     )
     rates = [[group.lr * factor for factor in schedule(steps, group.warmup)] for group in groups]
-    losses = torch.empty(steps, device=device)
-    for step, batch in enumerate(islice(stream, steps)):
+    taken = steps if stop is None else min(stop, steps)
+    losses = torch.empty(taken, device=device)
+    for step, batch in enumerate(islice(stream, taken)):
         for settings, rate in zip(optimiser.param_groups, rates, strict=True):
             settings["lr"] = rate[step]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
