@@ -143,11 +143,9 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
 
 
 def plain_values(config: Any) -> Any:
-    """A frozen options object as JSON values, nested ones marked with their class so that two never look alike."""
+    """A frozen options object as JSON values."""
     if is_dataclass(config) and not isinstance(config, type):
-        values = {field.name: plain_values(getattr(config, field.name)) for field in fields(config)}
-        nested = type(config).__qualname__ != "Config" and not type(config).__qualname__.endswith(".Config")
-        return values | ({"kind": type(config).__name__} if nested else {})
+        return {field.name: plain_values(getattr(config, field.name)) for field in fields(config)}
     if isinstance(config, tuple | list):
         return [plain_values(item) for item in config]
     return config

@@ -14,12 +14,7 @@ from leaderboards.store import Store
 
 
 def spec_of(record: Record) -> dict[str, Any]:
-    """The settings that made a record.
-
-    A recipe that adapts on a pool needs all conditions of its run; they are kept in the record's options-free history
-    only as a digest, so the pool is rebuilt from the shift's full list at the record's severity.
-    """
-    whole = record.protocol in ("continual", "mixed_domains") or record.access.test == "pool"
+    """The settings that made a record: its own condition alone, or with those that came before it or into the pool."""
     settings: dict[str, Any] = {
         "method": record.method,
         "shift": record.shift,
@@ -32,10 +27,13 @@ def spec_of(record: Record) -> dict[str, Any]:
         "labels": record.data.labels_per_class or 0,
         "set": {name: dict(values) for name, values in record.options.items()},
     }
-    if record.corruption is not None:
-        settings["severity"] = record.severity
-        if not whole:
-            settings["corruption"] = record.corruption
+    if record.data.history:
+        met = [condition.rpartition("@") for condition in record.data.history]
+        settings["corruption"] = list(dict.fromkeys(name for name, _, _ in met))
+        settings["severity"] = list(dict.fromkeys(float(level) for _, _, level in met))
+    elif record.corruption is not None:
+        settings["corruption"] = [record.corruption]
+        settings["severity"] = [record.severity]
     settings["model" if ".py:" in record.model else "stock"] = record.model
     return settings
 

@@ -59,6 +59,7 @@ class Lane:
     keys: Mapping[Condition, str]
     digests: Mapping[Condition, str]
     base_digest: str
+    history: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,8 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
             adapter_config = build_config(adapter, _given(spec, shift, adapter))
             for part, job in _parts(method, base, spec, shift, source, pool).items():
                 history = [base_digest, source_digest(method.recipe), source_digest(adapter)]
-                if method.recipe.access.test == "pool" and pool is not None:
+                pooled = method.recipe.access.test == "pool"
+                if pool is not None and pooled:
                     history.append(pool.digest)
                 yield Lane(
                     trial,
@@ -258,6 +260,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
                     _keys(trial, part, segments, digests, history),
                     digests,
                     base_digest,
+                    tuple(map(str, conditions[1:])) if pooled or len(chains(segments)) < len(conditions) else (),
                 )
 
 
@@ -408,6 +411,7 @@ def _record(
                 "storage": plan.shift.storage,
                 "profile": plan.shift.profile,
                 "labels_per_class": trial.labels_per_class,
+                "history": lane.history,
             },
             "weights": {"digest": lane.base_digest},
             "env": environment(),

@@ -12,10 +12,11 @@ from leaderboards.uncertainty import paired_difference
 def tell(board: Board, outcome: Outcome) -> str:
     """Two sentences: the comparison made, and the differences of the soup from other rows with their intervals."""
     rows = {row.name: row for row in board.rows}
+    names = ", ".join(row.name for row in board.rows if row.main)
     compared = (
-        f"Compared: {', '.join(row.name for row in board.rows if row.main)} on the same {board.n} held-out images under "
-        f"{len(board.corruptions)} corruptions; rows of track D also saw other images of the test set under these "
-        "corruptions, without labels, before they were fine-tuned back on clean ones, so they are never ranked with A or R."
+        f"Compared: {names} on the same {board.n} held-out images under {len(board.corruptions)} corruptions; rows of "
+        "track D also saw other test images under these corruptions, without labels, before they were fine-tuned back "
+        "on clean ones, so they are never ranked with A or R."
     )
     soup = rows.get("selfsoup (soup)")
     if soup is None or soup.incomplete:

@@ -86,7 +86,9 @@ class Cost(_Part):
 class Data(_Part):
     """Identity of the scored images: content digest, corruption seed, storage type, preprocessing profile.
 
-    `labels_per_class` is the number of labelled source images per class, None if all were used.
+    `labels_per_class` is the number of labelled source images per class, None if all were used. `history` names the
+    conditions ("fog@5") whose images the method met beside the scored ones, in a pool or along the stream, in order:
+    with it the run can be planned again from the record alone. It is empty where only the scored condition counts.
     """
 
     digest: Name
@@ -94,6 +96,7 @@ class Data(_Part):
     storage: Name
     profile: Name
     labels_per_class: Annotated[int, Field(ge=1)] | None = None
+    history: tuple[Name, ...] = ()
 
 
 class Weights(_Part):

@@ -89,8 +89,8 @@ def train(
     """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
 
     Weight decay acts on all parameters of a group. `bf16` runs `loss` (not the making of batches, and not the update)
-    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule. Returns the
-    losses, float32 [steps or stop], on the parameters' device.
+    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule.
+    Returns the losses, float32 [steps or stop], on the parameters' device.
 
     Raises FloatingPointError if a loss or a trained parameter is not finite, ValueError for a setting that cannot work.
     """

@@ -13,6 +13,7 @@ import torch
 
 from bench import run as run_module
 from bench.errors import BenchError, UsageError
+from bench.repeat import spec_of
 from bench.run import Outcome, make_plan
 from bench.spec import make_spec
 from leaderboards.record import Record
@@ -375,3 +376,15 @@ def test_scored_images_never_enter_the_pool(settings: dict[str, Any], monkeypatc
     train = set(plan.shift.ids("train").tolist())
     assert shifted
     assert not any(train & set(ids) for ids in shifted)
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol"), [("selfsoup", "reset_each_shift"), ("tent", "continual"), ("bn", "episodic")]
+)
+def test_a_record_alone_is_enough_to_plan_its_run_again(
+    settings: dict[str, Any], run_quick: Quick, method: str, protocol: str
+) -> None:
+    outcome = run_quick(settings, method=method, protocol=protocol, severity="2,3")
+    for record in outcome.records():
+        planned = make_plan(make_spec(spec_of(record), {"stock": settings["stock"]}))
+        assert record.key in planned.keys
