@@ -7,6 +7,7 @@ Processes and machines meet here and nowhere else, so every write is complete or
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,8 +41,9 @@ class Store:
                 f"the record says n = {record.n}, the predictions have {len(predictions)} rows; give both alike"
             )
         path = self._record_path(record.key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
+            self._unpack()
             if path.exists() and not _gives_way(path, record, replace):
                 return False
             if predictions is not None:
@@ -52,14 +54,13 @@ class Store:
         return True
 
     def records(self) -> list[Record]:
-        """All records by key: of records/*.json, or of records.jsonl where only that exists; [] in an empty folder.
+        """All records by key: of records/*.json, or of records.jsonl where there is no records/; [] in an empty folder.
 
         Raises StoreError naming the first file that is broken or not named after its key.
         """
-        paths = sorted((self.folder / "records").glob("*.json"))
-        if paths or not self.jsonl.exists():
-            return [read_record(path) for path in paths]
-        return sorted(read_lines(self.jsonl), key=lambda record: record.key)
+        if self._only_lines():
+            return sorted(read_lines(self.jsonl), key=lambda record: record.key)
+        return [read_record(path) for path in sorted((self.folder / "records").glob("*.json"))]
 
     def done(self) -> set[str]:
         """Keys of the records with status done: what a resumed run skips."""
@@ -91,6 +92,19 @@ class Store:
         """Where `compile` writes."""
         return self.folder / "records.jsonl"
 
+    def _only_lines(self) -> bool:
+        return self.jsonl.exists() and not (self.folder / "records").is_dir()
+
+    def _unpack(self) -> None:
+        """Turn a folder of lines into one of files, lest a new records/ hide the lines and `compile` drop them."""
+        if not self._only_lines():
+            return
+        temporary = self.folder / f".records.{uuid.uuid4().hex}.tmp"
+        temporary.mkdir()
+        for record in read_lines(self.jsonl):
+            write_atomically(temporary / f"{record.key}.json", record.to_json().encode() + b"\n")
+        temporary.rename(self.folder / "records")
+
     def _record_path(self, key: str) -> Path:
         return self.folder / "records" / f"{key}.json"
 
@@ -107,7 +121,7 @@ def read(folders: Sequence[Path | str]) -> list[Record]:
     merged: dict[str, tuple[Record, Path | str]] = {}
     for folder in folders:
         store = Store(folder)
-        if not store.jsonl.exists() and not (store.folder / "records").is_dir():
+        if not (store.folder / "records").is_dir() and not store.jsonl.exists():
             raise StoreError(f"{folder} holds no records; give a folder that `bench run --out` wrote")
         for record in store.records():
             other, home = merged.get(record.key, (record, folder))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import pickle
+import shutil
 import threading
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from leaderboards import Predictions, Record, Store, StoreError, find_predictions, predictions, read, score
+from leaderboards.verify import verify
 
 COLUMNS = ("id", "label", "predicted", "confidence", "p_label", "sum_p2")
 
@@ -203,12 +205,20 @@ class TestStore:
         records = results.records
         lines = results.store.compile().read_text().splitlines()
         assert [json.loads(line)["key"] for line in lines] == sorted(record.key for record in records)
-        for path in (results.store.folder / "records").iterdir():
-            path.unlink()
-        (results.store.folder / "records").rmdir()
+        shutil.rmtree(results.store.folder / "records")
         assert results.store.records() == records
         assert read([results.store.folder]) == records
         assert len(find_predictions([results.store.folder], records[0])) == 50
+
+    def test_writing_beside_compiled_lines_keeps_them(self, results: Any) -> None:
+        first = results.add("tent")
+        results.store.compile()
+        shutil.rmtree(results.store.folder / "records")
+        second = results.add("sar")
+        assert results.records == [first, second]
+        results.store.compile()
+        assert [record.method for record in read([results.store.folder])] == ["tent", "sar"]
+        assert verify(results.store.folder).ok
 
     def test_a_failed_record_never_replaces_a_done_one(
         self, tmp_path: Path, content: Any, make_predictions: Any
