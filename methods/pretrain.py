@@ -17,7 +17,7 @@ from methods.views import Views
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How to make a stock. lr: peak learning rate; the other defaults are the paper's (table 8).
+    """How to make a stock. lr: peak learning rate; weight decay, betas, mask ratio and crops are the paper's (table 8).
 
     stop: end after so many steps of the schedule, to check a recipe without paying for all of it.
     """

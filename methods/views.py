@@ -140,16 +140,19 @@ def colour_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturati
     """Scale brightness, then contrast around the mean gray, then saturation around gray, each clamped; factors [n]."""
     each = (slice(None), None, None, None)
     images = (images * brightness[each]).clamp_(max=1)
-    mean = images.mean((2, 3)) @ torch.tensor(_LUMA, device=images.device)
+    mean = _gray(images.mean((2, 3)))
     images = torch.lerp(mean[each], images, contrast[each]).clamp_(0, 1)
     return blend_gray(images, saturation).clamp_(0, 1)
 
 
 def blend_gray(images: Tensor, factor: Tensor) -> Tensor:
     """factor * image + (1 - factor) * gray for each image; factor [n], 0 gives gray."""
+    return torch.lerp(_gray(images)[:, None], images, factor[:, None, None, None])
+
+
+def _gray(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
-    gray = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
-    return torch.lerp(gray[:, None], images, factor[:, None, None, None])
+    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _three_augment(images: Tensor, chosen: Tensor) -> Tensor:

@@ -122,6 +122,18 @@ def test_losses_of_all_steps_come_back() -> None:
     assert losses.tolist() == [3, 1, 2]
 
 
+def test_a_stopped_run_is_the_beginning_of_the_whole_run() -> None:
+    def losses(stop: int | None) -> list[float]:
+        parameter = nn.Parameter(torch.ones(1))
+        group = [Group([parameter], 0.1, 0.1)]
+        return train(
+            lambda _: parameter.square().sum(), repeat(None), group, steps=40, weight_decay=0, stop=stop
+        ).tolist()  # fmt: skip
+
+    assert len(losses(None)) == len(losses(99)) == 40
+    assert losses(7) == losses(None)[:7]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("step", [0, 7, 150])
 def test_a_loss_that_is_not_finite_is_named(bad: float, step: int) -> None:
