@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -340,6 +341,16 @@ class TestStore:
         for thread in threads:
             thread.join()
         assert Store(tmp_path).records() == [done]
+
+    def test_writers_wait_for_each_other(self, tmp_path: Path, content: Any) -> None:
+        writer = threading.Thread(target=Store(tmp_path).write, args=(failed_of(content),))
+        with FileLock(tmp_path / ".lock"):
+            writer.start()
+            writer.join(0.3)
+            assert writer.is_alive()
+            assert Store(tmp_path).records() == []
+        writer.join()
+        assert Store(tmp_path).failed()
 
 
 class TestRead:

@@ -102,6 +102,13 @@ class TestInterval:
         assert ours.low == pytest.approx(theirs.low, abs=0.004)
         assert ours.high == pytest.approx(theirs.high, abs=0.004)
 
+    def test_seeds_alone_give_their_t_interval(self) -> None:
+        by_seed = np.array([0.48, 0.5, 0.52, 0.54])
+        scores = ImageScores(np.arange(9), np.full(9, by_seed.mean()), by_seed)
+        ours = mean_accuracy_interval(scores, resamples=200_000)
+        theirs = scipy.stats.t.interval(0.95, 3, loc=by_seed.mean(), scale=scipy.stats.sem(by_seed))
+        assert (ours.low, ours.high) == pytest.approx(theirs, abs=1e-3)
+
     def test_conditions_are_not_taken_for_independent_images(self) -> None:
         one = np.random.default_rng(0).random((1, 1, 300)) < 0.5
         same = np.repeat(one, 15, axis=1)
