@@ -42,6 +42,15 @@ def test_views_are_unit_floats_of_the_same_size_and_follow_the_generator() -> No
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+@pytest.mark.parametrize("three_augment", [False, True])
+def test_overshoot_of_the_interpolation_is_cut(three_augment: bool, jitter: float) -> None:
+    edges = torch.randint(0, 2, (16, 3, 24, 24), generator=seeded(), dtype=torch.uint8) * 255
+    views = Views(three_augment=three_augment, jitter=jitter)(edges, seeded())
+    assert float(views.min()) >= 0
+    assert float(views.max()) <= 1
+
+
 def test_each_image_has_its_own_draws() -> None:
     views = Views()(pictures(1).expand(32, -1, -1, -1), seeded())
     assert len(torch.unique(views.flatten(1), dim=0)) == 32
@@ -75,7 +84,7 @@ def test_crops_equal_torchvision_bicubic(height: int, width: int) -> None:
 
 
 def test_crop_boxes_are_distributed_as_torchvision_draws_them() -> None:
-    scale, ratio, count = (0.08, 1.0), (3 / 4, 4 / 3), 3000
+    scale, ratio, count = (0.08, 1.0), (0.3, 3.0), 3000
     ours = torch.stack(crop_boxes(torch.rand(40, count, generator=seeded()), 32, 40, scale, ratio)).numpy()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -155,6 +164,24 @@ def test_three_augment_is_exactly_one_of_three() -> None:
     assert not (gray & solarised).any()
     for share in (gray, solarised, ~gray & ~solarised):
         assert 60 < int(share.sum()) < 140  # five deviations
+
+
+@pytest.mark.parametrize("width", [24, 32])
+def test_three_augment_comes_after_the_crop(width: int) -> None:
+    images = pictures(200, 24, width)
+    crops = Views(flip=True, three_augment=False, jitter=0.0)(images, seeded())
+    views = Views(flip=True, three_augment=True, jitter=0.0, blur=(1.0, 2.0))(images, seeded())
+    gray = torch.isclose(views, tv.rgb_to_grayscale(crops, 3), atol=1e-4).flatten(1).all(1)
+    solarised = torch.isclose(views, torch.where(crops >= 0.5, 1 - crops, crops), atol=1e-4).flatten(1).all(1)
+    # A blur of whatever deviation keeps the mean of an image's inner part about as it was, and flattens it.
+    rest = ~gray & ~solarised
+    assert 40 < int(rest.sum()) < 95
+    kept = crops[rest].mean((1, 2, 3)) - views[rest].mean((1, 2, 3))
+    assert kept.abs().max() < 0.05
+    assert (views[rest].std((2, 3)) < crops[rest].std((2, 3))).all()
+
+
+def test_three_augment_leaves_flat_dark_images() -> None:
     flat = torch.full((300, 3, 12, 12), 100, dtype=torch.uint8)
     assert torch.allclose(Views((1.0, 1.0), (1.0, 1.0), jitter=0.0)(flat, seeded()) * 255, flat.float(), atol=1e-2)
 
