@@ -34,7 +34,8 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            # Clones: what is mapped from a file changes under us when somebody copies another file over it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise MissingDataError(f"no weights at {path}; make a stock with `bench stock digits -o {path}`") from None
     except (SafetensorError, OSError) as error:

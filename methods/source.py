@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.finetune import FineTune, fine_tunings
@@ -15,7 +16,10 @@ class Source(Recipe):
     """Linear probe, then full fine-tuning (LP-FT; Kumar et al. 2022, arXiv:2202.10054) of the stock on clean images."""
 
     access: ClassVar[Access] = Access()
-    search: ClassVar = {"lr": (3e-4, 1e-3, 2e-3, 3e-3), "epochs": (30, 60)}
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
+        "epochs": (15, 30, 60),
+    }
 
     @dataclass(frozen=True)
     class Config(FineTune):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.finetune import FineTune, fine_tunings
@@ -19,10 +20,10 @@ class SupervisedSoup(Recipe):
     """
 
     access: ClassVar[Access] = Access()
-    search: ClassVar = {
-        "lr": (3e-4, 1e-3, 2e-3, 3e-3),
-        "scales": ((0.5, 1.0, 1.5, 2.0), (0.75, 1.0, 1.25, 1.5), (1.0, 1.0, 1.0, 1.0)),
-        "epochs": (30, 60),
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
+        "scales": ((0.5, 0.75, 1.0, 1.25), (1.0, 1.0, 1.0, 1.0)),
+        "epochs": (15, 30, 60),
     }
 
     @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SupervisedSoup(Recipe):
         scales: one fine-tuning for each entry, at that multiple of `lr`.
         """
 
-        scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+        scales: tuple[float, ...] = (0.6, 0.8, 1.0, 1.5)
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         tuned = fine_tunings([stock] * len(self.config.scales), stock, source, self.config, self.config.scales)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -21,9 +22,10 @@ Order = Literal["tune_then_soup", "soup_then_tune"]
 class SoupOptions(FineTune):
     """Options of fine-tuning back (those of methods.finetune.FineTune) and of the ingredients.
 
-    ingredients: one entry an ingredient, "objective:key=value:…"; keys are `steps`, `rate` (learning rate), `batch`
-        and the options of the objective (mae, mocov3, mmcr, lejepa), as in "mae:rate=2e-3:mask_ratio=0.5".
-    steps, rate, batch: of the ingredients that do not say their own.
+    ingredients: one entry an ingredient, "objective:key=value:…"; keys are `steps`, `rate` (learning rate), `batch`,
+        `area`, `augment` and the options of the objective (mae, mocov3, mmcr, lejepa), as in
+        "mae:rate=2e-3:mask_ratio=0.5".
+    steps, rate, batch: of the ingredients that do not say their own; so are ssl_area and ssl_augment.
     order: fine-tune each ingredient and average the classifiers (the paper's), or average the encoders and fine-tune
         once.
     ssl_area: smallest area of the random crops that self-supervised views show, as a fraction of the image.
@@ -47,10 +49,14 @@ class SelfSoup(Recipe):
     """
 
     access: ClassVar[Access] = Access(source="labelled", test="pool", state="offline", backprop="full")
-    search: ClassVar = {
-        "lr": (3e-4, 1e-3, 2e-3, 3e-3),
-        "rate": (5e-4, 1e-3, 2e-3),
-        "steps": (300, 600),
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
+        "order": ("tune_then_soup", "soup_then_tune"),
+        "ingredients": (
+            ("mae", "mocov3:augment=1", "mmcr:augment=1", "lejepa:augment=1"),
+            ("mae", "mae:mask_ratio=0.5", "mae:rate=2e-3", "mae:rate=2e-3:mask_ratio=0.5"),
+            ("mae", "mae:mask_ratio=0.5", "mae:rate=2e-3", "mmcr:rate=5e-4:augment=1"),
+        ),
     }
 
     @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class CleanSelfSoup(Recipe):
     """The recipe of selfsoup, cooked on clean source images: what remains is the effect of more self-supervision."""
 
     access: ClassVar[Access] = Access()
-    search: ClassVar = SelfSoup.search
+    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
@@ -81,7 +87,7 @@ class SingleIngredient(Recipe):
     """One MAE ingredient given the self-supervised compute of the whole soup: is it the soup or only more training?"""
 
     access: ClassVar[Access] = SelfSoup.access
-    search: ClassVar = SelfSoup.search
+    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
@@ -122,11 +128,12 @@ def read_ingredient(text: str, config: SoupOptions) -> Ingredient:
     objective = OBJECTIVES[name].Config
     values = dict(_pair(pair, text) for pair in pairs)
     own = {field.name for field in fields(objective)}
-    known = own | {"steps", "rate", "batch"}
+    known = own | {"steps", "rate", "batch", "area", "augment"}
     for key in values.keys() - known:
         raise Unsupported(f"no option '{key}' in ingredient '{text}'; there are {', '.join(sorted(known))}")
-    augment = config.ssl_augment
-    views = Views((config.ssl_area, 1.0), flip=config.flip, three_augment=augment, jitter=0.3 if augment else 0.0)
+    augment = bool(values.get("augment", config.ssl_augment))
+    area = float(values.get("area", config.ssl_area))
+    views = Views((area, 1.0), flip=config.flip, three_augment=augment, jitter=0.3 if augment else 0.0)
     return Ingredient(
         objective=objective(**{key: value for key, value in values.items() if key in own}),
         steps=int(values.get("steps", config.steps)),

@@ -1,0 +1,130 @@
+"""The demonstration as a newcomer meets it: a built wheel, an empty cache, another folder; and the README against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOME = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Demo:
+    board: dict[str, Any]
+    text: str
+    progress: str
+    folder: Path
+    python: Path
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has the built wheel and the dependencies, but not this checkout."""
+    work = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(work), str(HOME)]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    venv.create(work / "env", with_pip=False)
+    python = work / "env" / "bin" / "python"
+    asked = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    site = Path(asked.stdout.strip())
+    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+        assert not [name for name in wheel.namelist() if name.startswith("tests")]
+        wheel.extractall(site)
+    # A path in a .pth file brings the installed dependencies without the editable link to this checkout.
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    return python
+
+
+@pytest.fixture(scope="module")
+def demo(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """`bench run --demo` from an empty cache, in an empty folder."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SOUPBENCH"))}
+    environment = {**kept, "SOUPBENCH_CACHE": str(folder / "cache")}
+    command = [installed, "-m", "bench", "run", "--demo", "--out", "out"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    read = [installed, "-m", "bench", "leaderboard", "--from", "out", "--format", "json"]
+    board = subprocess.run(read, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    return Demo(json.loads(board.stdout), done.stdout, done.stderr, folder, installed, environment)
+
+
+def test_the_wheel_stands_alone(installed: Path, tmp_path: Path) -> None:
+    code = "import bench, corruptions, methods, leaderboards; print(bench.__file__)"
+    done = subprocess.run([installed, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert str(HOME) not in done.stdout
+
+
+def test_the_first_run_really_trains(demo: Demo) -> None:
+    trainings = int(re.findall(r"(\d+) trainings", demo.progress)[0])
+    assert trainings >= 10
+    weights = list((demo.folder / "cache" / "weights").glob("*.safetensors"))
+    assert len(weights) == trainings
+    fits = {row["method"]: row["fit_seconds"] for row in demo.board["rows"]}
+    assert all(seconds > 0 for seconds in fits.values())
+
+
+def test_the_board_has_every_row_complete(demo: Demo) -> None:
+    rows = {(row["method"], row["part"]): row for row in demo.board["rows"]}
+    for method in ("source", "tent", "memo", "supervised_soup"):
+        assert (method, None) in rows
+    parts = {part for method, part in rows if method == "selfsoup"}
+    assert {"soup", "mean"} < parts
+    assert sum(part.startswith("ingredient:") for part in parts if part) >= 2
+    assert not any(row["incomplete"] for row in rows.values())
+    assert all(row["interval"]["low"] < row["accuracy"] < row["interval"]["high"] for row in rows.values())
+    assert len(demo.board["corruptions"]) == 12
+
+
+def test_the_text_says_what_was_compared_and_what_it_does_not_show(demo: Demo) -> None:
+    text = " ".join(demo.text.split())
+    assert "Compared: " in text
+    assert "without labels" in text
+    assert "says nothing about ImageNet" in text
+
+
+def test_a_second_run_trains_and_measures_nothing(demo: Demo) -> None:
+    command = [demo.python, "-m", "bench", "run", "--demo", "--out", "out"]
+    done = subprocess.run(
+        command, cwd=demo.folder, env=demo.environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert "0 measured" in done.stderr
+    assert "0 failed" in done.stderr
+    assert done.stdout == demo.text
+
+
+def test_the_demo_can_be_verified(demo: Demo) -> None:
+    command = [demo.python, "-m", "bench", "verify", "out", "--json"]
+    done = subprocess.run(command, cwd=demo.folder, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout)["problems"] == []
+
+
+def test_the_readme_shows_this_board(demo: Demo) -> None:
+    """Rows, tracks and n as printed; accuracies within the intervals that the README itself states."""
+    readme = (HOME / "README.md").read_text()
+    shown = readme[readme.index("<!-- demo:start -->") : readme.index("<!-- demo:end -->")]
+    assert f"{demo.board['n']} images each" in shown
+    pattern = r"^ +[–\d]+ +(\S.*?) {2,}([RABCD]) +([\d.]+) \[([\d.]+), ([\d.]+)\]"
+    stated = {name: (track, float(low), float(high)) for name, track, _, low, high in re.findall(pattern, shown, re.M)}
+    rows = {row["method"] + (f" ({row['part']})" if row["part"] else ""): row for row in demo.board["rows"]}
+    assert set(stated) == set(rows)
+    for name, (track, low, high) in stated.items():
+        assert rows[name]["track"] == track
+        assert low <= 100 * rows[name]["accuracy"] <= high, name
