@@ -138,6 +138,10 @@ def test_inference_mode_is_refused_but_its_tensors_are_welcome(
         with pytest.raises(RuntimeError, match="inference_mode"):
             adapter.predict(batches[0])
     assert torch.isfinite(adapter.predict(made_inside)).all()
+    # A first layer with gradients has to save the images themselves.
+    first = Tent(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
+    first.prepare()
+    assert torch.isfinite(first.predict(made_inside)).all()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +169,13 @@ def test_entropy_and_its_gradient_are_finite(
     (gradient,) = torch.autograd.grad(value, z)
     assert torch.isfinite(value.detach())
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_lose_nothing_more(dtype: torch.dtype) -> None:
+    z = (torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * 4).to(dtype)
+    assert torch.equal(entropy(z), entropy(z.float()))
+    assert torch.equal(marginal_entropy(z), marginal_entropy(z.float()))
 
 
 def test_masked_classes_do_not_count() -> None:
