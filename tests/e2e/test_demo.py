@@ -1,4 +1,4 @@
-"""The demonstration as a newcomer meets it: a built wheel, an empty cache, another folder; and the README against it."""
+"""The demonstration as a newcomer meets it: a built wheel, an empty cache, another folder; and the README."""
 
 from __future__ import annotations
 
