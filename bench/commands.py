@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.errors import MissingDataError, UsageError, ValidationError
+from bench.errors import Interrupted, MissingDataError, UsageError, ValidationError
 from bench.output import print_json, print_rich, print_text
 from bench.reading import open_records
 from bench.registry import parse_setting
@@ -56,6 +57,9 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
     try:
         with RunProgress() as progress:
             outcome = run(spec, progress)
+    except KeyboardInterrupt:
+        again = shlex.join(["bench", "run", str(spec.out / "run.toml"), "--out", str(spec.out)])
+        raise Interrupted(f"interrupted; what is finished is kept, continue with: {again}") from None
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()

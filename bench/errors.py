@@ -30,6 +30,12 @@ class ValidationError(BenchError):
     exit_code = 4
 
 
+class Interrupted(BenchError):
+    """The user stopped the run; the message says how to continue it."""
+
+    exit_code = 130
+
+
 def nearest(name: str, known: Iterable[str], what: str) -> str:
     """`name` if it is known; otherwise a UsageError that names the nearest known one."""
     names = list(known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -73,7 +74,7 @@ def _run_apart(tasks: Sequence[Task], jobs: int, threads: int, on_start: Callabl
     errors: dict[str, Exception] = {}
     left = list(tasks)
     running: dict[Future[Any], Task] = {}
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=set_threads, initargs=(threads,))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,))
     try:
         while left or running:
             for task in list(left):
@@ -108,7 +109,7 @@ def _run_apart(tasks: Sequence[Task], jobs: int, threads: int, on_start: Callabl
                     yield Finished(task, None, caught)
             if broken:
                 pool.shutdown(wait=False, cancel_futures=True)
-                pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=set_threads, initargs=(threads,))
+                pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,))
     finally:
         _stop(pool)
 
@@ -119,6 +120,12 @@ def _stop(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
+
+
+def _begin(threads: int) -> None:
+    """Start a worker: an interrupt is for the process that hands out the work, which then ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_threads(threads)
 
 
 def set_threads(threads: int) -> None:

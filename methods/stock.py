@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a stock. `mean` and `std` normalise images in [0, 1]; `pool` makes the representation of an image."""
+    """The shape of a stock. `mean` and `std` normalise images in [0, 1]; `pool` makes an image's representation."""
 
     image_size: int = 32
     patch_size: int = 8

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -247,3 +250,26 @@ def test_the_module_runs_like_the_command() -> None:
         [sys.executable, "-m", "bench", "--version"], capture_output=True, text=True, timeout=60, env={**os.environ}
     )
     assert done.stdout.strip() == "0.1.0"
+
+
+def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[str, Any], own_cache: Path) -> None:
+    settings |= {"jobs": 2, "method": "source,tent", "severity": "1-5"}
+    command = [sys.executable, "-m", "bench", "run", *flags(settings), *FAST]
+    records = settings["out"] / "records"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (records.is_dir() and any(records.glob("*.json"))) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    kept = {path.name: path.read_bytes() for path in records.glob("*.json")}
+    assert 0 < len(kept) < 22
+    again = shlex.split(err.strip().splitlines()[-1].partition("continue with: ")[2])
+    assert again[:2] == ["bench", "run"]
+    done = subprocess.run([sys.executable, "-m", *again, "--jobs", "1"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(kept)} from before" in done.stderr
+    assert {path.name: path.read_bytes() for path in records.glob("*.json")}.items() >= kept.items()
+    assert len(list(records.glob("*.json"))) == 22
