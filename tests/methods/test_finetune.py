@@ -135,6 +135,17 @@ def test_fine_tuning_learns_and_trains_the_whole_network() -> None:
     assert stock.digest == stock_of().digest
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_head_that_a_cpu_gives() -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    ours, reference = (probe([stock_of()], task(), Probe(), each) for each in (generator, seeded()))
+    for name, tensor in reference.tensors.items():
+        assert torch.allclose(ours.tensors[name], tensor, rtol=1e-2, atol=1e-3), name
+    tuned = fine_tune([stock_of(), ours], task(), FineTune(epochs=1), generator)
+    assert all(tensor.device.type == "cpu" and tensor.isfinite().all() for tensor in tuned.tensors.values())
+
+
 def test_the_seed_decides_everything() -> None:
     config = FineTune(epochs=1, batch_size=16)
     with torch.random.fork_rng():

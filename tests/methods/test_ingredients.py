@@ -214,6 +214,18 @@ def test_the_seed_decides_everything(name: str, stock: Weights, pool: Unlabelled
     assert not same(one, inter_train([stock], pool, config, seeded(5)))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_training_happens_where_the_generator_is(name: str, bf16: bool, stock: Weights, pool: Unlabelled) -> None:
+    config = Ingredient(OBJECTIVES[name].Config(), steps=3, batch_size=8, bf16=bf16)
+    for images in (pool.images, pool.images.cuda()):
+        ingredient = inter_train([stock], Unlabelled(images, "pool"), config, torch.Generator("cuda").manual_seed(0))
+        assert all(tensor.device == CPU and tensor.isfinite().all() for tensor in ingredient.tensors.values())
+        assert not torch.equal(ingredient.tensors["encoder.norm.bias"], stock.tensors["encoder.norm.bias"])
+
+
 @dataclass(frozen=True)
 class Spy:
     """An objective from outside the package: inter_train knows nothing of it but its interface."""
