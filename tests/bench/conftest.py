@@ -19,6 +19,7 @@ FAST: dict[str, dict[str, Any]] = {
     "source": {"epochs": 2, "batch_size": 50},
     "supervised_soup": {"epochs": 2, "scales": [1.0, 2.0]},
     "selfsoup": {"epochs": 2, "steps": 3, "batch": 16, "ingredients": ["mae", "mocov3"]},
+    "tent": {"steps": 1},
     "memo": {"views": 4},
 }
 
