@@ -48,7 +48,8 @@ def run_spec(
 
 
 def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
-    from bench.run import default_folder, run
+    from bench.plan import default_folder
+    from bench.run import run
     from leaderboards.tables import to_json, to_terminal
 
     spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
@@ -80,7 +81,7 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
 
 def _print_plan(spec: RunSpec, as_json: bool) -> int:
     from bench.output import table
-    from bench.run import make_plan
+    from bench.plan import make_plan
 
     plan = make_plan(spec)
     rows = []

@@ -13,8 +13,9 @@ import torch
 
 from bench import run as run_module
 from bench.errors import BenchError, UsageError
+from bench.plan import make_plan
 from bench.repeat import spec_of
-from bench.run import Outcome, make_plan
+from bench.run import Outcome
 from bench.spec import make_spec
 from leaderboards.record import Record
 from leaderboards.store import Store

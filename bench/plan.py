@@ -1,0 +1,216 @@
+"""Everything a run will do, before it does any of it: names to rows, rows to lanes, lanes to keys."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bench.devices import pick_device, pick_jobs, pick_precision
+from bench.errors import UsageError
+from bench.kitchen import cooking_tasks
+from bench.models import load_model, load_stock
+from bench.predict import chains
+from bench.protocols import Segment, plan_stream
+from bench.registry import Method, build_config, load_object, parse_method, plain_values, source_digest
+from bench.shifts import SHIFTS, load_shift
+from bench.shifts.base import Shift, adapt_pool, labelled_source, limit_ids, pick_corruptions, split_ids
+from bench.spec import RunSpec
+from bench.trial import Condition, Trial, digest_of
+from bench.tuned import tuned_options
+from bench.workers import Task
+from leaderboards.store import Store
+from methods import PLAIN
+from methods.base import Job, Recipe
+from methods.stock import Architecture, Weights
+from methods.table import Access, Row
+
+BASELINES = ("source", "supervised_soup", "selfsoup_clean", "selfsoup_single")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One row of a trial: a classifier (cooked by `job`, or the user's own) and the adapter that runs on it."""
+
+    trial: Trial
+    part: str | None
+    job: Job | None
+    adapter: Row
+    config: Any
+    access: Access
+    segments: tuple[Segment, ...]
+    keys: Mapping[Condition, str]
+    digests: Mapping[Condition, str]
+    base_digest: str
+    history: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run will do, before it does any of it."""
+
+    spec: RunSpec
+    out: Path
+    shift: Shift
+    device: str
+    jobs: int
+    threads: int
+    lanes: tuple[Lane, ...]
+    missing: frozenset[str]
+    cooking: tuple[Task, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(key for lane in self.lanes for key in lane.keys.values())
+
+
+def make_plan(spec: RunSpec) -> Plan:
+    """Resolve names, data, options and keys; see what is done. Starts nothing and writes nothing."""
+    shift = load_shift(spec.shift, spec.data_root)
+    device = pick_device(spec.device)
+    jobs, threads = pick_jobs(spec.jobs, device)
+    out = spec.out or default_folder(spec)
+    lanes = tuple(_lanes(spec, shift, device))
+    store = Store(out)
+    if spec.rerun:
+        missing = {key for lane in lanes for key in lane.keys.values()}
+    elif spec.only_failed:
+        missing = {key for lane in lanes for key in lane.keys.values()} & store.failed()
+    else:
+        missing = {key for lane in lanes for key in lane.keys.values()} - store.done()
+    cooking: dict[str, Task] = {}
+    for lane in lanes:
+        if lane.job is not None and missing.intersection(lane.keys.values()):
+            for task in cooking_tasks([lane.job], lane.trial.seed, device):
+                cooking.setdefault(task.key, task)
+    return Plan(spec, out, shift, device, jobs, threads, lanes, frozenset(missing), tuple(cooking.values()))
+
+
+def default_folder(spec: RunSpec) -> Path:
+    """`runs/<date>-<name>`: the methods and the shift tell one run of a day from another."""
+    name = "-".join([spec.shift, *spec.method])[:80].replace("/", "_").replace(":", "_")
+    return Path("runs") / f"{datetime.date.today():%Y-%m-%d}-{name}"
+
+
+def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
+    methods = _methods(spec)
+    known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
+    for name in spec.options:
+        if name not in known:
+            raise UsageError(f"--set {name}.…: this run has no method '{name}'; it has {', '.join(sorted(known))}")
+    base = load_model(spec.model) if spec.model else load_stock(spec.stock or SHIFTS[spec.shift].default_stock)
+    base_digest = base.digest if isinstance(base, Weights) else _model_digest(base)
+    model_name = Path(spec.model or spec.stock or SHIFTS[spec.shift].default_stock).name
+    conditions = spec.conditions(pick_corruptions(shift, spec.corruption, spec.split))
+    adapt, scored = (
+        limit_ids(ids, spec.limit) for ids in split_ids(shift.ids("dev" if spec.split == "dev" else "test"), spec.split)
+    )
+    if not len(scored):
+        raise UsageError(f"{shift.name} has no image to score with split {spec.split}")
+    labels = shift.default_labels if spec.labels is None else (spec.labels or None)
+    digests = {condition: shift.digest(scored, condition) for condition in conditions}
+    pool = None
+    if any(method.recipe.access.test == "pool" for method in methods):
+        pool = adapt_pool(shift, adapt, conditions)
+    for seed in spec.seed_list:
+        source = labelled_source(shift, labels, seed)
+        for method in methods:
+            options = _options(spec, shift, method)
+            trial = Trial(
+                method=method.text,
+                recipe=method.recipe.name,
+                adapter=method.adapter.name if method.adapter else None,
+                options=options,
+                shift=shift.name,
+                conditions=conditions,
+                model=model_name,
+                protocol=spec.protocol,
+                split=spec.split,
+                seed=seed,
+                batch_size=spec.batch_size,
+                precision=pick_precision(spec.precision, device),
+                labels_per_class=labels,
+                limit=spec.limit,
+            )
+            segments = tuple(plan_stream(spec.protocol, conditions, scored, seed))
+            adapter = method.adapter or PLAIN
+            adapter_config = build_config(adapter, _given(spec, shift, adapter))
+            for part, job in _parts(method, base, spec, shift, source, pool).items():
+                history = [base_digest, source_digest(method.recipe), source_digest(adapter)]
+                pooled = method.recipe.access.test == "pool"
+                if pool is not None and pooled:
+                    history.append(pool.digest)
+                yield Lane(
+                    trial,
+                    part or None,
+                    job,
+                    adapter,
+                    adapter_config,
+                    method.access,
+                    segments,
+                    _keys(trial, part, segments, digests, history),
+                    digests,
+                    base_digest,
+                    tuple(map(str, conditions[1:])) if pooled or len(chains(segments)) < len(conditions) else (),
+                )
+
+
+def _methods(spec: RunSpec) -> list[Method]:
+    names = list(spec.method)
+    if spec.with_baselines:
+        names += [name for name in BASELINES if name not in names]
+    return [parse_method(name) for name in names]
+
+
+def _given(spec: RunSpec, shift: Shift, row: Row) -> dict[str, Any]:
+    name = row.options_of or row.name
+    return {**tuned_options(shift.name, name), **spec.options.get(name, {})}
+
+
+def _options(spec: RunSpec, shift: Shift, method: Method) -> dict[str, dict[str, Any]]:
+    rows = [method.recipe] if spec.model is None else []
+    if method.adapter:
+        rows.append(method.adapter)
+    return {row.options_of or row.name: plain_values(build_config(row, _given(spec, shift, row))) for row in rows}
+
+
+def _parts(
+    method: Method, base: Weights | nn.Module, spec: RunSpec, shift: Shift, source: Any, pool: Any
+) -> dict[str, Job | None]:
+    """Rows of a method by part name ("" where there is one row only); an adapter runs on the first part alone."""
+    if not isinstance(base, Weights):
+        if method.recipe.name != "source":
+            raise UsageError(
+                f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead of --model"
+            )
+        return {"": None}
+    recipe: Recipe = load_object(method.recipe.path)(build_config(method.recipe, _given(spec, shift, method.recipe)))
+    parts = recipe.plan(base, source, pool if method.recipe.access.test == "pool" else None)
+    if method.adapter or len(parts) == 1:
+        return {"": next(iter(parts.values()))}
+    return dict(parts)
+
+
+def _keys(
+    trial: Trial, part: str, segments: Sequence[Segment], digests: Mapping[Condition, str], history: list[Any]
+) -> dict[Condition, str]:
+    """A key for each condition: the trial's identity, the condition's data, and what the adapter saw before."""
+    identity = {**trial.identity(), "part": part or None}
+    keys: dict[Condition, str] = {}
+    before: list[Any] = []
+    for segment in segments:
+        content = [digests[condition] for condition in segment.conditions]
+        if segment.reset:
+            before = []
+        for condition in segment.conditions:
+            keys[condition] = digest_of([identity, str(condition), digests[condition], content, before, history])
+        before = [*before, content]
+    return keys
+
+
+def _model_digest(model: nn.Module) -> str:
+    return Weights(Architecture(), model.state_dict()).digest
