@@ -12,6 +12,7 @@ from bench.output import print_json, print_rich, print_text, table
 from bench.registry import options_of, parse_method
 from bench.shifts import SHIFTS
 from bench.tuned import tuned_options
+from corruptions.catalog import PROFILES
 from methods import METHODS
 from methods.table import TRACKS, Row
 
@@ -116,7 +117,8 @@ def _corruption(name: str) -> dict[str, Any]:
         row = corruptions.describe(corruptions.canonical(name))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return asdict(row)
+    severities = {profile: list(table[row.name]) for profile, table in PROFILES.items() if row.name in table}
+    return {key: value for key, value in asdict(row).items() if key != "path"} | {"severities": severities}
 
 
 _SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {"method": _method, "shift": _shift, "corruption": _corruption}
