@@ -58,9 +58,8 @@ def glass_map(down: Tensor, right: Tensor, reach: int) -> Tensor:
         jump = (down[:, sweep] * width + right[:, sweep]).flatten(1)
         source = torch.where(inside, place + jump, place)
         if reach > 1:
-            # One step along a pointer, where the pixel copied from was visited earlier in this sweep.
-            visited = (source > place) & inside.take(source)
-            pointer = torch.where(visited, source, place)
+            # A pixel further on was visited earlier in this sweep; pixels outside of it copy themselves.
+            pointer = torch.maximum(source, place)
             while not torch.equal(further := pointer.gather(1, pointer), pointer):
                 pointer = further
             source = source.gather(1, pointer)

@@ -181,6 +181,11 @@ def test_decoder_of_the_stock_is_used_and_a_missing_one_is_drawn(encoder: nn.Mod
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in fresh.state_dict().items())
 
 
+def test_cost_is_one_by_default_and_grows_with_what_is_visible() -> None:
+    assert mae.Config().cost == 1
+    assert mae.Config(0.9).cost < 1 < mae.Config(0.5).cost < 1.5
+
+
 def test_masks_follow_the_generator(encoder: nn.Module, images: Tensor) -> None:
     objective = mae.Config().build(stock_of(encoder), seeded())
     one, same, other = (objective.loss(encoder, [images], seeded(seed)).item() for seed in (1, 1, 2))

@@ -30,7 +30,9 @@ class Objective(nn.Module, ABC):
 class Config(Protocol):
     """Options of an objective: a frozen dataclass that can build it for a stock.
 
-    `cost` is the time of one step relative to one MAE step with the default options and the same batch size.
+    `cost` is about the time of one step relative to one MAE step with the default options and the same batch size,
+    measured on one CPU core for images of 32 pixels, patches of 8, width 64 and depth 4. The ratios of floating-point
+    operations of a ViT-B/16 are close: 2.4 for the two-view objectives, 3.6 for LeJEPA with two crops.
     """
 
     @property

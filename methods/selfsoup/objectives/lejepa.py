@@ -36,7 +36,7 @@ class Config:
 
     @property
     def cost(self) -> float:
-        return 1.8 * self.crops
+        return 2.0 * self.crops
 
     def build(self, stock: Weights, generator: torch.Generator) -> Prediction:
         return Prediction(stock, self, generator)

@@ -27,7 +27,10 @@ class Config:
 
     mask_ratio: float = 0.75
     norm_pix: bool = False
-    cost = 1.0
+
+    @property
+    def cost(self) -> float:
+        return (1.5 - self.mask_ratio) / 0.75
 
     def build(self, stock: Weights, generator: torch.Generator) -> MaskedAutoencoding:
         return MaskedAutoencoding(stock, self, generator)
