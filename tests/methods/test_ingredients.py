@@ -146,6 +146,13 @@ def test_a_loss_that_is_not_finite_is_named(bad: float, step: int) -> None:
     assert 10_000 - len(list(values)) < step + 150
 
 
+def test_a_loss_that_is_not_finite_is_named_in_a_short_run_too() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    values = map(torch.tensor, [1.0, 1.0, math.nan, 1.0, 1.0])
+    with pytest.raises(FloatingPointError, match="step 2;"):
+        train(lambda value: parameter.sum() * 0 + value, values, [Group([parameter], 1, 0)], steps=5, weight_decay=0)
+
+
 def test_a_gradient_that_is_not_finite_is_noticed_at_the_last_step() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     with pytest.raises(FloatingPointError, match="parameters"):
