@@ -24,17 +24,20 @@ from methods.base import Job
 from methods.stock import Weights
 
 
-def job_key(job: Job | Weights, seed: int) -> str:
-    """What a job's result depends on: its code, options, inputs, data and seed. Weights are their own digest."""
+def job_key(job: Job | Weights, seed: int, *, code: bool = True) -> str:
+    """What a job's result depends on: its code, options, inputs, data and seed. Weights are their own digest.
+
+    Without `code` it names the job's random numbers, which must not change when a comment does.
+    """
     if isinstance(job, Weights):
         return job.digest
     module = job.function.__module__
     return digest_of(
         {
             "function": f"{module}.{job.function.__qualname__}",
-            "code": code_digest(module),
+            "code": code_digest(module) if code else None,
             "config": described(job.config),
-            "inputs": [job_key(part, seed) for part in job.inputs],
+            "inputs": [job_key(part, seed, code=code) for part in job.inputs],
             "data": job.data.digest if job.data is not None else None,
             "seed": seed if job.data is not None else None,
         }
@@ -101,15 +104,16 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
         after = frozenset(part for part in inputs if isinstance(part, str))
         # Plain pickling copies tensors into the message; torch's own sharing would need a large /dev/shm.
         payload = pickle.dumps((job.function, job.config, inputs, job.data))
-        tasks[key] = Task(key, cook, (key, payload, device, job.label), after, job.label)
+        draws = int(job_key(job, seed, code=False)[:15], 16)
+        tasks[key] = Task(key, cook, (key, draws, payload, device, job.label), after, job.label)
     return list(tasks.values())
 
 
-def cook(key: str, payload: bytes, device: str, label: str) -> None:
-    """Run one job and put its weights into the cache, with the seconds it took."""
+def cook(key: str, draws: int, payload: bytes, device: str, label: str) -> None:
+    """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds."""
     function, config, inputs, data = pickle.loads(payload)
     weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
-    generator = torch.Generator(device=device).manual_seed(int(key[:15], 16))
+    generator = torch.Generator(device=device).manual_seed(draws)
     start = time.perf_counter()
     result: Weights = function(weights, data, config, generator)
     seconds = time.perf_counter() - start

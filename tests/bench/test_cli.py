@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,10 @@ def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[st
     settings |= {"jobs": 2, "method": "source,tent", "severity": "1-5"}
     command = [sys.executable, "-m", "bench", "run", *flags(settings), *FAST]
     records = settings["out"] / "records"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Started in the background of a shell, this process ignores interrupts, and so would its children.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=listen) as process:
         deadline = time.monotonic() + 120
         while not (records.is_dir() and any(records.glob("*.json"))) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import kitchen
 from bench.cache import weights_path
 from bench.kitchen import all_jobs, code_digest, cooked, cooking_tasks, fit_seconds, job_key
 from bench.models import load_stock, load_weights
@@ -92,6 +93,20 @@ def test_the_code_behind_a_job_is_part_of_its_key() -> None:
     digest = code_digest(inter_train.__module__)
     assert digest != code_digest(uniform_soup.__module__)
     assert code_digest.__wrapped__(inter_train.__module__) == digest
+
+
+def test_random_numbers_do_not_move_with_the_code(
+    stock: str, pool: Unlabelled, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Ingredient(mae.Config(), steps=2, batch_size=8)
+    job = Job(inter_train, config, (load_stock(stock),), pool, "x")
+    list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
+    before = load_weights(weights_path(job_key(job, 0)))[0].digest
+    monkeypatch.setattr(kitchen, "code_digest", lambda module: f"{module}, edited")
+    assert len(cooking_tasks([job], 0, "cpu")) == 1  # edited code is run again …
+    list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
+    assert load_weights(weights_path(job_key(job, 0)))[0].digest == before  # … on the same draws
+    assert len(list((own_cache / "weights").iterdir())) == 2
 
 
 def test_cooking_caches_by_content_and_counts_shared_seconds(stock: str, pool: Unlabelled) -> None:
