@@ -70,7 +70,11 @@ class SelfSoup(Recipe):
 
 
 class CleanSelfSoup(Recipe):
-    """The recipe of selfsoup, cooked on clean source images: what remains is the effect of more self-supervision."""
+    """The recipe of selfsoup, cooked on the clean labelled images without their labels.
+
+    What remains is the effect of more self-supervision and of souping. Where few images are labelled, it has few to
+    train on: it bounds that effect from below.
+    """
 
     access: ClassVar[Access] = Access()
     search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
