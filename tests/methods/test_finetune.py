@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,33 @@ def test_fine_tuning_learns_and_trains_the_whole_network() -> None:
     for name, tensor in stock.tensors.items():
         assert torch.equal(tensor, tuned.tensors[name]) == name.endswith("pos_embed"), name
     assert stock.digest == stock_of().digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 1},
+        {"batch_size": 7},
+        {"lr": 2e-3},
+        {"weight_decay": 0.5},
+        {"warmup": 1.0},
+        {"probe_l2": 0.5},
+        {"label_smoothing": 0.1},
+        {"area": 0.5},
+        {"flip": False},
+        {"three_augment": True},
+        {"jitter": 0.2},
+    ],
+)
+def test_every_option_counts(change: dict[str, Any]) -> None:
+    config = FineTune(epochs=2, batch_size=16)
+    one, other = (fine_tune([stock_of()], task(), each, seeded()) for each in (config, replace(config, **change)))
+    assert one.digest != other.digest
+
+
+def test_half_precision_is_asked_for_on_a_gpu_only() -> None:
+    with pytest.raises(ValueError, match="bf16"):
+        fine_tune([stock_of()], task(), FineTune(bf16=True), seeded())
 
 
 @pytest.mark.gpu

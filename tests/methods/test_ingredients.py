@@ -221,6 +221,55 @@ def test_the_seed_decides_everything(name: str, stock: Weights, pool: Unlabelled
     assert not same(one, inter_train([stock], pool, config, seeded(5)))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 3},
+        {"batch_size": 7},
+        {"lr": 2e-3},
+        {"weight_decay": 0.5},
+        {"warmup": 1.0},
+        {"head_warmup": 1.0},
+        {"views": Views(jitter=0.0)},
+        {"objective": mae.Config(mask_ratio=0.5)},
+        {"objective": mae.Config(norm_pix=True)},
+    ],
+)
+def test_every_option_of_an_ingredient_counts(change: dict[str, Any], stock: Weights, pool: Unlabelled) -> None:
+    # Two warm-up steps at least, or the peak is never reached.
+    config = Ingredient(steps=4, batch_size=8, warmup=0.5, head_warmup=0.5)
+    one, other = (inter_train([stock], pool, each, seeded()) for each in (config, replace(config, **change)))
+    assert not same(one, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 3},
+        {"batch_size": 7},
+        {"lr": 1e-2},
+        {"weight_decay": 0.5},
+        {"betas": (0.5, 0.6)},
+        {"warmup": 1.0},
+        {"mask_ratio": 0.5},
+        {"norm_pix": True},
+        {"views": Views(jitter=0.0)},
+        {"stop": 1},
+    ],
+)
+def test_every_option_of_pretraining_counts(change: dict[str, Any], pool: Unlabelled) -> None:
+    config = Pretraining(SMALL, steps=4, batch_size=8, warmup=0.5)
+    one, other = (pretrain((), pool, each, seeded()) for each in (config, replace(config, **change)))
+    assert not same(one, other)
+
+
+def test_half_precision_is_asked_for_on_a_gpu_only(stock: Weights, pool: Unlabelled) -> None:
+    with pytest.raises(ValueError, match="bf16"):
+        inter_train([stock], pool, Ingredient(bf16=True), seeded())
+    with pytest.raises(ValueError, match="bf16"):
+        pretrain((), pool, Pretraining(SMALL, bf16=True), seeded())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("bf16", [False, True])
