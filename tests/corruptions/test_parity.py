@@ -601,8 +601,10 @@ def test_spatter(profile: str, height: int, width: int, severity: int, pictures:
     images = pictures(3, height, width)
     mean, deviation, sigma, threshold, strength, mud = parameters("spatter", severity, profile)
     cv2 = pytest.importorskip("cv2", reason="needs opencv-python-headless") if not mud else None
-    out, draws = ours("spatter", severity, images, profile)
-    for x, normal, result in zip(unit(images), draws["normal"], out, strict=True):
+    draws = corruptions.sample("spatter", severity, (height, width), ids=range(3), profile=profile)
+    draws["normal"][2] *= 4  # levels above 255, which wrap round
+    out, used = ours("spatter", severity, images, profile, draws)
+    for x, normal, result in zip(unit(images), used["normal"], out, strict=True):
         field = mean + deviation * normal
         liquid = scipy.ndimage.gaussian_filter(field, sigma, mode="nearest", truncate=4)
         if cv2 is None:
