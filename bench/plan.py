@@ -18,14 +18,14 @@ from bench.predict import chains
 from bench.protocols import Segment, plan_stream
 from bench.registry import Method, build_config, load_object, parse_method, plain_values, source_digest
 from bench.shifts import SHIFTS, load_shift
-from bench.shifts.base import Shift, adapt_pool, labelled_source, limit_ids, pick_corruptions, split_ids
+from bench.shifts.base import Shift, adapt_pool, clean_pool, labelled_source, limit_ids, pick_corruptions, split_ids
 from bench.spec import RunSpec
 from bench.trial import Condition, Trial, digest_of
 from bench.tuned import tuned_options
 from bench.workers import Task
 from leaderboards.store import Store
 from methods import PLAIN
-from methods.base import Job, Recipe
+from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.stock import Architecture, Weights
 from methods.table import Access, Row
 
@@ -113,9 +113,12 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
         raise UsageError(f"{shift.name} has no image to score with split {spec.split}")
     labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     digests = {condition: shift.digest(scored, condition) for condition in conditions}
-    pool = None
-    if any(method.recipe.access.test == "pool" for method in methods):
-        pool = adapt_pool(shift, adapt, conditions)
+    wanted = {load_object(method.recipe.path).pool for method in methods if spec.model is None}
+    pools: dict[str, Unlabelled] = {}
+    if "shifted" in wanted:
+        pools["shifted"] = adapt_pool(shift, adapt, conditions)
+    if "clean" in wanted:
+        pools["clean"] = clean_pool(shift)
     for seed in spec.seed_list:
         source = labelled_source(shift, labels, seed)
         for method in methods:
@@ -139,11 +142,11 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
             segments = tuple(plan_stream(spec.protocol, conditions, scored, seed))
             adapter = method.adapter or PLAIN
             adapter_config = build_config(adapter, _given(spec, shift, adapter))
-            for part, job in _parts(method, base, spec, shift, source, pool).items():
+            for part, job in _parts(method, base, spec, shift, source, pools).items():
                 history = [base_digest, source_digest(method.recipe), source_digest(adapter)]
                 pooled = method.recipe.access.test == "pool"
-                if pool is not None and pooled:
-                    history.append(pool.digest)
+                if pooled and "shifted" in pools:
+                    history.append(pools["shifted"].digest)
                 yield Lane(
                     trial,
                     part or None,
@@ -179,7 +182,12 @@ def _options(spec: RunSpec, shift: Shift, method: Method) -> dict[str, dict[str,
 
 
 def _parts(
-    method: Method, base: Weights | nn.Module, spec: RunSpec, shift: Shift, source: Any, pool: Any
+    method: Method,
+    base: Weights | nn.Module,
+    spec: RunSpec,
+    shift: Shift,
+    source: Labelled,
+    pools: Mapping[str, Unlabelled],
 ) -> dict[str, Job | None]:
     """Rows of a method by part name ("" where there is one row only); an adapter runs on the first part alone."""
     if not isinstance(base, Weights):
@@ -189,7 +197,7 @@ def _parts(
             )
         return {"": None}
     recipe: Recipe = load_object(method.recipe.path)(build_config(method.recipe, _given(spec, shift, method.recipe)))
-    parts = recipe.plan(base, source, pool if method.recipe.access.test == "pool" else None)
+    parts = recipe.plan(base, source, pools.get(recipe.pool))
     if method.adapter or len(parts) == 1:
         return {"": next(iter(parts.values()))}
     return dict(parts)

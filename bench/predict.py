@@ -22,7 +22,8 @@ from bench.shifts import load_shift
 from bench.shifts.base import Shift, stream_rng
 from bench.trial import Condition
 from leaderboards.predictions import Predictions
-from methods.base import Adapter
+from methods.base import Adapter, Source, SourceBatch
+from methods.table import Access
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,7 @@ def evaluate(job: Evaluation) -> list[Measured]:
     generator = torch.Generator(device=job.device)
     generator.manual_seed(int(stream_rng(job.seed, "adapter", job.method).integers(2**62)))
     adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
-    source = None
-    if adapter.access.source in ("statistics", "unlabelled"):
-        source = _clean_batches(shift, job)
-    adapter.prepare(source)
+    adapter.prepare(_source(shift, job, adapter.access))
     passes = Passes()
     for value in vars(adapter).values():
         if isinstance(value, nn.Module):
@@ -196,10 +194,20 @@ def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarr
     return torch.softmax(exact, dim=1).numpy()
 
 
-def _clean_batches(shift: Shift, job: Evaluation) -> Iterator[Tensor]:
+def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
+    """Clean train images in a random order of the seed, as much of them as the method declared."""
+    if access.source == "none":
+        return None
     ids = stream_rng(job.seed, "source", shift.name).permutation(shift.ids("train"))
-    for low in range(0, len(ids), job.batch_size):
-        yield shift.images(ids[low : low + job.batch_size], Condition(None, 0)).to(job.device).float().div_(255)
+
+    def read(number: int) -> SourceBatch:
+        chosen = ids[number * job.batch_size : (number + 1) * job.batch_size]
+        images = shift.images(chosen, Condition(None, 0)).to(job.device).float().div_(255)
+        if access.source != "labelled":
+            return SourceBatch(images)
+        return SourceBatch(images, torch.from_numpy(shift.labels(chosen)).to(job.device))
+
+    return Source(read, -(-len(ids) // job.batch_size))
 
 
 @lru_cache(maxsize=2)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,36 @@ class Labelled(Unlabelled):
         return Unlabelled(self.images, f"unlabelled:{self.digest}")
 
 
+class SourceBatch(NamedTuple):
+    """Clean source images, float [n, 3, h, w] in [0, 1], and their labels (int64 [n]) only for who declared them."""
+
+    images: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Batches of clean source images in one fixed random order, read when asked for; an adapter may keep it on self.
+
+    Iterating gives each batch once; `source[i]` gives the i-th again, so a method that replays source images along the
+    stream keeps a counter, which is saved and reset with it.
+    """
+
+    read: Callable[[int], SourceBatch]
+    batches: int
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, number: int) -> SourceBatch:
+        if not 0 <= number < self.batches:
+            raise IndexError(f"source has {self.batches} batches, no batch {number}")
+        return self.read(number)
+
+    def __iter__(self) -> Iterator[SourceBatch]:
+        return map(self.read, range(self.batches))
+
+
 JobFunction = Callable[[Sequence[Weights], Any, Any, torch.Generator], Weights]
 
 
@@ -93,6 +123,8 @@ class Recipe(ABC):
     access: ClassVar[Access]
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying for each option, for tuning on held-out images."""
+    pool: ClassVar[Literal["none", "clean", "shifted"]] = "none"
+    """The unlabelled images it trains on: clean ones of the source, or shifted ones (then `access.test` is "pool")."""
 
     @dataclass(frozen=True)
     class Config:
@@ -106,7 +138,7 @@ class Recipe(ABC):
         """The jobs that give each part of the result, by part name.
 
         The first entry is the method's own row; further entries are parts a reader needs beside it (single
-        ingredients). `pool` is None unless `access.test` is "pool".
+        ingredients). `pool` holds the images that the class's `pool` names, None for "none".
         """
 
 
@@ -122,6 +154,14 @@ class Adapter(ABC):
     access: ClassVar[Access]
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying for each option, for tuning on held-out images."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Published options by "DATA-NORM", as in {"cifar-bn": {"lr": 1e-3}}; a literal, so that it can be read as text.
+
+    DATA is imagenet or cifar, NORM is bn, ln or gn (see `norms.norm_family`). They go over the defaults of Config and
+    under what was tuned or asked for. A rate is for batches of 64; on ln and gn it is scaled with the batch size.
+    """
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "none"
+    """What the tests hold it against: outputs of the official code, an independent restatement, or (plug-ins) none."""
 
     @dataclass(frozen=True)
     class Config:
@@ -133,15 +173,15 @@ class Adapter(ABC):
         self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
         self._initial: dict[str, Any] | None = None
 
-    def prepare(self, source: Iterable[Tensor] | None = None) -> None:
+    def prepare(self, source: Source | None = None) -> None:
         """Get ready for the stream: `configure`, then remember the state that `reset` returns to.
 
-        `source` gives batches of clean images, float [n, 3, h, w] in [0, 1], only if `access.source` allows it.
+        `source` is None unless `access.source` names it; labels come with it only if that is "labelled".
         """
         self.configure(source)
         self._initial = self.state_dict()
 
-    def configure(self, source: Iterable[Tensor] | None) -> None:  # noqa: B027 - a method without set-up is complete
+    def configure(self, source: Source | None) -> None:  # noqa: B027 - a method without set-up is complete
         """Choose what to adapt and build optimisers. Raises Unsupported if the model does not fit."""
 
     @abstractmethod

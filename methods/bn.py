@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from methods.base import Adapter, Unsupported
+from methods.base import Adapter, Source, Unsupported
 from methods.norms import use_batch_statistics
 from methods.table import Access
 
@@ -21,9 +20,10 @@ class BatchNormStatistics(Adapter):
     image, and a layer that then sees a single value per channel uses the source's (see `use_batch_statistics`).
     """
 
+    tested_against = "golden"
     access: ClassVar[Access] = Access(test="stream", state="fixed", backprop="none")
 
-    def configure(self, source: Iterable[Tensor] | None) -> None:
+    def configure(self, source: Source | None) -> None:
         if use_batch_statistics(self.model) == 0:
             raise Unsupported(
                 "bn replaces the statistics of BatchNorm layers and this model has none; "

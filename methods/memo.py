@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.augment import Crop, augmix, draw
-from methods.base import Adapter
+from methods.base import Adapter, Source
 from methods.losses import gradients, marginal_entropy, recordable
 from methods.norms import blend_statistics
 from methods.table import Access
@@ -42,6 +42,7 @@ class Memo(Adapter):
     near zero into a step of lr).
     """
 
+    tested_against = "restatement"
     access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3),
@@ -82,7 +83,7 @@ class Memo(Adapter):
             if self.crop not in get_args(Crop):
                 raise ValueError(f'memo.crop must be one of {", ".join(get_args(Crop))}, not "{self.crop}"')
 
-    def configure(self, source: Iterable[Tensor] | None) -> None:
+    def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative."""
         self.model.requires_grad_(True)
         # The source statistics alone are what eval mode uses already.

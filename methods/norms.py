@@ -6,7 +6,7 @@ Layers are recognised by type, never by name, so a wrapped, renamed or third-par
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm.layers
 import torch
@@ -59,6 +59,17 @@ def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers of a model, each once."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def norm_family(model: nn.Module) -> Literal["bn", "gn", "ln", "none"]:
+    """Which kind of normalisation most layers of a model are: bn, gn (also instance norm), ln (also RMS norm)."""
+    layers = list(norm_layers(model).values())
+    counts = {
+        "bn": sum(isinstance(layer, _BatchNorm) for layer in layers),
+        "gn": sum(isinstance(layer, nn.GroupNorm | _InstanceNorm) for layer in layers),
+    }
+    counts["ln"] = len(layers) - counts["bn"] - counts["gn"]
+    return cast(Any, max(counts, key=lambda kind: counts[kind])) if layers else "none"
 
 
 def use_batch_statistics(model: nn.Module) -> int:

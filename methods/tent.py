@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from methods.base import Adapter, Unsupported
+from methods.base import Adapter, Source, Unsupported
 from methods.losses import entropy, gradients, recordable
 from methods.norms import norm_parameters, use_batch_statistics
 from methods.table import Access
@@ -25,6 +25,7 @@ class Tent(Adapter):
     alone. Dropout and stochastic depth stay off.
     """
 
+    tested_against = "golden"
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
@@ -57,7 +58,7 @@ class Tent(Adapter):
             if self.steps < 1:
                 raise ValueError(f"tent.steps must be at least 1, not {self.steps}")
 
-    def configure(self, source: Iterable[Tensor] | None) -> None:
+    def configure(self, source: Source | None) -> None:
         use_batch_statistics(self.model)
         self.parameters = list(norm_parameters(self.model).values())
         if not self.parameters:

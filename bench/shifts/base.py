@@ -112,6 +112,13 @@ def adapt_pool(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition]) -
     return Unlabelled(images, "pool:" + digest_of([shift.digest(ids, condition) for condition in shifted]))
 
 
+def clean_pool(shift: Shift) -> Unlabelled:
+    """All clean train images without labels, for what is cooked on them instead of shifted ones."""
+    ids = shift.ids("train")
+    condition = Condition(None, 0)
+    return Unlabelled(shift.images(ids, condition), "clean:" + shift.digest(ids, condition))
+
+
 def stream_rng(seed: int, *purpose: str) -> np.random.Generator:
     """A generator for one purpose, from the seed and words alone, never from anything global."""
     key = hashlib.blake2b("|".join((str(seed), *purpose)).encode(), digest_size=16).digest()

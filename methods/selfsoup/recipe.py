@@ -49,6 +49,7 @@ class SelfSoup(Recipe):
     """
 
     access: ClassVar[Access] = Access(source="labelled", test="pool", state="offline", backprop="full")
+    pool = "shifted"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
         "order": ("tune_then_soup", "soup_then_tune"),
@@ -64,19 +65,17 @@ class SelfSoup(Recipe):
         """Options of the whole recipe."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        if pool is None:
-            raise Unsupported("selfsoup needs unlabelled shifted images; run it on a shift that gives an adapt half")
-        return cook(stock, source, pool, self.config)
+        return cook(stock, source, given(pool), self.config)
 
 
 class CleanSelfSoup(Recipe):
-    """The recipe of selfsoup, cooked on the clean labelled images without their labels.
+    """The recipe of selfsoup, cooked on all clean train images without labels instead of shifted ones.
 
-    What remains is the effect of more self-supervision and of souping. Where few images are labelled, it has few to
-    train on: it bounds that effect from below.
+    What remains is the effect of more self-supervision and of souping.
     """
 
     access: ClassVar[Access] = Access()
+    pool = "clean"
     search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
 
     @dataclass(frozen=True)
@@ -84,13 +83,14 @@ class CleanSelfSoup(Recipe):
         """Those of selfsoup."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        return {"": next(iter(cook(stock, source, source.without_labels(), self.config).values()))}
+        return {"": next(iter(cook(stock, source, given(pool), self.config).values()))}
 
 
 class SingleIngredient(Recipe):
     """One MAE ingredient given the self-supervised compute of the whole soup: is it the soup or only more training?"""
 
     access: ClassVar[Access] = SelfSoup.access
+    pool = "shifted"
     search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
 
     @dataclass(frozen=True)
@@ -98,15 +98,20 @@ class SingleIngredient(Recipe):
         """Those of selfsoup."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        if pool is None:
-            raise Unsupported("selfsoup_single needs unlabelled shifted images; run it on a shift with an adapt half")
         config = self.config
         parsed = [read_ingredient(text, config) for text in config.ingredients]
         steps = round(sum(item.steps * item.cost for item in parsed))
         first = next((text for text in config.ingredients if text.startswith("mae")), "mae")
         single = replace(read_ingredient(first, config), steps=steps)
-        trained = Job(inter_train, single, (stock,), pool, f"one MAE ingredient, {steps} steps")
+        trained = Job(inter_train, single, (stock,), given(pool), f"one MAE ingredient, {steps} steps")
         return {"": fine_tunings([trained], stock, source, config, (1.0,))[0]}
+
+
+def given(pool: Unlabelled | None) -> Unlabelled:
+    """The pool. Raises Unsupported where there is none."""
+    if pool is None:
+        raise Unsupported("a Self-Soup is trained on unlabelled images; run it on a shift that gives an adapt half")
+    return pool
 
 
 def cook(stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions) -> dict[str, Job]:

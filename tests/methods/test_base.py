@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.base import Adapter
+from methods.base import Adapter, Source
 from methods.table import Access
 
 
@@ -20,7 +20,7 @@ class Hoarder(Adapter):
 
     access = Access(test="stream", state="online", backprop="full")
 
-    def configure(self, source: Iterable[Tensor] | None) -> None:
+    def configure(self, source: Source | None) -> None:
         self.model.requires_grad_(True)
         self.parameters = list(self.model.parameters())
         self.groups = [self.parameters[:1], self.parameters[1:]]

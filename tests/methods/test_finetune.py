@@ -236,8 +236,11 @@ def test_a_head_for_other_classes_is_refused() -> None:
 
 def test_images_of_another_size_are_refused() -> None:
     big = Labelled(torch.zeros(4, 3, 24, 24, dtype=torch.uint8), "big", torch.zeros(4, dtype=torch.int64), 1)
+    head = Weights(SMALL, {"head.weight": torch.zeros(1, 16), "head.bias": torch.zeros(1)})
     with pytest.raises(ValueError, match="24 x 24"):
-        fine_tune([stock_of()], big, FineTune(epochs=1), seeded())
+        fine_tune([stock_of(), head], big, FineTune(epochs=1), seeded())
+    with pytest.raises(ValueError, match="24 x 24"):
+        probe([stock_of()], big, Probe(), seeded())
 
 
 @dataclass(frozen=True)
