@@ -1,16 +1,20 @@
-"""Averaging weights: the uniform soup (Wortsman et al. 2022, arXiv:2203.05482) and interpolation between two models."""
+"""Soups: weights of several models mixed into one, with the rules that keep a mixture meaningful."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods.stock import Weights
+from methods.base import Labelled, Unlabelled
+from methods.mixing import Mixer, Uniform, Wise
+from methods.norms import batch_norm_layers
+from methods.stock import Classifier, Weights
+
+_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,29 @@ def uniform_soup(
     Raises ValueError, naming the input and the tensor, for different architectures, names, shapes or types, for
     values that are not finite, for weights stored in half precision and for no input at all.
     """
+    return _combine(inputs, lambda name, tensors: Uniform().mix(tensors))
 
-    def mean(tensors: Sequence[Tensor]) -> Tensor:
-        if all(torch.equal(tensor, tensors[0]) for tensor in tensors):
-            # Frozen tensors, and float64 ones whose sum would round.
-            return tensors[0].clone()
-        total = reduce(torch.add, [tensor.double() for tensor in tensors])
-        return (total / len(tensors)).to(tensors[0].dtype)
 
-    return _combine(inputs, mean)
+def mixed_soup(
+    inputs: Sequence[Weights], data: None, config: Mixer, generator: torch.Generator | None = None
+) -> Weights:
+    """The ingredients mixed by any rule of methods.mixing; a job function. `inputs[0]` is the stock if it needs one.
+
+    Tensors that the stock lacks (a head, where it is an encoder) are averaged. Raises as `uniform_soup` does, and
+    ValueError where nothing is left beside the stock.
+    """
+    if not config.needs_stock:
+        return _combine(inputs, lambda name, tensors: config.mix(tensors, None))
+    stock, *ingredients = inputs
+
+    def mix(name: str, tensors: Sequence[Tensor]) -> Tensor:
+        start = stock.tensors.get(name)
+        if start is None:
+            return Uniform().mix(tensors)
+        refuse_tensor(f"{name} of the stock", start, tensors[0])
+        return config.mix(tensors, start)
+
+    return _combine(ingredients, mix)
 
 
 def interpolate(
@@ -52,31 +70,163 @@ def interpolate(
     """
     if len(inputs) != 2:
         raise ValueError(f"interpolation goes between two models, not {len(inputs)}; use uniform_soup for more")
-    position = config.position
-
-    def between(tensors: Sequence[Tensor]) -> Tensor:
-        first, second = tensors
-        return ((1 - position) * first.double() + position * second.double()).to(first.dtype)
-
-    return _combine(inputs, between)
+    rule = Wise(config.position)
+    return _combine(inputs, lambda name, tensors: rule.mix(tensors[1:], tensors[0]))
 
 
-def _combine(inputs: Sequence[Weights], mix: Callable[[Sequence[Tensor]], Tensor]) -> Weights:
+@dataclass(frozen=True)
+class Greedy:
+    """Options of the greedy soup. ties: also accept an ingredient that leaves the accuracy as it is."""
+
+    ties: bool = True
+
+
+def greedy_soup(
+    inputs: Sequence[Weights], data: Labelled, config: Greedy, generator: torch.Generator | None = None
+) -> Weights:
+    """Start from the best classifier; add each next one if the mean is then no worse on held-out clean images.
+
+    Wortsman et al. 2022, recipe 1. A job function; the candidates are tried from best to worst, equal ones in the
+    order given. Raises as `uniform_soup` does.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    scores = [accuracy(weights, data, device) for weights in inputs]
+    order = sorted(range(len(inputs)), key=lambda number: -scores[number])
+    chosen = [inputs[order[0]]]
+    best = scores[order[0]]
+    for number in order[1:]:
+        score = accuracy(uniform_soup([*chosen, inputs[number]]), data, device)
+        if score > best or (config.ties and score == best):
+            chosen.append(inputs[number])
+            best = score
+    return uniform_soup(chosen)
+
+
+def best_ingredient(
+    inputs: Sequence[Weights], data: Labelled, config: None = None, generator: torch.Generator | None = None
+) -> Weights:
+    """The classifier with the best accuracy on held-out clean images, the first of equals; a job function."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    scores = [accuracy(weights, data, device) for weights in inputs]
+    return inputs[scores.index(max(scores))]
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Options of Fisher merging. floor: added to every diagonal entry, so that unused weights are averaged."""
+
+    floor: float = 1e-8
+    batch_size: int = 64
+
+
+def fisher_soup(
+    inputs: Sequence[Weights], data: Unlabelled, config: Fisher, generator: torch.Generator | None = None
+) -> Weights:
+    """sum_i F_i theta_i / sum_i F_i, F_i the diagonal Fisher information (Matena & Raffel 2022, arXiv:2111.09832).
+
+    F_i is the mean over images of the squared gradient of log p(y | x), y the classifier's own prediction, one image
+    at a time in vectorised form. A job function; `data` are clean images. Raises as `uniform_soup` does.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    information = [diagonal_fisher(weights, data, config, device) for weights in inputs]
+
+    def mix(name: str, tensors: Sequence[Tensor]) -> Tensor:
+        if name not in information[0]:
+            return Uniform().mix(tensors)
+        top = torch.zeros_like(tensors[0], dtype=torch.float64)
+        bottom = torch.zeros_like(top)
+        for tensor, own in zip(tensors, information, strict=True):
+            weight = own[name].double() + config.floor
+            top += weight * tensor.double()
+            bottom += weight
+        return (top / bottom).to(tensors[0].dtype)
+
+    return _combine(inputs, mix)
+
+
+def diagonal_fisher(weights: Weights, data: Unlabelled, config: Fisher, device: torch.device) -> dict[str, Tensor]:
+    """The diagonal of the Fisher information of a classifier on images, by parameter, float32 on the CPU."""
+    model = Classifier.of(weights).to(device).eval()
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    frozen |= dict(model.named_buffers())
+
+    def loss(own: Mapping[str, Tensor], image: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(model, {**own, **frozen}, (image[None],))
+        return -logits.log_softmax(1).max()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for low in range(0, len(data), config.batch_size):
+        images = data.images[low : low + config.batch_size].to(device).float() / 255
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            found = gradients(parameters, images)
+        for name, gradient in found.items():
+            total[name] += gradient.square().sum(0)
+    return {name: (value / len(data)).cpu() for name, value in total.items()}
+
+
+@torch.no_grad()
+def accuracy(weights: Weights, data: Labelled, device: torch.device) -> float:
+    """The fraction of labelled images that a classifier gets right, in [0, 1]."""
+    model = Classifier.of(weights).to(device).eval()
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    for low in range(0, len(data), _BATCH):
+        images = data.images[low : low + _BATCH].to(device).float() / 255
+        right += (model(images).argmax(1) == data.labels[low : low + _BATCH].to(device)).sum()
+    return int(right) / len(data)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Give every BatchNorm the cumulative statistics of clean train batches, float [n, 3, h, w] in [0, 1], as mixing
+    leaves those of no model; gives the number of such layers.
+
+    Weights, mode and momentum of the model are as before. Raises ValueError where there are layers and no batches.
+    """
+    layers = batch_norm_layers(model)
+    if not layers:
+        return 0
+    momenta = [layer.momentum for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average
+        layer.train()
+    seen = 0
+    for images in batches:
+        model(images)
+        seen += 1
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    for module, mode in modes.items():
+        module.training = mode
+    if not seen:
+        raise ValueError("BatchNorm statistics need clean train images; give at least one batch")
+    return len(layers)
+
+
+def _combine(inputs: Sequence[Weights], mix: Callable[[str, Sequence[Tensor]], Tensor]) -> Weights:
     if not inputs:
         raise ValueError("a soup needs at least one ingredient")
     first = inputs[0]
     for number, other in enumerate(inputs):
         _refuse_different(first, other, number)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in first.tensors.items():
-        every = [weights.tensors[name] for weights in inputs]
-        if tensor.is_floating_point():
-            tensors[name] = mix(every)
-        elif name.endswith("num_batches_tracked"):
-            tensors[name] = torch.stack(every).amax(0)
-        else:
-            tensors[name] = _the_same(name, every)
+    tensors = {name: combine_tensor(name, [weights.tensors[name] for weights in inputs], mix) for name in first.tensors}
     return Weights(first.architecture, tensors)
+
+
+def combine_tensor(name: str, every: Sequence[Tensor], mix: Callable[[str, Sequence[Tensor]], Tensor]) -> Tensor:
+    """One tensor of a soup: floats are mixed, of `num_batches_tracked` the largest counts, other integers must agree.
+
+    Raises ValueError, naming the tensor, where they differ.
+    """
+    if every[0].is_floating_point():
+        return mix(name, every)
+    if name.endswith("num_batches_tracked"):
+        return torch.stack(list(every)).amax(0)
+    return _the_same(name, every)
 
 
 def _the_same(name: str, tensors: Sequence[Tensor]) -> Tensor:
@@ -98,10 +248,11 @@ def _refuse_different(first: Weights, other: Weights, number: int) -> None:
             f"{who} lacks {missing} and has {extra} beside the tensors of ingredient 0; use one task and stock"
         )
     for name, tensor in other.tensors.items():
-        _refuse_tensor(f"{name} of {who}", tensor, first.tensors[name])
+        refuse_tensor(f"{name} of {who}", tensor, first.tensors[name])
 
 
-def _refuse_tensor(what: str, tensor: Tensor, reference: Any) -> None:
+def refuse_tensor(what: str, tensor: Tensor, reference: Any) -> None:
+    """Raise ValueError if a tensor cannot be mixed with the reference: shape, type, half precision, or not finite."""
     if tensor.shape != reference.shape or tensor.dtype != reference.dtype:
         raise ValueError(
             f"{what} is {tensor.dtype} {tuple(tensor.shape)}, of ingredient 0 {reference.dtype} "

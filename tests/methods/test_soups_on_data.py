@@ -1,0 +1,120 @@
+"""Soups that look at data: greedy, Fisher, re-estimated BatchNorm; and rules that measure from the stock."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from methods.base import Labelled
+from methods.mixing import TaskArithmetic, Wise
+from methods.soup import (
+    Fisher,
+    Greedy,
+    accuracy,
+    best_ingredient,
+    diagonal_fisher,
+    fisher_soup,
+    greedy_soup,
+    mixed_soup,
+    reestimate_batch_norm,
+    uniform_soup,
+)
+from methods.stock import Architecture, Classifier, Weights
+
+SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2)
+
+
+def model_of(seed: int) -> Weights:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Classifier(SMALL, 3).weights()
+
+
+def labelled(count: int = 30) -> Labelled:
+    generator = torch.Generator().manual_seed(0)
+    side = SMALL.image_size
+    pixels = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    return Labelled(pixels, "holdout", torch.arange(count) % 3, 3)
+
+
+def test_greedy_by_hand_and_never_below_the_best_single() -> None:
+    data = labelled()
+    models = [model_of(seed) for seed in range(4)]
+    device = torch.device("cpu")
+    scores = [accuracy(model, data, device) for model in models]
+    order = sorted(range(4), key=lambda i: -scores[i])
+    kept = [models[order[0]]]
+    for i in order[1:]:
+        if accuracy(uniform_soup([*kept, models[i]]), data, device) >= accuracy(uniform_soup(kept), data, device):
+            kept.append(models[i])
+    found = greedy_soup(models, data, Greedy())
+    assert found.digest == uniform_soup(kept).digest
+    assert accuracy(found, data, device) >= max(scores)
+    assert best_ingredient(models, data).digest == models[scores.index(max(scores))].digest
+
+
+def test_a_tie_is_accepted_or_not() -> None:
+    data, model = labelled(), model_of(0)
+    twin = model_of(0)
+    assert greedy_soup([model, twin], data, Greedy(ties=False)).digest == model.digest
+    assert greedy_soup([model, twin], data, Greedy(ties=True)).digest == model.digest
+
+
+def test_fisher_weighs_what_matters() -> None:
+    """Against a loop over images with ordinary autograd."""
+    data = labelled(6)
+    models = [model_of(seed) for seed in range(2)]
+    config = Fisher(batch_size=4)
+    expected = []
+    for model in models:
+        net = Classifier.of(model).eval()
+        total = {name: torch.zeros_like(p) for name, p in net.named_parameters() if p.requires_grad}
+        for image in data.images:
+            net.zero_grad()
+            (-net(image[None].float() / 255).log_softmax(1).max()).backward()
+            for name, p in net.named_parameters():
+                if p.grad is not None:
+                    total[name] += p.grad.square() / 6
+        found = diagonal_fisher(model, data, config, torch.device("cpu"))
+        assert found.keys() == total.keys()
+        for name in total:
+            torch.testing.assert_close(found[name], total[name], rtol=1e-3, atol=1e-9)
+        expected.append(total)
+    soup = fisher_soup(models, data, config)
+    name = "head.weight"
+    weights = [own[name].double() + config.floor for own in expected]
+    by_hand = sum(w * m.tensors[name].double() for w, m in zip(weights, models, strict=True)) / sum(weights)
+    torch.testing.assert_close(soup.tensors[name].double(), by_hand, rtol=1e-3, atol=1e-5)
+
+
+def test_mixing_measures_from_the_stock_and_averages_what_it_lacks() -> None:
+    models = [model_of(seed) for seed in range(3)]
+    stock = Weights(SMALL, {n: t for n, t in model_of(7).tensors.items() if n.startswith("encoder.")})
+    soup = mixed_soup([stock, *models], None, TaskArithmetic(1 / 3))
+    uniform = uniform_soup(models)
+    assert torch.equal(soup.tensors["head.weight"], uniform.tensors["head.weight"])
+    for name, tensor in uniform.tensors.items():
+        torch.testing.assert_close(soup.tensors[name], tensor, rtol=0, atol=1e-5)
+    half = mixed_soup([stock, *models], None, Wise(0.5))
+    name = "encoder.blocks.0.attn.qkv.weight"
+    torch.testing.assert_close(half.tensors[name], (stock.tensors[name] + uniform.tensors[name]) / 2)
+
+
+def test_batch_norm_is_measured_again_on_the_mixed_model() -> None:
+    """One layer alone: cumulative statistics are the mean of the batches' own."""
+    net = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3), nn.Dropout()).train()
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(8, 3, 4, 4, generator=generator) for _ in range(5)]
+    assert reestimate_batch_norm(net, images) == 1
+    norm = net[0]
+    assert isinstance(norm, nn.BatchNorm2d)
+    means = torch.stack([batch.mean((0, 2, 3)) for batch in images]).mean(0)
+    variances = torch.stack([batch.var((0, 2, 3)) for batch in images]).mean(0)
+    torch.testing.assert_close(norm.running_mean, means)
+    torch.testing.assert_close(norm.running_var, variances)
+    assert norm.momentum == 0.3
+    assert net.training
+    assert reestimate_batch_norm(nn.Sequential(nn.LayerNorm(3)), []) == 0
+    with pytest.raises(ValueError, match="at least one batch"):
+        reestimate_batch_norm(net, [])
