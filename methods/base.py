@@ -63,6 +63,27 @@ class Labelled(Unlabelled):
     def without_labels(self) -> Unlabelled:
         return Unlabelled(self.images, f"unlabelled:{self.digest}")
 
+    def split(self, fraction: float) -> tuple[Labelled, Labelled]:
+        """(rest, held out): the last images of every class held out, `fraction` of them but at least one.
+
+        Raises ValueError unless fraction is in (0, 1) and each class that is present has two images.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"the fraction to hold out must lie in (0, 1), not {fraction}")
+        held = torch.zeros(len(self), dtype=torch.bool)
+        for label in range(self.classes):
+            rows = (self.labels == label).nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            if len(rows) < 2:
+                raise ValueError(f"class {label} has one labelled image, so none can be held out; give more labels")
+            held[rows[len(rows) - max(1, round(fraction * len(rows))) :]] = True
+        return self._rows(~held, f"without {fraction:g}"), self._rows(held, f"the {fraction:g} held out")
+
+    def _rows(self, chosen: Tensor, what: str) -> Labelled:
+        rows = chosen.nonzero()[:, 0]
+        return Labelled(self.images[rows], f"{self.digest}, {what}", self.labels[rows], self.classes)
+
 
 class SourceBatch(NamedTuple):
     """Clean source images, float [n, 3, h, w] in [0, 1], and their labels (int64 [n]) only for who declared them."""

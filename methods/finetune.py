@@ -72,7 +72,7 @@ def fine_tunings(
     `options` may be an instance of a subclass; only what FineTune itself names enters the jobs. Raises ValueError if
     there are not as many scales as encoders.
     """
-    head = Job(probe, Probe(options.probe_l2), (stock,), source, "linear probe of the stock")
+    head = probe_of(stock, source, options)
     values = {field.name: getattr(options, field.name) for field in fields(FineTune)}
     seen: list[tuple[int, float]] = []
     jobs = []
@@ -83,6 +83,23 @@ def fine_tunings(
         name = encoder.label if isinstance(encoder, Job) else "the stock"
         jobs.append(Job(fine_tune, config, (encoder, head), source, f"fine-tune {name} at lr {config.lr:g}"))
     return jobs
+
+
+def probe_of(stock: Weights, source: Labelled, options: FineTune) -> Job:
+    """The job that gives the stock its linear probe, the start of all heads of a task."""
+    return Job(probe, Probe(options.probe_l2), (stock,), source, "linear probe of the stock")
+
+
+def join(
+    inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
+) -> Weights:
+    """The encoder of `inputs[0]` under the head of `inputs[1]`; a job function. Raises ValueError where it has none."""
+    body, head = inputs
+    tensors = {name: t for name, t in body.tensors.items() if name.startswith("encoder.")}
+    found = {name: t for name, t in head.tensors.items() if name.startswith("head.")}
+    if not found:
+        raise ValueError("the second weights have no head; give those of a linear probe or a classifier")
+    return Weights(body.architecture, tensors | found)
 
 
 def fine_tune(inputs: Sequence[Weights], data: Labelled, config: FineTune, generator: torch.Generator) -> Weights:

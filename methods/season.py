@@ -104,14 +104,15 @@ def layer_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How to learn coefficients. lr: first and last rate of Adam, a cosine over epochs. layerwise: see Mixture.
+    """How to learn coefficients. lr, last_lr: first and last rate of Adam, a cosine between. layerwise: see Mixture.
 
     batch_size, epochs: as in the paper for 1000 images; the ragged last batch of an epoch is left out.
     """
 
     epochs: int = 100
     batch_size: int = 256
-    lr: tuple[float, float] = (0.1, 0.01)
+    lr: float = 0.1
+    last_lr: float = 0.01
     layerwise: bool = False
 
     def __post_init__(self) -> None:
@@ -119,8 +120,7 @@ class Schedule:
             raise ValueError("seasoning needs at least one epoch and batches of at least two images")
 
     def rate(self, epoch: int) -> float:
-        first, last = self.lr
-        return last + (first - last) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.last_lr + (self.lr - self.last_lr) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
 
 
 def learn_coefficients(
@@ -172,12 +172,11 @@ def neighbour_entropy(features: Tensor, neighbours: int = 16, temperature: float
 
 
 @dataclass(frozen=True)
-class SelfSeasoning:
-    """Options of self-seasoning: neighbours and temperature of the entropy, and the schedule."""
+class SelfSeasoning(Schedule):
+    """Options of self-seasoning: the schedule, and neighbours and temperature of the entropy."""
 
     neighbours: int = 16
     temperature: float = 0.07
-    schedule: Schedule = Schedule()
 
 
 def self_seasoned(
@@ -191,12 +190,12 @@ def self_seasoned(
     encoder = build_encoder(stock.architecture).to(generator.device).eval()
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
     shares = learn_coefficients(
-        Mixture(encoder, [weights.part("encoder") for weights in inputs], layerwise=config.schedule.layerwise),
+        Mixture(encoder, [weights.part("encoder") for weights in inputs], layerwise=config.layerwise),
         lambda images: neighbour_entropy(encoder(normalise(images)), config.neighbours, config.temperature),
-        partial(_epoch, data, config.schedule, generator),
-        config.schedule,
+        partial(_epoch, data, config, generator),
+        config,
     )
-    return _apply([_encoder_of(weights) for weights in inputs], shares, config.schedule.layerwise, "encoder.")
+    return _apply([_encoder_of(weights) for weights in inputs], shares, config.layerwise, "encoder.")
 
 
 def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, generator: torch.Generator) -> Weights:

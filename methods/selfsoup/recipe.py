@@ -7,15 +7,15 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported
-from methods.finetune import FineTune, fine_tunings
+from methods.finetune import FineTune, fine_tunings, join, probe_of
 from methods.selfsoup.ingredients import Ingredient, inter_train
+from methods.selfsoup.mixes import mix_job
 from methods.selfsoup.objectives import OBJECTIVES
-from methods.soup import uniform_soup
 from methods.stock import Weights
 from methods.table import Access
 from methods.views import Views
 
-Order = Literal["tune_then_soup", "soup_then_tune"]
+Order = Literal["tune_then_soup", "soup_then_tune", "no_tune"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,13 @@ class SoupOptions(FineTune):
         `area`, `augment` and the options of the objective (mae, mocov3, mmcr, lejepa), as in
         "mae:rate=2e-3:mask_ratio=0.5".
     steps, rate, batch: of the ingredients that do not say their own; so are ssl_area and ssl_augment.
-    order: fine-tune each ingredient and average the classifiers (the paper's), or average the encoders and fine-tune
-        once.
+    order: fine-tune each ingredient and mix the classifiers (tune_then_soup, the paper's), mix the encoders and
+        fine-tune once (soup_then_tune), or mix the encoders under the stock's linear-probe head and do not fine-tune
+        back (no_tune).
+    scales: each ingredient is fine-tuned once at each of these multiples of `lr`; the paper uses four.
+    mixes: ways to mix (see methods.selfsoup.mixes), as "uniform", "greedy", "ties:keep=0.3". The first one makes the
+        method's own row, the others parts "soup:…" beside it.
+    holdout: fraction of the labelled images of each class that is kept from fine-tuning for the ways that choose.
     ssl_area: smallest area of the random crops that self-supervised views show, as a fraction of the image.
     ssl_augment: whether those views also get 3-Augment and colour jitter 0.3, as in the paper. `flip` is shared.
     """
@@ -37,6 +42,9 @@ class SoupOptions(FineTune):
     rate: float = 1e-3
     batch: int = 128
     order: Order = "tune_then_soup"
+    scales: tuple[float, ...] = (1.0,)
+    mixes: tuple[str, ...] = ("uniform",)
+    holdout: float = 0.0
     ssl_area: float = 0.08
     ssl_augment: bool = True
 
@@ -115,18 +123,40 @@ def given(pool: Unlabelled | None) -> Unlabelled:
 
 
 def cook(stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions) -> dict[str, Job]:
-    """The jobs of a Self-Soup on any pool: the soup first, then each ingredient fine-tuned alone."""
+    """The jobs of a Self-Soup on any pool: the soup first, other ways to mix it, each ingredient fine-tuned alone.
+
+    Raises Unsupported for options that do not go together.
+    """
+    if not config.ingredients or not config.mixes or not config.scales:
+        raise Unsupported("selfsoup needs at least one of ingredients, mixes and scales")
+    source, held_out = source.split(config.holdout) if config.holdout else (source, None)
     trained = [
         Job(inter_train, read_ingredient(text, config), (stock,), pool, f"ingredient {text}")
         for text in config.ingredients
     ]
-    tuned = fine_tunings(trained, stock, source, config, (1.0,) * len(trained))
-    if config.order == "tune_then_soup":
-        soup = Job(uniform_soup, None, tuple(tuned), None, "self-soup")
-    else:
-        mixed = Job(uniform_soup, None, tuple(trained), None, "mixed encoders")
-        soup = fine_tunings([mixed], stock, source, config, (1.0,))[0]
-    return {"soup": soup} | {f"ingredient:{text}": job for text, job in zip(config.ingredients, tuned, strict=True)}
+    head = probe_of(stock, source, config)
+    tuned: dict[str, Job] = {}
+    for scale in config.scales if config.order != "no_tune" else ():
+        mark = "" if len(config.scales) == 1 else f"@{scale:g}"
+        jobs = fine_tunings(trained, stock, source, config, (scale,) * len(trained))
+        tuned |= {f"ingredient:{text}{mark}": job for text, job in zip(config.ingredients, jobs, strict=True)}
+    soups = []
+    for text in config.mixes:
+        if config.order == "tune_then_soup":
+            soups.append(mix_job(text, list(tuned.values()), head, source, held_out, "classifiers"))
+            continue
+        mixed = mix_job(text, trained, stock, source, held_out, "encoders")
+        if config.order == "no_tune":
+            soups.append(Job(join, None, (mixed, head), None, f"{text} soup under the stock's head"))
+        else:
+            soups += fine_tunings([mixed], stock, source, config, (config.scales[0],))
+    if config.order == "no_tune":
+        tuned = {
+            f"ingredient:{text}": Job(join, None, (job, head), None, f"{text} under the stock's head")
+            for text, job in zip(config.ingredients, trained, strict=True)
+        }
+    names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
+    return dict(zip(names, soups, strict=True)) | tuned
 
 
 def read_ingredient(text: str, config: SoupOptions) -> Ingredient:

@@ -209,7 +209,7 @@ def test_learned_soup_lowers_the_loss(layerwise: bool) -> None:
 
 def test_seasoned_encoders_hold_the_encoder_alone() -> None:
     inputs, data = classifiers(3), images()
-    config = SelfSeasoning(neighbours=4, schedule=Schedule(epochs=2, batch_size=12))
+    config = SelfSeasoning(epochs=2, batch_size=12, neighbours=4)
     soup = self_seasoned(inputs, Unlabelled(data.images, "pool"), config, torch.Generator().manual_seed(0))
     again = self_seasoned(inputs, Unlabelled(data.images, "pool"), config, torch.Generator().manual_seed(0))
     assert soup.tensors.keys() == {n for n in inputs[0].tensors if n.startswith("encoder.")}

@@ -1,0 +1,93 @@
+"""The ways in which a recipe can mix its ingredients, by name: "greedy", "ties:keep=0.3", "learned:layerwise=1"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from methods import mixing, season, soup
+from methods.base import Job, JobFunction, Labelled, Unlabelled, Unsupported
+from methods.stock import Weights
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a way of mixing needs. `config` is the class of its options, None where it has none.
+
+    data: nothing, held-out labelled images, or clean images without labels. stock: it measures from the stock.
+    of: which weights it can mix, encoders, classifiers, or both.
+    """
+
+    function: JobFunction
+    config: type | None
+    data: Literal["none", "held_out", "images"] = "none"
+    stock: bool = False
+    of: Literal["both", "encoders", "classifiers"] = "both"
+
+
+MIXES: dict[str, Mix] = {
+    "uniform": Mix(soup.uniform_soup, None),
+    "wise": Mix(soup.mixed_soup, mixing.Wise, stock=True),
+    "model_stock": Mix(soup.mixed_soup, mixing.ModelStock, stock=True),
+    "task_arithmetic": Mix(soup.mixed_soup, mixing.TaskArithmetic, stock=True),
+    "ties": Mix(soup.mixed_soup, mixing.Ties, stock=True),
+    "greedy": Mix(soup.greedy_soup, soup.Greedy, "held_out", of="classifiers"),
+    "best": Mix(soup.best_ingredient, None, "held_out", of="classifiers"),
+    "learned": Mix(season.learned_soup, season.Schedule, "held_out", of="classifiers"),
+    "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
+    "seasoned": Mix(season.self_seasoned, season.SelfSeasoning, "images", of="encoders"),
+    "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "held_out", of="encoders"),
+}
+
+
+def mix_job(
+    text: str,
+    ingredients: Sequence[Job],
+    stock: Job | Weights,
+    source: Labelled,
+    held_out: Labelled | None,
+    of: Literal["encoders", "classifiers"],
+) -> Job:
+    """The job that mixes ingredients in the way that `text` says.
+
+    `stock` is what all ingredients started from, of the same kind as they. Raises Unsupported for an unknown way or
+    option, for one that mixes the other kind of weights, and where held-out labels are needed and there are none.
+    """
+    name, *pairs = text.split(":")
+    if name not in MIXES:
+        raise Unsupported(f"no way of mixing '{name}'; there are {', '.join(MIXES)}")
+    mix = MIXES[name]
+    if mix.of not in ("both", of):
+        order = {"encoders": "soup_then_tune", "classifiers": "tune_then_soup"}[mix.of]
+        raise Unsupported(f"'{name}' mixes {mix.of}, not {of}; set selfsoup.order to {order}")
+    config = read_options(mix.config, pairs, text)
+    data: Unlabelled | None = None
+    if mix.data == "images":
+        data = source.without_labels()
+    elif mix.data == "held_out":
+        if held_out is None:
+            raise Unsupported(f"'{name}' chooses by held-out labelled images; set selfsoup.holdout, as in 0.1")
+        data = held_out
+    inputs = (stock, *ingredients) if mix.stock else tuple(ingredients)
+    return Job(mix.function, config, inputs, data, f"{text} soup")
+
+
+def read_options(config: type | None, pairs: Sequence[str], text: str) -> Any:
+    """The options of a way of mixing from "key=value" pairs. Raises Unsupported for what it does not have."""
+    known: dict[str, Any] = {f.name: type(f.default) for f in fields(config)} if config is not None else {}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in known:
+            raise Unsupported(f"no option '{key}' in '{text}'; there are {', '.join(known) or 'none'}, as key=value")
+        try:
+            values[key] = known[key](float(value))
+        except ValueError:
+            raise Unsupported(f"'{value}' in '{text}' is not a number") from None
+    if config is None:
+        return None
+    try:
+        return config(**values)
+    except ValueError as error:
+        raise Unsupported(f"{text}: {error}") from None
