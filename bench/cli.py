@@ -244,3 +244,78 @@ def tune(
     tuning.tune(
         method, shift, trials, out, seeds, severity, labels, stock, split, corruption, set_ or [], jobs, as_json=json
     )
+
+
+soup = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mix weights in files: mix, season, inspect, lmc.")
+app.add_typer(soup, name="soup")
+
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Weights: .safetensors, .pt or .pth.")]
+SoupFile = Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")]
+StockFile = Annotated[Path | None, typer.Option(help="The weights that all ingredients came from.")]
+SoupShift = Annotated[str, typer.Option(help="The shift whose clean images are used.")]
+
+
+@soup.command("mix")
+def soup_mix(
+    files: Files,
+    out: SoupFile,
+    how: Annotated[
+        str, typer.Option(help="uniform, weighted, wise, model_stock, task_arithmetic or ties.")
+    ] = "uniform",
+    stock: StockFile = None,
+    weights: Annotated[str, typer.Option(help="For weighted: one number a file, with commas.")] = "",
+    average_statistics: Annotated[
+        bool, typer.Option("--average-statistics", help="Average BatchNorm statistics too.")
+    ] = False,
+) -> None:
+    """Mix weights tensor by tensor; options of a way as in --how ties:keep=0.3."""
+    from bench import soups
+
+    try:
+        numbers = [float(part) for part in weights.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"--weights takes numbers with commas, not '{weights}'") from None
+    soups.mix(files, out, how, stock, numbers, average_statistics)
+
+
+@soup.command("season")
+def soup_season(
+    files: Files,
+    out: SoupFile,
+    shift: SoupShift,
+    how: Annotated[str, typer.Option(help="self (no labels), labels (cross-entropy) or search (neighbours).")] = "self",
+    labels: Annotated[int | None, typer.Option(help="Clean train images a class; default all.")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    batch_size: Annotated[int, typer.Option(min=2)] = 256,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Coefficients for each block.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+) -> None:
+    """Learn the coefficients of a soup on clean train images."""
+    from bench import soups
+
+    soups.season(files, out, how, shift, data_root, labels, epochs, batch_size, layerwise, seed)
+
+
+@soup.command("inspect")
+def soup_inspect(files: Files, stock: StockFile = None, json: Json = False) -> None:
+    """Show what files hold, how far they are from the stock and from one another."""
+    from bench import soups
+
+    soups.inspect(files, stock, as_json=json)
+
+
+@soup.command("lmc")
+def soup_lmc(
+    first: Annotated[Path, typer.Argument(help="A classifier.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    shift: SoupShift,
+    steps: Annotated[int, typer.Option(min=3, help="Points along the line.")] = 11,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    json: Json = False,
+) -> None:
+    """Accuracy along the line between two classifiers: linear mode connectivity."""
+    from bench import soups
+
+    soups.connect(first, second, shift, data_root, steps, limit, as_json=json)

@@ -7,7 +7,7 @@ import hashlib
 import pickle
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -105,12 +105,16 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
         # Plain pickling copies tensors into the message; torch's own sharing would need a large /dev/shm.
         payload = pickle.dumps((job.function, job.config, inputs, job.data))
         draws = int(job_key(job, seed, code=False)[:15], 16)
-        tasks[key] = Task(key, cook, (key, draws, payload, device, job.label), after, job.label)
+        stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
+        tasks[key] = Task(key, cook, (key, draws, payload, device, job.label, stocks), after, job.label)
     return list(tasks.values())
 
 
-def cook(key: str, draws: int, payload: bytes, device: str, label: str) -> None:
-    """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds."""
+def cook(key: str, draws: int, payload: bytes, device: str, label: str, stocks: Sequence[str]) -> None:
+    """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds.
+
+    `stocks` are the digests of all weights that were given and not made on the way.
+    """
     function, config, inputs, data = pickle.loads(payload)
     weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
     generator = torch.Generator(device=device).manual_seed(draws)
@@ -120,7 +124,8 @@ def cook(key: str, draws: int, payload: bytes, device: str, label: str) -> None:
     bad = [name for name, tensor in result.tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise FloatingPointError(f"{label} gave weights that are not finite ({bad[0]}); lower its learning rate")
-    save_weights(weights_path(key), result, {"label": label, "seconds": seconds, "torch": torch.__version__})
+    facts = {"label": label, "seconds": seconds, "stocks": list(stocks), "torch": torch.__version__}
+    save_weights(weights_path(key), result, facts)
 
 
 def cooked(key: str) -> dict[str, Any] | None:

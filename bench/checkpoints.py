@@ -1,0 +1,144 @@
+"""Weights in files, one tensor at a time: what people bring is read lazily, what is mixed is written as it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bench.errors import BenchError, MissingDataError, UsageError
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+# Where training code keeps the model inside what it saves.
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a .safetensors, .pt or .pth file, read from disk each time they are asked for.
+
+    Pickled files are read as weights only and never run code. A "module." that all names begin with is taken off.
+    `metadata` is that of a safetensors file, empty otherwise.
+
+    Raises MissingDataError for a missing file, UsageError for one that is damaged or holds anything but tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise MissingDataError(f"no file {path}; give the path of a .safetensors, .pt or .pth file")
+        self.metadata: dict[str, str] = {}
+        self._file: Any = None
+        self._tensors: Mapping[str, Tensor] = {}
+        if path.suffix == ".safetensors":
+            try:
+                self._file = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UsageError(
+                    f"{path} is not a whole safetensors file ({error}); download or make it again"
+                ) from None
+            self.metadata = self._file.metadata() or {}
+            names = list(self._file.keys())
+        else:
+            self._tensors = _state_dict(path)
+            names = list(self._tensors)
+        prefixed = bool(names) and all(name.startswith("module.") for name in names)
+        self._stored = {name.removeprefix("module.") if prefixed else name: name for name in names}
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._stored[name]
+        tensor = self._file.get_tensor(stored) if self._file is not None else self._tensors[stored]
+        return cast(Tensor, tensor)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def digest(self) -> str:
+        """The SHA-256 of the file."""
+        with self.path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state_dict(path: Path) -> Mapping[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise UsageError(
+            f"{path} holds more than tensors, or is damaged; save its state_dict as safetensors and give that"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(f"{path} cannot be read ({reason}); save its state_dict as safetensors instead") from None
+    while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UsageError(f"{path} holds more than named tensors; save the model's state_dict alone and give that")
+    return cast(Mapping[str, Tensor], content)
+
+
+def write_tensors(
+    path: Path,
+    shapes: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    make: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file tensor by tensor, whole or not at all; no more than one tensor is held.
+
+    `shapes` gives the type and shape of what `make` returns for each name. Raises BenchError where the disk is full or
+    the folder cannot be written, UsageError for a type that safetensors does not have.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for name, (dtype, shape) in shapes.items():
+        if dtype not in _NAMES:
+            raise UsageError(f"{name} is {dtype}, which safetensors cannot hold; convert it first")
+        size = dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, (dtype, shape) in shapes.items():
+                tensor = make(name).contiguous()
+                if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+                    raise BenchError(f"{name} was mixed to another shape or type than was announced; report this")
+                if tensor.numel():
+                    tensor.view(-1).view(torch.uint8).numpy().tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise BenchError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another file"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,201 @@
+"""`bench soup` on files: what it writes, what it refuses, and that it never runs what a file holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.checkpoints import Checkpoint, write_tensors
+from bench.errors import BenchError, MissingDataError, UsageError
+from bench.models import load_stock, load_weights, save_weights
+from bench.soups import connect, inspect, mix, season
+from methods.finetune import Probe, join, probe
+from methods.soup import uniform_soup
+from methods.stock import Weights
+
+
+def tensors(seed: int, **more: Tensor) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a.weight": torch.randn(5, 4, generator=generator), "b": torch.randn((), generator=generator), **more}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{seed}.safetensors" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        save_file(tensors(seed, count=torch.tensor(7)), path)
+    return paths
+
+
+def mixed(files: list[Path], how: str = "uniform", **more: Any) -> dict[str, Tensor]:
+    out = files[0].parent / "soup.safetensors"
+    options: dict[str, Any] = {"stock": None, "weights": (), "average_statistics": False} | more
+    mix(files, out, how, **options)
+    found: dict[str, Tensor] = load_file(out)
+    return found
+
+
+def test_soup_of_files_is_the_mean(files: list[Path]) -> None:
+    found = mixed(files)
+    every = [load_file(path) for path in files]
+    for name in ("a.weight", "b"):
+        mean = torch.stack([own[name].double() for own in every]).mean(0).float()
+        assert torch.equal(found[name], mean)
+    assert found["count"] == 7
+    facts = json.loads(Checkpoint(files[0].parent / "soup.safetensors").metadata["facts"])
+    assert [item["file"] for item in facts["ingredients"]] == ["0.safetensors", "1.safetensors", "2.safetensors"]
+    assert all(item["digest"].startswith("sha256:") for item in facts["ingredients"])
+
+
+def test_files_and_memory_give_the_same_bits(tmp_path: Path) -> None:
+    stock = load_stock("digits")
+    generator = torch.Generator().manual_seed(0)
+    models = [
+        Weights(
+            stock.architecture,
+            {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in stock.tensors.items()},
+        )
+        for _ in range(3)
+    ]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for path, model in zip(paths, models, strict=True):
+        save_weights(path, model, {})
+    mix(paths, tmp_path / "soup.safetensors", "uniform", None, (), False)
+    assert load_weights(tmp_path / "soup.safetensors")[0].digest == uniform_soup(models).digest
+
+
+def test_a_weighted_and_a_measured_soup(files: list[Path]) -> None:
+    first, second, third = (load_file(path)["a.weight"] for path in files)
+    found = mixed(files, "weighted", weights=(0.5, 0.75, -0.25))
+    torch.testing.assert_close(found["a.weight"], 0.5 * first + 0.75 * second - 0.25 * third)
+    found = mixed(files[1:], "wise:alpha=0.25", stock=files[0])
+    torch.testing.assert_close(found["a.weight"], 0.75 * first + 0.125 * (second + third))
+
+
+def test_pickled_state_dicts_are_read_as_weights_only(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"model": {f"module.{n}": t for n, t in tensors(0).items()}, "epoch": 3}, tmp_path / "wrapped.pth")
+    torch.save(tensors(1), tmp_path / "plain.pt")
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    torch.save({"x": [1, 2]}, tmp_path / "list.pth")
+    (tmp_path / "broken.pth").write_bytes((tmp_path / "plain.pt").read_bytes()[:300])
+    found = mixed([tmp_path / "wrapped.pth", tmp_path / "plain.pt"])
+    torch.testing.assert_close(found["b"], (tensors(0)["b"] + tensors(1)["b"]) / 2)
+    for name in ("evil.pth", "list.pth", "broken.pth"):
+        with pytest.raises(UsageError, match=name):
+            Checkpoint(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_cannot_be_mixed_is_one_sentence_and_writes_nothing(files: list[Path], tmp_path: Path) -> None:
+    def refused(message: str, given: list[Path], how: str = "uniform", **more: Any) -> None:
+        with pytest.raises(UsageError, match=message):
+            mixed(given, how, **more)
+        assert not (tmp_path / "soup.safetensors").exists()
+
+    def file(name: str, content: dict[str, Tensor]) -> Path:
+        path = tmp_path / name
+        save_file(content, path)
+        return path
+
+    count = torch.tensor(7)
+    refused("other stock|different stocks", [_of_stock(tmp_path, "x"), _of_stock(tmp_path, "y")])
+    refused("lacks", [files[0], file("more.safetensors", tensors(0))])
+    refused(
+        "is not finite", [files[0], file("nan.safetensors", tensors(0, count=count) | {"b": torch.tensor(torch.nan)})]
+    )
+    half = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors(0, count=count).items()}
+    refused("bfloat16", [file("half.safetensors", half)])
+    refused("differ between", [files[0], file("count.safetensors", tensors(0, count=torch.tensor(8)))])
+    refused("shape|float32", [files[0], file("shape.safetensors", tensors(0, count=count) | {"b": torch.ones(2)})])
+    norm = file("norm.safetensors", tensors(0, count=count) | {"n.running_mean": torch.zeros(2)})
+    refused("BatchNorm", [norm, norm])
+    refused("--stock", files, "model_stock")
+    refused("sum to 1", files, "weighted", weights=(1.0, 1.0, 1.0))
+    refused("2 weights for 3", files, "weighted", weights=(0.5, 0.5))
+    refused("needs --weights", files, "weighted")
+    refused("belongs to", files, "uniform", weights=(1.0,))
+    refused("did you mean", files, "unifrom")
+    assert mixed([norm, norm], average_statistics=True)["n.running_mean"].tolist() == [0, 0]
+    with pytest.raises(MissingDataError, match="no file"):
+        Checkpoint(tmp_path / "missing.safetensors")
+    assert not list(tmp_path.glob(".*"))
+
+
+def _of_stock(folder: Path, stock: str) -> Path:
+    path = folder / f"of-{stock}.safetensors"
+    save_file(tensors(0), path, {"facts": json.dumps({"stocks": [stock]})})
+    return path
+
+
+def test_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
+    def fail(name: str) -> Tensor:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BenchError, match="No space left"):
+        write_tensors(tmp_path / "x.safetensors", {"a": (torch.float32, (2,))}, fail, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspection_measures_from_the_stock(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(files, files[0], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    one, two = (load_file(path) for path in files[:2])
+    squares = sum(float((two[n].double() - one[n].double()).square().sum()) for n in ("a.weight", "b"))
+    assert found["files"][1]["distance"] == pytest.approx(squares**0.5)
+    assert found["cosines"][1][1] == pytest.approx(1)
+    inspect(files, None, as_json=False)
+    assert "numbers" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The digits stock under its probe, and the same moved a little."""
+    from bench.shifts import load_shift
+    from bench.shifts.base import labelled_source
+
+    folder = tmp_path_factory.mktemp("classifiers")
+    stock = load_stock("digits")
+    generator = torch.Generator().manual_seed(0)
+    head = probe([stock], labelled_source(load_shift("digits-c"), 10, 0), Probe(), generator)
+    paths = []
+    for number in range(2):
+        moved = {n: t + 0.02 * number * torch.randn(t.shape, generator=generator) for n, t in head.tensors.items()}
+        paths.append(folder / f"{number}.safetensors")
+        save_weights(paths[-1], join([Weights(head.architecture, moved), head]), {})
+    return paths
+
+
+def test_the_line_between_two_classifiers(classifiers: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    connect(*classifiers, "digits-c", None, 3, 100, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["positions"] == [0, 0.5, 1]
+    assert found["accuracy"][0] > 0.8
+    ends = (found["accuracy"][0] + found["accuracy"][2]) / 2
+    assert found["barrier"] == pytest.approx(max(0, ends - found["accuracy"][1]))
+    stock = classifiers[0].parent / "stock.safetensors"
+    save_weights(stock, load_stock("digits"), {})
+    with pytest.raises(UsageError, match="classes"):
+        connect(classifiers[0], stock, "digits-c", None, 3, 50, as_json=True)
+
+
+@pytest.mark.parametrize("how", ["self", "labels"])
+def test_seasoning_files(classifiers: list[Path], tmp_path: Path, how: str) -> None:
+    out = tmp_path / "soup.safetensors"
+    season(classifiers, out, how, "digits-c", None, 10, 1, 50, False, 0)
+    weights, facts = load_weights(out)
+    assert ("head.bias" in weights.tensors) == (how == "labels")
+    assert len(facts["ingredients"]) == 2
+    with pytest.raises(UsageError, match="did you mean"):
+        season(classifiers, out, "selfs", "digits-c", None, 10, 1, 50, False, 0)
