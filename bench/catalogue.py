@@ -9,7 +9,7 @@ from typing import Any
 import corruptions
 from bench.errors import UsageError, nearest
 from bench.output import print_json, print_rich, print_text, table
-from bench.registry import options_of, parse_method
+from bench.registry import literal_of, options_of, parse_method
 from bench.shifts import SHIFTS
 from bench.tuned import tuned_options
 from corruptions.catalog import PROFILES
@@ -102,10 +102,20 @@ def _method(name: str) -> dict[str, Any]:
                 "tuned": {
                     shift: values for shift in SHIFTS if (values := tuned_options(shift, row.options_of or row.name))
                 },
+                **_published(row),
                 "description": text,
             }
         )
     return shown[0] if len(shown) == 1 else {"name": name, "track": method.access.track, "parts": shown}
+
+
+def _published(row: Row) -> dict[str, Any]:
+    if row.kind != "adapter":
+        return {}
+    return {
+        "presets": literal_of(row, "presets", {}),
+        "tested_against": literal_of(row, "tested_against", "none"),
+    }
 
 
 def _shift(name: str) -> dict[str, Any]:
@@ -144,7 +154,7 @@ def _as_text(facts: dict[str, Any]) -> str:
             lines += ["", str(value)]
         elif isinstance(value, dict):
             lines.append(f"{key}:")
-            lines += [f"  {name}: {item}" for name, item in value.items()]
+            lines += [f"  {name}: {item}" for name, item in value.items()] or ["  none"]
         else:
             lines.append(f"{key}: {value}")
     return "\n".join(lines)

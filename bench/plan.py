@@ -16,7 +16,7 @@ from bench.kitchen import cooking_tasks
 from bench.models import load_model, load_stock
 from bench.predict import chains
 from bench.protocols import Segment, plan_stream
-from bench.registry import Method, build_config, load_object, parse_method, plain_values, source_digest
+from bench.registry import Method, build_config, load_object, parse_method, plain_values, preset_options, source_digest
 from bench.shifts import SHIFTS, load_shift
 from bench.shifts.base import Shift, adapt_pool, clean_pool, labelled_source, limit_ids, pick_corruptions, split_ids
 from bench.spec import RunSpec
@@ -26,7 +26,8 @@ from bench.workers import Task
 from leaderboards.store import Store
 from methods import PLAIN
 from methods.base import Job, Labelled, Recipe, Unlabelled
-from methods.stock import Architecture, Weights
+from methods.norms import norm_family
+from methods.stock import Architecture, Weights, build_encoder
 from methods.table import Access, Row
 
 BASELINES = ("source", "supervised_soup", "selfsoup_clean", "selfsoup_single")
@@ -104,6 +105,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
             raise UsageError(f"--set {name}.…: this run has no method '{name}'; it has {', '.join(sorted(known))}")
     base = load_model(spec.model) if spec.model else load_stock(spec.stock or SHIFTS[spec.shift].default_stock)
     base_digest = base.digest if isinstance(base, Weights) else _model_digest(base)
+    norm = norm_family(build_encoder(base.architecture) if isinstance(base, Weights) else base)
     model_name = Path(spec.model or spec.stock or SHIFTS[spec.shift].default_stock).name
     conditions = spec.conditions(pick_corruptions(shift, spec.corruption, spec.split))
     adapt, scored = (
@@ -122,7 +124,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
     for seed in spec.seed_list:
         source = labelled_source(shift, labels, seed)
         for method in methods:
-            options = _options(spec, shift, method)
+            options = _options(spec, shift, method, norm)
             trial = Trial(
                 method=method.text,
                 recipe=method.recipe.name,
@@ -141,8 +143,8 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
             )
             segments = tuple(plan_stream(spec.protocol, conditions, scored, seed))
             adapter = method.adapter or PLAIN
-            adapter_config = build_config(adapter, _given(spec, shift, adapter))
-            for part, job in _parts(method, base, spec, shift, source, pools).items():
+            adapter_config = build_config(adapter, _given(spec, shift, adapter, norm))
+            for part, job in _parts(method, base, spec, shift, norm, source, pools).items():
                 history = [base_digest, source_digest(method.recipe), source_digest(adapter)]
                 pooled = method.recipe.access.test == "pool"
                 if pooled and "shifted" in pools:
@@ -169,16 +171,18 @@ def _methods(spec: RunSpec) -> list[Method]:
     return [parse_method(name) for name in names]
 
 
-def _given(spec: RunSpec, shift: Shift, row: Row) -> dict[str, Any]:
+def _given(spec: RunSpec, shift: Shift, row: Row, norm: str) -> dict[str, Any]:
+    """Options over a method's defaults: what was published for such data and norms, then tuned, then asked for."""
     name = row.options_of or row.name
-    return {**tuned_options(shift.name, name), **spec.options.get(name, {})}
+    published = preset_options(row, shift.family, norm, spec.batch_size)
+    return {**published, **tuned_options(shift.name, name), **spec.options.get(name, {})}
 
 
-def _options(spec: RunSpec, shift: Shift, method: Method) -> dict[str, dict[str, Any]]:
+def _options(spec: RunSpec, shift: Shift, method: Method, norm: str) -> dict[str, dict[str, Any]]:
     rows = [method.recipe] if spec.model is None else []
     if method.adapter:
         rows.append(method.adapter)
-    return {row.options_of or row.name: plain_values(build_config(row, _given(spec, shift, row))) for row in rows}
+    return {row.options_of or row.name: plain_values(build_config(row, _given(spec, shift, row, norm))) for row in rows}
 
 
 def _parts(
@@ -186,6 +190,7 @@ def _parts(
     base: Weights | nn.Module,
     spec: RunSpec,
     shift: Shift,
+    norm: str,
     source: Labelled,
     pools: Mapping[str, Unlabelled],
 ) -> dict[str, Job | None]:
@@ -196,7 +201,9 @@ def _parts(
                 f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead of --model"
             )
         return {"": None}
-    recipe: Recipe = load_object(method.recipe.path)(build_config(method.recipe, _given(spec, shift, method.recipe)))
+    recipe: Recipe = load_object(method.recipe.path)(
+        build_config(method.recipe, _given(spec, shift, method.recipe, norm))
+    )
     parts = recipe.plan(base, source, pools.get(recipe.pool))
     if method.adapter or len(parts) == 1:
         return {"": next(iter(parts.values()))}

@@ -129,6 +129,21 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
         return name.strip(), key.strip(), value.strip()
 
 
+def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[str, Any]:
+    """The published options of an adapter for a family of data ("imagenet", "cifar") and of norms (bn, gn, ln).
+
+    Empty where nothing was published, and for recipes. Published rates are for batches of 64: where a method learns
+    along the stream (`state` online) on layer or group norms, `lr` is scaled with the batch size, as in the release
+    of SAR (Niu et al. 2023); a method that starts anew with every image keeps its rate.
+    """
+    if row.kind != "adapter":
+        return {}
+    options = dict(load_object(row.path).presets.get(f"{family}-{norm}", {}))
+    if "lr" in options and norm in ("ln", "gn") and row.access.state == "online":
+        options["lr"] *= batch_size / 64
+    return options
+
+
 def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     """The method's own frozen options, checked: unknown keys and wrong values are one clear sentence."""
     config_class = load_object(row.path).Config
@@ -173,6 +188,36 @@ def options_of(row: Row) -> tuple[str, list[Option]]:
                 default = ast.unparse(node.value) if node.value else ""
                 options[node.target.id] = Option(node.target.id, ast.unparse(node.annotation), default)
     return "\n\n".join(text for text in texts if text), list(options.values())
+
+
+def literal_of(row: Row, name: str, default: Any) -> Any:
+    """A class attribute of a method, read from its file's text so that nothing is imported; bases count.
+
+    Gives `default` where neither the class nor a base that can be read sets it to a literal.
+    """
+    module, _, class_name = row.path.rpartition(":")
+    found = _attribute(class_name, module, name)
+    try:
+        return default if found is None else ast.literal_eval(found)
+    except ValueError:
+        return default
+
+
+def _attribute(class_name: str, module: str, name: str) -> ast.expr | None:
+    place = _find(class_name, module)
+    if place is None:
+        return None
+    found, home = place
+    for node in found.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if isinstance(node, ast.Assign | ast.AnnAssign) and any(
+            isinstance(target, ast.Name) and target.id == name for target in targets
+        ):
+            return node.value
+    above = (_attribute(base.id, home, name) for base in found.bases if isinstance(base, ast.Name))
+    return next((value for value in above if value is not None), None)
 
 
 def _config_classes(found: ast.ClassDef, module: str) -> list[ast.ClassDef]:

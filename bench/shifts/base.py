@@ -21,10 +21,12 @@ class Shift(Protocol):
     """Shifted test data and the clean source data that belongs to it.
 
     `corruptions` are reported; `tuning_corruptions` are for choosing hyper-parameters only. `profile`, `storage` and
-    `data_seed` fix the pixels of every image.
+    `data_seed` fix the pixels of every image. `family` names the data for which options were published ("imagenet",
+    "cifar"); others have none.
     """
 
     name: ClassVar[str]
+    family: ClassVar[str]
     classes: ClassVar[int]
     corruptions: ClassVar[tuple[str, ...]]
     tuning_corruptions: ClassVar[tuple[str, ...]]

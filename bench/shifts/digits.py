@@ -28,6 +28,7 @@ class Digits:
     """
 
     name: ClassVar[str] = "digits-c"
+    family: ClassVar[str] = "digits"
     classes: ClassVar[int] = 10
     corruptions: ClassVar[tuple[str, ...]] = (
         "gaussian_noise",
