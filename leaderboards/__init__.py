@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from leaderboards.record import Record as Record
     from leaderboards.record import RecordError as RecordError
     from leaderboards.record import Weights as Weights
+    from leaderboards.record import schema as schema
+    from leaderboards.reference import ReferenceRow as ReferenceRow
+    from leaderboards.reference import reference_rows as reference_rows
     from leaderboards.store import Predictions as Predictions
     from leaderboards.store import Store as Store
     from leaderboards.store import StoreError as StoreError
@@ -42,7 +45,8 @@ if TYPE_CHECKING:
     from leaderboards.verify import Report as Report
 
 _HOMES: dict[str, tuple[str, ...]] = {
-    "record": ("Access", "Cost", "Data", "Metrics", "Record", "RecordError", "Weights"),
+    "record": ("Access", "Cost", "Data", "Metrics", "Record", "RecordError", "Weights", "schema"),
+    "reference": ("ReferenceRow", "reference_rows"),
     "metrics": ("score",),
     "store": ("Predictions", "Store", "StoreError", "find_predictions", "read"),
     "verify": ("Problem", "Report"),

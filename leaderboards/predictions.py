@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,18 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     "correct": np.dtype("bool"),
 }
 _OPTIONAL = "correct"
+
+
+class Scored(Protocol):
+    """Which image of one condition was classified right: all that intervals and ranks need."""
+
+    @property
+    def id(self) -> NDArray[np.int64]:
+        """Image ids [n]."""
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """Which predictions are right, bool [n]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +85,16 @@ class Predictions:
             return self.correct
         hits: NDArray[np.bool_] = self.predicted == self.label
         return hits
+
+    def digest(self) -> str:
+        """SHA-256 of the columns, 64 hexadecimal digits: each column's name, number of rows and little-endian bytes.
+
+        It depends on the values and their order only, not on how a file packs them.
+        """
+        sha = hashlib.sha256()
+        for name, column in self._columns().items():
+            sha.update(f"{name}:{len(column)}:".encode() + column.astype(_COLUMNS[name]).tobytes())
+        return sha.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the columns as a compressed npz, atomically; equal predictions give equal bytes."""

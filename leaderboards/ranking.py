@@ -10,11 +10,11 @@ from itertools import combinations
 import numpy as np
 
 from leaderboards.comparable import BoardError, Line, line_name, line_of
-from leaderboards.predictions import Predictions
+from leaderboards.predictions import Scored
 from leaderboards.record import Record, Track
 from leaderboards.uncertainty import ImageScores, Outcomes, average_scores, holm, image_scores, paired_difference
 
-ReadPredictions = Callable[[Record], Predictions]
+ReadPredictions = Callable[[Record], Scored]
 
 
 @dataclass(frozen=True, slots=True)

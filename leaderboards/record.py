@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 SCHEMA = 1
+
+# From the content of a record of schema k to that of schema k + 1, for every k below SCHEMA.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 Track = Literal["R", "A", "B", "C", "D"]
 
@@ -196,21 +200,63 @@ class Record(_Part):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read one record. Raises RecordError with one sentence on anything but a valid record of this schema."""
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"not JSON ({error}); write the record again or delete it and rerun") from error
-        if not isinstance(content, dict) or "schema" not in content:
-            raise RecordError("not a record: it has no schema number; give a file that `bench run` wrote")
-        if content["schema"] != SCHEMA:
+        """Read one record, of this schema or of an earlier one, which is migrated.
+
+        Raises RecordError with one sentence on anything else.
+        """
+        content = _object(text)
+        number = content["schema"]
+        if type(number) is not int or not (number == SCHEMA or number in MIGRATIONS):
             raise RecordError(
-                f"schema {content['schema']!r} is not known (this version reads {SCHEMA}); install a newer soupbench"
+                f"schema {number!r} is not known (this version reads {SCHEMA}); install a newer soupbench"
             )
+        if number != SCHEMA:
+            for step in range(number, SCHEMA):
+                content = MIGRATIONS[step](content) | {"schema": step + 1}
+            text = json.dumps(content)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise RecordError(f"{_first(error)}; correct the field or delete the record and rerun") from error
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a record, as `Record.to_json` writes it.
+
+    It states types, ranges and the closed list of fields; what one field implies for another (a failed record has no
+    metrics) only `Record.from_json` checks.
+    """
+    return Record.model_json_schema(by_alias=True, mode="serialization")
+
+
+def strict_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError on NaN, Infinity, a repeated key, or nesting without end."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return content
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    try:
+        content = strict_json(text)
+    except ValueError as error:
+        raise RecordError(f"not JSON ({error}); write the record again or delete it and rerun") from error
+    if not isinstance(content, dict) or "schema" not in content:
+        raise RecordError("not a record: it has no schema number; give a file that `bench run` wrote")
+    return content
 
 
 def _finite(value: object) -> bool:

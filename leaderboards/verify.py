@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ def verify(folder: Path | str) -> Report:
     """Check a results folder; what is broken becomes a problem, never an exception.
 
     Every metric of every done record must follow from its predictions to 1e-9, and `n` be their number. The same image
-    must have the same label in all records of a condition. records.jsonl, if there, must say what records/ says. No
+    must have the same label in all records of a condition, methods must be scored on the same images of a stream, and
+    no two conditions may share their predictions. records.jsonl, if there, must say what records/ says. No
     file may be missing, named wrongly or belong to no record.
     """
     store = Store(folder)
@@ -58,6 +60,8 @@ def verify(folder: Path | str) -> Report:
         problems.append(Problem(None, str(folder), "holds no records; give a folder that `bench run --out` wrote"))
     checked: list[str] = []
     labels: dict[object, tuple[str, NDArray[np.int64], NDArray[np.int64]]] = {}
+    streams: dict[object, tuple[str, NDArray[np.int64]]] = {}
+    contents: dict[str, Record] = {}
     for key in sorted(records):
         record = records[key]
         if record.predictions is None:
@@ -72,6 +76,10 @@ def verify(folder: Path | str) -> Report:
         problems += [
             Problem(key, record.predictions, message) for message in _wrong_labels(record, predictions, labels)
         ]
+        problems += [
+            Problem(key, record.predictions, message) for message in _wrong_images(record, predictions, streams)
+        ]
+        problems += [Problem(key, record.predictions, message) for message in _copied(record, predictions, contents)]
     problems += _orphans(store, records)
     return Report(tuple(checked), tuple(problems))
 
@@ -148,6 +156,30 @@ def _wrong_labels(
     _, here, there = np.intersect1d(ids, other_ids, assume_unique=True, return_indices=True)
     if np.any(labels[here] != other_labels[there]):
         yield f"has other labels than the record {other} for the same images; run the wrong one again with --rerun"
+
+
+def _wrong_images(
+    record: Record, predictions: Predictions, known: dict[object, tuple[str, NDArray[np.int64]]]
+) -> Iterator[str]:
+    """A stream depends on the protocol and the seed, not on the method: lost or repeated images show against others."""
+    place = (record.shift, record.corruption, record.severity, record.data.digest)
+    stream = (place, record.protocol, record.split, record.seed, record.limit)
+    ids = np.sort(predictions.id)
+    other, expected = known.setdefault(stream, (record.key, ids))
+    if not np.array_equal(ids, expected):
+        yield f"has other images than the record {other} of the same stream; run the wrong one again with --rerun"
+
+
+def _copied(record: Record, predictions: Predictions, known: dict[str, Record]) -> Iterator[str]:
+    """Different pixels never give the same probabilities, so a file that stands for two conditions was copied.
+
+    Two methods may predict alike, for example where one of them finds nothing to adapt.
+    """
+    order = np.argsort(predictions.id, kind="stable")
+    content = hashlib.sha256(predictions.id[order].tobytes() + predictions.confidence[order].tobytes()).hexdigest()
+    other = known.setdefault(content, record)
+    if (other.shift, other.corruption, other.severity) != (record.shift, record.corruption, record.severity):
+        yield f"has the predictions of another condition, record {other.key}; run both again with --rerun"
 
 
 def _orphans(store: Store, records: dict[str, Record]) -> Iterator[Problem]:

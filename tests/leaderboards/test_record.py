@@ -6,10 +6,12 @@ import json
 from itertools import product
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from leaderboards import record as record_module
 from leaderboards.record import Access, Record, RecordError
 from methods import table
 
@@ -168,3 +170,46 @@ def test_tracks_are_those_of_the_table_of_methods() -> None:
     for values in product(*LEVELS.values()):
         original = table.Access(**dict(zip(LEVELS, values, strict=True)))  # type: ignore[arg-type]
         assert Access.model_validate(original).track == original.track, values
+
+
+def test_a_text_that_says_a_thing_twice_is_refused(content: Content) -> None:
+    text = json.dumps(content)
+    with pytest.raises(RecordError, match="'n' occurs twice"):
+        Record.from_json(text[:-1] + ', "n": 50}')
+    with pytest.raises(RecordError, match="'accuracy' occurs twice"):
+        Record.from_json(text.replace('"accuracy"', '"accuracy": 0.9, "accuracy"'))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("field", ['"nll": 2.81', '"lr": 0.00025', '"severity": 5'])
+def test_numbers_that_are_none(content: Content, number: str, field: str) -> None:
+    text = json.dumps(content)
+    assert field in text
+    with pytest.raises(RecordError):
+        Record.from_json(text.replace(field, field.split()[0] + f" {number}"))
+
+
+def test_earlier_schemas_are_migrated_step_by_step(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_minus_one(old: Content) -> Content:
+        return {("method" if name == "name" else name): value for name, value in old.items()}
+
+    def from_zero(old: Content) -> Content:
+        return old | {"severity": old["severity"] / 10}
+
+    monkeypatch.setattr(record_module, "MIGRATIONS", {-1: from_minus_one, 0: from_zero})
+    old = {("name" if name == "method" else name): value for name, value in content.items()}
+    migrated = Record.from_json(json.dumps(old | {"schema": -1, "severity": 50}))
+    assert migrated == Record.from_json(json.dumps(content))
+    for unknown in (-2, 2, True, "1", 1.0, None):
+        with pytest.raises(RecordError, match="schema"):
+            Record.from_json(json.dumps(content | {"schema": unknown}))
+
+
+def test_the_json_schema_takes_what_is_written_and_refuses_the_rest(content: Content) -> None:
+    check = jsonschema.Draft202012Validator(record_module.schema())
+    jsonschema.Draft202012Validator.check_schema(record_module.schema())
+    written = json.loads(Record.from_json(json.dumps(content)).to_json())
+    assert check.is_valid(written)
+    for change in ({"surprise": 1}, {"schema": 2}, {"n": -1}, {"severity": 6}, {"method": "=1+1"}, {"track": "E"}):
+        assert not check.is_valid(written | change), change
+    assert not check.is_valid({name: value for name, value in written.items() if name != "access"})

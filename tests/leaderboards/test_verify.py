@@ -181,3 +181,34 @@ def test_a_record_twice(honest: Any) -> None:
 def test_nothing_to_verify_is_a_problem(tmp_path: Path) -> None:
     assert not verify(tmp_path).ok
     assert not verify(tmp_path / "missing").ok
+
+
+def replace_predictions(results: Any, record: Any, made: Predictions) -> None:
+    """Give a record other predictions and the numbers that follow from them."""
+    made.save(results.store.folder / record.predictions)
+    results.store.compile()
+    rewrite(results, record.key, lambda content: content.update(metrics=score(made).model_dump(), n=len(made)))
+
+
+def test_predictions_copied_from_another_condition(honest: Any) -> None:
+    fog, snow = (r for r in honest.records if r.method == "tent")
+    replace_predictions(honest, snow, Predictions.load(honest.store.folder / fog.predictions))
+    (message,) = messages(honest)
+    assert "another condition" in message
+
+
+def test_methods_may_predict_alike(results: Any, make_predictions: Any) -> None:
+    made = make_predictions(50)
+    for method in ("bn", "source"):
+        replace_predictions(results, results.add(method), made)
+    assert messages(results) == []
+
+
+@pytest.mark.parametrize("rows", [range(49), [*range(49), 0], [*range(50), 0]])
+def test_lost_and_repeated_images(honest: Any, rows: Any) -> None:
+    record = next(r for r in honest.records if (r.method, r.corruption) == ("tent", "fog"))
+    made = Predictions.load(honest.store.folder / record.predictions)
+    columns = ("id", "label", "predicted", "confidence", "p_label", "sum_p2")
+    replace_predictions(honest, record, Predictions(**{name: getattr(made, name)[list(rows)] for name in columns}))
+    (message,) = messages(honest)
+    assert "has other images than the record" in message
