@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from bench.cache import weights_path
+from bench.cache import cache_dir, weights_path
 from bench.errors import BenchError
+from bench.keeper import FileKeeper
 from bench.models import load_weights, save_weights
 from bench.trial import digest_of
 from bench.workers import Task
@@ -103,7 +104,7 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
         inputs = tuple(part if isinstance(part, Weights) else job_key(part, seed) for part in job.inputs)
         after = frozenset(part for part in inputs if isinstance(part, str))
         # Plain pickling copies tensors into the message; torch's own sharing would need a large /dev/shm.
-        payload = pickle.dumps((job.function, job.config, inputs, job.data))
+        payload = pickle.dumps((job.function, job.config, inputs, job.data, job.resumable))
         draws = int(job_key(job, seed, code=False)[:15], 16)
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
         tasks[key] = Task(key, cook, (key, draws, payload, device, job.label, stocks), after, job.label)
@@ -115,17 +116,21 @@ def cook(key: str, draws: int, payload: bytes, device: str, label: str, stocks: 
 
     `stocks` are the digests of all weights that were given and not made on the way.
     """
-    function, config, inputs, data = pickle.loads(payload)
+    function, config, inputs, data, resumable = pickle.loads(payload)
     weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
     generator = torch.Generator(device=device).manual_seed(draws)
+    keeper = FileKeeper(cache_dir() / "training" / f"{key}.pt")
     start = time.perf_counter()
-    result: Weights = function(weights, data, config, generator)
-    seconds = time.perf_counter() - start
+    result: Weights = function(weights, data, config, generator, **({"keep": keeper} if resumable else {}))
+    seconds = keeper.seconds_before + time.perf_counter() - start
     bad = [name for name, tensor in result.tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise FloatingPointError(f"{label} gave weights that are not finite ({bad[0]}); lower its learning rate")
-    facts = {"label": label, "seconds": seconds, "stocks": list(stocks), "torch": torch.__version__}
+    facts: dict[str, Any] = {"label": label, "seconds": seconds, "stocks": list(stocks), "torch": torch.__version__}
+    if keeper.losses:
+        facts["losses"] = keeper.losses
     save_weights(weights_path(key), result, facts)
+    keeper.forget()
 
 
 def cooked(key: str) -> dict[str, Any] | None:

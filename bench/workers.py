@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -125,7 +127,16 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 def _begin(threads: int) -> None:
     """Start a worker: an interrupt is for the process that hands out the work, which then ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     set_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would compute on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def set_threads(threads: int) -> None:

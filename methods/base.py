@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,12 +115,31 @@ class Source:
         return map(self.read, range(self.batches))
 
 
-JobFunction = Callable[[Sequence[Weights], Any, Any, torch.Generator], Weights]
+class Keeper(Protocol):
+    """Where a long training keeps what it needs to go on after it was killed; states are tensors and plain values."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state that was saved, None for a training that starts."""
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep this state instead of the last one."""
+
+    def finished(self, losses: Tensor) -> None:
+        """Take the losses of all steps, float32 [steps]."""
+
+
+JobFunction = Callable[..., Weights]
 
 
 @dataclass(frozen=True)
 class Job:
     """One step of a recipe: `function(inputs, data, config, generator) -> Weights`.
+
+    A `resumable` function also takes `keep: Keeper | None`, continues from what that has kept, and then gives the same
+    weights to the bit as an undisturbed one.
 
     A job is a pure function of what it names, so whoever runs it may cache its result by content, run it in another
     process, or share it between recipes. `function` is a module-level function; `config` a frozen dataclass of plain
@@ -133,6 +152,7 @@ class Job:
     inputs: tuple[Job | Weights, ...]
     data: Unlabelled | None
     label: str
+    resumable: bool = False
 
 
 class Recipe(ABC):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Job, Labelled, Unlabelled
+from methods.base import Job, Keeper, Labelled, Unlabelled
 from methods.stock import Classifier, Weights
-from methods.training import Group, batches, check_size, take, train
+from methods.training import Batches, Group, Progress, check_size, take, train
 from methods.views import Views
 
 _FEATURE_BATCH = 512
@@ -81,7 +81,7 @@ def fine_tunings(
         seen.append((id(encoder), scale))
         config = Repeat(**(values | {"lr": options.lr * scale}), draw=draw)
         name = encoder.label if isinstance(encoder, Job) else "the stock"
-        jobs.append(Job(fine_tune, config, (encoder, head), source, f"fine-tune {name} at lr {config.lr:g}"))
+        jobs.append(Job(fine_tune, config, (encoder, head), source, f"fine-tune {name} at lr {config.lr:g}", True))
     return jobs
 
 
@@ -102,8 +102,14 @@ def join(
     return Weights(body.architecture, tensors | found)
 
 
-def fine_tune(inputs: Sequence[Weights], data: Labelled, config: FineTune, generator: torch.Generator) -> Weights:
-    """A classifier (`encoder.*` and `head.*`) trained on clean labelled images; a job function (methods.base.Job).
+def fine_tune(
+    inputs: Sequence[Weights],
+    data: Labelled,
+    config: FineTune,
+    generator: torch.Generator,
+    keep: Keeper | None = None,
+) -> Weights:
+    """A classifier (`encoder.*`, `head.*`) trained on clean labelled images; a resumable job function.
 
     The encoder starts from `inputs[0]`, the head from the last of the inputs: its own `head.*` if it has one (see
     `probe`), else the linear probe of its encoder. Hand over the stock, or its probe, as `inputs[1]` so that all
@@ -129,8 +135,10 @@ def fine_tune(inputs: Sequence[Weights], data: Labelled, config: FineTune, gener
     views = config.views
     labels = data.labels.to(device)
 
+    order = Batches(len(data), config.batch_size, generator, data.images.device, drop_last=False)
+
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in batches(len(data), config.batch_size, generator, data.images.device, drop_last=False):
+        for indices in order:
             yield views(take(data.images, indices, device), generator), labels[indices.to(device)]
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -144,6 +152,7 @@ def fine_tune(inputs: Sequence[Weights], data: Labelled, config: FineTune, gener
         steps=config.epochs * -(-len(data) // config.batch_size),
         weight_decay=config.weight_decay,
         bf16=config.bf16,
+        progress=Progress(keep, (model, order), generator) if keep is not None else None,
     )
     return model.weights()
 

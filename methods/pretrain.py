@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from methods.base import Unlabelled
-from methods.selfsoup.ingredients import tensors_of, view_batches
+from methods.base import Keeper, Unlabelled
+from methods.selfsoup.ingredients import pool_order, tensors_of, view_batches
 from methods.selfsoup.objectives import mae
 from methods.stock import Architecture, Weights, build_encoder
-from methods.training import Group, reset, train
+from methods.training import Group, Progress, reset, train
 from methods.views import Views
 
 
@@ -36,8 +36,14 @@ class Pretraining:
     stop: int | None = None
 
 
-def pretrain(inputs: Sequence[Weights], data: Unlabelled, config: Pretraining, generator: torch.Generator) -> Weights:
-    """A stock (`encoder.*` and `decoder.*`) trained from random weights; a job function (methods.base.Job).
+def pretrain(
+    inputs: Sequence[Weights],
+    data: Unlabelled,
+    config: Pretraining,
+    generator: torch.Generator,
+    keep: Keeper | None = None,
+) -> Weights:
+    """A stock (`encoder.*` and `decoder.*`) trained from random weights; a resumable job function (methods.base.Job).
 
     `inputs` must be empty. Runs on `generator.device`, which also gives the initial weights.
 
@@ -51,14 +57,16 @@ def pretrain(inputs: Sequence[Weights], data: Unlabelled, config: Pretraining, g
     start = Weights(config.architecture, tensors_of(encoder, "encoder"))
     objective = mae.Config(config.mask_ratio, config.norm_pix).build(start, generator)
     parameters = [p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad]
+    order = pool_order(data, objective, config.batch_size, generator)
     train(
         lambda views: objective.loss(encoder, views, generator),
-        view_batches(start, data, config.views, objective, config.batch_size, generator),
+        view_batches(start, data, config.views, objective, order, generator),
         [Group(parameters, config.lr, config.warmup)],
         steps=config.steps,
         weight_decay=config.weight_decay,
         betas=config.betas,
         bf16=config.bf16,
         stop=config.stop,
+        progress=Progress(keep, (encoder, objective, order), generator) if keep is not None else None,
     )
     return Weights(config.architecture, tensors_of(encoder, "encoder") | tensors_of(objective.decoder, "decoder"))

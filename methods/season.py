@@ -21,7 +21,7 @@ from methods.base import Labelled, Unlabelled
 from methods.mixing import Weighted
 from methods.soup import combine_tensor, uniform_soup
 from methods.stock import Classifier, Normalise, Weights, build_encoder
-from methods.training import batches
+from methods.training import Batches
 
 Batch = TypeVar("Batch")
 
@@ -249,7 +249,7 @@ def _labelled_epoch(data: Labelled, schedule: Schedule, generator: torch.Generat
 
 
 def _rows(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
-    order = batches(len(data), schedule.batch_size, generator, torch.device("cpu"), drop_last=True)
+    order = Batches(len(data), schedule.batch_size, generator, torch.device("cpu"), drop_last=True)
     for _ in range(max(1, len(data) // schedule.batch_size)):
         yield next(order)
 

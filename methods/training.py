@@ -7,15 +7,15 @@ the device of the generator that was given, which is also the only source of ran
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Unlabelled
+from methods.base import Keeper, Unlabelled
 from methods.stock import Architecture
 
 # Losses are looked at once in this many steps: often enough to stop a diverged run, too seldom to stall a GPU.
@@ -49,17 +49,54 @@ def schedule(steps: int, warmup: float) -> list[float]:
     ]
 
 
-def batches(
-    count: int, batch_size: int, generator: torch.Generator, device: torch.device, *, drop_last: bool
-) -> Iterator[Tensor]:
+class Batches:
     """Endless index batches (int64 on `device`) without replacement inside an epoch, reshuffled for each epoch.
 
-    The ragged batch at the end of an epoch is left out if `drop_last`, unless it is the only one.
+    The ragged batch at the end of an epoch is left out if `drop_last`, unless it is the only one. The state is the
+    order of the current epoch and the place in it.
     """
-    full = count - count % batch_size if drop_last and count > batch_size else count
-    while True:
-        order = torch.randperm(count, generator=generator, device=generator.device).to(device)
-        yield from torch.split(order[:full], batch_size)
+
+    def __init__(
+        self, count: int, batch_size: int, generator: torch.Generator, device: torch.device, *, drop_last: bool
+    ) -> None:
+        self._full = count - count % batch_size if drop_last and count > batch_size else count
+        self._count, self._size = count, batch_size
+        self._generator, self._device = generator, device
+        self._order = torch.empty(0, dtype=torch.int64, device=device)
+        self._place = 0
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._place >= len(self._order):
+            order = torch.randperm(self._count, generator=self._generator, device=self._generator.device)
+            self._order, self._place = order[: self._full].to(self._device), 0
+        self._place += self._size
+        return self._order[self._place - self._size : self._place]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order.clone(), "place": self._place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order, self._place = state["order"].to(self._device), state["place"]
+
+
+class Stateful(Protocol):
+    """What has a state that can be saved and put back: modules, optimisers, orders of batches."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a training is kept: where, and all beside the optimiser that changes as it goes."""
+
+    keep: Keeper
+    parts: Sequence[Stateful]
+    generator: torch.Generator
 
 
 def take(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
@@ -85,11 +122,13 @@ def train(
     betas: tuple[float, float] = (0.9, 0.999),
     bf16: bool = False,
     stop: int | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
 
     Weight decay acts on all parameters of a group. `bf16` runs `loss` (not the making of batches, and not the update)
-    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule.
+    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule. With
+    `progress` it continues where it was killed: `stream` must then draw from its parts and generator alone.
     Returns the losses, float32 [steps or stop], on the parameters' device.
 
     Raises FloatingPointError if a loss or a trained parameter is not finite, ValueError for a setting that cannot work.
@@ -108,7 +147,8 @@ def train(
     rates = [[group.lr * factor for factor in schedule(steps, group.warmup)] for group in groups]
     taken = steps if stop is None else min(stop, steps)
     losses = torch.empty(taken, device=device)
-    for step, batch in enumerate(islice(stream, taken)):
+    done = _continue(progress, optimiser, losses) if progress is not None else 0
+    for step, batch in enumerate(islice(stream, taken - done), start=done):
         for settings, rate in zip(optimiser.param_groups, rates, strict=True):
             settings["lr"] = rate[step]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -119,10 +159,40 @@ def train(
         losses[step] = value.detach()
         if (step + 1) % _CHECK_EVERY == 0:
             _refuse_divergence(losses[: step + 1])
+        if progress is not None and step + 1 < taken and progress.keep.due():
+            _keep(progress, optimiser, losses[: step + 1])
     _refuse_divergence(losses)
+    if progress is not None:
+        progress.keep.finished(losses)
     if not all(torch.isfinite(parameter).all() for group in groups for parameter in group.parameters):
         raise FloatingPointError("training ended with parameters that are not finite; lower the learning rate")
     return losses
+
+
+def _continue(progress: Progress, optimiser: torch.optim.Optimizer, losses: Tensor) -> int:
+    """Put back what was kept; gives the number of steps that are done."""
+    state = progress.keep.load()
+    if state is None:
+        return 0
+    done: int = state["step"]
+    for part, saved in zip(progress.parts, state["parts"], strict=True):
+        part.load_state_dict(saved)
+    optimiser.load_state_dict(state["optimiser"])
+    progress.generator.set_state(state["generator"])
+    losses[:done] = state["losses"].to(losses.device)
+    return done
+
+
+def _keep(progress: Progress, optimiser: torch.optim.Optimizer, losses: Tensor) -> None:
+    progress.keep.save(
+        {
+            "step": len(losses),
+            "parts": [part.state_dict() for part in progress.parts],
+            "optimiser": optimiser.state_dict(),
+            "generator": progress.generator.get_state(),
+            "losses": losses.clone(),
+        }
+    )
 
 
 def _refuse_divergence(losses: Tensor) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Labelled, Unlabelled
+from methods.base import Keeper, Labelled, Unlabelled
 from methods.selfsoup.objectives import base, mae
 from methods.stock import Normalise, Weights, build_encoder
-from methods.training import Group, batches, check_size, take, train
+from methods.training import Batches, Group, Progress, check_size, take, train
 from methods.views import Views
 
 
@@ -39,8 +39,14 @@ class Ingredient:
         return self.objective.cost * self.batch_size / 128
 
 
-def inter_train(inputs: Sequence[Weights], data: Unlabelled, config: Ingredient, generator: torch.Generator) -> Weights:
-    """Continue the encoder of `inputs[0]` by self-supervision; a job function (methods.base.Job).
+def inter_train(
+    inputs: Sequence[Weights],
+    data: Unlabelled,
+    config: Ingredient,
+    generator: torch.Generator,
+    keep: Keeper | None = None,
+) -> Weights:
+    """Continue the encoder of `inputs[0]` by self-supervision; a resumable job function (methods.base.Job).
 
     Starts from `encoder.*` and, where the objective can use it, `decoder.*` of the stock; returns `encoder.*` alone.
     Runs on `generator.device`; the images may lie elsewhere. Batches are drawn without replacement in each epoch, the
@@ -57,7 +63,8 @@ def inter_train(inputs: Sequence[Weights], data: Unlabelled, config: Ingredient,
         Group([p for p in encoder.parameters() if p.requires_grad], config.lr, config.warmup),
         Group(list(objective.parameters()), config.lr, config.head_warmup),
     ]
-    stream = view_batches(stock, data, config.views, objective, config.batch_size, generator)
+    order = pool_order(data, objective, config.batch_size, generator)
+    stream = view_batches(stock, data, config.views, objective, order, generator)
     train(
         lambda views: objective.loss(encoder, views, generator),
         stream,
@@ -65,8 +72,19 @@ def inter_train(inputs: Sequence[Weights], data: Unlabelled, config: Ingredient,
         steps=config.steps,
         weight_decay=config.weight_decay,
         bf16=config.bf16,
+        progress=Progress(keep, (encoder, objective, order), generator) if keep is not None else None,
     )
     return Weights(stock.architecture, tensors_of(encoder, "encoder"))
+
+
+def pool_order(data: Unlabelled, objective: base.Objective, batch_size: int, generator: torch.Generator) -> Batches:
+    """Batches of places in a pool, for an objective. Raises ValueError where they are too small for it."""
+    if min(batch_size, len(data)) < objective.smallest_batch:
+        raise ValueError(
+            f"{type(objective).__name__} compares images with one another and needs batches of at least "
+            f"{objective.smallest_batch}, not {min(batch_size, len(data))}"
+        )
+    return Batches(len(data), batch_size, generator, data.images.device, drop_last=True)
 
 
 def view_batches(
@@ -74,23 +92,17 @@ def view_batches(
     data: Unlabelled,
     views: Views,
     objective: base.Objective,
-    batch_size: int,
+    order: Iterable[Tensor],
     generator: torch.Generator,
 ) -> Iterator[list[Tensor]]:
-    """Endless batches of normalised views, as many of each image as the objective takes, on the generator's device.
+    """Batches of normalised views in an order, as many of each image as the objective takes, on the generator's device.
 
-    Raises as `inter_train` does, before the first batch.
+    Raises TypeError for labelled images, ValueError for images of another size, before the first batch.
     """
     if isinstance(data, Labelled):
         raise TypeError("self-supervised training never sees labels; hand over data.without_labels()")
     check_size(data, stock.architecture)
-    if min(batch_size, len(data)) < objective.smallest_batch:
-        raise ValueError(
-            f"{type(objective).__name__} compares images with one another and needs batches of at least "
-            f"{objective.smallest_batch}, not {min(batch_size, len(data))}"
-        )
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
-    order = batches(len(data), batch_size, generator, data.images.device, drop_last=True)
     device = generator.device
 
     def stream() -> Iterator[list[Tensor]]:

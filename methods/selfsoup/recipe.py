@@ -111,7 +111,7 @@ class SingleIngredient(Recipe):
         steps = round(sum(item.steps * item.cost for item in parsed))
         first = next((text for text in config.ingredients if text.startswith("mae")), "mae")
         single = replace(read_ingredient(first, config), steps=steps)
-        trained = Job(inter_train, single, (stock,), given(pool), f"one MAE ingredient, {steps} steps")
+        trained = Job(inter_train, single, (stock,), given(pool), f"one MAE ingredient, {steps} steps", True)
         return {"": fine_tunings([trained], stock, source, config, (1.0,))[0]}
 
 
@@ -131,7 +131,7 @@ def cook(stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions
         raise Unsupported("selfsoup needs at least one of ingredients, mixes and scales")
     source, held_out = source.split(config.holdout) if config.holdout else (source, None)
     trained = [
-        Job(inter_train, read_ingredient(text, config), (stock,), pool, f"ingredient {text}")
+        Job(inter_train, read_ingredient(text, config), (stock,), pool, f"ingredient {text}", True)
         for text in config.ingredients
     ]
     head = probe_of(stock, source, config)

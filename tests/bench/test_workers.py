@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -152,3 +155,48 @@ def test_weights_that_are_not_finite_never_enter_the_cache(
 def spoil(inputs: object, data: object, config: object, generator: object) -> object:
     weights = inputs[0]  # type: ignore[index]
     return type(weights)(weights.architecture, {k: t * float("nan") for k, t in weights.tensors.items()})
+
+
+_PARENT = """
+import time, os
+from pathlib import Path
+from bench.workers import Task, run_tasks
+from orphan import linger
+
+if __name__ == "__main__":
+    list(run_tasks([Task(str(i), linger, (), frozenset(), "") for i in range(2)], 2, 1))
+"""
+
+_ORPHAN = """
+import os, time
+from pathlib import Path
+
+def linger():
+    Path(__file__).with_name(f"{os.getpid()}.pid").touch()
+    time.sleep(120)
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(_PARENT)
+    (tmp_path / "orphan.py").write_text(_ORPHAN)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], env=os.environ | {"PYTHONPATH": path})
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_alive, workers))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -17,7 +17,7 @@ from methods.pretrain import Pretraining, pretrain
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.objectives import OBJECTIVES, base, mae, mmcr, mocov3
 from methods.stock import Architecture, Weights, build_encoder
-from methods.training import Group, batches, schedule, train
+from methods.training import Batches, Group, schedule, train
 from methods.views import Views
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
@@ -169,7 +169,7 @@ def test_impossible_training_is_refused() -> None:
 
 @pytest.mark.parametrize(("drop_last", "a_round"), [(True, [4, 4]), (False, [4, 4, 2])])
 def test_batches_visit_every_image_once_an_epoch(drop_last: bool, a_round: list[int]) -> None:
-    stream = batches(10, 4, seeded(), CPU, drop_last=drop_last)
+    stream = Batches(10, 4, seeded(), CPU, drop_last=drop_last)
     epochs = [list(islice(stream, len(a_round))) for _ in range(300)]
     counts: Counter[int] = Counter()
     for epoch in epochs:
@@ -183,7 +183,7 @@ def test_batches_visit_every_image_once_an_epoch(drop_last: bool, a_round: list[
 
 
 def test_a_pool_smaller_than_a_batch_is_one_batch() -> None:
-    for batch in islice(batches(3, 8, seeded(), CPU, drop_last=True), 5):
+    for batch in islice(Batches(3, 8, seeded(), CPU, drop_last=True), 5):
         assert sorted(batch.tolist()) == [0, 1, 2]
 
 

@@ -1,0 +1,67 @@
+"""Checkpoints of a training in one file, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cache import write_bytes
+
+log = logging.getLogger(__name__)
+
+SECONDS = 60.0
+"""Time between two checkpoints: what a kill costs at most."""
+
+_POINTS = 500
+
+
+class FileKeeper:
+    """Keeps a training's state in one file, written whole or not at all and at most once in `seconds`.
+
+    A damaged file counts as none. `seconds_before` is the time that earlier attempts spent up to their last
+    checkpoint; `losses` are those of a finished training, thinned to 500 points.
+    """
+
+    def __init__(self, path: Path, seconds: float = SECONDS) -> None:
+        self._path = path
+        self._seconds = seconds
+        self._began = self._last = time.monotonic()
+        self.seconds_before = 0.0
+        self.losses: list[float] = []
+
+    def load(self) -> dict[str, Any] | None:
+        if not self._path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
+            self.seconds_before = float(state["seconds"])
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is damaged (%s); the training starts again", self._path, error)
+            self.forget()
+            return None
+        log.info("continuing from step %d", state["step"])
+        return state
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self._seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state | {"seconds": self.seconds_before + time.monotonic() - self._began}, buffer)
+        write_bytes(self._path, buffer.getvalue())
+        self._last = time.monotonic()
+
+    def finished(self, losses: Tensor) -> None:
+        step = -(-len(losses) // _POINTS)
+        self.losses = [round(float(value), 6) for value in losses[::step].tolist()]
+
+    def forget(self) -> None:
+        """Remove the checkpoint: the training is finished, or the file is of no use."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""A training that is killed at any step and goes on gives the weights of an undisturbed one, bit by bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods.base import Keeper, Labelled, Unlabelled
+from methods.finetune import FineTune, fine_tune
+from methods.pretrain import Pretraining, pretrain
+from methods.selfsoup.ingredients import Ingredient, inter_train
+from methods.selfsoup.objectives import OBJECTIVES
+from methods.stock import Architecture, Classifier, Weights
+
+SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
+STEPS = 7
+
+
+class Killed(Exception):
+    pass
+
+
+class Memory:
+    """Keeps every `every`-th state and dies when `dies_after` states were kept."""
+
+    def __init__(self, every: int = 1, dies_after: int | None = None) -> None:
+        self.every, self.dies_after = every, dies_after
+        self.state: dict[str, Any] | None = None
+        self.steps = self.saved = 0
+        self.losses = torch.empty(0)
+
+    def load(self) -> dict[str, Any] | None:
+        return copy.deepcopy(self.state)
+
+    def due(self) -> bool:
+        self.steps += 1
+        return self.steps % self.every == 0
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.state = copy.deepcopy(state)
+        self.saved += 1
+        if self.saved == self.dies_after:
+            raise Killed
+
+    def finished(self, losses: Tensor) -> None:
+        self.losses = losses
+
+
+def pixels(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+POOL = Unlabelled(pixels(20), "pool")
+SOURCE = Labelled(pixels(20), "source", torch.arange(20) % 3, 3)
+
+
+def stock() -> Weights:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Classifier(SMALL, 3).weights()
+
+
+Training = Callable[[Keeper | None], Weights]
+
+
+def trainings() -> dict[str, Training]:
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(11)
+
+    found: dict[str, Training] = {
+        name: lambda keep, module=module: inter_train(
+            [stock()], POOL, Ingredient(module.Config(), steps=STEPS, batch_size=8), seeded(), keep
+        )
+        for name, module in OBJECTIVES.items()
+    }
+    found["fine_tune"] = lambda keep: fine_tune([stock()], SOURCE, FineTune(epochs=3, batch_size=8), seeded(), keep)
+    found["pretrain"] = lambda keep: pretrain((), POOL, Pretraining(SMALL, steps=STEPS, batch_size=8), seeded(), keep)
+    return found
+
+
+@pytest.mark.parametrize("name", list(trainings()))
+@pytest.mark.parametrize("dies_after", [1, 3, 5])
+def test_killed_and_continued_equals_undisturbed(name: str, dies_after: int) -> None:
+    training = trainings()[name]
+    whole = Memory(every=100)
+    expected = training(whole)
+    keeper = Memory(dies_after=dies_after)
+    with pytest.raises(Killed):
+        training(keeper)
+    assert keeper.state is not None
+    assert keeper.state["step"] == dies_after
+    assert training(keeper).digest == expected.digest
+    assert torch.equal(keeper.losses, whole.losses)
+    assert training(None).digest == expected.digest
+
+
+def test_killed_again_and_again() -> None:
+    training = trainings()["mae"]
+    keeper = Memory(dies_after=1)
+    for _ in range(STEPS - 1):
+        keeper.saved = 0
+        with pytest.raises(Killed):
+            training(keeper)
+    assert training(keeper).digest == training(None).digest
