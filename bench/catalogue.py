@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import corruptions
@@ -54,7 +54,14 @@ def _models() -> Rows:
 def _protocols() -> Rows:
     from bench.protocols import PROTOCOLS
 
-    return [{"name": name, "summary": summary} for name, (_, summary) in PROTOCOLS.items()]
+    return [
+        {
+            "name": name,
+            "parameters": ", ".join(f"{field.name}={field.default}" for field in fields(kind)),
+            "summary": kind.summary,
+        }
+        for name, kind in PROTOCOLS.items()
+    ]
 
 
 def _boards() -> Rows:

@@ -75,7 +75,7 @@ def run(
     severity: Annotated[str | None, typer.Option(help="5, 3,5 or 1-5.")] = None,
     corruption: Annotated[str | None, typer.Option(help="Some of the shift's corruptions, with commas.")] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="reset_each_shift, episodic, continual or mixed_domains.")
+        str | None, typer.Option(help="NAME or NAME:parameter=value; see `bench list protocols`.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="disjoint, joint, transductive or dev.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,

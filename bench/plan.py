@@ -14,13 +14,12 @@ from bench.devices import pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.kitchen import cooking_tasks
 from bench.models import load_model, load_stock
-from bench.predict import chains
-from bench.protocols import Segment, plan_stream
+from bench.protocols import Segment, chains, parse_protocol, plan_stream
 from bench.registry import Method, build_config, load_object, parse_method, plain_values, preset_options, source_digest
 from bench.shifts import SHIFTS, load_shift
 from bench.shifts.base import Shift, adapt_pool, clean_pool, labelled_source, limit_ids, pick_corruptions, split_ids
 from bench.spec import RunSpec
-from bench.trial import Condition, Trial, digest_of
+from bench.trial import CLEAN, Condition, Trial, digest_of
 from bench.tuned import tuned_options
 from bench.workers import Task
 from leaderboards.store import Store
@@ -99,6 +98,7 @@ def default_folder(spec: RunSpec) -> Path:
 
 def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
     methods = _methods(spec)
+    protocol = parse_protocol(spec.protocol)
     known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
     for name in spec.options:
         if name not in known:
@@ -133,7 +133,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
                 shift=shift.name,
                 conditions=conditions,
                 model=model_name,
-                protocol=spec.protocol,
+                protocol=str(protocol),
                 split=spec.split,
                 seed=seed,
                 batch_size=spec.batch_size,
@@ -141,7 +141,12 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
                 labels_per_class=labels,
                 limit=spec.limit,
             )
-            segments = tuple(plan_stream(spec.protocol, conditions, scored, seed))
+            segments = tuple(plan_stream(protocol, conditions, scored, shift.labels(scored), seed))
+            for segment in segments:
+                if segment.blends:
+                    # The whole stream is one cell: its identity is the clean images and all that may be done to them.
+                    content = [shift.digest(scored, CLEAN), *map(str, conditions), shift.profile, shift.storage]
+                    digests[segment.conditions[0]] = "sha256:" + digest_of([*content, shift.data_seed])
             adapter = method.adapter or PLAIN
             adapter_config = build_config(adapter, _given(spec, shift, adapter, norm))
             for part, job in _parts(method, base, spec, shift, norm, source, pools).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from bench.models import classifier, load_model, load_weights
 from bench.protocols import Segment
 from bench.registry import load_object
 from bench.shifts import load_shift
-from bench.shifts.base import Shift, stream_rng
+from bench.shifts.base import Shift, blended, stream_rng
 from bench.trial import Condition
 from leaderboards.predictions import Predictions
 from methods.base import Adapter, Source, SourceBatch
@@ -170,12 +170,17 @@ def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluati
 
 def _batches(shift: Shift, segment: Segment, size: int, device: str) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Rows and images of each batch in stream order; batch t + 1 is made after batch t was answered."""
+    kinds = segment.which if segment.blend is None else segment.blend
     for low in range(0, len(segment.ids), size):
         rows = np.arange(low, min(low + size, len(segment.ids)))
         images: Tensor | None = None
-        for number in np.unique(segment.which[rows]):
-            here = np.flatnonzero(segment.which[rows] == number)
-            pixels = shift.images(segment.ids[rows][here], segment.conditions[number])
+        for number in np.unique(kinds[rows]):
+            here = np.flatnonzero(kinds[rows] == number)
+            ids = segment.ids[rows][here]
+            if segment.blend is None:
+                pixels = shift.images(ids, segment.conditions[number])
+            else:
+                pixels = blended(shift, ids, segment.blends[number])
             if images is None:
                 images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
             images[torch.from_numpy(here)] = pixels
@@ -222,13 +227,3 @@ def _autocast(precision: str, device: str) -> contextlib.AbstractContextManager[
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
-
-
-def chains(segments: Sequence[Segment]) -> list[tuple[Segment, ...]]:
-    """Stretches of the stream that depend on nothing before them: each starts with a reset."""
-    groups: list[list[Segment]] = []
-    for segment in segments:
-        if segment.reset or not groups:
-            groups.append([])
-        groups[-1].append(segment)
-    return [tuple(group) for group in groups]

@@ -16,8 +16,8 @@ from bench.cache import write_bytes
 from bench.fingerprint import device_name, environment
 from bench.kitchen import fit_seconds, job_key
 from bench.plan import Lane, Plan, make_plan
-from bench.predict import Evaluation, Measured, chains, evaluate
-from bench.protocols import Segment
+from bench.predict import Evaluation, Measured, evaluate
+from bench.protocols import Segment, chains
 from bench.spec import RunSpec
 from bench.trial import Condition, digest_of
 from bench.watch import Watcher

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 Options = Mapping[str, Mapping[str, Any]]
 
 
@@ -64,3 +66,9 @@ def digest_of(value: Any) -> str:
     """A short content key of plain values: 32 hexadecimal digits of the SHA-256 of their canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def stream_rng(seed: int, *purpose: str) -> np.random.Generator:
+    """A generator for one purpose, from the seed and words alone, never from anything global."""
+    key = hashlib.blake2b("|".join((str(seed), *purpose)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from bench.errors import UsageError, nearest
 from bench.trial import Condition, digest_of
+from bench.trial import stream_rng as stream_rng
 from methods.base import Labelled, Unlabelled
 
 SPLITS = ("disjoint", "joint", "transductive", "dev")
@@ -121,7 +121,20 @@ def clean_pool(shift: Shift) -> Unlabelled:
     return Unlabelled(shift.images(ids, condition), "clean:" + shift.digest(ids, condition))
 
 
-def stream_rng(seed: int, *purpose: str) -> np.random.Generator:
-    """A generator for one purpose, from the seed and words alone, never from anything global."""
-    key = hashlib.blake2b("|".join((str(seed), *purpose)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
+def blended(shift: Shift, ids: np.ndarray, steps: Sequence[Condition]) -> Tensor:
+    """Clean images with several corruptions applied one after another: uint8 [n, 3, h, w], 8 bits between them too."""
+    from corruptions import corrupt
+
+    images = shift.images(ids, Condition(None, 0))
+    for number, step in enumerate(steps, start=1):
+        assert step.corruption is not None
+        images = corrupt(
+            images,
+            step.corruption,
+            step.severity,
+            seed=shift.data_seed,
+            ids=ids.tolist(),
+            profile=shift.profile,
+            storage=shift.storage if number == len(steps) else "uint8",
+        )
+    return images

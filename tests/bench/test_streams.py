@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from bench.errors import UsageError
-from bench.predict import chains
-from bench.protocols import PROTOCOLS, plan_stream
 from bench.shifts import load_shift
 from bench.shifts.base import adapt_pool, labelled_source, limit_ids, pick_corruptions, split_ids
 from bench.trial import CLEAN, Condition
@@ -98,32 +96,3 @@ def test_dev_runs_use_the_tuning_corruptions() -> None:
     assert pick_corruptions(DIGITS, ["jpeg", "fog"], "disjoint") == ("fog", "jpeg_compression")
     with pytest.raises(UsageError, match=r"did you mean|has no corruption|nearest"):
         pick_corruptions(DIGITS, ["frogg"], "disjoint")
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_protocol_streams_every_image_once_in_a_seeded_order(protocol: str) -> None:
-    ids = np.arange(100, 120)
-    conditions = (CLEAN, FOG, NOISE)
-    segments = plan_stream(protocol, conditions, ids, seed=3)
-    seen = [
-        (str(segment.conditions[which]), image)
-        for segment in segments
-        for which, image in zip(segment.which, segment.ids, strict=True)
-    ]
-    assert len(seen) == len(set(seen)) == 60
-    again = plan_stream(protocol, conditions, ids, seed=3)
-    other = plan_stream(protocol, conditions, ids, seed=4)
-    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(segments, again, strict=True))
-    assert not all(np.array_equal(a.ids, b.ids) for a, b in zip(segments, other, strict=True))
-    assert not any(np.array_equal(segment.ids, np.sort(segment.ids)) for segment in segments)
-
-
-def test_resets_are_where_the_protocol_says() -> None:
-    ids = np.arange(10)
-    conditions = (CLEAN, FOG, NOISE)
-    resets = {name: [s.reset for s in plan_stream(name, conditions, ids, 0)] for name in PROTOCOLS}
-    assert resets["reset_each_shift"] == [True, True, True]
-    assert resets["continual"] == [True, True, False]
-    assert resets["mixed_domains"] == [True, True]
-    assert [len(chain) for chain in chains(plan_stream("continual", conditions, ids, 0))] == [1, 2]
-    assert all(s.episodic for s in plan_stream("episodic", conditions, ids, 0))
