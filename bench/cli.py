@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench import publish_cli
 from bench.errors import BenchError, UsageError
 
 app = typer.Typer(
@@ -17,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Benchmark test-time adaptation under distribution shift. Start with: bench run --demo",
 )
+
+app.add_typer(publish_cli.app, name="publish")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]

@@ -13,7 +13,7 @@ from bench.output import print_json, print_rich, print_text, table
 from leaderboards.boards import Board, make_board
 from leaderboards.files import StoreError
 from leaderboards.record import Record
-from leaderboards.store import find_predictions, read
+from leaderboards.store import find_scored, read
 from leaderboards.tables import to_csv, to_json, to_markdown, to_terminal
 from leaderboards.verify import verify
 
@@ -21,7 +21,7 @@ from leaderboards.verify import verify
 def open_records(folders: list[Path]) -> list[Record]:
     """Records of one or several folders. Raises MissingDataError where there are none, InvalidResults if damaged."""
     for folder in folders:
-        if not (folder / "records").is_dir() and not (folder / "records.jsonl").is_file():
+        if not folder.is_file() and not (folder / "records").is_dir() and not (folder / "records.jsonl").is_file():
             raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")
     try:
         records = read(folders)
@@ -70,7 +70,7 @@ def print_leaderboard(
     paths = [Path(part.strip()) for part in folders.split(",") if part.strip()]
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     try:
-        board = make_board(records, lambda record: find_predictions(paths, record))
+        board = make_board(records, lambda record: find_scored(paths, record))
     except StoreError as error:
         raise InvalidResults(str(error)) from None
     except ValueError as error:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from leaderboards.boards import BoardRow as BoardRow
     from leaderboards.boards import make_board as make_board
     from leaderboards.boards import make_boards as make_boards
+    from leaderboards.bundle import Bundle as Bundle
+    from leaderboards.bundle import BundleError as BundleError
+    from leaderboards.bundle import read_bundle as read_bundle
+    from leaderboards.bundle import write_bundle as write_bundle
     from leaderboards.metrics import score as score
     from leaderboards.record import Access as Access
     from leaderboards.record import Cost as Cost
@@ -29,7 +33,12 @@ if TYPE_CHECKING:
     from leaderboards.store import Store as Store
     from leaderboards.store import StoreError as StoreError
     from leaderboards.store import find_predictions as find_predictions
+    from leaderboards.store import find_scored as find_scored
     from leaderboards.store import read as read
+    from leaderboards.submit import Checker as Checker
+    from leaderboards.submit import check_file as check_file
+    from leaderboards.submit import check_folder as check_folder
+    from leaderboards.submit import make_bundle as make_bundle
     from leaderboards.tables import to_csv as to_csv
     from leaderboards.tables import to_json as to_json
     from leaderboards.tables import to_markdown as to_markdown
@@ -48,7 +57,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "record": ("Access", "Cost", "Data", "Metrics", "Record", "RecordError", "Weights", "schema"),
     "reference": ("ReferenceRow", "reference_rows"),
     "metrics": ("score",),
-    "store": ("Predictions", "Store", "StoreError", "find_predictions", "read"),
+    "bundle": ("Bundle", "BundleError", "read_bundle", "write_bundle"),
+    "submit": ("Checker", "check_file", "check_folder", "make_bundle"),
+    "store": ("Predictions", "Store", "StoreError", "find_predictions", "find_scored", "read"),
     "verify": ("Problem", "Report"),
     "uncertainty": (
         "Difference",

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
+from leaderboards.bundle import Bundle, read_bundle
 from leaderboards.files import StoreError as StoreError
 from leaderboards.files import write_atomically
 from leaderboards.predictions import Predictions as Predictions
+from leaderboards.predictions import Scored
 from leaderboards.record import Record, RecordError
 
 
@@ -113,7 +116,7 @@ class Store:
 
 
 def read(folders: Sequence[Path | str]) -> list[Record]:
-    """The records of several results folders together, by key.
+    """The records of several results folders, or files made by `bench publish bundle`, together and by key.
 
     The same key may occur in several folders: a done record wins over a failed one, equal metrics are one record.
     Raises StoreError if a folder is no results folder, or if two done records of one key have different metrics.
@@ -121,9 +124,13 @@ def read(folders: Sequence[Path | str]) -> list[Record]:
     merged: dict[str, tuple[Record, Path | str]] = {}
     for folder in folders:
         store = Store(folder)
-        if not (store.folder / "records").is_dir() and not store.jsonl.exists():
+        if store.folder.is_file():
+            found = list(_bundle(store.folder).records)
+        elif not (store.folder / "records").is_dir() and not store.jsonl.exists():
             raise StoreError(f"{folder} holds no records; give a folder that `bench run --out` wrote")
-        for record in store.records():
+        else:
+            found = store.records()
+        for record in found:
             other, home = merged.get(record.key, (record, folder))
             if record.metrics and other.metrics and record.metrics != other.metrics:
                 raise StoreError(
@@ -132,6 +139,28 @@ def read(folders: Sequence[Path | str]) -> list[Record]:
             if record.key not in merged or other.status == "failed":
                 merged[record.key] = (record, folder)
     return [merged[key][0] for key in sorted(merged)]
+
+
+def find_scored(folders: Sequence[Path | str], record: Record) -> Scored:
+    """Which images of a record that `read(folders)` gave were classified right, from folders and bundles alike.
+
+    Raises StoreError if none has them or the file is broken.
+    """
+    for path in map(Path, folders):
+        if path.is_file() and record.key in (bits := _bundle(path).bits):
+            return bits[record.key]
+    return find_predictions(folders, record)
+
+
+def _bundle(path: Path) -> Bundle:
+    status = path.stat()
+    return _read_once(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, changed: int, size: int) -> Bundle:
+    """A bundle holds all its records, so that asking for each of them must not read it anew."""
+    return read_bundle(path)
 
 
 def find_predictions(folders: Sequence[Path | str], record: Record) -> Predictions:
