@@ -182,7 +182,7 @@ def results(folder: Folder, json: Json = False) -> None:
 def leaderboard(
     shift: Annotated[str | None, typer.Argument(help="Only this shift.")] = None,
     source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
-    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv or json.")] = "terminal",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
     per_corruption: Annotated[bool, typer.Option("--per-corruption", help="A column for each corruption.")] = False,
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
@@ -193,6 +193,24 @@ def leaderboard(
     from bench import reading
 
     reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A row: tent, or 'selfsoup (mean)'.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The row it is compared with.")],
+    shift: Annotated[str | None, typer.Option(help="Only this shift.")] = None,
+    source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+) -> None:
+    """Compare two methods image by image: difference, interval and p, for each corruption."""
+    from bench import reading
+
+    reading.print_comparison(a, b, shift, source, format_, where or [], out)
 
 
 @app.command()

@@ -1,20 +1,21 @@
-"""`bench results`, `leaderboard` and `verify`: reading what runs left behind. Without torch."""
+"""`bench results`, `leaderboard`, `compare` and `verify`: reading what runs left behind. Without torch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.cache import write_bytes
 from bench.errors import MissingDataError, UsageError, nearest
 from bench.errors import ValidationError as InvalidResults
 from bench.output import print_json, print_rich, print_text, table
-from leaderboards.boards import Board, make_board
+from leaderboards import compare, tables
+from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.files import StoreError
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read
-from leaderboards.tables import to_csv, to_json, to_markdown, to_terminal
 from leaderboards.verify import verify
 
 
@@ -53,10 +54,17 @@ def print_results(folder: Path, as_json: bool) -> None:
         print_rich(table(list(lines[0]), [[str(value) for value in line.values()] for line in lines]))
 
 
-_RENDERERS: dict[str, Callable[[Board, bool], str]] = {
-    "md": lambda board, detail: to_markdown(board, per_corruption=detail),
-    "csv": lambda board, detail: to_csv(board, per_corruption=detail),
-    "json": lambda board, _: to_json(board),
+_BOARD: dict[str, Callable[[Board, bool], str]] = {
+    "md": lambda board, detail: tables.to_markdown(board, per_corruption=detail),
+    "csv": lambda board, detail: tables.to_csv(board, per_corruption=detail),
+    "json": lambda board, _: tables.to_json(board),
+    "latex": lambda board, detail: tables.to_latex(board, per_corruption=detail),
+}
+_COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
+    "md": compare.to_markdown,
+    "csv": compare.to_csv,
+    "json": compare.to_json,
+    "latex": compare.to_latex,
 }
 
 
@@ -64,23 +72,57 @@ def print_leaderboard(
     shift: str | None, folders: str, format_: str, per_corruption: bool, where: list[str], out: Path | None
 ) -> None:
     """Print or write the board of the chosen records."""
-    if not folders:
-        raise UsageError("say which records: bench leaderboard --from DIR[,DIR]")
-    nearest(format_, [*_RENDERERS, "terminal"], "format")
-    paths = [Path(part.strip()) for part in folders.split(",") if part.strip()]
+    _check_format(format_, _BOARD, out)
+    paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
-    try:
+    with _told():
         board = make_board(records, lambda record: find_scored(paths, record))
+    if format_ == "terminal":
+        print_rich(tables.to_terminal(board, per_corruption=per_corruption))
+    else:
+        _give(_BOARD[format_](board, per_corruption), out)
+
+
+def print_comparison(
+    a: str, b: str, shift: str | None, folders: str, format_: str, where: list[str], out: Path | None
+) -> None:
+    """Print or write the paired comparison of two rows."""
+    _check_format(format_, _COMPARISON, out)
+    paths = _folders(folders, "compare A B")
+    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    with _told():
+        comparison = compare.compare_rows(records, a, b, lambda record: find_scored(paths, record))
+    if format_ == "terminal":
+        print_rich(compare.to_terminal(comparison))
+    else:
+        _give(_COMPARISON[format_](comparison), out)
+
+
+def _check_format(name: str, renderers: Iterable[str], out: Path | None) -> None:
+    nearest(name, [*renderers, "terminal"], "format")
+    if name == "terminal" and out is not None:
+        raise UsageError(f"a file needs --format {', '.join(renderers)}")
+
+
+def _folders(text: str, command: str) -> list[Path]:
+    folders = [Path(part.strip()) for part in text.split(",") if part.strip()]
+    if not folders:
+        raise UsageError(f"say which records: bench {command} --from DIR[,DIR]")
+    return folders
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Damaged results and records that must not be mixed become errors that a user can act on."""
+    try:
+        yield
     except StoreError as error:
         raise InvalidResults(str(error)) from None
-    except ValueError as error:
+    except BoardError as error:
         raise UsageError(str(error)) from None
-    if format_ == "terminal":
-        if out is not None:
-            raise UsageError("a file needs --format md, csv or json")
-        print_rich(to_terminal(board, per_corruption=per_corruption))
-        return
-    text = _RENDERERS[format_](board, per_corruption)
+
+
+def _give(text: str, out: Path | None) -> None:
     if out is None:
         print_text(text)
     else:

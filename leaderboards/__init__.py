@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from leaderboards.bundle import BundleError as BundleError
     from leaderboards.bundle import read_bundle as read_bundle
     from leaderboards.bundle import write_bundle as write_bundle
+    from leaderboards.compare import Comparison as Comparison
+    from leaderboards.compare import compare_rows as compare_rows
     from leaderboards.metrics import score as score
     from leaderboards.record import Access as Access
     from leaderboards.record import Cost as Cost
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from leaderboards.submit import make_bundle as make_bundle
     from leaderboards.tables import to_csv as to_csv
     from leaderboards.tables import to_json as to_json
+    from leaderboards.tables import to_latex as to_latex
     from leaderboards.tables import to_markdown as to_markdown
     from leaderboards.tables import to_terminal as to_terminal
     from leaderboards.uncertainty import Difference as Difference
@@ -71,7 +74,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "paired_difference",
     ),
     "boards": ("Board", "BoardError", "BoardRow", "make_board", "make_boards"),
-    "tables": ("to_csv", "to_json", "to_markdown", "to_terminal"),
+    "compare": ("Comparison", "compare_rows"),
+    "tables": ("to_csv", "to_json", "to_latex", "to_markdown", "to_terminal"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -20,6 +20,7 @@ from leaderboards.uncertainty import Interval, mean_accuracy_interval
 
 TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
 INGREDIENT = "ingredient:"
+REFERENCE = "source"  # the classifier that nothing adapted; forgetting is measured from its clean accuracy
 
 # Readers look for the published order, noise to digital, then the four extra ones; other names follow alphabetically.
 _PUBLISHED_ORDER = [
@@ -29,7 +30,22 @@ _PUBLISHED_ORDER = [
 ]
 
 _Condition = tuple[str | None, float]
-_Cell = tuple[str | None, float, int]
+_Place = tuple[str | None, float, int]
+_CLEAN: _Condition = (None, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One condition of one row: means over seeds in [0, 1], None unless every seed is done; the records behind it.
+
+    `corruption` is None for the clean condition, which has severity 0. `keys` are in the order of the seeds.
+    """
+
+    corruption: str | None
+    severity: float
+    accuracy: float | None
+    ece: float | None
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +54,13 @@ class BoardRow:
 
     `accuracy` is the mean over corrupted conditions and seeds, `interval` its confidence interval (None where
     predictions were not given), `ece` the mean calibration error over the same, `clean_accuracy` stands beside them.
-    `per_corruption` averages over severities and seeds. `fit_seconds` is the training behind one condition,
-    `forwards` and `backwards` the passes for each scored image. `rank` is 1 + the number of main rows of the same
-    track that are significantly better; parts are not ranked. `keys` are the records behind the row.
+    `forgetting` is the clean accuracy that was lost: that of the row `source` on the same board minus this one,
+    negative where the method gained, None where either is not there.
+    `per_corruption` averages over severities and seeds; `cells` holds every condition, clean first.
+    `fit_seconds` is the training behind one condition, `forwards` and `backwards` the passes for each scored image,
+    `peak_memory_mb` the largest of all conditions, None unless it was measured in all.
+    `rank` is 1 + the number of main rows of the same track that are significantly better; parts are not ranked.
+    `keys` are the records behind the row.
 
     `incomplete` says what failed or is missing; such a row has no mean, no interval and no rank.
     """
@@ -53,11 +73,14 @@ class BoardRow:
     accuracy: float | None
     interval: Interval | None
     clean_accuracy: float | None
+    forgetting: float | None
     ece: float | None
     per_corruption: Mapping[str, float | None]
+    cells: tuple[Cell, ...]
     fit_seconds: float | None
     forwards: float | None
     backwards: float | None
+    peak_memory_mb: float | None
     seeds: tuple[int, ...]
     n: int | None
     batch_size: int
@@ -73,6 +96,10 @@ class BoardRow:
     def name(self) -> str:
         """The method, and its part in parentheses."""
         return line_name((self.method, self.part))
+
+    def at_severity(self, severity: float) -> float | None:
+        """Mean accuracy over the corruptions at one severity; None if any is missing."""
+        return _mean([c.accuracy for c in self.cells if c.corruption is not None and c.severity == severity])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +145,7 @@ def make_board(
     seeds = tuple(sorted({record.seed for record in records}))
     members = {line: [line] for line in lines} | _means(lines)
     rows = {line: _row(line, {m: lines[m] for m in own}, conditions, seeds) for line, own in members.items()}
+    _measure_forgetting(rows)
     if predictions is not None:
         _measure_uncertainty(rows, members, lines, predictions, Resampling(level, resamples, seed))
     first = records[0]
@@ -153,6 +181,16 @@ def make_boards(
         model: make_board(models[model], predictions, level=level, resamples=resamples, seed=seed)
         for model in sorted(models)
     }
+
+
+def _measure_forgetting(rows: dict[Line, BoardRow]) -> None:
+    """Say of every row how much clean accuracy it lost against the reference, in place."""
+    reference = rows.get((REFERENCE, None))
+    if reference is None or reference.clean_accuracy is None:
+        return
+    for line, row in rows.items():
+        if row.clean_accuracy is not None:
+            rows[line] = replace(row, forgetting=reference.clean_accuracy - row.clean_accuracy)
 
 
 def _measure_uncertainty(
@@ -193,6 +231,9 @@ def _row(
     accuracy = _by_condition(done, "accuracy", len(members) * len(seeds))
     ece = _by_condition(done, "ece", len(members) * len(seeds))
     names = dict.fromkeys(corruption for corruption, _ in conditions if corruption)
+    keys: dict[_Condition, list[str]] = defaultdict(list)
+    for record in sorted(done, key=lambda r: (r.seed, r.part or "", r.key)):
+        keys[record.corruption, record.severity].append(record.key)
     images = sum(record.n for record in corrupted)
     costs = [record.cost for record in corrupted if record.cost]
     return BoardRow(
@@ -203,12 +244,18 @@ def _row(
         rank=None,
         accuracy=None if incomplete else _mean([accuracy.get(condition) for condition in conditions]),
         interval=None,
-        clean_accuracy=accuracy.get((None, 0.0)),
+        clean_accuracy=accuracy.get(_CLEAN),
+        forgetting=None,
         ece=None if incomplete else _mean([ece.get(condition) for condition in conditions]),
         per_corruption={name: _mean([accuracy.get(c) for c in conditions if c[0] == name]) for name in names},
+        cells=tuple(
+            Cell(*condition, accuracy.get(condition), ece.get(condition), tuple(keys.get(condition, ())))
+            for condition in [*([_CLEAN] if _CLEAN in keys else []), *conditions]
+        ),
         fit_seconds=_mean([cost.fit_seconds for cost in costs]),
         forwards=sum(cost.forwards for cost in costs) / images if images else None,
         backwards=sum(cost.backwards for cost in costs) / images if images else None,
+        peak_memory_mb=_largest([cost.peak_memory_mb for cost in costs]),
         seeds=tuple(sorted({record.seed for record in done})),
         n=corrupted[0].n if corrupted else None,
         batch_size=records[0].batch_size,
@@ -231,6 +278,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(present)) if present and len(present) == len(values) else None
 
 
+def _largest(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return max(present) if present and len(present) == len(values) else None
+
+
 def _incomplete(
     members: Mapping[Line, list[Record]], conditions: Sequence[_Condition], seeds: Sequence[int]
 ) -> str | None:
@@ -239,7 +291,7 @@ def _incomplete(
     reasons = []
     for line, group in members.items():
         name = f"{line[1]}: " if len(members) > 1 else ""
-        cells: dict[_Cell, Record] = {(record.corruption, record.severity, record.seed): record for record in group}
+        cells: dict[_Place, Record] = {(record.corruption, record.severity, record.seed): record for record in group}
         for cell, record in cells.items():
             if record.status == "failed":
                 reasons.append(f"{name}{condition_name(*cell[:2])}, seed {cell[2]}, failed: {record.error}")

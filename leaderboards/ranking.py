@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -35,7 +35,8 @@ def read_scores(
     Raises BoardError if predictions are not those of their record or lines were scored on different images.
     """
     single = {
-        m: _scores_of_line(lines[m], predictions) for m in dict.fromkeys(m for own in members.values() for m in own)
+        m: _scores_of_line([r for r in lines[m] if not r.clean], predictions)
+        for m in dict.fromkeys(m for own in members.values() for m in own)
     }
     for line, scores in single.items():
         first, expected = next(iter(single.items()))
@@ -47,20 +48,24 @@ def read_scores(
     return {line: average_scores([single[m] for m in own]) for line, own in members.items()}
 
 
-def scores_of_row(keys: Collection[str], records: Sequence[Record], predictions: ReadPredictions) -> ImageScores:
-    """Scores per image of one row of a board, given the keys behind it; a row of several lines is their average."""
+def scores_of_row(
+    keys: Collection[str], records: Iterable[Record], predictions: ReadPredictions, *, clean: bool = False
+) -> ImageScores:
+    """Scores per image of one row of a board, given the keys behind it; a row of several lines is their average.
+
+    Over its corrupted conditions, or over the clean one alone if `clean`.
+    """
     lines: dict[Line, list[Record]] = defaultdict(list)
     for record in records:
-        if record.key in keys:
+        if record.key in keys and record.clean == clean:
             lines[line_of(record)].append(record)
     return average_scores([_scores_of_line(own, predictions) for own in lines.values()])
 
 
-def _scores_of_line(records: Sequence[Record], predictions: ReadPredictions) -> ImageScores:
+def _scores_of_line(records: Iterable[Record], predictions: ReadPredictions) -> ImageScores:
     seeds: dict[int, list[Outcomes]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.seed, r.corruption or "", r.severity)):
-        if not record.clean:
-            seeds[record.seed].append(_outcomes(record, predictions))
+        seeds[record.seed].append(_outcomes(record, predictions))
     return image_scores(list(seeds.values()))
 
 

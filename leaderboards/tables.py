@@ -1,4 +1,4 @@
-"""One board shown four ways, with the same numbers: Markdown and terminal for people, CSV and JSON for programs."""
+"""One board shown as Markdown, LaTeX, CSV, JSON or on a terminal, with the same numbers in all."""
 
 from __future__ import annotations
 
@@ -8,70 +8,90 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from leaderboards import grid
 from leaderboards.boards import Board, BoardRow
+from leaderboards.grid import ABSENT, Grid
 from leaderboards.record import Access
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-ABSENT = "–"
+
+# Columns that a narrow terminal leaves out, in this order; the other renderers have them all.
+_OPTIONAL = ("memory MB", "backwards", "forgetting")
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
-    """`shared` says that the caption tells the value where all rows have the same."""
+class Column:
+    """One column of a board: how a cell is written, and the value it is sorted by, if that is a number.
+
+    `better` is +1 where more is better, -1 where less is, and 0 where no value is the best. `shared` says that the
+    caption tells the value where all rows have the same.
+    """
 
     title: str
+    help: str
     cell: Callable[[BoardRow], str]
-    number: bool = True
+    value: Callable[[BoardRow], float | None] | None = None
+    better: int = 0
     shared: bool = False
 
 
 def to_markdown(board: Board, *, per_corruption: bool = False) -> str:
     """A Markdown table under a line that says what is compared; accuracies in percent, `63.1 [61.0, 65.2]`."""
-    from tabulate import tabulate
+    return grid.to_markdown(_grid(board, per_corruption))
 
-    columns = _columns(board, per_corruption)
-    body = tabulate(
-        [[_escape(column.cell(row)) for column in columns] for row in board.rows],
-        headers=[_escape(column.title) for column in columns],
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=["right" if column.number else "left" for column in columns],
-    )
-    notes = "".join(f"- {_escape(note)}\n" for note in _notes(board))
-    return f"{_escape(caption(board))}\n\n{body}\n" + (f"\n{notes}" if notes else "")
+
+def to_latex(board: Board, *, per_corruption: bool = False) -> str:
+    """A table for a paper (needs the package booktabs): the best main row of each track in bold, all text escaped."""
+    return grid.to_latex(_grid(board, per_corruption))
 
 
 def to_terminal(board: Board, *, per_corruption: bool = False) -> RenderableType:
     """The same numbers as in Markdown, as a renderable for rich, with a gap between tracks.
 
-    To fit narrow terminals, what the caption says for all rows alike (seeds, n, batch) is left out, access stands below
-    the table, and names fold; numbers never do.
+    What the caption says for all rows alike (seeds, n, batch) and columns without any value are left out, and access
+    stands below the table. A narrow terminal also lacks memory, backwards and forgetting; names fold, numbers never do.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+    return grid.to_terminal(_grid(board, per_corruption))
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    columns = [
-        column
-        for column in _columns(board, per_corruption)
-        if column is not _ACCESS and not (column.shared and len({column.cell(row) for row in board.rows}) == 1)
-    ]
-    for column in columns:
-        alignment: Literal["left", "right"] = "right" if column.number else "left"
-        table.add_column(column.title, justify=alignment, no_wrap=column.number, overflow="fold")
-    for row, following in zip(board.rows, [*board.rows[1:], None], strict=True):
-        last_of_track = following is not None and following.track != row.track
-        # Text, because square brackets in names and intervals are not markup.
-        table.add_row(*(Text(column.cell(row)) for column in columns), end_section=last_of_track)
-    return Group(
-        Text(caption(board)), table, *map(Text, _access_lines(board)), *(Text(f"- {n}") for n in _notes(board))
+
+def _grid(board: Board, per_corruption: bool) -> Grid:
+    columns = columns_of(board, per_corruption=per_corruption)
+    rows = [[column.cell(row) for column in columns] for row in board.rows]
+    texts = list(zip(*rows, strict=True))
+    titles = [column.title for column in columns]
+    return Grid(
+        caption=caption(board),
+        titles=titles,
+        rows=rows,
+        numbers=[column.value is not None for column in columns],
+        best=best_cells(board, columns),
+        groups=frozenset(i for i, row in enumerate(board.rows) if i and row.track != board.rows[i - 1].track),
+        hidden=frozenset(
+            j
+            for j, column in enumerate(columns)
+            if column is _ACCESS or (column.shared and len(set(texts[j])) == 1) or set(texts[j]) == {ABSENT}
+        ),
+        optional=[titles.index(title) for title in _OPTIONAL],
+        below=_access_lines(board),
+        notes=_notes(board),
     )
+
+
+def best_cells(board: Board, columns: list[Column]) -> frozenset[tuple[int, int]]:
+    """Places (row, column) of the best values among the main rows of each track; what is written alike is as good."""
+    best: set[tuple[int, int]] = set()
+    for track in {row.track for row in board.rows}:
+        rows = [(i, row) for i, row in enumerate(board.rows) if row.track == track and row.main and not row.incomplete]
+        for j, column in enumerate(columns):
+            values = {i: v for i, row in rows if column.value and (v := column.value(row)) is not None}
+            if column.better and len(values) > 1:
+                top = max(values.values(), key=lambda value: column.better * value)
+                best.update((i, j) for i, value in values.items() if f"{100 * value:.1f}" == f"{100 * top:.1f}")
+    return frozenset(best)
 
 
 def _access_lines(board: Board) -> list[str]:
@@ -120,22 +140,90 @@ def caption(board: Board) -> str:
     return " · ".join(words)
 
 
-def _columns(board: Board, per_corruption: bool) -> list[_Column]:
-    corruptions = [_Column(name, _per_corruption(name)) for name in board.corruptions] if per_corruption else []
+def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
+    """The columns of a board in order, with one for each corruption on demand."""
+    by_corruption = [
+        Column(
+            name,
+            f"Accuracy in percent under {name}, mean over severities and seeds.",
+            _per_corruption(name),
+            _value_of_corruption(name),
+            better=1,
+        )
+        for name in (board.corruptions if per_corruption else ())
+    ]
     return [
-        _Column("rank", lambda row: ABSENT if row.rank is None else str(row.rank)),
-        _Column("method", lambda row: row.name, number=False),
-        _Column("track", lambda row: row.track, number=False),
+        Column(
+            "rank",
+            "1 + the number of methods of the same track that are significantly better.",
+            lambda row: ABSENT if row.rank is None else str(row.rank),
+            lambda row: row.rank,
+        ),
+        Column("method", "The method, and a part of it in parentheses.", lambda row: row.name),
+        Column("track", "Methods are ranked only with those that saw as much as they did.", lambda row: row.track),
         _ACCESS,
-        _Column("accuracy", _accuracy),
-        _Column("clean", lambda row: _percent(row.clean_accuracy)),
-        _Column("ECE", lambda row: _percent(row.ece)),
-        *corruptions,
-        _Column("fit s", lambda row: _decimal(row.fit_seconds)),
-        _Column("forwards", lambda row: _decimal(row.forwards)),
-        _Column("seeds", lambda row: str(len(row.seeds)), shared=True),
-        _Column("n", lambda row: ABSENT if row.n is None else str(row.n), shared=True),
-        _Column("batch", lambda row: str(row.batch_size), shared=True),
+        Column(
+            "accuracy",
+            f"Mean accuracy over corrupted conditions in percent, with its {100 * board.level:g} % interval.",
+            _accuracy,
+            lambda row: row.accuracy,
+            better=1,
+        ),
+        Column(
+            "clean",
+            "Accuracy on uncorrupted images in percent.",
+            lambda row: _percent(row.clean_accuracy),
+            lambda row: row.clean_accuracy,
+            better=1,
+        ),
+        Column(
+            "forgetting",
+            "Points of clean accuracy lost against the source classifier; negative where gained.",
+            lambda row: _percent(row.forgetting),
+            lambda row: row.forgetting,
+            better=-1,
+        ),
+        Column(
+            "ECE",
+            "Expected calibration error in percent, mean over corrupted conditions.",
+            lambda row: _percent(row.ece),
+            lambda row: row.ece,
+            better=-1,
+        ),
+        *by_corruption,
+        Column(
+            "fit s",
+            "Seconds of training behind one condition.",
+            lambda row: _decimal(row.fit_seconds),
+            lambda row: row.fit_seconds,
+        ),
+        Column(
+            "forwards",
+            "Forward passes for each scored image.",
+            lambda row: _decimal(row.forwards),
+            lambda row: row.forwards,
+        ),
+        Column(
+            "backwards",
+            "Backward passes for each scored image.",
+            lambda row: _decimal(row.backwards),
+            lambda row: row.backwards,
+        ),
+        Column(
+            "memory MB",
+            "Largest memory in use, of methods that ran alone.",
+            lambda row: ABSENT if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
+            lambda row: row.peak_memory_mb,
+        ),
+        Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),
+        Column(
+            "n",
+            "Images scored in each corrupted condition.",
+            lambda row: ABSENT if row.n is None else str(row.n),
+            lambda row: row.n,
+            shared=True,
+        ),
+        Column("batch", "Images in a batch.", lambda row: str(row.batch_size), lambda row: row.batch_size, shared=True),
     ]
 
 
@@ -146,7 +234,7 @@ def access_words(access: Access) -> str:
     return ", ".join(["no test data" if access.test == "none" else access.test, *source, access.state, *backprop])
 
 
-_ACCESS = _Column("access", lambda row: access_words(row.access), number=False)
+_ACCESS = Column("access", "What the method sees and what it changes.", lambda row: access_words(row.access))
 
 
 def _accuracy(row: BoardRow) -> str:
@@ -161,8 +249,13 @@ def _per_corruption(name: str) -> Callable[[BoardRow], str]:
     return lambda row: _percent(row.per_corruption[name])
 
 
+def _value_of_corruption(name: str) -> Callable[[BoardRow], float | None]:
+    return lambda row: row.per_corruption[name]
+
+
 def _percent(fraction: float | None) -> str:
-    return ABSENT if fraction is None else f"{100 * fraction:.1f}"
+    # A small loss must not be written as minus zero.
+    return ABSENT if fraction is None else f"{100 * fraction:.1f}".replace("-0.0", "0.0")
 
 
 def _decimal(value: float | None) -> str:
@@ -177,10 +270,6 @@ def _notes(board: Board) -> list[str]:
     return [f"{row.name}: {' '.join(row.incomplete.split())}" for row in board.rows if row.incomplete]
 
 
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
 def _flat(board: Board, row: BoardRow, per_corruption: bool) -> dict[str, object]:
     corruptions = {f"accuracy:{name}": row.per_corruption[name] for name in board.corruptions} if per_corruption else {}
     return {
@@ -193,11 +282,13 @@ def _flat(board: Board, row: BoardRow, per_corruption: bool) -> dict[str, object
         "accuracy_low": row.interval.low if row.interval else None,
         "accuracy_high": row.interval.high if row.interval else None,
         "clean_accuracy": row.clean_accuracy,
+        "forgetting": row.forgetting,
         "ece": row.ece,
         **corruptions,
         "fit_seconds": row.fit_seconds,
         "forwards": row.forwards,
         "backwards": row.backwards,
+        "peak_memory_mb": row.peak_memory_mb,
         "seeds": " ".join(map(str, row.seeds)),
         "n": row.n,
         "batch_size": row.batch_size,
@@ -210,4 +301,5 @@ def _plain(row: BoardRow) -> dict[str, object]:
     content["access"] = row.access.model_dump()
     content["interval"] = None if row.interval is None else {"low": row.interval.low, "high": row.interval.high}
     content["per_corruption"] = dict(row.per_corruption)
+    content["cells"] = [dataclasses.asdict(cell) for cell in row.cells]
     return content

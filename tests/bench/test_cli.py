@@ -119,6 +119,7 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
         (["verify", "nowhere"], 3, "bench run --out DIR"),
         (["leaderboard"], 2, "--from DIR"),
         (["leaderboard", "--from", "nowhere"], 3, "nowhere"),
+        (["compare", "tent", "source"], 2, "--from DIR"),
         (["tune", "tent", "--shift", "digits-c", "--split", "disjoint"], 2, "use --split dev"),
         (["tune", "tent", "--shift", "digits-c", "--corruption", "fog"], 2, "speckle_noise, gaussian_blur"),
         (["tune", "bn", "--shift", "digits-c"], 2, "no option to tune"),
@@ -182,6 +183,9 @@ def test_reading_commands_agree_with_the_records(bench: Bench, settings: dict[st
     assert bench("leaderboard", "--from", folder, "--format", "csv", "-o", target).out == ""
     assert "source" in target.read_text()
     assert bench("leaderboard", "--from", folder, "--format", "html").code == 2
+    same = bench("compare", "source", "source", "--from", folder, "--format", "json")
+    assert json.loads(same.out)["overall"]["difference"] == 0
+    assert bench("compare", "source", "tent", "--from", folder).code == 2
     assert "no record has seed=7" in bench("leaderboard", "--from", folder, "--where", "seed=7").err
 
 

@@ -44,6 +44,46 @@ def test_numbers_by_hand(results: Any) -> None:
     assert (board.corruptions, board.severities, board.seeds) == (("snow", "fog"), (5.0,), (0,))
 
 
+def test_forgetting_is_the_clean_accuracy_that_the_source_has_more(results: Any) -> None:
+    for method, track, clean in (("source", "R", 0.9), ("tent", "A", 0.7), ("soup", "D", 0.95)):
+        results.add(method, None, track=track, hits=hits(clean))
+        results.add(method, "fog", track=track, hits=hits(0.5))
+    results.add("sar", "fog", hits=hits(0.5))
+    forgetting = {row.method: row.forgetting for row in board_of(results).rows}
+    assert forgetting == pytest.approx({"source": 0, "tent": 0.2, "soup": -0.05, "sar": None})
+
+
+def test_without_the_source_there_is_no_forgetting(results: Any) -> None:
+    results.add("tent", None, hits=hits(0.9))
+    results.add("tent", "fog", hits=hits(0.5))
+    assert board_of(results).rows[0].forgetting is None
+
+
+@pytest.mark.parametrize(("memory", "expected"), [((120.0, 300.0), 300.0), ((120.0, None), None)])
+def test_memory_is_the_largest_if_all_is_known(results: Any, memory: tuple[Any, Any], expected: Any) -> None:
+    for corruption, megabytes in zip(("fog", "snow"), memory, strict=True):
+        results.add("tent", corruption, cost={"peak_memory_mb": megabytes})
+    assert board_of(results).rows[0].peak_memory_mb == expected
+
+
+def test_cells_are_single_conditions_with_their_records(results: Any) -> None:
+    made = {
+        (corruption, severity, seed): results.add(
+            "tent", corruption, severity=severity, seed=seed, hits=hits(0.1 * severity + 0.2 * seed)
+        )
+        for corruption, severity in (("fog", 5), ("fog", 3), (None, 0))
+        for seed in (1, 0)
+    }
+    row = board_of(results).rows[0]
+    assert [(c.corruption, c.severity, c.accuracy) for c in row.cells] == [
+        (None, 0, pytest.approx(0.1)), ("fog", 3, pytest.approx(0.4)), ("fog", 5, pytest.approx(0.6)),
+    ]  # fmt: skip
+    for cell in row.cells:
+        assert cell.keys == tuple(made[cell.corruption, cell.severity, seed].key for seed in (0, 1))
+    assert row.at_severity(3) == pytest.approx(0.4)
+    assert row.at_severity(4) is None
+
+
 def test_means_run_over_severities_and_seeds(results: Any) -> None:
     values = iter([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.8])
     for corruption in ("fog", "snow"):

@@ -111,8 +111,8 @@ def test_the_terminal_shows_the_cells_of_markdown(board: Any) -> None:
     lines = terminal_text(board, 250, per_corruption=True).splitlines()
     for row in markdown_rows(to_markdown(board, per_corruption=True)):
         method = row["method"].replace("\\|", "|").replace("&lt;", "<")
-        titles = ("rank", "method", "track", "accuracy", "clean", "ECE", *board.corruptions)
-        titles += ("fit s", "forwards", "seeds", "n")
+        titles = ("rank", "method", "track", "accuracy", "clean", "forgetting", "ECE", *board.corruptions)
+        titles += ("fit s", "forwards", "backwards", "seeds", "n")
         wanted = [method if title == "method" else row[title] for title in titles]
         pattern = r"\s+".join(map(re.escape, wanted))
         assert any(re.fullmatch(rf"\s*{pattern}\s*", line) for line in lines), wanted

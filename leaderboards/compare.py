@@ -1,0 +1,228 @@
+"""Two rows compared on the same images: the difference, its interval and p-value, overall and per corruption."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leaderboards import grid
+from leaderboards.boards import Board, BoardError, BoardRow, make_board
+from leaderboards.comparable import line_name, line_of
+from leaderboards.grid import ABSENT, Grid
+from leaderboards.ranking import ReadPredictions, scores_of_row
+from leaderboards.record import Record
+from leaderboards.tables import access_words, caption
+from leaderboards.uncertainty import Difference, holm, paired_difference
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """One line of a comparison: accuracies of `a` and `b` in [0, 1] and their paired difference, a - b.
+
+    `corruption` is None for the clean condition and for the mean over all corruptions. `p_adjusted` is Holm's over the
+    corruptions of the comparison; None where the line is not one of them.
+    """
+
+    corruption: str | None
+    a: float
+    b: float
+    difference: Difference
+    p_adjusted: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two rows `a` and `b` of a board that were scored on the same images and seeds.
+
+    `overall` is over all corrupted conditions, `per_corruption` over the severities of each, `clean` is None unless
+    both have it.
+    """
+
+    board: Board
+    a: BoardRow
+    b: BoardRow
+    overall: Contrast
+    clean: Contrast | None
+    per_corruption: tuple[Contrast, ...]
+
+    @property
+    def caption(self) -> str:
+        """What was compared, and which sign favours whom."""
+        return f"{self.a.name} minus {self.b.name} on the same images · {caption(self.board)}"
+
+    @property
+    def notes(self) -> list[str]:
+        """Where the two did not see the same information."""
+        if self.a.access == self.b.access:
+            return []
+        words = [f"{row.name}: track {row.track}, {access_words(row.access)}" for row in (self.a, self.b)]
+        return [f"the two saw different information: {'; '.join(words)}"]
+
+
+def compare_rows(
+    records: Sequence[Record],
+    a: str,
+    b: str,
+    predictions: ReadPredictions,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two rows by name: "tent", "selfsoup", "selfsoup (ingredient:mae)", "selfsoup (mean)".
+
+    The name of a method that has parts means its soup. Differences resample images jointly over conditions and, with
+    several seeds, add their spread, as `leaderboards.uncertainty.paired_difference` says.
+    Raises BoardError if a name is not there, the two must not be compared, or either is incomplete.
+    """
+    for name in (a, b):
+        if not any(_named(record, name) for record in records):
+            names = ", ".join(sorted({line_name(line_of(record)) for record in records}))
+            raise BoardError(f"{name} is not among the records; compare two of {names or 'none'}")
+    chosen = [record for record in records if _named(record, a) or _named(record, b)]
+    board = make_board(chosen, level=level)
+    rows = [_row(board, name) for name in (a, b)]
+
+    def contrast(corruption: str | None, conditions: Collection[str | None]) -> Contrast:
+        keys = [{key for cell in row.cells if cell.corruption in conditions for key in cell.keys} for row in rows]
+        one, two = (scores_of_row(own, chosen, predictions, clean=None in conditions) for own in keys)
+        if not np.array_equal(one.ids, two.ids):
+            raise BoardError(f"{a} and {b} were scored on different images; compare rows of one results folder")
+        difference = paired_difference(one, two, level=level, resamples=resamples, seed=seed)
+        return Contrast(corruption, one.accuracy, two.accuracy, difference, None)
+
+    singles = [contrast(name, [name]) for name in board.corruptions]
+    adjusted = holm([single.difference.p for single in singles])
+    return Comparison(
+        board=board,
+        a=rows[0],
+        b=rows[1],
+        overall=contrast(None, board.corruptions),
+        clean=contrast(None, [None]) if all(row.clean_accuracy is not None for row in rows) else None,
+        per_corruption=tuple(
+            dataclasses.replace(single, p_adjusted=p) for single, p in zip(singles, adjusted, strict=True)
+        ),
+    )
+
+
+def _named(record: Record, name: str) -> bool:
+    return name in (record.method, line_name(line_of(record))) or name == f"{record.method} (mean)"
+
+
+def _row(board: Board, name: str) -> BoardRow:
+    found = [row for row in board.rows if row.name == name] or [
+        row for row in board.rows if row.method == name and row.main
+    ]
+    if not found:
+        raise BoardError(f"{name} has no row of its own; compare two of {', '.join(row.name for row in board.rows)}")
+    (row,) = found
+    if row.incomplete:
+        raise BoardError(f"{name} cannot be compared: {row.incomplete}; run what is missing or filter with --where")
+    return row
+
+
+def to_terminal(comparison: Comparison) -> RenderableType:
+    """The comparison as a renderable for rich; accuracies in percent, differences in points."""
+    return grid.to_terminal(_grid(comparison))
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The comparison as a Markdown table; accuracies in percent, differences in points."""
+    return grid.to_markdown(_grid(comparison))
+
+
+def to_latex(comparison: Comparison) -> str:
+    """The comparison as a table for booktabs; accuracies in percent, differences in points."""
+    return grid.to_latex(_grid(comparison))
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line for the mean, for clean and for each corruption, in full precision, as fractions."""
+    out = io.StringIO()
+    lines = [{"condition": name, **_flat(contrast)} for name, contrast in _contrasts(comparison)]
+    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def to_json(comparison: Comparison) -> str:
+    """The comparison in full precision, as fractions, with what both rows share and the keys behind them."""
+    board = comparison.board
+    names = ("shift", "model", "protocol", "split", "limit", "labels_per_class", "severities", "seeds", "n", "level")
+    content = {
+        **{name: getattr(board, name) for name in names},
+        "a": {"name": comparison.a.name, "track": comparison.a.track, "keys": comparison.a.keys},
+        "b": {"name": comparison.b.name, "track": comparison.b.track, "keys": comparison.b.keys},
+        "overall": _flat(comparison.overall),
+        "clean": comparison.clean and _flat(comparison.clean),
+        "per_corruption": {str(c.corruption): _flat(c) for c in comparison.per_corruption},
+        "notes": comparison.notes,
+    }
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _contrasts(comparison: Comparison) -> list[tuple[str, Contrast]]:
+    clean = [("clean", comparison.clean)] if comparison.clean else []
+    return [("mean", comparison.overall), *clean, *((str(c.corruption), c) for c in comparison.per_corruption)]
+
+
+def _flat(contrast: Contrast) -> dict[str, float | None]:
+    difference = contrast.difference
+    return {
+        "a": contrast.a,
+        "b": contrast.b,
+        "difference": difference.estimate,
+        "low": difference.low,
+        "high": difference.high,
+        "p": difference.p,
+        "p_adjusted": contrast.p_adjusted,
+    }
+
+
+def _grid(comparison: Comparison) -> Grid:
+    contrasts = _contrasts(comparison)
+    level = comparison.board.level
+    return Grid(
+        caption=comparison.caption,
+        titles=["condition", comparison.a.name, comparison.b.name, "difference", "p", "p (Holm)"],
+        rows=[
+            [
+                name,
+                f"{100 * contrast.a:.1f}",
+                f"{100 * contrast.b:.1f}",
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+                    *(100 * getattr(contrast.difference, limit) + 0.0 for limit in ("estimate", "low", "high"))
+                ),
+                _probability(contrast.difference.p),
+                _probability(contrast.p_adjusted),
+            ]
+            for name, contrast in contrasts
+        ],
+        numbers=[False, True, True, True, True, True],
+        best=frozenset(
+            (i, 3)
+            for i, (_, c) in enumerate(contrasts)
+            if (c.difference.p if c.p_adjusted is None else c.p_adjusted) <= 1 - level
+        ),
+        groups=frozenset([len(contrasts) - len(comparison.per_corruption)])
+        if comparison.per_corruption
+        else frozenset(),
+        notes=comparison.notes,
+    )
+
+
+def _probability(p: float | None) -> str:
+    if p is None:
+        return ABSENT
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,136 @@
+"""A grid of texts shown as Markdown, LaTeX or on a terminal: boards and comparisons are both made into one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
+
+ABSENT = "–"
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "–": "--",
+    "−": "$-$",
+    "·": r"$\cdot$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table as people read it: `rows[i][j]` stands under `titles[j]`; `numbers[j]` columns are set to the right.
+
+    `best` holds the places (i, j) in bold print, `groups` the rows before which a line is drawn. `hidden` columns are
+    left out on a terminal, `optional` ones (the first of them first) where it is too narrow, and `below` stands there
+    instead. `notes` follow the table.
+    """
+
+    caption: str
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[bool]
+    best: frozenset[tuple[int, int]] = frozenset()
+    groups: frozenset[int] = frozenset()
+    hidden: frozenset[int] = frozenset()
+    optional: Sequence[int] = ()
+    below: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def to_markdown(grid: Grid) -> str:
+    """A pipe table under its caption, with the notes as a list."""
+    from tabulate import tabulate
+
+    body = tabulate(
+        [[_escape_markdown(cell) for cell in row] for row in grid.rows],
+        headers=[_escape_markdown(title) for title in grid.titles],
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=["right" if number else "left" for number in grid.numbers],
+    )
+    notes = "".join(f"- {_escape_markdown(note)}\n" for note in grid.notes)
+    return f"{_escape_markdown(grid.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else "")
+
+
+def to_latex(grid: Grid) -> str:
+    """A table for the package booktabs, best values in bold, every text escaped; notes stand under the table."""
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{escape_latex(grid.caption)}}}",
+        rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in grid.numbers)}}}",
+        r"\toprule",
+        " & ".join(map(escape_latex, grid.titles)) + r" \\",
+        r"\midrule",
+    ]
+    for i, row in enumerate(grid.rows):
+        if i in grid.groups:
+            lines.append(r"\midrule")
+        cells = [
+            rf"\textbf{{{escape_latex(cell)}}}" if (i, j) in grid.best else escape_latex(cell)
+            for j, cell in enumerate(row)
+        ]
+        # A bracket after a line break would be read as its optional argument.
+        lines.append(("{}" if cells[0].startswith("[") else "") + " & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\smallskip\footnotesize {escape_latex(note)}" for note in grid.notes]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def to_terminal(grid: Grid) -> RenderableType:
+    """The same as a renderable for rich: names fold, numbers never do, and text is never read as markup."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(
+        Text(grid.caption), _Fitting(grid), *map(Text, grid.below), *(Text(f"- {note}") for note in grid.notes)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitting:
+    """The table with as many of its optional columns as the terminal has room for."""
+
+    grid: Grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for dropped in range(len(self.grid.optional) + 1):
+            table = _table(self.grid, self.grid.hidden | {*self.grid.optional[:dropped]})
+            if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
+                break
+        yield table
+
+
+def _table(grid: Grid, hidden: Collection[int]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = [j for j in range(len(grid.titles)) if j not in hidden]
+    for j in shown:
+        alignment: Literal["left", "right"] = "right" if grid.numbers[j] else "left"
+        table.add_column(grid.titles[j], justify=alignment, no_wrap=grid.numbers[j], overflow="fold")
+    for i, row in enumerate(grid.rows):
+        table.add_row(*(Text(row[j]) for j in shown), end_section=i + 1 in grid.groups)
+    return table
+
+
+def escape_latex(text: str) -> str:
+    """A text that LaTeX sets as it is."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _escape_markdown(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
