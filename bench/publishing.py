@@ -72,14 +72,14 @@ def bundle(folder: Path, out: Path, card: Path | None, where: list[str]) -> None
 
 def check(path: Path, predictions: Path | None, as_json: bool) -> int:
     """Check a bundle, a folder of bundles or a results folder; print a sentence for each problem. Exit code 0 or 4."""
-    found = list(_problems(path, predictions))
+    found = [Problem(p.key, plain(p.file), plain(p.message)) for p in _problems(path, predictions)]
     if as_json:
         print_json({"problems": [{"key": p.key, "file": p.file, "message": p.message} for p in found]})
         return 4 if found else 0
     for problem in found[:_TOO_LONG]:
-        print_text(plain(f"{problem.file}: {problem.message}"))
+        print_text(f"{problem.file}: {problem.message}")
     if len(found) > _TOO_LONG:
-        print_text(f"and {len(found) - _TOO_LONG} more")
+        print_text(f"and {len(found) - _TOO_LONG} more; solve these first")
     if not found:
         print_text(f"{path}: nothing speaks against publishing it")
     return 4 if found else 0
@@ -101,8 +101,11 @@ def _problems(path: Path, predictions: Path | None) -> Iterator[Problem]:
 
 
 def plain(text: str) -> str:
-    """One line for a terminal or a log: what could move the cursor or hide text becomes a question mark."""
-    return re.sub(r"[^\x20-\x7e\u00a1-\u1fff]", "?", text)
+    """One line for a terminal, a log or a comment, for problems quote what they refuse.
+
+    What could move a cursor, hide text or be markup becomes a question mark.
+    """
+    return re.sub(r"[^\x20-\x7e]|[<>]", "?", text)
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -72,7 +72,7 @@ class _Line(BaseModel):
 
 class _Head(_Line):
     format: Literal["soupbench-results"]
-    version: Literal[1]
+    version: Annotated[int, Field(ge=VERSION, le=VERSION)]
     records: Annotated[int, Field(ge=1, le=MAX_RECORDS)]
     card: Annotated[str, Field(max_length=MAX_CARD)]
     settings: dict[str, JsonValue]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from leaderboards import Predictions, Record, Store, score
+import leaderboards
+from leaderboards import Predictions, Record, Store, make_bundle, score, write_bundle
 
 Content = dict[str, Any]
 MakePredictions = Callable[..., Predictions]
@@ -149,3 +152,51 @@ def new_results(make_predictions: MakePredictions) -> Callable[[Path], Results]:
 @pytest.fixture
 def results(tmp_path: Path, new_results: Callable[[Path], Results]) -> Results:
     return new_results(tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def digits_run(new_results: Callable[[Path], Results], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A results folder as a run of two methods on all of digits-c leaves it: known data, two seeds, whole grid."""
+    known = json.loads((Path(leaderboards.__file__).parent / "reference" / "known.json").read_text())
+    split = known["shifts"]["digits-c"]["disjoint"]
+    ids = [first + step * i for first, step, count in split["ids"] for i in range(count)]
+    made = new_results(tmp_path_factory.mktemp("digits") / "run")
+    for method, track, seed in product(("tent", "source"), ("A",), (0, 1)):
+        for condition, digest in split["conditions"].items():
+            name, _, level = condition.partition("@")
+            if level not in ("", "3"):
+                continue
+            made.add(
+                method,
+                None if name == "clean" else name,
+                track="R" if method == "source" else track,
+                ids=np.random.default_rng(seed).permutation(ids),
+                hits=np.random.default_rng(len(made.records)).random(len(ids)) < 0.6,
+                seed=seed,
+                severity=3.0 if level else 0,
+                shift="digits-c",
+                model="digits",
+                options={"source": {"epochs": 30}} | ({"tent": {"lr": 0.01}} if method == "tent" else {}),
+                data={"digest": digest, "profile": "digits32", "labels_per_class": 10},
+                weights={"digest": known["models"]["digits"]},
+                cost={"forwards": len(ids), "backwards": 0},
+                env={"project": "0.1.0", "git": "0123456789ab", "dirty": False},
+            )
+    made.store.compile()
+    return made
+
+
+@pytest.fixture(scope="session")
+def bundle_text(digits_run: Results, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("bundle") / "bundle.jsonl"
+    write_bundle(path, make_bundle(digits_run.records, digits_run.store.predictions))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def submission(bundle_text: bytes, tmp_path: Path) -> Path:
+    """A bundle of that run that nothing speaks against, in a folder of its own."""
+    path = tmp_path / "results" / "digits-c-tent.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(bundle_text)
+    return path
