@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from torch import Tensor, nn
 
 from bench.cache import weights_path
 from bench.models import classifier, load_model, load_weights
+from bench.passes import Passes, forget_peak, peak_memory_mb
 from bench.protocols import Segment
 from bench.registry import load_object
 from bench.shifts import load_shift
-from bench.shifts.base import Shift, blended, stream_rng
+from bench.shifts.base import Shift, stream_rng
+from bench.stream import Stream
 from bench.trial import Condition
 from leaderboards.predictions import Predictions
 from methods.base import Adapter, Source, SourceBatch
@@ -30,7 +31,9 @@ from methods.table import Access
 class Evaluation:
     """All a worker needs to run one chain of segments: names and plain values, no tensors.
 
-    `weights` is the cache key of a cooked classifier, `model` a user's "file.py:factory"; one of them is set.
+    `clean` is streamed after the last segment to see what was forgotten (None: not measured); the adapted state is
+    then thrown away. `weights` is the cache key of a cooked classifier, `model` a user's "file.py:factory"; one of them
+    is set.
     """
 
     method: str
@@ -42,6 +45,7 @@ class Evaluation:
     config: Any
     seed: int
     segments: tuple[Segment, ...]
+    clean: Segment | None
     batch_size: int
     precision: str
     device: str
@@ -49,7 +53,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Measured:
-    """Predictions of one condition and what they cost. Forwards and backwards count samples."""
+    """Predictions of one condition and what they cost. Forwards and backwards count samples.
+
+    `clean_accuracy_after`: accuracy on clean images once the stream that ends with this condition is over.
+    """
 
     condition: Condition
     predictions: Predictions
@@ -57,44 +64,7 @@ class Measured:
     forwards: int
     backwards: int
     peak_memory_mb: float | None
-
-
-@dataclass
-class Passes:
-    """Samples that went forward and backward through watched modules, counted by hooks."""
-
-    forwards: int = 0
-    backwards: int = 0
-    handles: list[Any] = field(default_factory=list)
-
-    def watch(self, module: nn.Module) -> None:
-        self.handles.append(module.register_forward_hook(self._count))
-
-    def _count(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        samples = _samples(inputs[0])
-        self.forwards += samples
-        if isinstance(output, Tensor) and output.requires_grad:
-            if _under_transform(output):
-                self.backwards += samples  # torch.func takes the gradient of what it traces
-            else:
-                output.register_hook(lambda _: self._count_backward(samples))  # type: ignore[no-untyped-call]
-
-    def _count_backward(self, samples: int) -> None:
-        self.backwards += samples
-
-
-def _under_transform(tensor: Tensor) -> bool:
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
-
-
-def _samples(images: Tensor) -> int:
-    """Images in a batch, those included that torch.func hides in its own batch dimensions."""
-    count = len(images)
-    while _under_transform(images):
-        inner = torch._C._functorch.get_unwrapped(images)
-        count = count * (inner.numel() // max(images.numel(), 1))
-        images = inner
-    return count
+    clean_accuracy_after: float | None = None
 
 
 def evaluate(job: Evaluation) -> list[Measured]:
@@ -109,15 +79,19 @@ def evaluate(job: Evaluation) -> list[Measured]:
     adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
     adapter.prepare(_source(shift, job, adapter.access))
     passes = Passes()
-    for value in vars(adapter).values():
-        if isinstance(value, nn.Module):
-            passes.watch(value)
+    passes.watch(vars(adapter))
     measured: list[Measured] = []
+    last: list[Measured] = []
     for segment in job.segments:
         if segment.reset:
             adapter.reset()
-        measured += _run_segment(adapter, shift, segment, job, passes)
-    return measured
+        measured += last
+        last = _run_segment(adapter, shift, segment, job, passes)
+    if job.clean is not None:
+        clean = _run_segment(adapter, shift, job.clean, job, passes)
+        after = float(np.mean(np.concatenate([part.predictions.hits for part in clean])))
+        last = [replace(part, clean_accuracy_after=after) for part in last]
+    return measured + last
 
 
 def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluation, passes: Passes) -> list[Measured]:
@@ -125,25 +99,27 @@ def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluati
     columns = {name: np.empty(len(segment.ids), dtype=np.float32) for name in ("confidence", "p_label", "sum_p2")}
     predicted = np.empty(len(segment.ids), dtype=np.int64)
     passes.forwards = passes.backwards = 0
-    on_gpu = torch.device(job.device).type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak(job.device)
     seconds = 0.0
-    for rows, images in _batches(shift, segment, job.batch_size, job.device):
+    stream = Stream(shift, segment, job.batch_size, job.device)
+    while not stream.ended:
+        images = stream.ask()
+        n = len(images)
         if segment.episodic:
             adapter.reset()
         start = time.perf_counter()
         with _autocast(job.precision, job.device):
             scores = adapter.predict(images)
-        probabilities = _probabilities(scores, len(images), shift.classes, f"{job.method} on {segment.conditions[0]}")
+        probabilities = _probabilities(scores, n, shift.classes, f"{job.method} on {segment.conditions[0]}")
         seconds += time.perf_counter() - start
+        rows = stream.answered()
         best = probabilities.argmax(axis=1)
         predicted[rows] = best
-        columns["confidence"][rows] = probabilities[np.arange(len(best)), best]
-        columns["p_label"][rows] = probabilities[np.arange(len(best)), labels[rows]]
+        columns["confidence"][rows] = probabilities[np.arange(n), best]
+        columns["p_label"][rows] = probabilities[np.arange(n), labels[rows]]
         columns["sum_p2"][rows] = np.square(probabilities).sum(axis=1)
     total = len(segment.ids)
-    memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None
+    memory = peak_memory_mb(job.device)
     results = []
     for number, condition in enumerate(segment.conditions):
         rows = np.flatnonzero(segment.which == number)
@@ -166,26 +142,6 @@ def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluati
             )
         )
     return results
-
-
-def _batches(shift: Shift, segment: Segment, size: int, device: str) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Rows and images of each batch in stream order; batch t + 1 is made after batch t was answered."""
-    kinds = segment.which if segment.blend is None else segment.blend
-    for low in range(0, len(segment.ids), size):
-        rows = np.arange(low, min(low + size, len(segment.ids)))
-        images: Tensor | None = None
-        for number in np.unique(kinds[rows]):
-            here = np.flatnonzero(kinds[rows] == number)
-            ids = segment.ids[rows][here]
-            if segment.blend is None:
-                pixels = shift.images(ids, segment.conditions[number])
-            else:
-                pixels = blended(shift, ids, segment.blends[number])
-            if images is None:
-                images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
-            images[torch.from_numpy(here)] = pixels
-        assert images is not None
-        yield rows, images.to(device).float().div_(255)
 
 
 def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarray:

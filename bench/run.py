@@ -6,7 +6,7 @@ import datetime
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ from bench.plan import Lane, Plan, make_plan
 from bench.predict import Evaluation, Measured, evaluate
 from bench.protocols import Segment, chains
 from bench.spec import RunSpec
-from bench.trial import Condition, digest_of
+from bench.trial import CLEAN, Condition, digest_of
 from bench.watch import Watcher
 from bench.workers import Finished, Task, run_tasks
-from leaderboards.metrics import score
+from leaderboards.metrics import diagnose, score
 from leaderboards.record import Record
 from leaderboards.store import Store
 
@@ -136,6 +136,7 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
         config=lane.config,
         seed=lane.trial.seed,
         segments=chain,
+        clean=_clean_after(lane, chain),
         batch_size=lane.trial.batch_size,
         precision=lane.trial.precision,
         device=plan.device,
@@ -145,6 +146,14 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
     key = f"{digest_of(list(lane.keys.values()))}:{number}"
     after = frozenset([weights]) if weights else frozenset[str]()
     return Task(key, evaluate, (evaluation,), after, f"{name} seed {lane.trial.seed}: {where}")
+
+
+def _clean_after(lane: Lane, chain: tuple[Segment, ...]) -> Segment | None:
+    """The clean stream that shows what a chain made the adapter forget; None where it met one condition only."""
+    if sum(len(segment.conditions) for segment in chain) < 2 and not chain[0].blends:
+        return None
+    clean = next((segment for segment in lane.segments if segment.conditions == (CLEAN,)), None)
+    return clean and replace(clean, reset=False)
 
 
 def _records(plan: Plan, lane: Lane, chain: tuple[Segment, ...], finished: Finished) -> Iterator[tuple[Record, Any]]:
@@ -211,6 +220,7 @@ def _record(
             "limit": trial.limit,
             "n": n,
             "metrics": score(measured.predictions) if measured else None,
+            "diagnostics": diagnose(measured.predictions, measured.clean_accuracy_after) if measured else None,
             "cost": cost,
             "data": {
                 "digest": lane.digests[condition],

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from leaderboards.bundle import write_bundle as write_bundle
     from leaderboards.compare import Comparison as Comparison
     from leaderboards.compare import compare_rows as compare_rows
+    from leaderboards.metrics import diagnose as diagnose
     from leaderboards.metrics import score as score
     from leaderboards.record import Access as Access
     from leaderboards.record import Cost as Cost
     from leaderboards.record import Data as Data
+    from leaderboards.record import Diagnostics as Diagnostics
     from leaderboards.record import Metrics as Metrics
     from leaderboards.record import Record as Record
     from leaderboards.record import RecordError as RecordError
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from leaderboards.record import schema as schema
     from leaderboards.reference import ReferenceRow as ReferenceRow
     from leaderboards.reference import reference_rows as reference_rows
+    from leaderboards.robustness import mean_corruption_error as mean_corruption_error
+    from leaderboards.robustness import relative_mean_corruption_error as relative_mean_corruption_error
     from leaderboards.store import Predictions as Predictions
     from leaderboards.store import Store as Store
     from leaderboards.store import StoreError as StoreError
@@ -57,12 +61,13 @@ if TYPE_CHECKING:
     from leaderboards.verify import Report as Report
 
 _HOMES: dict[str, tuple[str, ...]] = {
-    "record": ("Access", "Cost", "Data", "Metrics", "Record", "RecordError", "Weights", "schema"),
+    "record": ("Access", "Cost", "Data", "Diagnostics", "Metrics", "Record", "RecordError", "Weights", "schema"),
     "reference": ("ReferenceRow", "reference_rows"),
-    "metrics": ("score",),
     "bundle": ("Bundle", "BundleError", "read_bundle", "write_bundle"),
     "submit": ("Checker", "check_file", "check_folder", "make_bundle"),
     "store": ("Predictions", "Store", "StoreError", "find_predictions", "find_scored", "read"),
+    "metrics": ("diagnose", "score"),
+    "robustness": ("mean_corruption_error", "relative_mean_corruption_error"),
     "verify": ("Problem", "Report"),
     "uncertainty": (
         "Difference",

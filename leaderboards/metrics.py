@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from leaderboards.record import Metrics
+from leaderboards.record import Diagnostics, Metrics
 
 if TYPE_CHECKING:
     from leaderboards.store import Predictions
@@ -38,6 +38,23 @@ def score(predictions: Predictions) -> Metrics:
         nll=float(nll.mean()),
         ece=calibration_error(predictions.confidence, hits),
         brier=float(brier.mean()),
+    )
+
+
+def diagnose(predictions: Predictions, clean_accuracy_after: float | None = None) -> Diagnostics:
+    """How the stream of one condition went, from its stored columns in stream order; see `Diagnostics`.
+
+    With fewer than ten images each of them is a part of its own.
+    """
+    shares = np.unique(predictions.predicted, return_counts=True)[1] / len(predictions)
+    tenths = [float(part.mean()) for part in np.array_split(predictions.hits, min(10, len(predictions)))]
+    return Diagnostics(
+        distinct_classes=len(shares),
+        marginal_entropy=max(0.0, float(-(shares * np.log(shares)).sum())),
+        first_tenth=tenths[0],
+        last_tenth=tenths[-1],
+        worst_tenth=min(tenths),
+        clean_accuracy_after=clean_accuracy_after,
     )
 
 

@@ -71,6 +71,23 @@ class Metrics(_Part):
     brier: Annotated[float, Field(ge=0, le=2)]
 
 
+class Diagnostics(_Part):
+    """How a stream went, to see a method collapse or forget; computed by `leaderboards.metrics.diagnose` only.
+
+    `distinct_classes` counts the classes predicted at least once, `marginal_entropy` (nats) is the entropy of their
+    shares: both fall when a method collapses to few classes. `first_tenth`, `last_tenth` and `worst_tenth` are
+    accuracies over tenths of the condition's images in stream order. `clean_accuracy_after` is the accuracy on clean
+    images of the adapted state once a stream of several conditions is over, given with its last ones; None elsewhere.
+    """
+
+    distinct_classes: Annotated[int, Field(ge=1)]
+    marginal_entropy: Amount
+    first_tenth: Fraction
+    last_tenth: Fraction
+    worst_tenth: Fraction
+    clean_accuracy_after: Fraction | None = None
+
+
 class Cost(_Part):
     """What the number cost. `forwards` and `backwards` count samples, not batches; a condition of a mixed stream gets
     its share, so they need not be whole.
@@ -141,6 +158,7 @@ class Record(_Part):
     limit: Annotated[int, Field(ge=1)] | None
     n: Count
     metrics: Metrics | None
+    diagnostics: Diagnostics | None = None
     cost: Cost | None
     data: Data
     weights: Weights

@@ -218,7 +218,10 @@ class Adapter(ABC):
         """Get ready for the stream: `configure`, then remember the state that `reset` returns to.
 
         `source` is None unless `access.source` names it; labels come with it only if that is "labelled".
+        Raises RuntimeError when called again: a method that is online is not prepared anew.
         """
+        if self._initial is not None:
+            raise RuntimeError("prepare() was called before; use reset() to start again or build a new adapter")
         self.configure(source)
         self._initial = self.state_dict()
 

@@ -33,7 +33,8 @@ def test_text_gives_the_record_back(content: Content) -> None:
     record = Record.from_json(json.dumps(content))
     assert Record.from_json(record.to_json()) == record
     assert json.loads(record.to_json()) == content | {
-        "data": content["data"] | {"labels_per_class": None, "history": []}
+        "diagnostics": None,
+        "data": content["data"] | {"labels_per_class": None, "history": []},
     }
     assert "\n" not in record.to_json()
 

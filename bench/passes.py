@@ -1,0 +1,117 @@
+"""Forward and backward passes counted by hooks, and the peak of memory, so that costs are measured and not declared."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Passes:
+    """Samples that went forward and backward through the modules of an adapter.
+
+    A pass is an image batch [n, 3, h, w] that enters a module with parameters from outside of all watched ones: the
+    whole model, a teacher or anchor, or the first part of a model whose features a method takes by hand. What
+    torch.func hides in its own batch dimensions counts too.
+    """
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.backwards = 0
+        self._inside = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
+        # A model copied while it is watched is one more model of the same adapter.
+        return self
+
+    def watch(self, value: Any) -> None:
+        """Watch every module in a value: a module, or lists, tuples and dicts of them at any depth."""
+        for module in {id(part): part for root in _modules(value) for part in root.modules()}.values():
+            if next(module.parameters(), None) is not None:
+                module.register_forward_pre_hook(self._enter)
+                module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._inside += 1
+
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._inside -= 1
+        if self._inside or not inputs or not _is_images(inputs[0]):
+            return
+        samples = _samples(inputs[0])
+        self.forwards += samples
+        traced = next((part for part in _tensors(output) if part.requires_grad), None)
+        if traced is None:
+            return
+        if _under_transform(traced):
+            self.backwards += samples  # torch.func takes the gradient of what it traces
+        else:
+            traced.register_hook(lambda _: self._count_backward(samples))  # type: ignore[no-untyped-call]
+
+    def _count_backward(self, samples: int) -> None:
+        self.backwards += samples
+
+
+def _modules(value: Any) -> list[nn.Module]:
+    match value:
+        case nn.Module():
+            return [value]
+        case list() | tuple():
+            return [module for item in value for module in _modules(item)]
+        case dict():
+            return [module for item in value.values() for module in _modules(item)]
+    return []
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    return [part for part in output if isinstance(part, Tensor)] if isinstance(output, list | tuple) else []
+
+
+def _is_images(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3
+
+
+def _under_transform(tensor: Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def _samples(images: Tensor) -> int:
+    """Images in a batch, those included that torch.func hides in its own batch dimensions."""
+    samples = len(images)
+    while _under_transform(images):
+        inner = torch._C._functorch.get_unwrapped(images)
+        samples = samples * (inner.numel() // max(images.numel(), 1))
+        images = inner
+    return samples
+
+
+def forget_peak(device: str) -> None:
+    """Start measuring the peak of memory anew, as far as the platform allows it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb(device: str) -> float | None:
+    """The peak since `forget_peak` in MiB: of tensors on a GPU, of the whole process on a CPU; None where unknown.
+
+    On a CPU without Linux's /proc it is the peak since the process began (ru_maxrss).
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(found[1]) / 2**10
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,68 @@
+"""The stream as a method meets it: one batch of pixels at a time, the next one only after an answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.protocols import Segment
+from bench.shifts.base import Shift, blended
+
+
+class StreamError(RuntimeError):
+    """The stream was used out of turn: a batch asked for too early or twice, or answered twice."""
+
+
+class Stream:
+    """Batches of a segment in order. Pixels are made when a batch is asked for, so later ones do not exist before.
+
+    `ask` gives a batch and nothing else: float [n, 3, h, w] in [0, 1] on the device, n <= `size`, without labels, ids
+    or the name of a condition. `answered` closes it and says which rows of the segment it was. Memory does not grow
+    with the length of the stream.
+    """
+
+    def __init__(self, shift: Shift, segment: Segment, size: int, device: str) -> None:
+        self._shift, self._segment, self._size, self._device = shift, segment, size, device
+        self._next = 0
+        self._open: np.ndarray | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self._open is None and self._next >= len(self._segment.ids)
+
+    def ask(self) -> Tensor:
+        """The next batch. Raises StreamError before the last one was answered, or after the end."""
+        if self._open is not None:
+            raise StreamError("the last batch was not answered yet; predict it before asking for the next one")
+        if self.ended:
+            raise StreamError("the stream has ended and no batch comes twice; reset and start a new stream")
+        self._open = np.arange(self._next, min(self._next + self._size, len(self._segment.ids)))
+        self._next += len(self._open)
+        return _pixels(self._shift, self._segment, self._open).to(self._device).float().div_(255)
+
+    def answered(self) -> np.ndarray:
+        """The rows of the segment (int64 [n]) that the open batch holds. Raises StreamError where none is open."""
+        if self._open is None:
+            raise StreamError("no batch is open, and none is answered twice; ask for the next one")
+        rows, self._open = self._open, None
+        return rows
+
+
+def _pixels(shift: Shift, segment: Segment, rows: np.ndarray) -> Tensor:
+    kinds = (segment.which if segment.blend is None else segment.blend)[rows]
+    images: Tensor | None = None
+    for number in np.unique(kinds):
+        here = np.flatnonzero(kinds == number)
+        ids = segment.ids[rows[here]]
+        if segment.blend is None:
+            pixels = shift.images(ids, segment.conditions[number])
+        else:
+            pixels = blended(shift, ids, segment.blends[number])
+        if len(here) == len(rows):
+            return pixels
+        if images is None:
+            images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
+        images[torch.from_numpy(here)] = pixels
+    assert images is not None
+    return images
