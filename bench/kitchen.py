@@ -46,10 +46,14 @@ def job_key(job: Job | Weights, seed: int, *, code: bool = True) -> str:
 
 
 def described(config: Any) -> Any:
-    """Options as plain values, each nested object with its full type, so that two kinds never share a key."""
+    """Options as plain values, each nested object with its full type, so that two kinds never share a key.
+
+    What is None is left out, so that an option that is added with this default changes no key and no random number.
+    """
     if is_dataclass(config) and not isinstance(config, type):
         kind = f"{type(config).__module__}.{type(config).__qualname__}"
-        return {"type": kind} | {field.name: described(getattr(config, field.name)) for field in fields(config)}
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        return {"type": kind} | {name: described(value) for name, value in values.items() if value is not None}
     if isinstance(config, tuple | list):
         return [described(item) for item in config]
     return config

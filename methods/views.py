@@ -22,8 +22,8 @@ class Views:
 
     In this order, each image with its own draws:
     - crop: area a fraction `scale` of the image, width / height log-uniform in `ratio`, whole pixels, resized back to
-      h x w by bicubic interpolation (a = -0.5, the kernel cut at the border of the crop and renormalised, as PIL does);
-      a crop is never larger than the image, so no antialiasing is needed. Ten attempts, then the largest centred crop
+      h x w, or to `size` x `size`, by bicubic interpolation (a = -0.5, the kernel cut at the border of the crop and
+      renormalised, and stretched where the crop shrinks, as PIL does). Ten attempts, then the largest centred crop
       with an allowed ratio. `scale` and `ratio` of (1, 1) keep a square image.
     - flip: left to right, with probability one half;
     - three_augment: exactly one of grayscale, solarisation (values of 128 and more are inverted) and Gaussian blur
@@ -39,6 +39,7 @@ class Views:
     three_augment: bool = True
     jitter: float = 0.3
     blur: tuple[float, float] = (0.1, 2.0)
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -47,6 +48,8 @@ class Views:
             raise ValueError(f"ratio must be an interval of positive numbers, not {self.ratio}")
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"jitter must lie in [0, 1], not {self.jitter}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size must be a number of pixels, not {self.size}")
         if not 0 < self.blur[0] <= self.blur[1]:
             raise ValueError(f"blur must be an interval of positive deviations, not {self.blur}")
 
@@ -56,8 +59,9 @@ class Views:
         draws = torch.rand(6 + 4 * _ATTEMPTS, count, generator=generator, device=generator.device)
         flip, choice, sigma, brightness, contrast, saturation = draws[:6]
         top, left, high, wide = crop_boxes(draws[6:], height, width, self.scale, self.ratio)
-        rows = resampling(top, high, height)
-        columns = resampling(left, wide, width)
+        tall, broad = (height, width) if self.size is None else (self.size, self.size)
+        rows = resampling(top, high, height, tall)
+        columns = resampling(left, wide, width, broad)
         if self.flip:
             columns = torch.where((flip < 0.5)[:, None, None], columns.flip(1), columns)
         chosen = (choice * 3).long()
@@ -65,9 +69,9 @@ class Views:
             low, top_sigma = self.blur
             # A deviation of a hundredth of a pixel is the identity in float32.
             deviation = torch.where(chosen == _BLUR, low + (top_sigma - low) * sigma, 0.01)
-            blur = gaussian_blur(deviation, height)
+            blur = gaussian_blur(deviation, tall)
             rows = blur @ rows
-            columns = (blur if width == height else gaussian_blur(deviation, width)) @ columns
+            columns = (blur if broad == tall else gaussian_blur(deviation, broad)) @ columns
         views = resample(images, rows / 255, columns).clamp_(0, 1)
         if self.three_augment:
             views = _three_augment(views, chosen)
@@ -105,15 +109,20 @@ def crop_boxes(
     )
 
 
-def resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Matrices [n, size, size] that stretch the interval [start, start + length) of a line of `size` pixels to `size`.
+def resampling(start: Tensor, length: Tensor, size: int, out: int | None = None) -> Tensor:
+    """Matrices [n, out, size] that stretch the interval [start, start + length) of a line of `size` pixels to `out`.
 
     Bicubic (Keys 1981, a = -0.5), pixel centres at halves; weights outside the interval are dropped, the rest sum to 1.
-    `start` and `length`: float [n], whole numbers, length at most `size`.
+    Where an interval shrinks, the kernel is as many times wider, against aliasing. `start` and `length`: float [n],
+    whole numbers, length at most `size`; `out` is `size` by default.
     """
+    out = size if out is None else out
     pixels = torch.arange(size, device=start.device) + 0.5
-    centres = start[:, None] + pixels * (length / size)[:, None]
+    places = pixels if out == size else torch.arange(out, device=start.device) + 0.5
+    centres = start[:, None] + places * (length / out)[:, None]
     distance = (pixels - centres[:, :, None]).abs_()
+    if out < size:
+        distance /= (length / out).clamp(min=1)[:, None, None]
     # The two branches of the kernel as truncated powers: far(x) for x < 2, plus near(x) - far(x) for x < 1.
     far, near = (2 - distance).relu_(), (1 - distance).relu_()
     weights = far * far * (far - 1) / 2 + near * near * (1 - 2 * near)
@@ -130,10 +139,10 @@ def gaussian_blur(deviation: Tensor, size: int) -> Tensor:
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ image @ columns^T for each image [3, h, w] of a batch; matrices [n, h, h] and [n, w, w]."""
+    """rows @ image @ columns^T for each image [3, h, w] of a batch; matrices [n, out, h] and [n, out, w]."""
     count, channels, height, width = images.shape
     lines = images.to(rows.dtype).view(count, channels * height, width) @ columns.mT
-    return rows[:, None] @ lines.view(count, channels, height, width)
+    return rows[:, None] @ lines.view(count, channels, height, columns.shape[1])
 
 
 def colour_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:

@@ -59,9 +59,10 @@ def inter_train(
     encoder = build_encoder(stock.architecture).to(generator.device)
     encoder.load_state_dict(stock.part("encoder"))
     objective = config.objective.build(stock, generator)
+    objective.prepare(encoder, config.steps)
     groups = [
         Group([p for p in encoder.parameters() if p.requires_grad], config.lr, config.warmup),
-        Group(list(objective.parameters()), config.lr, config.head_warmup),
+        Group([p for p in objective.parameters() if p.requires_grad], config.lr, config.head_warmup),
     ]
     order = pool_order(data, objective, config.batch_size, generator)
     stream = view_batches(stock, data, config.views, objective, order, generator)
@@ -104,11 +105,12 @@ def view_batches(
     check_size(data, stock.architecture)
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
     device = generator.device
+    pipelines = objective.pipelines(views)
 
     def stream() -> Iterator[list[Tensor]]:
         for indices in order:
             images = take(data.images, indices, device)
-            yield [normalise(views(images, generator)) for _ in range(objective.views)]
+            yield [normalise(pipeline(images, generator)) for pipeline in pipelines]
 
     return stream()
 

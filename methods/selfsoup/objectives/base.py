@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from methods.stock import Weights
 from methods.training import reset
+from methods.views import Views
 
 
 class Objective(nn.Module, ABC):
@@ -22,9 +26,19 @@ class Objective(nn.Module, ABC):
     smallest_batch: ClassVar[int] = 1
     views: int
 
+    def prepare(self, encoder: nn.Module, steps: int) -> None:
+        """Get ready to train an encoder, as it is before its first of `steps` steps: freeze parts of it, copy it."""
+
+    def pipelines(self, views: Views) -> list[Views]:
+        """How each view is made, given how the ingredient's views are."""
+        return [views] * self.views
+
     @abstractmethod
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """The scalar loss of a batch. Each view: normalised images, float [n, 3, h, w], row i always of image i."""
+        """The scalar loss of a batch. Each view: normalised images, float [n, 3, h, w], row i always of image i.
+
+        It is asked for once in every step of training.
+        """
 
 
 class Config(Protocol):
@@ -46,6 +60,63 @@ def small_head(dim: int, out: int, generator: torch.Generator) -> nn.Sequential:
     head = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, out)).to(generator.device)
     reset(head, generator)
     return head
+
+
+def projector(
+    widths: Sequence[int], generator: torch.Generator, *, bias: bool = False, last_norm: bool = False
+) -> nn.Sequential:
+    """Linear, batch norm and ReLU for each pair of widths; the last is linear (with `bias`), then a bare batch norm if
+    `last_norm`.
+
+    On the generator's device. Batches must have at least two images.
+    """
+    layers: list[nn.Module] = []
+    for number, (width, following) in enumerate(itertools.pairwise(widths)):
+        last = number == len(widths) - 2
+        layers.append(nn.Linear(width, following, bias=bias and last))
+        if not last:
+            layers += [nn.BatchNorm1d(following), nn.ReLU()]
+        elif last_norm:
+            layers.append(nn.BatchNorm1d(following, affine=False))
+    head = nn.Sequential(*layers).to(generator.device)
+    reset(head, generator)
+    return head
+
+
+class Momentum(nn.Module):
+    """A moving average of an online module, which no gradient reaches: theta' <- m theta' + (1 - m) theta.
+
+    m rises from `start` to 1 by half a cosine over `steps` updates (He et al. 2020; Chen et al. 2021), or stays at
+    `start` if `steps` is 0. Buffers of floats are averaged likewise.
+    """
+
+    def __init__(self, online: nn.Module, start: float, steps: int) -> None:
+        super().__init__()
+        self.average = copy.deepcopy(online).requires_grad_(False)
+        self.start, self.steps = start, steps
+        self.taken = 0
+
+    @torch.no_grad()
+    def update(self, online: nn.Module) -> None:
+        """Move towards the online module by one step."""
+        share = 1 - self.start
+        if self.steps:
+            share *= (1 + math.cos(math.pi * self.taken / self.steps)) / 2
+        mine = [t for t in (*self.average.parameters(), *self.average.buffers()) if t.is_floating_point()]
+        theirs = [t.detach() for t in (*online.parameters(), *online.buffers()) if t.is_floating_point()]
+        torch._foreach_lerp_(mine, theirs, share)
+        self.taken += 1
+
+    def get_extra_state(self) -> int:
+        return self.taken
+
+    def set_extra_state(self, state: int) -> None:
+        self.taken = state
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = self.average(images)
+        return out
 
 
 def full_precision(tensor: Tensor) -> Any:

@@ -1,0 +1,97 @@
+"""Predictive ingredient as published: LeJEPA (Balestriero and LeCun 2025, arXiv:2511.08544), global and local views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from methods.selfsoup.objectives import base
+from methods.selfsoup.objectives.lejepa import random_slices, sigreg
+from methods.stock import Weights
+from methods.views import Views
+
+_LOCAL_SIDE = 3 / 7  # 96 of 224 pixels
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of LeJEPA; defaults are the recommended ones.
+
+    balance: weight lambda of the Gaussian term, in [0, 1]. globals_, locals_: views that show `global_area` to all of
+    the image, and small ones of `local_smallest` to `global_area` of it, at three sevenths of the side. slices: random
+    directions a step. hidden, out: widths of the projector.
+    """
+
+    balance: float = 0.05
+    globals_: int = 2
+    locals_: int = 6
+    global_area: float = 0.3
+    local_smallest: float = 0.05
+    slices: int = 1024
+    hidden: int = 2048
+    out: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance must lie in [0, 1], not {self.balance}")
+        if self.globals_ < 1 or self.locals_ < 0 or self.globals_ + self.locals_ < 2:
+            raise ValueError("LeJEPA needs at least one global view and two views in all")
+        if not 0 < self.local_smallest <= self.global_area <= 1:
+            raise ValueError("areas must rise: 0 < local_smallest <= global_area <= 1")
+
+    @property
+    def cost(self) -> float:
+        return 2.0 * (self.globals_ + _LOCAL_SIDE**2 * self.locals_)
+
+    def build(self, stock: Weights, generator: torch.Generator) -> GlobalAndLocal:
+        return GlobalAndLocal(stock, self, generator)
+
+
+def centred_prediction_loss(embeddings: Tensor, centres: int) -> Tensor:
+    """Mean squared distance of all views from the mean of the first `centres` of them; [views, n, k] to a scalar."""
+    return (embeddings - embeddings[:centres].mean(0)).square().mean()
+
+
+def encode(encoder: nn.Module, images: Tensor) -> Tensor:
+    """The representation [n, dim] of images of any size that is a multiple of the patch; positions are resampled."""
+    vit = cast(Any, encoder)
+    grid = vit.patch_embed.proj(images)
+    positions = resample_abs_pos_embed(vit.pos_embed, new_size=list(grid.shape[2:]), num_prefix_tokens=1)
+    tokens = torch.cat([vit.cls_token.expand(len(images), -1, -1), grid.flatten(2).mT], dim=1) + positions
+    tokens = vit.norm(vit.blocks(vit.norm_pre(tokens)))
+    return cast(Tensor, vit.forward_head(tokens, pre_logits=True))
+
+
+class GlobalAndLocal(base.Objective):
+    """All views pass through encoder and projector with gradient; only global ones say where an image should be."""
+
+    smallest_batch = 2
+
+    def __init__(self, stock: Weights, config: Config, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.views = config.globals_ + config.locals_
+        shape = stock.architecture
+        self.side = max(1, round(shape.image_size * _LOCAL_SIDE / shape.patch_size)) * shape.patch_size
+        self.project = base.projector((shape.dim, config.hidden, config.hidden, config.out), generator, bias=True)
+
+    def pipelines(self, views: Views) -> list[Views]:
+        config = self.config
+        large = replace(views, scale=(config.global_area, 1.0))
+        small = replace(views, scale=(config.local_smallest, config.global_area), size=self.side)
+        return [large] * config.globals_ + [small] * config.locals_
+
+    def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        count = self.config.globals_
+        features = [encoder(torch.cat(list(views[:count])))]
+        if self.config.locals_:
+            features.append(encode(encoder, torch.cat(list(views[count:]))))
+        embeddings = self.project(torch.cat(features)).float().unflatten(0, (self.views, -1))
+        slices = random_slices(embeddings.shape[2], self.config.slices, generator)
+        balance = self.config.balance
+        return (1 - balance) * centred_prediction_loss(embeddings, count) + balance * sigreg(embeddings, slices)

@@ -1,0 +1,69 @@
+"""Contrastive ingredient as published: MoCo v3 (Chen et al. 2021, arXiv:2104.02057), with its momentum encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from methods.selfsoup.objectives import base
+from methods.selfsoup.objectives.mocov3 import info_nce
+from methods.stock import Weights
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of MoCo v3; defaults are those of its ViT-B.
+
+    temperature: positive. momentum: where the moving average starts, rising to 1 by a cosine. hidden, out: widths of
+    the projector (three layers) and the predictor (two). freeze_patches: the patch embedding stays as it is.
+    """
+
+    temperature: float = 0.2
+    momentum: float = 0.99
+    hidden: int = 4096
+    out: int = 256
+    freeze_patches: bool = True
+    cost = 4.8
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must lie in [0, 1], not {self.momentum}")
+
+    def build(self, stock: Weights, generator: torch.Generator) -> MomentumContrast:
+        return MomentumContrast(stock, self, generator)
+
+
+class MomentumContrast(base.Objective):
+    """Queries: predictor of projector of encoder. Keys: the moving average of projector and encoder, updated first.
+
+    Each view is matched with the other one: the loss is ctr(q1, k2) + ctr(q2, k1).
+    """
+
+    views = 2
+    smallest_batch = 2
+
+    def __init__(self, stock: Weights, config: Config, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        dim = stock.architecture.dim
+        self.project = base.projector((dim, config.hidden, config.hidden, config.out), generator, last_norm=True)
+        self.predict = base.projector((config.out, config.hidden, config.out), generator, last_norm=True)
+
+    def prepare(self, encoder: nn.Module, steps: int) -> None:
+        if self.config.freeze_patches:
+            encoder.get_submodule("patch_embed").requires_grad_(False)
+        self.encoder = base.Momentum(encoder, self.config.momentum, steps)
+        self.projected = base.Momentum(self.project, self.config.momentum, steps)
+
+    def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        self.encoder.update(encoder)
+        self.projected.update(self.project)
+        first, second = (self.predict(self.project(encoder(view))) for view in views)
+        keys = [self.projected(self.encoder(view)) for view in views]
+        temperature = self.config.temperature
+        return info_nce(first, keys[1], temperature) + info_nce(second, keys[0], temperature)
