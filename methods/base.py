@@ -131,6 +131,14 @@ class Keeper(Protocol):
         """Take the losses of all steps, float32 [steps]."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a job takes, known before it runs: floating-point operations, and the optimiser steps they are spent in."""
+
+    flops: float
+    steps: int = 0
+
+
 JobFunction = Callable[..., Weights]
 
 
@@ -144,7 +152,7 @@ class Job:
     A job is a pure function of what it names, so whoever runs it may cache its result by content, run it in another
     process, or share it between recipes. `function` is a module-level function; `config` a frozen dataclass of plain
     values (or None); `data` is Unlabelled (shifted or clean), Labelled (clean only) or None; `inputs` are weights or
-    jobs that give them. `label` is for people and does not change the result.
+    jobs that give them. `label` and `work` are for people and do not change the result.
     """
 
     function: JobFunction
@@ -153,6 +161,7 @@ class Job:
     data: Unlabelled | None
     label: str
     resumable: bool = False
+    work: Work | None = None
 
 
 class Recipe(ABC):

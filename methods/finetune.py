@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Job, Keeper, Labelled, Unlabelled
+from methods import flops
+from methods.base import Job, Keeper, Labelled, Unlabelled, Work
 from methods.stock import Classifier, Weights
 from methods.training import Batches, Group, Progress, check_size, take, train
 from methods.views import Views
@@ -74,6 +75,8 @@ def fine_tunings(
     """
     head = probe_of(stock, source, options)
     values = {field.name: getattr(options, field.name) for field in fields(FineTune)}
+    image = flops.training(stock.architecture) + 3 * flops.layers((stock.architecture.dim, source.classes))
+    work = Work(options.epochs * len(source) * image, steps_of(options, source))
     seen: list[tuple[int, float]] = []
     jobs = []
     for encoder, scale in zip(encoders, scales, strict=True):
@@ -81,13 +84,20 @@ def fine_tunings(
         seen.append((id(encoder), scale))
         config = Repeat(**(values | {"lr": options.lr * scale}), draw=draw)
         name = encoder.label if isinstance(encoder, Job) else "the stock"
-        jobs.append(Job(fine_tune, config, (encoder, head), source, f"fine-tune {name} at lr {config.lr:g}", True))
+        label = f"fine-tune {name} at lr {config.lr:g}"
+        jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, work=work))
     return jobs
 
 
 def probe_of(stock: Weights, source: Labelled, options: FineTune) -> Job:
     """The job that gives the stock its linear probe, the start of all heads of a task."""
-    return Job(probe, Probe(options.probe_l2), (stock,), source, "linear probe of the stock")
+    work = Work(len(source) * flops.forward(stock.architecture))
+    return Job(probe, Probe(options.probe_l2), (stock,), source, "linear probe of the stock", work=work)
+
+
+def steps_of(options: FineTune, source: Labelled) -> int:
+    """Optimiser steps of a fine-tuning."""
+    return options.epochs * -(-len(source) // options.batch_size)
 
 
 def join(
@@ -149,7 +159,7 @@ def fine_tune(
         loss,
         stream(),
         [Group([p for p in model.parameters() if p.requires_grad], config.lr, config.warmup)],
-        steps=config.epochs * -(-len(data) // config.batch_size),
+        steps=steps_of(config, data),
         weight_decay=config.weight_decay,
         bf16=config.bf16,
         progress=Progress(keep, (model, order), generator) if keep is not None else None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
-from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported
+from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.finetune import FineTune, fine_tunings, join, probe_of
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.mixes import mix_job
@@ -111,7 +111,7 @@ class SingleIngredient(Recipe):
         steps = round(sum(item.steps * item.cost for item in parsed))
         first = next((text for text in config.ingredients if text.startswith("mae")), "mae")
         single = replace(read_ingredient(first, config), steps=steps)
-        trained = Job(inter_train, single, (stock,), given(pool), f"one MAE ingredient, {steps} steps", True)
+        trained = ingredient_job(single, stock, given(pool), f"one MAE ingredient, {steps} steps")
         return {"": fine_tunings([trained], stock, source, config, (1.0,))[0]}
 
 
@@ -131,8 +131,7 @@ def cook(stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions
         raise Unsupported("selfsoup needs at least one of ingredients, mixes and scales")
     source, held_out = source.split(config.holdout) if config.holdout else (source, None)
     trained = [
-        Job(inter_train, read_ingredient(text, config), (stock,), pool, f"ingredient {text}", True)
-        for text in config.ingredients
+        ingredient_job(read_ingredient(text, config), stock, pool, f"ingredient {text}") for text in config.ingredients
     ]
     head = probe_of(stock, source, config)
     tuned: dict[str, Job] = {}
@@ -157,6 +156,12 @@ def cook(stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions
         }
     names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
     return dict(zip(names, soups, strict=True)) | tuned
+
+
+def ingredient_job(config: Ingredient, stock: Weights, pool: Unlabelled, label: str) -> Job:
+    """The job that makes one ingredient."""
+    flops = config.objective.flops(stock.architecture) * min(config.batch_size, len(pool)) * config.steps
+    return Job(inter_train, config, (stock,), pool, label, resumable=True, work=Work(flops, config.steps))
 
 
 def read_ingredient(text: str, config: SoupOptions) -> Ingredient:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 from methods.training import reset
 from methods.views import Views
 
@@ -51,6 +51,10 @@ class Config(Protocol):
 
     @property
     def cost(self) -> float: ...
+
+    def flops(self, shape: Architecture) -> float:
+        """Floating-point operations that training spends on one image: its views, forward and backward."""
+        ...
 
     def build(self, stock: Weights, generator: torch.Generator) -> Objective: ...
 

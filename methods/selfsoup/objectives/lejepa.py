@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 
 _KNOTS = 17
 _LIMIT = 3.0
@@ -37,6 +38,10 @@ class Config:
     @property
     def cost(self) -> float:
         return 2.0 * self.crops
+
+    def flops(self, shape: Architecture) -> float:
+        head = flops.layers((shape.dim, 4 * shape.dim, self.projection, self.slices))
+        return self.crops * (flops.training(shape) + 3 * head)
 
     def build(self, stock: Weights, generator: torch.Generator) -> Prediction:
         return Prediction(stock, self, generator)

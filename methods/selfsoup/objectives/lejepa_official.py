@@ -10,9 +10,10 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from methods import flops
 from methods.selfsoup.objectives import base
 from methods.selfsoup.objectives.lejepa import random_slices, sigreg
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 from methods.views import Views
 
 _LOCAL_SIDE = 3 / 7  # 96 of 224 pixels
@@ -48,8 +49,19 @@ class Config:
     def cost(self) -> float:
         return 2.0 * (self.globals_ + _LOCAL_SIDE**2 * self.locals_)
 
+    def flops(self, shape: Architecture) -> float:
+        small = (local_side(shape) // shape.patch_size) ** 2
+        head = 3 * flops.layers((shape.dim, self.hidden, self.hidden, self.out, self.slices))
+        bodies = self.globals_ * flops.training(shape) + self.locals_ * flops.training(shape, small)
+        return bodies + (self.globals_ + self.locals_) * head
+
     def build(self, stock: Weights, generator: torch.Generator) -> GlobalAndLocal:
         return GlobalAndLocal(stock, self, generator)
+
+
+def local_side(shape: Architecture) -> int:
+    """Pixels along a side of the small views, a multiple of the patch."""
+    return max(1, round(shape.image_size * _LOCAL_SIDE / shape.patch_size)) * shape.patch_size
 
 
 def centred_prediction_loss(embeddings: Tensor, centres: int) -> Tensor:
@@ -77,7 +89,7 @@ class GlobalAndLocal(base.Objective):
         self.config = config
         self.views = config.globals_ + config.locals_
         shape = stock.architecture
-        self.side = max(1, round(shape.image_size * _LOCAL_SIDE / shape.patch_size)) * shape.patch_size
+        self.side = local_side(shape)
         self.project = base.projector((shape.dim, config.hidden, config.hidden, config.out), generator, bias=True)
 
     def pipelines(self, views: Views) -> list[Views]:

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods import flops
 from methods.selfsoup.objectives import base
 from methods.stock import Architecture, Weights, sine_cosine_positions
 from methods.training import reset
@@ -31,6 +32,13 @@ class Config:
     @property
     def cost(self) -> float:
         return (1.5 - self.mask_ratio) / 0.75
+
+    def flops(self, shape: Architecture) -> float:
+        visible = visible_patches(shape.tokens, self.mask_ratio)
+        width, every = shape.decoder_dim, shape.tokens + 1
+        pixels = 3 * shape.patch_size**2
+        decoder = (visible + 1) * flops.layers((shape.dim, width)) + flops.blocks(width, shape.decoder_depth, every)
+        return flops.training(shape, visible) + 3 * (decoder + (every - 1 - visible) * flops.layers((width, pixels)))
 
     def build(self, stock: Weights, generator: torch.Generator) -> MaskedAutoencoding:
         return MaskedAutoencoding(stock, self, generator)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 
 _SMALLEST = 1e-6
 
@@ -21,6 +22,10 @@ class Config:
 
     local: bool = True
     cost = 2.4
+
+    def flops(self, shape: Architecture) -> float:
+        head = flops.layers((shape.dim, 4 * shape.dim, shape.dim))
+        return flops.training(shape) + flops.forward(shape) + 4 * head
 
     def build(self, stock: Weights, generator: torch.Generator) -> ManifoldCapacity:
         return ManifoldCapacity(stock, self, generator)

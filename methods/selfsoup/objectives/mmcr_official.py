@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Config:
     @property
     def cost(self) -> float:
         return (2.4 if self.momentum else 1.8) * self.crops
+
+    def flops(self, shape: Architecture) -> float:
+        project = flops.layers((shape.dim, self.hidden, self.hidden, self.out))
+        average = flops.forward(shape) + project if self.momentum else 0.0
+        return self.crops * (flops.training(shape) + 3 * project + average)
 
     def build(self, stock: Weights, generator: torch.Generator) -> Manifold:
         return Manifold(stock, self, generator)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
+
+    def flops(self, shape: Architecture) -> float:
+        head = flops.layers((shape.dim, 4 * shape.dim, shape.dim))
+        return flops.training(shape) + flops.forward(shape) + 3 * head
 
     def build(self, stock: Weights, generator: torch.Generator) -> Contrast:
         return Contrast(stock, self, generator)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from methods import flops
 from methods.selfsoup.objectives import base
 from methods.selfsoup.objectives.mocov3 import info_nce
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Config:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], not {self.momentum}")
+
+    def flops(self, shape: Architecture) -> float:
+        project = flops.layers((shape.dim, self.hidden, self.hidden, self.out))
+        predict = flops.layers((self.out, self.hidden, self.out))
+        frozen = flops.embedding(shape, shape.tokens) if self.freeze_patches else 0.0
+        return 2 * (flops.training(shape) - frozen + flops.forward(shape) + 4 * project + 3 * predict)
 
     def build(self, stock: Weights, generator: torch.Generator) -> MomentumContrast:
         return MomentumContrast(stock, self, generator)
