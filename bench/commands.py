@@ -8,9 +8,10 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +22,9 @@ from bench.reading import open_records
 from bench.registry import parse_setting
 from bench.spec import RunSpec, make_spec, read_run_file
 from bench.watch import Watcher
+
+if TYPE_CHECKING:
+    from bench.costs import Cost
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -80,10 +84,12 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
 
 
 def _print_plan(spec: RunSpec, as_json: bool) -> int:
+    from bench.costs import bill
     from bench.output import table
     from bench.plan import make_plan
 
     plan = make_plan(spec)
+    made = bill(plan)
     rows = []
     for lane in plan.lanes:
         missing = sum(key in plan.missing for key in lane.keys.values())
@@ -98,13 +104,36 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
             }
         )
     if as_json:
-        print_json({"out": str(plan.out), "trainings": [task.label for task in plan.cooking], "trials": rows})
-    else:
-        print_rich(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+        total = {"seconds": made.seconds, "flops": made.flops, "disk_bytes": made.disk, "processes": made.jobs}
+        costs = [asdict(cost) for cost in made.costs]
+        trainings = [task.label for task in plan.cooking]
+        print_json({"out": str(plan.out), "trainings": trainings, "trials": rows, "costs": costs, "total": total})
+        return 0
+    print_rich(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    if made.costs:
+        print_text("")
+        print_rich(table(["to do", "seed", "", "TFLOP", "forwards", "backwards", "time"], map(_cost_cells, made.costs)))
+        print_text("")
+    print_text(f"{len(plan.cooking)} trainings, {len(plan.missing)} of {len(plan.keys)} records to make in {plan.out}")
+    if made.costs:
         print_text(
-            f"{len(plan.cooking)} trainings, {len(plan.missing)} of {len(plan.keys)} records to make in {plan.out}"
+            f"about {_duration(made.seconds)} on {plan.device} in {made.jobs} process{'es' if made.jobs > 1 else ''}, "
+            f"{made.flops / 1e12:.3g} TFLOP, {made.disk / 1e6:.3g} MB of disk; probed with the first steps of each kind"
         )
     return 0
+
+
+def _cost_cells(cost: Cost) -> list[str]:
+    what = "training" if cost.kind == "training" else f"{cost.count} stream{'s' if cost.count > 1 else ''}"
+    passes = [f"{count:,}" if cost.kind == "stream" else "" for count in (cost.forwards, cost.backwards)]
+    flops = "" if cost.flops is None else f"{cost.flops / 1e12:.3g}"
+    return [cost.label, str(cost.seed), what, flops, *passes, "" if cost.seconds is None else _duration(cost.seconds)]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
 def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: bool) -> int:

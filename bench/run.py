@@ -76,13 +76,10 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     tasks = list(cooking.values())
     for plan in plans:
         write_settings(plan)
-        for lane in plan.lanes:
-            for number, chain in enumerate(chains(lane.segments)):
-                if any(lane.keys[c] in plan.missing for segment in chain for c in segment.conditions):
-                    task = _evaluation_task(plan, lane, chain, number)
-                    if task.key not in streams:
-                        tasks.append(task)
-                    streams[task.key] = (plan, lane, chain)
+        for task, lane, chain in missing_streams(plan):
+            if task.key not in streams:
+                tasks.append(task)
+            streams[task.key] = (plan, lane, chain)
     watcher.planned(len(cooking), len(streams), plans[0].jobs)
     counts = {id(plan): Counter[str]() for plan in plans}
     errors: dict[int, dict[str, None]] = {id(plan): {} for plan in plans}
@@ -114,6 +111,14 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
         )
         for plan in plans
     ]
+
+
+def missing_streams(plan: Plan) -> Iterator[tuple[Task, Lane, tuple[Segment, ...]]]:
+    """The streams that a plan has still to run, each with its row and its segments."""
+    for lane in plan.lanes:
+        for number, chain in enumerate(chains(lane.segments)):
+            if any(lane.keys[c] in plan.missing for segment in chain for c in segment.conditions):
+                yield _evaluation_task(plan, lane, chain, number), lane, chain
 
 
 def write_settings(plan: Plan) -> None:
