@@ -25,14 +25,36 @@ class Unsupported(ValueError):
     """A method cannot work on this model or data; the message says why and what to do."""
 
 
+class Images(Protocol):
+    """Pixels uint8 [n, 3, h, w], in memory (a tensor) or made when rows are read."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where row numbers must be and where rows come out."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor | slice, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Unlabelled:
     """Images without labels: uint8 [n, 3, h, w], in an order that says nothing about classes.
 
-    `digest` identifies the content. There is no attribute through which a label or an id could be reached.
+    `images` is a tensor or anything that gives rows of one. `digest` identifies the content. There is no attribute
+    through which a label or an id could be reached.
     """
 
-    images: Tensor
+    images: Images
     digest: str
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from methods.base import Keeper, Unlabelled
+from methods.base import Images, Keeper, Unlabelled
 from methods.stock import Architecture
 
 # Losses are looked at once in this many steps: often enough to stop a diverged run, too seldom to stall a GPU.
@@ -99,7 +99,7 @@ class Progress:
     generator: torch.Generator
 
 
-def take(images: Tensor, indices: Tensor, device: torch.device) -> Tensor:
+def take(images: Images, indices: Tensor, device: torch.device) -> Tensor:
     """The chosen images on the device where training happens; the pool itself stays where it is."""
     return images[indices].to(device, non_blocking=True)
 

@@ -3,57 +3,42 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import nearest
+from bench.errors import UsageError, nearest
+from bench.shifts.table import OPEN, SHIFTS, ShiftRow
 
 if TYPE_CHECKING:
     from bench.shifts.base import Shift
+    from bench.shifts.reading import Reading
+
+__all__ = ["SHIFTS", "ShiftRow", "find_row", "load_shift"]
 
 
-@dataclass(frozen=True, slots=True)
-class ShiftRow:
-    """What is known of a shift before its data is touched. `path` is "module:function" of its loader."""
+def find_row(name: str) -> ShiftRow:
+    """The row of a shift; what follows a colon (`folder:PATH`) stays in the name of the row that is given.
 
-    name: str
-    path: str
-    summary: str
-    size: str
-    licence: str
-    citation: str
-    default_stock: str
-
-
-_ROWS = (
-    ShiftRow(
-        "digits-c",
-        "bench.shifts.digits:load",
-        "Handwritten digits at 32 px under 12 corruptions; ships with scikit-learn, no download",
-        "1797 images",
-        "CC BY 4.0",
-        "E. Alpaydin, C. Kaynak. Optical Recognition of Handwritten Digits. UCI 1998. doi:10.24432/C50P49",
-        "digits",
-    ),
-    ShiftRow(
-        "imagenet-c",
-        "bench.shifts.imagenet_c:load",
-        "ImageNet validation images under 15 corruptions at 5 severities, the published JPEG files",
-        "about 75 GB",
-        "CC BY 4.0",
-        "D. Hendrycks, T. Dietterich. Benchmarking Neural Network Robustness to Common Corruptions and Perturbations. "
-        "ICLR 2019. arXiv:1903.12261",
-        "mae-vit-base-patch16",
-    ),
-)
-
-SHIFTS: dict[str, ShiftRow] = {row.name: row for row in _ROWS}
+    Raises UsageError for an unknown name, or where the part after the colon is missing or too much.
+    """
+    kind, colon, argument = name.partition(":")
+    row = SHIFTS[nearest(kind, SHIFTS, "shift")]
+    if (kind in OPEN) != bool(argument):
+        if argument or colon:
+            raise UsageError(f"{kind} takes nothing after a colon; write {kind}")
+        raise UsageError(f"{kind} needs a name after a colon; {row.summary}")
+    return replace(row, name=name)
 
 
-def load_shift(name: str, data_root: Path | None = None) -> Shift:
-    """The shift of that name. Raises UsageError for an unknown name, MissingDataError where its files are not found."""
-    row = SHIFTS[nearest(name, SHIFTS, "shift")]
+def load_shift(name: str, data_root: Path | None = None, reading: Reading | None = None) -> Shift:
+    """The shift of that name, read as `reading` says (by default: from `data_root` at the shift's usual size).
+
+    Raises UsageError for an unknown name, MissingDataError where its files are not found.
+    """
+    from bench.shifts.reading import Reading
+
+    row = find_row(name)
     module, _, function = row.path.partition(":")
-    shift: Shift = getattr(importlib.import_module(module), function)(data_root)
+    shift: Shift = getattr(importlib.import_module(module), function)(row, reading or Reading(data_root))
     return shift

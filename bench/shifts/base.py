@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.errors import UsageError, nearest
-from bench.trial import Condition, digest_of
+from bench.shifts.table import Family
+from bench.trial import CLEAN, Condition, digest_of
 from bench.trial import stream_rng as stream_rng
-from methods.base import Labelled, Unlabelled
+from methods.base import Images, Labelled, Unlabelled
 
 SPLITS = ("disjoint", "joint", "transductive", "dev")
 
@@ -21,31 +22,45 @@ class Shift(Protocol):
     """Shifted test data and the clean source data that belongs to it.
 
     `corruptions` are reported; `tuning_corruptions` are for choosing hyper-parameters only. `profile`, `storage` and
-    `data_seed` fix the pixels of every image. `family` names the data for which options were published ("imagenet",
-    "cifar"); others have none.
+    `data_seed` fix the pixels of every image. `family` says which published options of methods apply.
+
+    `members` says for each class which outputs of a model with `source_classes` outputs it stands for (one: the
+    model's other classes are masked; several: mean member probability); None where both have the same classes.
+    `severities` are the only ones there are (None: those asked for); `has_clean` says whether the test images exist
+    unshifted; `skipped` counts test images that the user left out.
     """
 
-    name: ClassVar[str]
-    family: ClassVar[str]
-    classes: ClassVar[int]
-    corruptions: ClassVar[tuple[str, ...]]
-    tuning_corruptions: ClassVar[tuple[str, ...]]
-    profile: ClassVar[str]
-    storage: ClassVar[str]
-    data_seed: ClassVar[int]
-    default_labels: ClassVar[int | None]
+    name: str
+    classes: int
+    corruptions: tuple[str, ...]
+    tuning_corruptions: tuple[str, ...]
+    profile: str
+    storage: str
+    data_seed: int
+    default_labels: int | None
+    family: Family
+    members: tuple[tuple[int, ...], ...] | None
+    source_classes: int | None
+    severities: tuple[float, ...] | None
+    has_clean: bool
+
+    @property
+    def skipped(self) -> int: ...
 
     def ids(self, part: str) -> np.ndarray:
         """Sorted ids of the clean images of a part: "train", "dev" or "test"; int64 [n]."""
 
-    def images(self, ids: np.ndarray, condition: Condition) -> Tensor:
-        """Pixels of those images under a condition: uint8 [n, 3, h, w]."""
+    def images(self, ids: np.ndarray, condition: Condition, device: str = "cpu") -> Tensor:
+        """Pixels of those images of one part under a condition, made on a device: uint8 [n, 3, h, w]."""
 
     def labels(self, ids: np.ndarray) -> np.ndarray:
         """Labels of those images, int64 [n]. Only the harness asks."""
 
+    def answers(self, ids: np.ndarray) -> np.ndarray | None:
+        """Which classes are right for each image, bool [n, classes]; None where only the label is."""
+
     def digest(self, ids: np.ndarray, condition: Condition) -> str:
-        """Content hash of what `images` and `labels` give, computed from clean pixels and parameters."""
+        """Content hash of what `images` and `labels` give, computed from decoded pixels and parameters."""
 
 
 def split_ids(ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +89,7 @@ def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> 
         return shift.tuning_corruptions if split == "dev" else shift.corruptions
     known = (*shift.corruptions, *shift.tuning_corruptions)
     try:
-        asked = [canonical(name) for name in wanted]
+        asked = [name if name in known else canonical(name) for name in wanted]
     except ValueError as error:
         raise UsageError(str(error)) from None
     for name in asked:
@@ -96,12 +111,11 @@ def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
                 f"{shift.name} has fewer than {per_class} labelled images of class {', '.join(short)}; lower --labels"
             )
         ids = np.sort(ids[np.concatenate(chosen)])
-    condition = Condition(None, 0)
     return Labelled(
-        images=shift.images(ids, condition),
+        images=pooled(shift, ids, [CLEAN]),
         labels=torch.from_numpy(shift.labels(ids)),
         classes=shift.classes,
-        digest=shift.digest(ids, condition),
+        digest=shift.digest(ids, CLEAN),
     )
 
 
@@ -110,15 +124,56 @@ def adapt_pool(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition]) -
     shifted = [condition for condition in conditions if condition.corruption is not None]
     if not shifted:
         raise UsageError("a recipe that adapts needs at least one corruption; leave --corruption out for all of them")
-    images = torch.cat([shift.images(ids, condition) for condition in shifted])
-    return Unlabelled(images, "pool:" + digest_of([shift.digest(ids, condition) for condition in shifted]))
+    digest = "pool:" + digest_of([shift.digest(ids, condition) for condition in shifted])
+    return Unlabelled(pooled(shift, ids, shifted), digest)
 
 
 def clean_pool(shift: Shift) -> Unlabelled:
     """All clean train images without labels, for what is cooked on them instead of shifted ones."""
     ids = shift.ids("train")
-    condition = Condition(None, 0)
-    return Unlabelled(shift.images(ids, condition), "clean:" + shift.digest(ids, condition))
+    return Unlabelled(pooled(shift, ids, [CLEAN]), "clean:" + shift.digest(ids, CLEAN))
+
+
+MEMORY_BUDGET = 1 << 30
+"""Bytes of pixels that may be held at once; larger pools are made batch by batch from the decoded images."""
+
+
+def pooled(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition], budget: int = MEMORY_BUDGET) -> Images:
+    """The images with these ids under each condition in turn: a tensor if it fits the budget, else made when read."""
+    lazy = LazyImages(shift, ids, tuple(conditions))
+    if np.prod(lazy.shape) > budget:
+        return lazy
+    return torch.cat([shift.images(ids, condition) for condition in conditions])
+
+
+class LazyImages:
+    """Images uint8 [k n, 3, h, w] of n ids under k conditions, one condition after another, made when indexed.
+
+    Indexing by a slice or an int64 or bool tensor gives a tensor, as if all were in memory. Reading the same image
+    twice gives the same pixels.
+    """
+
+    dtype = torch.uint8
+    ndim = 4
+    device = torch.device("cpu")
+
+    def __init__(self, shift: Shift, ids: np.ndarray, conditions: tuple[Condition, ...]) -> None:
+        self._shift = shift
+        self._ids = ids
+        self._conditions = conditions
+        self.shape = torch.Size((len(ids) * len(conditions), *shift.images(ids[:1], conditions[0]).shape[1:]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        numbers = torch.arange(len(self))[rows].cpu().numpy()
+        out = torch.empty((len(numbers), *self.shape[1:]), dtype=torch.uint8)
+        which, place = np.divmod(numbers, len(self._ids))
+        for number in np.unique(which):
+            here = np.flatnonzero(which == number)
+            out[torch.from_numpy(here)] = self._shift.images(self._ids[place[here]], self._conditions[number])
+        return out
 
 
 def blended(shift: Shift, ids: np.ndarray, steps: Sequence[Condition]) -> Tensor:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
-from pathlib import Path
-from typing import ClassVar
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,6 +12,8 @@ from torch.nn import functional
 
 import corruptions
 from bench.shifts.base import stream_rng
+from bench.shifts.reading import Reading
+from bench.shifts.table import Family, ShiftRow
 from bench.trial import Condition, digest_of
 
 _PARTS = {"train": 697, "dev": 400, "test": 700}
@@ -27,10 +27,9 @@ class Digits:
     positions in scikit-learn's file.
     """
 
-    name: ClassVar[str] = "digits-c"
-    family: ClassVar[str] = "digits"
-    classes: ClassVar[int] = 10
-    corruptions: ClassVar[tuple[str, ...]] = (
+    name: str = "digits-c"
+    classes: int = 10
+    corruptions: tuple[str, ...] = (
         "gaussian_noise",
         "shot_noise",
         "impulse_noise",
@@ -44,11 +43,17 @@ class Digits:
         "pixelate",
         "jpeg_compression",
     )
-    tuning_corruptions: ClassVar[tuple[str, ...]] = ("speckle_noise", "gaussian_blur")
-    profile: ClassVar[str] = "digits32"
-    storage: ClassVar[str] = "uint8"
-    data_seed: ClassVar[int] = 0
-    default_labels: ClassVar[int | None] = 10
+    tuning_corruptions: tuple[str, ...] = ("speckle_noise", "gaussian_blur")
+    profile: str = "digits32"
+    storage: str = "uint8"
+    data_seed: int = 0
+    default_labels: int | None = 10
+    family: Family = "digits"
+    members: tuple[tuple[int, ...], ...] | None = None
+    source_classes: int | None = None
+    severities: tuple[float, ...] | None = None
+    has_clean = True
+    skipped = 0
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
@@ -67,8 +72,11 @@ class Digits:
         found: np.ndarray = self._labels[ids]
         return found
 
-    def images(self, ids: np.ndarray, condition: Condition) -> Tensor:
-        clean = self._images[torch.from_numpy(ids)]
+    def answers(self, ids: np.ndarray) -> None:
+        return None
+
+    def images(self, ids: np.ndarray, condition: Condition, device: str = "cpu") -> Tensor:
+        clean = self._images[torch.from_numpy(ids)].to(device)
         if condition.corruption is None:
             return clean
         return corruptions.corrupt(
@@ -100,7 +108,11 @@ def _draw_parts(labels: np.ndarray) -> dict[str, np.ndarray]:
     return {part: np.sort(dealt[low:high]) for part, low, high in zip(_PARTS, bounds, bounds[1:], strict=False)}
 
 
-@lru_cache(maxsize=1)
-def load(data_root: Path | None = None) -> Digits:
-    """The digits come with scikit-learn; there is nothing to look for."""
+@cache
+def _digits() -> Digits:
     return Digits()
+
+
+def load(row: ShiftRow, reading: Reading) -> Digits:
+    """The digits come with scikit-learn; there is nothing to look for, and they have one size."""
+    return _digits()

@@ -1,0 +1,1 @@
+"""Images on disk or from the hub: how they are read, decoded once, kept, exported, fetched and checked."""

@@ -1,0 +1,111 @@
+"""CIFAR-10 and CIFAR-100 under corruptions: the published `.npy` files, and our own from clean images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+from bench.data.decode import Preprocessing
+from bench.data.sources import ImageSet, find_set, read_cifar_binary, read_hub, read_npy, read_parquet
+from bench.errors import MissingDataError, UsageError
+from bench.shifts.imagenet import COMMON, EXTRA
+from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
+from bench.shifts.reading import Reading
+from bench.shifts.table import SHIFTS, ShiftRow
+from bench.trial import Condition
+
+USUAL = Preprocessing(32, 32)
+
+
+def generated(row: ShiftRow, reading: Reading) -> ImageShift:
+    """Clean test images under our 15 corruptions at CIFAR-C's severities."""
+    classes = _classes(row)
+    stores = stores_at(reading.preprocessing or USUAL, reading.workers)
+    root = reading.find(row.places)
+    facts = Facts(row.name, classes, COMMON, EXTRA, row.profile, row.storage, row.family)
+    return ImageShift(
+        facts,
+        lambda: Part.whole(read_clean(row, root, "test", reading)),
+        lambda: Part.whole(read_clean(row, root, "train", reading)),
+        OurCorruptions(stores, row.profile, row.storage),
+        stores,
+    )
+
+
+def published(row: ShiftRow, reading: Reading) -> ImageShift:
+    """The published arrays CORRUPTION.npy (five severities one after another) and labels.npy.
+
+    Clean test images are used where a clean copy in the same order (equal labels) is in the data root.
+    """
+    classes = _classes(row)
+    root = reading.need(row.places, row.name, f"the published .npy files ({row.size})")
+    clean_row = SHIFTS[f"{row.name}-gen"]
+    clean_root = reading.find(clean_row.places)
+    stores = stores_at(reading.preprocessing or USUAL, reading.workers)
+    untouched = stores_at(Preprocessing((reading.preprocessing or USUAL).size), reading.workers)
+    open_one = cache(partial(_open_condition, root, tuple(str(label) for label in range(classes))))
+
+    @cache
+    def test() -> Part:
+        first = next((name for name in (*COMMON, *EXTRA) if (root / f"{name}.npy").is_file()), None)
+        if first is None:
+            raise MissingDataError(f"{root} has none of the files {COMMON[0]}.npy, …; fetch {row.name} again")
+        return Part.whole(open_one(Condition(first, 1)))
+
+    train: Callable[[], Part] | None = None
+    has_clean = False
+    if clean_root is not None:
+        train = lambda: Part.whole(read_clean(clean_row, clean_root, "train", reading))  # noqa: E731
+        clean = read_clean(clean_row, clean_root, "test", reading)
+        labels = test().labels
+        if len(clean) == len(labels) and bool((clean.labels == labels).all()):
+            has_clean = True
+            test = cache(lambda: Part.whole(clean))
+    facts = Facts(row.name, classes, COMMON, EXTRA, row.profile, row.storage, row.family, has_clean=has_clean)
+    return ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores)
+
+
+def _classes(row: ShiftRow) -> int:
+    return 100 if row.name.startswith("cifar100") else 10
+
+
+def _open_condition(root: Path, classes: tuple[str, ...], condition: Condition) -> ImageSet:
+    if condition.severity != int(condition.severity):
+        raise UsageError(f"published files have the severities 1 to 5, not {condition.severity:g}; choose one of them")
+    return read_npy(root / f"{condition.corruption}.npy", root / "labels.npy", classes, int(condition.severity))
+
+
+def read_clean(row: ShiftRow, root: Path | None, split: str, reading: Reading) -> ImageSet:
+    """Clean images of a split: parquet, CIFAR's binary version, class folders, else the hub.
+
+    CIFAR's "python version" is a pickle, which is never loaded.
+    """
+    label = "fine_label" if _classes(row) == 100 else None
+    if root is None:
+        return read_hub(row.hub, None, split, offline=reading.offline, label_column=label, as_published=True)
+    tables = sorted(root.glob(f"{split}*.parquet")) or sorted((root / "data").glob(f"{split}*.parquet"))
+    if tables:
+        columns_label = label
+        return read_parquet(tables, columns_label, as_published=True)
+    names = tuple(str(number) for number in range(_classes(row)))
+    binary = _binary_files(root, split, _classes(row))
+    if binary:
+        return read_cifar_binary(binary, names, 2 if _classes(row) == 100 else 1)
+    if (root / split).is_dir():
+        return find_set(root / split, as_published=True)
+    if any(root.rglob("data_batch_1")) or any(root.rglob("meta")):
+        raise UsageError(
+            f"{root} holds CIFAR's python version, a pickle, which can run code and is not loaded; "
+            "fetch the binary version or parquet files instead: bench data fetch " + row.name
+        )
+    raise MissingDataError(
+        f"{root} has no {split}*.parquet, no binary version of CIFAR and no folder {split}; "
+        f"fetch it with: bench data fetch {row.name}"
+    )
+
+
+def _binary_files(root: Path, split: str, classes: int) -> list[Path]:
+    if classes == 100:
+        return sorted(root.rglob(f"{split}.bin"))
+    return sorted(root.rglob("data_batch_*.bin" if split == "train" else "test_batch.bin"))

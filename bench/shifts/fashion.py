@@ -1,0 +1,60 @@
+"""fashion-c: Fashion-MNIST at 32 px under the corruptions of digits-c."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.data.decode import Preprocessing
+from bench.data.sources import ImageSet, read_hub, read_idx
+from bench.shifts.digits import Digits
+from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, stores_at
+from bench.shifts.reading import Reading
+from bench.shifts.table import ShiftRow
+
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+_PREFIX = {"train": "train", "test": "t10k"}
+
+
+def load(row: ShiftRow, reading: Reading) -> ImageShift:
+    """IDX files in the data root, in torchvision's folder, or of Debian's package dataset-fashion-mnist; else the hub."""
+    stores = stores_at(reading.preprocessing or Preprocessing(32, 32, "bicubic"), reading.workers)
+    root = reading.find(row.places) or (DEBIAN if DEBIAN.is_dir() else None)
+    facts = Facts(
+        row.name,
+        len(CLASSES),
+        Digits.corruptions,
+        Digits.tuning_corruptions,
+        row.profile,
+        row.storage,
+        row.family,
+        default_labels=10,
+    )
+    return ImageShift(
+        facts,
+        lambda: Part.whole(_read(row, root, "test", reading)),
+        lambda: Part.whole(_read(row, root, "train", reading)),
+        OurCorruptions(stores, row.profile, row.storage),
+        stores,
+    )
+
+
+def _read(row: ShiftRow, root: Path | None, split: str, reading: Reading) -> ImageSet:
+    if root is None:
+        return read_hub(row.hub, None, split, offline=reading.offline, as_published=True)
+    stem = _PREFIX[split]
+    images, labels = (root / f"{stem}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
+    if not images.is_file():
+        images, labels = (path.with_name(path.name + ".gz") for path in (images, labels))
+    return read_idx(images, labels, CLASSES)

@@ -1,0 +1,430 @@
+"""The shifts of ImageNet: corrupted copies (published or made here), other collections, and other labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+import corruptions
+from bench.data.decode import Preprocessing
+from bench.data.sources import ImageSet, find_set, read_folder, read_hub
+from bench.errors import MissingDataError, UsageError
+from bench.shifts.base import stream_rng
+from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
+from bench.shifts.reading import Reading
+from bench.shifts.table import ShiftRow
+from bench.trial import Condition
+
+COMMON = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+BAR = (
+    "blue_noise_sample",
+    "brownish_noise",
+    "caustic_refraction",
+    "checkerboard_cutout",
+    "cocentric_sine_waves",
+    "inverse_sparkles",
+    "perlin_noise",
+    "plasma_noise",
+    "single_frequency_greyscale",
+    "sparkles",
+)
+LAION = (
+    "glitched",
+    "mosaic",
+    "stickers",
+    "vertical_lines",
+    "geometric_shapes",
+    "luminance_checkerboard",
+)
+NATURAL = "natural"
+"""The only condition of a shift that was collected, not made."""
+
+USUAL = Preprocessing(224, 256, "bilinear")
+_VAL = ("imagenet/val", "ImageNet/val", "imagenet/validation")
+_TRAIN = ("imagenet/train", "ImageNet/train")
+_SUBSET = 5000
+
+
+def _span(*ranges: int | tuple[int, int]) -> tuple[int, ...]:
+    return tuple(
+        number for part in ranges for number in (range(part[0], part[1] + 1) if isinstance(part, tuple) else (part,))
+    )
+
+
+SUPERCLASSES: dict[str, tuple[int, ...]] = {
+    "ball": _span((429, 430), 768, 805, 852, 890),
+    "bird": _span(8, (10, 16), (18, 20), (22, 24), (80, 83), (87, 96), (98, 100), (127, 133), (135, 145)),
+    "boat": _span(472, 510, 554, 576, 625, 814, 914),
+    "bottle": _span(440, 720, 737, (898, 899), 901, 907),
+    "butterfly": _span((321, 326)),
+    "car_truck": _span(436, 511, 555, 569, 656, 675, 717, 734, 817, 864, 867),
+    "cat": _span((281, 286)),
+    "chair": _span(423, 559, 703, 765, 831, 857),
+    "dog": _span((152, 191), (193, 203), (205, 226), (228, 241), (243, 250), (252, 257), 259, (261, 263), (265, 268)),
+    "fish": _span((0, 4), (147, 148), (393, 397)),
+    "fruit": _span((948, 951), (953, 954)),
+    "instruments": _span((401, 402), 420, 432, 546, 558, 566, 579, (593, 594), 776, 881, 889),
+    "primate": _span((365, 382)),
+    "snakes": _span((52, 55), (57, 68)),
+    "timekeeping": _span(409, (530, 531), 826, 835, 892),
+    "tools": _span(491, 499, 587, 596, 740, 784, 792),
+}
+"""LAION-C's 16 superclasses (folder names, sorted) and the ImageNet classes each is made of: 285 of the 1000."""
+
+
+@cache
+def synsets() -> tuple[str, ...]:
+    """The 1000 synsets in the order of the usual class indices."""
+    return tuple(_listed("imagenet_synsets.txt"))
+
+
+def _listed(name: str) -> list[str]:
+    return (resources.files("timm.data") / "_info" / name).read_text().split()
+
+
+def published(row: ShiftRow, reading: Reading) -> ImageShift:
+    """imagenet-c: the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG. Its images are read as they are, never resized.
+
+    Clean images and train images come from imagenet/val and imagenet/train where they are there.
+    """
+    return _published_tree(row, reading, COMMON, EXTRA, synsets(), _headline_missing(row, reading))
+
+
+def bar(row: ShiftRow, reading: Reading) -> ImageShift:
+    """imagenet-c-bar: the same layout with ten other corruptions."""
+    return _published_tree(row, reading, BAR, (), synsets(), None)
+
+
+def tiny(row: ShiftRow, reading: Reading) -> ImageShift:
+    """tiny-imagenet-c: 64 px, 200 classes in the sorted order of their synsets."""
+    root = reading.need(row.places, row.name, "the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG (2 GB)")
+    first = next((root / name / "1" for name in COMMON if (root / name / "1").is_dir()), root)
+    classes = tuple(sorted(entry.name for entry in first.iterdir() if entry.is_dir()))
+    return _tree_shift(row, reading, root, COMMON, EXTRA, classes, Preprocessing(64, 64), clean=None)
+
+
+def subset(row: ShiftRow, reading: Reading) -> ImageShift:
+    """imagenet-c-5k: the images that `imagenet-c-5k.txt` in the data root lists, else 5,000 drawn with seed 0.
+
+    A line of the list ends in the file's name (robustbench's lists SYNSET/FILE).
+    """
+    shift = _published_tree(row, reading, COMMON, EXTRA, synsets(), _headline_missing(row, reading))
+    whole = shift.open_test
+
+    def chosen() -> Part:
+        part = whole()
+        path = reading.root / f"{row.name}.txt"
+        if not path.is_file():
+            rows = stream_rng(0, "subset", row.name).permutation(len(part.rows))[:_SUBSET]
+            return part.keep(np.sort(rows))
+        wanted = [Path(line.strip()).name for line in path.read_text().splitlines() if line.strip()]
+        places = {Path(part.images.name(int(number))).name: place for place, number in enumerate(part.rows)}
+        unknown = next((name for name in wanted if name not in places), None)
+        if unknown is not None:
+            raise UsageError(f"{path} lists {unknown}, which imagenet-c does not have; list its files' names")
+        return part.keep(np.array(sorted({places[name] for name in wanted}), dtype=np.int64))
+
+    shift.open_test = cache(chosen)
+    return shift
+
+
+def laion(row: ShiftRow, reading: Reading) -> ImageShift:
+    """laion-c: the tree DISTORTION/intensity_level_K/SUPERCLASS/*.JPEG, resized to the model's square size."""
+    root = reading.need(row.places, row.name, "the tree DISTORTION/intensity_level_K/SUPERCLASS/*.JPEG (2.7 GB)")
+    members = tuple(SUPERCLASSES.values())
+    return _tree_shift(
+        row,
+        reading,
+        root,
+        LAION,
+        (),
+        tuple(SUPERCLASSES),
+        USUAL,
+        clean=None,
+        level="intensity_level_{}",
+        members=members,
+    )
+
+
+def generated(row: ShiftRow, reading: Reading) -> ImageShift:
+    """imagenet-c-gen: clean validation images under our 15 corruptions."""
+    return _generated(row, reading, COMMON, EXTRA)
+
+
+def bar_generated(row: ShiftRow, reading: Reading) -> ImageShift:
+    """imagenet-c-bar-gen: clean validation images under our version of ImageNet-C-bar."""
+    return _generated(row, reading, _known(BAR, row), EXTRA)
+
+
+def laion_generated(row: ShiftRow, reading: Reading) -> ImageShift:
+    """laion-c-gen: clean validation images of the superclasses under our version of LAION-C."""
+    return _generated(row, reading, _known(LAION, row), EXTRA, tuple(SUPERCLASSES.values()))
+
+
+def ccc(row: ShiftRow, reading: Reading) -> ImageShift:
+    """ccc: clean validation images for the stream of continuously changing corruptions, which its protocol lays out."""
+    return _generated(row, reading, COMMON, EXTRA)
+
+
+def natural(row: ShiftRow, reading: Reading) -> ImageShift:
+    """A collected set (imagenet-r, -a, -v2, -sketch, -hr): one condition, the model's other classes masked."""
+    members = None
+    classes: Sequence[str] = synsets()
+    masks = {"imagenet-r": "imagenet_r_synsets.txt", "imagenet-a": "imagenet_a_synsets.txt"}
+    if row.name in masks:
+        classes = sorted(_listed(masks[row.name]))
+        places = {name: place for place, name in enumerate(synsets())}
+        members = tuple((places[name],) for name in classes)
+    root = reading.find(row.places)
+    if root is None and not row.hub:
+        reading.need(row.places, row.name, "its class folders")
+    preprocessing = reading.preprocessing or USUAL
+    stores = stores_at(preprocessing, reading.workers)
+
+    @cache
+    def images() -> ImageSet:
+        if root is None:
+            return _same_classes(
+                read_hub(row.hub, None, _test_split(row.name), offline=reading.offline, as_published=True), classes, row
+            )
+        return _read_classes(root, classes)
+
+    facts = Facts(
+        row.name,
+        len(classes),
+        (NATURAL,),
+        (),
+        row.profile,
+        row.storage,
+        row.family,
+        members=members,
+        source_classes=len(synsets()),
+        severities=(1,),
+        has_clean=False,
+    )
+    shifted = PublishedFiles(stores, lambda condition: images())
+    return ImageShift(facts, lambda: Part.whole(images()), _train(reading, members), shifted, stores)
+
+
+def _test_split(name: str) -> str:
+    return "train" if name in ("imagenet-sketch", "imagenet-a") else "test"
+
+
+def _read_classes(root: Path, classes: Sequence[str]) -> ImageSet:
+    """Class folders named by synset, or by number from 0 as in ImageNetV2."""
+    names = [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
+    if names and all(name.isdigit() for name in names):
+        return read_folder(root, [str(number) for number in range(len(classes))], as_published=True)
+    return find_set(root, classes, as_published=True)
+
+
+def _same_classes(images: ImageSet, classes: Sequence[str], row: ShiftRow) -> ImageSet:
+    if len(images.classes) != len(classes):
+        raise UsageError(
+            f"{row.name} on the hub has {len(images.classes)} classes, not {len(classes)}; "
+            f"give its class folders as {row.places[0]} in --data-root instead"
+        )
+    return images
+
+
+def real(row: ShiftRow, reading: Reading) -> ImageShift:
+    """imagenet-real: validation images with reassessed labels (timm's copy of them), those without a label left out."""
+    stores = stores_at(reading.preprocessing or USUAL, reading.workers)
+    text = (resources.files("timm.data") / "_info" / "imagenet_real_labels.json").read_text()
+    labels: list[list[int]] = json.loads(text)
+
+    @cache
+    def test() -> Part:
+        part = Part.whole(_val(row, reading))
+        sets = [labels[_number(part.images.name(int(number))) - 1] for number in part.rows]
+        kept = np.array([place for place, answer in enumerate(sets) if answer], dtype=np.int64)
+        best = [
+            old if old in sets[place] else sets[place][0] for place, old in zip(kept, part.labels[kept], strict=True)
+        ]
+        return Part(part.images, part.rows[kept], np.array(best, dtype=np.int64))
+
+    def answers(ids: np.ndarray) -> np.ndarray:
+        part = test()
+        right = np.zeros((len(ids), len(synsets())), dtype=bool)
+        for place, number in enumerate(part.at(ids)):
+            right[place, labels[_number(part.images.name(int(number))) - 1]] = True
+        return right
+
+    facts = Facts(
+        row.name,
+        len(synsets()),
+        (NATURAL,),
+        (),
+        row.profile,
+        row.storage,
+        row.family,
+        severities=(1,),
+        has_clean=False,
+    )
+    shifted = PublishedFiles(stores, lambda condition: test().images)
+    return ImageShift(facts, test, _train(reading, None), shifted, stores, answers)
+
+
+def _number(name: str) -> int:
+    """The number in ILSVRC2012_val_00000293.JPEG, by which the labels are ordered."""
+    digits = Path(name).stem.rpartition("_")[2]
+    if not digits.isdigit() or not 1 <= int(digits) <= 50_000:
+        raise UsageError(f"{name} is not named like ILSVRC2012_val_00000293.JPEG; keep the published names for this")
+    return int(digits)
+
+
+def _known(names: Sequence[str], row: ShiftRow) -> tuple[str, ...]:
+    found = tuple(name for name in names if name in corruptions.names())
+    if not found:
+        raise UsageError(f"{row.name} needs corruptions that this version does not have; see bench list corruptions")
+    return found
+
+
+def _val(row: ShiftRow, reading: Reading) -> ImageSet:
+    root = reading.need(_VAL, row.name, "clean ImageNet val as class folders (6.7 GB, from image-net.org)")
+    return find_set(root, synsets(), as_published=True)
+
+
+def _train(reading: Reading, members: Sequence[Sequence[int]] | None) -> Callable[[], Part] | None:
+    root = reading.find(_TRAIN)
+    if root is None:
+        return None
+    classes = None if members is None else members
+
+    def opened() -> Part:
+        part = Part.whole(find_set(root, synsets(), as_published=True))
+        return part if classes is None else part.of_classes(classes)
+
+    return opened
+
+
+def _generated(
+    row: ShiftRow,
+    reading: Reading,
+    names: Sequence[str],
+    tuning: Sequence[str],
+    members: tuple[tuple[int, ...], ...] | None = None,
+) -> ImageShift:
+    stores = stores_at(reading.preprocessing or USUAL, reading.workers)
+    reading.need(_VAL, row.name, "clean ImageNet val as class folders (6.7 GB, from image-net.org)")
+
+    def test() -> Part:
+        part = Part.whole(_val(row, reading))
+        return part if members is None else part.of_classes(members)
+
+    facts = Facts(
+        row.name,
+        len(members) if members is not None else len(synsets()),
+        tuple(names),
+        tuple(tuning),
+        row.profile,
+        row.storage,
+        row.family,
+        members=members,
+        source_classes=len(synsets()),
+    )
+    shifted = OurCorruptions(stores, row.profile, row.storage)
+    return ImageShift(facts, test, _train(reading, members), shifted, stores)
+
+
+def _published_tree(
+    row: ShiftRow,
+    reading: Reading,
+    names: Sequence[str],
+    tuning: Sequence[str],
+    classes: Sequence[str],
+    missing: str | None,
+) -> ImageShift:
+    root = reading.find(row.places)
+    if root is None and missing is not None:
+        raise MissingDataError(missing)
+    root = reading.need(row.places, row.name, f"the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG ({row.size})")
+    clean = reading.find(_VAL)
+    return _tree_shift(row, reading, root, names, tuning, classes, USUAL, clean)
+
+
+def _tree_shift(
+    row: ShiftRow,
+    reading: Reading,
+    root: Path,
+    names: Sequence[str],
+    tuning: Sequence[str],
+    classes: Sequence[str],
+    usual: Preprocessing,
+    clean: Path | None,
+    level: str = "{}",
+    members: tuple[tuple[int, ...], ...] | None = None,
+) -> ImageShift:
+    preprocessing = reading.preprocessing or usual
+    stores = stores_at(preprocessing, reading.workers)
+    untouched = stores_at(Preprocessing(preprocessing.size), reading.workers)
+    open_one = cache(partial(_open_condition, root, tuple(classes), level))
+
+    @cache
+    def test() -> Part:
+        if clean is not None:
+            return Part.whole(find_set(clean, tuple(classes), as_published=True))
+        first = next((name for name in (*names, *tuning) if (root / name).is_dir()), None)
+        if first is None:
+            raise MissingDataError(f"{root} has none of the folders {', '.join(names)}; fetch {row.name} again")
+        severity = next((s for s in range(1, 6) if (root / first / level.format(s)).is_dir()), 1)
+        return Part.whole(open_one(Condition(first, severity)))
+
+    facts = Facts(
+        row.name,
+        len(classes),
+        tuple(names),
+        tuple(tuning),
+        row.profile,
+        row.storage,
+        row.family,
+        members=members,
+        source_classes=len(synsets()) if members is not None else None,
+        has_clean=clean is not None,
+    )
+    return ImageShift(facts, test, _train(reading, members), PublishedFiles(untouched, open_one), stores)
+
+
+def _open_condition(root: Path, classes: tuple[str, ...], level: str, condition: Condition) -> ImageSet:
+    assert condition.corruption is not None
+    if condition.severity != int(condition.severity):
+        raise UsageError(f"published files have the severities 1 to 5, not {condition.severity:g}; choose one of them")
+    folder = root / condition.corruption / level.format(int(condition.severity))
+    if not folder.is_dir():
+        there = sorted(entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else []
+        has = f"{folder.parent.name} has {', '.join(there)}" if there else f"there is no {folder.parent}"
+        raise MissingDataError(f"{folder} is missing ({has}); unpack the published archive of that corruption again")
+    return read_folder(folder, classes, as_published=True)
+
+
+def _headline_missing(row: ShiftRow, reading: Reading) -> str:
+    return (
+        f"missing for {row.name} (looked in {reading.root}): the ImageNet-C tree CORRUPTION/SEVERITY/SYNSET/*.JPEG "
+        "(75 GB), clean ImageNet train and val (150 GB), and for recipes an MAE ViT-B/16 stock with its decoder "
+        "(0.4 GB); see what can be fetched with: bench data status imagenet-c\n"
+        "it would cost, as in the paper, 4 inter-trainings of 100,000 steps and 16 fine-tunings of 10 epochs: "
+        "about 23 hours of one H100-class GPU at 300 TFLOP/s sustained (computed from FLOPs, not measured).\n"
+        "run this instead, right now, without any download: bench run --method selfsoup --shift digits-c"
+    )

@@ -1,0 +1,246 @@
+"""Parts of a data set (train, dev, test) as numbered images, and the two ways in which they come shifted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import corruptions
+from bench.data.decode import Preprocessing
+from bench.data.sources import ImageSet, Labels
+from bench.data.store import PixelStore
+from bench.errors import MissingDataError, UsageError
+from bench.shifts.table import Family
+from bench.trial import Condition, digest_of
+
+TRAIN_FROM = 1 << 40
+"""Ids of train images start here, so that those of test images do not depend on how many there are."""
+
+_DEV_EVERY = 10
+_DEV_MOST = 5000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a set of images with the labels that the shift gives them."""
+
+    images: ImageSet
+    rows: np.ndarray
+    labels: Labels
+
+    @staticmethod
+    def whole(images: ImageSet) -> Part:
+        return Part(images, np.arange(len(images)), images.labels)
+
+    def at(self, ids: np.ndarray) -> np.ndarray:
+        """The rows of images with these ids of the shift."""
+        rows: np.ndarray = self.rows[ids % TRAIN_FROM]
+        return rows
+
+    def keep(self, chosen: np.ndarray) -> Part:
+        """Only the chosen rows (positions, or bool for each)."""
+        return Part(self.images, self.rows[chosen], self.labels[chosen])
+
+    def of_classes(self, members: Sequence[Sequence[int]]) -> Part:
+        """Only images of these classes, which become 0, 1, …; several classes may become one."""
+        target = {old: new for new, group in enumerate(members) for old in group}
+        mapped = np.array([target.get(int(label), -1) for label in self.labels], dtype=np.int64)
+        chosen = mapped >= 0
+        return replace(self.keep(chosen), labels=mapped[chosen])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the harness asks of a shift beside its images; see `bench.shifts.base.Shift`."""
+
+    name: str
+    classes: int
+    corruptions: tuple[str, ...]
+    tuning_corruptions: tuple[str, ...]
+    profile: str
+    storage: str
+    family: Family
+    default_labels: int | None = None
+    members: tuple[tuple[int, ...], ...] | None = None
+    source_classes: int | None = None
+    severities: tuple[float, ...] | None = None
+    has_clean: bool = True
+
+
+class Shifted(Protocol):
+    """How test images come under a condition."""
+
+    def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
+        """uint8 [n, 3, h, w] of the images with these ids, which belong to that part."""
+
+    def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
+        """A hash of what fixes those pixels."""
+
+
+Stores = Callable[[ImageSet], PixelStore]
+
+
+@dataclass(frozen=True)
+class OurCorruptions:
+    """Clean images under the corruptions of this project, made when asked for; an image's id is its place."""
+
+    stores: Stores
+    profile: str
+    storage: str
+    seed: int = 0
+
+    def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
+        assert condition.corruption is not None
+        clean = torch.from_numpy(self.stores(part.images).read(part.at(ids))).to(device)
+        return corruptions.corrupt(
+            clean,
+            condition.corruption,
+            condition.severity,
+            seed=self.seed,
+            ids=ids.tolist(),
+            profile=self.profile,
+            storage=self.storage,
+        )
+
+    def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
+        return digest_of([self.stores(part.images).digest(part.at(ids)), self.seed, self.profile, self.storage])
+
+
+@dataclass(frozen=True)
+class PublishedFiles:
+    """Files that somebody published, one set of images for each condition, in the order of the clean images."""
+
+    stores: Stores
+    open: Callable[[Condition], ImageSet]
+
+    def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
+        store = self.stores(self._aligned(part, condition))
+        return torch.from_numpy(store.read(part.at(ids))).to(device)
+
+    def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
+        return self.stores(self._aligned(part, condition)).digest(part.at(ids))
+
+    def _aligned(self, part: Part, condition: Condition) -> ImageSet:
+        images = self.open(condition)
+        if len(images) != len(part.images):
+            raise UsageError(
+                f"{condition} has {len(images)} images but {part.images.name(0)} and the rest are {len(part.images)}; "
+                "fetch what is incomplete again"
+            )
+        if not np.array_equal(images.labels, part.images.labels):
+            row = int(np.flatnonzero(images.labels != part.images.labels)[0])
+            raise UsageError(
+                f"{images.name(row)} has another class than {part.images.name(row)}, which stands in the same place; "
+                "fetch both from one release"
+            )
+        return images
+
+
+class ImageShift:
+    """A shift of images on disk or from the hub. Parts are opened when they are first asked for.
+
+    `dev` is every tenth train image (5000 at most), which `train` then lacks; `test` is what is shifted. Decoded
+    pixels are kept in `PixelStore`s, so memory does not grow with the data.
+    """
+
+    data_seed = 0
+
+    def __init__(
+        self,
+        facts: Facts,
+        test: Callable[[], Part],
+        train: Callable[[], Part] | None,
+        shifted: Shifted | None,
+        stores: Stores,
+        answers: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.facts = facts
+        self.name = facts.name
+        self.classes = facts.classes
+        self.corruptions = facts.corruptions
+        self.tuning_corruptions = facts.tuning_corruptions
+        self.profile = facts.profile
+        self.storage = facts.storage
+        self.family: Family = facts.family
+        self.default_labels = facts.default_labels
+        self.members = facts.members
+        self.source_classes = facts.source_classes
+        self.severities = facts.severities
+        self.has_clean = facts.has_clean
+        self.open_test = cache(test)
+        self._open_train = cache(train) if train is not None else None
+        self._shifted = shifted
+        self._stores = stores
+        self._answers = answers
+
+    @property
+    def skipped(self) -> int:
+        """Images of the test part that the user left out."""
+        return self.open_test().images.skipped
+
+    def ids(self, part: str) -> np.ndarray:
+        if part == "test":
+            return np.arange(len(self.open_test().rows), dtype=np.int64)
+        count = len(self._train().rows)
+        dev = np.arange(0, count, _DEV_EVERY, dtype=np.int64)
+        if len(dev) > _DEV_MOST:
+            dev = dev[np.linspace(0, len(dev) - 1, _DEV_MOST).round().astype(np.int64)]
+        rows = dev if part == "dev" else np.setdiff1d(np.arange(count, dtype=np.int64), dev)
+        return TRAIN_FROM + rows
+
+    def labels(self, ids: np.ndarray) -> np.ndarray:
+        labels: np.ndarray = self._part(ids).labels[ids % TRAIN_FROM]
+        return labels
+
+    def answers(self, ids: np.ndarray) -> np.ndarray | None:
+        """Which classes are right for each image, bool [n, classes]; None where only the label is."""
+        return self._answers(ids) if self._answers is not None else None
+
+    def images(self, ids: np.ndarray, condition: Condition, device: str = "cpu") -> Tensor:
+        part = self._part(ids)
+        if condition.corruption is None:
+            if not self.has_clean and part is self.open_test():
+                raise MissingDataError(f"{self.name} has no clean images of its own; ask for its corruptions only")
+            return torch.from_numpy(self._stores(part.images).read(part.at(ids))).to(device)
+        if self._shifted is None:
+            raise UsageError(f"{self.name} has no corruptions; ask for its images as they are")
+        return self._shifted.pixels(part, ids, condition, device)
+
+    def digest(self, ids: np.ndarray, condition: Condition) -> str:
+        part = self._part(ids)
+        labels = hashlib.sha256(ids.tobytes() + self.labels(ids).tobytes()).hexdigest()
+        if condition.corruption is None or self._shifted is None:
+            pixels = self._stores(part.images).digest(part.at(ids))
+        else:
+            pixels = self._shifted.digest(part, ids, condition)
+        return "sha256:" + digest_of([labels, pixels, str(condition)])
+
+    def _train(self) -> Part:
+        if self._open_train is None:
+            raise MissingDataError(
+                f"{self.name} has no train images, which this needs; take a method and a --model that need none"
+            )
+        return self._open_train()
+
+    def _part(self, ids: np.ndarray) -> Part:
+        """The part that these ids belong to; all must belong to one."""
+        return self._train() if len(ids) and ids[0] >= TRAIN_FROM else self.open_test()
+
+
+def stores_at(preprocessing: Preprocessing, workers: int) -> Stores:
+    """Pixel stores at one size, one for each set of images."""
+    made: dict[str, PixelStore] = {}
+
+    def store(images: ImageSet) -> PixelStore:
+        if images.key not in made:
+            made[images.key] = PixelStore(images, preprocessing, workers)
+        return made[images.key]
+
+    return store

@@ -1,0 +1,46 @@
+"""How the files of a shift are found and read: the data root, the model's preprocessing, and whether to go online."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.cache import cache_dir
+from bench.data.decode import Preprocessing
+from bench.errors import MissingDataError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`preprocessing` is the model's (None: the shift's usual one); `workers` threads decode, 0 the calling one."""
+
+    data_root: Path | None = None
+    preprocessing: Preprocessing | None = None
+    offline: bool = False
+    workers: int = 0
+
+    @property
+    def root(self) -> Path:
+        """The data root: as given, else $SOUPBENCH_DATA, else the `data` folder of the cache, where fetches go."""
+        if self.data_root is not None:
+            return self.data_root.expanduser()
+        if chosen := os.environ.get("SOUPBENCH_DATA"):
+            return Path(chosen).expanduser()
+        return cache_dir() / "data"
+
+    def find(self, places: Sequence[str]) -> Path | None:
+        """The first of these places below the data root that exists."""
+        return next((self.root / place for place in places if (self.root / place).exists()), None)
+
+    def need(self, places: Sequence[str], shift: str, what: str) -> Path:
+        """As `find`; raises MissingDataError naming the command that helps where none exists."""
+        found = self.find(places)
+        if found is None:
+            looked = ", ".join(str(self.root / place) for place in places)
+            raise MissingDataError(
+                f"missing for {shift}: {what} (looked at {looked}); put it there or give --data-root, "
+                f"and see what can be fetched with: bench data status {shift}"
+            )
+        return found

@@ -1,0 +1,96 @@
+"""mini-vtab:TASK and mini-vtab-c:TASK: 21 small transfer tasks of 1,000 train and 1,000 test images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from bench.data.decode import Preprocessing
+from bench.data.sources import ImageSet, find_set, read_hub
+from bench.errors import nearest
+from bench.shifts.base import stream_rng
+from bench.shifts.imagenet import COMMON, EXTRA, NATURAL
+from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
+from bench.shifts.reading import Reading
+from bench.shifts.table import ShiftRow
+
+_IMAGES = 1000
+
+TASKS: dict[str, str] = {
+    "caltech101": "clip-benchmark/wds_vtab-caltech101",
+    "cifar10": "clip-benchmark/wds_cifar10",
+    "cifar100": "clip-benchmark/wds_vtab-cifar100",
+    "clevr_count": "clip-benchmark/wds_vtab-clevr_count_all",
+    "clevr_distance": "clip-benchmark/wds_vtab-clevr_closest_object_distance",
+    "dmlab": "clip-benchmark/wds_vtab-dmlab",
+    "dsprites_orientation": "clip-benchmark/wds_vtab-dsprites_label_orientation",
+    "dsprites_x": "clip-benchmark/wds_vtab-dsprites_label_x_position",
+    "dsprites_y": "clip-benchmark/wds_vtab-dsprites_label_y_position",
+    "dtd": "clip-benchmark/wds_vtab-dtd",
+    "eurosat": "clip-benchmark/wds_vtab-eurosat",
+    "flowers102": "clip-benchmark/wds_vtab-flowers",
+    "kitti": "clip-benchmark/wds_vtab-kitti_closest_vehicle_distance",
+    "patch_camelyon": "clip-benchmark/wds_vtab-pcam",
+    "pets": "clip-benchmark/wds_vtab-pets",
+    "resisc45": "clip-benchmark/wds_vtab-resisc45",
+    "retinopathy": "clip-benchmark/wds_vtab-diabetic_retinopathy",
+    "smallnorb_azimuth": "clip-benchmark/wds_vtab-smallnorb_label_azimuth",
+    "smallnorb_elevation": "clip-benchmark/wds_vtab-smallnorb_label_elevation",
+    "sun397": "clip-benchmark/wds_sun397",
+    "svhn": "clip-benchmark/wds_vtab-svhn",
+}
+"""The tasks and their repositories on the hub."""
+
+
+def load(row: ShiftRow, reading: Reading) -> ImageShift:
+    """mini-vtab:TASK, its test images as they are."""
+    return _task(row, reading, corrupted=False)
+
+
+def corrupted(row: ShiftRow, reading: Reading) -> ImageShift:
+    """mini-vtab-c:TASK, its test images under our 15 corruptions."""
+    return _task(row, reading, corrupted=True)
+
+
+def _task(row: ShiftRow, reading: Reading, *, corrupted: bool) -> ImageShift:
+    """The task in `mini-vtab/TASK` below the data root (train and test), else on the hub.
+
+    Both parts are cut to 1,000 images, drawn once with seed 0.
+    """
+    task = nearest(row.name.partition(":")[2], TASKS, "task")
+    root = reading.find([f"{place}/{task}" for place in row.places])
+    stores = stores_at(reading.preprocessing or Preprocessing(224, 224, "bicubic"), reading.workers)
+
+    @cache
+    def images(split: str) -> ImageSet:
+        if root is None:
+            return read_hub(TASKS[task], None, split, offline=reading.offline, label_column="cls", as_published=True)
+        tables = sorted(root.glob(f"{split}*.parquet"))
+        return find_set(tables[0] if tables else root / split, as_published=True)
+
+    def part(split: str) -> Callable[[], Part]:
+        def opened() -> Part:
+            whole = Part.whole(images(split))
+            order = stream_rng(0, "subset", f"mini-vtab:{task}", split).permutation(len(whole.rows))
+            return whole.keep(np.sort(order[:_IMAGES]))
+
+        return opened
+
+    facts = Facts(
+        row.name,
+        len(images("test").classes),
+        COMMON if corrupted else (NATURAL,),
+        EXTRA if corrupted else (),
+        row.profile,
+        row.storage,
+        row.family,
+        severities=None if corrupted else (1,),
+        has_clean=corrupted,
+    )
+    if corrupted:
+        shifted: OurCorruptions | PublishedFiles = OurCorruptions(stores, row.profile, row.storage)
+    else:
+        shifted = PublishedFiles(stores, lambda condition: images("test"))
+    return ImageShift(facts, part("test"), part("train"), shifted, stores)
