@@ -126,7 +126,11 @@ def _published(row: Row) -> dict[str, Any]:
 
 
 def _shift(name: str) -> dict[str, Any]:
-    return {key: value for key, value in asdict(SHIFTS[nearest(name, SHIFTS, "shift")]).items() if key != "path"}
+    return {
+        key: value
+        for key, value in asdict(SHIFTS[nearest(name.partition(":")[0], SHIFTS, "shift")]).items()
+        if key != "path"
+    }
 
 
 def _corruption(name: str) -> dict[str, Any]:

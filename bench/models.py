@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from bench.cache import write_bytes
+from bench.data.decode import Preprocessing
 from bench.errors import MissingDataError, UsageError
 from bench.registry import load_object
 from methods.stock import Architecture, Classifier, Weights
@@ -47,25 +48,52 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
 
 
 def load_stock(name: str) -> Weights:
-    """A stock by bundled name or by the path of a safetensors file."""
+    """A stock: a bundled name, a safetensors file of `bench stock`, an official MAE file, or "timm:NAME" (no decoder)."""
     if name in BUNDLED:
         with resources.as_file(resources.files("bench") / "assets" / BUNDLED[name]) as path:
             return load_weights(path)[0]
+    from bench import mae_files
+
+    if name.startswith("timm:"):
+        return mae_files.timm_mae(name.removeprefix("timm:"))
+    if name.endswith((".pth", ".pt")):
+        return mae_files.read_mae(Path(name))
     if not name.endswith(".safetensors"):
         raise MissingDataError(
-            f"no stock '{name}'; bundled: {', '.join(BUNDLED)}; or give the path of a file made by `bench stock`"
+            f"no stock '{name}'; bundled: {', '.join(BUNDLED)}; or give --stock FILE: one made by `bench stock`, "
+            "or an MAE file in the official layout (.pth)"
         )
     return load_weights(Path(name))[0]
 
 
 def load_model(name: str) -> nn.Module:
-    """A user's own classifier, "file.py:factory": factory() gives a module from images in [0, 1] to logits."""
+    """A ready classifier of images in [0, 1], in eval mode: one that `load_ready` knows, or "file.py:factory".
+
+    factory() gives a module from images in [0, 1] to logits.
+    """
+    from bench.classifiers import is_ready, load_ready
+
     if ".py:" not in name:
-        raise UsageError(f"--model takes path/to/file.py:factory, not '{name}'; a stock is given with --stock")
+        if not is_ready(name):
+            raise UsageError(
+                f"--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0 or "
+                f"path/to/file.py:factory, not '{name}'; a stock is given with --stock"
+            )
+        return load_ready(name)
     model = load_object(name)()
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} gave a {type(model).__name__}, not a torch module; return the classifier from it")
     return model.eval()
+
+
+def preprocessing_of(base: Weights | nn.Module) -> Preprocessing | None:
+    """How a stock or classifier wants its images cut; None where only the shift can say."""
+    if isinstance(base, Weights):
+        size = base.architecture.image_size
+        # The paper's evaluation resizes to 8/7 of the side before the crop; small images are taken whole.
+        return Preprocessing(size, round(size * 8 / 7) if size >= 128 else size, "bicubic")
+    found = getattr(base, "preprocessing", None)
+    return found if isinstance(found, Preprocessing) else None
 
 
 def classifier(weights: Weights) -> Classifier:

@@ -10,14 +10,25 @@ from typing import Any
 
 from torch import nn
 
+from bench.data.offline import go_offline
 from bench.devices import pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.kitchen import cooking_tasks
-from bench.models import load_model, load_stock
+from bench.models import load_model, load_stock, preprocessing_of
 from bench.protocols import Segment, chains, parse_protocol, plan_stream
 from bench.registry import Method, build_config, load_object, parse_method, plain_values, preset_options, source_digest
-from bench.shifts import SHIFTS, load_shift
-from bench.shifts.base import Shift, adapt_pool, clean_pool, labelled_source, limit_ids, pick_corruptions, split_ids
+from bench.shifts import find_row, load_shift
+from bench.shifts.base import (
+    Shift,
+    adapt_pool,
+    clean_pool,
+    labelled_source,
+    limit_ids,
+    pick_conditions,
+    pick_corruptions,
+    split_ids,
+)
+from bench.shifts.reading import Reading
 from bench.spec import RunSpec
 from bench.trial import CLEAN, Condition, Trial, digest_of
 from bench.tuned import tuned_options
@@ -56,6 +67,8 @@ class Plan:
     spec: RunSpec
     out: Path
     shift: Shift
+    reading: Reading
+    model: str | None
     device: str
     jobs: int
     threads: int
@@ -70,11 +83,15 @@ class Plan:
 
 def make_plan(spec: RunSpec) -> Plan:
     """Resolve names, data, options and keys; see what is done. Starts nothing and writes nothing."""
-    shift = load_shift(spec.shift, spec.data_root)
     device = pick_device(spec.device)
     jobs, threads = pick_jobs(spec.jobs, device)
     out = spec.out or default_folder(spec)
-    lanes = tuple(_lanes(spec, shift, device))
+    if spec.offline:
+        go_offline()
+    name, base = _base(spec)
+    reading = Reading(spec.data_root, preprocessing_of(base), spec.offline)
+    shift = load_shift(spec.shift, reading=reading)
+    lanes = tuple(_lanes(spec, shift, device, name, base))
     store = Store(out)
     if spec.rerun:
         missing = {key for lane in lanes for key in lane.keys.values()}
@@ -87,7 +104,10 @@ def make_plan(spec: RunSpec) -> Plan:
         if lane.job is not None and missing.intersection(lane.keys.values()):
             for task in cooking_tasks([lane.job], lane.trial.seed, device):
                 cooking.setdefault(task.key, task)
-    return Plan(spec, out, shift, device, jobs, threads, lanes, frozenset(missing), tuple(cooking.values()))
+    model = None if isinstance(base, Weights) else name
+    return Plan(
+        spec, out, shift, reading, model, device, jobs, threads, lanes, frozenset(missing), tuple(cooking.values())
+    )
 
 
 def default_folder(spec: RunSpec) -> Path:
@@ -96,18 +116,36 @@ def default_folder(spec: RunSpec) -> Path:
     return Path("runs") / f"{datetime.date.today():%Y-%m-%d}-{name}"
 
 
-def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
+def _base(spec: RunSpec) -> tuple[str, Weights | nn.Module]:
+    """The name and the weights of what is asked for: a model or stock, else the shift's own.
+
+    Without either, methods that need no stock get the shift's default model where it has one.
+    """
+    row = find_row(spec.shift)
+    if spec.model:
+        return spec.model, load_model(spec.model)
+    if spec.stock is None and row.default_model and all(m.recipe.name == "source" for m in _methods(spec)):
+        # The files of the shift are looked for first: they are what most people lack.
+        load_shift(spec.shift, spec.data_root)
+        return row.default_model, load_model(row.default_model)
+    stock = spec.stock or row.default_stock
+    if spec.stock is None and row.name != "digits-c":
+        load_shift(spec.shift, spec.data_root)
+    return stock, load_stock(stock)
+
+
+def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | nn.Module) -> Iterator[Lane]:
     methods = _methods(spec)
     protocol = parse_protocol(spec.protocol)
     known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
-    for name in spec.options:
-        if name not in known:
-            raise UsageError(f"--set {name}.…: this run has no method '{name}'; it has {', '.join(sorted(known))}")
-    base = load_model(spec.model) if spec.model else load_stock(spec.stock or SHIFTS[spec.shift].default_stock)
+    for asked in spec.options:
+        if asked not in known:
+            raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
     base_digest = base.digest if isinstance(base, Weights) else _model_digest(base)
     norm = norm_family(build_encoder(base.architecture) if isinstance(base, Weights) else base)
-    model_name = Path(spec.model or spec.stock or SHIFTS[spec.shift].default_stock).name
-    conditions = spec.conditions(pick_corruptions(shift, spec.corruption, spec.split))
+    model_name = Path(name).name
+    conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
+    shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
     adapt, scored = (
         limit_ids(ids, spec.limit) for ids in split_ids(shift.ids("dev" if spec.split == "dev" else "test"), spec.split)
     )
@@ -115,16 +153,17 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
         raise UsageError(f"{shift.name} has no image to score with split {spec.split}")
     labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     digests = {condition: shift.digest(scored, condition) for condition in conditions}
-    wanted = {load_object(method.recipe.path).pool for method in methods if spec.model is None}
+    from_stock = isinstance(base, Weights)
+    wanted = {load_object(method.recipe.path).pool for method in methods if from_stock}
     pools: dict[str, Unlabelled] = {}
     if "shifted" in wanted:
         pools["shifted"] = adapt_pool(shift, adapt, conditions)
     if "clean" in wanted:
         pools["clean"] = clean_pool(shift)
     for seed in spec.seed_list:
-        source = labelled_source(shift, labels, seed)
+        source = labelled_source(shift, labels, seed) if from_stock else None
         for method in methods:
-            options = _options(spec, shift, method, norm)
+            options = _options(spec, shift, method, norm, from_stock)
             trial = Trial(
                 method=method.text,
                 recipe=method.recipe.name,
@@ -165,7 +204,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str) -> Iterator[Lane]:
                     _keys(trial, part, segments, digests, history),
                     digests,
                     base_digest,
-                    tuple(map(str, conditions[1:])) if pooled or len(chains(segments)) < len(conditions) else (),
+                    shifted if pooled or len(chains(segments)) < len(conditions) else (),
                 )
 
 
@@ -183,8 +222,8 @@ def _given(spec: RunSpec, shift: Shift, row: Row, norm: str) -> dict[str, Any]:
     return {**published, **tuned_options(shift.name, name), **spec.options.get(name, {})}
 
 
-def _options(spec: RunSpec, shift: Shift, method: Method, norm: str) -> dict[str, dict[str, Any]]:
-    rows = [method.recipe] if spec.model is None else []
+def _options(spec: RunSpec, shift: Shift, method: Method, norm: str, from_stock: bool) -> dict[str, dict[str, Any]]:
+    rows = [method.recipe] if from_stock else []
     if method.adapter:
         rows.append(method.adapter)
     return {row.options_of or row.name: plain_values(build_config(row, _given(spec, shift, row, norm))) for row in rows}
@@ -196,11 +235,11 @@ def _parts(
     spec: RunSpec,
     shift: Shift,
     norm: str,
-    source: Labelled,
+    source: Labelled | None,
     pools: Mapping[str, Unlabelled],
 ) -> dict[str, Job | None]:
     """Rows of a method by part name ("" where there is one row only); an adapter runs on the first part alone."""
-    if not isinstance(base, Weights):
+    if not isinstance(base, Weights) or source is None:
         if method.recipe.name != "source":
             raise UsageError(
                 f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead of --model"

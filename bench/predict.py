@@ -6,7 +6,6 @@ import contextlib
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.cache import weights_path
+from bench.classifiers import for_classes
 from bench.models import classifier, load_model, load_weights
 from bench.passes import Passes, forget_peak, peak_memory_mb
 from bench.protocols import Segment
 from bench.registry import load_object
 from bench.shifts import load_shift
 from bench.shifts.base import Shift, stream_rng
+from bench.shifts.reading import Reading
 from bench.stream import Stream
 from bench.trial import Condition
 from leaderboards.predictions import Predictions
@@ -38,7 +39,7 @@ class Evaluation:
 
     method: str
     shift: str
-    data_root: Path | None
+    reading: Reading
     weights: str | None
     model: str | None
     adapter: str
@@ -72,8 +73,8 @@ def evaluate(job: Evaluation) -> list[Measured]:
 
     Raises FloatingPointError where outputs are not finite: they are reported, never averaged.
     """
-    shift = load_shift(job.shift, job.data_root)
-    model = _classifier(job.weights, job.model).to(job.device)
+    shift = _shift(job.shift, job.reading)
+    model = _classifier(job, shift).to(job.device)
     generator = torch.Generator(device=job.device)
     generator.manual_seed(int(stream_rng(job.seed, "adapter", job.method).integers(2**62)))
     adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
@@ -96,6 +97,7 @@ def evaluate(job: Evaluation) -> list[Measured]:
 
 def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluation, passes: Passes) -> list[Measured]:
     labels = shift.labels(segment.ids)
+    answers = shift.answers(segment.ids)
     columns = {name: np.empty(len(segment.ids), dtype=np.float32) for name in ("confidence", "p_label", "sum_p2")}
     predicted = np.empty(len(segment.ids), dtype=np.int64)
     passes.forwards = passes.backwards = 0
@@ -134,6 +136,7 @@ def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluati
                     confidence=columns["confidence"][rows],
                     p_label=columns["p_label"][rows],
                     sum_p2=columns["sum_p2"][rows],
+                    correct=answers[rows, predicted[rows]] if answers is not None else None,
                 ),
                 seconds * share,
                 round(passes.forwards * share),
@@ -172,7 +175,18 @@ def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
 
 
 @lru_cache(maxsize=2)
-def _classifier(weights: str | None, model: str | None) -> nn.Module:
+def _shift(name: str, reading: Reading) -> Shift:
+    return load_shift(name, reading=reading)
+
+
+def _classifier(job: Evaluation, shift: Shift) -> nn.Module:
+    if job.model is not None:
+        return for_classes(_loaded(job.weights, job.model), shift.classes, shift.members, shift.source_classes)
+    return _loaded(job.weights, job.model)
+
+
+@lru_cache(maxsize=2)
+def _loaded(weights: str | None, model: str | None) -> nn.Module:
     if model is not None:
         return load_model(model)
     assert weights is not None

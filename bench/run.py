@@ -134,9 +134,9 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
     evaluation = Evaluation(
         method=lane.trial.method,
         shift=plan.spec.shift,
-        data_root=plan.spec.data_root,
+        reading=plan.reading,
         weights=weights,
-        model=plan.spec.model,
+        model=plan.model,
         adapter=lane.adapter.path,
         config=lane.config,
         seed=lane.trial.seed,

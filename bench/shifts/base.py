@@ -98,6 +98,18 @@ def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> 
     return tuple(name for name in known if name in asked)
 
 
+def pick_conditions(shift: Shift, asked: Sequence[Condition]) -> tuple[Condition, ...]:
+    """Of the conditions asked for those that the shift has, clean among them only if it has clean images.
+
+    A shift with fixed severities gives those instead of the ones asked for.
+    """
+    shifted = [condition for condition in asked if condition.corruption is not None]
+    if shift.severities is not None:
+        names = dict.fromkeys(condition.corruption for condition in shifted)
+        shifted = [Condition(name, level) for level in shift.severities for name in names]
+    return (*([CLEAN] if shift.has_clean else []), *shifted)
+
+
 def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
     """Clean labelled images: all of train, or `per_class` of each class, drawn anew for each seed."""
     ids = shift.ids("train")

@@ -1,0 +1,16 @@
+"""No network: what the libraries that download are told."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def go_offline() -> None:
+    """Keep `datasets`, timm and the hub from the network in this process and those it starts."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    for module, names in (("huggingface_hub.constants", ["HF_HUB_OFFLINE"]), ("datasets.config", ["HF_HUB_OFFLINE"])):
+        loaded = sys.modules.get(module)
+        for name in names:
+            if loaded is not None and hasattr(loaded, name):
+                setattr(loaded, name, True)
