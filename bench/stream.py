@@ -39,7 +39,7 @@ class Stream:
             raise StreamError("the stream has ended and no batch comes twice; reset and start a new stream")
         self._open = np.arange(self._next, min(self._next + self._size, len(self._segment.ids)))
         self._next += len(self._open)
-        return _pixels(self._shift, self._segment, self._open).to(self._device).float().div_(255)
+        return _pixels(self._shift, self._segment, self._open, self._device).float().div_(255)
 
     def answered(self) -> np.ndarray:
         """The rows of the segment (int64 [n]) that the open batch holds. Raises StreamError where none is open."""
@@ -49,20 +49,20 @@ class Stream:
         return rows
 
 
-def _pixels(shift: Shift, segment: Segment, rows: np.ndarray) -> Tensor:
+def _pixels(shift: Shift, segment: Segment, rows: np.ndarray, device: str) -> Tensor:
     kinds = (segment.which if segment.blend is None else segment.blend)[rows]
     images: Tensor | None = None
     for number in np.unique(kinds):
         here = np.flatnonzero(kinds == number)
         ids = segment.ids[rows[here]]
         if segment.blend is None:
-            pixels = shift.images(ids, segment.conditions[number])
+            pixels = shift.images(ids, segment.conditions[number], device)
         else:
-            pixels = blended(shift, ids, segment.blends[number])
+            pixels = blended(shift, ids, segment.blends[number], device)
         if len(here) == len(rows):
-            return pixels
+            return pixels.to(device)
         if images is None:
-            images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8)
-        images[torch.from_numpy(here)] = pixels
+            images = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.uint8, device=device)
+        images[torch.from_numpy(here).to(device)] = pixels.to(device)
     assert images is not None
     return images

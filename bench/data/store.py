@@ -159,7 +159,7 @@ def _hash(pixels: np.ndarray) -> bytes:
 def _full(path: Path, error: OSError) -> BenchError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BenchError(
-            f"the disk of {path.parent} is full; free it with `bench data clean`, or set SOUPBENCH_CACHE to another disk"
+            f"the disk of {path.parent} is full; free it with `bench data clean`, or point SOUPBENCH_CACHE elsewhere"
         )
     return BenchError(f"cannot write {path} ({error.strerror}); set SOUPBENCH_CACHE to a folder that can be written")
 

@@ -49,7 +49,7 @@ def _synsets_if(root: Path) -> tuple[str, ...] | None:
 
 def hub(row: ShiftRow, reading: Reading) -> ImageShift:
     """hf:REPO or hf:REPO:CONFIG, with the split test (else validation, else train alone as the test part)."""
-    _, repo, config = (row.name.split(":", 2) + [""])[:3]
+    _, repo, config = [*row.name.split(":", 2), ""][:3]
 
     @cache
     def test() -> ImageSet:

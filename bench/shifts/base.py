@@ -188,11 +188,11 @@ class LazyImages:
         return out
 
 
-def blended(shift: Shift, ids: np.ndarray, steps: Sequence[Condition]) -> Tensor:
+def blended(shift: Shift, ids: np.ndarray, steps: Sequence[Condition], device: str = "cpu") -> Tensor:
     """Clean images with several corruptions applied one after another: uint8 [n, 3, h, w], 8 bits between them too."""
     from corruptions import corrupt
 
-    images = shift.images(ids, Condition(None, 0))
+    images = shift.images(ids, CLEAN, device)
     for number, step in enumerate(steps, start=1):
         assert step.corruption is not None
         images = corrupt(

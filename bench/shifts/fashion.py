@@ -28,7 +28,7 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def load(row: ShiftRow, reading: Reading) -> ImageShift:
-    """IDX files in the data root, in torchvision's folder, or of Debian's package dataset-fashion-mnist; else the hub."""
+    """IDX files in the data root, in torchvision's folder or of Debian's dataset-fashion-mnist; else the hub."""
     stores = stores_at(reading.preprocessing or Preprocessing(32, 32, "bicubic"), reading.workers)
     root = reading.find(row.places) or (DEBIAN if DEBIAN.is_dir() else None)
     facts = Facts(

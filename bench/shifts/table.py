@@ -14,8 +14,8 @@ class ShiftRow:
 
     `family` says which published options of methods apply. `storage` and `profile` are how its corrupted images are
     kept and which table of severities made them. `places` are folders below the data root, the first that exists is
-    read; `hub` is a repository of the hub, `doi` an archive whose files and checksums are listed, from which `bench data fetch` gets them.
-    `gigabytes` is what a fetch brings.
+    read; `hub` is a repository of the hub, `doi` an archive whose files and checksums are listed: `bench data fetch`
+    gets them from there. `gigabytes` is what a fetch brings.
     """
 
     name: str

@@ -71,7 +71,7 @@ def test_a_bill_reads_the_clock_of_the_work_itself(tmp_path: Path, monkeypatch: 
     delayed = bill(make_plan(small(tmp_path)))
     cost = {made: next(c.seconds for c in made.costs if c.label == "tent") for made in (plain, delayed)}
     batches = 3 * -(-96 // 64)
-    assert cost[delayed] - cost[plain] == pytest.approx(batches * 0.3, rel=0.5)
+    assert cost[delayed] - cost[plain] > batches * 0.3 / 2
 
 
 def test_several_processes_share_the_work_but_not_one_piece_of_it() -> None:

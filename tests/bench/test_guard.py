@@ -75,9 +75,9 @@ def test_later_pixels_do_not_exist_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     real = type(DIGITS).images
 
-    def images(self: Any, ids: np.ndarray, condition: Condition) -> Tensor:
+    def images(self: Any, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
         made.extend(ids.tolist())
-        return real(self, ids, condition)  # type: ignore[arg-type]
+        return real(self, ids, condition, device)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(DIGITS), "images", images)
     flow = stream()

@@ -365,9 +365,9 @@ def test_scored_images_never_enter_the_pool(settings: dict[str, Any], monkeypatc
     seen: list[tuple[str, tuple[int, ...]]] = []
     real = Digits.images
 
-    def images(self: Digits, ids: np.ndarray, condition: Any) -> torch.Tensor:
+    def images(self: Digits, ids: np.ndarray, condition: Any, device: str = "cpu") -> torch.Tensor:
         seen.append((str(condition), tuple(ids.tolist())))
-        return real(self, ids, condition)
+        return real(self, ids, condition, device)
 
     monkeypatch.setattr(Digits, "images", images)
     plan = make_plan(make_spec({**settings, "method": "selfsoup", "limit": None}))
