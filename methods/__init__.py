@@ -16,6 +16,14 @@ _KUMAR = (
     "A. Kumar et al. Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution. ICLR 2022. "
     "arXiv:2202.10054"
 )
+_BOUDIAF = (
+    "M. Boudiaf, R. Mueller, I. Ben Ayed, L. Bertinetto. Parameter-free Online Test-time Adaptation. CVPR 2022. "
+    "arXiv:2201.05718"
+)
+_IWASAWA = (
+    "Y. Iwasawa, Y. Matsuo. Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization. "
+    "NeurIPS 2021."
+)
 _WANG = (
     "D. Wang, E. Shelhamer, S. Liu, B. Olshausen, T. Darrell. "
     "Tent: Fully Test-Time Adaptation by Entropy Minimization. ICLR 2021. arXiv:2006.10726"
@@ -81,6 +89,22 @@ _ROWS = (
         "Batch normalisation with the statistics of each test batch",
         Access(test="stream", state="fixed"),
         _NADO,
+    ),
+    Row(
+        "lame",
+        "adapter",
+        "methods.lame:Lame",
+        "Corrects the predictions of each batch so that images with near features get near labels",
+        Access(test="stream", state="fixed"),
+        _BOUDIAF,
+    ),
+    Row(
+        "t3a",
+        "adapter",
+        "methods.t3a:T3A",
+        "Replaces the last layer by prototypes of the most certain test features of each class",
+        Access(test="stream", state="online"),
+        _IWASAWA,
     ),
     Row(
         "tent",
