@@ -24,6 +24,14 @@ _IWASAWA = (
     "Y. Iwasawa, Y. Matsuo. Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization. "
     "NeurIPS 2021."
 )
+_SCHNEIDER = (
+    "S. Schneider et al. Improving robustness against common corruptions by covariate shift adaptation. NeurIPS 2020. "
+    "arXiv:2006.16971"
+)
+_LI = (
+    "Y. Li, N. Wang, J. Shi, J. Liu, X. Hou. Revisiting Batch Normalization For Practical Domain Adaptation. 2016. "
+    "arXiv:1603.04779"
+)
 _WANG = (
     "D. Wang, E. Shelhamer, S. Liu, B. Olshausen, T. Darrell. "
     "Tent: Fully Test-Time Adaptation by Entropy Minimization. ICLR 2021. arXiv:2006.10726"
@@ -89,6 +97,22 @@ _ROWS = (
         "Batch normalisation with the statistics of each test batch",
         Access(test="stream", state="fixed"),
         _NADO,
+    ),
+    Row(
+        "bn_alpha",
+        "adapter",
+        "methods.bn_alpha:BatchNormAlpha",
+        "Batch normalisation with a blend of the source statistics and those of each test batch",
+        Access(test="stream", state="fixed"),
+        _SCHNEIDER,
+    ),
+    Row(
+        "bn_ema",
+        "adapter",
+        "methods.bn_ema:BatchNormAverage",
+        "Batch normalisation with source statistics that follow the stream by a moving average",
+        Access(test="stream", state="online"),
+        _LI,
     ),
     Row(
         "lame",

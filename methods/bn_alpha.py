@@ -1,0 +1,54 @@
+"""BN-alpha: statistics between those of the source and those of the test batch (Schneider et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from methods.base import Adapter, Source, Unsupported
+from methods.norms import blend_statistics
+from methods.table import Access
+
+
+class BatchNormAlpha(Adapter):
+    """Every BatchNorm layer normalises with (1 - alpha) of the source statistics and alpha of the batch's.
+
+    Schneider et al. 2020, arXiv:2006.16971, equation 2: alpha = n / (N + n) for a batch of n and a source that counts
+    for N images. The variance of the batch is the unbiased one. Nothing is carried from one batch to the next; a layer
+    that sees one value per channel uses the source's statistics (see `blend_statistics`).
+    """
+
+    tested_against = "restatement"
+    access: ClassVar[Access] = Access(test="stream", state="fixed")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.05, 0.1, 0.2, 0.5, 0.8)}
+
+    @dataclass(frozen=True)
+    class Config:
+        """The default is the usual one for single images.
+
+        alpha: share of the batch's statistics, in [0, 1]; 1 is `bn` but for the unbiased variance.
+        """
+
+        alpha: float = 0.1
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.alpha <= 1:
+                raise ValueError(f"bn_alpha.alpha must lie in [0, 1], not {self.alpha}")
+
+    def configure(self, source: Source | None) -> None:
+        """Raises Unsupported for a model without BatchNorm, or with one that has no source statistics."""
+        if blend_statistics(self.model, 1 - self.config.alpha) == 0:
+            raise Unsupported(
+                "bn_alpha blends the statistics of BatchNorm layers and this model has none; "
+                "choose a model with BatchNorm, or a method such as tent that adapts any normalisation layer"
+            )
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes]."""
+        logits: Tensor = self.model(images)
+        return logits

@@ -1,0 +1,84 @@
+"""BN-EMA: the statistics of BatchNorm follow the stream by a moving average (Li et al. 2016, online)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from methods.base import Adapter, Source, Unsupported
+from methods.norms import batch_norm_layers
+from methods.table import Access
+
+
+class BatchNormAverage(Adapter):
+    """Each batch first moves the running statistics of every BatchNorm layer, then is predicted with them.
+
+    Adaptive batch normalisation (Li et al. 2016, arXiv:1603.04779) along a stream, as online benchmarks run it: a
+    forward pass normalises with the batch and updates the averages as in training, a second one, with the averages,
+    predicts. Dropout and stochastic depth stay off in both. A layer that sees one value per channel, which has no
+    variance, keeps its averages and uses them.
+    """
+
+    tested_against = "restatement"
+    access: ClassVar[Access] = Access(test="stream", state="online")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"momentum": (0.01, 0.05, 0.1, 0.2)}
+
+    @dataclass(frozen=True)
+    class Config:
+        """The default is the usual momentum of BatchNorm in training.
+
+        momentum: share of each new batch in the averages, in (0, 1].
+        """
+
+        momentum: float = 0.1
+
+        def __post_init__(self) -> None:
+            if not 0 < self.momentum <= 1:
+                raise ValueError(f"bn_ema.momentum must lie in (0, 1], not {self.momentum}")
+
+    def configure(self, source: Source | None) -> None:
+        """Raises Unsupported for a model without BatchNorm, or with one that has no source statistics."""
+        layers = batch_norm_layers(self.model)
+        if not layers:
+            raise Unsupported(
+                "bn_ema averages the statistics of BatchNorm layers and this model has none; "
+                "choose a model with BatchNorm, or a method such as tent that adapts any normalisation layer"
+            )
+        for layer in layers:
+            if layer.running_mean is None:
+                raise Unsupported(
+                    "a BatchNorm layer has no source statistics for the average to start from; "
+                    "use a model trained with track_running_stats"
+                )
+            layer.momentum = self.config.momentum
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] of the second pass."""
+        with _training(batch_norm_layers(self.model)):
+            self.model(images)
+        logits: Tensor = self.model(images)
+        return logits
+
+
+@contextmanager
+def _training(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Inside, the layers, but none of their children, are in train mode wherever they see more than one value."""
+    handles = [layer.register_forward_pre_hook(_choose_mode) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle, layer in zip(handles, layers, strict=True):
+            handle.remove()
+            layer.training = False
+
+
+def _choose_mode(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    values: Tensor = inputs[0]
+    layer.training = values.numel() > values.shape[1]
