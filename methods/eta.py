@@ -1,0 +1,106 @@
+"""ETA: entropy minimisation on reliable and non-redundant images (Niu et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from methods.base import Source
+from methods.losses import at_least_float32, gradients, recordable
+from methods.online import NormAdapter, NormOptions, margin, rows_where
+
+MEMORY = 0.9
+
+
+class Eta(NormAdapter):
+    """Minimises the weighted entropy of images that are reliable and unlike those learnt from before.
+
+    Niu et al. 2022, arXiv:2204.02610, section 3.1 (EATA without its regulariser). An image is reliable if its entropy
+    H is below E0 = `margin` * ln C, and unlike the others if the cosine between its probabilities and the running mean
+    of those learnt from is within `epsilon` of 0 (equations 3 to 6); its weight is exp(E0 - H). Where no image is
+    left, nothing changes, the optimiser's momentum included. The mean (0.9 old, 0.1 new) starts with the first batch
+    that has a reliable image, all of whose reliable images count.
+    """
+
+    tested_against = "golden"
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "epsilon": (0.05, 0.1, 0.2, 0.4),
+        "optimizer": ("sgd", "adam"),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05},
+        "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05},
+        "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05},
+        "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.4},
+    }
+
+    @dataclass(frozen=True)
+    class Config(NormOptions):
+        """Defaults of the paper for ImageNet.
+
+        lr: step size; 2.5e-4 with SGD (batch 64).
+        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
+        momentum: of SGD, or the first beta of Adam; in [0, 1).
+        margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
+        epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
+        """
+
+        lr: float = 2.5e-4
+        optimizer: Literal["sgd", "adam"] = "sgd"
+        momentum: float = 0.9
+        margin: float = 0.4
+        epsilon: float = 0.05
+
+        def __post_init__(self) -> None:
+            NormOptions.__post_init__(self)
+            self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
+            self.check(math.isfinite(self.epsilon) and self.epsilon > 0, "epsilon", "a finite number above 0")
+
+    def configure(self, source: Source | None) -> None:
+        super().configure(source)
+        self.mean: Tensor | None = None
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
+
+        Raises RuntimeError under `torch.inference_mode()`.
+        """
+        images = recordable(images)
+        with gradients():
+            logits: Tensor = self.model(images)
+            uncertainty = self.uncertainty(logits)
+            limit = margin(logits, self.config.margin)
+            rows = self.select(logits.detach(), uncertainty.detach(), limit)
+            if len(rows):
+                kept = uncertainty[rows]
+                # Divided rather than exponentiated with the other sign: rounds as the release does.
+                weights = 1 / (kept.detach() - limit).exp()
+                self.descend(kept.mul(weights).mean() + self.penalty())
+        return logits.detach()
+
+    def penalty(self) -> Tensor | float:
+        """What is added to the loss."""
+        return 0.0
+
+    @torch.no_grad()
+    def select(self, logits: Tensor, uncertainty: Tensor, limit: float) -> Tensor:
+        """The images to learn from, int64 [k]; their probabilities enter the running mean."""
+        rows = rows_where(uncertainty < limit)
+        probabilities = at_least_float32(logits)[rows].softmax(-1)
+        if self.mean is None:
+            if len(rows):
+                self.mean = probabilities.mean(0)
+            return rows
+        # A state that was resumed from a file may lie on another device.
+        self.mean = self.mean.to(probabilities.device)
+        unlike = rows_where(cosine_similarity(self.mean[None], probabilities, dim=1).abs() < self.config.epsilon)
+        if len(unlike):
+            self.mean = MEMORY * self.mean + (1 - MEMORY) * probabilities[unlike].mean(0)
+        return rows[unlike]

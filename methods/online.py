@@ -1,0 +1,155 @@
+"""What the methods share that learn along the stream from the uncertainty of their own predictions.
+
+They adapt the affine parameters of normalisation layers, answer with the logits from before the update, and differ in
+which images they learn from and how these are weighted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Adapter, Source, Unsupported
+from methods.losses import entropy
+from methods.norms import norm_layers, norm_parameters, use_batch_statistics
+from methods.table import Access
+
+_OFFICIAL_TOP = re.compile(r"(^|\.)layer4\.|(^|\.)blocks\.(9|10|11)\.|^norm\.")
+
+
+@dataclass(frozen=True)
+class NormOptions:
+    """The optimiser of a method that adapts normalisation layers.
+
+    lr: step size.
+    optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
+    momentum: of SGD, or the first beta of Adam; in [0, 1).
+    """
+
+    lr: float = 2.5e-4
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        self.check(math.isfinite(self.lr) and self.lr >= 0, "lr", "a finite number of at least 0")
+        self.check(self.optimizer in ("sgd", "adam"), "optimizer", '"sgd" or "adam"')
+        self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
+
+    def check(self, holds: bool, option: str, wanted: str) -> None:
+        """Raises ValueError with a sentence naming the option, what it must be and what it is."""
+        if not holds:
+            raise ValueError(f"{option} must be {wanted}, not {getattr(self, option)!r}")
+
+
+class NormAdapter(Adapter):
+    """Adapts the affine parameters of normalisation layers by an optimiser; a subclass says from what, in `predict`.
+
+    BatchNorm uses the statistics of the batch (a layer that sees one value per channel the source's, see
+    `use_batch_statistics`). Dropout and stochastic depth stay off.
+    """
+
+    access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
+
+    Config = NormOptions
+
+    def configure(self, source: Source | None) -> None:
+        """Raises Unsupported for a model without affine parameters to adapt."""
+        use_batch_statistics(self.model)
+        self.parameters = list(self.chosen().values())
+        if not self.parameters:
+            raise Unsupported(
+                f"{type(self).__name__} adapts the affine parameters of normalisation layers and this model has none; "
+                "choose a model with BatchNorm, LayerNorm or GroupNorm, or a method that needs no such layer, as memo"
+            )
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.optimizer = self.build_optimizer()
+
+    def chosen(self) -> dict[str, nn.Parameter]:
+        """The parameters to adapt, by name."""
+        return norm_parameters(self.model)
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of `self.parameters` that the options name."""
+        if self.config.optimizer == "adam":
+            return torch.optim.Adam(self.parameters, lr=self.config.lr, betas=(self.config.momentum, 0.999))
+        return torch.optim.SGD(self.parameters, lr=self.config.lr, momentum=self.config.momentum)
+
+    def uncertainty(self, logits: Tensor) -> Tensor:
+        """How unsure the model is of each image, in nats: [n, classes] -> [n]; the entropy unless overridden."""
+        return entropy(logits)
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of the optimiser down the gradient of a scalar loss."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def rows_where(mask: Tensor) -> Tensor:
+    """The places, int64 [k], where a mask, bool [n], holds."""
+    return mask.nonzero()[:, 0]
+
+
+def margin(logits: Tensor, fraction: float) -> float:
+    """A threshold on the entropy in nats, as a fraction of ln C, the most that C classes can have.
+
+    Raises ValueError for a single class, whose entropy is always 0.
+    """
+    classes = logits.shape[-1]
+    if classes < 2:
+        raise ValueError("entropy says nothing about a model with one class; use a model with at least two")
+    return fraction * math.log(classes)
+
+
+def below_the_top(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The affine parameters of normalisation layers, by name, without those of the top quarter of the model.
+
+    The top is found by structure, so wrapping, compiling or renaming a model changes nothing: of the stages (children
+    that are made of blocks with normalisation) the last quarter, at least one, or where there are no stages the last
+    quarter of the blocks; and in both cases all that is registered after them. A ResNet loses its fourth stage, a
+    transformer of twelve blocks the last three and the final norm, as in Niu et al. 2023, arXiv:2302.12400, appendix
+    C.2. A model whose normalisation layers cannot be parted keeps all.
+    """
+    left_out = {id(parameter) for module in _top(model) for parameter in module.parameters()}
+    return {name: parameter for name, parameter in norm_parameters(model).items() if id(parameter) not in left_out}
+
+
+def below_the_official_top(model: nn.Module) -> dict[str, nn.Parameter]:
+    """As `below_the_top`, by the names that the releases of SAR and DeYO know.
+
+    Leaves out `layer4`, `blocks.9` to `blocks.11` and `norm`, which are timm's names for ResNet-50 and ViT-B/16; any
+    other model keeps all.
+    """
+    return {name: value for name, value in norm_parameters(model).items() if not _OFFICIAL_TOP.search(name)}
+
+
+def _top(module: nn.Module) -> list[nn.Module]:
+    children = list(module.children())
+    with_norms = [place for place, child in enumerate(children) if norm_layers(child)]
+    stages = [place for place in with_norms if _has_blocks(children[place])]
+    if len(stages) >= 3:
+        first = stages[-_quarter(len(stages))]
+    elif stages:
+        # One container of blocks, or an encoder beside a small second part: the top lies inside the larger.
+        first = max(stages, key=lambda place: len(norm_layers(children[place])))
+        return _top(children[first]) + children[first + 1 :]
+    elif len(with_norms) > 1:
+        first = with_norms[-_quarter(len(with_norms))]
+    else:
+        return [inner for place in with_norms for inner in _top(children[place])]
+    return children[first:]
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    """Whether a child holds normalisation layers without being one."""
+    return any(layers and "" not in layers for layers in map(norm_layers, module.children()))
+
+
+def _quarter(count: int) -> int:
+    return max(1, round(count / 4))
