@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from methods.base import Source
-from methods.eta import Eta
+from methods.eta import Eta, EtaOptions
 from methods.losses import at_least_float32, gradients, recordable
-from methods.online import NormOptions
 from methods.table import Access
 
 
@@ -44,7 +43,7 @@ class Eata(Eta):
     }
 
     @dataclass(frozen=True)
-    class Config(Eta.Config):
+    class Config(EtaOptions):
         """Defaults of the paper for ImageNet.
 
         lr: step size; 2.5e-4 with SGD (batch 64).
@@ -56,11 +55,6 @@ class Eata(Eta):
         fisher_images: clean source images that F is estimated from, as many as there are at most.
         """
 
-        lr: float = 2.5e-4
-        optimizer: Literal["sgd", "adam"] = "sgd"
-        momentum: float = 0.9
-        margin: float = 0.4
-        epsilon: float = 0.05
         beta: float = 2000.0
         fisher_images: int = 2000
 

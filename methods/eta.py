@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,19 @@ from methods.losses import at_least_float32, gradients, recordable
 from methods.online import NormAdapter, NormOptions, margin, rows_where
 
 MEMORY = 0.9
+
+
+@dataclass(frozen=True)
+class EtaOptions(NormOptions):
+    """Options of the methods that select images as ETA does; `Eta.Config` says what they mean."""
+
+    margin: float = 0.4
+    epsilon: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
+        self.check(math.isfinite(self.epsilon) and self.epsilon > 0, "epsilon", "a finite number above 0")
 
 
 class Eta(NormAdapter):
@@ -42,7 +55,7 @@ class Eta(NormAdapter):
     }
 
     @dataclass(frozen=True)
-    class Config(NormOptions):
+    class Config(EtaOptions):
         """Defaults of the paper for ImageNet.
 
         lr: step size; 2.5e-4 with SGD (batch 64).
@@ -51,17 +64,6 @@ class Eta(NormAdapter):
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
         epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
         """
-
-        lr: float = 2.5e-4
-        optimizer: Literal["sgd", "adam"] = "sgd"
-        momentum: float = 0.9
-        margin: float = 0.4
-        epsilon: float = 0.05
-
-        def __post_init__(self) -> None:
-            NormOptions.__post_init__(self)
-            self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
-            self.check(math.isfinite(self.epsilon) and self.epsilon > 0, "epsilon", "a finite number above 0")
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)
