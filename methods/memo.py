@@ -49,6 +49,11 @@ class Memo(Adapter):
         "optimizer": ("sgd", "adamw"),
         "crop": ("resized", "padded", "none"),
     }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2.5e-4, "views": 64},
+        "imagenet-ln": {"lr": 1e-5, "optimizer": "adamw", "weight_decay": 0.01, "views": 64},
+        "cifar-gn": {"lr": 5e-3, "views": 32, "crop": "padded"},
+    }
 
     @dataclass(frozen=True)
     class Config:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from methods.base import Adapter, Source, Unsupported
-from methods.losses import entropy, gradients, recordable
-from methods.norms import norm_parameters, use_batch_statistics
-from methods.table import Access
+from methods.losses import gradients, recordable
+from methods.online import NormAdapter, NormOptions
 
 
-class Tent(Adapter):
+class Tent(NormAdapter):
     """Minimises the mean entropy of each batch over the affine parameters of the normalisation layers, online.
 
     Wang et al. 2021, arXiv:2006.10726, equation 1 and section 3.2. BatchNorm uses the statistics of the batch
@@ -26,15 +22,20 @@ class Tent(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "optimizer": ("sgd", "adam"),
         "steps": (1, 2),
     }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2.5e-4},
+        "imagenet-gn": {"lr": 2.5e-4},
+        "imagenet-ln": {"lr": 1e-3},
+        "cifar-bn": {"lr": 1e-3, "optimizer": "adam"},
+    }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(NormOptions):
         """Defaults of the paper for ImageNet.
 
         lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200).
@@ -43,38 +44,11 @@ class Tent(Adapter):
         steps: updates on each batch; the prediction is that of the last forward pass, made before its update.
         """
 
-        lr: float = 2.5e-4
-        optimizer: Literal["sgd", "adam"] = "sgd"
-        momentum: float = 0.9
         steps: int = 1
 
         def __post_init__(self) -> None:
-            if not (math.isfinite(self.lr) and self.lr >= 0):
-                raise ValueError(f"tent.lr must be a finite number of at least 0, not {self.lr}")
-            if self.optimizer not in ("sgd", "adam"):
-                raise ValueError(f'tent.optimizer must be "sgd" or "adam", not "{self.optimizer}"')
-            if not 0 <= self.momentum < 1:
-                raise ValueError(f"tent.momentum must lie in [0, 1), not {self.momentum}")
-            if self.steps < 1:
-                raise ValueError(f"tent.steps must be at least 1, not {self.steps}")
-
-    def configure(self, source: Source | None) -> None:
-        use_batch_statistics(self.model)
-        self.parameters = list(norm_parameters(self.model).values())
-        if not self.parameters:
-            raise Unsupported(
-                "tent adapts the affine parameters of normalisation layers and this model has none; "
-                "choose a model with BatchNorm, LayerNorm or GroupNorm, or a method that needs no such layer, as memo"
-            )
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
-        self.optimizer = self.build_optimizer()
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser of `self.parameters` that the options name."""
-        if self.config.optimizer == "adam":
-            return torch.optim.Adam(self.parameters, lr=self.config.lr, betas=(self.config.momentum, 0.999))
-        return torch.optim.SGD(self.parameters, lr=self.config.lr, momentum=self.config.momentum)
+            super().__post_init__()
+            self.check(self.steps >= 1, "steps", "at least 1")
 
     def predict(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update.
@@ -85,7 +59,5 @@ class Tent(Adapter):
         with gradients():
             for _ in range(self.config.steps):
                 logits: Tensor = self.model(images)
-                entropy(logits).mean().backward()  # type: ignore[no-untyped-call]
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
+                self.descend(self.uncertainty(logits).mean())
         return logits.detach()

@@ -1,0 +1,128 @@
+"""DeYO: entropy minimisation on images whose prediction hangs on the shape of things (Lee et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from methods.losses import at_least_float32, gradients, recordable
+from methods.online import (
+    NormAdapter,
+    NormOptions,
+    below_the_official_top,
+    below_the_top,
+    margin,
+    rows_where,
+)
+
+
+def shuffle_patches(images: Tensor, patches: int, generator: torch.Generator) -> Tensor:
+    """Each image [3, h, w] cut into patches x patches tiles put back in a random order of its own: [n, 3, h, w].
+
+    Sides that `patches` does not divide are resized (bilinear, antialiased) down to one it does, and back. Raises
+    ValueError for an image with fewer pixels than patches on a side.
+    """
+    n, channels, height, width = images.shape
+    if min(height, width) < patches:
+        raise ValueError(f"images of {height} x {width} cannot be cut into {patches} x {patches} tiles; use fewer")
+    h, w = height // patches, width // patches
+    order = torch.rand(n, patches**2, generator=generator, device=generator.device).argsort(-1).to(images.device)
+    tiles = _resized(images, (h * patches, w * patches)).view(n, channels, patches, h, patches, w)
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5).reshape(n, patches**2, channels, h, w)
+    tiles = tiles[torch.arange(n, device=images.device)[:, None], order]
+    tiles = tiles.view(n, patches, patches, channels, h, w).permute(0, 3, 1, 4, 2, 5)
+    return _resized(tiles.reshape(n, channels, h * patches, w * patches), (height, width))
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if images.shape[-2:] == size:
+        return images
+    return interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+class Deyo(NormAdapter):
+    """Minimises the weighted entropy of images that are fairly certain, and less so once their patches are shuffled.
+
+    Lee et al. 2024, arXiv:2403.07366, section 4. An image is learnt from if its entropy H is below `margin` * ln C and
+    PLPD, the probability of its predicted class minus the same after `shuffle_patches`, is above `plpd`; its weight is
+    exp(E0 - H) + exp(PLPD), with E0 = `weight_margin` * ln C. Where no image is left, nothing changes. Only images
+    that pass the first test are predicted again. Layers of the top quarter are left alone (see `below_the_top`).
+    """
+
+    tested_against = "golden"
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "plpd": (0.1, 0.2, 0.3, 0.5),
+        "optimizer": ("sgd", "adam"),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2.5e-4, "plpd": 0.3},
+        "imagenet-gn": {"lr": 2.5e-4, "plpd": 0.2},
+        "imagenet-ln": {"lr": 1e-3, "plpd": 0.2},
+        "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "plpd": 0.2},
+    }
+
+    @dataclass(frozen=True)
+    class Config(NormOptions):
+        """Defaults of the paper for ImageNet and ResNet-50.
+
+        lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64).
+        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
+        momentum: of SGD, or the first beta of Adam; in [0, 1).
+        margin: the largest entropy to learn from, as a fraction of ln C; in (0, 1].
+        weight_margin: E0 of the weights, as a fraction of ln C; in (0, 1].
+        plpd: the smallest fall of probability under shuffling to learn from; 0.3 for BatchNorm, 0.2 for the others.
+        patches: tiles along each side that images are cut into.
+        official_names: find the top by the timm names that the release knows; to compare with its numbers.
+        """
+
+        margin: float = 0.5
+        weight_margin: float = 0.4
+        plpd: float = 0.3
+        patches: int = 4
+        official_names: bool = False
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
+            self.check(0 < self.weight_margin <= 1, "weight_margin", "in (0, 1]")
+            self.check(math.isfinite(self.plpd), "plpd", "a finite number")
+            self.check(self.patches >= 1, "patches", "at least 1")
+
+    def chosen(self) -> dict[str, nn.Parameter]:
+        return below_the_official_top(self.model) if self.config.official_names else below_the_top(self.model)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
+
+        Raises RuntimeError under `torch.inference_mode()`.
+        """
+        images = recordable(images)
+        with gradients():
+            logits: Tensor = self.model(images)
+            uncertainty = self.uncertainty(logits)
+            certain = rows_where(uncertainty.detach() < margin(logits, self.config.margin))
+            if len(certain):
+                fall = self.fall_of_probability(images[certain], logits.detach()[certain])
+                shaped = rows_where(fall > self.config.plpd)
+                if len(shaped):
+                    kept = uncertainty[certain][shaped]
+                    # Divided rather than exponentiated with the other sign: rounds as the release does.
+                    weights = 1 / (kept.detach() - margin(logits, self.config.weight_margin)).exp()
+                    weights = weights + 1 / (-fall[shaped]).exp()
+                    self.descend(kept.mul(weights).mean())
+        return logits.detach()
+
+    @torch.no_grad()
+    def fall_of_probability(self, images: Tensor, logits: Tensor) -> Tensor:
+        """PLPD: how much of the predicted class's probability shuffling the patches takes away, [n] in [-1, 1]."""
+        shuffled: Tensor = self.model(shuffle_patches(images, self.config.patches, self.generator))
+        before, after = (at_least_float32(values).softmax(-1) for values in (logits, shuffled))
+        predicted = before.argmax(-1, keepdim=True)
+        return (before.gather(-1, predicted) - after.gather(-1, predicted))[:, 0]

@@ -1,0 +1,145 @@
+"""SAR: sharpness-aware and reliable entropy minimisation, with recovery from collapse (Niu et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Source
+from methods.losses import gradients, recordable
+from methods.online import (
+    NormAdapter,
+    NormOptions,
+    below_the_official_top,
+    below_the_top,
+    margin,
+    rows_where,
+)
+
+MEMORY = 0.9
+
+
+class Sar(NormAdapter):
+    """Minimises the entropy of reliable images at the worst point nearby, and starts anew when it nears collapse.
+
+    Niu et al. 2023, arXiv:2302.12400, section 4. Images are reliable if their entropy is below E0 = `margin` * ln C.
+    The mean over these is climbed to the distance `rho` (sharpness-aware minimisation), where it is taken again over
+    those that are still reliable; that gradient moves the parameters. When the moving average (0.9 old, 0.1 new) of
+    the second loss falls below `reset_below`, all returns to the source. Layers of the top quarter are left alone (see
+    `below_the_top`).
+
+    The release differs in three ways, which `official_quirks` brings back: its moving average survives the return to
+    the source and so causes it again, the optimiser's momentum survives too, and it moves by momentum where no image
+    is reliable. It also finds the top by timm's names alone.
+    """
+
+    tested_against = "golden"
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        "reset_below": (0.05, 0.1, 0.2, 0.5),
+        "rho": (0.02, 0.05, 0.1),
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2.5e-4},
+        "imagenet-gn": {"lr": 2.5e-4},
+        "imagenet-ln": {"lr": 1e-3},
+        "cifar-bn": {"lr": 1e-3},
+    }
+
+    @dataclass(frozen=True)
+    class Config(NormOptions):
+        """Defaults of the paper for ImageNet.
+
+        lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64).
+        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
+        momentum: of SGD, or the first beta of Adam; in [0, 1).
+        margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
+        rho: how far to climb, as the Euclidean distance in all adapted parameters together.
+        reset_below: the average entropy in nats that counts as near collapse; 0.2 for 1000 classes, less for few.
+        official_quirks: do as the release does where it departs from the paper; to compare with its numbers.
+        """
+
+        margin: float = 0.4
+        rho: float = 0.05
+        reset_below: float = 0.2
+        official_quirks: bool = False
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
+            self.check(math.isfinite(self.rho) and self.rho >= 0, "rho", "a finite number of at least 0")
+            self.check(math.isfinite(self.reset_below), "reset_below", "a finite number")
+
+    def configure(self, source: Source | None) -> None:
+        super().configure(source)
+        self.average: Tensor | None = None
+        self.source_values = [parameter.detach().clone() for parameter in self.parameters]
+
+    def chosen(self) -> dict[str, nn.Parameter]:
+        return below_the_official_top(self.model) if self.config.official_quirks else below_the_top(self.model)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
+
+        Raises RuntimeError under `torch.inference_mode()`.
+        """
+        images = recordable(images)
+        with gradients():
+            logits: Tensor = self.model(images)
+            limit = margin(logits, self.config.margin)
+            uncertainty = self.uncertainty(logits)
+            reliable = rows_where(uncertainty.detach() < limit)
+            if len(reliable) or self.config.official_quirks:
+                uncertainty[reliable].mean().backward()  # type: ignore[no-untyped-call]
+                self._descend_from_above(images, reliable, limit)
+        if self._near_collapse():
+            self._start_anew()
+        return logits.detach()
+
+    def _descend_from_above(self, images: Tensor, reliable: Tensor, limit: float) -> None:
+        """Climb the gradient that the parameters hold, take the gradient there, and step with it from where it was."""
+        below = [parameter.detach().clone() for parameter in self.parameters]
+        self._climb()
+        uncertainty = self.uncertainty(self.model(images))[reliable]
+        still = rows_where(uncertainty.detach() < limit)
+        if len(uncertainty):
+            self._remember(uncertainty.detach().mean())
+        if len(still) or self.config.official_quirks:
+            uncertainty[still].mean().backward()  # type: ignore[no-untyped-call]
+        self._put_back(below)
+        # The optimiser leaves parameters without a gradient alone, momentum included.
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _climb(self) -> None:
+        held = [parameter for parameter in self.parameters if parameter.grad is not None]
+        slopes = [parameter.grad for parameter in held if parameter.grad is not None]
+        scale = self.config.rho / (nn.utils.get_total_norm(slopes) + 1e-12)
+        torch._foreach_add_(held, torch._foreach_mul(slopes, scale))
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _put_back(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_(self.parameters, values)
+
+    def _remember(self, loss: Tensor) -> None:
+        if self.average is None:
+            self.average = loss
+        else:
+            # A state that was resumed from a file may lie on another device.
+            self.average = MEMORY * self.average.to(loss.device) + (1 - MEMORY) * loss
+
+    def _near_collapse(self) -> bool:
+        return self.average is not None and bool(self.average < self.config.reset_below)
+
+    def _start_anew(self) -> None:
+        if self.config.official_quirks:
+            self._put_back(self.source_values)
+        else:
+            self.reset()
