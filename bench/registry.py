@@ -226,8 +226,8 @@ def _config_classes(found: ast.ClassDef, module: str) -> list[ast.ClassDef]:
         if isinstance(node, ast.ClassDef) and node.name == "Config":
             return _with_bases(node, module)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr == "Config":
-            owner, _ = _class(module, ast.unparse(node.value.value))
-            return _config_classes(owner, module)
+            owner = _find(ast.unparse(node.value.value), module)
+            return _config_classes(*owner) if owner else []
     for base in found.bases:
         if isinstance(base, ast.Name) and (place := _find(base.id, module)):
             return _config_classes(*place)

@@ -45,6 +45,21 @@ _NADO = (
     "arXiv:2006.10963"
 )
 
+_NIU_EATA = "S. Niu et al. Efficient Test-Time Model Adaptation without Forgetting. ICML 2022. arXiv:2204.02610"
+_NIU_SAR = "S. Niu et al. Towards Stable Test-Time Adaptation in Dynamic Wild World. ICLR 2023. arXiv:2302.12400"
+_LEE = (
+    "J. Lee et al. Entropy is not Enough for Test-Time Adaptation: From the Perspective of Disentangled Factors. "
+    "ICLR 2024. arXiv:2403.07366"
+)
+_RUSAK = "E. Rusak et al. If your data distribution shifts, use self-learning. TMLR 2022. arXiv:2104.12928"
+_PRESS = (
+    "O. Press, S. Schneider, M. Kümmerer, M. Bethge. RDumb: A simple approach that questions our progress in "
+    "continual test-time adaptation. NeurIPS 2023. arXiv:2306.05401"
+)
+_ZHANG_COME = (
+    "Q. Zhang et al. COME: Test-time adaption by Conservatively Minimizing Entropy. ICLR 2025. arXiv:2410.10894"
+)
+
 PLAIN = Row("plain", "adapter", "methods.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
@@ -145,6 +160,78 @@ _ROWS = (
         "Minimises the marginal entropy over augmented views of one image, then predicts it and forgets",
         Access(test="image", state="episodic", backprop="full"),
         _ZHANG,
+    ),
+    Row(
+        "eta",
+        "adapter",
+        "methods.eta:Eta",
+        "Minimises the entropy of reliable images that are unlike those learnt from before",
+        Access(test="stream", state="online", backprop="norm"),
+        _NIU_EATA,
+    ),
+    Row(
+        "eata",
+        "adapter",
+        "methods.eata:Eata",
+        "ETA with parameters held near the source where they matter for it (Fisher information)",
+        Access(source="unlabelled", test="stream", state="online", backprop="norm"),
+        _NIU_EATA,
+    ),
+    Row(
+        "rdumb",
+        "adapter",
+        "methods.rdumb:Rdumb",
+        "ETA that returns to the source after every 1000 batches",
+        Access(test="stream", state="online", backprop="norm"),
+        _PRESS,
+    ),
+    Row(
+        "rpl",
+        "adapter",
+        "methods.rpl:Rpl",
+        "Learns from its own most probable class by a loss that is robust to wrong labels",
+        Access(test="stream", state="online", backprop="norm"),
+        _RUSAK,
+    ),
+    Row(
+        "sar",
+        "adapter",
+        "methods.sar:Sar",
+        "Minimises the entropy of reliable images, sharpness-aware, and starts anew before it collapses",
+        Access(test="stream", state="online", backprop="norm"),
+        _NIU_SAR,
+    ),
+    Row(
+        "deyo",
+        "adapter",
+        "methods.deyo:Deyo",
+        "Minimises the entropy of images whose prediction changes when their patches are shuffled",
+        Access(test="stream", state="online", backprop="norm"),
+        _LEE,
+    ),
+    Row(
+        "come_tent",
+        "adapter",
+        "methods.come:ComeTent",
+        "TENT on the entropy of opinions, which leave room for not knowing",
+        Access(test="stream", state="online", backprop="norm"),
+        _ZHANG_COME,
+    ),
+    Row(
+        "come_eata",
+        "adapter",
+        "methods.come:ComeEata",
+        "EATA on the entropy of opinions, which leave room for not knowing",
+        Access(source="unlabelled", test="stream", state="online", backprop="norm"),
+        _ZHANG_COME,
+    ),
+    Row(
+        "come_sar",
+        "adapter",
+        "methods.come:ComeSar",
+        "SAR on the entropy of opinions, which leave room for not knowing",
+        Access(test="stream", state="online", backprop="norm"),
+        _ZHANG_COME,
     ),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,8 +33,6 @@ def opinion_entropy(logits: Tensor) -> Tensor:
 class _Conservative:
     """Learns from the entropy of opinions instead of that of probabilities."""
 
-    tested_against: ClassVar = "restatement"
-
     def uncertainty(self, logits: Tensor) -> Tensor:
         return opinion_entropy(logits)
 
@@ -46,6 +43,9 @@ class ComeTent(_Conservative, Tent):
     Zhang et al. 2025, arXiv:2410.10894, section 4, with the options of TENT.
     """
 
+    tested_against = "restatement"
+    Config = Tent.Config
+
 
 class ComeEata(_Conservative, Eata):
     """EATA that selects, weights and minimises by `opinion_entropy`, with the thresholds of EATA.
@@ -53,9 +53,15 @@ class ComeEata(_Conservative, Eata):
     Zhang et al. 2025, arXiv:2410.10894, section 4.
     """
 
+    tested_against = "restatement"
+    Config = Eata.Config
+
 
 class ComeSar(_Conservative, Sar):
     """SAR that selects, minimises and detects collapse by `opinion_entropy`, with the thresholds of SAR.
 
     Zhang et al. 2025, arXiv:2410.10894, section 4.
     """
+
+    tested_against = "restatement"
+    Config = Sar.Config

@@ -27,7 +27,6 @@ class Eata(Eta):
     the stream.
     """
 
-    tested_against = "golden"
     access: ClassVar[Access] = Access(source="unlabelled", test="stream", state="online", backprop="norm")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ MEMORY = 0.9
 
 @dataclass(frozen=True)
 class EtaOptions(NormOptions):
-    """Options of the methods that select images as ETA does; `Eta.Config` says what they mean."""
+    """Options of a method that selects images as ETA does."""
 
     margin: float = 0.4
     epsilon: float = 0.05
@@ -41,7 +41,7 @@ class Eta(NormAdapter):
     that has a reliable image, all of whose reliable images count.
     """
 
-    tested_against = "golden"
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "epsilon": (0.05, 0.1, 0.2, 0.4),
@@ -67,7 +67,8 @@ class Eta(NormAdapter):
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)
-        self.mean: Tensor | None = None
+        # Empty until there is a first reliable image.
+        self.mean = self.parameters[0].new_empty(0)
 
     def predict(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
@@ -96,12 +97,10 @@ class Eta(NormAdapter):
         """The images to learn from, int64 [k]; their probabilities enter the running mean."""
         rows = rows_where(uncertainty < limit)
         probabilities = at_least_float32(logits)[rows].softmax(-1)
-        if self.mean is None:
+        if not len(self.mean):
             if len(rows):
                 self.mean = probabilities.mean(0)
             return rows
-        # A state that was resumed from a file may lie on another device.
-        self.mean = self.mean.to(probabilities.device)
         unlike = rows_where(cosine_similarity(self.mean[None], probabilities, dim=1).abs() < self.config.epsilon)
         if len(unlike):
             self.mean = MEMORY * self.mean + (1 - MEMORY) * probabilities[unlike].mean(0)

@@ -24,12 +24,7 @@ _OFFICIAL_TOP = re.compile(r"(^|\.)layer4\.|(^|\.)blocks\.(9|10|11)\.|^norm\.")
 
 @dataclass(frozen=True)
 class NormOptions:
-    """The optimiser of a method that adapts normalisation layers.
-
-    lr: step size.
-    optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-    momentum: of SGD, or the first beta of Adam; in [0, 1).
-    """
+    """Options of a method that adapts normalisation layers."""
 
     lr: float = 2.5e-4
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -41,9 +36,10 @@ class NormOptions:
         self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
 
     def check(self, holds: bool, option: str, wanted: str) -> None:
-        """Raises ValueError with a sentence naming the option, what it must be and what it is."""
+        """Raises ValueError with a sentence naming the method and option, what it must be and what it is."""
         if not holds:
-            raise ValueError(f"{option} must be {wanted}, not {getattr(self, option)!r}")
+            method = type(self).__qualname__.partition(".")[0].lower()
+            raise ValueError(f"{method}.{option} must be {wanted}, not {getattr(self, option)!r}")
 
 
 class NormAdapter(Adapter):
@@ -55,7 +51,14 @@ class NormAdapter(Adapter):
 
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
 
-    Config = NormOptions
+    @dataclass(frozen=True)
+    class Config(NormOptions):
+        """The optimiser alone.
+
+        lr: step size.
+        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
+        momentum: of SGD, or the first beta of Adam; in [0, 1).
+        """
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without affine parameters to adapt."""

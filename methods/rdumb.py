@@ -19,7 +19,6 @@ class Rdumb(Eta):
     counts whether or not an image of it was learnt from.
     """
 
-    tested_against = "golden"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "epsilon": (0.05, 0.1, 0.2, 0.4),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Sar(NormAdapter):
     is reliable. It also finds the top by timm's names alone.
     """
 
-    tested_against = "golden"
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         "reset_below": (0.05, 0.1, 0.2, 0.5),
@@ -77,7 +77,8 @@ class Sar(NormAdapter):
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)
-        self.average: Tensor | None = None
+        # Not a number until there is a first loss.
+        self.average = self.parameters[0].new_full((), math.nan, dtype=torch.float32)
         self.source_values = [parameter.detach().clone() for parameter in self.parameters]
 
     def chosen(self) -> dict[str, nn.Parameter]:
@@ -97,7 +98,7 @@ class Sar(NormAdapter):
             if len(reliable) or self.config.official_quirks:
                 uncertainty[reliable].mean().backward()  # type: ignore[no-untyped-call]
                 self._descend_from_above(images, reliable, limit)
-        if self._near_collapse():
+        if self.average < self.config.reset_below:
             self._start_anew()
         return logits.detach()
 
@@ -107,8 +108,7 @@ class Sar(NormAdapter):
         self._climb()
         uncertainty = self.uncertainty(self.model(images))[reliable]
         still = rows_where(uncertainty.detach() < limit)
-        if len(uncertainty):
-            self._remember(uncertainty.detach().mean())
+        self._remember(uncertainty.detach().mean())
         if len(still) or self.config.official_quirks:
             uncertainty[still].mean().backward()  # type: ignore[no-untyped-call]
         self._put_back(below)
@@ -118,25 +118,21 @@ class Sar(NormAdapter):
 
     @torch.no_grad()
     def _climb(self) -> None:
-        held = [parameter for parameter in self.parameters if parameter.grad is not None]
-        slopes = [parameter.grad for parameter in held if parameter.grad is not None]
-        scale = self.config.rho / (nn.utils.get_total_norm(slopes) + 1e-12)
-        torch._foreach_add_(held, torch._foreach_mul(slopes, scale))
+        pairs = [(parameter, parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+        scale = self.config.rho / (nn.utils.get_total_norm([slope for _, slope in pairs]) + 1e-12)
+        for parameter, slope in pairs:
+            parameter.add_(slope * scale)
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _put_back(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(self.parameters, values)
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
 
     def _remember(self, loss: Tensor) -> None:
-        if self.average is None:
-            self.average = loss
-        else:
-            # A state that was resumed from a file may lie on another device.
-            self.average = MEMORY * self.average.to(loss.device) + (1 - MEMORY) * loss
-
-    def _near_collapse(self) -> bool:
-        return self.average is not None and bool(self.average < self.config.reset_below)
+        """Let a loss into the moving average, unless it is not a number (as of no image at all)."""
+        known = torch.where(self.average.isnan(), loss, MEMORY * self.average + (1 - MEMORY) * loss)
+        self.average = torch.where(loss.isnan(), self.average, known)
 
     def _start_anew(self) -> None:
         if self.config.official_quirks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ class Tent(NormAdapter):
     alone. Dropout and stochastic depth stay off.
     """
 
-    tested_against = "golden"
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "optimizer": ("sgd", "adam"),
