@@ -32,6 +32,10 @@ _LI = (
     "Y. Li, N. Wang, J. Shi, J. Liu, X. Hou. Revisiting Batch Normalization For Practical Domain Adaptation. 2016. "
     "arXiv:1603.04779"
 )
+_LIANG = (
+    "J. Liang, D. Hu, J. Feng. Do We Really Need to Access the Source Data? Source Hypothesis Transfer for "
+    "Unsupervised Domain Adaptation. ICML 2020. arXiv:2002.08546"
+)
 _WANG = (
     "D. Wang, E. Shelhamer, S. Liu, B. Olshausen, T. Darrell. "
     "Tent: Fully Test-Time Adaptation by Entropy Minimization. ICLR 2021. arXiv:2006.10726"
@@ -144,6 +148,14 @@ _ROWS = (
         "Replaces the last layer by prototypes of the most certain test features of each class",
         Access(test="stream", state="online"),
         _IWASAWA,
+    ),
+    Row(
+        "shot_im",
+        "adapter",
+        "methods.shot_im:ShotIM",
+        "Makes each prediction certain and their mean diverse, over all parameters before the last layer",
+        Access(test="stream", state="online", backprop="full"),
+        _LIANG,
     ),
     Row(
         "tent",

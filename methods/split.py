@@ -101,7 +101,7 @@ def _linear_calls(model: nn.Module, images: Tensor) -> list[tuple[nn.Linear, Ten
 
 
 def _columns(model: nn.Module, head: nn.Linear, images: Tensor) -> Tensor | None:
-    numbers = torch.arange(head.out_features, device=images.device, dtype=images.dtype)
+    numbers = torch.arange(head.out_features, device=images.device, dtype=torch.float32)
     # The same numbers for two images, and others: a choice of columns gives the first back, and the others likewise.
     given = torch.stack([numbers, numbers, numbers.sin()])
     with _replaced(head, given), torch.no_grad():
@@ -129,7 +129,7 @@ def _noise(model: nn.Module) -> Tensor:
     parameter = next(model.parameters(), torch.empty(0))
     first: RuntimeError | ValueError | AssertionError | None = None
     for height, width in dict.fromkeys([*_stated_sizes(model), *((side, side) for side in _SIDES)]):
-        images = torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+        images = torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(0)).to(parameter)
         try:
             with torch.no_grad():
                 model(images)
