@@ -36,6 +36,10 @@ _LIANG = (
     "J. Liang, D. Hu, J. Feng. Do We Really Need to Access the Source Data? Source Hypothesis Transfer for "
     "Unsupervised Domain Adaptation. ICML 2020. arXiv:2002.08546"
 )
+_NIU_FOA = (
+    "S. Niu, C. Miao, G. Chen, P. Wu, P. Zhao. Test-Time Model Adaptation with Only Forward Passes. ICML 2024. "
+    "arXiv:2404.01650"
+)
 _WANG = (
     "D. Wang, E. Shelhamer, S. Liu, B. Olshausen, T. Darrell. "
     "Tent: Fully Test-Time Adaptation by Entropy Minimization. ICLR 2021. arXiv:2006.10726"
@@ -156,6 +160,14 @@ _ROWS = (
         "Makes each prediction certain and their mean diverse, over all parameters before the last layer",
         Access(test="stream", state="online", backprop="full"),
         _LIANG,
+    ),
+    Row(
+        "foa",
+        "adapter",
+        "methods.foa:FOA",
+        "Searches prompts of a vision transformer by CMA-ES and shifts its last features, by forward passes alone",
+        Access(source="statistics", test="stream", state="online"),
+        _NIU_FOA,
     ),
     Row(
         "tent",
