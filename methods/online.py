@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,11 @@ class NormAdapter(Adapter):
         if self.config.optimizer == "adam":
             return torch.optim.Adam(self.parameters, lr=self.config.lr, betas=(self.config.momentum, 0.999))
         return torch.optim.SGD(self.parameters, lr=self.config.lr, momentum=self.config.momentum)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As of any adapter; gradients that an interrupted batch left behind are forgotten."""
+        super().load_state_dict(state)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def uncertainty(self, logits: Tensor) -> Tensor:
         """How unsure the model is of each image, in nats: [n, classes] -> [n]; the entropy unless overridden."""
