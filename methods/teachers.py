@@ -1,0 +1,76 @@
+"""What methods with teachers share: averaged copies, losses between two predictions, generators, an optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from methods.losses import at_least_float32
+from methods.online import NormOptions
+
+
+@dataclass(frozen=True)
+class TeacherOptions(NormOptions):
+    """Options of an optimiser that may use Nesterov's momentum, as the releases of this family do."""
+
+    nesterov: bool = True
+    flip: bool = True
+
+
+def build_optimizer(parameters: list[nn.Parameter], options: TeacherOptions) -> torch.optim.Optimizer:
+    """SGD (without Nesterov where there is no momentum, as it needs some) or Adam, without weight decay."""
+    if options.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=options.lr, betas=(options.momentum, 0.999))
+    nesterov = options.nesterov and options.momentum > 0
+    return torch.optim.SGD(parameters, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimiser down the gradient of a scalar loss."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def move_towards(values: Sequence[Tensor], targets: Sequence[Tensor], share: float) -> None:
+    """values <- (1 - share) * values + share * targets, in place; `share` in [0, 1]."""
+    torch._foreach_lerp_(list(values), list(targets), share)
+
+
+def cross_entropy_to(targets: Tensor, logits: Tensor) -> Tensor:
+    """-sum_c p_c log q_c in nats for p = softmax(targets), q = softmax(logits): [n, classes] twice -> [n].
+
+    Gradients flow through both. Classes masked with -inf in both neither count nor give NaN.
+    """
+    p = at_least_float32(targets).softmax(-1)
+    log_q = at_least_float32(logits).log_softmax(-1)
+    return -(p * torch.where(p > 0, log_q, 0.0)).sum(-1)
+
+
+def symmetric_cross_entropy(one: Tensor, other: Tensor) -> Tensor:
+    """The mean of the cross-entropies of two predictions to each other: logits [n, classes] twice -> [n]."""
+    return 0.5 * cross_entropy_to(one, other) + 0.5 * cross_entropy_to(other, one)
+
+
+class Generators(NamedTuple):
+    """Two sources of randomness of one method: numbers the host needs, and tensors made on the model's device."""
+
+    host: torch.Generator
+    device: torch.Generator
+
+
+def generators(generator: torch.Generator, model: nn.Module) -> Generators:
+    """A CPU generator and one on the model's device, where possible the given one, else seeded as it was."""
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+
+    def on(place: torch.device) -> torch.Generator:
+        if generator.device.type == place.type:
+            return generator
+        return torch.Generator(place).manual_seed(generator.initial_seed())
+
+    return Generators(on(torch.device("cpu")), on(device))
