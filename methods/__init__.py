@@ -68,6 +68,15 @@ _ZHANG_COME = (
     "Q. Zhang et al. COME: Test-time adaption by Conservatively Minimizing Entropy. ICLR 2025. arXiv:2410.10894"
 )
 
+_WANG_COTTA = (
+    "Q. Wang, O. Fink, L. Van Gool, D. Dai. Continual Test-Time Domain Adaptation. CVPR 2022. arXiv:2203.13591"
+)
+_MARSDEN = (
+    "R. A. Marsden, M. Döbler, B. Yang. Universal Test-time Adaptation through Weight Ensembling, Diversity Weighting, "
+    "and Prior Correction. WACV 2024. arXiv:2306.00650"
+)
+_LEE_CMF = "J.-H. Lee, J.-H. Chang. Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation. ICLR 2024."
+
 PLAIN = Row("plain", "adapter", "methods.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
@@ -256,6 +265,30 @@ _ROWS = (
         "SAR on the entropy of opinions, which leave room for not knowing",
         Access(test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
+    ),
+    Row(
+        "cotta",
+        "adapter",
+        "methods.cotta:Cotta",
+        "Learns its running average's predictions over views, and returns single weights to the source",
+        Access(test="stream", state="online", backprop="full"),
+        _WANG_COTTA,
+    ),
+    Row(
+        "roid",
+        "adapter",
+        "methods.roid:Roid",
+        "Learns from certain and diverse images by likelihood ratio and consistency, held near the source",
+        Access(test="stream", state="online", backprop="norm"),
+        _MARSDEN,
+    ),
+    Row(
+        "cmf",
+        "adapter",
+        "methods.cmf:Cmf",
+        "ROID with parameters that follow a hidden state inferred by a Kalman filter",
+        Access(test="stream", state="online", backprop="norm"),
+        _LEE_CMF,
     ),
 )
 

@@ -87,7 +87,7 @@ class Roid(NormAdapter):
         # Empty until the first batch tells the number of classes.
         self.mean = self.parameters[0].new_empty(0)
         self.batch_size = 0
-        self.random = generators(self.generator, self.model)
+        self.host_draws, self.device_draws = generators(self.generator, self.model)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         return build_optimizer(self.parameters, self.config)
@@ -105,8 +105,8 @@ class Roid(NormAdapter):
             kept = weights.nonzero()[:, 0]
             view = make_view(
                 images[kept],
-                draw_view(self.random.host, smooth=False, flip=self.config.flip),
-                self.random.device,
+                draw_view(self.host_draws, smooth=False, flip=self.config.flip),
+                self.device_draws,
                 padding="reflect",
             )
             chosen = logits[kept]

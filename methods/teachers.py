@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +56,11 @@ def symmetric_cross_entropy(one: Tensor, other: Tensor) -> Tensor:
     return 0.5 * cross_entropy_to(one, other) + 0.5 * cross_entropy_to(other, one)
 
 
-class Generators(NamedTuple):
-    """Two sources of randomness of one method: numbers the host needs, and tensors made on the model's device."""
+def generators(generator: torch.Generator, model: nn.Module) -> tuple[torch.Generator, torch.Generator]:
+    """One on the CPU for numbers that the host needs, and one on the model's device for tensors made there.
 
-    host: torch.Generator
-    device: torch.Generator
-
-
-def generators(generator: torch.Generator, model: nn.Module) -> Generators:
-    """A CPU generator and one on the model's device, where possible the given one, else seeded as it was."""
+    The given generator where it is on such a device, else a new one with its seed.
+    """
     device = next((value.device for value in model.parameters()), torch.device("cpu"))
 
     def on(place: torch.device) -> torch.Generator:
@@ -73,4 +68,4 @@ def generators(generator: torch.Generator, model: nn.Module) -> Generators:
             return generator
         return torch.Generator(place).manual_seed(generator.initial_seed())
 
-    return Generators(on(torch.device("cpu")), on(device))
+    return on(torch.device("cpu")), on(device)

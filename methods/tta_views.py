@@ -1,4 +1,4 @@
-"""Random views of a test batch as CoTTA makes them: colours, a small rotation, blur and noise, on the images' device."""
+"""Random views of a test batch as CoTTA makes them: colours, a small rotation, blur and noise, on its device."""
 
 from __future__ import annotations
 
@@ -79,13 +79,11 @@ def make_view(images: Tensor, view: View, noise: torch.Generator, *, padding: Pa
     margin = 0 if view.sigma is None else BLUR_SIZE // 2
     pixels = _affine(pixels, view, margin, padding)
     if view.sigma is not None:
-        pixels = image.gaussian_blur(pixels, [BLUR_SIZE], [view.sigma])[..., margin:-margin, margin:-margin]
+        pixels = image.gaussian_blur(pixels, BLUR_SIZE, view.sigma)[..., margin:-margin, margin:-margin]
     if view.mirrored:
         pixels = pixels.flip(-1)
     if view.sigma is not None:
-        pixels = pixels + NOISE * torch.randn(
-            pixels.shape, generator=noise, device=pixels.device, dtype=pixels.dtype
-        )
+        pixels = pixels + NOISE * torch.randn(pixels.shape, generator=noise, device=pixels.device, dtype=pixels.dtype)
     return pixels.clamp(0, 1).to(images.dtype)
 
 
