@@ -75,7 +75,10 @@ _MARSDEN = (
     "R. A. Marsden, M. Döbler, B. Yang. Universal Test-time Adaptation through Weight Ensembling, Diversity Weighting, "
     "and Prior Correction. WACV 2024. arXiv:2306.00650"
 )
-_LEE_CMF = "J.-H. Lee, J.-H. Chang. Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation. ICLR 2024."
+_LEE_CMF = (
+    "J.-H. Lee, J.-H. Chang. Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation. "
+    "ICLR 2024."
+)
 
 PLAIN = Row("plain", "adapter", "methods.plain:Plain", "Predicts and changes nothing", Access(), "")
 

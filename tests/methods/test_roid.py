@@ -83,7 +83,8 @@ class Restated:
         self.settle()
         prior = p.mean(0)
         smooth = max(1 / n, 1 / classes) / prior.max()
-        return logits.detach() * ((prior + smooth) / (1 + smooth * classes)).float()
+        corrected: Tensor = logits.detach() * ((prior + smooth) / (1 + smooth * classes)).float()
+        return corrected
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -170,7 +171,7 @@ def test_the_restatement_tells_mutants_apart(
 def test_the_restatement_tells_mutants_of_the_filter_apart(
     make_net: Nets, batches: Tensor, name: str, value: float
 ) -> None:
-    options = {"lr": 0.01, "q": 50.0}
+    options: dict[str, Any] = {"lr": 0.01, "q": 50.0}
     adapter = ready(Cmf, make_net("bn"), Cmf.Config(**{**options, name: value}))
     assert difference(adapter, Restated(make_net("bn"), Cmf.Config(**options), 8, 3), batches) > 2e-4
 
