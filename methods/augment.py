@@ -84,7 +84,7 @@ def _mix(start: Tensor, chains: Tensor, rows: Tensor) -> Tensor:
     parts = torch.cat([share, (1 - share) * weights], dim=1).float().div(255).to(start.device)
     mixed = start * parts[:, 0, None, None, None]
     for chain in range(CHAINS):
-        mixed += chains[:, chain] * parts[:, chain + 1, None, None, None]
+        mixed += chains[:, chain].float().mul_(parts[:, chain + 1, None, None, None])
     return mixed.clamp_(0, 1)
 
 
@@ -115,10 +115,7 @@ def _integers(uniforms: Tensor, count: int) -> Tensor:
 
 def autocontrast(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Stretch each channel's range to 0..255."""
-    present = _histograms(pixels) > 0
-    values = torch.arange(256, device=pixels.device)
-    low = torch.where(present, values, 255).amin(-1)
-    high = torch.where(present, values, 0).amax(-1)
+    low, high = pixels.amin((2, 3)).long(), pixels.amax((2, 3)).long()
     return _look_up(pixels, _stretches(pixels.device)[low, high])
 
 
@@ -152,27 +149,50 @@ def posterize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 def solarize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Invert values of 256 - int(25.6 level) and above."""
-    threshold = (256 - (25.6 * level).long()).to(torch.int16).to(pixels.device).view(-1, 1, 1, 1)
-    return torch.where(pixels < threshold, pixels, 255 - pixels)
+    values = torch.arange(256)
+    threshold = 256 - (25.6 * level).long()[:, None, None]
+    tables = torch.where(values < threshold, values, 255 - values).to(torch.uint8)
+    return _look_up(pixels, tables.expand(-1, pixels.shape[1], -1).to(pixels.device))
 
 
 def rotate(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Turn by int(3 level) degrees about the centre, counter-clockwise for a positive sign."""
     height, width = pixels.shape[-2:]
     angle = -torch.deg2rad(sign * (3 * level).long())
-    cos, sin = angle.cos(), angle.sin()
-    x, y = width / 2, height / 2
-    return _affine(pixels, [cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y])
+    cos, sin = (part.float().to(pixels.device).view(-1, 1, 1) for part in (angle.cos(), angle.sin()))
+    x, y = _centres(width, pixels.device) - width / 2, _centres(height, pixels.device).view(-1, 1) - height / 2
+    xs, ys = cos * x + sin * y + width / 2, cos * y - sin * x + height / 2
+    inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
+    return _cut(_bilinear(pixels.float(), xs, ys), inside)
 
 
 def shear_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Shift each row by 0.03 level times its height."""
-    return _affine(pixels, [1, 0.03 * level * sign, 0, 0, 1, 0])
+    height, width = pixels.shape[-2:]
+    slope = (0.03 * level * sign).view(-1, 1, 1).to(pixels.device)
+    shift = slope * (torch.arange(height, device=pixels.device).view(-1, 1) + 0.5)
+    whole = shift.floor()
+    # Both neighbours of every pixel in one row that is a pixel longer.
+    columns = (torch.arange(width + 1, device=pixels.device) + whole.long()).clamp_(0, width - 1)
+    rows = torch.arange(height, device=pixels.device).view(-1, 1)
+    read = _read(pixels, rows, columns).float()
+    xs = torch.arange(width, device=pixels.device) + 0.5 + shift
+    between = torch.lerp(read[..., :-1], read[..., 1:], (shift - whole).float()[:, None])
+    return _cut(between, (xs >= 0) & (xs < width))
 
 
 def shear_y(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Shift each column by 0.03 level times its distance from the left."""
-    return _affine(pixels, [1, 0, 0, 0.03 * level * sign, 1, 0])
+    height, width = pixels.shape[-2:]
+    slope = (0.03 * level * sign).view(-1, 1, 1).to(pixels.device)
+    shift = slope * (torch.arange(width, device=pixels.device) + 0.5)
+    whole = shift.floor()
+    rows = (torch.arange(height + 1, device=pixels.device).view(-1, 1) + whole.long()).clamp_(0, height - 1)
+    columns = torch.arange(width, device=pixels.device)
+    read = _read(pixels, rows, columns).float()
+    ys = torch.arange(height, device=pixels.device).view(-1, 1) + 0.5 + shift
+    between = torch.lerp(read[..., :-1, :], read[..., 1:, :], (shift - whole).float()[:, None])
+    return _cut(between, (ys >= 0) & (ys < height))
 
 
 def translate_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
@@ -206,47 +226,57 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 def _histograms(pixels: Tensor) -> Tensor:
     """Counts of each 8-bit value: [n, 3, h, w] -> int64 [n, 3, 256]."""
     n, channels = pixels.shape[:2]
-    table = torch.arange(n * channels, device=pixels.device).mul_(256).view(n, channels, 1)
-    index = (pixels.flatten(2).long() + table).flatten()
-    counts = torch.zeros(n * channels * 256, dtype=torch.int64, device=pixels.device)
-    counts.scatter_add_(0, index, torch.ones_like(index))
-    return counts.view(n, channels, 256)
+    return torch.bincount(_places(pixels), minlength=n * channels * 256).view(n, channels, 256)
 
 
 def _look_up(pixels: Tensor, tables: Tensor) -> Tensor:
     """Replace each value by its entry in the table of its image and channel, uint8 [n, 3, 256]."""
-    return tables.gather(2, pixels.flatten(2).long()).view_as(pixels)
+    return tables.flatten().index_select(0, _places(pixels)).view_as(pixels)
 
 
-def _affine(pixels: Tensor, matrix: list[Tensor | float]) -> Tensor:
-    """Read each output pixel from a x + b y + c, d x + e y + f, bilinearly; FILL where that lies outside the image.
+def _places(pixels: Tensor) -> Tensor:
+    """Where each 8-bit value stands in the tables of all images and channels: [n, 3, h, w] -> int32 [n * 3 * h * w]."""
+    n, channels = pixels.shape[:2]
+    starts = torch.arange(n * channels, dtype=torch.int32, device=pixels.device).mul_(256).view(n, channels, 1)
+    return pixels.flatten(2).int().add_(starts).flatten()
 
-    Coordinates are those of pixel centres, x + 1/2. Values are cut, not rounded, to 8 bits, as PIL does.
+
+def _read(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pixels at rows and columns (int64, of shapes that broadcast to [n, h', w']): [n, 3, h, w] -> [n, 3, h', w']."""
+    n, channels, _, width = pixels.shape
+    places = (rows * width + columns).expand(n, -1, -1)
+    read = pixels.flatten(2).gather(2, places.flatten(1)[:, None].expand(-1, channels, -1))
+    return read.view(n, channels, *places.shape[1:])
+
+
+def _cut(values: Tensor, inside: Tensor) -> Tensor:
+    """Values in 0..255 cut, not rounded, to 8 bits, as PIL does; FILL outside. Changes float values [n, 3, h, w].
+
+    inside: bool [n, h, w].
     """
-    n, _, height, width = pixels.shape
-    a, b, c, d, e, f = (
-        torch.as_tensor(entry, dtype=torch.float64).expand(n).float().to(pixels.device).view(n, 1, 1)
-        for entry in matrix
-    )
-    x, y = _centres(width, pixels.device), _centres(height, pixels.device).view(-1, 1)
-    xs, ys = a * x + b * y + c, d * x + e * y + f
-    inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
     # The addend keeps whole values whole: coordinates in float32 are off by some 1e-5 pixels, times 255 levels.
-    read = (_bilinear(pixels.float(), xs, ys) + 0.004).floor_().clamp_(0, 255)
-    fill = torch.tensor(FILL, device=pixels.device).view(1, 3, 1, 1)
-    return torch.where(inside[:, None], read, fill).to(torch.uint8)
+    # Products, since a choice between two tensors is many times slower on CPUs.
+    values.add_(0.004).mul_(inside[:, None])
+    red, green, blue = FILL
+    for channel, level in enumerate((red, green, blue)):
+        if level:
+            values[:, channel] += level * ~inside
+    return values.to(torch.uint8)
 
 
 def _shifted(pixels: Tensor, down: Tensor, right: Tensor, fill: tuple[float, float, float]) -> Tensor:
     """Read each pixel from whole pixels further down and right, int64 [n] on the CPU; `fill` outside the image."""
     height, width = pixels.shape[-2:]
-    y = torch.arange(height, device=pixels.device) + down.to(pixels.device).view(-1, 1)
-    x = torch.arange(width, device=pixels.device) + right.to(pixels.device).view(-1, 1)
-    inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
-    of_rows = y.clamp(0, height - 1)[:, None, :, None].expand(-1, 3, -1, width)
-    of_columns = x.clamp(0, width - 1)[:, None, None, :].expand(-1, 3, height, -1)
-    colour = torch.tensor(fill, device=pixels.device).to(pixels.dtype).view(1, 3, 1, 1)
-    return torch.where(inside, pixels.gather(2, of_rows).gather(3, of_columns), colour)
+    rows = torch.arange(height) + down.view(-1, 1)
+    columns = torch.arange(width) + right.view(-1, 1)
+    # One more pixel holds the colour; whatever lies outside is read there.
+    last = height * width
+    rows = torch.where((rows >= 0) & (rows < height), rows * width, last).to(pixels.device)
+    columns = torch.where((columns >= 0) & (columns < width), columns, last).to(pixels.device)
+    places = (rows[:, :, None] + columns[:, None, :]).clamp_(max=last).flatten(1)
+    colour = torch.tensor(fill, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1).expand(len(pixels), -1, -1)
+    read = torch.cat([pixels.flatten(2), colour], dim=2).gather(2, places[:, None].expand(-1, 3, -1))
+    return read.view_as(pixels)
 
 
 def _centres(size: int, device: torch.device) -> Tensor:
@@ -272,8 +302,20 @@ def _resized(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
     xs = left + (x * wide / width).clamp(min=0.5).minimum(wide - 0.5)
     ys = top + (y * tall / height).clamp(min=0.5).minimum(tall - 0.5)
     # PIL stretches rows, rounds, then stretches columns; a level that is off would be magnified by later operations.
-    stretched = _nearest_levels(_bilinear(pixels, *_crossed(xs, _centres(height, pixels.device).expand(len(xs), -1))))
-    return _nearest_levels(_bilinear(stretched, *_crossed(_centres(width, pixels.device).expand(len(xs), -1), ys)))
+    return _stretched(_stretched(pixels, xs, 3), ys, 2)
+
+
+def _stretched(pixels: Tensor, places: Tensor, dim: int) -> Tensor:
+    """Pixels along one dimension at coordinates of centres [n, size] that lie inside the picture, linearly."""
+    size = pixels.shape[dim]
+    shape = [len(pixels), 1, 1, 1]
+    shape[dim] = places.shape[1]
+    low = (places - 0.5).clamp(0, size - 1).floor()
+    share = (places - 0.5 - low).clamp_(0, 1).view(shape)
+    wide = list(pixels.shape)
+    wide[dim] = places.shape[1]
+    one, other = (index.long().view(shape).expand(wide) for index in (low, (low + 1).clamp(max=size - 1)))
+    return _nearest_levels(torch.lerp(pixels.gather(dim, one), pixels.gather(dim, other), share))
 
 
 def _nearest_levels(values: Tensor) -> Tensor:
@@ -316,12 +358,6 @@ def _mirrored(x: Tensor, rows: Tensor, flip: bool, width: int) -> Tensor:
         return x.expand(len(rows), -1)
     mirror = (rows[:, _FLIP] < 0.5).to(x.device)
     return torch.where(mirror, width - x, x)
-
-
-def _crossed(xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of every pixel from those of its column [n, w] and row [n, h]."""
-    size = (len(xs), ys.shape[1], xs.shape[1])
-    return xs[:, None, :].expand(size), ys[:, :, None].expand(size)
 
 
 _BOXES: dict[Crop, Callable[[Tensor, Tensor, bool], Tensor]] = {"resized": _resized, "padded": _padded, "none": _whole}
