@@ -52,7 +52,8 @@ class Deyo(NormAdapter):
     Lee et al. 2024, arXiv:2403.07366, section 4. An image is learnt from if its entropy H is below `margin` * ln C and
     PLPD, the probability of its predicted class minus the same after `shuffle_patches`, is above `plpd`; its weight is
     exp(E0 - H) + exp(PLPD), with E0 = `weight_margin` * ln C. Where no image is left, nothing changes. Only images
-    that pass the first test are predicted again. Layers of the top quarter are left alone (see `below_the_top`).
+    that pass the first test are predicted again. Layers of the top quarter are left alone (see `below_the_top`). Costs
+    at most two forward passes, one of them without gradients, and one backward pass.
     """
 
     tested_against = "golden"

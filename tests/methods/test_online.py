@@ -148,8 +148,8 @@ def build(request: pytest.FixtureRequest, batches: Tensor) -> Callable[..., Adap
 
     def made(model: nn.Module, seed: int = 0) -> Adapter:
         adapter: Adapter = cls(model, cls.Config(**options), torch.Generator().manual_seed(seed))
-        dtype = next(model.parameters()).dtype
-        source = Source(lambda number: SourceBatch(batches[number].to(dtype)), 5)
+        like = next(model.parameters())
+        source = Source(lambda number: SourceBatch(batches[number].to(like)), 5)
         adapter.prepare(source if cls.access.source != "none" else None)
         return adapter
 
@@ -286,3 +286,15 @@ def test_gradients_of_an_interrupted_batch_are_forgotten(build: Build, make_net:
     assert any(parameter.grad is not None for parameter in parameters)
     adapter.reset()
     assert torch.equal(play(adapter, batches), first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["bn", "gn"])
+def test_a_gpu_gives_nearly_the_same(build: Build, make_net: Nets, batches: Tensor, kind: str) -> None:
+    on_cpu, on_gpu = build(make_net(kind).double()), build(make_net(kind).double().cuda())
+    for batch in batches.double():
+        torch.testing.assert_close(on_gpu.predict(batch.cuda()).cpu(), on_cpu.predict(batch), rtol=0, atol=1e-6)
+    on_gpu.load_state_dict(on_cpu.state_dict())
+    ours = on_gpu.predict(batches[0].double().cuda()).cpu()
+    torch.testing.assert_close(ours, on_cpu.predict(batches[0].double()), rtol=0, atol=1e-6)
