@@ -80,6 +80,8 @@ _LEE_CMF = (
     "ICLR 2024."
 )
 
+_YUAN = "L. Yuan, B. Xie, S. Li. Robust Test-Time Adaptation in Dynamic Scenarios. CVPR 2023. arXiv:2303.13899"
+
 PLAIN = Row("plain", "adapter", "methods.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
@@ -276,6 +278,14 @@ _ROWS = (
         "Learns its running average's predictions over views, and returns single weights to the source",
         Access(test="stream", state="online", backprop="full"),
         _WANG_COTTA,
+    ),
+    Row(
+        "rotta",
+        "adapter",
+        "methods.rotta:Rotta",
+        "Learns its running average's predictions of a class-balanced memory, with robust statistics",
+        Access(test="stream", state="online", backprop="norm"),
+        _YUAN,
     ),
     Row(
         "roid",
