@@ -63,6 +63,7 @@ class Restated:
             value.requires_grad_(True)
         self.optimizer = torch.optim.Adam(self.values, lr=config.lr)
         self.config, self.draws = config, torch.Generator().manual_seed(seed)
+        self.mode(training=False)
         self.memory: dict[int, list[Item]] = {}
         self.count = 0
 
@@ -110,7 +111,7 @@ class Restated:
             decay = math.exp(-item.age / self.config.capacity)
             loss = loss - decay / (1 + decay) * (target[row] * log_q[row]).sum() / len(items)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         share = self.config.teacher_share
         with torch.no_grad():
