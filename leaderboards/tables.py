@@ -77,7 +77,7 @@ def _grid(board: Board, per_corruption: bool) -> Grid:
         ),
         optional=[titles.index(title) for title in _OPTIONAL],
         below=_access_lines(board),
-        notes=_notes(board),
+        notes=notes_of(board),
     )
 
 
@@ -172,21 +172,21 @@ def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
         Column(
             "clean",
             "Accuracy on uncorrupted images in percent.",
-            lambda row: _percent(row.clean_accuracy),
+            lambda row: percent(row.clean_accuracy),
             lambda row: row.clean_accuracy,
             better=1,
         ),
         Column(
             "forgetting",
             "Points of clean accuracy lost against the source classifier; negative where gained.",
-            lambda row: _percent(row.forgetting),
+            lambda row: percent(row.forgetting),
             lambda row: row.forgetting,
             better=-1,
         ),
         Column(
             "ECE",
             "Expected calibration error in percent, mean over corrupted conditions.",
-            lambda row: _percent(row.ece),
+            lambda row: percent(row.ece),
             lambda row: row.ece,
             better=-1,
         ),
@@ -241,19 +241,20 @@ def _accuracy(row: BoardRow) -> str:
     if row.accuracy is None:
         return "incomplete"
     if row.interval is None:
-        return _percent(row.accuracy)
-    return f"{_percent(row.accuracy)} [{_percent(row.interval.low)}, {_percent(row.interval.high)}]"
+        return percent(row.accuracy)
+    return f"{percent(row.accuracy)} [{percent(row.interval.low)}, {percent(row.interval.high)}]"
 
 
 def _per_corruption(name: str) -> Callable[[BoardRow], str]:
-    return lambda row: _percent(row.per_corruption[name])
+    return lambda row: percent(row.per_corruption[name])
 
 
 def _value_of_corruption(name: str) -> Callable[[BoardRow], float | None]:
     return lambda row: row.per_corruption[name]
 
 
-def _percent(fraction: float | None) -> str:
+def percent(fraction: float | None) -> str:
+    """A fraction in percent with one decimal, as every renderer writes it."""
     # A small loss must not be written as minus zero.
     return ABSENT if fraction is None else f"{100 * fraction:.1f}".replace("-0.0", "0.0")
 
@@ -266,7 +267,8 @@ def _count(number: int | None, noun: str) -> str:
     return f"{ABSENT if number is None else number} {noun}{'' if number == 1 else 's'}"
 
 
-def _notes(board: Board) -> list[str]:
+def notes_of(board: Board) -> list[str]:
+    """What failed or is missing, a line for each incomplete row."""
     return [f"{row.name}: {' '.join(row.incomplete.split())}" for row in board.rows if row.incomplete]
 
 

@@ -1,0 +1,303 @@
+"""Figures of a board: severity curves, method by corruption, cost against accuracy, and what a soup is made of.
+
+Colours are seaborn's colour-blind safe ones; markers tell series apart without them. Figures are values of matplotlib,
+drawn without a display and without changing its global settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from leaderboards.boards import INGREDIENT, TRACKS, Board, BoardRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_LINES = 8  # more series cannot be told apart
+_MOST_ROWS = 30  # rows of a heat map that can be read
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_INK = "#010203"  # stands for the text colour of a page; no palette has it
+_STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **{f"{part}.color": _INK for part in ("text", "xtick", "ytick")},
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+}
+
+
+def severity_curves(board: Board) -> Figure | None:
+    """Mean accuracy over corruptions against severity, clean at 0, of the best methods; None with one severity only."""
+    rows = _best(board)
+    if len(board.severities) < 2 or not rows:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for row, colour, marker in zip(rows, _palette(len(rows)), _MARKERS, strict=False):
+            points = [(s, row.at_severity(s)) for s in board.severities]
+            if row.clean_accuracy is not None:
+                points.insert(0, (0.0, row.clean_accuracy))
+            axes.plot(
+                [s for s, _ in points],
+                [100 * (value or 0) for _, value in points],
+                color=colour,
+                marker=marker,
+                label=f"{row.name} ({row.track})",
+            )
+        axes.set(xlabel="severity (0 is clean)", ylabel="accuracy in %", title="Accuracy against severity")
+        axes.set_xticks([0, *board.severities])
+        _legend(axes)
+
+    return _figure(draw, (7, 3.8))
+
+
+def corruption_heatmap(board: Board) -> Figure | None:
+    """Accuracy of each method under each corruption, best rows first; None if no row is complete."""
+    rows = [row for row in board.rows if row.accuracy is not None][:_MOST_ROWS]
+    if not rows or not board.corruptions:
+        return None
+
+    def draw(axes: Axes) -> None:
+        import seaborn
+
+        values = [[100 * (row.per_corruption[name] or 0) for name in board.corruptions] for row in rows]
+        seaborn.heatmap(
+            values,
+            ax=axes,
+            annot=len(rows) <= _MOST_ROWS,
+            fmt=".0f",
+            annot_kws={"size": 7},
+            cmap="cividis",
+            vmin=0,
+            vmax=100,
+            xticklabels=list(board.corruptions),
+            yticklabels=[f"{row.name} ({row.track})" for row in rows],
+            cbar_kws={"label": "accuracy in %"},
+        )
+        axes.set_title("Accuracy by corruption")
+        axes.tick_params(axis="x", labelrotation=45)
+        for label in axes.get_xticklabels():
+            label.set_ha("right")
+
+    return _figure(draw, (3.6 + 0.42 * len(board.corruptions), 1.8 + 0.26 * len(rows)))
+
+
+def pareto_front(rows: Iterable[BoardRow]) -> list[BoardRow]:
+    """The rows that none of the others reaches in accuracy without more passes for each image, cheapest first.
+
+    Rows of one track, that is, since others saw something else. Rows without accuracy or cost are left out.
+    """
+    known = [row for row in rows if row.accuracy is not None and row.forwards]
+    front: list[BoardRow] = []
+    for row in sorted(known, key=lambda row: (_passes(row), -(row.accuracy or 0), row.name)):
+        if not front or (row.accuracy or 0) > (front[-1].accuracy or 0):
+            front.append(row)
+    return front
+
+
+def cost_accuracy(board: Board) -> Figure | None:
+    """Accuracy with its interval against passes for each image, with the Pareto front of each track; None if no row has a cost.
+
+    A backward pass counts as two forward ones (Kaplan et al. 2020, Scaling laws for neural language models, section
+    2.1). Training is not in it: it is paid once, however many images follow.
+    """
+    rows = _costed(board)
+    if not rows:
+        return None
+
+    def draw(axes: Axes) -> None:
+        tracks = [track for track in TRACKS if any(row.track == track for row in rows)]
+        fronts: list[BoardRow] = []
+        for track, colour, marker in zip(tracks, _palette(len(tracks)), _MARKERS, strict=False):
+            own = [row for row in rows if row.track == track]
+            for row in own:
+                if row.interval is not None:
+                    limits = [100 * row.interval.low, 100 * row.interval.high]
+                    axes.plot([_passes(row)] * 2, limits, color=colour, linewidth=1, alpha=0.5)
+            axes.plot(
+                [_passes(row) for row in own],
+                [100 * (row.accuracy or 0) for row in own],
+                color=colour,
+                marker=marker,
+                linestyle="",
+                label=f"track {track}",
+            )
+            fronts += (front := pareto_front(own))
+            axes.step(
+                [_passes(row) for row in front],
+                [100 * (row.accuracy or 0) for row in front],
+                where="post",
+                color=colour,
+                linewidth=0.8,
+                linestyle="--",
+                label="its Pareto front" if len(front) > 1 else None,
+            )
+        named = fronts if len(rows) > 2 * _MOST_LINES else rows
+        for row, height in zip(named, _apart([100 * (row.accuracy or 0) for row in named]), strict=True):
+            axes.annotate(
+                row.name,
+                (_passes(row), 100 * (row.accuracy or 0)),
+                xytext=(_passes(row) * 1.06, height),
+                fontsize=7,
+                va="center",
+            )
+        axes.set_xscale("log", base=2)
+        axes.margins(x=0.25)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set(
+            xlabel="forward passes for each image, a backward one counted as two (log scale)",
+            ylabel="accuracy in %",
+            title="Cost and accuracy",
+        )
+        _legend(axes)
+
+    return _figure(draw, (7, 4.2))
+
+
+def soup_anatomy(board: Board) -> Figure | None:
+    """Accuracy of a Self-Soup, its ingredients, their mean and best, and the source; None if no row has ingredients.
+
+    Each method with ingredients has a column; all rows of a method that are not ingredients are told by name.
+    """
+    methods = list(dict.fromkeys(r.method for r in board.rows if _ingredient(r) and r.accuracy is not None))
+    if not methods:
+        return None
+
+    def draw(axes: Axes) -> None:
+        sources = [row for row in board.rows if row.name == "source" and row.accuracy is not None]
+        blue, orange, green, red, *_ = _palette(8)
+        names: list[str] = []
+        for row in sources:
+            _point(axes, len(names), row, red, "D")
+            names.append("source (stock)")
+        for method in methods:
+            rows = [row for row in board.rows if row.method == method and row.accuracy is not None]
+            ingredients = sorted((row for row in rows if _ingredient(row)), key=lambda row: row.accuracy or 0)
+            others = sorted((row for row in rows if not _ingredient(row)), key=lambda row: row.accuracy or 0)
+            for row in ingredients:
+                _point(axes, len(names), row, blue, "o")
+                best = " (best)" if row is ingredients[-1] else ""
+                names.append(f"{method}: {(row.part or '').removeprefix(INGREDIENT)}{best}")
+            for row in others:
+                _point(axes, len(names), row, green if row.main else orange, "s" if row.main else "^")
+                names.append(f"{method}: {row.part or 'method'}")
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="accuracy in %", title="What the soup is made of")
+        axes.grid(axis="x", alpha=0.3)
+
+    count = sum(row.method in methods or row.name == "source" for row in board.rows)
+    return _figure(draw, (7, 1.4 + 0.28 * count))
+
+
+_FIGURES: dict[str, Callable[[Board], Figure | None]] = {
+    "severity-curves": severity_curves,
+    "corruption-heatmap": corruption_heatmap,
+    "cost-accuracy": cost_accuracy,
+    "soup-anatomy": soup_anatomy,
+}
+
+
+def figures(board: Board) -> dict[str, Figure]:
+    """All figures that this board has the numbers for, by name."""
+    made = {name: draw(board) for name, draw in _FIGURES.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def to_bytes(figure: Figure, form: Literal["svg", "png", "pdf"]) -> bytes:
+    """The figure as a file on white ground, without a date, so that equal boards give equal bytes."""
+    return _save(figure, form, transparent=False).replace(_INK.encode(), b"#000000")
+
+
+def to_inline_svg(figure: Figure, title: str) -> str:
+    """An `<svg>` element for a page: it takes the page's text colour, and its ids do not clash with other figures'.
+
+    `title` is read aloud in its place; it is escaped.
+    """
+    from html import escape
+
+    text = _save(figure, "svg", transparent=True).decode()
+    salt = hashlib.sha256(text.encode()).hexdigest()[:8]
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{salt}-", text)
+    text = re.sub(r'<svg ([^>]*?)height="[\d.]+pt"([^>]*?)width="[\d.]+pt"', r"<svg \1\2", text, count=1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+
+
+def _save(figure: Figure, form: str, *, transparent: bool) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[form]
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "soupbench"}):
+        figure.savefig(buffer, format=form, metadata=metadata, transparent=transparent, bbox_inches="tight", dpi=150)
+    return buffer.getvalue()
+
+
+def _figure(draw: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+    return figure
+
+
+def _palette(count: int) -> list[Any]:
+    import seaborn
+
+    return list(seaborn.color_palette("colorblind", count))
+
+
+def _legend(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _best(board: Board) -> list[BoardRow]:
+    """The best main rows, in the order of the board; every track keeps its best one."""
+    rows = [row for row in board.rows if row.main and row.accuracy is not None]
+    firsts = list({row.track: row for row in reversed(rows)}.values())
+    rest = sorted((row for row in rows if row not in firsts), key=lambda row: -(row.accuracy or 0))
+    kept = [*firsts, *rest][:_MOST_LINES]
+    return [row for row in rows if row in kept]
+
+
+def _costed(board: Board) -> list[BoardRow]:
+    return [row for row in board.rows if row.main and row.accuracy is not None and row.forwards]
+
+
+def _passes(row: BoardRow) -> float:
+    return (row.forwards or 0) + 2 * (row.backwards or 0)
+
+
+def _ingredient(row: BoardRow) -> bool:
+    return (row.part or "").startswith(INGREDIENT)
+
+
+def _point(axes: Axes, height: float, row: BoardRow, colour: Any, marker: str) -> None:
+    axes.plot(100 * (row.accuracy or 0), height, color=colour, marker=marker, linestyle="")
+    if row.interval is not None:
+        axes.plot([100 * row.interval.low, 100 * row.interval.high], [height] * 2, color=colour, linewidth=1.2)
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Heights of labels, moved up where they would lie upon one another."""
+    gap = max(0.6, (max(heights) - min(heights)) / 16)
+    placed: dict[int, float] = {}
+    floor = float("-inf")
+    for i in sorted(range(len(heights)), key=heights.__getitem__):
+        placed[i] = floor = max(heights[i], floor + gap)
+    return [placed[i] for i in range(len(heights))]

@@ -1,0 +1,140 @@
+"""Boards as one self-contained HTML page: nothing is fetched, every text is escaped, and only its own script may run.
+
+The tables are plain HTML and can be read without the script, which sorts, filters and opens the single conditions.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from leaderboards import figures
+from leaderboards.boards import Board
+from leaderboards.tables import best_cells, caption, columns_of, notes_of, percent, to_latex
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+RecordUrl = Callable[[str], str | None]
+
+
+def to_page(
+    boards: Sequence[Board],
+    *,
+    title: str = "soupbench",
+    record_url: RecordUrl | None = None,
+    with_figures: bool = True,
+) -> str:
+    """A page with a section for each board, in the given order; boards are never merged.
+
+    `record_url` gives the address of the record with a key, relative to the page, or None where it is not published;
+    by default `records/<key>.json`. Numbers of single conditions link there.
+    Raises ValueError if there is no board.
+    """
+    if not boards:
+        raise ValueError("a page needs at least one board; make one with make_board")
+    url = record_url or (lambda key: f"records/{key}.json")
+    script, style = _text("page.js"), _text("page.css")
+    return _template().render(
+        title=title,
+        style=style,
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        filters=[
+            ("shift", sorted({board.shift for board in boards})),
+            ("protocol", sorted({board.protocol for board in boards})),
+            ("model", sorted({board.model for board in boards})),
+            ("track", sorted({row.track for board in boards for row in board.rows}, key="RABCD".index)),
+        ],
+        boards=[_section(board, with_figures) for board in boards],
+        details=_packed([_details(board, url) for board in boards]),
+    )
+
+
+def _section(board: Board, with_figures: bool) -> dict[str, Any]:
+    columns = columns_of(board)
+    best = best_cells(board, columns)
+    drawn = figures.figures(board) if with_figures else {}
+    return {
+        "board": board,
+        "caption": caption(board),
+        "columns": columns,
+        "rows": [
+            {
+                "row": row,
+                "cells": [
+                    {
+                        "text": column.cell(row),
+                        "value": _sortable(column.value(row)) if column.value else None,
+                        "best": (i, j) in best,
+                        "column": column,
+                    }
+                    for j, column in enumerate(columns)
+                ],
+            }
+            for i, row in enumerate(board.rows)
+        ],
+        "notes": notes_of(board),
+        "figures": {
+            name: figures.to_inline_svg(figure, f"{name.replace('-', ' ')} of {board.shift}, model {board.model}")
+            for name, figure in drawn.items()
+        },
+        "latex": to_latex(board),
+    }
+
+
+def _sortable(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _details(board: Board, url: RecordUrl) -> dict[str, Any]:
+    """What the page shows of each row on demand; addresses are told as a folder's number and a key."""
+    folders: dict[str, int] = {}
+
+    def place(key: str) -> list[Any]:
+        address = url(key)
+        if address is None:
+            return [key]
+        before, found, after = address.partition(key)
+        if not found:
+            raise ValueError(f"the address {address} of a record must hold its key {key}; build it from the key")
+        return [key, folders.setdefault(json.dumps([before, after]), len(folders))]
+
+    rows = [
+        [
+            [c.corruption, c.severity, percent(c.accuracy), percent(c.ece), [place(key) for key in c.keys]]
+            for c in row.cells
+        ]
+        for row in board.rows
+    ]
+    return {
+        "rows": rows,
+        "folders": [json.loads(text) for text in folders],
+        "seeds": [list(r.seeds) for r in board.rows],
+    }
+
+
+def _packed(content: Any) -> str:
+    """JSON, compressed, in base64: letters that cannot end a script element."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _text(name: str) -> str:
+    return (resources.files("leaderboards") / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["ours"] = Markup  # for what this package wrote itself: style, script and figures
+    return environment.from_string(_text("page.html.jinja"))
