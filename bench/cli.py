@@ -182,17 +182,25 @@ def results(folder: Folder, json: Json = False) -> None:
 def leaderboard(
     shift: Annotated[str | None, typer.Argument(help="Only this shift.")] = None,
     source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
-    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json, latex or html.")] = "terminal",
     per_corruption: Annotated[bool, typer.Option("--per-corruption", help="A column for each corruption.")] = False,
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the figures there too, as svg, png and pdf.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write to a file; without --from, a folder for the whole site.")
+    ] = None,
 ) -> None:
-    """Rank the methods of one or several runs, with intervals."""
-    from bench import reading
+    """Rank the methods of one or several runs, with intervals; without --from, make the site of published results."""
+    from bench import publishing, reading
 
-    reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out)
+    if not source and out is not None:
+        publishing.build_site(Path("leaderboards") / "results", out)
+    else:
+        reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures)
 
 
 @app.command()

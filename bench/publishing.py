@@ -11,11 +11,12 @@ from pathlib import Path
 import tomli_w
 
 from bench.cache import write_bytes
-from bench.errors import MissingDataError, UsageError, nearest
+from bench.errors import BenchError, MissingDataError, UsageError, nearest
 from bench.errors import ValidationError as InvalidResults
 from bench.output import print_json, print_text
 from bench.reading import filtered, open_records
 from bench.registry import parse_method
+from leaderboards import site
 from leaderboards.bundle import Bundle, BundleError, read_bundle, write_bundle
 from leaderboards.comparable import BoardError
 from leaderboards.files import StoreError
@@ -98,6 +99,21 @@ def _problems(path: Path, predictions: Path | None) -> Iterator[Problem]:
         yield from check_folder(path, against)[1]
     else:
         raise MissingDataError(f"{path} is not there; give a file made by `bench publish bundle` or a folder of them")
+
+
+def build_site(results: Path, out: Path) -> None:
+    """Write the pages of a folder of published results, all of which must pass the checks."""
+    if not results.is_dir():
+        raise MissingDataError(f"no folder {results}; run this in a checkout, or give records with --from")
+    bundles, problems = check_folder(results, checker())
+    if problems:
+        first = plain(f"{problems[0].file}: {problems[0].message}")
+        raise InvalidResults(f"{first} (see `bench publish check {results}`)")
+    try:
+        pages = site.build_site(bundles, out)
+    except OSError as error:
+        raise BenchError(f"cannot write {out}: {error.strerror}; choose another folder") from None
+    print_text(f"{len(bundles)} files of results, {len(pages)} pages; open {pages[0]}")
 
 
 def plain(text: str) -> str:

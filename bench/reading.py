@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from bench.cache import write_bytes
 from bench.errors import MissingDataError, UsageError, nearest
@@ -14,6 +17,7 @@ from bench.output import print_json, print_rich, print_text, table
 from leaderboards import compare, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.files import StoreError
+from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read
 from leaderboards.verify import verify
@@ -69,18 +73,51 @@ _COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
 
 
 def print_leaderboard(
-    shift: str | None, folders: str, format_: str, per_corruption: bool, where: list[str], out: Path | None
+    shift: str | None,
+    folders: str,
+    format_: str,
+    per_corruption: bool,
+    where: list[str],
+    out: Path | None,
+    figures: Path | None = None,
 ) -> None:
-    """Print or write the board of the chosen records."""
-    _check_format(format_, _BOARD, out)
+    """Print or write the board of the chosen records, and its figures into a folder."""
+    _check_format(format_, [*_BOARD, "html"], out)
     paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _told():
         board = make_board(records, lambda record: find_scored(paths, record))
     if format_ == "terminal":
         print_rich(tables.to_terminal(board, per_corruption=per_corruption))
+    elif format_ == "html":
+        _give(to_page([board], title=f"{board.shift}, {board.model}", record_url=_addresses(paths, out)), out)
     else:
         _give(_BOARD[format_](board, per_corruption), out)
+    if figures is not None:
+        _write_figures(board, figures)
+
+
+def _write_figures(board: Board, folder: Path) -> None:
+    from leaderboards.figures import figures, to_bytes
+
+    made = figures(board)
+    for name, figure in made.items():
+        for form in ("svg", "png", "pdf"):
+            write_bytes(folder / f"{name}.{form}", to_bytes(figure, form))
+    sys.stderr.write(f"{', '.join(made) or 'no figure'} in {folder}\n")
+
+
+def _addresses(folders: list[Path], out: Path | None) -> Callable[[str], str | None]:
+    """Where a page finds the file of a record, relative to itself; None for one inside a bundle."""
+    base = (out.parent if out is not None else Path()).resolve()
+
+    def address(key: str) -> str | None:
+        for folder in folders:
+            if (folder / "records" / f"{key}.json").is_file():
+                return quote(os.path.relpath((folder / "records").resolve(), base)) + f"/{key}.json"
+        return None
+
+    return address
 
 
 def print_comparison(

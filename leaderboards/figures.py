@@ -22,7 +22,7 @@ _MOST_LINES = 8  # more series cannot be told apart
 _MOST_ROWS = 30  # rows of a heat map that can be read
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _INK = "#010203"  # stands for the text colour of a page; no palette has it
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -88,7 +88,7 @@ def corruption_heatmap(board: Board) -> Figure | None:
         axes.set_title("Accuracy by corruption")
         axes.tick_params(axis="x", labelrotation=45)
         for label in axes.get_xticklabels():
-            label.set_ha("right")
+            label.set_horizontalalignment("right")
 
     return _figure(draw, (3.6 + 0.42 * len(board.corruptions), 1.8 + 0.26 * len(rows)))
 
@@ -107,7 +107,7 @@ def pareto_front(rows: Iterable[BoardRow]) -> list[BoardRow]:
 
 
 def cost_accuracy(board: Board) -> Figure | None:
-    """Accuracy with its interval against passes for each image, with the Pareto front of each track; None if no row has a cost.
+    """Accuracy with its interval against passes for each image, and the Pareto front of each track; None without costs.
 
     A backward pass counts as two forward ones (Kaplan et al. 2020, Scaling laws for neural language models, section
     2.1). Training is not in it: it is paid once, however many images follow.

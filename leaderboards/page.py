@@ -30,11 +30,13 @@ def to_page(
     title: str = "soupbench",
     record_url: RecordUrl | None = None,
     with_figures: bool = True,
+    links: Sequence[tuple[str, str]] = (),
 ) -> str:
     """A page with a section for each board, in the given order; boards are never merged.
 
     `record_url` gives the address of the record with a key, relative to the page, or None where it is not published;
-    by default `records/<key>.json`. Numbers of single conditions link there.
+    by default `records/<key>.json`. Numbers of single conditions link there. `links` are addresses and texts for the
+    head of the page.
     Raises ValueError if there is no board.
     """
     if not boards:
@@ -43,6 +45,7 @@ def to_page(
     script, style = _text("page.js"), _text("page.css")
     return _template().render(
         title=title,
+        links=links,
         style=style,
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

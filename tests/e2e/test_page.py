@@ -1,0 +1,173 @@
+"""The page of boards in a real browser: sort, filter, drill down, keyboard, no network, no errors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.run import run
+from bench.spec import RunSpec
+from leaderboards.boards import Board
+from leaderboards.page import to_page
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the page is driven by playwright, which is not installed"
+)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory: pytest.TempPathFactory) -> list[Board]:
+    """Two boards of a small run, which differ in their protocol."""
+    made = []
+    for protocol in ("reset_each_shift", "continual"):
+        spec = {
+            "method": "source,tent",
+            "shift": "digits-c",
+            "corruption": "fog,contrast",
+            "severity": "3,5",
+            "limit": 40,
+        }
+        out = tmp_path_factory.mktemp("runs") / protocol
+        made.append(
+            run(RunSpec.model_validate(spec | {"protocol": protocol, "out": out, "seeds": 2, "jobs": 1})).board()
+        )
+    return made
+
+
+@pytest.fixture
+def page(browser: Any, tmp_path: Path, boards: list[Board]) -> Iterator[Any]:
+    file = tmp_path / "page.html"
+    file.write_text(to_page(boards, title="Boards <of> a test", links=[("index.html", "all")]), encoding="utf-8")
+    context = browser.new_context()
+    opened = context.new_page()
+    wrong: list[str] = []
+    opened.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on(
+        "request", lambda request: wrong.append(request.url) if not request.url.startswith(file.as_uri()) else None
+    )
+    opened.goto(file.as_uri())
+    yield opened
+    assert wrong == []
+    context.close()
+
+
+def names(page: Any, board: int = 0) -> list[str]:
+    rows = page.locator(f'section[data-board="{board}"] tbody tr[data-row]:visible th button')
+    return rows.all_inner_texts()
+
+
+def column(page: Any, title: str, board: int = 0) -> list[float]:
+    place = page.locator(f'section[data-board="{board}"] thead th').all_inner_texts().index(title)
+    rows = page.locator(f'section[data-board="{board}"] tbody tr[data-row]:visible')
+    cells = [row.locator("td, th").nth(place).get_attribute("data-value") for row in rows.all()]
+    return [float(cell) for cell in cells if cell]
+
+
+def header(page: Any, title: str, board: int = 0) -> Any:
+    return page.locator(f'section[data-board="{board}"] thead th button', has_text=title).first
+
+
+def test_what_it_says_it_shows(page: Any, boards: list[Board]) -> None:
+    assert page.title() == "Boards <of> a test"
+    assert page.locator("section.board").count() == len(boards)
+    assert sorted(names(page)) == sorted(row.name for row in boards[0].rows)
+    assert page.locator("#count").inner_text() == f"{sum(len(board.rows) for board in boards)} rows"
+    assert page.locator("nav a").get_attribute("href") == "index.html"
+
+
+def test_a_column_sorts_both_ways_and_tells_so(page: Any) -> None:
+    header(page, "clean").click()
+    first = column(page, "clean")
+    header(page, "clean").click()
+    second = column(page, "clean")
+    assert first in (sorted(first), sorted(first, reverse=True))
+    assert second == first[::-1]
+    told = header(page, "clean").locator("xpath=..").get_attribute("aria-sort")
+    assert told == ("ascending" if second == sorted(second) else "descending")
+
+
+def test_the_keyboard_sorts_and_opens(page: Any) -> None:
+    header(page, "clean").focus()
+    page.keyboard.press("Enter")
+    assert column(page, "clean") in (sorted(column(page, "clean")), sorted(column(page, "clean"), reverse=True))
+    opener = page.locator("tbody button.open").first
+    opener.focus()
+    page.keyboard.press("Space")
+    page.locator("tr.detail").wait_for()
+    assert opener.get_attribute("aria-expanded") == "true"
+    page.keyboard.press("Space")
+    assert page.locator("tr.detail").count() == 0
+
+
+def test_filters_leave_what_they_name(page: Any, boards: list[Board]) -> None:
+    page.locator('[data-filter="method"]').fill("ten")
+    assert names(page) == [row.name for row in boards[0].rows if "ten" in row.name]
+    page.locator('[data-filter="method"]').fill("")
+    page.locator('[data-filter="track"]').select_option("R")
+    assert set(names(page)) == {row.name for row in boards[0].rows if row.track == "R"}
+    page.locator('[data-filter="track"]').select_option("")
+    page.locator('[data-filter="protocol"]').select_option(boards[1].protocol)
+    assert not page.locator('section[data-board="0"]').is_visible()
+    assert page.locator('section[data-board="1"]').is_visible()
+
+
+def test_a_method_opens_to_its_conditions_and_their_records(page: Any, boards: list[Board]) -> None:
+    row = boards[0].rows[0]
+    page.locator("tbody button.open", has_text=row.name).first.click()
+    detail = page.locator("tr.detail")
+    detail.wait_for()
+    shown = detail.inner_text()
+    for corruption in boards[0].corruptions:
+        assert corruption in shown
+    cell = next(cell for cell in row.cells if cell.corruption is not None)
+    assert f"{100 * (cell.accuracy or 0):.1f}" in shown
+    links = detail.locator("a").evaluate_all("found => found.map(a => a.getAttribute('href'))")
+    assert {f"records/{key}.json" for cell in row.cells for key in cell.keys} == set(links)
+
+
+def test_latex_is_copied_or_selected(page: Any) -> None:
+    page.locator("button.copy").first.click()
+    page.locator(".said", has_text="op").first.wait_for()
+    assert "\\toprule" in page.locator(".latex pre").first.text_content()
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme", "media"), [(1200, "dark", "screen"), (380, "light", "screen"), (1000, "light", "print")]
+)
+def test_it_fits_every_screen(page: Any, width: int, scheme: Any, media: Any) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme, media=media)
+    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 0
+    ground, ink = page.evaluate("(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))")
+    assert ground != ink
+    assert page.locator("section.board table").first.is_visible()
+
+
+def test_without_scripts_the_numbers_are_still_there(browser: Any, tmp_path: Path, boards: list[Board]) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(to_page(boards), encoding="utf-8")
+    context = browser.new_context(java_script_enabled=False)
+    opened = context.new_page()
+    opened.goto(file.as_uri())
+    assert boards[0].rows[0].name in opened.inner_text("table")
+    assert not opened.locator("#filters").is_visible()
+    context.close()

@@ -1,0 +1,154 @@
+"""The page and the figures of a board without a browser: numbers, escaping, sameness, size."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaderboards.boards import Board, make_board
+from leaderboards.figures import figures, pareto_front, to_bytes
+from leaderboards.page import to_page
+from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
+
+NASTY = "<script>alert(1)</script>\"'&{{ 7*7 }}"
+
+
+class Cells(HTMLParser):
+    """The texts of the cells of the first table, row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self._depth = 0
+        self._done = False
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if self._done:
+            return
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._depth += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._depth -= 1
+        self._done = self._done or tag == "table"
+
+    def handle_data(self, data: str) -> None:
+        if self._depth and not self._done:
+            self.rows[-1][-1] += data.strip()
+
+
+@pytest.fixture
+def board(results: Any) -> Board:
+    for method, track, share in (("source", "R", 0.5), ("tent", "A", 0.7), ("sar", "A", 0.6)):
+        for corruption in (None, "fog", "snow"):
+            for severity in (1.0, 5.0) if corruption else (0.0,):
+                hits = [number < 50 * share for number in range(50)]
+                results.add(method, corruption, track=track, hits=hits, severity=severity)
+    return make_board(results.records, results.store.predictions)
+
+
+def details(page: str) -> Any:
+    packed = re.search(r'<script type="application/octet-stream" id="details">([^<]*)</script>', page)
+    assert packed is not None
+    return json.loads(zlib.decompress(base64.b64decode(packed[1])))
+
+
+def test_the_same_numbers_in_every_renderer(board: Board) -> None:
+    parser = Cells()
+    parser.feed(to_page([board]))
+    head, *rows = parser.rows
+    place = {title: head.index(title) for title in ("method", "accuracy", "clean")}
+    page = {row[place["method"]]: (row[place["accuracy"]], row[place["clean"]]) for row in rows}
+    table = {row["method"]: row for row in csv.DictReader(io.StringIO(to_csv(board)))}
+    markdown, latex = to_markdown(board), to_latex(board)
+    for row in json.loads(to_json(board))["rows"]:
+        accuracy = f"{100 * row['accuracy']:.1f}"
+        assert page[row["method"]][0].startswith(accuracy)
+        assert page[row["method"]][1] == f"{100 * row['clean_accuracy']:.1f}"
+        assert float(table[row["method"]]["accuracy"]) == pytest.approx(row["accuracy"], abs=5e-4)
+        assert f"{accuracy} [" in markdown
+        assert accuracy in latex
+    assert page.keys() == table.keys() == {row.name for row in board.rows}
+
+
+def test_every_condition_is_in_the_details_with_its_record(board: Board) -> None:
+    (found,) = details(to_page([board]))
+    for row, told in zip(board.rows, found["rows"], strict=True):
+        assert [(cell.corruption, cell.severity) for cell in row.cells] == [(c, s) for c, s, *_ in told]
+        assert [f"{100 * (cell.accuracy or 0):.1f}" for cell in row.cells] == [text for _, _, text, *_ in told]
+        assert [list(cell.keys) for cell in row.cells] == [[key for key, *_ in places] for *_, places in told]
+
+
+def test_what_a_record_says_is_text_and_never_markup(results: Any) -> None:
+    for corruption in (None, "fog"):
+        results.add(NASTY, corruption, shift=NASTY, model=NASTY, protocol=NASTY, track="A")
+    board = make_board(results.records, results.store.predictions)
+    page = to_page([board], title=NASTY, links=[("index.html", NASTY)])
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7*7 }}" in page
+    assert page.count("<script") == 2
+    assert not re.search(r'(src|href)="(https?:|//|javascript:)', page)
+    for figure in figures(board).values():
+        assert b"<script" not in to_bytes(figure, "svg")
+
+
+def test_equal_boards_give_equal_bytes(board: Board) -> None:
+    assert to_page([board]) == to_page([board])
+    first, second = ({name: to_bytes(f, "svg") for name, f in figures(board).items()} for _ in range(2))
+    assert first == second
+    assert set(first) == {"severity-curves", "corruption-heatmap", "cost-accuracy"}
+
+
+def test_no_more_cost_for_no_more_accuracy_on_the_front(board: Board) -> None:
+    front = pareto_front(board.rows)
+    accuracies = [row.accuracy or 0 for row in front]
+    assert accuracies == sorted(accuracies)
+    assert all(
+        any((other.accuracy or 0) >= (row.accuracy or 0) for other in front) for row in board.rows if row.accuracy
+    )
+
+
+def test_a_page_of_nothing_says_what_is_missing() -> None:
+    with pytest.raises(ValueError, match="at least one board"):
+        to_page([])
+
+
+def test_renderers_keep_their_form(board: Board, snapshot: Any) -> None:
+    assert to_markdown(board) == snapshot(name="markdown")
+    assert to_csv(board) == snapshot(name="csv")
+    assert to_latex(board) == snapshot(name="latex")
+
+
+def test_the_site_has_a_page_for_every_board_and_every_record(submission: Path, tmp_path: Path) -> None:
+    from leaderboards.bundle import read_bundle
+    from leaderboards.site import build_site
+
+    bundle = read_bundle(submission)
+    pages = build_site({submission.name: bundle}, tmp_path / "site")
+    assert pages[0].name == "index.html"
+    assert len(pages) == 3
+    site = tmp_path / "site"
+    assert {path.stem for path in (site / "records").iterdir()} == {record.key for record in bundle.records}
+    for page in pages:
+        text = page.read_text()
+        for target in re.findall(r'href="([^"#]+)"', text):
+            assert target.startswith(("https://", "data:")) or (site / target).is_file(), (
+                f"{page.name} leads to {target}"
+            )
+    assert read_bundle(site / "results" / submission.name).records == bundle.records
+    # Numbers of papers stand on the page about the board, never among its ranked rows.
+    assert "Published elsewhere" not in pages[1].read_text()

@@ -1,0 +1,56 @@
+"""The workflows are valid, ask for no more rights than they need, and the commands of ours that they run exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+HOME = Path(__file__).resolve().parents[2]
+FILES = sorted((HOME / ".github" / "workflows").glob("*.yml"))
+
+
+def commands(workflow: dict[str, Any]) -> list[str]:
+    return [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_workflow_is_whole_and_modest(file: Path) -> None:
+    workflow = yaml.safe_load(file.read_text())
+    assert workflow["permissions"]["contents"] == "read"
+    assert True in workflow  # "on", which YAML reads as true
+    assert "pull_request_target" not in workflow[True]
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 60
+    for command in commands(workflow):
+        assert "${{ github.event" not in command  # text of strangers never becomes a command
+
+
+def test_the_commands_that_workflows_run_work(tmp_path: Path, submission: Path) -> None:
+    ran = []
+    for file in FILES:
+        for command in commands(yaml.safe_load(file.read_text())):
+            words = shlex.split(command)
+            if words[0] != "bench":
+                continue
+            ran.append(words[1])
+            words = [str(submission.parent) if word.endswith("leaderboards/results") else word for word in words]
+            words = [str(tmp_path / "site") if word == "site" else word for word in words]
+            done = subprocess.run([sys.executable, "-m", *words], cwd=HOME, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    assert sorted(ran) == ["leaderboard", "publish"]
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_targets_of_make_that_workflows_run_exist() -> None:
+    targets = set(re.findall(r"^(\S+):", (HOME / "Makefile").read_text(), re.M))
+    for file in FILES:
+        for command in commands(yaml.safe_load(file.read_text())):
+            if command.startswith("make "):
+                assert command.split()[1] in targets
