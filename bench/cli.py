@@ -96,7 +96,15 @@ def run(
         bool | None, typer.Option("--with-baselines", help="Add source, supervised soup, controls.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
-    launch: Annotated[str, typer.Option(help="local (processes on this machine) or serial.")] = "local",
+    launch: Annotated[
+        str | None, typer.Option(help="local (processes on this machine; the default), serial, or slurm.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="For --launch slurm: partition, time (minutes), gpus, cpus, mem (GB), …"
+        ),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes; default: one for each core, or one for a GPU.")] = None,
     rerun: Annotated[bool | None, typer.Option("--rerun", help="Measure again what is done.")] = None,
     only_failed: Annotated[bool | None, typer.Option("--only-failed", help="Repeat failed records only.")] = None,
@@ -114,8 +122,6 @@ def run(
 
     if track is not None:
         raise UsageError(f"--track {track} is not supported yet; records are in OUT/records.jsonl, leave --track out")
-    if launch not in ("serial", "local"):
-        raise UsageError(f"--launch {launch} is not supported yet; use local or serial")
     flags: dict[str, Any] = {
         "method": method,
         "shift": shift,
@@ -135,7 +141,9 @@ def run(
         "data_root": data_root,
         "with_baselines": with_baselines,
         "out": out,
-        "jobs": 1 if launch == "serial" else jobs,
+        "jobs": jobs,
+        "launch": launch,
+        "slurm": _pairs(slurm, "--slurm"),
         "rerun": rerun,
         "only_failed": only_failed,
         "offline": offline,
@@ -145,6 +153,14 @@ def run(
             raise UsageError("--record KEY and --from DIR go together; give both")
         raise typer.Exit(commands.repeat_record(record, source, flags, as_json=json))
     raise typer.Exit(commands.run_spec(file, demo, flags, set_ or [], dry_run=dry_run, as_json=json))
+
+
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:
+    pairs = [text.partition("=") for text in texts or ()]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UsageError(f"{option} takes KEY=VALUE, not '{key}'")
+    return {key: value for key, _, value in pairs} or None
 
 
 @app.command("list")

@@ -40,6 +40,7 @@ from methods.norms import norm_family
 from methods.stock import Architecture, Weights, build_encoder
 from methods.table import Access, Row
 
+_JOBS_OF_A_CLUSTER = 256
 BASELINES = ("source", "supervised_soup", "selfsoup_clean", "selfsoup_single")
 
 
@@ -83,8 +84,7 @@ class Plan:
 
 def make_plan(spec: RunSpec) -> Plan:
     """Resolve names, data, options and keys; see what is done. Starts nothing and writes nothing."""
-    device = pick_device(spec.device)
-    jobs, threads = pick_jobs(spec.jobs, device)
+    device, jobs, threads = _where(spec)
     out = spec.out or default_folder(spec)
     if spec.offline:
         go_offline()
@@ -108,6 +108,16 @@ def make_plan(spec: RunSpec) -> Plan:
     return Plan(
         spec, out, shift, reading, model, device, jobs, threads, lanes, frozenset(missing), tuple(cooking.values())
     )
+
+
+def _where(spec: RunSpec) -> tuple[str, int, int]:
+    """The device, how many processes or jobs run at a time, and the threads of each."""
+    if spec.launch == "slurm":
+        # The machine that plans says nothing about those that compute.
+        device = spec.device if spec.device != "auto" else "cuda" if spec.slurm.gpus else "cpu"
+        return device, spec.jobs or _JOBS_OF_A_CLUSTER, 1
+    device = pick_device(spec.device)
+    return device, *pick_jobs(1 if spec.launch == "serial" else spec.jobs, device)
 
 
 def default_folder(spec: RunSpec) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from bench.cache import weights_path
 from bench.classifiers import for_classes
+from bench.fingerprint import device_name, environment
 from bench.models import classifier, load_model, load_weights
 from bench.passes import Passes, forget_peak, peak_memory_mb
 from bench.protocols import Segment
@@ -56,6 +58,7 @@ class Evaluation:
 class Measured:
     """Predictions of one condition and what they cost. Forwards and backwards count samples.
 
+    `device_name` and `env` say where: not always on the machine that asked.
     `clean_accuracy_after`: accuracy on clean images once the stream that ends with this condition is over.
     """
 
@@ -65,6 +68,8 @@ class Measured:
     forwards: int
     backwards: int
     peak_memory_mb: float | None
+    device_name: str
+    env: Mapping[str, Any]
     clean_accuracy_after: float | None = None
 
 
@@ -142,6 +147,8 @@ def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluati
                 round(passes.forwards * share),
                 round(passes.backwards * share),
                 memory,
+                device_name(job.device),
+                environment(),
             )
         )
     return results

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from bench.cache import write_bytes
-from bench.fingerprint import device_name, environment
+from bench.errors import UsageError
+from bench.fingerprint import environment
 from bench.kitchen import fit_seconds, job_key
 from bench.plan import Lane, Plan, make_plan
 from bench.predict import Evaluation, Measured, evaluate
@@ -21,7 +22,7 @@ from bench.protocols import Segment, chains
 from bench.spec import RunSpec
 from bench.trial import CLEAN, Condition, digest_of
 from bench.watch import Watcher
-from bench.workers import Finished, Task, run_tasks
+from bench.workers import Executor, Finished, Task, run_tasks
 from leaderboards.metrics import diagnose, score
 from leaderboards.record import Record
 from leaderboards.store import Store
@@ -84,7 +85,8 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     counts = {id(plan): Counter[str]() for plan in plans}
     errors: dict[int, dict[str, None]] = {id(plan): {} for plan in plans}
     try:
-        for finished in run_tasks(tasks, plans[0].jobs, plans[0].threads, lambda task: watcher.started(task.label)):
+        started = lambda task: watcher.started(task.label)  # noqa: E731
+        for finished in run_tasks(tasks, plans[0].jobs, plans[0].threads, started, executor_of(plans[0])):
             watcher.finished(finished.task.label, finished.error)
             if finished.error is not None:
                 log.error("%s failed", finished.task.label, exc_info=finished.error)
@@ -113,6 +115,19 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     ]
 
 
+def executor_of(plan: Plan) -> Executor | None:
+    """Where the tasks of a plan run if not on this machine. Raises UsageError where that cannot be reached."""
+    if plan.spec.launch != "slurm":
+        return None
+    try:
+        from bench.slurm import SlurmJobs
+    except ImportError:
+        raise UsageError(
+            "--launch slurm needs the extra scale; install it with: pip install 'soupbench[scale]'"
+        ) from None
+    return SlurmJobs(plan.spec.slurm, plan.out / "slurm", plan.jobs, plan.threads)
+
+
 def missing_streams(plan: Plan) -> Iterator[tuple[Task, Lane, tuple[Segment, ...]]]:
     """The streams that a plan has still to run, each with its row and its segments."""
     for lane in plan.lanes:
@@ -124,7 +139,7 @@ def missing_streams(plan: Plan) -> Iterator[tuple[Task, Lane, tuple[Segment, ...
 def write_settings(plan: Plan) -> None:
     """Leave the resolved settings beside the records, as a run file that repeats the run."""
     values = plan.spec.model_dump(
-        mode="json", by_alias=True, exclude={"out", "rerun", "only_failed"}, exclude_none=True
+        mode="json", by_alias=True, exclude={"out", "rerun", "only_failed", "launch", "slurm"}, exclude_none=True
     )
     write_bytes(plan.out / "run.toml", tomli_w.dumps(values).encode())
 
@@ -198,10 +213,12 @@ def _record(
     """The one place where records are made."""
     trial = lane.trial
     key = lane.keys[condition]
-    cost: dict[str, Any] = {"fit_seconds": fit, "device_name": device_name(plan.device)}
+    cost: dict[str, Any] = {"fit_seconds": fit, "device_name": measured.device_name if measured else plan.device}
     for name in ("predict_seconds", "forwards", "backwards"):
         cost[name] = getattr(measured, name) if measured else 0
-    cost["peak_memory_mb"] = measured.peak_memory_mb if measured and plan.jobs == 1 else None
+    cost["peak_memory_mb"] = (
+        measured.peak_memory_mb if measured and (plan.jobs == 1 or plan.spec.launch == "slurm") else None
+    )
     return Record.model_validate(
         {
             "schema": 1,
@@ -236,7 +253,7 @@ def _record(
                 "history": lane.history,
             },
             "weights": {"digest": lane.base_digest},
-            "env": environment(),
+            "env": measured.env if measured else environment(),
             "predictions": f"predictions/{key}.npz" if measured else None,
             "error": error,
         }

@@ -15,6 +15,27 @@ from bench.trial import CLEAN, Condition
 ListLike = str | int | float | list[Any] | tuple[Any, ...]
 
 
+class Slurm(BaseModel):
+    """What a job of `--launch slurm` asks the scheduler for; empty: the cluster's default.
+
+    time: minutes. mem: GB. requeues: how often a job that was preempted or ran out of time starts again; trainings go
+    on from their last checkpoint. other: further options of sbatch by name, as in {"exclude": "node7"}.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: int = Field(default=240, ge=1)
+    gpus: int = Field(default=0, ge=0)
+    cpus: int = Field(default=1, ge=1)
+    mem: float | None = Field(default=None, gt=0)
+    requeues: int = Field(default=3, ge=0)
+    other: dict[str, str] = Field(default_factory=dict)
+
+
 class RunSpec(BaseModel):
     """Resolved settings of one run; field names are the flags' names.
 
@@ -44,6 +65,8 @@ class RunSpec(BaseModel):
     with_baselines: bool = False
     out: Path | None = None
     jobs: int | None = Field(default=None, ge=1)
+    launch: Literal["local", "serial", "slurm"] = "local"
+    slurm: Slurm = Field(default_factory=Slurm)
     rerun: bool = False
     only_failed: bool = False
     offline: bool = False
@@ -84,6 +107,10 @@ class RunSpec(BaseModel):
             raise ValueError("--model and --stock exclude each other; give one")
         if self.rerun and self.only_failed:
             raise ValueError("--rerun and --only-failed exclude each other; give one")
+        if self.launch == "serial" and self.jobs not in (None, 1):
+            raise ValueError("--launch serial is one process; leave --jobs out")
+        if self.launch != "slurm" and self.slurm != Slurm():
+            raise ValueError("--slurm settings belong to --launch slurm; add it or leave them out")
         return self
 
     @property

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from heapq import heappop, heappush
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -37,91 +38,148 @@ class Finished:
     error: Exception | None
 
 
+class Executor(Protocol):
+    """Where tasks run. It takes tasks that may start and gives them back as they end."""
+
+    room: int
+    """How many tasks it takes at a time."""
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Start tasks, never more than there is room for."""
+
+    def wait(self) -> list[Finished]:
+        """Wait until at least one of the tasks that were started has ended."""
+        ...
+
+    def close(self) -> None:
+        """End what still runs."""
+
+
 def run_tasks(
-    tasks: Sequence[Task], jobs: int, threads: int, on_start: Callable[[Task], None] = lambda _: None
+    tasks: Sequence[Task],
+    jobs: int,
+    threads: int,
+    on_start: Callable[[Task], None] = lambda _: None,
+    executor: Executor | None = None,
 ) -> Iterator[Finished]:
     """Run tasks in `jobs` processes of `threads` threads each (one job: in this process) and yield each as it ends.
 
     A failed task fails those that wait for it and no others. Tasks named in `after` but not listed count as done.
+    An `executor` runs them elsewhere.
     """
-    if jobs == 1:
-        yield from _run_here(tasks, threads, on_start)
-    else:
-        yield from _run_apart(tasks, jobs, threads, on_start)
-
-
-def _run_here(tasks: Sequence[Task], threads: int, on_start: Callable[[Task], None]) -> Iterator[Finished]:
-    set_threads(threads)
-    errors: dict[str, Exception] = {}
-    left = list(tasks)
-    while left:
-        names = {task.key for task in left}
-        task = next(task for task in left if not task.after & names)
-        left.remove(task)
-        error = next((errors[key] for key in task.after if key in errors), None)
-        value = None
-        if error is None:
-            on_start(task)
-            try:
-                value = task.function(*task.arguments)
-            except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
-                error = caught
-        if error is not None:
-            errors[task.key] = error
-        yield Finished(task, value, error)
-
-
-def _run_apart(tasks: Sequence[Task], jobs: int, threads: int, on_start: Callable[[Task], None]) -> Iterator[Finished]:
-    context = multiprocessing.get_context("spawn")
-    errors: dict[str, Exception] = {}
-    left = list(tasks)
-    running: dict[Future[Any], Task] = {}
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,))
+    executor = executor or (Here(threads) if jobs == 1 else Processes(jobs, threads))
     try:
-        while left or running:
-            for task in list(left):
-                if len(running) >= jobs:
-                    break
-                waiting_for = {other.key for other in (*left, *running.values())}
-                if task.after & waiting_for:
-                    continue
-                left.remove(task)
-                error = next((errors[key] for key in task.after if key in errors), None)
-                if error is not None:
-                    errors[task.key] = error
-                    yield Finished(task, None, error)
-                    continue
-                on_start(task)
-                running[pool.submit(task.function, *task.arguments)] = task
-            if not running:
-                continue
-            broken = False
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
-                try:
-                    yield Finished(task, future.result(), None)
-                except BrokenProcessPool:
-                    broken = True
-                    errors[task.key] = RuntimeError(
-                        "a worker process died (out of memory?); try again with fewer --jobs"
-                    )
-                    yield Finished(task, None, errors[task.key])
-                except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
-                    errors[task.key] = caught
-                    yield Finished(task, None, caught)
-            if broken:
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(threads,))
+        yield from _schedule(tasks, executor, on_start)
     finally:
-        _stop(pool)
+        executor.close()
 
 
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End workers at once: by now either nothing runs, or the user interrupted and waiting would lose their time."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
+def _schedule(tasks: Sequence[Task], executor: Executor, on_start: Callable[[Task], None]) -> Iterator[Finished]:
+    listed = {task.key for task in tasks}
+    waits = {number: set(task.after & listed) for number, task in enumerate(tasks)}
+    needed_by: dict[str, list[int]] = {}
+    for number, keys in waits.items():
+        for key in keys:
+            needed_by.setdefault(key, []).append(number)
+    ready = [number for number, keys in waits.items() if not keys]
+    errors: dict[str, Exception] = {}
+    running = 0
+
+    def release(done: Finished) -> None:
+        if done.error is not None:
+            errors[done.task.key] = done.error
+        for number in needed_by.get(done.task.key, ()):
+            waits[number].discard(done.task.key)
+            if not waits[number]:
+                heappush(ready, number)
+
+    while ready or running:
+        starting: list[Task] = []
+        while ready and running + len(starting) < executor.room:
+            task = tasks[heappop(ready)]
+            error = next((errors[key] for key in task.after if key in errors), None)
+            if error is None:
+                starting.append(task)
+                continue
+            failed = Finished(task, None, error)
+            release(failed)
+            yield failed
+        if starting:
+            for task in starting:
+                on_start(task)
+            executor.submit(starting)
+            running += len(starting)
+        for done in executor.wait() if running else ():
+            running -= 1
+            release(done)
+            yield done
+
+
+class Here:
+    """Runs one task at a time in this process."""
+
+    room = 1
+
+    def __init__(self, threads: int) -> None:
+        set_threads(threads)
+        self._task: Task | None = None
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        (self._task,) = tasks
+
+    def wait(self) -> list[Finished]:
+        task = self._task
+        assert task is not None
+        try:
+            return [Finished(task, task.function(*task.arguments), None)]
+        except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
+            return [Finished(task, None, caught)]
+
+    def close(self) -> None:
+        """Nothing runs outside `wait`."""
+
+
+class Processes:
+    """Runs tasks in worker processes on this machine; a worker that dies is replaced."""
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        self.room = jobs
+        self._threads = threads
+        self._running: dict[Future[Any], Task] = {}
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.room, mp_context=context, initializer=_begin, initargs=(self._threads,))
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self._running[self._pool.submit(task.function, *task.arguments)] = task
+
+    def wait(self) -> list[Finished]:
+        ended = []
+        broken = False
+        for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+            task = self._running.pop(future)
+            try:
+                ended.append(Finished(task, future.result(), None))
+            except BrokenProcessPool:
+                broken = True
+                error = RuntimeError("a worker process died (out of memory?); try again with fewer --jobs")
+                ended.append(Finished(task, None, error))
+            except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
+                ended.append(Finished(task, None, caught))
+        if broken:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = self._new_pool()
+        return ended
+
+    def close(self) -> None:
+        """End workers at once: either nothing runs, or the user interrupted and waiting would lose their time."""
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
 
 
 def _begin(threads: int) -> None:

@@ -1,0 +1,67 @@
+"""Jobs of a cluster with submitit's own debugging engine in place of a scheduler."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UsageError
+from bench.plan import make_plan
+from bench.run import executor_of
+from bench.slurm import Requeued, SlurmJobs
+from bench.spec import RunSpec, Slurm, make_spec
+from bench.workers import Task, run_tasks
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def test_without_a_scheduler_one_sentence_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=r"needs sbatch on this machine .* use --launch local"):
+        SlurmJobs(Slurm(), tmp_path, 4, 1)
+
+
+def test_without_the_extra_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bench.slurm", None)
+    spec = RunSpec(method="source", shift="digits-c", launch="slurm", limit=8, out=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"pip install 'soupbench\[scale\]'"):
+        executor_of(make_plan(spec))
+
+
+def test_the_machine_that_plans_does_not_choose_the_device(tmp_path: Path) -> None:
+    spec = {"method": "source", "shift": "digits-c", "launch": "slurm", "limit": 8, "out": tmp_path}
+    assert make_plan(make_spec(spec)).device == "cpu"
+    assert make_plan(make_spec({**spec, "slurm": {"gpus": "1"}})).device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"slurm": {"partition": "gpu"}}, "belong to --launch slurm"),
+        ({"launch": "slurm", "slurm": {"time": "0"}}, "greater than or equal to 1"),
+        ({"launch": "slurm", "slurm": {"colour": "red"}}, "not permitted"),
+        ({"launch": "serial", "jobs": 2}, "one process"),
+        ({"launch": "kubernetes"}, "'local', 'serial' or 'slurm'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        make_spec({"method": "source", "shift": "digits-c"}, wrong)
+
+
+def test_a_job_that_is_queued_again_makes_the_same_call(tmp_path: Path) -> None:
+    call = Requeued(1)
+    again = call.checkpoint(square, 3)
+    assert again.function(*again.args) == call(square, 3) == 9
+
+
+def test_tasks_in_the_hundreds_keep_their_order_and_take_linear_time() -> None:
+    tasks = [Task(str(i), square, (i,), frozenset({str(i // 2)} if i else ()), str(i)) for i in range(3000)]
+    done = [finished.task.key for finished in run_tasks(tasks, 1, 1)]
+    place = {key: number for number, key in enumerate(done)}
+    assert len(done) == 3000
+    assert all(place[str(i // 2)] < place[str(i)] for i in range(1, 3000))
