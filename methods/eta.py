@@ -85,12 +85,8 @@ class Eta(NormAdapter):
                 kept = uncertainty[rows]
                 # Divided rather than exponentiated with the other sign: rounds as the release does.
                 weights = 1 / (kept.detach() - limit).exp()
-                self.descend(kept.mul(weights).mean() + self.penalty())
+                self.descend(kept.mul(weights).mean())
         return logits.detach()
-
-    def penalty(self) -> Tensor | float:
-        """What is added to the loss."""
-        return 0.0
 
     @torch.no_grad()
     def select(self, logits: Tensor, uncertainty: Tensor, limit: float) -> Tensor:

@@ -93,9 +93,14 @@ class NormAdapter(Adapter):
         """How unsure the model is of each image, in nats: [n, classes] -> [n]; the entropy unless overridden."""
         return entropy(logits)
 
+    def regularise(self) -> None:
+        """Add the gradient of a penalty on the parameters themselves to the gradients that they hold."""
+
     def descend(self, loss: Tensor) -> None:
-        """One step of the optimiser down the gradient of a scalar loss."""
+        """One step of the optimiser down the gradient of a scalar loss and of what `regularise` adds."""
         loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.regularise()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

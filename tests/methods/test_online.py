@@ -242,6 +242,32 @@ def test_models_without_anything_to_adapt_are_refused(build: Build, make_net: Ne
             build(model)
 
 
+def test_a_layer_that_no_image_reaches_is_left_alone(build: Build, make_net: Nets, batches: Tensor) -> None:
+    class WithSpare(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            for module in list(self)[1:]:
+                input = module(input)
+            return input
+
+    with_spare = build(WithSpare(nn.GroupNorm(1, 3), *make_net("gn")))
+    assert torch.isfinite(play(with_spare, batches)).all()
+    spare = with_spare.model[0]  # type: ignore[index]
+    assert torch.equal(spare.weight, torch.ones(3))
+    assert torch.equal(spare.bias, torch.zeros(3))
+
+
+def test_a_layer_used_twice_is_adapted_once(build: Build, make_net: Nets, batches: Tensor) -> None:
+    net = make_net("gn")
+    shared = nn.GroupNorm(2, 8)
+    adapter = build(nn.Sequential(net[0], shared, nn.GELU(), shared, *list(net)[2:]))
+    first = play(adapter, batches)
+    assert torch.isfinite(first).all()
+    adapter.reset()
+    assert torch.equal(play(adapter, batches), first)
+    parameters = [id(value) for group in adapter.optimizer.param_groups for value in group["params"]]  # type: ignore[attr-defined]
+    assert len(parameters) == len(set(parameters))
+
+
 def test_an_error_in_the_model_is_undone_by_reset(build: Build, make_net: Nets, batches: Tensor) -> None:
     class Tripping(nn.Sequential):
         passes = 0
