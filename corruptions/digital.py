@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
+from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
+from torchvision.io import decode_jpeg, encode_jpeg
 
 from corruptions.catalog import Parameters
-from corruptions.kernels import blur, box_matrix, half_mirror
+from corruptions.kernels import blur, box_windows, half_mirror
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 
@@ -73,32 +72,66 @@ def _resample(images: Tensor, x: Tensor, y: Tensor, *, whole_pixels: bool) -> Te
 def pixelate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Pillow's BOX filter down to int(side * share) and up again, rounded to 8 bits after each pass, bit for bit."""
     (share,) = parameters
-    levels = (images * 255).round_().flatten(0, 1)
-    height, width = levels.shape[1:]
-    down = box_matrix(height, max(int(height * share), 1)).to(levels.device)
-    across = box_matrix(width, max(int(width * share), 1)).to(levels.device)
-    small = _round_half_up(torch.bmm(levels, across.T.expand(len(levels), -1, -1)))
-    small = _round_half_up(torch.bmm(down.expand(len(levels), -1, -1), small))
-    rows, columns = (box_matrix(len(m), m.shape[1]).argmax(1).to(levels.device) for m in (down, across))
-    return small.index_select(1, rows).index_select(2, columns).view_as(images).div_(255)
+    return _pixelated((images * 255).round_(), share).div_(255)
 
 
-def _round_half_up(levels: Tensor) -> Tensor:
-    # A mean that ends in one half must go up whatever the last bit of the product.
-    return levels.add_(0.5 + 1e-4).floor_()
+def pixelate_bytes(images: Tensor, parameters: Parameters) -> Tensor:
+    """`pixelate` of uint8 images, as whole levels in float32."""
+    (share,) = parameters
+    return _pixelated(images.float(), share)
+
+
+def _pixelated(levels: Tensor, share: float) -> Tensor:
+    height, width = levels.shape[-2:]
+    # Whole rows are copied and added, so the planes lie on their side to be filtered across.
+    small = _box_rows(levels.mT.contiguous(), max(int(width * share), 1))
+    small = _box_rows(small.mT.contiguous(), max(int(height * share), 1))
+    for dim, side in ((-1, width), (-2, height)):
+        (nearest,), _, _ = _box_places(small.shape[dim], side, levels.device)
+        small = small.index_select(dim, nearest)
+    return small
+
+
+def _box_rows(levels: Tensor, target: int) -> Tensor:
+    """Pillow's BOX filter of whole levels [..., h, w] to `target` rows, rounded half up to whole levels."""
+    places, inside, counts = _box_places(levels.shape[-2], target, levels.device)
+    total = levels.index_select(-2, places[0])
+    for place, weight in zip(places[1:], inside[1:], strict=True):
+        total.addcmul_(levels.index_select(-2, place), weight)
+    # A mean that ends in one half must go up whatever the last bit of the quotient.
+    return total.div_(counts).add_(0.5 + 1e-4).floor_()
+
+
+@lru_cache(maxsize=64)
+def _box_places(size: int, target: int, device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+    """Windows of Pillow's BOX filter of one axis: places [target] of their pixels, first to last, whether each is
+    inside (float [target, 1]; shorter windows repeat their last pixel), and how many are (float [target, 1])."""
+    windows = box_windows(size, target)
+    longest = max(map(len, windows))
+    places = torch.tensor([[window[min(i, len(window) - 1)] for window in windows] for i in range(longest)])
+    inside = torch.tensor([[float(i < len(window)) for window in windows] for i in range(longest)])
+    counts = torch.tensor([[float(len(window))] for window in windows])
+    return tuple(places.to(device)), tuple(inside[:, :, None].to(device)), counts.to(device)
 
 
 def jpeg_compression(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """Saved as JPEG of a quality (4:2:0, standard tables) and read again by Pillow."""
+    """Saved as JPEG of a quality (4:2:0, standard tables) and read again by libjpeg, as Pillow does it."""
     (quality,) = parameters
-    return jpeg_round_trip((images * 255).round_(), round(quality)).div_(255)
+    return jpeg_round_trip((images * 255).round_(), round(quality)).float().div_(255)
+
+
+def jpeg_compression_bytes(images: Tensor, parameters: Parameters) -> Tensor:
+    """`jpeg_compression` of uint8 images, uint8."""
+    (quality,) = parameters
+    return jpeg_round_trip(images, round(quality))
 
 
 def jpeg_round_trip(levels: Tensor, quality: int) -> Tensor:
-    """Whole levels 0 .. 255 [n, 3, h, w] through libjpeg, float32. The codec runs on the CPU whatever the device."""
-    stored = []
-    for image in levels.to("cpu", torch.uint8):
-        file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
-        stored.append(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1))
-    return torch.stack(stored).to(levels.device, torch.float32)
+    """Levels 0 .. 255 [n, 3, h, w], truncated to bytes, through libjpeg, uint8.
+
+    The codec runs on the CPU whatever the device: the one corruption that leaves it.
+    """
+    # By way of 16 bits, as casting floats to bytes is slow on CPUs.
+    images = (levels.to(torch.int16) if levels.is_floating_point() else levels).to("cpu", torch.uint8)
+    stored = torch.stack([decode_jpeg(encode_jpeg(image, quality)) for image in images])
+    return stored.to(levels.device)

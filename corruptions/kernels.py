@@ -1,4 +1,4 @@
-"""The linear algebra that several corruptions share: borders, blurs, discs, trails, plasma and Pillow's box filter."""
+"""The linear algebra that several corruptions share: borders, blurs, discs, trails, plasma and Pillow's box windows."""
 
 from __future__ import annotations
 
@@ -216,19 +216,17 @@ def plasma(uniforms: Tensor, decay: float) -> Tensor:
     return field / field.amax((1, 2), keepdim=True).clamp_min(torch.finfo(field.dtype).tiny)
 
 
-@lru_cache(maxsize=64)
-def box_matrix(size: int, target: int) -> Tensor:
-    """Pillow's BOX resampling of one axis as a matrix [target, size], float32: not an area average.
+def box_windows(size: int, target: int) -> list[list[int]]:
+    """The pixels of each output of Pillow's BOX resampling of one axis; they count alike: not an area average.
 
-    Every input pixel whose centre lies within half an output pixel of the output's centre counts alike.
+    Every input pixel whose centre lies within half an output pixel of the output's centre is in.
     """
     scale = size / target
     spread = max(scale, 1.0)
-    matrix = torch.zeros(target, size)
+    windows = []
     for out in range(target):
         # The same operations in the same order as Pillow's: centres often lie exactly on the limit.
         centre = (out + 0.5) * scale
         around = range(int(max(centre - 0.5 * spread + 0.5, 0)), min(int(centre + 0.5 * spread + 0.5), size))
-        inside = [i for i in around if -0.5 < (i - centre + 0.5) * (1.0 / spread) <= 0.5]
-        matrix[out, inside] = 1.0 / len(inside)
-    return matrix
+        windows.append([i for i in around if -0.5 < (i - centre + 0.5) * (1.0 / spread) <= 0.5])
+    return windows

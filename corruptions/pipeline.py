@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from corruptions.rng import Stream, image_keys
 Ids = Sequence[int | str]
 Draw = Callable[[Stream, Size, Parameters], Draws]
 Apply = Callable[[Tensor, Draws, Parameters], Tensor]
+ApplyToBytes = Callable[[Tensor, Parameters], Tensor]
 
 # Pixels worked on at once: on a CPU what fits its cache, elsewhere what fills the device.
 _PIXELS_AT_ONCE = 1 << 23
@@ -27,20 +29,47 @@ _CACHED_PIXELS = 1 << 16
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _exact(images: Tensor) -> Tensor:
+class Storage(NamedTuple):
+    """How corrupted images in [0, 1] are kept: as values in [0, 1], or as levels whose whole part is the byte.
+
+    Both may overwrite what they are given. `lossless` says that whole levels stay what they are.
+    """
+
+    values: Callable[[Tensor], Tensor]
+    levels: Callable[[Tensor], Tensor]
+    lossless: bool
+
+
+def _kept(images: Tensor) -> Tensor:
     return images
 
 
+def _rounded(images: Tensor) -> Tensor:
+    return images.mul_(255).round_()
+
+
 def _truncated(images: Tensor) -> Tensor:
-    return (images * 255).floor_().div_(255)
+    return images.mul_(255).floor_().div_(255)
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images.mul_(255)
 
 
 def _jpeg85(images: Tensor) -> Tensor:
-    return jpeg_round_trip((images * 255).floor_(), 85).div_(255)
+    return _jpeg85_levels(images).float().div_(255)
 
 
-STORAGES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"none": _exact, "uint8": _truncated, "jpeg85": _jpeg85}
+def _jpeg85_levels(images: Tensor) -> Tensor:
+    return jpeg_round_trip(images.mul_(255), 85)
+
+
+STORAGES: Mapping[str, Storage] = MappingProxyType(
+    {
+        "none": Storage(_kept, _rounded, True),
+        "uint8": Storage(_truncated, _scaled, True),
+        "jpeg85": Storage(_jpeg85, _jpeg85_levels, False),
+    }
 )
 """How a corrupted image is kept: exactly, truncated to 8 bits (CIFAR-10-C), or as JPEG of quality 85 (ImageNet-C)."""
 
@@ -84,7 +113,8 @@ def corrupt(
         out.copy_(batch)
         return out if images.ndim == 4 else out[0]
     settings = parameters(row.name, severity, profile)
-    draw, function = _functions(row.name)
+    draw, function, function_of_bytes = _functions(row.name)
+    in_bytes = function_of_bytes if images.dtype == torch.uint8 and STORAGES[storage].lossless else None
     keys = None
     if draw is not None:
         keys = image_keys(row.name, _content_ids(batch) if ids is None else _checked(ids, n), seed).to(batch.device)
@@ -92,10 +122,17 @@ def corrupt(
     step = max(1, budget // (height * width))
     with torch.no_grad():
         for part in (slice(i, i + step) for i in range(0, n, step)):
+            if in_bytes is not None:
+                out[part] = in_bytes(batch[part].expand(-1, 3, -1, -1), settings)[:, :channels]
+                continue
             colour = _to_unit(batch[part]).expand(-1, 3, -1, -1).contiguous()
             draws = draw(Stream(keys[part]), (height, width), settings) if draw and keys is not None else {}
-            result = STORAGES[storage](function(colour, draws, settings))[:, :channels]
-            out[part] = result if images.is_floating_point() else (result * 255).round_()
+            result = function(colour, draws, settings)
+            if images.is_floating_point():
+                out[part] = STORAGES[storage].values(result)[:, :channels]
+            else:
+                # By way of 16 bits, as casting floats to bytes is slow on CPUs.
+                out[part] = STORAGES[storage].levels(result)[:, :channels].to(torch.int16)
     return out if images.ndim == 4 else out[0]
 
 
@@ -114,7 +151,7 @@ def sample(
     They can be inspected, replaced and passed to `apply`. Raises as `corrupt` does, and ValueError for severity 0.
     """
     settings = parameters(name, severity, check_profile(profile, *size))
-    draw, _ = _functions(describe(name).name)
+    draw, _, _ = _functions(describe(name).name)
     if draw is None:
         return {}
     keys = image_keys(describe(name).name, _checked(ids, len(ids)), seed)
@@ -136,17 +173,19 @@ def apply(name: str, images: Tensor, draws: Draws, severity: float, *, profile: 
     for key, value in draws.items():
         if len(value) != len(images):
             raise ValueError(f"draw {key!r} is for {len(value)} images, not {len(images)}; sample one id per image")
-    _, function = _functions(describe(name).name)
+    _, function, _ = _functions(describe(name).name)
     with torch.no_grad():
         return function(images.detach(), draws, settings)
 
 
 @cache
-def _functions(name: str) -> tuple[Draw | None, Apply]:
+def _functions(name: str) -> tuple[Draw | None, Apply, ApplyToBytes | None]:
+    """What draws, what applies, and what applies to uint8 images, where that needs no other numbers."""
     row = describe(name)
     module_name, function = row.path.split(":")
     module = importlib.import_module(module_name)
-    return (getattr(module, f"draw_{function}") if row.random else None), getattr(module, function)
+    draw = getattr(module, f"draw_{function}") if row.random else None
+    return draw, getattr(module, function), getattr(module, f"{function}_bytes", None)
 
 
 def _check_images(images: Tensor) -> None:
@@ -171,7 +210,7 @@ def _told(images: Tensor) -> str:
 
 
 def _to_unit(images: Tensor) -> Tensor:
-    return images.float().div(255) if images.dtype == torch.uint8 else images.float().clamp(max=1)
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float().clamp(max=1)
 
 
 def _checked(ids: Ids, n: int) -> Ids:

@@ -12,18 +12,25 @@ import hashlib
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 VERSION = 1
 """Part of every key: raised whenever the numbers an image gets would change."""
 
+Word = TypeVar("Word", int, Tensor)
+
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
+# Up to this many blocks are quicker one by one than in arrays.
+_FEW_BLOCKS = 8
+# Blocks per round of the generator on a CPU: three buffers of them stay in its cache.
+_CACHED_BLOCKS = 1 << 14
 
 
 def image_keys(corruption: str, ids: Iterable[int | str], seed: int) -> Tensor:
@@ -49,17 +56,59 @@ def _whole(value: Any, rule: str) -> int:
     return operator.index(value)
 
 
-def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32-10 of four counter words under two key words: int64 tensors that hold 32-bit values and broadcast."""
+def philox(counter: Sequence[Word], key: Sequence[Word]) -> tuple[Word, Word, Word, Word]:
+    """Philox-4x32-10 of four counter words under two key words: ints, or int64 tensors that broadcast, of 32 bits."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for step in range(_ROUNDS):
         # The low words keep dirty upper halves until they are multiplied: half of the masking is saved.
         even, odd = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = (odd >> 32).bitwise_xor_(c1).bitwise_xor_((k0 + step * _KEY_STEPS[0]) & _LOW).bitwise_and_(_LOW)
-        c2 = (even >> 32).bitwise_xor_(c3).bitwise_xor_((k1 + step * _KEY_STEPS[1]) & _LOW).bitwise_and_(_LOW)
+        c0 = ((odd >> 32) ^ c1 ^ (k0 + step * _KEY_STEPS[0])) & _LOW
+        c2 = ((even >> 32) ^ c3 ^ (k1 + step * _KEY_STEPS[1])) & _LOW
         c1, c3 = odd, even
-    return c0, c1.bitwise_and_(_LOW), c2, c3.bitwise_and_(_LOW)
+    return c0, c1 & _LOW, c2, c3 & _LOW
+
+
+def philox_on_cpu(keys: Tensor, draw: int, blocks: int) -> Tensor:
+    """The words of `philox` for the counters (block, draw, 0, 0) under n keys int64 [n, 2] on the CPU: int32 bits.
+
+    uint32 words as int32 [n, 4, blocks]. The same integers as `philox`, in numpy, whose unsigned arithmetic and small
+    overhead take half the time there. The four counter words lie in two arrays of two lanes: the words to multiply
+    (the upper halves of their 64 bits are zero) and the last products, of which only the lower halves count. The lanes
+    change places in every round.
+    """
+    n = len(keys)
+    words = keys.numpy().astype(np.uint64)
+    low, half = np.uint64(_LOW), np.uint64(32)
+    rounds = np.arange(_ROUNDS, dtype=np.uint64)[:, None]
+    # Key words [round, lane, n, 1], the lanes as they lie after that round.
+    round_keys = np.stack([(words[:, i] + rounds * np.uint64(_KEY_STEPS[i])) & low for i in (0, 1)], axis=1)[..., None]
+    round_keys[::2] = round_keys[::2, ::-1]
+    factors = np.array(_MULTIPLIERS, dtype=np.uint64)
+    turned = (factors[:, None, None], factors[::-1, None, None])
+    out = np.empty((n, 4, blocks), dtype=np.uint32)
+    step = min(max(1, _CACHED_BLOCKS // max(n, 1)), blocks)
+    for start in range(0, blocks, step):
+        width = min(step, blocks - start)
+        state = np.empty((2, n, width), dtype=np.uint64)
+        products = (np.empty_like(state), np.empty_like(state))
+        upper = [product.view(np.uint32)[..., 1::2] for product in products]
+        others = [product.view(np.uint32)[::-1, ..., ::2] for product in products]
+        # The first round is simple, as two of the counter words are zero and one is the same in all blocks.
+        product = np.arange(start, start + width, dtype=np.uint64) * factors[0]
+        np.bitwise_xor(product >> half, round_keys[0, 0], out=state[0])
+        state[1] = round_keys[0, 1] ^ np.uint64(draw)
+        products[0][0], products[0][1] = product, 0
+        to_multiply = state.view(np.uint32)[..., ::2]
+        for i in range(1, _ROUNDS):
+            now = i % 2
+            np.multiply(state, turned[now], out=products[now])
+            np.bitwise_xor(upper[now], others[1 - now], out=to_multiply)
+            np.bitwise_xor(state, round_keys[i], out=state)
+        pairs = out.reshape(n, 2, 2, blocks)[..., start : start + width]
+        pairs[:, :, 0] = to_multiply.swapaxes(0, 1)
+        pairs[:, :, 1] = others[1][::-1].swapaxes(0, 1)
+    return torch.from_numpy(out.view(np.int32))
 
 
 class Stream:
@@ -77,25 +126,38 @@ class Stream:
 
     def words(self, count: int) -> Tensor:
         """The next `count` 32-bit words of every image: int64 [n, count]."""
-        blocks = -(-count // 4)
+        words = self._blocks(count).long() & _LOW
+        return words.flatten(1)[:, :count]
+
+    def _blocks(self, count: int) -> Tensor:
+        """The bits of the next words, at least `count`, [n, 4, blocks]: int32 or int64."""
+        blocks, draw = -(-count // 4), self._draws
+        self._draws += 1
+        if self.keys.device.type == "cpu":
+            if len(self) * blocks <= _FEW_BLOCKS:
+                words = [[philox((i, draw, 0, 0), key) for i in range(blocks)] for key in self.keys.tolist()]
+                return torch.tensor(words, dtype=torch.int64).view(len(self), blocks, 4).mT
+            return philox_on_cpu(self.keys, draw, blocks)
         k0, k1 = self.keys[:, :1], self.keys[:, 1:]
         index = torch.arange(blocks, device=self.keys.device).expand(len(self), -1)
-        draw, zero = torch.full_like(k0, self._draws), torch.zeros_like(k0)
-        out = torch.stack(philox((index, draw, zero.expand_as(index), zero), (k0, k1)), dim=1)
-        self._draws += 1
-        return out.flatten(1)[:, :count]
+        number, zero = torch.full_like(k0, draw), torch.zeros_like(k0)
+        return torch.stack(philox((index, number, zero.expand_as(index), zero), (k0, k1)), dim=1)
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform in [0, 1), multiples of 2^-24: float32 [n, *shape]."""
-        words = self.words(math.prod(shape))
-        return (words >> 8).float().mul_(2.0**-24).view(len(self), *shape)
+        count = math.prod(shape)
+        # The mask removes the copies of the sign that shift into 32-bit words.
+        unit = self._blocks(count).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24)
+        return unit.flatten(1)[:, :count].reshape(len(self), *shape)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal by Box-Muller: float32 [n, *shape]. Devices may differ in the last bit."""
         count = math.prod(shape)
         half = -(-count // 2)
         u = self.uniform(2, half)
-        radius = u[:, 0].neg().log1p_().mul_(-2.0).sqrt_()
-        angle = u[:, 1].mul(2.0 * math.pi)
-        pair = torch.stack([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=1)
-        return pair.flatten(1)[:, :count].reshape(len(self), *shape)
+        radius = u[:, :1].neg().log1p_().mul_(-2.0).sqrt_()
+        angle = u[:, 1].mul_(2.0 * math.pi)
+        pair = torch.empty_like(u)
+        torch.cos(angle, out=pair[:, 0])
+        torch.sin(angle, out=pair[:, 1])
+        return pair.mul_(radius).flatten(1)[:, :count].reshape(len(self), *shape)
