@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import pickle_load
+from submitit.core.utils import FailedJobError, pickle_load
 
 from bench.errors import UsageError
 from bench.spec import Slurm
@@ -76,8 +76,13 @@ class SlurmJobs:
         self._executor.update_parameters(**{key: value for key, value in wanted.items() if value is not None})
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        with self._executor.batch():
-            jobs = [self._executor.submit(self._call, task.function, *task.arguments) for task in tasks]
+        """Queue the tasks as one array. Raises UsageError with sbatch's own words where it refuses."""
+        try:
+            with self._executor.batch():
+                jobs = [self._executor.submit(self._call, task.function, *task.arguments) for task in tasks]
+        except FailedJobError as error:
+            said = (str(error).strip().splitlines() or ["no reason given"])[0].removeprefix("sbatch: error: ")
+            raise UsageError(f"sbatch refused the jobs ({said}); mend --slurm KEY=VALUE, or use --launch local") from None
         for job, task in zip(jobs, tasks, strict=True):
             log.info("%s is job %s", task.label, job.job_id)
             self._running[job.job_id] = (job, task)

@@ -111,7 +111,6 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
         (["run", "--method", "tent", "--shift", "digits-c", "--severity", "9"], 2, "5"),
         (["run", "--method", "tent", "--shift", "digits-c", "--set", "lr=1"], 2, "NAME.key=value"),
         (["run", "--method", "tent", "--shift", "digits-c", "--track", "wandb"], 2, "not supported yet"),
-        (["run", "--method", "tent", "--shift", "digits-c", "--launch", "slurm"], 2, "not supported yet"),
         (["run", "--record", "abc"], 2, "--from DIR"),
         (["run", "--methd", "tent"], 2, "--method"),
         (["frobnicate"], 2, "No such command"),
@@ -182,7 +181,7 @@ def test_reading_commands_agree_with_the_records(bench: Bench, settings: dict[st
     target = tmp_path / "board.csv"
     assert bench("leaderboard", "--from", folder, "--format", "csv", "-o", target).out == ""
     assert "source" in target.read_text()
-    assert bench("leaderboard", "--from", folder, "--format", "html").code == 2
+    assert bench("leaderboard", "--from", folder, "--format", "html").out.startswith("<!doctype html>")
     same = bench("compare", "source", "source", "--from", folder, "--format", "json")
     assert json.loads(same.out)["overall"]["difference"] == 0
     assert bench("compare", "source", "tent", "--from", folder).code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def test_without_a_scheduler_one_sentence_says_what_to_do(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=r"needs sbatch on this machine .* use --launch local"):
         SlurmJobs(Slurm(), tmp_path, 4, 1)
+
+
+def test_what_the_scheduler_refuses_is_one_sentence_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gold' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    jobs = SlurmJobs(Slurm(), tmp_path / "jobs", 4, 1)
+    with pytest.raises(UsageError, match=r"invalid partition specified: gold\); mend --slurm"):
+        jobs.submit([Task("a", square, (1,), frozenset(), "a")])
 
 
 def test_without_the_extra_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
