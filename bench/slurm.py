@@ -82,7 +82,8 @@ class SlurmJobs:
                 jobs = [self._executor.submit(self._call, task.function, *task.arguments) for task in tasks]
         except FailedJobError as error:
             said = (str(error).strip().splitlines() or ["no reason given"])[0].removeprefix("sbatch: error: ")
-            raise UsageError(f"sbatch refused the jobs ({said}); mend --slurm KEY=VALUE, or use --launch local") from None
+            mend = "mend --slurm KEY=VALUE, or use --launch local"
+            raise UsageError(f"sbatch refused the jobs ({said}); {mend}") from None
         for job, task in zip(jobs, tasks, strict=True):
             log.info("%s is job %s", task.label, job.job_id)
             self._running[job.job_id] = (job, task)
