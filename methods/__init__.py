@@ -82,6 +82,16 @@ _LEE_CMF = (
 
 _YUAN = "L. Yuan, B. Xie, S. Li. Robust Test-Time Adaptation in Dynamic Scenarios. CVPR 2023. arXiv:2303.13899"
 
+_CHEN = "D. Chen, D. Wang, T. Darrell, S. Ebrahimi. Contrastive Test-Time Adaptation. CVPR 2022. arXiv:2204.10377"
+_DOEBLER = (
+    "M. Döbler, R. A. Marsden, B. Yang. Robust Mean Teacher for Continual and Gradual Test-Time Adaptation. CVPR 2023. "
+    "arXiv:2211.13081"
+)
+_CHAKRABARTY = (
+    "G. Chakrabarty, M. Sreenivas, S. Biswas. SANTA: Source Anchoring Network and Target Alignment for Continual "
+    "Test Time Adaptation. TMLR 2023."
+)
+
 PLAIN = Row("plain", "adapter", "methods.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
@@ -302,6 +312,30 @@ _ROWS = (
         "ROID with parameters that follow a hidden state inferred by a Kalman filter",
         Access(test="stream", state="online", backprop="norm"),
         _LEE_CMF,
+    ),
+    Row(
+        "adacontrast",
+        "adapter",
+        "methods.adacontrast:AdaContrast",
+        "Learns labels that near features vote for, and features that tell images of other labels apart",
+        Access(test="stream", state="online", backprop="full"),
+        _CHEN,
+    ),
+    Row(
+        "rmt",
+        "adapter",
+        "methods.rmt:Rmt",
+        "Learns its running average's predictions, gathers features around source prototypes, replays the source",
+        Access(source="labelled", test="stream", state="online", backprop="full"),
+        _DOEBLER,
+    ),
+    Row(
+        "santa",
+        "adapter",
+        "methods.santa:Santa",
+        "Keeps predictions near the source model's and gathers features around source prototypes",
+        Access(source="labelled", test="stream", state="online", backprop="norm"),
+        _CHAKRABARTY,
     ),
 )
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from methods.base import Adapter, Source, Unsupported
-from methods.norms import batch_norm_layers
+from methods.norms import batch_norm_layers, require_source_statistics, training_statistics
 from methods.table import Access
 
 
@@ -50,35 +48,14 @@ class BatchNormAverage(Adapter):
                 "bn_ema averages the statistics of BatchNorm layers and this model has none; "
                 "choose a model with BatchNorm, or a method such as tent that adapts any normalisation layer"
             )
+        require_source_statistics(self.model)
         for layer in layers:
-            if layer.running_mean is None:
-                raise Unsupported(
-                    "a BatchNorm layer has no source statistics for the average to start from; "
-                    "use a model trained with track_running_stats"
-                )
             layer.momentum = self.config.momentum
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] of the second pass."""
-        with _training(batch_norm_layers(self.model)):
+        with training_statistics(self.model):
             self.model(images)
         logits: Tensor = self.model(images)
         return logits
-
-
-@contextmanager
-def _training(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Inside, the layers, but none of their children, are in train mode wherever they see more than one value."""
-    handles = [layer.register_forward_pre_hook(_choose_mode) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle, layer in zip(handles, layers, strict=True):
-            handle.remove()
-            layer.training = False
-
-
-def _choose_mode(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-    values: Tensor = inputs[0]
-    layer.training = values.numel() > values.shape[1]

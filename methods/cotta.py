@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.base import Adapter, Source, Unsupported
 from methods.losses import at_least_float32, gradients, recordable
@@ -21,6 +21,7 @@ from methods.teachers import (
     cross_entropy_to,
     descend,
     generators,
+    learnable,
     move_towards,
     symmetric_cross_entropy,
 )
@@ -145,8 +146,3 @@ class Cotta(Adapter):
                 )
                 places = torch.unravel_index(flat, parameter.shape)
                 parameter[places] = original[places]
-
-
-def learnable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters named weight or bias of all modules, each once, in the order of `named_parameters`."""
-    return [value for name, value in model.named_parameters() if name.rpartition(".")[2] in ("weight", "bias")]

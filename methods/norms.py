@@ -5,6 +5,8 @@ Layers are recognised by type, never by name, so a wrapped, renamed or third-par
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -137,6 +139,36 @@ def _blend(layer: nn.Module, inputs: tuple[Any, ...], *, source: tuple[Tensor, T
 def _restore(layer: nn.Module, inputs: tuple[Any, ...], output: Any, *, source: tuple[Tensor, Tensor]) -> None:
     norm = cast(_BatchNorm, layer)
     norm.running_mean, norm.running_var = source
+
+
+@contextmanager
+def training_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, every BatchNorm normalises with the batch and moves its running averages, as in training.
+
+    A layer that sees one value per channel, which has no variance, keeps its averages and uses them. All else stays in
+    its mode, children of a layer (the dropout of a fused one) among it.
+    """
+    layers = batch_norm_layers(model)
+    handles = [layer.register_forward_pre_hook(_train_where_possible) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle, layer in zip(handles, layers, strict=True):
+            handle.remove()
+            layer.training = False
+
+
+def _train_where_possible(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    layer.training = _values_per_channel(inputs[0]) > 1
+
+
+def require_source_statistics(model: nn.Module) -> None:
+    """Raises Unsupported for a BatchNorm layer without running averages."""
+    if any(layer.running_mean is None for layer in batch_norm_layers(model)):
+        raise Unsupported(
+            "a BatchNorm layer has no source statistics for the averages to start from; "
+            "use a model trained with track_running_stats"
+        )
 
 
 def _values_per_channel(values: Tensor) -> int:

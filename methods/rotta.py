@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.base import Adapter, Source, Unsupported
 from methods.losses import at_least_float32, gradients, recordable
-from methods.norms import batch_norm_layers, norm_parameters
+from methods.norms import batch_norm_layers, norm_parameters, require_source_statistics
 from methods.online import margin
 from methods.table import Access
 from methods.teachers import TeacherOptions, build_optimizer, cross_entropy_to, descend, generators, move_towards
@@ -88,11 +88,7 @@ class Rotta(Adapter):
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported without affine parameters to adapt or without source statistics in a BatchNorm."""
-        if any(layer.running_mean is None for layer in batch_norm_layers(self.model)):
-            raise Unsupported(
-                "a BatchNorm layer has no source statistics, which rotta starts from; "
-                "use a model trained with track_running_stats"
-            )
+        require_source_statistics(self.model)
         self.teacher = copy.deepcopy(self.model)
         self.parameters = list(norm_parameters(self.model).values())
         self.averages = list(norm_parameters(self.teacher).values())

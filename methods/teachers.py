@@ -20,12 +20,25 @@ class TeacherOptions(NormOptions):
     flip: bool = True
 
 
-def build_optimizer(parameters: list[nn.Parameter], options: TeacherOptions) -> torch.optim.Optimizer:
-    """SGD (without Nesterov where there is no momentum, as it needs some) or Adam, without weight decay."""
+def learnable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters named weight or bias of all modules, each once, in the order of `named_parameters`."""
+    return [value for name, value in model.named_parameters() if name.rpartition(".")[2] in ("weight", "bias")]
+
+
+def build_optimizer(
+    parameters: list[nn.Parameter], options: TeacherOptions, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """SGD (without Nesterov where there is no momentum, as it needs some) or Adam."""
     if options.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=options.lr, betas=(options.momentum, 0.999))
-    nesterov = options.nesterov and options.momentum > 0
-    return torch.optim.SGD(parameters, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
+        betas = (options.momentum, 0.999)
+        return torch.optim.Adam(parameters, lr=options.lr, betas=betas, weight_decay=weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=options.lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov and options.momentum > 0,
+        weight_decay=weight_decay,
+    )
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:

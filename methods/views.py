@@ -154,6 +154,22 @@ def colour_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturati
     return blend_gray(images, saturation).clamp_(0, 1)
 
 
+def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of each image, in [0, 1], by a fraction of the full circle; largest and smallest value stay.
+
+    `turns`: float [n]. Equal to torchvision's `adjust_hue`, which takes one number for all images.
+    """
+    high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    span = high - low
+    red, green, blue = (channel[:, None] for channel in images.unbind(1))
+    safe = span.clamp_min(torch.finfo(images.dtype).tiny)
+    otherwise = torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    sixth = torch.where(high == red, (green - blue) / safe, otherwise)
+    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    places = (sixth + 6 * turns.to(images.dtype).view(-1, 1, 1, 1) + offsets) % 6
+    return high - span * torch.minimum(places, 4 - places).clamp(0, 1)
+
+
 def blend_gray(images: Tensor, factor: Tensor) -> Tensor:
     """factor * image + (1 - factor) * gray for each image; factor [n], 0 gives gray."""
     return torch.lerp(_gray(images)[:, None], images, factor[:, None, None, None])

@@ -12,7 +12,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from methods.cotta import Cotta, learnable
+from methods.cotta import Cotta
+from methods.teachers import learnable
 from methods.tta_views import draw_view, make_view
 
 Nets = Callable[[str], nn.Sequential]
