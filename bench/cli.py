@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import publish_cli
+from bench import data_cli, publish_cli
 from bench.errors import BenchError, UsageError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 
 app.add_typer(publish_cli.app, name="publish")
+app.add_typer(data_cli.app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
@@ -114,7 +115,7 @@ def run(
     source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Where that record is.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and leave.")] = False,
     json: Json = False,
-    offline: Annotated[bool | None, typer.Option("--offline", help="Touch no network (nothing here does yet).")] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Touch no network.")] = None,
     track: Annotated[str | None, typer.Option(help="Not supported yet.", hidden=True)] = None,
 ) -> None:
     """Run methods on a shift and print the board. Finished work is never done twice."""

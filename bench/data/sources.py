@@ -330,7 +330,7 @@ def read_parquet(files: Sequence[Path], label_column: str | None = None, *, as_p
         raise MissingDataError(f"no file {missing}; give the parquet files of the data set")
     try:
         table = datasets.load_dataset(
-            "parquet", data_files=[str(path) for path in files], split="train", cache_dir=str(cache_dir() / "tables")
+            "parquet", data_files=[str(path) for path in files], split="train", cache_dir=str(tables_dir())
         )
     except (DatasetGenerationError, OSError, ValueError) as error:
         raise UsageError(f"{files[0]} is not a whole parquet file ({_first_line(error)}); fetch it again") from None
@@ -433,6 +433,11 @@ def find_set(
 def _numbered(labels: Path) -> tuple[str, ...]:
     numbers = _load_npy(labels)
     return tuple(str(label) for label in range(int(numbers.max()) + 1)) if len(numbers) else ()
+
+
+def tables_dir() -> Path:
+    """Where `datasets` keeps what it makes of parquet files."""
+    return cache_dir() / "tables"
 
 
 def folder_size(path: Path) -> int:

@@ -6,23 +6,31 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
+from tqdm import tqdm
 
 from bench.cache import cache_dir, write_bytes
 from bench.data.decode import Pixels, Preprocessing
-from bench.data.sources import ImageSet
+from bench.data.sources import ImageSet, folder_size, tables_dir
 from bench.errors import BenchError
 from bench.trial import digest_of
 
 _DIGEST_BYTES = 16
-_ROWS_AT_ONCE = 64
+_PAGE = 4096
+_BYTES_AT_ONCE = 16 << 20
+_LEAST_AT_ONCE = 64
+_SILENT_SECONDS = 3.0
 
 
 def pixels_dir() -> Path:
@@ -33,123 +41,160 @@ def pixels_dir() -> Path:
 class PixelStore:
     """Rows of decoded images in a file that is filled when they are first asked for.
 
-    Three files: `.u8` (rows, sparse until filled), `.rows` (a digest of each row, zeros where it is not decoded yet)
-    and `.json` (what it is). A row's digest is written after its pixels are on disk, so that a row that was
-    half written is decoded again. A lock lets one process at a time fill; readers never wait. `workers` threads
-    decode (0: the calling one); they change nothing but the time.
+    The file `.u8` holds the rows (sparse until filled) and after them a digest of each row, zeros where it is not
+    decoded yet; `.json` says what it is. A row's digest is written after its pixels are on disk, so that a row that
+    was half written is decoded again. A lock keeps processes from decoding the same rows at once; readers never wait.
+    The file stays open, so that removing it under a run costs that run nothing. `workers` threads decode (0: the
+    calling one); they change nothing but the time.
     """
 
     def __init__(self, images: ImageSet, preprocessing: Preprocessing, workers: int = 0) -> None:
         self.images = images
         self.preprocessing = preprocessing
         self.workers = workers
-        self.shape = (len(images), 3, preprocessing.size, preprocessing.size)
         self.key = digest_of([images.key, asdict(preprocessing)])
+        self._shape = (len(images), 3, preprocessing.size, preprocessing.size)
         self._row_bytes = 3 * preprocessing.size**2
-        self._pixels: np.memmap[Any, Any] | None = None
-        self._digests: np.memmap[Any, Any] | None = None
+        # Digests start on a page of their own, so that one of them is never torn in two.
+        self._digests_at = -(-len(images) * self._row_bytes // _PAGE) * _PAGE
+        self._file: FileIO | None = None
+        self._pixels: Pixels = np.empty(0, np.uint8)
+        self._digests: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pixels": None, "_digests": None}
+        empty = np.empty(0, np.uint8)
+        return {**vars(self), "_file": None, "_pixels": empty, "_digests": empty}
 
-    def path(self, suffix: str) -> Path:
+    def path(self, suffix: str = ".u8") -> Path:
         return pixels_dir() / f"{self.key}{suffix}"
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Pixels:
         """Pixels uint8 [n, 3, size, size] of those rows, a copy. Raises UsageError for an image that cannot be read."""
         chosen = np.asarray(rows, dtype=np.int64)
         self.fill(chosen)
-        assert self._pixels is not None
-        found: Pixels = self._pixels[chosen]
+        found: Pixels = self._pixels.take(chosen, axis=0)
         return found
 
     def digest(self, rows: np.ndarray) -> str:
         """A hash of the pixels of those rows, which are decoded for it if they are not yet."""
         self.fill(rows)
-        assert self._digests is not None
         return hashlib.sha256(self._digests[rows].tobytes()).hexdigest()
 
     def fill(self, rows: np.ndarray) -> None:
-        """Decode those of the rows that are not there yet."""
+        """Decode those of the rows that are not there yet. Raises BenchError where the disk cannot hold them."""
         self._open()
-        assert self._digests is not None
         missing = np.unique(rows[~self._digests[rows].any(axis=1)])
-        for low in range(0, len(missing), _ROWS_AT_ONCE):
-            self._decode(missing[low : low + _ROWS_AT_ONCE])
+        if not len(missing):
+            return
+        self._need_room(len(missing))
+        at_once = max(_LEAST_AT_ONCE, _BYTES_AT_ONCE // self._row_bytes)
+        with (
+            ThreadPoolExecutor(max(self.workers, 1)) as pool,
+            tqdm(
+                total=len(missing), desc="decoding", unit=" images", delay=_SILENT_SECONDS, leave=False, disable=None
+            ) as bar,
+        ):
+            for low in range(0, len(missing), at_once):
+                part = missing[low : low + at_once]
+                self._decode(part, pool)
+                bar.update(len(part))
 
-    def damaged(self) -> list[int]:
-        """Rows whose pixels are not what was decoded."""
+    def drop_damaged(self) -> list[str]:
+        """Names of decoded images whose kept pixels have changed since; they are decoded again when next asked for."""
         self._open()
-        assert self._digests is not None
-        assert self._pixels is not None
         there = np.flatnonzero(self._digests.any(axis=1))
-        return [int(row) for row in there if _hash(self._pixels[row]) != self._digests[row].tobytes()]
+        bad = np.array([r for r in there if _hash(self._pixels[r]) != self._digests[r].tobytes()], dtype=np.int64)
+        with self._lock():
+            self._write(self._digests_at, _DIGEST_BYTES, bad, [bytes(_DIGEST_BYTES)] * len(bad))
+        return [self.images.name(int(row)) for row in bad]
 
     def _open(self) -> None:
-        if self._pixels is not None:
+        if self._file is not None:
             return
-        sizes = {".u8": len(self.images) * self._row_bytes, ".rows": len(self.images) * _DIGEST_BYTES}
-        if any(
-            not self.path(suffix).is_file() or self.path(suffix).stat().st_size != size
-            for suffix, size in sizes.items()
-        ):
-            self._make(sizes)
-        self._pixels = np.memmap(self.path(".u8"), np.uint8, "r", shape=self.shape)
-        self._digests = np.memmap(self.path(".rows"), np.uint8, "r", shape=(len(self.images), _DIGEST_BYTES))
+        size = self._digests_at + len(self.images) * _DIGEST_BYTES
+        for _ in range(3):  # somebody may remove the file between making and opening it
+            if not self.path().is_file() or self.path().stat().st_size != size:
+                self._make(size)
+            try:
+                file = _open_for_both(self.path())
+                break
+            except FileNotFoundError:
+                continue
+        else:
+            raise BenchError(f"{self.path()} vanishes again and again; end what removes it and start again")
+        whole = np.memmap(file, np.uint8, "r", shape=(size,)).view(np.ndarray) if size else np.empty(0, np.uint8)
+        self._pixels = whole[: len(self.images) * self._row_bytes].reshape(self._shape)
+        self._digests = whole[self._digests_at :].reshape(-1, _DIGEST_BYTES)
+        self._file = file
 
-    def _make(self, sizes: dict[str, int]) -> None:
+    def _make(self, size: int) -> None:
         with self._lock():
-            if all(self.path(s).is_file() and self.path(s).stat().st_size == size for s, size in sizes.items()):
+            if self.path().is_file() and self.path().stat().st_size == size:
                 return
-            self.path(".rows").unlink(missing_ok=True)
-            for suffix, size in sizes.items():
-                try:
-                    with self.path(suffix).open("wb") as file:
-                        file.truncate(size)
-                except OSError as error:
-                    raise _full(self.path(suffix), error) from None
             about = {"source": self.images.name(0) if len(self.images) else "", "images": len(self.images)}
             write_bytes(self.path(".json"), json.dumps(about | asdict(self.preprocessing)).encode())
+            # Made beside and renamed: another process may have a file of the wrong size mapped.
+            unfinished = self.path(f".{os.getpid()}.new")
+            try:
+                with unfinished.open("wb") as file:
+                    file.truncate(size)
+                unfinished.replace(self.path())
+            except OSError as error:
+                raise _full(self.path(), error) from None
 
-    def _lock(self) -> FileLock:
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
         try:
             pixels_dir().mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path(".lock"))
+            lock.acquire()
         except OSError as error:
             raise _full(pixels_dir(), error) from None
-        return FileLock(self.path(".lock"))
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def _decode(self, rows: np.ndarray) -> None:
+    def _need_room(self, rows: int) -> None:
+        free = shutil.disk_usage(pixels_dir()).free
+        if rows * self._row_bytes > free:
+            raise BenchError(
+                f"{rows:,} decoded images need {rows * self._row_bytes / 1e9:.3g} GB but {free / 1e9:.3g} GB are "
+                f"left at {pixels_dir()}; free some with `bench data clean`, point SOUPBENCH_CACHE elsewhere, or "
+                "take fewer with --limit"
+            )
+
+    def _decode(self, rows: np.ndarray, pool: ThreadPoolExecutor) -> None:
         with self._lock():
-            assert self._digests is not None
             rows = rows[~self._digests[rows].any(axis=1)]
-            if self.workers:
-                with ThreadPoolExecutor(self.workers) as pool:
-                    decoded = list(pool.map(self._decode_one, rows.tolist()))
-            else:
-                decoded = [self._decode_one(row) for row in rows.tolist()]
-            digests = [_hash(pixels) for pixels in decoded]
-            self._write(".u8", rows, [pixels.tobytes() for pixels in decoded], self._row_bytes)
-            self._write(".rows", rows, digests, _DIGEST_BYTES)
+            one_by_one = map if self.workers == 0 else pool.map
+            decoded = list(one_by_one(self._decode_one, rows.tolist()))
+            self._write(0, self._row_bytes, rows, [pixels.tobytes() for pixels in decoded])
+            self._write(self._digests_at, _DIGEST_BYTES, rows, [_hash(pixels) for pixels in decoded])
 
     def _decode_one(self, row: int) -> Pixels:
         return self.preprocessing(self.images.read(row), self.images.name(row))
 
-    def _write(self, suffix: str, rows: np.ndarray, values: list[bytes], size: int) -> None:
+    def _write(self, start: int, size: int, rows: np.ndarray, values: Sequence[bytes]) -> None:
         # Written with pwrite, not through the map: a full disk is then an error and not a signal that ends the process.
+        assert self._file is not None
         try:
-            handle = os.open(self.path(suffix), os.O_WRONLY)
-            try:
-                for row, value in zip(rows.tolist(), values, strict=True):
-                    view = memoryview(value)
-                    offset = row * size
-                    while view:
-                        written = os.pwrite(handle, view, offset)
-                        view, offset = view[written:], offset + written
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            for row, value in zip(rows.tolist(), values, strict=True):
+                view = memoryview(value)
+                offset = start + row * size
+                while view:
+                    written = os.pwrite(self._file.fileno(), view, offset)
+                    view, offset = view[written:], offset + written
+            os.fsync(self._file.fileno())
         except OSError as error:
-            raise _full(self.path(suffix), error) from None
+            raise _full(self.path(), error) from None
+
+
+def _open_for_both(path: Path) -> FileIO:
+    try:
+        return FileIO(path, "r+")
+    except PermissionError:
+        return FileIO(path, "r")  # a cache that others filled; what it lacks cannot be added
 
 
 def _hash(pixels: np.ndarray) -> bytes:
@@ -161,25 +206,39 @@ def _full(path: Path, error: OSError) -> BenchError:
         return BenchError(
             f"the disk of {path.parent} is full; free it with `bench data clean`, or point SOUPBENCH_CACHE elsewhere"
         )
-    return BenchError(f"cannot write {path} ({error.strerror}); set SOUPBENCH_CACHE to a folder that can be written")
+    return BenchError(
+        f"cannot write {path} ({error.strerror or error}); set SOUPBENCH_CACHE to a folder that can be written"
+    )
 
 
-def stored() -> list[dict[str, Any]]:
-    """What is kept: key, source, images, size in pixels, and bytes on disk, for each file of pixels."""
+def stored(source: str = "") -> list[dict[str, Any]]:
+    """What is kept of images whose name begins with `source`: for each file its key, source, images, size and bytes."""
     found = []
     for about in sorted(pixels_dir().glob("*.json")):
         pixels = about.with_suffix(".u8")
-        if pixels.is_file():
-            used = pixels.stat().st_blocks * 512
-            found.append({"key": about.stem, **json.loads(about.read_text()), "bytes": used})
+        facts = json.loads(about.read_text())
+        if pixels.is_file() and facts["source"].startswith(source):
+            found.append({"key": about.stem, **facts, "bytes": pixels.stat().st_blocks * 512})
     return found
 
 
-def clean() -> int:
-    """Remove all decoded pixels; gives the bytes that were freed. They are decoded again when next asked for."""
+def clean(source: str = "") -> int:
+    """Remove decoded pixels of images whose name begins with `source`; gives the bytes that were freed.
+
+    They are decoded again when next asked for. What a run has open stays whole for it until it ends.
+    """
     freed = 0
+    keys = {facts["key"] for facts in stored(source)}
     for path in pixels_dir().glob("*"):
-        if path.suffix in (".u8", ".rows", ".json", ".lock"):
+        if path.name.partition(".")[0] in keys or not source:
             freed += path.stat().st_blocks * 512
             path.unlink(missing_ok=True)
+    return freed
+
+
+def clean_tables() -> int:
+    """Remove what `datasets` made of parquet files; gives the bytes that were freed."""
+    place = tables_dir()
+    freed = folder_size(place) if place.is_dir() else 0
+    shutil.rmtree(place, ignore_errors=True)
     return freed

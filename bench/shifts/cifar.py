@@ -39,9 +39,9 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
     Clean test images are used where a clean copy in the same order (equal labels) is in the data root.
     """
     classes = _classes(row)
-    root = reading.need(row.places, row.name, f"the published .npy files ({row.size})")
+    root = reading.need(row, f"the published .npy files ({row.size})")
     clean_row = SHIFTS[f"{row.name}-gen"]
-    clean_root = reading.find(clean_row.places)
+    clean_root = reading.find(row.clean)
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
     untouched = stores_at(Preprocessing((reading.preprocessing or USUAL).size), reading.workers)
     open_one = cache(partial(_open_condition, root, tuple(str(label) for label in range(classes))))

@@ -23,14 +23,13 @@ CLASSES = (
     "Bag",
     "Ankle boot",
 )
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def load(row: ShiftRow, reading: Reading) -> ImageShift:
     """IDX files in the data root, in torchvision's folder or of Debian's dataset-fashion-mnist; else the hub."""
     stores = stores_at(reading.preprocessing or Preprocessing(32, 32, "bicubic"), reading.workers)
-    root = reading.find(row.places) or (DEBIAN if DEBIAN.is_dir() else None)
+    root = reading.find(row.places)
     facts = Facts(
         row.name,
         len(CLASSES),

@@ -62,8 +62,6 @@ NATURAL = "natural"
 """The only condition of a shift that was collected, not made."""
 
 USUAL = Preprocessing(224, 256, "bilinear")
-_VAL = ("imagenet/val", "ImageNet/val", "imagenet/validation")
-_TRAIN = ("imagenet/train", "ImageNet/train")
 _SUBSET = 5000
 
 
@@ -119,7 +117,7 @@ def bar(row: ShiftRow, reading: Reading) -> ImageShift:
 
 def tiny(row: ShiftRow, reading: Reading) -> ImageShift:
     """tiny-imagenet-c: 64 px, 200 classes in the sorted order of their synsets."""
-    root = reading.need(row.places, row.name, "the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG (2 GB)")
+    root = reading.need(row, "the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG (2 GB)")
     first = next((root / name / "1" for name in COMMON if (root / name / "1").is_dir()), root)
     classes = tuple(sorted(entry.name for entry in first.iterdir() if entry.is_dir()))
     return _tree_shift(row, reading, root, COMMON, EXTRA, classes, Preprocessing(64, 64), clean=None)
@@ -152,7 +150,7 @@ def subset(row: ShiftRow, reading: Reading) -> ImageShift:
 
 def laion(row: ShiftRow, reading: Reading) -> ImageShift:
     """laion-c: the tree DISTORTION/intensity_level_K/SUPERCLASS/*.JPEG, resized to the model's square size."""
-    root = reading.need(row.places, row.name, "the tree DISTORTION/intensity_level_K/SUPERCLASS/*.JPEG (2.7 GB)")
+    root = reading.need(row, "the tree DISTORTION/intensity_level_K/SUPERCLASS/*.JPEG (2.7 GB)")
     members = tuple(SUPERCLASSES.values())
     return _tree_shift(
         row,
@@ -198,8 +196,6 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
         places = {name: place for place, name in enumerate(synsets())}
         members = tuple((places[name],) for name in classes)
     root = reading.find(row.places)
-    if root is None and not row.hub:
-        reading.need(row.places, row.name, "its class folders")
     preprocessing = reading.preprocessing or USUAL
     stores = stores_at(preprocessing, reading.workers)
 
@@ -207,7 +203,7 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
     def images() -> ImageSet:
         if root is None:
             return _same_classes(
-                read_hub(row.hub, None, _test_split(row.name), offline=reading.offline, as_published=True), classes, row
+                read_hub(row.hub, None, row.hub_test, offline=reading.offline, as_published=True), classes, row
             )
         return _read_classes(root, classes)
 
@@ -225,11 +221,7 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
         has_clean=False,
     )
     shifted = PublishedFiles(stores, lambda condition: images())
-    return ImageShift(facts, lambda: Part.whole(images()), _train(reading, members), shifted, stores)
-
-
-def _test_split(name: str) -> str:
-    return "train" if name in ("imagenet-sketch", "imagenet-a") else "test"
+    return ImageShift(facts, lambda: Part.whole(images()), _train(row, reading, members), shifted, stores)
 
 
 def _read_classes(root: Path, classes: Sequence[str]) -> ImageSet:
@@ -284,7 +276,7 @@ def real(row: ShiftRow, reading: Reading) -> ImageShift:
         has_clean=False,
     )
     shifted = PublishedFiles(stores, lambda condition: test().images)
-    return ImageShift(facts, test, _train(reading, None), shifted, stores, answers)
+    return ImageShift(facts, test, _train(row, reading, None), shifted, stores, answers)
 
 
 def _number(name: str) -> int:
@@ -303,12 +295,12 @@ def _known(names: Sequence[str], row: ShiftRow) -> tuple[str, ...]:
 
 
 def _val(row: ShiftRow, reading: Reading) -> ImageSet:
-    root = reading.need(_VAL, row.name, "clean ImageNet val as class folders (6.7 GB, from image-net.org)")
+    root = reading.need(row, "clean ImageNet val as class folders (6.7 GB)")
     return find_set(root, synsets(), as_published=True)
 
 
-def _train(reading: Reading, members: Sequence[Sequence[int]] | None) -> Callable[[], Part] | None:
-    root = reading.find(_TRAIN)
+def _train(row: ShiftRow, reading: Reading, members: Sequence[Sequence[int]] | None) -> Callable[[], Part] | None:
+    root = reading.find(row.train)
     if root is None:
         return None
     classes = None if members is None else members
@@ -328,7 +320,7 @@ def _generated(
     members: tuple[tuple[int, ...], ...] | None = None,
 ) -> ImageShift:
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
-    reading.need(_VAL, row.name, "clean ImageNet val as class folders (6.7 GB, from image-net.org)")
+    reading.need(row, "clean ImageNet val as class folders (6.7 GB)")
 
     def test() -> Part:
         part = Part.whole(_val(row, reading))
@@ -346,7 +338,7 @@ def _generated(
         source_classes=len(synsets()),
     )
     shifted = OurCorruptions(stores, row.profile, row.storage)
-    return ImageShift(facts, test, _train(reading, members), shifted, stores)
+    return ImageShift(facts, test, _train(row, reading, members), shifted, stores)
 
 
 def _published_tree(
@@ -360,8 +352,8 @@ def _published_tree(
     root = reading.find(row.places)
     if root is None and missing is not None:
         raise MissingDataError(missing)
-    root = reading.need(row.places, row.name, f"the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG ({row.size})")
-    clean = reading.find(_VAL)
+    root = reading.need(row, f"the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG ({row.size})")
+    clean = reading.find(row.clean)
     return _tree_shift(row, reading, root, names, tuning, classes, USUAL, clean)
 
 
@@ -404,7 +396,7 @@ def _tree_shift(
         source_classes=len(synsets()) if members is not None else None,
         has_clean=clean is not None,
     )
-    return ImageShift(facts, test, _train(reading, members), PublishedFiles(untouched, open_one), stores)
+    return ImageShift(facts, test, _train(row, reading, members), PublishedFiles(untouched, open_one), stores)
 
 
 def _open_condition(root: Path, classes: tuple[str, ...], level: str, condition: Condition) -> ImageSet:
@@ -423,7 +415,7 @@ def _headline_missing(row: ShiftRow, reading: Reading) -> str:
     return (
         f"missing for {row.name} (looked in {reading.root}): the ImageNet-C tree CORRUPTION/SEVERITY/SYNSET/*.JPEG "
         "(75 GB), clean ImageNet train and val (150 GB), and for recipes an MAE ViT-B/16 stock with its decoder "
-        "(0.4 GB); see what can be fetched with: bench data status imagenet-c\n"
+        "(0.4 GB); bring the tree with: bench data fetch imagenet-c\n"
         "it would cost, as in the paper, 4 inter-trainings of 100,000 steps and 16 fine-tunings of 10 epochs: "
         "about 23 hours of one H100-class GPU at 300 TFLOP/s sustained (computed from FLOPs, not measured).\n"
         "run this instead, right now, without any download: bench run --method selfsoup --shift digits-c"

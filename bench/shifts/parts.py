@@ -121,13 +121,14 @@ class PublishedFiles:
     open: Callable[[Condition], ImageSet]
 
     def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
-        store = self.stores(self._aligned(part, condition))
+        store = self.stores(self.aligned(part, condition))
         return torch.from_numpy(store.read(part.at(ids))).to(device)
 
     def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
-        return self.stores(self._aligned(part, condition)).digest(part.at(ids))
+        return self.stores(self.aligned(part, condition)).digest(part.at(ids))
 
-    def _aligned(self, part: Part, condition: Condition) -> ImageSet:
+    def aligned(self, part: Part, condition: Condition) -> ImageSet:
+        """The files of a condition. Raises UsageError where they are not in step with the clean images."""
         images = self.open(condition)
         if len(images) != len(part.images):
             raise UsageError(
@@ -221,6 +222,20 @@ class ImageShift:
         else:
             pixels = self._shifted.digest(part, ids, condition)
         return "sha256:" + digest_of([labels, pixels, str(condition)])
+
+    def published(self, condition: Condition) -> ImageSet | None:
+        """The files of a condition, None where its images are the test images themselves or made of them.
+
+        Raises MissingDataError or UsageError where they are not those of the test images.
+        """
+        if not isinstance(self._shifted, PublishedFiles):
+            return None
+        found = self._shifted.aligned(self.open_test(), condition)
+        return None if found is self.open_test().images else found
+
+    def drop_damaged(self, images: ImageSet) -> list[str]:
+        """Names of images whose kept pixels have changed; they are decoded again when next asked for."""
+        return self._stores(images).drop_damaged()
 
     def _train(self) -> Part:
         if self._open_train is None:

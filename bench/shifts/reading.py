@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.cache import cache_dir
 from bench.data.decode import Preprocessing
 from bench.errors import MissingDataError
+from bench.shifts.table import ShiftRow
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ class Reading:
         """The first of these places below the data root that exists."""
         return next((self.root / place for place in places if (self.root / place).exists()), None)
 
-    def need(self, places: Sequence[str], shift: str, what: str) -> Path:
-        """As `find`; raises MissingDataError naming the command that helps where none exists."""
-        found = self.find(places)
+    def need(self, row: ShiftRow, what: str) -> Path:
+        """Where the scored images of a shift are; raises MissingDataError that says what to do where they are not."""
+        found = self.find(row.places)
         if found is None:
-            looked = ", ".join(str(self.root / place) for place in places)
+            looked = ", ".join(str(self.root / place) for place in row.places)
+            brings = row.how_to_get
+            fix = f"bring it with: {brings}" if brings.startswith("bench ") else f"get it from {brings}"
             raise MissingDataError(
-                f"missing for {shift}: {what} (looked at {looked}); put it there or give --data-root, "
-                f"and see what can be fetched with: bench data status {shift}"
+                f"missing for {row.name}: {what} (looked at {looked}); {fix}; or give its folder with --data-root"
             )
         return found

@@ -14,8 +14,10 @@ class ShiftRow:
 
     `family` says which published options of methods apply. `storage` and `profile` are how its corrupted images are
     kept and which table of severities made them. `places` are folders below the data root, the first that exists is
-    read; `hub` is a repository of the hub, `doi` an archive whose files and checksums are listed: `bench data fetch`
-    gets them from there. `gigabytes` is what a fetch brings.
+    read; so are `clean` (the same images unshifted) and `train` (source images), both optional. `hub` is a repository
+    of the hub and `hub_test` its scored split, `doi` an archive of Zenodo whose files and checksums are listed:
+    `bench data fetch` gets them from there. `origin` says where people get what has neither. `gigabytes` is what a
+    fetch brings.
     """
 
     name: str
@@ -30,9 +32,31 @@ class ShiftRow:
     storage: str = "uint8"
     profile: str = "auto"
     places: tuple[str, ...] = ()
+    clean: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
     hub: str = ""
+    hub_test: str = "test"
     doi: str = ""
+    origin: str = ""
     gigabytes: float = 0.0
+
+    @property
+    def repository(self) -> tuple[str, str | None]:
+        """The repository of the hub and its configuration; ("", None) for a shift that is not on the hub."""
+        kind, _, argument = self.name.partition(":")
+        if kind == "hf":
+            repo, _, config = argument.partition(":")
+            return repo, config or None
+        return (TASKS.get(argument, ""), None) if kind in ("mini-vtab", "mini-vtab-c") else (self.hub, None)
+
+    @property
+    def how_to_get(self) -> str:
+        """The one command that brings the data, or where it is to be had where no command can."""
+        if self.name == "digits-c":
+            return "comes with scikit-learn"
+        if self.doi or self.repository[0]:
+            return f"bench data fetch {self.name}"
+        return self.origin or "your own files"
 
 
 _HENDRYCKS = (
@@ -52,7 +76,9 @@ _KRIZHEVSKY = "A. Krizhevsky. Learning Multiple Layers of Features from Tiny Ima
 _TERMS = "ImageNet terms of access (non-commercial research)"
 _RESNET = "timm:resnet50.a1_in1k"
 _MAE = "mae-vit-base-patch16"
-_VAL = "imagenet/val"
+_VAL = ("imagenet/val", "ImageNet/val", "imagenet/validation")
+_TRAIN = ("imagenet/train", "ImageNet/train")
+_ACCOUNT = "image-net.org (ILSVRC2012, free account), as one folder for each synset"
 
 _IMAGENET_ROWS = (
     ShiftRow(
@@ -67,6 +93,8 @@ _IMAGENET_ROWS = (
         storage="jpeg85",
         profile="imagenet224",
         places=("imagenet-c", "ImageNet-C"),
+        clean=_VAL,
+        train=_TRAIN,
         doi="10.5281/zenodo.2235448",
         gigabytes=75,
     ),
@@ -80,7 +108,9 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         profile="imagenet224",
-        places=(_VAL,),
+        places=_VAL,
+        train=_TRAIN,
+        origin=_ACCOUNT,
         gigabytes=6.7,
     ),
     ShiftRow(
@@ -95,6 +125,8 @@ _IMAGENET_ROWS = (
         storage="jpeg85",
         profile="imagenet224",
         places=("imagenet-c", "ImageNet-C"),
+        clean=_VAL,
+        train=_TRAIN,
         doi="10.5281/zenodo.2235448",
         gigabytes=75,
     ),
@@ -110,6 +142,9 @@ _IMAGENET_ROWS = (
         storage="jpeg85",
         profile="imagenet224",
         places=("imagenet-c-bar", "ImageNet-C-Bar"),
+        clean=_VAL,
+        train=_TRAIN,
+        origin="github.com/facebookresearch/augmentation-corruption (imagenet_c_bar)",
         gigabytes=50,
     ),
     ShiftRow(
@@ -122,7 +157,9 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         profile="imagenet224",
-        places=(_VAL,),
+        places=_VAL,
+        train=_TRAIN,
+        origin=_ACCOUNT,
         gigabytes=6.7,
     ),
     ShiftRow(
@@ -137,6 +174,7 @@ _IMAGENET_ROWS = (
         storage="jpeg100",
         profile="imagenet224",
         places=("laion-c", "LAION-C"),
+        train=_TRAIN,
         doi="10.5281/zenodo.14051887",
         gigabytes=2.7,
     ),
@@ -150,7 +188,9 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         profile="imagenet224",
-        places=(_VAL,),
+        places=_VAL,
+        train=_TRAIN,
+        origin=_ACCOUNT,
         gigabytes=6.7,
     ),
     ShiftRow(
@@ -164,7 +204,9 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         profile="imagenet224",
-        places=(_VAL,),
+        places=_VAL,
+        train=_TRAIN,
+        origin=_ACCOUNT,
         gigabytes=6.7,
     ),
     ShiftRow(
@@ -177,6 +219,7 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         places=("imagenet-r",),
+        train=_TRAIN,
         hub="axiong/imagenet-r",
         gigabytes=2.2,
     ),
@@ -190,7 +233,9 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         places=("imagenet-a",),
+        train=_TRAIN,
         hub="barkermrl/imagenet-a",
+        hub_test="train",
         gigabytes=0.7,
     ),
     ShiftRow(
@@ -203,6 +248,7 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         places=("imagenet-v2", "imagenetv2-matched-frequency-format-val"),
+        train=_TRAIN,
         hub="vaishaal/ImageNetV2",
         gigabytes=1.3,
     ),
@@ -217,7 +263,9 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         places=("imagenet-sketch", "sketch"),
+        train=_TRAIN,
         hub="songweig/imagenet_sketch",
+        hub_test="train",
         gigabytes=7,
     ),
     ShiftRow(
@@ -226,12 +274,13 @@ _IMAGENET_ROWS = (
         "High-resolution images of the 1000 ImageNet classes, five each, checked by hand",
         "5,000 images, 7 GB",
         "MIT",
-        "A. Fang, S. Kornblith, L. Schmidt. Does progress on ImageNet transfer to real-world datasets? NeurIPS 2023. "
-        "arXiv:2301.04644",
+        "A. Fuller, D. G. Kyrollos, Y. Yassin, J. R. Green. LookHere: Vision Transformers with Directed Attention "
+        "Generalize and Extrapolate. NeurIPS 2024. arXiv:2405.13985",
         _MAE,
         default_model=_RESNET,
         places=("imagenet-hr",),
-        hub="djghosh/wds_imagenet-hr",
+        train=_TRAIN,
+        hub="antofuller/ImageNet-HR",
         gigabytes=7,
     ),
     ShiftRow(
@@ -243,7 +292,9 @@ _IMAGENET_ROWS = (
         "L. Beyer et al. Are we done with ImageNet? 2020. arXiv:2006.07159",
         _MAE,
         default_model=_RESNET,
-        places=(_VAL,),
+        places=_VAL,
+        train=_TRAIN,
+        origin=_ACCOUNT,
         gigabytes=6.7,
     ),
     ShiftRow(
@@ -257,6 +308,8 @@ _IMAGENET_ROWS = (
         storage="jpeg85",
         profile="tiny64",
         places=("tiny-imagenet-c", "Tiny-ImageNet-C"),
+        clean=("tiny-imagenet-200/val",),
+        train=("tiny-imagenet-200/train",),
         doi="10.5281/zenodo.2536630",
         gigabytes=2,
     ),
@@ -274,6 +327,7 @@ _SMALL_ROWS = (
         family="cifar",
         profile="cifar32",
         places=("cifar10-c", "CIFAR-10-C"),
+        clean=("cifar10",),
         doi="10.5281/zenodo.2535967",
         gigabytes=2.9,
     ),
@@ -288,6 +342,7 @@ _SMALL_ROWS = (
         family="cifar",
         profile="cifar32",
         places=("cifar100-c", "CIFAR-100-C"),
+        clean=("cifar100",),
         doi="10.5281/zenodo.3555552",
         gigabytes=2.9,
     ),
@@ -330,7 +385,7 @@ _SMALL_ROWS = (
         "fashion.safetensors",
         family="digits",
         profile="digits32",
-        places=("fashion-mnist", "FashionMNIST/raw"),
+        places=("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist"),
         hub="zalando-datasets/fashion_mnist",
         gigabytes=0.03,
     ),
@@ -395,6 +450,31 @@ _TASK_ROWS = (
         default_model=_RESNET,
     ),
 )
+
+TASKS: dict[str, str] = {
+    "caltech101": "clip-benchmark/wds_vtab-caltech101",
+    "cifar10": "clip-benchmark/wds_cifar10",
+    "cifar100": "clip-benchmark/wds_vtab-cifar100",
+    "clevr_count": "clip-benchmark/wds_vtab-clevr_count_all",
+    "clevr_distance": "clip-benchmark/wds_vtab-clevr_closest_object_distance",
+    "dmlab": "clip-benchmark/wds_vtab-dmlab",
+    "dsprites_orientation": "clip-benchmark/wds_vtab-dsprites_label_orientation",
+    "dsprites_x": "clip-benchmark/wds_vtab-dsprites_label_x_position",
+    "dsprites_y": "clip-benchmark/wds_vtab-dsprites_label_y_position",
+    "dtd": "clip-benchmark/wds_vtab-dtd",
+    "eurosat": "clip-benchmark/wds_vtab-eurosat",
+    "flowers102": "clip-benchmark/wds_vtab-flowers",
+    "kitti": "clip-benchmark/wds_vtab-kitti_closest_vehicle_distance",
+    "patch_camelyon": "clip-benchmark/wds_vtab-pcam",
+    "pets": "clip-benchmark/wds_vtab-pets",
+    "resisc45": "clip-benchmark/wds_vtab-resisc45",
+    "retinopathy": "clip-benchmark/wds_vtab-diabetic_retinopathy",
+    "smallnorb_azimuth": "clip-benchmark/wds_vtab-smallnorb_label_azimuth",
+    "smallnorb_elevation": "clip-benchmark/wds_vtab-smallnorb_label_elevation",
+    "sun397": "clip-benchmark/wds_sun397",
+    "svhn": "clip-benchmark/wds_vtab-svhn",
+}
+"""The tasks and their repositories on the hub."""
 
 SHIFTS: dict[str, ShiftRow] = {row.name: row for row in (*_IMAGENET_ROWS, *_SMALL_ROWS, *_TASK_ROWS)}
 """All shifts by name; `folder`, `hf` and the `mini-vtab`s take an argument after a colon."""

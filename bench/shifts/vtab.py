@@ -14,34 +14,9 @@ from bench.shifts.base import stream_rng
 from bench.shifts.imagenet import COMMON, EXTRA, NATURAL
 from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
 from bench.shifts.reading import Reading
-from bench.shifts.table import ShiftRow
+from bench.shifts.table import TASKS, ShiftRow
 
 _IMAGES = 1000
-
-TASKS: dict[str, str] = {
-    "caltech101": "clip-benchmark/wds_vtab-caltech101",
-    "cifar10": "clip-benchmark/wds_cifar10",
-    "cifar100": "clip-benchmark/wds_vtab-cifar100",
-    "clevr_count": "clip-benchmark/wds_vtab-clevr_count_all",
-    "clevr_distance": "clip-benchmark/wds_vtab-clevr_closest_object_distance",
-    "dmlab": "clip-benchmark/wds_vtab-dmlab",
-    "dsprites_orientation": "clip-benchmark/wds_vtab-dsprites_label_orientation",
-    "dsprites_x": "clip-benchmark/wds_vtab-dsprites_label_x_position",
-    "dsprites_y": "clip-benchmark/wds_vtab-dsprites_label_y_position",
-    "dtd": "clip-benchmark/wds_vtab-dtd",
-    "eurosat": "clip-benchmark/wds_vtab-eurosat",
-    "flowers102": "clip-benchmark/wds_vtab-flowers",
-    "kitti": "clip-benchmark/wds_vtab-kitti_closest_vehicle_distance",
-    "patch_camelyon": "clip-benchmark/wds_vtab-pcam",
-    "pets": "clip-benchmark/wds_vtab-pets",
-    "resisc45": "clip-benchmark/wds_vtab-resisc45",
-    "retinopathy": "clip-benchmark/wds_vtab-diabetic_retinopathy",
-    "smallnorb_azimuth": "clip-benchmark/wds_vtab-smallnorb_label_azimuth",
-    "smallnorb_elevation": "clip-benchmark/wds_vtab-smallnorb_label_elevation",
-    "sun397": "clip-benchmark/wds_sun397",
-    "svhn": "clip-benchmark/wds_vtab-svhn",
-}
-"""The tasks and their repositories on the hub."""
 
 
 def load(row: ShiftRow, reading: Reading) -> ImageShift:

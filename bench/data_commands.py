@@ -1,0 +1,98 @@
+"""`bench data`: what is asked for, and what came of it, in words."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.data import store
+from bench.data.found import Found, kept, look, look_everywhere
+from bench.data.offline import go_offline
+from bench.errors import UsageError
+from bench.output import print_json, print_rich, print_text, table
+from bench.shifts.reading import Reading
+
+
+def status(shift: str | None, data_root: Path | None, *, as_json: bool) -> None:
+    """Print what is found of one shift or of all, and what the cache holds."""
+    reading = Reading(data_root)
+    found = look_everywhere(reading) if shift is None else [look(shift, reading)]
+    cache = kept()
+    if as_json:
+        print_json({"root": str(reading.root), "shifts": [asdict(one) for one in found], "cache": cache})
+        return
+    if shift is None:
+        print_text(f"data root: {reading.root}")
+        print_rich(table(["shift", "found", "decoded", "size", "to get it"], map(_cells, found)))
+    else:
+        print_text(_told(found[0]))
+    for name, facts in cache.items():
+        print_text(f"cache: {_size(facts['bytes'])} of {name} in {facts['path']}")
+    print_text("free decoded pixels and tables with: bench data clean")
+
+
+def _cells(found: Found) -> list[str]:
+    decoded = _size(found.decoded) if found.decoded else ""
+    return [found.shift, found.here or "–", decoded, found.size, "" if found.here else found.fetch]
+
+
+def _told(found: Found) -> str:
+    lines = [
+        f"shift: {found.shift}",
+        f"scored images: {found.here or 'not found, looked at ' + ', '.join(found.looked)}",
+        f"clean copies: {found.clean or '–'}",
+        f"train images: {found.train or '–'}",
+        f"size: {found.size}",
+        f"to get it: {found.fetch}" + (f" ({found.gigabytes:g} GB)" if found.gigabytes else ""),
+        f"licence: {found.licence}",
+        f"citation: {found.citation}",
+        f"checksums: {'SHA256SUMS, check with bench data verify ' + found.shift if found.sums else 'none beside it'}",
+        f"decoded pixels: {_size(found.decoded)}",
+    ]
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def fetch(shift: str, data_root: Path | None, mirror: str | None, offline: bool) -> None:
+    """Fetch, with progress on stderr, and print where the data lies."""
+    from bench.data import fetch as fetching
+
+    if offline:
+        raise UsageError("--offline forbids fetching; leave it out")
+    where = fetching.fetch(shift, Reading(data_root), mirror, lambda text: sys.stderr.write(text + "\n"))
+    print_text(f"{shift}: {where}")
+
+
+def verify(shift: str, data_root: Path | None, workers: int | None, offline: bool, *, as_json: bool) -> int:
+    """Print every problem of a shift's data; 0 where there is none, else 4."""
+    from bench.data.verify import verify as verified
+
+    if offline:
+        go_offline()
+    report = verified(shift, Reading(data_root, None, offline, os.cpu_count() or 1 if workers is None else workers))
+    if as_json:
+        print_json(asdict(report))
+    else:
+        for problem in report.problems:
+            print_text(problem)
+        left_out = f", {report.skipped} left out by skipped.txt" if report.skipped else ""
+        sums = f", {report.checked} files agree with SHA256SUMS" if report.checked else ""
+        state = f"{len(report.problems)} problems" if report.problems else "whole"
+        print_text(f"{shift}: {report.images:,} images read{left_out}{sums}: {state}")
+    return 4 if report.problems else 0
+
+
+def clean(shift: str | None, data_root: Path | None) -> None:
+    """Remove decoded pixels (of one shift), and without a shift the tables too; print what was freed."""
+    if shift is None:
+        print_text(f"{_size(store.clean() + store.clean_tables())} freed")
+        return
+    found = look(shift, Reading(data_root))
+    if not found.source:
+        raise UsageError(f"{shift} is not found, so nothing was decoded of it; leave the name out to free everything")
+    print_text(f"{_size(store.clean(found.source))} freed")
