@@ -107,6 +107,7 @@ def run(
         ),
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes; default: one for each core, or one for a GPU.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode images; default: one for each core.")] = None,
     rerun: Annotated[bool | None, typer.Option("--rerun", help="Measure again what is done.")] = None,
     only_failed: Annotated[bool | None, typer.Option("--only-failed", help="Repeat failed records only.")] = None,
     record: Annotated[
@@ -143,6 +144,7 @@ def run(
         "with_baselines": with_baselines,
         "out": out,
         "jobs": jobs,
+        "workers": workers,
         "launch": launch,
         "slurm": _pairs(slurm, "--slurm"),
         "rerun": rerun,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from bench.data import store
 from bench.data.found import Found, kept, look, look_everywhere
 from bench.data.offline import go_offline
+from bench.devices import cores
 from bench.errors import UsageError
 from bench.output import print_json, print_rich, print_text, table
 from bench.shifts.reading import Reading
@@ -74,7 +74,7 @@ def verify(shift: str, data_root: Path | None, workers: int | None, offline: boo
 
     if offline:
         go_offline()
-    report = verified(shift, Reading(data_root, None, offline, os.cpu_count() or 1 if workers is None else workers))
+    report = verified(shift, Reading(data_root, None, offline, cores() if workers is None else workers))
     if as_json:
         print_json(asdict(report))
     else:

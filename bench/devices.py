@@ -30,8 +30,12 @@ def pick_jobs(wanted: int | None, device: str) -> tuple[int, int]:
         if wanted not in (None, 1):
             raise UsageError("--jobs is for the CPU; one process uses the GPU, so leave it out")
         return 1, 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wanted or cores, 1
+    return wanted or cores(), 1
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_precision(wanted: str, device: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from bench.data.offline import go_offline
-from bench.devices import pick_device, pick_jobs, pick_precision
+from bench.devices import cores, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.kitchen import cooking_tasks
 from bench.models import load_model, load_stock, preprocessing_of
@@ -89,7 +89,8 @@ def make_plan(spec: RunSpec) -> Plan:
     if spec.offline:
         go_offline()
     name, base = _base(spec)
-    reading = Reading(spec.data_root, preprocessing_of(base), spec.offline)
+    workers = cores() if spec.workers is None else spec.workers
+    reading = Reading(spec.data_root, preprocessing_of(base), spec.offline, workers)
     shift = load_shift(spec.shift, reading=reading)
     lanes = tuple(_lanes(spec, shift, device, name, base))
     store = Store(out)

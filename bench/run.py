@@ -251,6 +251,7 @@ def _record(
                 "profile": plan.shift.profile,
                 "labels_per_class": trial.labels_per_class,
                 "history": lane.history,
+                "skipped": plan.shift.skipped,
             },
             "weights": {"digest": lane.base_digest},
             "env": measured.env if measured else environment(),

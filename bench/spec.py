@@ -65,6 +65,7 @@ class RunSpec(BaseModel):
     with_baselines: bool = False
     out: Path | None = None
     jobs: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=0)
     launch: Literal["local", "serial", "slurm"] = "local"
     slurm: Slurm = Field(default_factory=Slurm)
     rerun: bool = False

@@ -327,6 +327,8 @@ def _record_problems(record: Record, access_of: AccessOf) -> Iterator[str]:
         yield f"{_place(record)} failed; run it again with --only-failed"
     if record.limit is not None:
         yield f"{_place(record)} was limited to {record.limit} images; run it again without --limit"
+    if record.data.skipped:
+        yield f"{_place(record)} left out {record.data.skipped} test images; mend them and run it again on all of them"
     known = access_of(record.method)
     if known is None:
         yield f"the method {record.method} is not in the table of methods; add it there in the same pull request"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,22 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
 }
 _ORIENTATION = 0x0112
+_DAMAGE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ZeroDivisionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
+"""What Pillow's readers raise on bytes that are not what they promise."""
 _PLAIN_MODES = ("RGB", "L", "P", "1", "RGBA", "LA")
 
 
@@ -66,27 +83,24 @@ def _planes(image: Image.Image) -> Pixels:
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def decode(content: bytes, name: str, *, as_published: bool) -> Image.Image:
-    """The RGB image in some bytes; `name` is for errors.
+def decode(content: bytes, name: str, fix: str, *, as_published: bool) -> Image.Image:
+    """The RGB image in some bytes; `name` and `fix` (what to do with one that cannot be read) are for errors.
 
     `as_published` decodes as the reference code of public benchmarks does: Pillow's conversion to RGB, EXIF rotation
     ignored. Otherwise what that conversion would change unseen (CMYK, 16-bit, EXIF-rotated pictures) is an error.
     Raises UsageError naming the image and the fix.
     """
     if not content:
-        raise UsageError(f"{name} is an empty file of 0 bytes; {_REPLACE}")
+        raise UsageError(f"{name} is an empty file of 0 bytes; {fix}")
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         whole = "is not an image that Pillow reads" if isinstance(error, UnidentifiedImageError) else "is damaged"
-        raise UsageError(f"{name} {whole} ({_short(error)}); {_REPLACE}") from None
+        raise UsageError(f"{name} {whole} ({_short(error)}); {fix}") from None
     if not as_published:
         _refuse_surprises(image, name)
     return image.convert("RGB")
-
-
-_REPLACE = "replace it, or list it in skipped.txt beside the class folders to leave it out (the record counts it)"
 
 
 def _short(error: Exception) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bench.cache import write_bytes
 from bench.data.found import SUMS
-from bench.data.sources import read_hub
+from bench.data.tables import read_hub
 from bench.errors import BenchError, MissingDataError, UsageError
 from bench.shifts import ShiftRow, find_row
 from bench.shifts.reading import Reading

@@ -93,7 +93,7 @@ def _in_hub_cache(repo: str) -> bool:
 
 def kept() -> dict[str, Any]:
     """Everything in the cache that comes from data: decoded pixels, tables of parquet files, fetched data sets."""
-    from bench.data.sources import folder_size
+    from bench.data.imageset import folder_size
 
     places = {"pixels": cache_dir() / "pixels", "tables": cache_dir() / "tables", "data": cache_dir() / "data"}
     return {name: {"path": str(path), "bytes": folder_size(path)} for name, path in places.items() if path.is_dir()}

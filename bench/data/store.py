@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from bench.cache import cache_dir, write_bytes
 from bench.data.decode import Pixels, Preprocessing
-from bench.data.sources import ImageSet, folder_size, tables_dir
+from bench.data.imageset import ImageSet, folder_size
+from bench.data.tables import tables_dir
 from bench.errors import BenchError
 from bench.trial import digest_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.data.found import SUMS, look
-from bench.data.sources import ImageSet
+from bench.data.imageset import ImageSet
 from bench.errors import BenchError, MissingDataError
 from bench.shifts import load_shift
 from bench.shifts.parts import ImageShift

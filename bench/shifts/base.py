@@ -15,6 +15,8 @@ from bench.trial import CLEAN, Condition, digest_of
 from bench.trial import stream_rng as stream_rng
 from methods.base import Images, Labelled, Unlabelled
 
+NATURAL = "natural"
+"""The condition of test images that are shifted as they are: collected, not made."""
 SPLITS = ("disjoint", "joint", "transductive", "dev")
 
 
@@ -27,7 +29,8 @@ class Shift(Protocol):
     `members` says for each class which outputs of a model with `source_classes` outputs it stands for (one: the
     model's other classes are masked; several: mean member probability); None where both have the same classes.
     `severities` are the only ones there are (None: those asked for); `has_clean` says whether the test images exist
-    unshifted; `skipped` counts test images that the user left out.
+    unshifted, `natural` whether they may be scored as a shift of their own (corruption "natural", severity 1);
+    `skipped` counts test images that the user left out.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Shift(Protocol):
     source_classes: int | None
     severities: tuple[float, ...] | None
     has_clean: bool
+    natural: bool
 
     @property
     def skipped(self) -> int: ...
@@ -87,7 +91,7 @@ def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> 
 
     if wanted is None:
         return shift.tuning_corruptions if split == "dev" else shift.corruptions
-    known = (*shift.corruptions, *shift.tuning_corruptions)
+    known = (*shift.corruptions, *shift.tuning_corruptions, *((NATURAL,) if shift.natural else ()))
     try:
         asked = [name if name in known else canonical(name) for name in wanted]
     except ValueError as error:
@@ -101,13 +105,21 @@ def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> 
 def pick_conditions(shift: Shift, asked: Sequence[Condition]) -> tuple[Condition, ...]:
     """Of the conditions asked for those that the shift has, clean among them only if it has clean images.
 
-    A shift with fixed severities gives those instead of the ones asked for.
+    A shift with fixed severities gives those instead of the ones asked for. Images scored as they are need no clean
+    ones beside them.
     """
-    shifted = [condition for condition in asked if condition.corruption is not None]
+    shifted = list(
+        dict.fromkeys(
+            Condition(NATURAL, 1) if condition.corruption == NATURAL else condition
+            for condition in asked
+            if condition.corruption is not None
+        )
+    )
     if shift.severities is not None:
         names = dict.fromkeys(condition.corruption for condition in shifted)
         shifted = [Condition(name, level) for level in shift.severities for name in names]
-    return (*([CLEAN] if shift.has_clean else []), *shifted)
+    only_natural = bool(shifted) and all(condition.corruption == NATURAL for condition in shifted)
+    return (*([CLEAN] if shift.has_clean and not only_natural else []), *shifted)
 
 
 def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:

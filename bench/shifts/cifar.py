@@ -6,8 +6,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
+from bench.data.arrays import read_cifar_binary, read_npy
 from bench.data.decode import Preprocessing
-from bench.data.sources import ImageSet, find_set, read_cifar_binary, read_hub, read_npy, read_parquet
+from bench.data.imageset import ImageSet
+from bench.data.sources import find_set
+from bench.data.tables import read_hub, read_parquet, tables_of
 from bench.errors import MissingDataError, UsageError
 from bench.shifts.imagenet import COMMON, EXTRA
 from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
@@ -84,10 +87,8 @@ def read_clean(row: ShiftRow, root: Path | None, split: str, reading: Reading) -
     label = "fine_label" if _classes(row) == 100 else None
     if root is None:
         return read_hub(row.hub, None, split, offline=reading.offline, label_column=label, as_published=True)
-    tables = sorted(root.glob(f"{split}*.parquet")) or sorted((root / "data").glob(f"{split}*.parquet"))
-    if tables:
-        columns_label = label
-        return read_parquet(tables, columns_label, as_published=True)
+    if tables := tables_of(root, split):
+        return read_parquet(tables, label, as_published=True)
     names = tuple(str(number) for number in range(_classes(row)))
     binary = _binary_files(root, split, _classes(row))
     if binary:

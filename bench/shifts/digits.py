@@ -53,6 +53,7 @@ class Digits:
     source_classes: int | None = None
     severities: tuple[float, ...] | None = None
     has_clean = True
+    natural = False
     skipped = 0
 
     def __init__(self) -> None:

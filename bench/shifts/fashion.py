@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.data.arrays import read_idx
 from bench.data.decode import Preprocessing
-from bench.data.sources import ImageSet, read_hub, read_idx
+from bench.data.imageset import ImageSet
+from bench.data.tables import read_hub
 from bench.shifts.digits import Digits
 from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, stores_at
 from bench.shifts.reading import Reading

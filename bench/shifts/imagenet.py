@@ -12,9 +12,12 @@ import numpy as np
 
 import corruptions
 from bench.data.decode import Preprocessing
-from bench.data.sources import ImageSet, find_set, read_folder, read_hub
+from bench.data.folders import SKIP_LIST, listed_folder, read_folder
+from bench.data.imageset import ImageSet
+from bench.data.sources import find_set
+from bench.data.tables import read_hub
 from bench.errors import MissingDataError, UsageError
-from bench.shifts.base import stream_rng
+from bench.shifts.base import NATURAL, stream_rng
 from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
 from bench.shifts.reading import Reading
 from bench.shifts.table import ShiftRow
@@ -58,11 +61,12 @@ LAION = (
     "geometric_shapes",
     "luminance_checkerboard",
 )
-NATURAL = "natural"
-"""The only condition of a shift that was collected, not made."""
-
 USUAL = Preprocessing(224, 256, "bilinear")
 _SUBSET = 5000
+
+
+ReadFolder = Callable[..., ImageSet]
+"""(folder, classes, *, as_published) to images."""
 
 
 def _span(*ranges: int | tuple[int, int]) -> tuple[int, ...]:
@@ -116,11 +120,14 @@ def bar(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def tiny(row: ShiftRow, reading: Reading) -> ImageShift:
-    """tiny-imagenet-c: 64 px, 200 classes in the sorted order of their synsets."""
+    """tiny-imagenet-c: 64 px, 200 classes in the sorted order of their synsets.
+
+    Clean and train images come from tiny-imagenet-200 as it was published, where it is there.
+    """
     root = reading.need(row, "the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG (2 GB)")
-    first = next((root / name / "1" for name in COMMON if (root / name / "1").is_dir()), root)
+    first = next((folder for name in COMMON if (folder := _condition_folder(root, name) / "1").is_dir()), root)
     classes = tuple(sorted(entry.name for entry in first.iterdir() if entry.is_dir()))
-    return _tree_shift(row, reading, root, COMMON, EXTRA, classes, Preprocessing(64, 64), clean=None)
+    return _tree_shift(row, reading, root, COMMON, EXTRA, classes, Preprocessing(64, 64), read_tiny)
 
 
 def subset(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -160,7 +167,6 @@ def laion(row: ShiftRow, reading: Reading) -> ImageShift:
         (),
         tuple(SUPERCLASSES),
         USUAL,
-        clean=None,
         level="intensity_level_{}",
         members=members,
     )
@@ -202,9 +208,7 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
     @cache
     def images() -> ImageSet:
         if root is None:
-            return _same_classes(
-                read_hub(row.hub, None, row.hub_test, offline=reading.offline, as_published=True), classes, row
-            )
+            return read_hub(row.hub, None, row.hub_test, offline=reading.offline, as_published=True, classes=classes)
         return _read_classes(root, classes)
 
     facts = Facts(
@@ -230,15 +234,6 @@ def _read_classes(root: Path, classes: Sequence[str]) -> ImageSet:
     if names and all(name.isdigit() for name in names):
         return read_folder(root, [str(number) for number in range(len(classes))], as_published=True)
     return find_set(root, classes, as_published=True)
-
-
-def _same_classes(images: ImageSet, classes: Sequence[str], row: ShiftRow) -> ImageSet:
-    if len(images.classes) != len(classes):
-        raise UsageError(
-            f"{row.name} on the hub has {len(images.classes)} classes, not {len(classes)}; "
-            f"give its class folders as {row.places[0]} in --data-root instead"
-        )
-    return images
 
 
 def real(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -299,15 +294,20 @@ def _val(row: ShiftRow, reading: Reading) -> ImageSet:
     return find_set(root, synsets(), as_published=True)
 
 
-def _train(row: ShiftRow, reading: Reading, members: Sequence[Sequence[int]] | None) -> Callable[[], Part] | None:
+def _train(
+    row: ShiftRow,
+    reading: Reading,
+    members: Sequence[Sequence[int]] | None,
+    classes: Sequence[str] | None = None,
+    read: ReadFolder = find_set,
+) -> Callable[[], Part] | None:
     root = reading.find(row.train)
     if root is None:
         return None
-    classes = None if members is None else members
 
     def opened() -> Part:
-        part = Part.whole(find_set(root, synsets(), as_published=True))
-        return part if classes is None else part.of_classes(classes)
+        part = Part.whole(read(root, tuple(classes or synsets()), as_published=True))
+        return part if members is None else part.of_classes(members)
 
     return opened
 
@@ -349,12 +349,10 @@ def _published_tree(
     classes: Sequence[str],
     missing: str | None,
 ) -> ImageShift:
-    root = reading.find(row.places)
-    if root is None and missing is not None:
+    if reading.find(row.places) is None and missing is not None:
         raise MissingDataError(missing)
     root = reading.need(row, f"the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG ({row.size})")
-    clean = reading.find(row.clean)
-    return _tree_shift(row, reading, root, names, tuning, classes, USUAL, clean)
+    return _tree_shift(row, reading, root, names, tuning, classes, USUAL)
 
 
 def _tree_shift(
@@ -365,7 +363,7 @@ def _tree_shift(
     tuning: Sequence[str],
     classes: Sequence[str],
     usual: Preprocessing,
-    clean: Path | None,
+    read: ReadFolder = find_set,
     level: str = "{}",
     members: tuple[tuple[int, ...], ...] | None = None,
 ) -> ImageShift:
@@ -373,15 +371,17 @@ def _tree_shift(
     stores = stores_at(preprocessing, reading.workers)
     untouched = stores_at(Preprocessing(preprocessing.size), reading.workers)
     open_one = cache(partial(_open_condition, root, tuple(classes), level))
+    clean = reading.find(row.clean)
 
     @cache
     def test() -> Part:
         if clean is not None:
-            return Part.whole(find_set(clean, tuple(classes), as_published=True))
-        first = next((name for name in (*names, *tuning) if (root / name).is_dir()), None)
+            return Part.whole(read(clean, tuple(classes), as_published=True))
+        first = next((name for name in (*names, *tuning) if _condition_folder(root, name).is_dir()), None)
         if first is None:
-            raise MissingDataError(f"{root} has none of the folders {', '.join(names)}; fetch {row.name} again")
-        severity = next((s for s in range(1, 6) if (root / first / level.format(s)).is_dir()), 1)
+            raise MissingDataError(f"{root} has none of the folders {', '.join(names)}; {_again(row)}")
+        there = _condition_folder(root, first)
+        severity = next((s for s in range(1, 6) if (there / level.format(s)).is_dir()), 1)
         return Part.whole(open_one(Condition(first, severity)))
 
     facts = Facts(
@@ -396,19 +396,45 @@ def _tree_shift(
         source_classes=len(synsets()) if members is not None else None,
         has_clean=clean is not None,
     )
-    return ImageShift(facts, test, _train(row, reading, members), PublishedFiles(untouched, open_one), stores)
+    train = _train(row, reading, members, None if members is not None else classes, read)
+    return ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores)
+
+
+def _again(row: ShiftRow) -> str:
+    brings = row.how_to_get
+    return f"fetch it again with: {brings}" if brings.startswith("bench ") else f"get it again from {brings}"
+
+
+def _condition_folder(root: Path, name: str) -> Path:
+    """Where a corruption's folders are: below the root, or below its group (noise, blur, …) as some unpack it."""
+    direct = root / name
+    return direct if direct.is_dir() else next(iter(sorted(root.glob(f"*/{name}"))), direct)
+
+
+def read_tiny(root: Path, classes: Sequence[str], *, as_published: bool = False) -> ImageSet:
+    """A part of tiny-imagenet-200: class folders, with an inner folder `images` or without, or val_annotations.txt."""
+    listed = root / "val_annotations.txt"
+    if not listed.is_file():
+        return read_folder(root, classes, as_published=as_published, inner="images")
+    places = {name: place for place, name in enumerate(classes)}
+    rows = [line.split("\t")[:2] for line in listed.read_text().splitlines() if line.strip()]
+    unknown = next((row for row in rows if len(row) < 2 or row[1] not in places), None)
+    if unknown is not None:
+        raise UsageError(f"{listed} has the line '{' '.join(unknown)[:80]}', not IMAGE and synset; get it again")
+    found = sorted((places[synset], synset, f"images/{name}") for name, synset in rows)
+    return listed_folder(root, [file for _, _, file in found], tuple(classes), [place for place, _, _ in found])
 
 
 def _open_condition(root: Path, classes: tuple[str, ...], level: str, condition: Condition) -> ImageSet:
     assert condition.corruption is not None
     if condition.severity != int(condition.severity):
         raise UsageError(f"published files have the severities 1 to 5, not {condition.severity:g}; choose one of them")
-    folder = root / condition.corruption / level.format(int(condition.severity))
+    folder = _condition_folder(root, condition.corruption) / level.format(int(condition.severity))
     if not folder.is_dir():
         there = sorted(entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else []
         has = f"{folder.parent.name} has {', '.join(there)}" if there else f"there is no {folder.parent}"
         raise MissingDataError(f"{folder} is missing ({has}); unpack the published archive of that corruption again")
-    return read_folder(folder, classes, as_published=True)
+    return read_folder(folder, classes, as_published=True, skip_list=root / SKIP_LIST)
 
 
 def _headline_missing(row: ShiftRow, reading: Reading) -> str:

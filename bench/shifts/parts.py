@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import Tensor
 
 import corruptions
 from bench.data.decode import Preprocessing
-from bench.data.sources import ImageSet, Labels
+from bench.data.folders import FolderSet
+from bench.data.imageset import ImageSet, Labels
 from bench.data.store import PixelStore
 from bench.errors import MissingDataError, UsageError
+from bench.shifts.base import NATURAL
 from bench.shifts.table import Family
 from bench.trial import Condition, digest_of
 
@@ -72,6 +75,7 @@ class Facts:
     source_classes: int | None = None
     severities: tuple[float, ...] | None = None
     has_clean: bool = True
+    natural: bool = False
 
 
 class Shifted(Protocol):
@@ -97,8 +101,10 @@ class OurCorruptions:
     seed: int = 0
 
     def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
-        assert condition.corruption is not None
         clean = torch.from_numpy(self.stores(part.images).read(part.at(ids))).to(device)
+        if condition.corruption == NATURAL:
+            return clean
+        assert condition.corruption is not None
         return corruptions.corrupt(
             clean,
             condition.corruption,
@@ -132,8 +138,8 @@ class PublishedFiles:
         images = self.open(condition)
         if len(images) != len(part.images):
             raise UsageError(
-                f"{condition} has {len(images)} images but {part.images.name(0)} and the rest are {len(part.images)}; "
-                "fetch what is incomplete again"
+                f"{condition} has {len(images)} images ({images.name(0)}, …) but there should be {len(part.images)} as "
+                f"with {part.images.name(0)}; fetch what is incomplete again"
             )
         if not np.array_equal(images.labels, part.images.labels):
             row = int(np.flatnonzero(images.labels != part.images.labels)[0])
@@ -141,6 +147,14 @@ class PublishedFiles:
                 f"{images.name(row)} has another class than {part.images.name(row)}, which stands in the same place; "
                 "fetch both from one release"
             )
+        if isinstance(images, FolderSet) and isinstance(part.images, FolderSet):
+            here, there = (Path(file).stem for file in images.files), (Path(file).stem for file in part.images.files)
+            pairs = enumerate(zip(here, there, strict=True))
+            for row in (row for row, (one, other) in pairs if one != other):
+                raise UsageError(
+                    f"{images.name(row)} is not called like {part.images.name(row)}, which stands in the same place; "
+                    "fetch both from one release"
+                )
         return images
 
 
@@ -175,6 +189,7 @@ class ImageShift:
         self.source_classes = facts.source_classes
         self.severities = facts.severities
         self.has_clean = facts.has_clean
+        self.natural = facts.natural
         self.open_test = cache(test)
         self._open_train = cache(train) if train is not None else None
         self._shifted = shifted

@@ -8,10 +8,12 @@ from functools import cache
 import numpy as np
 
 from bench.data.decode import Preprocessing
-from bench.data.sources import ImageSet, find_set, read_hub
+from bench.data.imageset import ImageSet
+from bench.data.sources import find_set
+from bench.data.tables import read_hub, read_parquet, tables_of
 from bench.errors import nearest
-from bench.shifts.base import stream_rng
-from bench.shifts.imagenet import COMMON, EXTRA, NATURAL
+from bench.shifts.base import NATURAL, stream_rng
+from bench.shifts.imagenet import COMMON, EXTRA
 from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
 from bench.shifts.reading import Reading
 from bench.shifts.table import TASKS, ShiftRow
@@ -42,8 +44,9 @@ def _task(row: ShiftRow, reading: Reading, *, corrupted: bool) -> ImageShift:
     def images(split: str) -> ImageSet:
         if root is None:
             return read_hub(TASKS[task], None, split, offline=reading.offline, label_column="cls", as_published=True)
-        tables = sorted(root.glob(f"{split}*.parquet"))
-        return find_set(tables[0] if tables else root / split, as_published=True)
+        if tables := tables_of(root, split):
+            return read_parquet(tables, as_published=True)
+        return find_set(root / split, as_published=True)
 
     def part(split: str) -> Callable[[], Part]:
         def opened() -> Part:

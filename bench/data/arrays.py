@@ -1,0 +1,131 @@
+"""Images in arrays: .npy, IDX and CIFAR's binary files."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.data.decode import decode_array
+from bench.data.imageset import Labels, checked_labels, stat_digest
+from bench.errors import MissingDataError, UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySet:
+    """Images uint8 [n, h, w, 3] or [n, h, w] in memory or mapped from a file, some rows of them."""
+
+    where: str
+    images: NDArray[np.uint8]
+    labels: Labels
+    classes: tuple[str, ...]
+    key: str
+    first: int = 0
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, row: int) -> str:
+        return f"{self.where}[{self.first + row}]"
+
+    def read(self, row: int) -> Image.Image:
+        return decode_array(np.asarray(self.images[self.first + row]), self.name(row))
+
+
+def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int | None = None) -> ArraySet:
+    """Images and labels of `.npy` files; with `severity`, that fifth of a published corruption file.
+
+    A labels file may be as long as all images or as one fifth of them. Pickled arrays are refused.
+    Raises MissingDataError or UsageError naming the file.
+    """
+    pixels, numbers = _load_npy(images), _load_npy(labels)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
+        raise UsageError(f"{images} holds {pixels.dtype} {list(pixels.shape)}; it must be uint8 [n, height, width, 3]")
+    count, first = len(pixels), 0
+    if severity is not None:
+        if count % 5:
+            raise UsageError(f"{images} holds {count} images, not five severities of equal size; fetch it again")
+        count //= 5
+        first = (severity - 1) * count
+    if len(numbers) == len(pixels):
+        numbers = numbers[first : first + count]
+    elif len(numbers) != count:
+        raise UsageError(
+            f"{labels} holds {len(numbers)} labels but {images} {len(pixels)} images; fetch both from one release"
+        )
+    return ArraySet(
+        str(images),
+        pixels,
+        checked_labels(np.asarray(numbers), len(classes), str(labels)),
+        tuple(classes),
+        f"npy:{stat_digest([images, labels])}:{first}",
+        first,
+    )
+
+
+def _load_npy(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise MissingDataError(f"no file {path}; fetch the published files and give their folder") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UsageError(f"{path} is not a whole .npy file of numbers ({error}); fetch it again") from None
+
+
+def read_idx(images: Path, labels: Path, classes: Sequence[str]) -> ArraySet:
+    """Grey images of the IDX files of MNIST and Fashion-MNIST, gzipped or not."""
+    pixels, numbers = _read_idx_file(images), _read_idx_file(labels)
+    if pixels.ndim != 3 or numbers.ndim != 1:
+        raise UsageError(f"{images} and {labels} are not images and labels in IDX; fetch them again")
+    if len(pixels) != len(numbers):
+        raise UsageError(f"{labels} holds {len(numbers)} labels but {images} {len(pixels)} images; fetch both again")
+    checked = checked_labels(numbers, len(classes), str(labels))
+    return ArraySet(str(images), pixels, checked, tuple(classes), f"idx:{stat_digest([images, labels])}")
+
+
+def _read_idx_file(path: Path) -> NDArray[np.uint8]:
+    """IDX: two zero bytes, type 8 (unsigned byte), number of dimensions, each as big-endian int32, then the values."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except FileNotFoundError:
+        raise MissingDataError(f"no file {path}; fetch the IDX files and give their folder") from None
+    except (OSError, EOFError) as error:
+        raise UsageError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise UsageError(f"{path} is not an IDX file of bytes; fetch it again")
+    dimensions = content[3]
+    shape = tuple(int(size) for size in np.frombuffer(content, ">i4", dimensions, 4))
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    if values.size != int(np.prod(shape)):
+        raise UsageError(f"{path} holds {values.size} values but promises {list(shape)}; fetch it again")
+    return values.reshape(shape)
+
+
+def read_cifar_binary(files: Sequence[Path], classes: Sequence[str], label_bytes: int = 1) -> ArraySet:
+    """The "binary version" of CIFAR: records of `label_bytes` labels (the last counts) and 3072 pixel bytes."""
+    parts = []
+    for path in files:
+        try:
+            raw = np.fromfile(path, dtype=np.uint8)
+        except FileNotFoundError:
+            raise MissingDataError(f"no file {path}; fetch the binary version of CIFAR") from None
+        if raw.size == 0 or raw.size % (label_bytes + 3072):
+            raise UsageError(f"{path} is not a whole file of CIFAR's binary version; fetch it again")
+        parts.append(raw.reshape(-1, label_bytes + 3072))
+    rows = np.concatenate(parts)
+    labels = checked_labels(rows[:, label_bytes - 1], len(classes), str(files[0]))
+    pixels = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return ArraySet(str(files[0]), pixels, labels, tuple(classes), f"cifar:{stat_digest(files)}")
+
+
+def numbered(labels: Path) -> tuple[str, ...]:
+    """Class names 0, 1, … up to the largest label of a `.npy` file."""
+    numbers = _load_npy(labels)
+    return tuple(str(label) for label in range(int(numbers.max()) + 1)) if len(numbers) else ()

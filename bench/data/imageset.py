@@ -1,0 +1,67 @@
+"""What every source of labelled images gives, and what all of them check."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.errors import UsageError
+
+Labels = NDArray[np.int64]
+
+
+class ImageSet(Protocol):
+    """Images with labels, in an order that never changes while the files do not.
+
+    `classes` names them, `labels` (int64 [n]) are positions in it. `key` changes when the files do. `skipped` counts
+    images that the user chose to leave out.
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> Labels: ...
+
+    @property
+    def skipped(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """What an error calls that image."""
+
+    def read(self, row: int) -> Image.Image:
+        """The image in RGB. Raises UsageError where it cannot be read."""
+
+
+def checked_labels(labels: NDArray[Any], classes: int, where: str) -> Labels:
+    """Labels as int64 [n]. Raises UsageError where they are not whole numbers of that many classes."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UsageError(f"{where} holds {labels.dtype} {list(labels.shape)}; labels must be whole numbers [n]")
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        bad = labels.min() if labels.min() < 0 else labels.max()
+        raise UsageError(f"{where} has the label {bad}, outside of 0 .. {classes - 1}; check that it fits the classes")
+    return labels.astype(np.int64)
+
+
+def stat_digest(paths: Sequence[Path]) -> str:
+    """A hash of the names, sizes and times of files: it changes when they do, and costs no reading."""
+    facts = [f"{path.name}|{path.stat().st_size}|{path.stat().st_mtime_ns}" for path in paths]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files below a folder (or of one file)."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
