@@ -351,9 +351,9 @@ def check_profile(profile: str, height: int = 1, width: int = 1) -> str:
 
 
 def check_severity(severity: Any) -> float:
-    """The severity as a float in [0, 5]. Raises TypeError for what is no number (True and "3" too), else ValueError."""
+    """The severity as a float in [0, 5]. Raises ValueError for all else: True, "3" and NaN too."""
     if isinstance(severity, bool) or not isinstance(severity, numbers.Real):
-        raise TypeError(f"severity must be a number from 0 to 5, not {severity!r}; give 0 for the clean image")
+        raise ValueError(f"severity must be a number from 0 to 5, not {severity!r}; give 0 for the clean image")
     number = float(severity)
     if not 0 <= number <= 5:
         raise ValueError(f"severity must lie between 0 and 5, not {severity}; give 0 for the clean image")

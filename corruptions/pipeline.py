@@ -7,8 +7,9 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,7 @@ STORAGES: Mapping[str, Storage] = MappingProxyType(
 def corrupt(
     images: Tensor,
     name: str,
-    severity: float,
+    severity: float | Sequence[float] | Tensor,
     *,
     seed: int = 0,
     ids: Ids | None = None,
@@ -89,7 +90,8 @@ def corrupt(
     images: uint8 [n, c, h, w] or [c, h, w] in 0 .. 255, or float in [0, 1]; c is 3, or 1 for grey images, which are
         corrupted as three equal channels of which the first is returned.
     name: a corruption or an alias, see `names()`.
-    severity: 0 .. 5. 0 returns an exact copy; a fraction interpolates the parameters of its neighbours.
+    severity: 0 .. 5, or one for each image (a sequence or a tensor [n], which is read on the CPU). 0 returns an exact
+        copy; a fraction interpolates the parameters of its neighbours.
     seed: of the random corruptions, together with name and id; severities share their random numbers.
     ids: one int or string per image that names it in its data set, so that it is corrupted alike in every batch.
         None: an image is named by its own 8-bit content (equal images then get equal noise; costs a copy to the CPU).
@@ -101,14 +103,20 @@ def corrupt(
     Raises TypeError or ValueError for input outside of this. Source: Hendrycks and Dietterich 2019, arXiv:1903.12261.
     """
     row = describe(name)
-    severity = check_severity(severity)
-    if storage not in STORAGES:
-        raise ValueError(f"unknown storage {storage!r}; choose from {', '.join(STORAGES)}")
+    check_storage(storage)
     _check_images(images)
     batch = images.detach() if images.ndim == 4 else images.detach()[None]
     n, channels, height, width = batch.shape
     profile = check_profile(profile, height, width)
+    severity = _severities(severity, n)
     out = torch.empty_like(batch)
+    if isinstance(severity, list):
+        checked = None if ids is None else _checked(ids, n)
+        for level in sorted(set(severity)):
+            rows = [i for i, own in enumerate(severity) if own == level]
+            own_ids = None if checked is None else [checked[i] for i in rows]
+            out[rows] = corrupt(batch[rows], name, level, seed=seed, ids=own_ids, profile=profile, storage=storage)
+        return out if images.ndim == 4 else out[0]
     if severity == 0 or n == 0:
         out.copy_(batch)
         return out if images.ndim == 4 else out[0]
@@ -203,6 +211,23 @@ def _check_images(images: Tensor) -> None:
         low, high = (float(bound) for bound in torch.aminmax(images.detach()))
         if not (low >= 0 and high <= 1 + 1e-6):
             raise ValueError(f"float images must lie in [0, 1], not {low:g} .. {high:g}; scale or clean them first")
+
+
+def _severities(severity: float | Sequence[float] | Tensor, n: int) -> float | list[float]:
+    """One severity for all n images, or a list with one for each."""
+    given: Any = severity.tolist() if isinstance(severity, Tensor | np.ndarray) else severity
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return check_severity(given)
+    if len(given) != n:
+        raise ValueError(f"{n} images need one severity or {n}, not {len(given)}; give one per image")
+    return [check_severity(one) for one in given]
+
+
+def check_storage(storage: str) -> str:
+    """The name of a storage itself. Raises ValueError for an unknown one."""
+    if storage not in STORAGES:
+        raise ValueError(f"unknown storage {storage!r}; choose from {', '.join(STORAGES)}")
+    return storage
 
 
 def _told(images: Tensor) -> str:

@@ -216,6 +216,18 @@ def test_jpeg_storage_is_truncation_and_quality_85(pictures: Pictures) -> None:
         assert (np.asarray(image.open(file)) == ours.permute(1, 2, 0).numpy()).all()
 
 
+@every
+def test_each_image_may_have_its_own_severity(name: str, pictures: Pictures) -> None:
+    images = pictures(6, 32, 40)
+    levels = [5, 0, 2.5, 5, 0.25, 1]
+    for ids in (["a", "b", "c", "d", "e", "f"], None):
+        each = [corrupt(images[i], name, s, ids=ids and [ids[i]], seed=2) for i, s in enumerate(levels)]
+        for given in (levels, tuple(levels), np.array(levels), torch.tensor(levels)):
+            assert torch.equal(corrupt(images, name, given, ids=ids, seed=2), torch.stack(each))
+    assert torch.equal(corrupt(images[3], name, [2], ids=[7]), corrupt(images[3], name, 2, ids=[7]))
+    assert corrupt(images[:0], name, []).shape == (0, 3, 32, 40)
+
+
 IMAGES = torch.full((2, 3, 16, 16), 0.5)
 
 
@@ -225,8 +237,12 @@ IMAGES = torch.full((2, 3, 16, 16), 0.5)
         ({"severity": 6}, ValueError, "between 0 and 5, not 6"),
         ({"severity": -1}, ValueError, "between 0 and 5, not -1"),
         ({"severity": float("nan")}, ValueError, "between 0 and 5, not nan"),
-        ({"severity": True}, TypeError, "not True"),
-        ({"severity": "3"}, TypeError, "not '3'"),
+        ({"severity": True}, ValueError, "from 0 to 5, not True"),
+        ({"severity": "3"}, ValueError, "from 0 to 5, not '3'"),
+        ({"severity": [3, 3, 3]}, ValueError, "2 images need one severity or 2, not 3"),
+        ({"severity": [3, 7]}, ValueError, "between 0 and 5, not 7"),
+        ({"severity": [3, None]}, ValueError, "from 0 to 5, not None"),
+        ({"severity": torch.tensor([True, True])}, ValueError, "from 0 to 5, not True"),
         ({"name": "fgo"}, ValueError, "did you mean 'fog'"),
         ({"profile": "imagenet"}, ValueError, "unknown profile 'imagenet'"),
         ({"storage": "png"}, ValueError, "choose from none, uint8, jpeg85"),
