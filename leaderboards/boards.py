@@ -14,11 +14,18 @@ import numpy as np
 
 from leaderboards.comparable import BoardError as BoardError
 from leaderboards.comparable import Line, check_comparable, condition_name, line_name, line_of
-from leaderboards.ranking import ReadPredictions, Resampling, rank, read_scores
+from leaderboards.ranking import ReadPredictions, Resampling, measure, read_scores
 from leaderboards.record import Access, Record, Track
-from leaderboards.uncertainty import Interval, mean_accuracy_interval
+from leaderboards.uncertainty import Interval
 
 TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
+MEANING: Mapping[Track, str] = {
+    "R": "no test data",
+    "A": "the scored stream, batch by batch, without source data",
+    "B": "the scored stream, and source data or statistics",
+    "C": "unlabelled shifted images before scoring",
+    "D": "unlabelled shifted images before scoring, and labelled source images",
+}
 INGREDIENT = "ingredient:"
 REFERENCE = "source"  # the classifier that nothing adapted; forgetting is measured from its clean accuracy
 
@@ -204,11 +211,8 @@ def _measure_uncertainty(
     complete = {line: own for line, own in members.items() if rows[line].accuracy is not None}
     scores = read_scores(complete, lines, predictions)
     tracks = {track: [line for line in scores if rows[line].main and rows[line].track == track] for track in TRACKS}
-    ranks = rank(tracks, scores, resampling)
-    for line, score in scores.items():
-        interval = mean_accuracy_interval(
-            score, level=resampling.level, resamples=resampling.resamples, seed=resampling.seed
-        )
+    intervals, ranks = measure(tracks, scores, resampling)
+    for line, interval in intervals.items():
         rows[line] = replace(rows[line], interval=interval, rank=ranks.get(line))
 
 

@@ -19,7 +19,7 @@ from leaderboards.grid import ABSENT, Grid
 from leaderboards.ranking import ReadPredictions, scores_of_row
 from leaderboards.record import Record
 from leaderboards.tables import access_words, caption
-from leaderboards.uncertainty import Difference, holm, paired_difference
+from leaderboards.uncertainty import Difference, ImageScores, Resamples, holm
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,7 +82,7 @@ def compare_rows(
     """Compare two rows by name: "tent", "selfsoup", "selfsoup (ingredient:mae)", "selfsoup (mean)".
 
     The name of a method that has parts means its soup. Differences resample images jointly over conditions and, with
-    several seeds, add their spread, as `leaderboards.uncertainty.paired_difference` says.
+    several seeds, add their spread, as `leaderboards.uncertainty.Resamples` says.
     Raises BoardError if a name is not there, the two must not be compared, or either is incomplete.
     """
     for name in (a, b):
@@ -93,24 +93,40 @@ def compare_rows(
     board = make_board(chosen, level=level)
     rows = [_row(board, name) for name in (a, b)]
 
-    def contrast(corruption: str | None, conditions: Collection[str | None]) -> Contrast:
+    def scores(conditions: Collection[str | None]) -> tuple[ImageScores, ImageScores]:
         keys = [{key for cell in row.cells if cell.corruption in conditions for key in cell.keys} for row in rows]
         one, two = (scores_of_row(own, chosen, predictions, clean=None in conditions) for own in keys)
         if not np.array_equal(one.ids, two.ids):
             raise BoardError(f"{a} and {b} were scored on different images; compare rows of one results folder")
-        difference = paired_difference(one, two, level=level, resamples=resamples, seed=seed)
-        return Contrast(corruption, one.accuracy, two.accuracy, difference, None)
+        return one, two
 
-    singles = [contrast(name, [name]) for name in board.corruptions]
-    adjusted = holm([single.difference.p for single in singles])
+    def contrasts(names: Sequence[str | None], pairs: Sequence[tuple[ImageScores, ImageScores]]) -> list[Contrast]:
+        drawn = Resamples([score for pair in pairs for score in pair], resamples=resamples, seed=seed)
+        return [
+            Contrast(name, one.accuracy, two.accuracy, drawn.difference(2 * i, 2 * i + 1, level=level), None)
+            for i, (name, (one, two)) in enumerate(zip(names, pairs, strict=True))
+        ]
+
+    overall = scores(board.corruptions)
+    singles = [scores([name]) for name in board.corruptions]
+    # A stream may show an image under one corruption and not under another; then each has resamples of its own.
+    if all(np.array_equal(one.ids, overall[0].ids) for one, _ in singles):
+        first, *rest = contrasts([None, *board.corruptions], [overall, *singles])
+    else:
+        first, *rest = (
+            contrasts([name], [pair])[0]
+            for name, pair in zip([None, *board.corruptions], [overall, *singles], strict=True)
+        )
+    adjusted = holm([single.difference.p for single in rest])
+    both_clean = all(row.clean_accuracy is not None for row in rows)
     return Comparison(
         board=board,
         a=rows[0],
         b=rows[1],
-        overall=contrast(None, board.corruptions),
-        clean=contrast(None, [None]) if all(row.clean_accuracy is not None for row in rows) else None,
+        overall=first,
+        clean=contrasts([None], [scores([None])])[0] if both_clean else None,
         per_corruption=tuple(
-            dataclasses.replace(single, p_adjusted=p) for single, p in zip(singles, adjusted, strict=True)
+            dataclasses.replace(single, p_adjusted=p) for single, p in zip(rest, adjusted, strict=True)
         ),
     )
 

@@ -143,17 +143,9 @@ def cost_accuracy(board: Board) -> Figure | None:
                 linestyle="--",
                 label="its Pareto front" if len(front) > 1 else None,
             )
-        named = fronts if len(rows) > 2 * _MOST_LINES else rows
-        for row, height in zip(named, _apart([100 * (row.accuracy or 0) for row in named]), strict=True):
-            axes.annotate(
-                row.name,
-                (_passes(row), 100 * (row.accuracy or 0)),
-                xytext=(_passes(row) * 1.06, height),
-                fontsize=7,
-                va="center",
-            )
+        _name_points(axes, fronts if len(rows) > 2 * _MOST_LINES else rows)
         axes.set_xscale("log", base=2)
-        axes.margins(x=0.25)
+        axes.margins(x=0.3)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set(
             xlabel="forward passes for each image, a backward one counted as two (log scale)",
@@ -293,11 +285,41 @@ def _point(axes: Axes, height: float, row: BoardRow, colour: Any, marker: str) -
         axes.plot([100 * row.interval.low, 100 * row.interval.high], [height] * 2, color=colour, linewidth=1.2)
 
 
-def _apart(heights: Sequence[float]) -> list[float]:
-    """Heights of labels, moved up where they would lie upon one another."""
-    gap = max(0.6, (max(heights) - min(heights)) / 16)
-    placed: dict[int, float] = {}
-    floor = float("-inf")
-    for i in sorted(range(len(heights)), key=heights.__getitem__):
-        placed[i] = floor = max(heights[i], floor + gap)
-    return [placed[i] for i in range(len(heights))]
+def _name_points(axes: Axes, rows: Sequence[BoardRow]) -> None:
+    """Write names to the right of points of the cost plot, with a line to the point where they had to give way."""
+    heights = [100 * (row.accuracy or 0) for row in rows]
+    gap = max(0.5, (max(heights) - min(heights)) / 18)
+    neighbours: list[list[int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: _passes(rows[i])):
+        if neighbours and _passes(rows[i]) < 2.5 * _passes(rows[neighbours[-1][0]]):
+            neighbours[-1].append(i)
+        else:
+            neighbours.append([i])
+    for group in neighbours:
+        right = 1.12 * max(_passes(rows[i]) for i in group)
+        for i, height in zip(group, apart([heights[i] for i in group], gap), strict=True):
+            axes.annotate(
+                rows[i].name,
+                (_passes(rows[i]), heights[i]),
+                xytext=(right, height),
+                fontsize=7,
+                va="center",
+                arrowprops={
+                    "arrowstyle": "-",
+                    "linewidth": 0.4,
+                    "color": _INK,
+                    "alpha": 0.5,
+                    "shrinkA": 0,
+                    "shrinkB": 2,
+                },
+            )
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The places nearest to the given heights, in least squares, that keep their order and lie `gap` apart."""
+    from scipy.optimize import isotonic_regression
+
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    moved = isotonic_regression([heights[i] - gap * k for k, i in enumerate(order)]).x
+    places = {i: float(moved[k]) + gap * k for k, i in enumerate(order)}
+    return [places[i] for i in range(len(heights))]

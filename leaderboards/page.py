@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -15,8 +16,9 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from leaderboards import figures
-from leaderboards.boards import Board
-from leaderboards.tables import best_cells, caption, columns_of, notes_of, percent, to_latex
+from leaderboards.boards import MEANING, Board
+from leaderboards.reference import reference_rows
+from leaderboards.tables import Column, best_cells, caption, columns_of, notes_of, percent, telling, to_latex
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -61,27 +63,39 @@ def to_page(
 
 
 def _section(board: Board, with_figures: bool) -> dict[str, Any]:
-    columns = columns_of(board)
+    columns = _columns(board)
     best = best_cells(board, columns)
     drawn = figures.figures(board) if with_figures else {}
+    rows = [
+        {
+            "row": row,
+            "place": i,
+            "cells": [
+                {
+                    "text": column.cell(row),
+                    "value": _sortable(column.value(row)) if column.value else None,
+                    "best": (i, j) in best,
+                    "column": column,
+                }
+                for j, column in enumerate(columns)
+            ],
+        }
+        for i, row in enumerate(board.rows)
+    ]
     return {
         "board": board,
         "caption": caption(board),
         "columns": columns,
-        "rows": [
+        "groups": [
             {
-                "row": row,
-                "cells": [
-                    {
-                        "text": column.cell(row),
-                        "value": _sortable(column.value(row)) if column.value else None,
-                        "best": (i, j) in best,
-                        "column": column,
-                    }
-                    for j, column in enumerate(columns)
-                ],
+                "track": track,
+                "meaning": MEANING[track],
+                "rows": [rows[i] for i, row in enumerate(board.rows) if row.track == track],
             }
-            for i, row in enumerate(board.rows)
+            for track in dict.fromkeys(row.track for row in board.rows)
+        ],
+        "references": [
+            row for row in reference_rows(board.shift, board.model, board.protocol) if row.severity in board.severities
         ],
         "notes": notes_of(board),
         "figures": {
@@ -90,6 +104,12 @@ def _section(board: Board, with_figures: bool) -> dict[str, Any]:
         },
         "latex": to_latex(board),
     }
+
+
+def _columns(board: Board) -> list[Column]:
+    """Those of every table, but rows stand under their track here, and what a method sees has room on the right."""
+    columns = [column for column in telling(board, columns_of(board)) if column.title != "track"]
+    return sorted(columns, key=lambda column: column.title == "access")
 
 
 def _sortable(value: float | None) -> str:
@@ -139,5 +159,7 @@ def _template() -> Template:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # A long name of a part may break where its words end; what it says stays the same.
+    environment.filters["breakable"] = lambda text: Markup("<wbr>").join(re.split(r"(?<=[:=_+])", text))
     environment.filters["ours"] = Markup  # for what this package wrote itself: style, script and figures
     return environment.from_string(_text("page.html.jinja"))

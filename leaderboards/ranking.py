@@ -12,7 +12,7 @@ import numpy as np
 from leaderboards.comparable import BoardError, Line, line_name, line_of
 from leaderboards.predictions import Scored
 from leaderboards.record import Record, Track
-from leaderboards.uncertainty import ImageScores, Outcomes, average_scores, holm, image_scores, paired_difference
+from leaderboards.uncertainty import ImageScores, Interval, Outcomes, Resamples, average_scores, holm, image_scores
 
 ReadPredictions = Callable[[Record], Scored]
 
@@ -76,18 +76,26 @@ def _outcomes(record: Record, predictions: ReadPredictions) -> Outcomes:
     return Outcomes(read.id, read.hits)
 
 
-def rank(
+def measure(
     tracks: Mapping[Track, Sequence[Line]], scores: Mapping[Line, ImageScores], resampling: Resampling
-) -> dict[Line, int]:
-    """1 + the number of lines of the same track that are significantly better: paired, corrected over all its pairs."""
+) -> tuple[dict[Line, Interval], dict[Line, int]]:
+    """Intervals of all lines, and ranks within tracks, from the same resampled images.
+
+    A rank is 1 + the number of lines of the same track that are significantly better: paired, with Holm's correction
+    over all pairs of the track. Raises BoardError if lines have different numbers of seeds.
+    """
+    if not scores:
+        return {}, {}
+    place = {line: i for i, line in enumerate(scores)}
+    try:
+        drawn = Resamples(list(scores.values()), resamples=resampling.resamples, seed=resampling.seed)
+    except ValueError as error:
+        raise BoardError(str(error)) from None
     ranks: dict[Line, int] = {}
     for lines in tracks.values():
         pairs = list(combinations(lines, 2))
-        # The smallest p-value that resampling can give must survive the correction over this many pairs.
-        draws = max(resampling.resamples, int(4 * len(pairs) / (1 - resampling.level)))
-        differences = [paired_difference(scores[a], scores[b], resamples=draws, seed=resampling.seed) for a, b in pairs]
         ranks.update(dict.fromkeys(lines, 1))
-        for (a, b), difference, p in zip(pairs, differences, holm([d.p for d in differences]), strict=True):
+        for (a, b), p in zip(pairs, holm([drawn.p_value(place[a], place[b]) for a, b in pairs]), strict=True):
             if p <= 1 - resampling.level:
-                ranks[b if difference.estimate > 0 else a] += 1
-    return ranks
+                ranks[b if scores[a].accuracy > scores[b].accuracy else a] += 1
+    return {line: drawn.interval(i, level=resampling.level) for line, i in place.items()}, ranks

@@ -14,7 +14,6 @@ from leaderboards.bundle import Bundle, write_bundle
 from leaderboards.files import write_atomically
 from leaderboards.page import to_page
 from leaderboards.record import Record, schema
-from leaderboards.reference import reference_rows
 from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
 
 TITLE = "soupbench leaderboards"
@@ -56,10 +55,10 @@ class Entry:
 def build_site(bundles: Mapping[str, Bundle], out: Path) -> list[Path]:
     """Write the site of checked bundles (by file name) into a folder and return its pages; other files there stay.
 
-    index.html lists the boards; SLUG.html is a board, SLUG-about.html what stands behind it (model cards, settings,
-    numbers of papers); beside it lie the same numbers as md, csv, json and tex; records/KEY.json is every record,
-    results/NAME.jsonl every bundle. Files of results that share shift, model, protocol, split, labels and
-    severities are one board, or one each where their rows must not be mixed.
+    index.html lists the boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html is what
+    stands behind it (model cards, settings); beside it lie the same numbers as md, csv, json and tex; records/KEY.json
+    is every record, results/NAME.jsonl every bundle. Files of results that share shift, model, protocol, split, labels
+    and severities are one board, or one each where their rows must not be mixed.
     """
     entries = _entries(bundles)
     pages = [out / "index.html"]
@@ -76,13 +75,7 @@ def build_site(bundles: Mapping[str, Bundle], out: Path) -> list[Path]:
         links = [("index.html", "all boards"), *entry.links[1:]]
         write_atomically(pages[-1], to_page([board], title=title, links=links).encode())
         pages.append(out / entry.about)
-        page = _page(
-            "site_about.html",
-            title=title,
-            entry=entry,
-            references=reference_rows(board.shift, board.model, board.protocol),
-        )
-        write_atomically(pages[-1], page.encode())
+        write_atomically(pages[-1], _page("site_about.html", title=title, entry=entry).encode())
         for end, render in _TABLES.items():
             write_atomically(out / f"{entry.slug}.{end}", render(board).encode())
     return pages

@@ -61,7 +61,7 @@ def to_terminal(board: Board, *, per_corruption: bool = False) -> RenderableType
 def _grid(board: Board, per_corruption: bool) -> Grid:
     columns = columns_of(board, per_corruption=per_corruption)
     rows = [[column.cell(row) for column in columns] for row in board.rows]
-    texts = list(zip(*rows, strict=True))
+    shown = [column for column in telling(board, columns) if column is not _ACCESS]
     titles = [column.title for column in columns]
     return Grid(
         caption=caption(board),
@@ -70,15 +70,19 @@ def _grid(board: Board, per_corruption: bool) -> Grid:
         numbers=[column.value is not None for column in columns],
         best=best_cells(board, columns),
         groups=frozenset(i for i, row in enumerate(board.rows) if i and row.track != board.rows[i - 1].track),
-        hidden=frozenset(
-            j
-            for j, column in enumerate(columns)
-            if column is _ACCESS or (column.shared and len(set(texts[j])) == 1) or set(texts[j]) == {ABSENT}
-        ),
+        hidden=frozenset(j for j, column in enumerate(columns) if column not in shown),
         optional=[titles.index(title) for title in _OPTIONAL],
         below=_access_lines(board),
         notes=notes_of(board),
     )
+
+
+def telling(board: Board, columns: list[Column]) -> list[Column]:
+    """The columns without those that hold no value at all, or one that all rows share and the caption tells."""
+    texts = [{column.cell(row) for row in board.rows} for column in columns]
+    return [
+        c for c, found in zip(columns, texts, strict=True) if found != {ABSENT} and not (c.shared and len(found) == 1)
+    ]
 
 
 def best_cells(board: Board, columns: list[Column]) -> frozenset[tuple[int, int]]:

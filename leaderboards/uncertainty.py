@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 22  # numbers held at once while resampling
+_CHUNK = 1 << 20  # numbers held at once while resampling
+_STEPS = 12  # of Newton's method, which needs three or four unless one of two rows is nowhere worse
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,16 @@ class Outcomes:
 @dataclass(frozen=True, eq=False, slots=True)
 class ImageScores:
     """What each image adds to an accuracy: ascending ids [m], values [m] whose mean is the accuracy, and the
-    accuracy of every seed [s]."""
+    accuracy of every seed [s].
+
+    `noise` [s, m] is what neither the image nor the seed explains: its rows and columns have mean zero. It is None
+    with one or two seeds, which are too few to tell it from the spread of the seeds.
+    """
 
     ids: NDArray[np.int64]
     values: NDArray[np.float64]
     by_seed: NDArray[np.float64]
+    noise: NDArray[np.float32] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -71,7 +77,12 @@ def image_scores(seeds: Sequence[Sequence[Outcomes]]) -> ImageScores:
     ids = _all_ids([outcomes.ids for conditions in seeds for outcomes in conditions])
     scores = np.stack([_scores_of_seed(conditions, ids) for conditions in seeds])
     divisor = len(seeds[0])
-    return ImageScores(ids, scores.sum(axis=0) / (divisor * len(seeds)), scores.mean(axis=1) / divisor)
+    of_image, of_seed = scores.sum(axis=0), scores.mean(axis=1)
+    noise = None
+    if len(seeds) > 2:
+        rest = scores - of_image / len(seeds) - of_seed[:, None] + of_seed.mean()
+        noise = (rest / divisor).astype(np.float32)
+    return ImageScores(ids, of_image / (divisor * len(seeds)), of_seed / divisor, noise)
 
 
 def _all_ids(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -107,53 +118,105 @@ def average_scores(several: Sequence[ImageScores]) -> ImageScores:
     if not several or not all(_paired(several[0], scores) for scores in several):
         raise ValueError("a mean needs the same images and seeds in all its rows; keep those that all have")
     values = np.mean([scores.values for scores in several], axis=0)
-    return ImageScores(several[0].ids, values, np.mean([scores.by_seed for scores in several], axis=0))
+    noises = [scores.noise for scores in several if scores.noise is not None]
+    noise = np.mean(noises, axis=0) if len(noises) == len(several) else None
+    return ImageScores(several[0].ids, values, np.mean([scores.by_seed for scores in several], axis=0), noise)
 
 
 def _paired(a: ImageScores, b: ImageScores) -> bool:
     return np.array_equal(a.ids, b.ids) and len(a.by_seed) == len(b.by_seed)
 
 
+class Resamples:
+    """Accuracies of rows on the same resampled images: from them follow all their intervals and paired differences.
+
+    Draws of a quantity are x* + t c: x* its value on resampled images (seeds and conditions kept), t from Student's
+    distribution with S - 1 degrees of freedom, and c the standard error over the S seeds. The sum of the two errors
+    is the Behrens-Fisher combination. With one seed c is 0, and everything speaks of that seed only.
+
+    The variance s^2 / S of the mean over seeds holds noise of single images too, which x* has already. For the mean
+    of one row, with three seeds or more, it is estimated from the interaction r of image and seed and taken off,
+    c^2 = max(0, s^2 / S - r^2 / (m S)), so that intervals are neither wide nor narrow. In a difference the difficulty
+    of the images cancels and c is most of the error, so there it stays: one is found too rarely, not too often.
+    """
+
+    def __init__(self, rows: Sequence[ImageScores], *, resamples: int = 4000, seed: int = 0) -> None:
+        """Raises ValueError if there are no rows, or images or numbers of seeds differ."""
+        if not rows or not all(_paired(rows[0], row) for row in rows):
+            raise ValueError("a paired comparison needs the same images and seeds; keep those that both have")
+        rng = np.random.default_rng(seed)
+        self._rows = rows
+        self._draws = resampled_means(np.stack([row.values for row in rows], axis=1), resamples, rng)
+        self._seeds = len(rows[0].by_seed)
+        self._t = rng.standard_t(self._seeds - 1, resamples) if self._seeds > 1 else np.zeros(resamples)
+
+    def interval(self, row: int, *, level: float = 0.95) -> Interval:
+        """The percentile interval of a mean accuracy.
+
+        If all m images have score 1, no resample differs, and the lower limit is ((1 - level) / 2)^(1 / m): with a
+        smaller mean, m scores of 1 would be less likely than (1 - level) / 2. All scores 0 likewise.
+        """
+        scores, tail = self._rows[row], (1 - level) / 2
+        draws = self._draws[:, row] + _seed_error(scores.by_seed, scores.noise) * self._t
+        low, high = (float(limit) for limit in np.clip(np.quantile(draws, [tail, 1 - tail]), 0, 1))
+        if np.all(scores.values == 1):
+            low = tail ** (1 / len(scores.values))
+        if np.all(scores.values == 0):
+            high = 1 - tail ** (1 / len(scores.values))
+        return Interval(scores.accuracy, low, high)
+
+    def difference(self, a: int, b: int, *, level: float = 0.95) -> Difference:
+        """Accuracy of row `a` minus that of row `b` on the same images, seeds paired in order."""
+        drawn, error, by_seed = self._contrast(a, b)
+        tail = (1 - level) / 2
+        low, high = (float(limit) for limit in np.quantile(drawn + error * self._t, [tail, 1 - tail]))
+        return Difference(float(by_seed.mean()), low, high, self._p(a, b, drawn, error))
+
+    def p_value(self, a: int, b: int) -> float:
+        """Two-sided p-value of no difference: twice the probability that a draw is on the far side of zero.
+
+        The probability is averaged over resamples of images, exact in t. What these few resamples cannot see adds at
+        most 1 / (resamples + 1), or less where the bound of Chernoff on resampled means proves less.
+        """
+        return self._p(a, b, *self._contrast(a, b)[:2])
+
+    def _contrast(self, a: int, b: int) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
+        one, two = self._rows[a], self._rows[b]
+        # Rounded, because equal rows must not differ by what the order of a sum leaves.
+        drawn = np.round(self._draws[:, a] - self._draws[:, b], 12)
+        by_seed = one.by_seed - two.by_seed
+        return drawn, _seed_error(by_seed, None), by_seed
+
+    def _p(self, a: int, b: int, drawn: NDArray[np.float64], error: float) -> float:
+        if error > 0:
+            from scipy.special import stdtr
+
+            below = float(stdtr(self._seeds - 1, -drawn / error).mean())
+            above = 1 - below if below < 0.5 else float(stdtr(self._seeds - 1, drawn / error).mean())
+        else:
+            below, above = float((drawn <= 0).mean()), float((drawn >= 0).mean())
+        far, unseen = min(below, above), 1 / (len(drawn) + 1)
+        if far < unseen:
+            gap = np.round(self._rows[a].values - self._rows[b].values, 12)
+            unseen = min(unseen, chance_of_reversal(gap))
+        return min(1.0, 2 * (far + unseen))
+
+
 def mean_accuracy_interval(
     scores: ImageScores, *, level: float = 0.95, resamples: int = 4000, seed: int = 0
 ) -> Interval:
-    """Percentile interval of a mean accuracy over images and, with two seeds or more, over seeds.
-
-    Draws are a* + t s / sqrt(S): a* the accuracy of resampled images (seeds and conditions kept), s the standard
-    deviation of the accuracies of the S seeds, t from Student's distribution with S - 1 degrees of freedom. The sum of
-    the two errors is the Behrens-Fisher combination; noise that depends on image and seed both is counted in each,
-    so the interval is a little wide rather than narrow. With one seed it speaks of that seed only.
-
-    If all m images have score 1, no resample differs, and the lower limit is ((1 - level) / 2)^(1 / m): with a smaller
-    mean, m scores of 1 would be less likely than (1 - level) / 2. All scores 0 likewise.
-    """
-    tail = (1 - level) / 2
-    draws = _draws(scores.values, scores.by_seed, resamples, seed)
-    low, high = (float(limit) for limit in np.clip(np.quantile(draws, [tail, 1 - tail]), 0, 1))
-    if np.all(scores.values == 1):
-        low = tail ** (1 / len(scores.values))
-    if np.all(scores.values == 0):
-        high = 1 - tail ** (1 / len(scores.values))
-    return Interval(scores.accuracy, low, high)
+    """Percentile interval of a mean accuracy over images and, with two seeds or more, over seeds; see `Resamples`."""
+    return Resamples([scores], resamples=resamples, seed=seed).interval(0, level=level)
 
 
 def paired_difference(
     a: ImageScores, b: ImageScores, *, level: float = 0.95, resamples: int = 4000, seed: int = 0
 ) -> Difference:
-    """Accuracy of `a` minus accuracy of `b` on the same images, seeds paired in order.
+    """Accuracy of `a` minus accuracy of `b` on the same images, seeds paired in order; see `Resamples`.
 
-    Draws are made as in `mean_accuracy_interval`, of the differences per image and per seed. The p-value is twice the
-    share of draws on the far side of zero, at least 2 / (resamples + 1).
     Raises ValueError if images or numbers of seeds differ.
     """
-    if not _paired(a, b):
-        raise ValueError("a paired comparison needs the same images and seeds; keep those that both have")
-    by_seed = a.by_seed - b.by_seed
-    draws = _draws(a.values - b.values, by_seed, resamples, seed)
-    tail = (1 - level) / 2
-    low, high = (float(limit) for limit in np.quantile(draws, [tail, 1 - tail]))
-    far = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return Difference(float(by_seed.mean()), low, high, min(1.0, 2 * (far + 1) / (resamples + 1)))
+    return Resamples([a, b], resamples=resamples, seed=seed).difference(0, 1, level=level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -168,25 +231,50 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _draws(values: NDArray[np.float64], by_seed: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng(seed)
-    draws = resampled_means(values, resamples, rng)
-    if len(by_seed) > 1:
-        spread = by_seed.std(ddof=1) / np.sqrt(len(by_seed))
-        draws = draws + spread * rng.standard_t(len(by_seed) - 1, resamples)
-    return draws
-
-
 def resampled_means(values: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Means of `resamples` samples drawn from `values` [m] with replacement, each of size m.
+    """Means [resamples, k] of columns of `values` [m, k] over m rows drawn with replacement, the same for all columns.
 
-    Scores of images take few distinct values, and how often each is drawn is multinomial: the same distribution as
-    drawing images, at the price of the distinct values.
+    All columns share the draws, so their number costs one product of matrices.
     """
-    levels, counts = np.unique(np.round(values, 12), return_counts=True)
-    step = max(1, _CHUNK // len(levels))
-    means = [
-        rng.multinomial(len(values), counts / len(values), size=min(step, resamples - done)) @ levels / len(values)
-        for done in range(0, resamples, step)
-    ]
+    m = len(values)
+    step = max(1, _CHUNK // m)
+    means = []
+    for done in range(0, resamples, step):
+        now = min(step, resamples - done)
+        drawn = rng.integers(0, m, (now, m)) + m * np.arange(now)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=now * m).reshape(now, m)
+        means.append(times.astype(np.float64) @ values / m)
     return np.concatenate(means)
+
+
+def chance_of_reversal(gap: NDArray[np.float64]) -> float:
+    """An upper bound of the probability that the mean of a resample of `gap` [m] has not the sign of its mean.
+
+    Chernoff's bound min_t (mean_i exp(-t |mean| x_i))^m over t > 0 (Chernoff 1952, A measure of asymptotic efficiency
+    for tests, Annals of Mathematical Statistics 23). It holds for every t; Newton's method finds a good one.
+    """
+    x = gap if gap.mean() >= 0 else -gap
+    if x.mean() <= 0:
+        return 1.0
+    t, best = x.mean() / x.var() if x.var() > 0 else 1 / x.mean(), 0.0
+    for _ in range(_STEPS):
+        weights = np.exp(-t * (x - x.min()))
+        exponent = len(x) * (np.log(weights.mean()) - t * x.min())
+        if exponent > best - 0.01:
+            break
+        best = float(exponent)
+        weights /= weights.sum()
+        mean = weights @ x
+        t += mean / max(weights @ (x - mean) ** 2, 1e-300)
+    return float(np.exp(best))
+
+
+def _seed_error(by_seed: NDArray[np.float64], noise: NDArray[np.float32] | None) -> float:
+    """Standard error of a mean over seeds, without the noise that single images have in each of them."""
+    seeds = len(by_seed)
+    if seeds < 2:
+        return 0.0
+    variance = float(by_seed.var(ddof=1)) / seeds
+    if noise is not None and (m := noise.shape[1]) > 1:
+        variance -= float(np.square(noise, dtype=np.float64).sum()) / ((seeds - 1) * (m - 1) * m * seeds)
+    return float(np.sqrt(max(0.0, variance)))

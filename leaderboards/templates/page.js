@@ -3,7 +3,11 @@
   const form = document.getElementById("filters");
   const count = document.getElementById("count");
   const sections = [...document.querySelectorAll("section.board")];
-  const bodyRows = (table) => [...table.tBodies[0].rows].filter((row) => !row.classList.contains("detail"));
+  const bodyRows = (body) => [...body.rows].filter((row) => row.dataset.row !== undefined);
+  const detailOf = (row) => {
+    const next = row.nextElementSibling;
+    return next && next.classList.contains("detail") ? next : null;
+  };
   let details = null;
 
   const unpack = async () => {
@@ -21,17 +25,7 @@
     return made;
   };
 
-  const markGroups = (table) => {
-    let last = null;
-    for (const row of bodyRows(table)) {
-      if (row.hidden) continue;
-      row.classList.toggle("first", last !== null && last !== row.dataset.track);
-      last = row.dataset.track;
-    }
-  };
-
   // Tracks stay apart in whatever order their rows are: rows of different tracks are never in one list.
-  const TRACKS = "RABCD";
   const sort = (table, column) => {
     const headers = [...table.tHead.rows[0].cells];
     const header = headers[column];
@@ -40,27 +34,21 @@
     const descending = current === "ascending" || (current !== "descending" && number && column > 0);
     headers.forEach((other) => other.removeAttribute("aria-sort"));
     header.setAttribute("aria-sort", descending ? "descending" : "ascending");
-    const keyed = bodyRows(table).map((row, place) => {
-      const cell = row.cells[column];
-      const text = cell.textContent.trim();
-      return { row, place, detail: row.nextElementSibling, value: number ? parseFloat(cell.dataset.value) : text };
-    });
     const compare = (a, b) => {
-      const tracks = TRACKS.indexOf(a.row.dataset.track) - TRACKS.indexOf(b.row.dataset.track);
-      if (tracks) return tracks;
       if (number && (Number.isNaN(a.value) || Number.isNaN(b.value))) {
         return Number.isNaN(a.value) - Number.isNaN(b.value) || a.place - b.place;
       }
       const order = number ? a.value - b.value : a.value.localeCompare(b.value, "en", { numeric: true });
       return (descending ? -order : order) || a.place - b.place;
     };
-    const fragment = document.createDocumentFragment();
-    for (const { row, detail } of keyed.sort(compare)) {
-      fragment.append(row);
-      if (detail && detail.classList.contains("detail")) fragment.append(detail);
+    for (const body of table.tBodies) {
+      const keyed = bodyRows(body).map((row, place) => {
+        const cell = row.cells[column];
+        const value = number ? parseFloat(cell.dataset.value) : cell.textContent.trim();
+        return { row, place, detail: detailOf(row), value };
+      });
+      body.append(...keyed.sort(compare).flatMap(({ row, detail }) => (detail ? [row, detail] : [row])));
     }
-    table.tBodies[0].append(fragment);
-    markGroups(table);
   };
 
   const link = (place, folders, text) => {
@@ -119,7 +107,7 @@
     const row = button.closest("tr");
     const open = button.getAttribute("aria-expanded") === "true";
     if (open) {
-      row.nextElementSibling.remove();
+      detailOf(row).remove();
       button.setAttribute("aria-expanded", "false");
       return;
     }
@@ -139,15 +127,18 @@
     let shown = 0;
     for (const section of sections) {
       section.hidden = ["shift", "protocol", "model"].some((name) => wanted[name] && section.dataset[name] !== wanted[name]);
-      const table = section.querySelector("table");
-      for (const row of bodyRows(table)) {
-        const name = row.querySelector("button.open").textContent.toLowerCase();
-        row.hidden = Boolean((wanted.track && row.dataset.track !== wanted.track) || !name.includes(part));
-        const detail = row.nextElementSibling;
-        if (detail && detail.classList.contains("detail")) detail.hidden = row.hidden;
-        if (!row.hidden && !section.hidden) shown += 1;
+      for (const body of section.querySelectorAll("tbody[data-track]")) {
+        const other = Boolean(wanted.track && body.dataset.track !== wanted.track);
+        let left = 0;
+        for (const row of bodyRows(body)) {
+          row.hidden = other || !row.querySelector("button.open").textContent.toLowerCase().includes(part);
+          const detail = detailOf(row);
+          if (detail) detail.hidden = row.hidden;
+          if (!row.hidden) left += 1;
+        }
+        body.hidden = left === 0;
+        if (!section.hidden) shown += left;
       }
-      markGroups(table);
     }
     count.textContent = `${shown} row${shown === 1 ? "" : "s"}`;
   };

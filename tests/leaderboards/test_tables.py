@@ -6,13 +6,16 @@ import csv
 import io
 import json
 import re
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from leaderboards import make_board, to_csv, to_json, to_markdown, to_terminal
+from leaderboards import make_board, to_csv, to_json, to_latex, to_markdown, to_terminal
+from leaderboards.boards import Board
+from leaderboards.page import to_page
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,51 @@ def terminal_text(board: Any, width: int, **options: Any) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     console.print(to_terminal(board, **options))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+class HtmlRows(HTMLParser):
+    """The texts of the cells of the first table, row by row; headings of tracks are rows of one cell."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self._inside = self._done = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "tr" and not self._done:
+            self.rows.append([])
+        elif tag in ("td", "th") and not self._done:
+            self.rows[-1].append("")
+            self._inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = self._inside and tag not in ("td", "th")
+        self._done = self._done or tag == "table"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.rows[-1][-1] += data.strip("\n")
+
+
+def html_rows(page: str) -> list[dict[str, str]]:
+    head, *rows = HtmlRows(page).rows
+    return [dict(zip(head, row, strict=True)) for row in rows if len(row) > 1]
+
+
+def latex_rows(text: str) -> list[dict[str, str]]:
+    """What LaTeX would set: commands undone by the definitions in its manual."""
+    body = text[text.index("\\toprule") : text.index("\\bottomrule")]
+    lines = [line.removesuffix(r" \\") for line in body.splitlines() if line.endswith(r" \\")]
+    rows = [[latex_text(cell) for cell in re.split(r"(?<!\\) & ", line)] for line in lines]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+def latex_text(cell: str) -> str:
+    cell = re.sub(r"^\\textbf\{(.*)\}$", r"\1", cell)
+    for command, meant in ((r"\textbar{}", "|"), (r"\textless{}", "<"), (r"\textgreater{}", ">"), ("--", "–")):
+        cell = cell.replace(command, meant)
+    return re.sub(r"\\([&%$#_{}])", r"\1", cell)
 
 
 def shown(fraction: float | None) -> str:
@@ -105,6 +153,21 @@ def test_markdown_shows_the_numbers_of_the_csv(board: Any) -> None:
             assert line[name] == shown(number(row[f"accuracy:{name}"]))
     assert "fog" not in rows[0].keys() - set(board.corruptions)
     assert not set(board.corruptions) & set(markdown_rows(to_markdown(board))[0])
+
+
+def test_the_page_and_latex_show_the_cells_of_markdown(board: Board) -> None:
+    expected = markdown_rows(to_markdown(board))
+    for row in expected:
+        row["method"] = row["method"].replace("\\|", "|").replace("&lt;", "<")
+    assert latex_rows(to_latex(board)) == expected
+    page = html_rows(to_page([board], with_figures=False))
+    assert len(page) == len(expected)
+    assert {"rank", "method", "accuracy", "clean", "forgetting", "ECE", "forwards", "access"} <= page[0].keys()
+    for row, line in zip(expected, page, strict=True):
+        assert line == {title: row[title] for title in line}
+    # Every column that is not on the page says the same in all rows, which stands in the caption or is nothing.
+    for title in expected[0].keys() - page[0].keys() - {"track"}:
+        assert len({row[title] for row in expected}) == 1
 
 
 def test_the_terminal_shows_the_cells_of_markdown(board: Any) -> None:
