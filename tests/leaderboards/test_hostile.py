@@ -234,6 +234,7 @@ WHOLES: dict[str, tuple[Callable[[Lines], Lines], str]] = {
     "other data everywhere": (
         every_record(lambda r: r["data"].update(digest="sha256:00")), "are not those of digits-c"),
     "limited everywhere": (every_record(lambda r: r.update(limit=350)), "limited to 350"),
+    "left out everywhere": (every_record(lambda r: r["data"].update(skipped=2)), "left out 2 test images"),
     "dev images": (every_record(lambda r: r.update(split="dev")), "split dev"),
     "scored on seen images": (every_record(lambda r: r.update(split="joint")), "not scored on the 350 images"),
     "tuning corruption": (
