@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -81,14 +83,21 @@ class Checkpoint(Mapping[str, Tensor]):
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, as copies that do not change when somebody writes over it. Raises as Checkpoint does."""
+    return {name: tensor.clone() for name, tensor in Checkpoint(path).items()}
+
+
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # The options of a training script, which many checkpoints carry, are a Namespace: plain values, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise UsageError(
             f"{path} holds more than tensors, or is damaged; save its state_dict as safetensors and give that"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(f"{path} cannot be read ({reason}); save its state_dict as safetensors instead") from None
     while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):

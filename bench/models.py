@@ -1,10 +1,10 @@
-"""Weights on disk and the models made of them. Only safetensors is read; pickles are not."""
+"""Weights on disk and the models made of them. Pickles are read as tensors only."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,17 @@ from safetensors.torch import save
 from torch import nn
 
 from bench.cache import write_bytes
+from bench.checkpoints import Checkpoint
 from bench.data.decode import Preprocessing
 from bench.errors import MissingDataError, UsageError
 from bench.registry import load_object
+from bench.shifts.table import ShiftRow
 from methods.stock import Architecture, Classifier, Weights
 
 BUNDLED = {"digits": "digits-stock.safetensors"}
+MAE_BASE = "mae-vit-base-patch16"
+MAE_BASE_URL = "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_base.pth"
+"""Encoder and decoder of raw pixels in one file (He et al. 2022); that of normalised pixels is mae_pretrain_*_full."""
 
 
 def save_weights(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
@@ -43,27 +48,71 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise UsageError(f"{path} is not a whole safetensors file ({error}); make it again or give another") from None
     if "architecture" not in metadata:
         raise UsageError(f"{path} has no architecture in its metadata; give a file made by `bench stock`")
-    architecture = TypeAdapter(Architecture).validate_json(metadata["architecture"])
-    return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}"))
+    try:
+        architecture = TypeAdapter(Architecture).validate_json(metadata["architecture"])
+        return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}"))
+    except ValueError:
+        raise UsageError(f"{path} has damaged metadata; make it again with `bench stock`") from None
 
 
 def load_stock(name: str) -> Weights:
-    """A stock: a bundled name, a file of `bench stock`, an official MAE file, or "timm:NAME" (without a decoder)."""
+    """A stock: a bundled name, a file, or "timm:NAME" (an encoder without a decoder).
+
+    A file is one of `bench stock`, or a masked autoencoder in the official layout (.pth or .safetensors).
+    Raises MissingDataError where it is not there, UsageError where it is damaged or something else.
+    """
     if name in BUNDLED:
         with resources.as_file(resources.files("bench") / "assets" / BUNDLED[name]) as path:
             return load_weights(path)[0]
     from bench import mae_files
 
     if name.startswith("timm:"):
-        return mae_files.timm_mae(name.removeprefix("timm:"))
-    if name.endswith((".pth", ".pt")):
-        return mae_files.read_mae(Path(name))
-    if not name.endswith(".safetensors"):
+        return mae_files.timm_stock(name.removeprefix("timm:"))
+    path = Path(name).expanduser()
+    if not path.is_file():
+        if path.suffix not in (".safetensors", ".pth", ".pt"):
+            raise UsageError(
+                f"no stock '{name}'; --stock takes {', '.join(BUNDLED)}, a file of `bench stock`, a file of MAE's "
+                "release (.pth) or timm:NAME, and a ready classifier is given with --model"
+            )
         raise MissingDataError(
-            f"no stock '{name}'; bundled: {', '.join(BUNDLED)}; or give --stock FILE: one made by `bench stock`, "
-            "or an MAE file in the official layout (.pth)"
+            f"no stock at {name}; give its path, or make one with: bench stock --data digits -o {name}"
         )
-    return load_weights(Path(name))[0]
+    if "architecture" in Checkpoint(path).metadata:
+        return mae_files.whole(load_weights(path)[0], name)
+    return mae_files.read_mae(path)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a shift's default stock is looked for (the first that exists), and the command that puts it there."""
+
+    places: tuple[Path, ...]
+    command: str
+
+
+def origin(row: ShiftRow, root: Path) -> Origin:
+    """The files below a data root that may be the default stock of a shift."""
+    folder = root / "stocks"
+    if row.default_stock == MAE_BASE:
+        places = tuple(folder / f"{MAE_BASE}{suffix}" for suffix in (".pth", ".safetensors"))
+        return Origin(places, f"curl --create-dirs -C - -Lo {places[0]} {MAE_BASE_URL} (0.4 GB, CC BY-NC 4.0)")
+    path = folder / row.default_stock
+    return Origin((path,), f"bench stock --data {path.stem} -o {path}")
+
+
+def find_stock(row: ShiftRow, root: Path) -> str:
+    """What `load_stock` takes for the default stock of a shift. Raises MissingDataError with the command that helps."""
+    if row.default_stock in BUNDLED:
+        return row.default_stock
+    wanted = origin(row, root)
+    found = next((path for path in wanted.places if path.is_file()), None)
+    if found is None:
+        raise MissingDataError(
+            f"no stock for {row.name} at {wanted.places[0]}; give one with --stock FILE, or put it there with: "
+            f"{wanted.command}"
+        )
+    return str(found)
 
 
 def load_model(name: str) -> nn.Module:
@@ -80,10 +129,28 @@ def load_model(name: str) -> nn.Module:
                 f"path/to/file.py:factory, not '{name}'; a stock is given with --stock"
             )
         return load_ready(name)
-    model = load_object(name)()
+    factory = load_object(name)
+    if not callable(factory):
+        raise UsageError(f"{name} is a {type(factory).__name__}; name a function that makes the classifier")
+    model = factory()
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} gave a {type(model).__name__}, not a torch module; return the classifier from it")
     return model.eval()
+
+
+def shown_name(name: str, base: Weights | nn.Module) -> str:
+    """What records call a model or stock: with the tag of its weights, without folders."""
+    kind, colon, rest = name.partition(":")
+    if isinstance(base, Weights) and kind == "timm" and colon:
+        architecture, at, file = rest.partition("@")
+        return f"timm:{architecture}{at}{Path(file).name}"
+    return str(getattr(base, "name", Path(name).name))
+
+
+def model_digest(model: nn.Module) -> str:
+    """Identifies a classifier by all its numbers, constants of its normalisation among them."""
+    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return Weights(Architecture(), numbers).digest
 
 
 def preprocessing_of(base: Weights | nn.Module) -> Preprocessing | None:

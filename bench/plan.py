@@ -10,13 +10,23 @@ from typing import Any
 
 from torch import nn
 
+from bench.classifiers import for_classes
 from bench.data.offline import go_offline
 from bench.devices import cores, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.kitchen import cooking_tasks
-from bench.models import load_model, load_stock, preprocessing_of
+from bench.models import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
 from bench.protocols import Segment, chains, parse_protocol, plan_stream
-from bench.registry import Method, build_config, load_object, parse_method, plain_values, preset_options, source_digest
+from bench.registry import (
+    Method,
+    build_config,
+    file_digest,
+    load_object,
+    parse_method,
+    plain_values,
+    preset_options,
+    source_digest,
+)
 from bench.shifts import find_row, load_shift
 from bench.shifts.base import (
     Shift,
@@ -37,7 +47,7 @@ from leaderboards.store import Store
 from methods import PLAIN
 from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.norms import norm_family
-from methods.stock import Architecture, Weights, build_encoder
+from methods.stock import Weights, build_encoder
 from methods.table import Access, Row
 
 _JOBS_OF_A_CLUSTER = 256
@@ -135,13 +145,13 @@ def _base(spec: RunSpec) -> tuple[str, Weights | nn.Module]:
     row = find_row(spec.shift)
     if spec.model:
         return spec.model, load_model(spec.model)
-    if spec.stock is None and row.default_model and all(m.recipe.name == "source" for m in _methods(spec)):
-        # The files of the shift are looked for first: they are what most people lack.
-        load_shift(spec.shift, spec.data_root)
+    if spec.stock:
+        return spec.stock, load_stock(spec.stock)
+    # The files of the shift are looked for first: they are what most people lack.
+    load_shift(spec.shift, spec.data_root)
+    if row.default_model and all(m.recipe.name == "source" for m in _methods(spec)):
         return row.default_model, load_model(row.default_model)
-    stock = spec.stock or row.default_stock
-    if spec.stock is None and row.name != "digits-c":
-        load_shift(spec.shift, spec.data_root)
+    stock = find_stock(row, Reading(spec.data_root).root)
     return stock, load_stock(stock)
 
 
@@ -152,9 +162,10 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
     for asked in spec.options:
         if asked not in known:
             raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
-    base_digest = base.digest if isinstance(base, Weights) else _model_digest(base)
+    base_digest = base.digest if isinstance(base, Weights) else model_digest(base)
+    own_code = [file_digest(name)] if ".py:" in name else []
     norm = norm_family(build_encoder(base.architecture) if isinstance(base, Weights) else base)
-    model_name = Path(name).name
+    model_name = shown_name(name, base)
     conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
     shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
     adapt, scored = (
@@ -162,6 +173,8 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
     )
     if not len(scored):
         raise UsageError(f"{shift.name} has no image to score with split {spec.split}")
+    if isinstance(base, nn.Module):
+        for_classes(base, shift, shift.images(scored[:1], conditions[0]).float() / 255)
     labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     digests = {condition: shift.digest(scored, condition) for condition in conditions}
     from_stock = isinstance(base, Weights)
@@ -200,7 +213,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
             adapter = method.adapter or PLAIN
             adapter_config = build_config(adapter, _given(spec, shift, adapter, norm))
             for part, job in _parts(method, base, spec, shift, norm, source, pools).items():
-                history = [base_digest, source_digest(method.recipe), source_digest(adapter)]
+                history = [base_digest, source_digest(method.recipe), source_digest(adapter), *own_code]
                 pooled = method.recipe.access.test == "pool"
                 if pooled and "shifted" in pools:
                     history.append(pools["shifted"].digest)
@@ -280,7 +293,3 @@ def _keys(
             keys[condition] = digest_of([identity, str(condition), digests[condition], content, before, history])
         before = [*before, content]
     return keys
-
-
-def _model_digest(model: nn.Module) -> str:
-    return Weights(Architecture(), model.state_dict()).digest

@@ -24,7 +24,7 @@ from bench.shifts import load_shift
 from bench.shifts.base import Shift, stream_rng
 from bench.shifts.reading import Reading
 from bench.stream import Stream
-from bench.trial import Condition
+from bench.trial import CLEAN, Condition
 from leaderboards.predictions import Predictions
 from methods.base import Adapter, Source, SourceBatch
 from methods.table import Access
@@ -79,7 +79,7 @@ def evaluate(job: Evaluation) -> list[Measured]:
     Raises FloatingPointError where outputs are not finite: they are reported, never averaged.
     """
     shift = _shift(job.shift, job.reading)
-    model = _classifier(job, shift).to(job.device)
+    model = _classifier(job, shift)
     generator = torch.Generator(device=job.device)
     generator.manual_seed(int(stream_rng(job.seed, "adapter", job.method).integers(2**62)))
     adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
@@ -187,9 +187,12 @@ def _shift(name: str, reading: Reading) -> Shift:
 
 
 def _classifier(job: Evaluation, shift: Shift) -> nn.Module:
-    if job.model is not None:
-        return for_classes(_loaded(job.weights, job.model), shift.classes, shift.members, shift.source_classes)
-    return _loaded(job.weights, job.model)
+    model = _loaded(job.weights, job.model).to(job.device)
+    if job.model is None:
+        return model
+    first = job.segments[0]
+    image = shift.images(first.ids[:1], CLEAN if shift.has_clean else first.conditions[0], job.device)
+    return for_classes(model, shift, image.float() / 255)
 
 
 @lru_cache(maxsize=2)

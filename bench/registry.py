@@ -112,9 +112,12 @@ def _load_file(file: Path, source: bytes) -> ModuleType:
 
 def source_digest(row: Row) -> str | None:
     """The hash of a plug-in's file, which is part of what its numbers depend on; None for methods of the table."""
-    if ".py:" not in row.path:
-        return None
-    return hashlib.sha256(Path(row.path.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
+    return file_digest(row.path) if ".py:" in row.path else None
+
+
+def file_digest(path: str) -> str:
+    """The hash of the file of "path/to/file.py:Name"."""
+    return hashlib.sha256(Path(path.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:

@@ -34,7 +34,7 @@ def spec_of(record: Record) -> dict[str, Any]:
     elif record.corruption is not None:
         settings["corruption"] = [record.corruption]
         settings["severity"] = [record.severity]
-    settings["model" if ".py:" in record.model else "stock"] = record.model
+    settings["model" if record.weights.ready else "stock"] = record.model
     return settings
 
 

@@ -123,9 +123,10 @@ class Data(_Part):
 
 
 class Weights(_Part):
-    """Identity of the weights that the trial started from."""
+    """Identity of the weights that the trial started from; `ready` for a classifier that was given whole, not a stock."""
 
     digest: Name
+    ready: bool = False
 
 
 class Record(_Part):

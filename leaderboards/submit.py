@@ -110,7 +110,7 @@ def settings_of(records: Sequence[Record]) -> dict[str, JsonValue]:
         "shift": first.shift,
         "corruption": list[JsonValue](sorted({str(record.corruption) for record in corrupted})),
         "severity": list[JsonValue](sorted({record.severity for record in corrupted})),
-        "stock" if ".py:" not in first.model else "model": first.model,
+        "model" if first.weights.ready else "stock": first.model,
         "protocol": first.protocol,
         "split": first.split,
         "seed": seeds[0],

@@ -46,12 +46,14 @@ class Preprocessing:
     """How an image becomes [3, size, size]: shorter side to `resize`, then the central square of `size` pixels.
 
     With `resize` None nothing is resampled: the image must be `size` x `size` already (published corrupted files,
-    which another resize would change). `interpolation` is Pillow's filter. Normalisation is the model's own.
+    which another resize would change). `interpolation` is Pillow's filter. With `squash` both sides become `resize`,
+    whatever the shape was. Normalisation is the model's own.
     """
 
     size: int
     resize: int | None = None
     interpolation: str = "bilinear"
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in _FILTERS:
@@ -70,7 +72,10 @@ class Preprocessing:
                 )
             return _planes(image)
         short, long = min(width, height), max(width, height)
-        if short != self.resize:
+        if self.squash and (width, height) != (self.resize, self.resize):
+            width = height = self.resize
+            image = image.resize((width, height), _FILTERS[self.interpolation])
+        elif short != self.resize:
             other = int(self.resize * long / short)
             size = (self.resize, other) if width <= height else (other, self.resize)
             image = image.resize(size, _FILTERS[self.interpolation])

@@ -14,3 +14,8 @@ def go_offline() -> None:
         for name in names:
             if loaded is not None and hasattr(loaded, name):
                 setattr(loaded, name, True)
+
+
+def is_offline() -> bool:
+    """Whether this process was told to keep from the network, for libraries that do not know it."""
+    return os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "ON", "YES")

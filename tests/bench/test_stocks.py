@@ -73,7 +73,7 @@ def test_only_whole_files_of_ours_are_read(tmp_path: Path) -> None:
         with pytest.raises(BenchError, match="not a whole safetensors file"):
             load_stock(str(path))
     path.write_bytes(len(b"{}").to_bytes(8, "little") + b"{}")
-    with pytest.raises(BenchError, match="no architecture"):
+    with pytest.raises(BenchError, match="neither a file of `bench stock` nor"):
         load_stock(str(path))
     with pytest.raises(BenchError, match="bench stock"):
         load_stock(str(tmp_path / "absent.safetensors"))
