@@ -123,7 +123,7 @@ class Data(_Part):
 
 
 class Weights(_Part):
-    """Identity of the weights that the trial started from; `ready` for a classifier that was given whole, not a stock."""
+    """Identity of the weights that the trial started from; `ready` if they are a whole classifier, not a stock."""
 
     digest: Name
     ready: bool = False
