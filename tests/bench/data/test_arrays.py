@@ -55,13 +55,13 @@ def test_wrong_arrays_name_the_file(case: str, tmp_path: Path) -> None:
 def test_truncated_pickled_and_missing_arrays(tmp_path: Path) -> None:
     images, labels = _npy(tmp_path)
     images.write_bytes(images.read_bytes()[:1000])
-    with pytest.raises(UsageError, match="fog.npy is not a whole .npy file"):
+    with pytest.raises(UsageError, match=r"fog.npy is not a whole .npy file"):
         read_npy(images, labels, TEN, 1)
     np.save(images, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(UsageError, match="fog.npy is not a whole .npy file"):
+    with pytest.raises(UsageError, match=r"fog.npy is not a whole .npy file"):
         read_npy(images, labels, TEN, 1)
     images.unlink()
-    with pytest.raises(MissingDataError, match="no file .*fog.npy"):
+    with pytest.raises(MissingDataError, match=r"no file .*fog.npy"):
         read_npy(images, labels, TEN, 1)
 
 
@@ -83,7 +83,7 @@ def test_idx_files(packed: bool, tmp_path: Path) -> None:
     assert found.labels.tolist() == LABELS.tolist()
     assert np.array_equal(np.asarray(found.read(2)), np.stack([grey[2]] * 3, axis=-1))
     paths[0].write_bytes(paths[0].read_bytes()[:-9])
-    with pytest.raises(UsageError, match="images-idx3.* fetch it again"):
+    with pytest.raises(UsageError, match=r"images-idx3.* fetch it again"):
         read_idx(paths[0], paths[1], TEN)
 
 
@@ -116,5 +116,5 @@ def test_cifars_binary_version(label_bytes: int, tmp_path: Path) -> None:
     assert found.labels.tolist() == LABELS.tolist() * 2
     assert np.array_equal(np.asarray(found.read(5)), PIXELS[5])
     files[1].write_bytes(files[1].read_bytes()[:-1])
-    with pytest.raises(UsageError, match="data_batch_2.bin is not a whole file"):
+    with pytest.raises(UsageError, match=r"data_batch_2.bin is not a whole file"):
         read_cifar_binary(files, TEN, label_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable
@@ -114,6 +115,11 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+def _read_all(root: Path) -> None:
+    found = read_folder(root, ["cat", "dog"])
+    PixelStore(found, Preprocessing(16, 20)).read(np.arange(len(found)))
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_layout_is_one_sentence_with_the_file_and_the_fix(case: str, photos: Path) -> None:
     (photos / "cat" / "1.png").unlink(missing_ok=True)
@@ -121,13 +127,12 @@ def test_a_wrong_layout_is_one_sentence_with_the_file_and_the_fix(case: str, pho
     change, sentence = WRONG[case]
     change(photos)
     with pytest.raises(UsageError, match=sentence) as caught:
-        found = read_folder(photos, ["cat", "dog"])
-        PixelStore(found, Preprocessing(16, 20)).read(np.arange(len(found)))
+        _read_all(photos)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match="no folder .*nowhere"):
+    with pytest.raises(MissingDataError, match=r"no folder .*nowhere"):
         read_folder(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="has no class folders; put the images into"):
         read_folder(tmp_path)
@@ -179,9 +184,5 @@ def test_no_bytes_end_a_run(kind: str, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = content[: data.draw(st.integers(0, len(content)))]
-    try:
-        image = decode(bytes(content), "x", "mend it", as_published=False)
-    except BenchError as error:
-        assert str(error).startswith("x ")
-    else:
-        assert image.mode == "RGB"
+    with contextlib.suppress(BenchError):
+        assert decode(bytes(content), "x", "mend it", as_published=False).mode == "RGB"

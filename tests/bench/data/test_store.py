@@ -231,7 +231,7 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_mends(
     monkeypatch.setattr(storing, "_BYTES_AT_ONCE", 1)
     with monkeypatch.context() as blind:
         blind.setattr(storing.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 60))
-        with pytest.raises(BenchError, match="the disk of .* is full; free it with `bench data clean`"):
+        with pytest.raises(BenchError, match=r"the disk of .* is full; free it with `bench data clean`"):
             store.read(np.arange(12))
     subprocess.run(["mount", "-o", "remount,size=1m", tiny_disk], check=True)
     whole = PixelStore(images, Preprocessing(64, 64)).read(np.arange(12))
@@ -242,5 +242,5 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_mends(
 def test_a_cache_that_cannot_be_written_says_so(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "file"))
-    with pytest.raises(BenchError, match="cannot write .* set SOUPBENCH_CACHE"):
+    with pytest.raises(BenchError, match=r"cannot write .* set SOUPBENCH_CACHE"):
         PixelStore(read_folder(photos), SMALL).read(np.arange(2))
