@@ -56,6 +56,44 @@ def verify(
 
 
 @app.command()
+def export(
+    shift: Annotated[str, typer.Argument(help="A shift made here (imagenet-c-gen, …), folder:PATH or hf:REPO.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write.")],
+    corruption: Annotated[str | None, typer.Option(help="Only these, with commas; default: all that count.")] = None,
+    severity: Annotated[str, typer.Option(help="5, 3,5 or 1-5.")] = "1-5",
+    layout: Annotated[
+        str | None, typer.Option(help="imagenet-c, laion-c (JPEG trees) or cifar-c (.npy); default: by the shift.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Square side in pixels; default: the shift's, with its usual resize.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, evenly spread.")] = None,
+    data_root: Root = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one for each core.")] = None,
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Write a corrupted copy in the published layout, with checksums; goes on where it stopped."""
+    from bench import data_commands
+
+    data_commands.export(
+        shift,
+        out,
+        corruption,
+        severity,
+        layout,
+        size,
+        limit,
+        data_root,
+        device,
+        workers,
+        offline,
+        as_json=json,
+    )
+
+
+@app.command()
 def clean(
     shift: Annotated[str | None, typer.Argument(help="Only what was decoded of this shift.")] = None,
     data_root: Root = None,

@@ -7,12 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.data import store
+from bench.data.decode import Preprocessing
 from bench.data.found import Found, kept, look, look_everywhere
 from bench.data.offline import go_offline
-from bench.devices import cores
-from bench.errors import UsageError
+from bench.devices import cores, pick_device
+from bench.errors import UsageError, nearest
 from bench.output import print_json, print_rich, print_text, table
+from bench.shifts import load_shift
 from bench.shifts.reading import Reading
+from bench.spec import read_severities
 
 
 def status(shift: str | None, data_root: Path | None, *, as_json: bool) -> None:
@@ -85,6 +88,57 @@ def verify(shift: str, data_root: Path | None, workers: int | None, offline: boo
         state = f"{len(report.problems)} problems" if report.problems else "whole"
         print_text(f"{shift}: {report.images:,} images read{left_out}{sums}: {state}")
     return 4 if report.problems else 0
+
+
+def export(
+    name: str,
+    out: Path,
+    corruption: str | None,
+    severity: str,
+    layout: str | None,
+    size: int | None,
+    limit: int | None,
+    data_root: Path | None,
+    device: str,
+    workers: int | None,
+    offline: bool,
+    *,
+    as_json: bool,
+) -> None:
+    """Write a corrupted copy and print what came of it."""
+    from bench.data import export as exporting
+    from bench.shifts.base import pick_corruptions
+
+    try:
+        severities = read_severities(severity)
+    except ValueError as error:
+        raise UsageError(f"--severity {error}") from None
+    wanted = None if corruption is None else [part.strip() for part in corruption.split(",") if part.strip()]
+    threads = workers or cores()
+    preprocessing = None if size is None else Preprocessing(size, size)
+    if offline:
+        go_offline()
+    shift = load_shift(name, reading=Reading(data_root, preprocessing, offline, threads))
+    known = exporting.LAYOUTS
+    made_as = exporting.usual_layout(shift) if layout is None else known[nearest(layout, known, "layout")]
+    done = exporting.export(
+        shift,
+        out,
+        pick_corruptions(shift, wanted, "test"),
+        severities,
+        made_as,
+        limit,
+        pick_device(device),
+        threads,
+    )
+    if as_json:
+        print_json(asdict(done))
+    else:
+        there = f" ({done.images - done.made:,} were there)" if done.made < done.images else ""
+        print_text(
+            f"{done.out}: {done.images:,} images{there} in the layout of {done.layout}; check them with: "
+            f"cd {done.out} && sha256sum -c --quiet SHA256SUMS"
+        )
 
 
 def clean(shift: str | None, data_root: Path | None) -> None:

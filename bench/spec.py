@@ -86,21 +86,7 @@ class RunSpec(BaseModel):
     @field_validator("severity", mode="before")
     @classmethod
     def _read_severity(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            low, dash, high = value.partition("-")
-            if dash and low.strip().isdigit() and high.strip().isdigit():
-                value = list(range(int(low), int(high) + 1))
-            else:
-                value = [part for part in value.split(",") if part.strip()]
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            value = [value]
-        try:
-            levels = tuple(dict.fromkeys(float(level) for level in value))
-        except (TypeError, ValueError):
-            raise ValueError("takes numbers from 1 to 5, as in 5, 3,5 or 1-5") from None
-        if not levels or any(not 0 < level <= 5 for level in levels):
-            raise ValueError("takes numbers above 0 and up to 5, as in 5, 3,5 or 1-5")
-        return levels
+        return read_severities(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunSpec:
@@ -122,6 +108,25 @@ class RunSpec(BaseModel):
     def conditions(self, corruptions: tuple[str, ...]) -> tuple[Condition, ...]:
         """Clean, then every chosen corruption at every chosen severity, in the order of the shift."""
         return (CLEAN, *(Condition(name, level) for level in self.severity for name in corruptions))
+
+
+def read_severities(value: Any) -> tuple[float, ...]:
+    """Severities from 5, "3,5", "1-5" or a sequence of numbers. Raises ValueError for anything else."""
+    if isinstance(value, str):
+        low, dash, high = value.partition("-")
+        if dash and low.strip().isdigit() and high.strip().isdigit():
+            value = list(range(int(low), int(high) + 1))
+        else:
+            value = [part for part in value.split(",") if part.strip()]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        value = [value]
+    try:
+        levels = tuple(dict.fromkeys(float(level) for level in value))
+    except (TypeError, ValueError):
+        raise ValueError("takes numbers from 1 to 5, as in 5, 3,5 or 1-5") from None
+    if not levels or any(not 0 < level <= 5 for level in levels):
+        raise ValueError("takes numbers above 0 and up to 5, as in 5, 3,5 or 1-5")
+    return levels
 
 
 def make_spec(*layers: Mapping[str, Any]) -> RunSpec:

@@ -248,6 +248,11 @@ class ImageShift:
         found = self._shifted.aligned(self.open_test(), condition)
         return None if found is self.open_test().images else found
 
+    @property
+    def made_here(self) -> bool:
+        """Whether its shifted images are made of the clean ones by our corruptions."""
+        return isinstance(self._shifted, OurCorruptions)
+
     def drop_damaged(self, images: ImageSet) -> list[str]:
         """Names of images whose kept pixels have changed; they are decoded again when next asked for."""
         return self._stores(images).drop_damaged()
