@@ -179,12 +179,12 @@ def generated(row: ShiftRow, reading: Reading) -> ImageShift:
 
 def bar_generated(row: ShiftRow, reading: Reading) -> ImageShift:
     """imagenet-c-bar-gen: clean validation images under our version of ImageNet-C-bar."""
-    return _generated(row, reading, _known(BAR, row), EXTRA)
+    return _generated(row, reading, BAR, EXTRA)
 
 
 def laion_generated(row: ShiftRow, reading: Reading) -> ImageShift:
     """laion-c-gen: clean validation images of the superclasses under our version of LAION-C."""
-    return _generated(row, reading, _known(LAION, row), EXTRA, tuple(SUPERCLASSES.values()))
+    return _generated(row, reading, LAION, EXTRA, tuple(SUPERCLASSES.values()))
 
 
 def ccc(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -321,6 +321,7 @@ def _generated(
 ) -> ImageShift:
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
     reading.need(row, "clean ImageNet val as class folders (6.7 GB)")
+    names = _known(names, row)
 
     def test() -> Part:
         part = Part.whole(_val(row, reading))
