@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.cache import write_bytes
+from bench.cache import cache_dir, write_bytes
 from bench.errors import MissingDataError, UsageError, nearest
 from bench.errors import ValidationError as InvalidResults
 from bench.output import print_json, print_rich, print_text, table
 from leaderboards import compare, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.files import StoreError
+from leaderboards.memory import Memory
 from leaderboards.page import to_page
 from leaderboards.record import Record
-from leaderboards.store import find_scored, read
+from leaderboards.store import find_scored, read, state_of
 from leaderboards.verify import verify
 
 
@@ -86,7 +87,8 @@ def print_leaderboard(
     paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _told():
-        board = make_board(records, lambda record: find_scored(paths, record))
+        memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
+        board = make_board(records, lambda record: find_scored(paths, record), memory=memory)
     if format_ == "terminal":
         print_rich(tables.to_terminal(board, per_corruption=per_corruption))
     elif format_ == "html":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leaderboards.bundle import write_bundle as write_bundle
     from leaderboards.compare import Comparison as Comparison
     from leaderboards.compare import compare_rows as compare_rows
+    from leaderboards.memory import Memory as Memory
     from leaderboards.metrics import diagnose as diagnose
     from leaderboards.metrics import score as score
     from leaderboards.record import Access as Access
@@ -66,6 +67,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "bundle": ("Bundle", "BundleError", "read_bundle", "write_bundle"),
     "submit": ("Checker", "check_file", "check_folder", "make_bundle"),
     "store": ("Predictions", "Store", "StoreError", "find_predictions", "find_scored", "read"),
+    "memory": ("Memory",),
     "metrics": ("diagnose", "score"),
     "robustness": ("mean_corruption_error", "relative_mean_corruption_error"),
     "verify": ("Problem", "Report"),

@@ -14,6 +14,7 @@ import numpy as np
 
 from leaderboards.comparable import BoardError as BoardError
 from leaderboards.comparable import Line, check_comparable, condition_name, line_name, line_of
+from leaderboards.memory import Memory
 from leaderboards.ranking import ReadPredictions, Resampling, measure, read_scores
 from leaderboards.record import Access, Record, Track
 from leaderboards.uncertainty import Interval
@@ -137,8 +138,11 @@ def make_board(
     level: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,
+    memory: Memory | None = None,
 ) -> Board:
     """The board of records that may be compared; `predictions` reads those of a record and gives intervals and ranks.
+
+    With a `memory`, what was measured before is not measured again, and no predictions are read for it.
 
     Every method with parts `ingredient:*` gets a row "mean", the mean over its ingredients, unless it has one.
     Ranks come from paired differences on the same images, with Holm's correction over all pairs of a track.
@@ -154,7 +158,7 @@ def make_board(
     rows = {line: _row(line, {m: lines[m] for m in own}, conditions, seeds) for line, own in members.items()}
     _measure_forgetting(rows)
     if predictions is not None:
-        _measure_uncertainty(rows, members, lines, predictions, Resampling(level, resamples, seed))
+        _measure_uncertainty(rows, members, lines, predictions, Resampling(level, resamples, seed), memory)
     first = records[0]
     return Board(
         shift=first.shift,
@@ -206,14 +210,19 @@ def _measure_uncertainty(
     lines: Mapping[Line, Sequence[Record]],
     predictions: ReadPredictions,
     resampling: Resampling,
+    memory: Memory | None,
 ) -> None:
     """Give every complete row its interval, and every complete main row its rank, in place."""
     complete = {line: own for line, own in members.items() if rows[line].accuracy is not None}
-    scores = read_scores(complete, lines, predictions)
-    tracks = {track: [line for line in scores if rows[line].main and rows[line].track == track] for track in TRACKS}
-    intervals, ranks = measure(tracks, scores, resampling)
-    for line, interval in intervals.items():
-        rows[line] = replace(rows[line], interval=interval, rank=ranks.get(line))
+    tracks = {track: [line for line in complete if rows[line].main and rows[line].track == track] for track in TRACKS}
+    key = memory.key_of(complete, lines, tracks, resampling) if memory else ""
+    measured = memory.recall(key) if memory else None
+    if measured is None or measured.intervals.keys() != complete.keys():
+        measured = measure(tracks, read_scores(complete, lines, predictions), resampling)
+        if memory:
+            memory.keep(key, measured)
+    for line, interval in measured.intervals.items():
+        rows[line] = replace(rows[line], interval=interval, rank=measured.ranks.get(line))
 
 
 def _means(lines: Collection[Line]) -> dict[Line, list[Line]]:

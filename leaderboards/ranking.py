@@ -26,6 +26,14 @@ class Resampling:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The interval of every complete line, and the rank of every main one."""
+
+    intervals: Mapping[Line, Interval]
+    ranks: Mapping[Line, int]
+
+
 def read_scores(
     members: Mapping[Line, Sequence[Line]], lines: Mapping[Line, Sequence[Record]], predictions: ReadPredictions
 ) -> dict[Line, ImageScores]:
@@ -78,14 +86,14 @@ def _outcomes(record: Record, predictions: ReadPredictions) -> Outcomes:
 
 def measure(
     tracks: Mapping[Track, Sequence[Line]], scores: Mapping[Line, ImageScores], resampling: Resampling
-) -> tuple[dict[Line, Interval], dict[Line, int]]:
+) -> Measured:
     """Intervals of all lines, and ranks within tracks, from the same resampled images.
 
     A rank is 1 + the number of lines of the same track that are significantly better: paired, with Holm's correction
     over all pairs of the track. Raises BoardError if lines have different numbers of seeds.
     """
     if not scores:
-        return {}, {}
+        return Measured({}, {})
     place = {line: i for i, line in enumerate(scores)}
     try:
         drawn = Resamples(list(scores.values()), resamples=resampling.resamples, seed=resampling.seed)
@@ -98,4 +106,4 @@ def measure(
         for (a, b), p in zip(pairs, holm([drawn.p_value(place[a], place[b]) for a, b in pairs]), strict=True):
             if p <= 1 - resampling.level:
                 ranks[b if scores[a].accuracy > scores[b].accuracy else a] += 1
-    return {line: drawn.interval(i, level=resampling.level) for line, i in place.items()}, ranks
+    return Measured({line: drawn.interval(i, level=resampling.level) for line, i in place.items()}, ranks)

@@ -9,9 +9,19 @@ import json
 import math
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Annotated, Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 SCHEMA = 1
 
@@ -34,8 +44,15 @@ class RecordError(ValueError):
     """A text is not a record of this schema; the message says what is wrong and what to do."""
 
 
+_UNTOLD: set[str] = set()
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, from_attributes=True)
+
+    def model_post_init(self, _: object) -> None:
+        # Which fields were given, and which have their default, is half of the memory of a record and asked by nobody.
+        object.__setattr__(self, "__pydantic_fields_set__", _UNTOLD)
 
 
 class Access(_Part):
@@ -129,6 +146,15 @@ class Weights(_Part):
     ready: bool = False
 
 
+@lru_cache(maxsize=4096)
+def _first_of_equals(value: _Part) -> _Part:
+    return value
+
+
+# Thousands of records have the same access, data and weights; they hold one object instead of thousands.
+_SHARED = AfterValidator(_first_of_equals)
+
+
 class Record(_Part):
     """One condition of one trial, done or failed.
 
@@ -146,7 +172,7 @@ class Record(_Part):
     status: Literal["done", "failed"]
     method: Name
     part: Name | None
-    access: Access
+    access: Annotated[Access, _SHARED]
     track: Track
     shift: Name
     corruption: Name | None
@@ -163,8 +189,8 @@ class Record(_Part):
     metrics: Metrics | None
     diagnostics: Diagnostics | None = None
     cost: Cost | None
-    data: Data
-    weights: Weights
+    data: Annotated[Data, _SHARED]
+    weights: Annotated[Weights, _SHARED]
     env: dict[str, str | bool | None]
     predictions: str | None
     error: str | None

@@ -152,6 +152,18 @@ def find_scored(folders: Sequence[Path | str], record: Record) -> Scored:
     return find_predictions(folders, record)
 
 
+def state_of(folders: Sequence[Path | str], record: Record) -> str:
+    """A text that changes when what `find_scored` gives does; empty where it gives nothing."""
+    for path in map(Path, folders):
+        if path.is_file():
+            if record.key in (digests := _bundle(path).digests):
+                return digests[record.key]
+        elif Store(path).has_predictions(record):
+            status = (path / "predictions" / f"{record.key}.npz").stat()
+            return f"{status.st_mtime_ns} {status.st_size}"
+    return ""
+
+
 def _bundle(path: Path) -> Bundle:
     status = path.stat()
     return _read_once(path, status.st_mtime_ns, status.st_size)
@@ -193,14 +205,15 @@ def read_lines(path: Path) -> list[Record]:
     Raises StoreError naming the line that is broken or repeats a key.
     """
     records: dict[str, Record] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            record = Record.from_json(line)
-        except RecordError as error:
-            raise StoreError(f"{path}, line {number}: {error}") from error
-        if record.key in records:
-            raise StoreError(f"{path}, line {number}: key {record.key} occurs twice; delete one of the two lines")
-        records[record.key] = record
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = Record.from_json(line)
+            except RecordError as error:
+                raise StoreError(f"{path}, line {number}: {error}") from error
+            if record.key in records:
+                raise StoreError(f"{path}, line {number}: key {record.key} occurs twice; delete one of the two lines")
+            records[record.key] = record
     return list(records.values())
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.run import run
 from bench.spec import RunSpec
-from leaderboards.boards import Board
+from leaderboards.boards import Board, Cell
 from leaderboards.page import to_page
 
 playwright = pytest.importorskip(
@@ -171,3 +173,65 @@ def test_without_scripts_the_numbers_are_still_there(browser: Any, tmp_path: Pat
     assert boards[0].rows[0].name in opened.inner_text("table")
     assert not opened.locator("#filters").is_visible()
     context.close()
+
+
+def large(board: Board) -> Board:
+    """A board of 200 methods on 15 corruptions at 5 severities, in the form of a small one."""
+    rng = np.random.default_rng(0)
+    corruptions = [f"corruption{number:02}" for number in range(15)]
+    rows = []
+    for number in range(200):
+        like = board.rows[number % len(board.rows)]
+        values = rng.random((15, 5))
+        cells = [
+            Cell(name, level + 1, float(values[i, level]), 0.1, (rng.bytes(16).hex(),))
+            for i, name in enumerate(corruptions)
+            for level in range(5)
+        ]
+        by_corruption = dict(zip(corruptions, values.mean(axis=1).tolist(), strict=True))
+        means = {
+            "accuracy": float(values.mean()),
+            "per_corruption": by_corruption,
+            "clean_accuracy": float(rng.random()),
+        }
+        rows.append(dataclasses.replace(like, method=f"method{number:03}", part=None, cells=tuple(cells), **means))
+    return dataclasses.replace(board, rows=tuple(rows), corruptions=tuple(corruptions), severities=(1, 2, 3, 4, 5))
+
+
+@pytest.mark.slow
+def test_a_large_page_answers_at_once(browser: Any, tmp_path: Path, boards: list[Board]) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(to_page([large(boards[0])]), encoding="utf-8")
+    assert file.stat().st_size < 5e6
+    opened = browser.new_context().new_page()
+    opened.goto(file.as_uri())
+    assert len(names(opened)) == 200
+    # From the action to the frame after it, in the page's own clock; the bound is that of a person, not of a machine.
+    seconds = opened.evaluate(
+        """async () => {
+          const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+          const timed = async (act) => {
+            const start = performance.now();
+            await act();
+            await frame();
+            return (performance.now() - start) / 1000;
+          };
+          const header = document.querySelectorAll("thead th button")[3];
+          const search = document.querySelector("[data-filter=method]");
+          const type = (text) => { search.value = text; search.dispatchEvent(new Event("input", { bubbles: true })); };
+          const detail = async () => {
+            document.querySelector("button.open").click();
+            while (!document.querySelector("tr.detail")) await frame();
+          };
+          return {
+            sort: await timed(() => header.click()),
+            again: await timed(() => header.click()),
+            filter: await timed(() => type("method1")),
+            clear: await timed(() => type("")),
+            detail: await timed(detail),
+          };
+        }"""
+    )
+    assert opened.locator("tr.detail tbody tr").count() == 15
+    assert max(seconds.values()) < 1, seconds
+    opened.context.close()

@@ -1,0 +1,72 @@
+"""Comparisons that were made before: intervals and ranks of a board, kept in a folder by all that they follow from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from leaderboards.comparable import Line
+from leaderboards.files import write_atomically
+from leaderboards.ranking import Measured, Resampling
+from leaderboards.record import Record, Track
+from leaderboards.uncertainty import Interval
+
+_METHOD = 1  # of measuring; another number forgets what was measured by another method
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A folder that may be deleted at any time. `state` of a record is a text that changes when its predictions do."""
+
+    folder: Path
+    state: Callable[[Record], str]
+
+    def key_of(
+        self,
+        members: Mapping[Line, Sequence[Line]],
+        lines: Mapping[Line, Sequence[Record]],
+        tracks: Mapping[Track, Sequence[Line]],
+        resampling: Resampling,
+    ) -> str:
+        """A name for what these lines give when they are measured so."""
+        sha = hashlib.sha256()
+        sha.update(json.dumps([_METHOD, resampling.level, resampling.resamples, resampling.seed]).encode())
+        sha.update(json.dumps([[line, own] for line, own in members.items()]).encode())
+        sha.update(json.dumps([[track, own] for track, own in tracks.items()]).encode())
+        for line in dict.fromkeys(line for own in members.values() for line in own):
+            for record in lines[line]:
+                accuracy = None if record.metrics is None else record.metrics.accuracy
+                place = [line, record.corruption, record.severity, record.seed, record.key, accuracy]
+                sha.update(json.dumps([*place, self.state(record)]).encode())
+        return sha.hexdigest()
+
+    def recall(self, key: str) -> Measured | None:
+        """What was kept under a key; None if nothing was, or the file is damaged."""
+        try:
+            rows = json.loads((self.folder / f"{key}.json").read_bytes())
+            intervals = {(r["method"], r["part"]): Interval(r["accuracy"], r["low"], r["high"]) for r in rows}
+            ranks = {(r["method"], r["part"]): int(r["rank"]) for r in rows if r["rank"] is not None}
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return Measured(intervals, ranks)
+
+    def keep(self, key: str, measured: Measured) -> None:
+        """Keep what was measured. A folder that cannot be written only costs the time to measure again."""
+        rows = [
+            {
+                "method": line[0],
+                "part": line[1],
+                "accuracy": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "rank": measured.ranks.get(line),
+            }
+            for line, interval in measured.intervals.items()
+        ]
+        try:
+            write_atomically(self.folder / f"{key}.json", json.dumps(rows).encode())
+        except OSError:
+            return
