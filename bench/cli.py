@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import data_cli, publish_cli
+from bench import data_cli, gallery_cli, publish_cli
 from bench.errors import BenchError, UsageError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 app.add_typer(publish_cli.app, name="publish")
 app.add_typer(data_cli.app, name="data")
+app.command()(gallery_cli.gallery)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
