@@ -51,6 +51,7 @@ class AdaContrast(Adapter):
         "neighbours": (3, 10),
         "contrast_weight": (0.0, 1.0),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "queue": 8, "bank_start": 4, "neighbours": 2}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2e-4},
         "imagenet-ln": {"lr": 2e-4},

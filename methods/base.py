@@ -234,10 +234,24 @@ class Adapter(ABC):
     """
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "none"
     """What the tests hold it against: outputs of the official code, an independent restatement, or (plug-ins) none."""
+    checked_with: ClassVar[Mapping[str, Any]] = {}
+    """Options that the conformance suite tries it with, over the defaults: little work that moves much."""
 
     @dataclass(frozen=True)
     class Config:
         """No options."""
+
+    @classmethod
+    def supports(cls, model: nn.Module, config: Any = None, source: Source | None = None) -> tuple[bool, str]:
+        """Whether it can work on a model with these options, and why not; it gets ready on a copy to find out.
+
+        `source` as for `prepare`: where `access.source` is not "none", none is refused.
+        """
+        try:
+            cls(model, config).prepare(source)
+        except ValueError as error:
+            return False, str(error)
+        return True, ""
 
     def __init__(self, classifier: nn.Module, config: Any = None, generator: torch.Generator | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()

@@ -51,6 +51,7 @@ class Cotta(Adapter):
         "restore": (0.001, 0.01),
         "threshold": (0.1, 0.72, 0.92),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"views": 2, "threshold": 0.6}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 0.01, "restore": 0.001, "threshold": 0.1},
         "imagenet-ln": {"lr": 5e-3, "nesterov": False, "restore": 0.001, "threshold": 0.1},

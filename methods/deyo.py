@@ -62,6 +62,7 @@ class Deyo(NormAdapter):
         "plpd": (0.1, 0.2, 0.3, 0.5),
         "optimizer": ("sgd", "adam"),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7, "plpd": 0.0}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4, "plpd": 0.3},
         "imagenet-gn": {"lr": 2.5e-4, "plpd": 0.2},

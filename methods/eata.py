@@ -34,6 +34,7 @@ class Eata(Eta):
         "beta": (1.0, 10.0, 100.0, 2000.0),
         "optimizer": ("sgd", "adam"),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {**Eta.checked_with, "beta": 1.0}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},

@@ -47,6 +47,7 @@ class Eta(NormAdapter):
         "epsilon": (0.05, 0.1, 0.2, 0.4),
         "optimizer": ("sgd", "adam"),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7, "epsilon": 0.95}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05},
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05},

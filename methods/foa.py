@@ -47,6 +47,7 @@ class FOA(Adapter):
     tested_against = "restatement"
     access: ClassVar[Access] = Access(source="statistics", test="stream", state="online")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"trade_off": (0.1, 0.2, 0.4, 0.8), "prompts": (0, 1, 3)}
+    checked_with: ClassVar[Mapping[str, Any]] = {"prompts": 1, "population": 4, "source_images": 8}
 
     @dataclass(frozen=True)
     class Config:

@@ -49,6 +49,7 @@ class Memo(Adapter):
         "optimizer": ("sgd", "adamw"),
         "crop": ("resized", "padded", "none"),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"views": 4, "lr": 0.01, "crop": "padded"}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4, "views": 64},
         "imagenet-ln": {"lr": 1e-5, "optimizer": "adamw", "weight_decay": 0.01, "views": 64},
@@ -144,18 +145,17 @@ class Memo(Adapter):
                 name: self.step(parameter, slope)
                 for (name, parameter), slope in zip(parameters.items(), slopes, strict=True)
             }
-            logits: Tensor = functional_call(self.model, stepped, (image[None],))
+            logits = self._call(stepped, image[None])
         return logits[0]
 
     def _all_at_once(self, images: Tensor, views: Tensor) -> Tensor:
         parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
 
         def loss(parameters: dict[str, Tensor], views: Tensor) -> Tensor:
-            return marginal_entropy(functional_call(self.model, parameters, (views,)))
+            return marginal_entropy(self._call(parameters, views))
 
         def clean(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-            logits: Tensor = functional_call(self.model, parameters, (image[None],))
-            return logits[0]
+            return self._call(parameters, image[None])[0]
 
         # vmap knows the plain formula of attention; of the fused kernels it would make a slow loop.
         with sdpa_kernel(SDPBackend.MATH):
@@ -163,6 +163,19 @@ class Memo(Adapter):
             with torch.no_grad():
                 stepped = {name: self.step(parameter, slopes[name]) for name, parameter in parameters.items()}
                 logits: Tensor = vmap(clean)(stepped, images)
+        return logits
+
+    def _call(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """The model with other parameters by name, each in every place where it stands."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        # Place by place: torch's own way to tie parameters leaves a module that is used twice with the others' values.
+        placed = {
+            f"{prefix}.{key}" if prefix else key: parameters[names[id(parameter)]]
+            for prefix, module in self.model.named_modules()
+            for key, parameter in module._parameters.items()
+            if parameter is not None
+        }
+        logits: Tensor = functional_call(self.model, placed, (images,), tie_weights=False)
         return logits
 
     def step(self, parameter: Tensor, gradient: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Rdumb(Eta):
         "epsilon": (0.05, 0.1, 0.2, 0.4),
         "interval": (125, 250, 500, 1000),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {**Eta.checked_with, "interval": 3}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05, "interval": 1000},
     }

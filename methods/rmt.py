@@ -68,6 +68,7 @@ class Rmt(Adapter):
         "optimizer": ("sgd", "adam"),
         "contrast_weight": (0.0, 0.5, 1.0),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.005, "warm_up_images": 8, "projection": 8}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 0.01},
         "imagenet-gn": {"lr": 0.01},

@@ -55,6 +55,7 @@ class Roid(NormAdapter):
         "optimizer": ("sgd", "adam"),
         "source_share": (0.001, 0.01, 0.1),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.01}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},

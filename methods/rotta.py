@@ -45,6 +45,7 @@ class Rotta(Adapter):
         "statistics_share": (0.01, 0.05, 0.1),
         "teacher_share": (0.001, 0.01),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.01, "capacity": 8, "update_every": 4}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 1e-3},
         "imagenet-ln": {"lr": 1e-3},

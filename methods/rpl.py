@@ -36,6 +36,7 @@ class Rpl(NormAdapter):
         "q": (0.5, 0.8, 1.0),
         "optimizer": ("sgd", "adam"),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 5e-4},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam"},

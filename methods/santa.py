@@ -43,6 +43,7 @@ class Santa(NormAdapter):
         "optimizer": ("sgd", "adam"),
         "contrast_weight": (0.0, 0.5, 1.0),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"projection": 8}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 0.01},
         "imagenet-gn": {"lr": 0.01},

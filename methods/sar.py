@@ -44,6 +44,7 @@ class Sar(NormAdapter):
         "reset_below": (0.05, 0.1, 0.2, 0.5),
         "rho": (0.02, 0.05, 0.1),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},

@@ -28,6 +28,7 @@ class ShotIM(Adapter):
     tested_against = "restatement"
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (5e-6, 5e-5, 5e-4), "steps": (1, 3)}
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
 
     @dataclass(frozen=True)
     class Config:

@@ -28,6 +28,7 @@ class T3A(Adapter):
     tested_against = "golden"
     access: ClassVar[Access] = Access(test="stream", state="online")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"supports": (1, 5, 20, 50, 100)}
+    checked_with: ClassVar[Mapping[str, Any]] = {"supports": 2}
 
     @dataclass(frozen=True)
     class Config:
@@ -54,8 +55,8 @@ class T3A(Adapter):
         logits = rows @ rows.T + bias
         own = torch.arange(len(rows), device=rows.device)
         # Slots of each class are together; an empty one has no direction and an entropy that anything is below.
-        self.supports = rows.new_zeros(len(rows) * self.config.supports, rows.shape[1])
-        self.entropies = rows.new_full((len(self.supports),), torch.inf)
+        self.memory = rows.new_zeros(len(rows) * self.config.supports, rows.shape[1])
+        self.entropies = rows.new_full((len(self.memory),), torch.inf)
         self._keep(rows, logits.argmax(dim=1) if self.config.official_quirks else own, entropy(logits))
 
     @torch.no_grad()
@@ -65,21 +66,21 @@ class T3A(Adapter):
         features, logits = features.float(), logits.float()
         with torch.autocast(images.device.type, enabled=False):
             self._keep(features, logits.argmax(dim=1), entropy(logits))
-            prototypes = normalize(self.supports.view(-1, self.config.supports, features.shape[1]).sum(dim=1), dim=1)
+            prototypes = normalize(self.memory.view(-1, self.config.supports, features.shape[1]).sum(dim=1), dim=1)
             return features @ prototypes.T
 
     def _keep(self, features: Tensor, classes: Tensor, entropies: Tensor) -> None:
         """Take in features [n, dim], then keep the supports of lowest entropy of each class, older ones first."""
         slots: int = self.config.supports
         device = features.device
-        pool = torch.cat([self.supports, normalize(features, dim=1)])
+        pool = torch.cat([self.memory, normalize(features, dim=1)])
         levels = torch.cat([self.entropies, entropies])
-        labels = torch.cat([torch.arange(len(self.supports), device=device) // slots, classes])
+        labels = torch.cat([torch.arange(len(self.memory), device=device) // slots, classes])
         order = levels.argsort(stable=True)
         order = order[labels[order].argsort(stable=True)]
         # Every class has at least as many candidates as slots, since its slots are candidates themselves.
-        sizes = torch.zeros(len(self.supports) // slots, dtype=torch.int64, device=device)
+        sizes = torch.zeros(len(self.memory) // slots, dtype=torch.int64, device=device)
         sizes.scatter_add_(0, labels, torch.ones_like(labels))
         starts = sizes.cumsum(0) - sizes
         kept = order[(starts[:, None] + torch.arange(slots, device=device)).flatten()]
-        self.supports, self.entropies = pool[kept], levels[kept]
+        self.memory, self.entropies = pool[kept], levels[kept]

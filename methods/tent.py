@@ -27,6 +27,7 @@ class Tent(NormAdapter):
         "optimizer": ("sgd", "adam"),
         "steps": (1, 2),
     }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},

@@ -141,7 +141,7 @@ def gaussian_blur(deviation: Tensor, size: int) -> Tensor:
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """rows @ image @ columns^T for each image [3, h, w] of a batch; matrices [n, out, h] and [n, out, w]."""
     count, channels, height, width = images.shape
-    lines = images.to(rows.dtype).view(count, channels * height, width) @ columns.mT
+    lines = images.to(rows.dtype).reshape(count, channels * height, width) @ columns.mT
     return rows[:, None] @ lines.view(count, channels, height, columns.shape[1])
 
 

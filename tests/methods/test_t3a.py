@@ -80,7 +80,7 @@ def test_a_class_that_no_row_predicts_scores_zero_only_by_the_quirk(batches: Ten
     for quirks in (False, True):
         adapter = T3A(net, T3A.Config(official_quirks=quirks))
         adapter.prepare()
-        assert torch.equal(adapter.supports.view(3, 20, -1)[1, 0], torch.zeros(3 * 32 * 32)) == quirks
+        assert torch.equal(adapter.memory.view(3, 20, -1)[1, 0], torch.zeros(3 * 32 * 32)) == quirks
         scores.append(adapter.predict(batches[0])[:, 1])
     assert float(scores[0].abs().max()) > 0
 

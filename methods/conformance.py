@@ -1,0 +1,382 @@
+"""What every adapter must do, whatever it computes: the suite that our tests and `bench check method` share.
+
+A check is a function of a `Case` that raises `Broken`, or any other exception, where its rule is broken. Its docstring
+is the rule.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from methods.base import Adapter, Source, SourceBatch
+from methods.example_models import CLASSES, EXAMPLES, SIDE, example_images, example_model, head_of
+
+BATCHES, SIZE = 3, 4
+
+
+class Broken(Exception):
+    """A rule that an adapter breaks, in one sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found on one model: the rule held, it was broken, or the adapter refuses the model in words."""
+
+    check: str
+    model: str
+    status: Literal["passed", "failed", "refused"]
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An adapter class with options, on one of the example models."""
+
+    adapter: type[Adapter]
+    config: Any
+    model: str
+
+    @property
+    def stream(self) -> Tensor:
+        return example_images(BATCHES, SIZE)
+
+    def build(self, model: nn.Module | None = None, seed: int = 0) -> Adapter:
+        """An adapter that is ready for the stream. Source images come only as the class declares them."""
+        given = example_model(self.model) if model is None else model
+        adapter = self.adapter(given, self.config, torch.Generator().manual_seed(seed))
+        adapter.prepare(_source(self.adapter))
+        return adapter
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """What a fresh adapter answers along the stream."""
+        return play(self.build(), self.stream)
+
+
+def _source(adapter: type[Adapter]) -> Source | None:
+    if adapter.access.source == "none":
+        return None
+    images = example_images(3, SIZE).flip(-1)
+    labels = torch.arange(3 * SIZE).view(3, SIZE) % CLASSES
+    labelled = adapter.access.source == "labelled"
+    return Source(lambda number: SourceBatch(images[number], labels[number] if labelled else None), 3)
+
+
+def play(adapter: Adapter, batches: Sequence[Tensor] | Tensor) -> Tensor:
+    """The answers to batches one after the other, [images, classes]. Raises Broken for an answer of another shape."""
+    rows = []
+    for batch in batches:
+        answer = adapter.predict(batch)
+        if not isinstance(answer, Tensor) or answer.shape != (len(batch), CLASSES):
+            shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise Broken(f"predict gave {shape} for {len(batch)} images; return a tensor [{len(batch)}, {CLASSES}]")
+        rows.append(answer)
+    return torch.cat(rows)
+
+
+def _require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise Broken(sentence)
+
+
+def _require_same(found: Tensor, expected: Tensor, sentence: str) -> None:
+    if not torch.equal(found, expected):
+        raise Broken(f"{sentence} (answers differ by up to {float((found - expected).abs().max()):.3g})")
+
+
+def _finite_state(adapter: Adapter) -> bool:
+    return all(torch.isfinite(value).all() for value in adapter.model.state_dict().values())
+
+
+def answers_every_image(case: Case) -> None:
+    """Gives a finite row of scores for each image, without history, and leaves the batch as it was."""
+    stream = case.stream
+    before = stream.clone()
+    answers = play(case.build(), stream)
+    _require(bool(torch.isfinite(answers).all()), "scores are not finite on ordinary images; find out where they start")
+    _require(not answers.requires_grad, "scores carry the graph with them; return logits.detach()")
+    _require(torch.equal(stream, before), "predict changed the images it was given; work on a copy")
+
+
+def takes_single_images(case: Case) -> None:
+    """Answers batches of one image, and a last batch of one."""
+    images = case.stream.flatten(0, 1)
+    for parts in (list(torch.split(images, 1)), [images[:4], images[4:7], images[7:8]]):
+        adapter = case.build()
+        _require(bool(torch.isfinite(play(adapter, parts)).all()), "scores of a batch of one image are not finite")
+        _require(_finite_state(adapter), "a batch of one image leaves parameters that are not finite")
+
+
+def reset_replays(case: Case) -> None:
+    """After reset() the same stream gives the same answers to the bit, also a second time."""
+    adapter = case.build()
+    first = play(adapter, case.stream)
+    for _ in range(2):
+        adapter.reset()
+        again = play(adapter, case.stream)
+        _require_same(again, first, "reset() does not bring everything back; keep all that changes on self")
+
+
+def reset_recovers_from_an_error(case: Case) -> None:
+    """After an error in the middle of a batch, reset() brings everything back."""
+    adapter = case.build()
+    play(adapter, case.stream[:2])
+    broken = torch.rand(2, 5, SIDE, SIDE)
+    try:
+        adapter.predict(broken)
+    except Exception:  # noqa: BLE001 - whatever the model says about five channels
+        adapter.reset()
+    else:
+        raise Broken("images of five channels gave an answer; let the error of the model through")
+    _require_same(play(adapter, case.stream), case.answers, "reset() after an error leaves something behind")
+
+
+def resumes_from_a_file(case: Case) -> None:
+    """A state saved in the middle of a stream lets another process go on with the same answers to the bit."""
+    adapter = case.build()
+    play(adapter, case.stream[:2])
+    file = io.BytesIO()
+    torch.save(adapter.state_dict(), file)
+    file.seek(0)
+    other = case.build(seed=99)
+    play(other, case.stream[2:])
+    other.load_state_dict(torch.load(file, weights_only=True))
+    found = play(other, case.stream[2:])
+    _require_same(
+        found, case.answers[2 * SIZE :], "a resumed stream goes on differently; keep all that changes on self"
+    )
+
+
+def leaves_the_callers_model_alone(case: Case) -> None:
+    """The model that it was given keeps its values, modes, flags and hooks."""
+    model = example_model(case.model).train()
+    for number, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(number % 2 == 0)
+    before, kept = _look(model), copy.deepcopy(model.state_dict())
+    adapter = case.build(model)
+    play(adapter, case.stream)
+    adapter.reset()
+    same = all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    _require(same and _look(model) == before, "the caller's model was changed; work on self.model, which is a copy")
+
+
+def _look(model: nn.Module) -> list[Any]:
+    modules = [
+        (module.training, len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()
+    ]
+    parameters = [(parameter.requires_grad, parameter.grad is None) for parameter in model.parameters()]
+    statistics = [getattr(module, "track_running_stats", None) for module in model.modules()]
+    return [list(model.state_dict()), modules, parameters, statistics]
+
+
+def ignores_modes_and_outer_no_grad(case: Case) -> None:
+    """The caller's train() and eval(), and an outer torch.no_grad(), change no answer."""
+    model = example_model(case.model).train()
+    with torch.no_grad():
+        adapter = case.build(model)
+        rows = []
+        for number, batch in enumerate(case.stream):
+            model.train(number % 2 == 0)
+            rows.append(adapter.predict(batch))
+        _require(not torch.is_grad_enabled(), "predict leaves gradients switched on; use `with torch.enable_grad():`")
+    sentence = "answers change under torch.no_grad(); adapt inside `with torch.enable_grad():`"
+    _require_same(torch.cat(rows), case.answers, sentence)
+
+
+def uses_its_own_generator_alone(case: Case) -> None:
+    """Two runs with one seed agree, whatever global random numbers are; and it draws none of these."""
+    adapter = case.build()
+    with _other_randomness():
+        before = _global_randomness()
+        answers = play(adapter, case.stream)
+        adapter.reset()
+        same = _global_randomness() == before
+    _require(same, "global random numbers are drawn or seeded; draw from self.generator")
+    _require_same(answers, case.answers, "two runs with the same seed differ; draw from self.generator alone")
+
+
+@contextmanager
+def _other_randomness() -> Iterator[None]:
+    """Inside, all global generators are seeded; afterwards they are what they were."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 - put back below
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        np.random.seed(123)  # noqa: NPY002
+        random.seed(123)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)
+
+
+def _global_randomness() -> tuple[bytes, bytes, Any]:
+    state: Any = np.random.get_state()  # noqa: NPY002 - the state is looked at, not used
+    return torch.get_rng_state().numpy().tobytes(), state[1].tobytes(), random.getstate()
+
+
+def lives_beside_another(case: Case) -> None:
+    """Two adapters of one class, batch by batch in turn, do not disturb each other."""
+    one, other = case.build(), case.build(seed=5)
+    rows = []
+    for batch in case.stream:
+        rows.append(one.predict(batch))
+        other.predict(batch.flip(0))
+    _require_same(
+        torch.cat(rows), case.answers, "a second adapter changes the answers of the first; keep state on self"
+    )
+
+
+def survives_huge_logits(case: Case) -> None:
+    """Logits of 10 000 give finite scores and leave finite parameters."""
+    model = example_model(case.model)
+    with torch.no_grad():
+        head_of(model).weight.mul_(1e4 / model(case.stream[0]).abs().max())
+    adapter = case.build(model)
+    sentence = "huge logits overflow; use log_softmax, logsumexp or methods.losses.entropy instead of exp and log"
+    _require(bool(torch.isfinite(play(adapter, case.stream)).all()), sentence)
+    _require(_finite_state(adapter), sentence)
+
+
+def survives_half_precision(case: Case) -> None:
+    """Under autocast to bfloat16 scores and parameters stay finite."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        adapter = case.build()
+        finite = bool(torch.isfinite(play(adapter, case.stream)).all()) and _finite_state(adapter)
+    _require(finite, "half precision gives numbers that are not finite; do sums and logarithms in float32")
+
+
+def survives_identical_images(case: Case) -> None:
+    """Batches of the same image, of black and of white ones give finite scores and leave finite parameters."""
+    adapter = case.build()
+    same = case.stream[0, :1].expand(SIZE, -1, -1, -1)
+    for batch in (same, torch.zeros_like(same), torch.ones_like(same), case.stream[1]):
+        finite = bool(torch.isfinite(play(adapter, [batch])).all()) and _finite_state(adapter)
+        _require(finite, "images that are all alike give numbers that are not finite; guard divisions by their spread")
+
+
+def shows_what_is_not_finite(case: Case) -> None:
+    """Images that are not numbers end in scores that are not, or in an error; reset() gets over it."""
+    adapter = case.build()
+    play(adapter, case.stream[:1])
+    try:
+        answer = adapter.predict(torch.full_like(case.stream[0], torch.nan))
+    except Exception:  # noqa: BLE001 - an error is as good a sign
+        answer = torch.tensor(torch.nan)
+    sentence = "images that are not numbers give finite scores; let them through, so that the run can report them"
+    _require(not bool(torch.isfinite(answer).all()), sentence)
+    adapter.reset()
+    _require_same(play(adapter, case.stream), case.answers, "reset() does not get over images that are not numbers")
+
+
+def does_not_grow(case: Case) -> None:
+    """What it keeps stays the same size along a long stream, and keeps no graph of past batches."""
+    adapter = case.build()
+    sizes, tensors = [], []
+    # What lives already does not count, and looking through it again and again would take most of the time.
+    gc.freeze()
+    try:
+        for _ in range(4):
+            play(adapter, case.stream[:, :2])
+            file = io.BytesIO()
+            torch.save(adapter.state_dict(), file)
+            sizes.append(len(file.getvalue()))
+            gc.collect()
+            tensors.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
+    finally:
+        gc.unfreeze()
+    # A counter may take a digit more.
+    _require(
+        max(sizes[2:]) <= max(sizes[:2]) + 64 and max(tensors[2:]) <= max(tensors[:2]) + 4,
+        f"what is kept grows along the stream ({sizes} bytes of state, {tensors} tensors); keep a bounded memory, "
+        "and name a small one in checked_with",
+    )
+    for name, value in vars(adapter).items():
+        for tensor in value if isinstance(value, list | tuple) else [value]:
+            graph = isinstance(tensor, Tensor) and tensor.grad_fn is not None
+            _require(not graph, f"self.{name} keeps the graph of past batches; keep a detached copy")
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    answers_every_image,
+    takes_single_images,
+    reset_replays,
+    reset_recovers_from_an_error,
+    resumes_from_a_file,
+    leaves_the_callers_model_alone,
+    ignores_modes_and_outer_no_grad,
+    uses_its_own_generator_alone,
+    lives_beside_another,
+    survives_huge_logits,
+    survives_half_precision,
+    survives_identical_images,
+    shows_what_is_not_finite,
+    does_not_grow,
+)
+
+
+def conform(
+    adapter: type[Adapter],
+    config: Any = None,
+    models: Sequence[str] = EXAMPLES,
+    checks: Sequence[Callable[[Case], None]] = CHECKS,
+) -> Iterator[Finding]:
+    """Try an adapter class on example models; what each check found comes as soon as it is known.
+
+    `config`: its options; by default those of `checked_with`. A ValueError from `prepare` is a refusal of that model
+    (as of one without normalisation layers); a class that refuses every model fails.
+    """
+    problem = _problem(adapter)
+    if problem is not None:
+        yield Finding("declares_itself", "", "failed", problem)
+        return
+    config = adapter.Config(**adapter.checked_with) if config is None else config
+    accepted = False
+    for model in models:
+        case = Case(adapter, config, model)
+        supported, reason = adapter.supports(example_model(model), config, _source(adapter))
+        if not supported:
+            yield Finding("supports", model, "refused", reason)
+            continue
+        accepted = True
+        for check in checks:
+            yield _find(check, case)
+    if not accepted:
+        yield Finding("supports", "", "failed", "it refuses every example model; make `configure` accept one of them")
+
+
+def _find(check: Callable[[Case], None], case: Case) -> Finding:
+    try:
+        check(case)
+    except Broken as error:
+        return Finding(check.__name__, case.model, "failed", str(error))
+    except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the other checks go on
+        return Finding(check.__name__, case.model, "failed", f"{type(error).__name__}: {error}")
+    return Finding(check.__name__, case.model, "passed")
+
+
+def _problem(adapter: type[Adapter]) -> str | None:
+    """What keeps a class from being tried at all."""
+    config = cast(Any, adapter.Config)
+    if not (is_dataclass(config) and cast(Any, config).__dataclass_params__.frozen):
+        return "Config is not a frozen dataclass; write @dataclass(frozen=True) above it"
+    try:
+        cast(Any, config)()
+    except TypeError:
+        return "an option has no default; give every field of Config one"
+    unknown = adapter.checked_with.keys() - {field.name for field in fields(config)}
+    if unknown:
+        return f"checked_with names {', '.join(sorted(unknown))}, which Config does not have; correct it"
+    return None

@@ -1,0 +1,133 @@
+"""Small classifiers of every kind of normalisation, on which the conformance suite tries methods."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import torch
+from timm.layers.norm import LayerNorm2d
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from methods.stock import Architecture, Classifier
+
+SIDE = 32
+CLASSES = 10
+
+
+class Chain(nn.Sequential):
+    """Images [n, 3, 32, 32] in [0, 1] to logits [n, 10]; the last layer is the linear head."""
+
+    image_size = SIDE
+
+
+def _batch_norm() -> nn.Module:
+    # The second map is 1 x 1, where a single image has no variance.
+    return Chain(*_stem(nn.BatchNorm2d(8)), nn.Conv2d(8, 8, 3, 8, 1), nn.BatchNorm2d(8), *_head(8))
+
+
+def _group_norm() -> nn.Module:
+    return Chain(*_stem(nn.GroupNorm(2, 8)), *_head(8, nn.Dropout(0.5), nn.LayerNorm(8)))
+
+
+def _layer_norm() -> nn.Module:
+    return Classifier(Architecture(image_size=SIDE, patch_size=16, dim=16, depth=2, heads=2), CLASSES)
+
+
+def _no_norm() -> nn.Module:
+    return Chain(*_stem(nn.Identity()), *_head(8))
+
+
+def _frozen_batch_norm() -> nn.Module:
+    return Chain(*_stem(FrozenBatchNorm2d(8)), *_head(8))
+
+
+def _batch_norm_without_affine() -> nn.Module:
+    return Chain(*_stem(nn.BatchNorm2d(8, affine=False)), *_head(8))
+
+
+def _batch_norm_without_statistics() -> nn.Module:
+    return Chain(*_stem(nn.BatchNorm2d(8, track_running_stats=False)), *_head(8))
+
+
+def _shared_norms() -> nn.Module:
+    used_twice, own_statistics = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+    own_statistics.weight = used_twice.weight
+    return Chain(
+        *_stem(used_twice), nn.Conv2d(8, 8, 1), used_twice, nn.Conv2d(8, 8, 1), own_statistics, nn.ReLU(), *_head(8)
+    )
+
+
+def _rare_norms() -> nn.Module:
+    inner = (nn.GroupNorm(1, 8), LayerNorm2d(8), nn.InstanceNorm2d(8, affine=True))
+    return Chain(*_stem(nn.Sequential(*inner)), *_head(8, nn.BatchNorm1d(8), nn.RMSNorm(8)))
+
+
+def _stem(norm: nn.Module) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(3, 8, 3, 4, 1), norm, nn.ReLU()
+
+
+def _head(width: int, *before: nn.Module) -> tuple[nn.Module, ...]:
+    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), *before, nn.Linear(width, CLASSES)
+
+
+_BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
+    "batch_norm": _batch_norm,
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    "no_norm": _no_norm,
+    "frozen_batch_norm": _frozen_batch_norm,
+    "batch_norm_without_affine": _batch_norm_without_affine,
+    "batch_norm_without_statistics": _batch_norm_without_statistics,
+    "shared_norms": _shared_norms,
+    "rare_norms": _rare_norms,
+}
+EXAMPLES = tuple(_BUILDERS)
+
+
+def example_model(name: str) -> nn.Module:
+    """A copy of a seeded classifier in eval mode, certain of some images and unsure of others.
+
+    Its BatchNorm statistics are lived in. Raises KeyError for a name that is not in EXAMPLES.
+    """
+    return copy.deepcopy(_made(name))
+
+
+@cache
+def _made(name: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = _BUILDERS[name]().train()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+            for _ in range(4):
+                model(torch.rand(16, 3, SIDE, SIDE))
+            logits = model.eval()(_pictures(16))
+            head = head_of(model)
+            # Images that are told apart, by logits that differ between them by some units.
+            scale = 4 / logits.std(0).mean()
+            head.bias.sub_(logits.mean(0)).mul_(scale)
+            head.weight.mul_(scale)
+    return model
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """The last linear layer of an example model."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def example_images(batches: int, size: int) -> Tensor:
+    """A copy of smooth random pictures in [0, 1] on the grid of 8-bit values: [batches, size, 3, 32, 32]."""
+    return _pictures(batches * size).view(batches, size, 3, SIDE, SIDE).clone()
+
+
+@cache
+def _pictures(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    coarse = torch.rand(count, 3, 6, 6, generator=generator)
+    fine = nn.functional.interpolate(coarse, size=SIDE, mode="bicubic")
+    noisy = fine + 0.05 * torch.randn(fine.shape, generator=generator)
+    return noisy.clamp(0, 1).mul(255).round().div(255)
