@@ -9,7 +9,7 @@ from typing import Any
 import corruptions
 from bench.errors import UsageError, nearest
 from bench.output import print_json, print_rich, print_text, table
-from bench.registry import literal_of, options_of, parse_method
+from bench.registry import literal_of, options_of, parse_method, plugins
 from bench.shifts import SHIFTS
 from bench.tuned import tuned_options
 from corruptions.catalog import PROFILES
@@ -23,6 +23,9 @@ def _methods() -> Rows:
     return [
         {"name": row.name, "kind": row.kind, "track": row.access.track, "summary": row.summary}
         for row in METHODS.values()
+    ] + [
+        {"name": name, "kind": "plug-in", "track": "", "summary": f"{entry.value}; see bench show method {name}"}
+        for name, entry in plugins().items()
     ]
 
 

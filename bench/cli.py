@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import data_cli, gallery_cli, publish_cli
+from bench import data_cli, extend_cli, gallery_cli, publish_cli
 from bench.errors import BenchError, UsageError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 
 app.add_typer(publish_cli.app, name="publish")
+app.add_typer(extend_cli.new, name="new")
+app.add_typer(extend_cli.check, name="check")
 app.add_typer(data_cli.app, name="data")
 app.command()(gallery_cli.gallery)
 

@@ -22,6 +22,9 @@ from bench.errors import UsageError, nearest
 from methods import METHODS, PLAIN
 from methods.table import Access, Row
 
+PLUGINS = "soupbench.methods"
+"""The entry-point group by which an installed package adds methods: NAME = "package.module:Class"."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -54,48 +57,56 @@ def parse_method(text: str) -> Method:
 
 def _row(name: str) -> Row:
     if ".py:" in name:
-        return _plugin(name)
-    if name not in METHODS:
-        for entry in importlib.metadata.entry_points(group="soupbench.methods"):
-            if entry.name == name:
-                row = entry.load()
-                if not isinstance(row, Row):
-                    raise UsageError(
-                        f"the plug-in '{name}' must be a methods.table.Row; ask its authors to fix the entry point"
-                    )
-                return row
-    return METHODS[nearest(name, METHODS, "method")]
+        file, _, class_name = name.rpartition(":")
+        return _outside(f"{Path(file).name}:{class_name}", f"{Path(file).resolve()}:{class_name}")
+    if name in METHODS:
+        return METHODS[name]
+    entries = plugins()
+    return _outside(name, entries[nearest(name, (*METHODS, *entries), "method")].value)
 
 
-def _plugin(path: str) -> Row:
+def plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    """Methods that installed packages bring, by name, as "module:Class"; a name of our table is never replaced."""
+    found = importlib.metadata.entry_points(group=PLUGINS)
+    return {entry.name: entry for entry in found if entry.name not in METHODS}
+
+
+def _outside(name: str, path: str) -> Row:
+    """The row of a class that is not in the table, "file.py:Class" or "module:Class"."""
     from methods.base import Adapter, Recipe
 
     cls = load_object(path)
     if not isinstance(cls, type) or not issubclass(cls, Adapter | Recipe):
         raise UsageError(f"{path} is not a subclass of methods.base.Adapter or methods.base.Recipe; derive it from one")
-    file, _, name = path.rpartition(":")
     if not isinstance(getattr(cls, "access", None), Access):
         raise UsageError(
             f"{path} does not say what it may see; add `access = Access(...)` from methods.table to the class"
         )
     summary = (cls.__doc__ or "").strip().split("\n")[0]
     kind = "adapter" if issubclass(cls, Adapter) else "recipe"
-    return Row(f"{Path(file).name}:{name}", kind, f"{Path(file).resolve()}:{name}", summary, cls.access, "")  # type: ignore[arg-type]
+    return Row(name, kind, path, summary, cls.access, "")  # type: ignore[arg-type]
 
 
 def load_object(path: str) -> Any:
     """The object at "package.module:Name" or "path/to/file.py:Name"; a file that changed is read again."""
     place, _, name = path.rpartition(":")
     if place.endswith(".py"):
-        file = Path(place)
-        if not file.is_file():
-            raise UsageError(f"no file {place}; give the path of a Python file, as in path/to/file.py:{name}")
-        module = _load_file(file.resolve(), file.read_bytes())
+        module = load_file(Path(place))
     else:
-        module = importlib.import_module(place)
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{path} cannot be loaded: {error}; install or correct the package it is from") from None
     if not hasattr(module, name):
         raise UsageError(f"{place} has no '{name}'; check the name after the colon")
     return getattr(module, name)
+
+
+def load_file(file: Path) -> ModuleType:
+    """A Python file as a module; one that changed is read again. Raises UsageError where there is none."""
+    if not file.is_file():
+        raise UsageError(f"no file {file}; give the path of a Python file, as in path/to/file.py:Name")
+    return _load_file(file.resolve(), file.read_bytes())
 
 
 @cache
@@ -112,12 +123,12 @@ def _load_file(file: Path, source: bytes) -> ModuleType:
 
 def source_digest(row: Row) -> str | None:
     """The hash of a plug-in's file, which is part of what its numbers depend on; None for methods of the table."""
-    return file_digest(row.path) if ".py:" in row.path else None
+    return None if row is PLAIN or row.name in METHODS else file_digest(row.path)
 
 
 def file_digest(path: str) -> str:
-    """The hash of the file of "path/to/file.py:Name"."""
-    return hashlib.sha256(Path(path.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
+    """The hash of the file of "path/to/file.py:Name" or "module:Name"."""
+    return hashlib.sha256(_file(path.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
@@ -269,4 +280,13 @@ def _file(module: str) -> Path:
     if module.endswith(".py"):
         return Path(module)
     place = Path(__file__).resolve().parent.parent.joinpath(*module.split("."))
-    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if file.is_file() or module.partition(".")[0] not in _outside_packages():
+        return file
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin) if spec and spec.origin else file
+
+
+def _outside_packages() -> set[str]:
+    """The packages that plug-ins are in; nothing else is looked for beyond our own files."""
+    return {entry.module.partition(".")[0] for entry in plugins().values()}
