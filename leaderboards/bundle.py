@@ -23,14 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from leaderboards.files import StoreError, write_atomically
+from leaderboards.files import MAX_LINE, StoreError, write_atomically
 from leaderboards.predictions import Predictions
 from leaderboards.record import Record, RecordError, strict_json
 
 FORMAT = "soupbench-results"
 VERSION = 1
 MAX_FILE = 64 << 20
-MAX_LINE = 8 << 20
 MAX_RECORDS = 20_000
 MAX_IMAGES = 20_000_000
 MAX_CARD = 20_000

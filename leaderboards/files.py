@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+
+MAX_LINE = 8 << 20  # bytes of one record: a thousand times what one takes
 
 
 class StoreError(ValueError):
     """A stored file is missing, broken or contradicts another; the message names it and the fix."""
+
+
+def check_plain(path: Path, most: int) -> None:
+    """Raise StoreError unless a path leads to a plain file of at most `most` bytes; nothing is opened."""
+    try:
+        status = path.stat()
+    except OSError:
+        raise StoreError(f"{path} is missing; restore the file or run the trial again with --rerun") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreError(f"{path} is no plain file; remove it and run the trial again with --rerun")
+    if status.st_size > most:
+        raise StoreError(f"{path} has more than {most >> 20} MiB; remove it and run the trial again with --rerun")
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbers and lines of a plain file; the whole of it is never held at once.
+
+    Raises StoreError on a line that no record is as long as.
+    """
+    check_plain(path, 1 << 62)
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise StoreError(
+                    f"{path}, line {number} has more than {MAX_LINE >> 20} MiB; compile it again from records/"
+                )
+            yield number, line
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from leaderboards.files import StoreError, write_atomically
+from leaderboards.files import StoreError, check_plain, write_atomically
 
 MAX_BYTES = 1 << 30
 _SLACK = 1e-4  # float32 rounding of sums over a thousand classes, with room to spare
@@ -113,11 +113,10 @@ class Predictions:
         Raises StoreError if the file is missing, cut off, larger than 1 GiB unpacked, or holds other columns, types
         or values than predictions have.
         """
+        check_plain(path, MAX_BYTES)
         try:
             with zipfile.ZipFile(path) as archive:
                 return Predictions(**_read_columns(archive))
-        except FileNotFoundError as error:
-            raise StoreError(f"{path} is missing; rerun the trial with --rerun or restore the file") from error
         except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, SyntaxError) as error:
             raise StoreError(
                 f"{path} is not readable as predictions ({error}); delete it and run with --rerun"
@@ -149,6 +148,9 @@ def _read_columns(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
         raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
     columns: dict[str, NDArray[Any]] = {}
     for name, info in members.items():
+        # Other methods are unpacked whole, whatever size was declared.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} is packed in a way that numpy does not use")
         with archive.open(info) as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError(f"{name} is in an unknown version of the npy format")
@@ -156,8 +158,11 @@ def _read_columns(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
             # Checked before any array is made: an object column would need unpickling, a lying shape memory.
             if dtype != _COLUMNS[name] or len(shape) != 1:
                 raise ValueError(f"{name} has type {dtype} and shape {shape}")
-            content = file.read()
-        if len(content) != shape[0] * dtype.itemsize:
-            raise ValueError(f"{name} is cut off")
+            size = shape[0] * dtype.itemsize
+            if not 0 <= size <= info.file_size:
+                raise ValueError(f"{name} is cut off")
+            content = file.read(size + 1)  # the size that is declared bounds what is unpacked
+        if len(content) != size:
+            raise ValueError(f"{name} has another length than it declares")
         columns[name] = np.frombuffer(content, dtype)
     return columns

@@ -36,7 +36,7 @@ _NAME = r"^[^\x00-\x20\x7f=+\-@][^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_NAME)]
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, le=1e18)]  # sums of many stay finite
 Count = Annotated[int, Field(ge=0)]
 
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from leaderboards.bundle import Bundle, read_bundle
+from leaderboards.files import MAX_LINE, check_plain, lines_of, write_atomically
 from leaderboards.files import StoreError as StoreError
-from leaderboards.files import write_atomically
 from leaderboards.predictions import Predictions as Predictions
 from leaderboards.predictions import Scored
 from leaderboards.record import Record, RecordError
@@ -190,6 +190,7 @@ def find_predictions(folders: Sequence[Path | str], record: Record) -> Predictio
 
 def read_record(path: Path) -> Record:
     """One records/<key>.json. Raises StoreError if it is broken or not named after its key."""
+    check_plain(path, MAX_LINE)
     try:
         record = Record.from_json(path.read_bytes())
     except RecordError as error:
@@ -205,15 +206,14 @@ def read_lines(path: Path) -> list[Record]:
     Raises StoreError naming the line that is broken or repeats a key.
     """
     records: dict[str, Record] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = Record.from_json(line)
-            except RecordError as error:
-                raise StoreError(f"{path}, line {number}: {error}") from error
-            if record.key in records:
-                raise StoreError(f"{path}, line {number}: key {record.key} occurs twice; delete one of the two lines")
-            records[record.key] = record
+    for number, line in lines_of(path):
+        try:
+            record = Record.from_json(line)
+        except RecordError as error:
+            raise StoreError(f"{path}, line {number}: {error}") from error
+        if record.key in records:
+            raise StoreError(f"{path}, line {number}: key {record.key} occurs twice; delete one of the two lines")
+        records[record.key] = record
     return list(records.values())
 
 

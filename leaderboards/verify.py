@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from leaderboards.files import lines_of
 from leaderboards.metrics import score
 from leaderboards.record import Record, RecordError
 from leaderboards.store import Predictions, Store, StoreError, read_record
@@ -102,8 +103,11 @@ def _read_files(store: Store) -> tuple[dict[str, Record], list[Problem]]:
 def _read_lines(store: Store) -> tuple[dict[str, Record], list[Problem]]:
     records: dict[str, Record] = {}
     problems: list[Problem] = []
-    lines = store.jsonl.read_bytes().splitlines() if store.jsonl.exists() else []
-    for number, line in enumerate(lines, start=1):
+    try:
+        lines = list(lines_of(store.jsonl)) if store.jsonl.exists() else []
+    except StoreError as error:
+        return {}, [Problem(None, store.jsonl.name, str(error))]
+    for number, line in lines:
         try:
             record = Record.from_json(line)
         except RecordError as error:

@@ -8,8 +8,11 @@ import io
 import json
 import os
 import pickle
+import shutil
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,7 @@ import numpy as np
 import pytest
 
 import leaderboards
-from bench import publishing
+from bench import publishing, reading
 from leaderboards import bundle as bundle_module
 
 Lines = list[dict[str, Any]]
@@ -355,6 +358,147 @@ def test_names_of_files(submission: Path, capsys: pytest.CaptureFixture[str], na
     submission.rename(submission.with_name(name))
     (message,) = refused(submission.parent, capsys)
     assert "odd name" in message
+
+
+@pytest.fixture
+def folder(digits_run: Any, tmp_path: Path) -> Path:
+    """A results folder that nothing speaks against, to be spoiled."""
+    copied = tmp_path / "runs" / "run"
+    shutil.copytree(digits_run.store.folder, copied)
+    return copied
+
+
+def npz_of(columns: dict[str, bytes], packed: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", packed) as archive:
+        for name, content in columns.items():
+            archive.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+def npy_of(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def columns_of(npz: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(npz)) as archive:
+        return {info.filename.removesuffix(".npy"): archive.read(info) for info in archive.infolist()}
+
+
+def bomb_that_lies(honest: bytes) -> bytes:
+    """A column that declares its honest size in the archive and unpacks to 64 MiB more."""
+    columns = columns_of(honest)
+    true, more = len(columns["id"]), 1 << 26
+    content = npz_of(columns | {"id": columns["id"] + bytes(more)})
+    declared = struct.pack("<L", true + more)
+    assert content.count(declared) == 2
+    return content.replace(declared, struct.pack("<L", true))
+
+
+def negative_length(honest: bytes) -> bytes:
+    columns = columns_of(honest)
+    assert b"(350,)" in columns["id"]
+    return npz_of(columns | {"id": columns["id"].replace(b"(350,)", b"(-50,)")})
+
+
+NPZ: dict[str, Callable[[bytes, Path], bytes]] = {
+    "a bomb that lies about its size": lambda honest, trap: bomb_that_lies(honest),
+    "a bomb in a folder above": lambda honest, trap: zip_bomb(),
+    "bzip2": lambda honest, trap: npz_of({"id": npy_of(np.zeros(1 << 20, dtype=np.int64))}, zipfile.ZIP_BZIP2),
+    "lzma": lambda honest, trap: npz_of(
+        {name: npy_of(np.zeros(9)) for name in ("id", "label", "predicted", "confidence", "p_label", "sum_p2")},
+        zipfile.ZIP_LZMA),
+    "a negative length": lambda honest, trap: negative_length(honest),
+    "a pickle inside": lambda honest, trap: npz_with_pickle(trap),
+    "a pickle": lambda honest, trap: pickle.dumps(Trap(trap)),
+    "nothing": lambda honest, trap: b"",
+    "cut off": lambda honest, trap: honest[:-30],
+    "with text before it": lambda honest, trap: b"#!/bin/sh\n" + honest[:200],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NPZ)
+def test_predictions_of_a_folder_that_harm(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    trap = folder.parent / "sprung"
+    path = sorted((folder / "predictions").iterdir())[0]
+    path.write_bytes(NPZ[name](path.read_bytes(), trap))
+    tracemalloc.start()
+    messages = refused(folder, capsys)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert any(path.name in message for message in messages)
+    assert not trap.exists()
+    assert not list(folder.parent.rglob("escaped*"))
+    assert peak < 32 << 20
+
+
+def spoil_record(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        path = sorted((folder / "records").iterdir())[0]
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        (folder / "records.jsonl").unlink()  # which would only say that the two differ
+
+    return spoil
+
+
+def replace_by(make: Callable[[Path], object], kind: str) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        path = folder / "records.jsonl" if kind == "lines" else sorted((folder / kind).iterdir())[0]
+        path.unlink()
+        make(path)
+
+    return spoil
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+FOLDERS: dict[str, Callable[[Path], object]] = {
+    "markup in the model": spoil_record(lambda r: r.update(model=SCRIPT)),
+    "markup in the shift": spoil_record(lambda r: r.update(shift=SCRIPT)),
+    "a path as predictions": spoil_record(lambda r: r.update(predictions="../../../etc/passwd")),
+    "a path as key": spoil_record(lambda r: r.update(key="../../escaped")),
+    "accuracy 1.7": spoil_record(lambda r: r["metrics"].update(accuracy=1.7)),
+    "NaN": spoil_record(lambda r: r["metrics"].update(accuracy=float("nan"))),
+    "a cost without end": spoil_record(lambda r: r["cost"].update(forwards=1e308)),
+    "deep options": spoil_record(lambda r: r["options"]["source"].update(deep=nested(900))),
+    "deeper options": spoil_record(lambda r: r["options"]["source"].update(deep=nested(100))),
+    "another n": spoil_record(lambda r: r.update(n=351)),
+    "schema 99": spoil_record(lambda r: r.update(schema=99)),
+    "a record that is a pipe": replace_by(os.mkfifo, "records"),
+    "a record that is a folder": replace_by(Path.mkdir, "records"),
+    "a record without end": replace_by(sparse, "records"),
+    "a record that leads nowhere": replace_by(lambda path: path.symlink_to("nowhere"), "records"),
+    "a record that leads to a device": replace_by(lambda path: path.symlink_to("/dev/zero"), "records"),
+    "predictions that are a pipe": replace_by(os.mkfifo, "predictions"),
+    "predictions without end": replace_by(sparse, "predictions"),
+    "predictions from a device": replace_by(lambda path: path.symlink_to("/dev/zero"), "predictions"),
+    "lines without end": replace_by(sparse, "lines"),
+    "lines that are a pipe": replace_by(os.mkfifo, "lines"),
+    "lines that are a folder": replace_by(Path.mkdir, "lines"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_results_folder_that_harms(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    FOLDERS[name](folder)
+    refused(folder, capsys)
+    # Numbers that follow from their predictions are right, whatever else keeps them from being published.
+    right = ("markup in the model", "markup in the shift", "deeper options")
+    assert reading.print_verification(folder, as_json=False) == (0 if name in right else 4)
 
 
 def test_a_result_is_published_once(submission: Path, capsys: pytest.CaptureFixture[str]) -> None:
