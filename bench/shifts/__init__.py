@@ -24,9 +24,9 @@ def find_row(name: str) -> ShiftRow:
     """
     kind, colon, argument = name.partition(":")
     row = SHIFTS[nearest(kind, SHIFTS, "shift")]
-    if (kind in OPEN) != bool(argument):
-        if argument or colon:
-            raise UsageError(f"{kind} takes nothing after a colon; write {kind}")
+    if colon and kind not in OPEN:
+        raise UsageError(f"{kind} takes nothing after a colon; write {kind}")
+    if kind in OPEN and not argument:
         raise UsageError(f"{kind} needs a name after a colon; {row.summary}")
     return replace(row, name=name)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import io
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -87,6 +89,90 @@ def web(tmp_path: Path) -> Iterator[Web]:
             if made.break_after is not None:
                 end, made.break_after = start + made.break_after, None
             self.wfile.write(content[start:end])
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing on stderr."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield made
+    server.shutdown()
+    server.server_close()
+
+
+@dataclass
+class Hub:
+    """A hub on 127.0.0.1 with data sets of parquet files; `private` ones ask for a login."""
+
+    url: str = ""
+    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    private: set[str] = field(default_factory=set)
+    break_after: int | None = None
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+def table(
+    pixels: list[np.ndarray], labels: list[int], names: list[str], columns: dict[str, Any] | None = None
+) -> bytes:
+    """A parquet file with the features of the hub: `image` and `label`, and more columns if given."""
+    import datasets
+
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    rows: dict[str, Any] = {"image": [Image.fromarray(each) for each in pixels], "label": labels}
+    for name, (kind, values) in (columns or {}).items():
+        features[name], rows[name] = kind, values
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    buffer = io.BytesIO()
+    made.to_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    sha = "a" * 40
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            path = self.path.split("?")[0]
+            made.asked.append((f"{self.command} {path}", self.headers.get("Range")))
+            repo, files = next(((name, files) for name, files in made.repos.items() if f"/{name}" in path), ("", {}))
+            if repo in made.private:
+                self.send(401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to it is restricted."})
+            elif match := re.fullmatch(rf"/datasets/{repo}/resolve/[^/]+/(.+)", path):
+                self.send_file(files.get(match[1]))
+            elif path == f"/api/datasets/{repo}" or path.startswith(f"/api/datasets/{repo}/revision/"):
+                facts = {"id": repo, "sha": sha, "private": False, "gated": False, "disabled": False, "tags": [],
+                         "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in files]}  # fmt: skip
+                self.send(200, json.dumps(facts).encode(), {})
+            elif path == f"/api/datasets/{repo}/tree/{sha}":
+                listed = [{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                          for name, content in files.items()]  # fmt: skip
+                self.send(200, json.dumps(listed).encode(), {})
+            else:
+                self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+
+        do_GET = do_HEAD = do_POST = answer
+
+        def send_file(self, content: bytes | None) -> None:
+            if content is None:
+                self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+                return
+            asked = self.headers.get("Range")
+            start = int(re.match(r"bytes=(\d+)-", asked)[1]) if asked else 0  # type: ignore[index]
+            facts = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+            self.send(206 if asked else 200, content[start:], facts)
+
+        def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                cut, made.break_after = (made.break_after, None) if len(content) > 9000 else (None, made.break_after)
+                self.wfile.write(content[:cut])
 
         def log_message(self, *_: Any) -> None:
             """Nothing on stderr."""
