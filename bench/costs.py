@@ -29,6 +29,7 @@ from bench.run import missing_streams
 from bench.trial import digest_of
 from bench.workers import set_threads
 from methods.base import Job, Labelled
+from methods.soup import ensemble
 from methods.stock import Weights
 
 _SECONDS_OF_PROBE = 1.0
@@ -92,7 +93,7 @@ def _trainings(plan: Plan) -> Iterable[Cost]:
     todo = {task.key for task in plan.cooking}
     seen: dict[str, float] = {}
     for lane in plan.lanes:
-        for job in all_jobs([lane.job] if lane.job is not None else []):
+        for job in all_jobs([job for job in (lane.job, lane.report) if job is not None]):
             key = job_key(job, lane.trial.seed)
             if key not in todo:
                 continue
@@ -130,7 +131,8 @@ def _seconds_per_flop(job: Job, stock: Weights, device: str) -> float:
         config = replace(config, batch_size=batch)
     clock = _Clock(device)
     generator = torch.Generator(device=device).manual_seed(0)
-    given = _stand_in(stock, job.data.classes) if isinstance(job.data, Labelled) else stock
+    classes = next((each.data.classes for each in all_jobs([job]) if isinstance(each.data, Labelled)), None)
+    given = stock if classes is None else _stand_in(stock, classes)
     inputs = [given for _ in job.inputs]
     with contextlib.suppress(_EnoughError):
         job.function(inputs, job.data, config, generator, keep=clock)
@@ -186,7 +188,9 @@ def _streams(plan: Plan) -> Iterable[Cost]:
     probes: dict[str, _Stream] = {}
     for lane, work in by_lane.values():
         evaluation = work[0][0]
-        kind = digest_of([evaluation.adapter, repr(evaluation.config), evaluation.model, evaluation.batch_size])
+        networks = len(lane.job.inputs) if lane.job is not None and lane.job.function is ensemble else 1
+        how = [evaluation.adapter, repr(evaluation.config), evaluation.model, evaluation.batch_size, networks]
+        kind = digest_of(how)
         if kind not in probes:
             with _ready(evaluation, lane) as ready:
                 probes[kind] = _probe_stream(ready, plan.device)
@@ -232,6 +236,8 @@ def _ready(evaluation: Evaluation, lane: Lane) -> Iterator[Evaluation]:
     assert lane.job is not None
     classes = next(job.data.classes for job in all_jobs([lane.job]) if isinstance(job.data, Labelled))
     stand_in = _stand_in(_stock_of(lane.job), classes)
+    if lane.job.function is ensemble:
+        stand_in = ensemble([stand_in] * len(lane.job.inputs))
     path = weights_path(f"probe-{os.getpid()}-{stand_in.digest[-16:]}")
     save_weights(path, stand_in, {"label": "stand-in of a probe"})
     try:

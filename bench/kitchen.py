@@ -148,6 +148,18 @@ def cooked(key: str) -> dict[str, Any] | None:
         return None
 
 
+def connectivity_of(report: Job, seed: int) -> dict[str, Any]:
+    """What a report of methods.soup.connectivity found, in plain values, its lines named by what they connect."""
+    tensors = load_weights(weights_path(job_key(report, seed)))[0].tensors
+    names = [part.label if isinstance(part, Job) else part.digest for part in report.inputs]
+    rows = tensors["accuracy"].tolist()
+    lines = [
+        {"first": names[a], "second": names[b], "accuracy": tuple(row)}
+        for (a, b), row in zip(tensors["pairs"].tolist(), rows, strict=True)
+    ]
+    return {"n": int(tensors["images"]), "positions": tuple(tensors["positions"].tolist()), "lines": tuple(lines)}
+
+
 def fit_seconds(job: Job, seed: int) -> float:
     """Seconds of training behind a result, cached or not; jobs that several results share count in each."""
     keys = {job_key(part, seed) for part in all_jobs([job])}

@@ -20,7 +20,7 @@ from bench.data.decode import Preprocessing
 from bench.errors import MissingDataError, UsageError
 from bench.registry import load_object
 from bench.shifts.table import ShiftRow
-from methods.stock import Architecture, Classifier, Weights
+from methods.stock import Architecture, Weights, ready
 
 BUNDLED = {"digits": "digits-stock.safetensors"}
 MAE_BASE = "mae-vit-base-patch16"
@@ -163,6 +163,6 @@ def preprocessing_of(base: Weights | nn.Module) -> Preprocessing | None:
     return found if isinstance(found, Preprocessing) else None
 
 
-def classifier(weights: Weights) -> Classifier:
-    """The classifier of cooked weights, in eval mode."""
-    return Classifier.of(weights).eval()
+def classifier(weights: Weights) -> nn.Module:
+    """The classifier of cooked weights, or the ensemble where they are those of several, in eval mode."""
+    return ready(weights)

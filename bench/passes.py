@@ -16,7 +16,7 @@ class Passes:
 
     A pass is an image batch [n, 3, h, w] that enters a module with parameters from outside of all watched ones: the
     whole model, a teacher or anchor, or the first part of a model whose features a method takes by hand. What
-    torch.func hides in its own batch dimensions counts too.
+    torch.func hides in its own batch dimensions counts too. A module may say in `passes` how many networks it runs.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Passes:
         self._inside -= 1
         if self._inside or not inputs or not _is_images(inputs[0]):
             return
-        samples = _samples(inputs[0])
+        samples = _samples(inputs[0]) * int(getattr(module, "passes", 1))
         self.forwards += samples
         traced = next((part for part in _tensors(output) if part.requires_grad), None)
         if traced is None:

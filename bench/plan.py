@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bench.devices import cores, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.kitchen import cooking_tasks
 from bench.models import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
+from bench.pools import Group, Pantry, groups
 from bench.protocols import Segment, chains, parse_protocol, plan_stream
 from bench.registry import (
     Method,
@@ -30,8 +31,6 @@ from bench.registry import (
 from bench.shifts import find_row, load_shift
 from bench.shifts.base import (
     Shift,
-    adapt_pool,
-    clean_pool,
     labelled_source,
     limit_ids,
     pick_conditions,
@@ -44,23 +43,39 @@ from bench.trial import CLEAN, Condition, Trial, digest_of
 from bench.tuned import tuned_options
 from bench.workers import Task
 from leaderboards.store import Store
-from methods import PLAIN
-from methods.base import Job, Labelled, Recipe, Unlabelled
+from methods import METHODS, PLAIN
+from methods.base import Job, Labelled, Recipe
 from methods.norms import norm_family
+from methods.selfsoup.mixes import CONNECTIVITY
 from methods.stock import Weights, build_encoder
 from methods.table import Access, Row
 
 _JOBS_OF_A_CLUSTER = 256
-BASELINES = ("source", "supervised_soup", "selfsoup_clean", "selfsoup_single")
+BASELINES = (
+    "source",
+    "supervised_soup",
+    "continued_ssl_soup",
+    "selfsoup_clean",
+    "selfsoup_single",
+    "ssl_clean",
+    "tent_pool",
+    "shot_im_pool",
+)
+_COMPARED_MIXES = ("uniform", "greedy", "best", "ensemble")
+_HELD_OUT = 0.02
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One row of a trial: a classifier (cooked by `job`, or the user's own) and the adapter that runs on it."""
+    """One row of a trial: a classifier (cooked by `job`, or the user's own) and the adapter that runs on it.
+
+    `report` measures what the classifier was mixed from; see methods.soup.connectivity.
+    """
 
     trial: Trial
     part: str | None
     job: Job | None
+    report: Job | None
     adapter: Row
     config: Any
     access: Access
@@ -113,7 +128,8 @@ def make_plan(spec: RunSpec) -> Plan:
     cooking: dict[str, Task] = {}
     for lane in lanes:
         if lane.job is not None and missing.intersection(lane.keys.values()):
-            for task in cooking_tasks([lane.job], lane.trial.seed, device):
+            targets = [lane.job, *([lane.report] if lane.report is not None else [])]
+            for task in cooking_tasks(targets, lane.trial.seed, device):
                 cooking.setdefault(task.key, task)
     model = None if isinstance(base, Weights) else name
     return Plan(
@@ -178,12 +194,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
     labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     digests = {condition: shift.digest(scored, condition) for condition in conditions}
     from_stock = isinstance(base, Weights)
-    wanted = {load_object(method.recipe.path).pool for method in methods if from_stock}
-    pools: dict[str, Unlabelled] = {}
-    if "shifted" in wanted:
-        pools["shifted"] = adapt_pool(shift, adapt, conditions)
-    if "clean" in wanted:
-        pools["clean"] = clean_pool(shift)
+    pantry = Pantry(shift, adapt, spec.split)
     for seed in spec.seed_list:
         source = labelled_source(shift, labels, seed) if from_stock else None
         for method in methods:
@@ -212,24 +223,71 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
                     digests[segment.conditions[0]] = "sha256:" + digest_of([*content, shift.data_seed])
             adapter = method.adapter or PLAIN
             adapter_config = build_config(adapter, _given(spec, shift, adapter, norm))
-            for part, job in _parts(method, base, spec, shift, norm, source, pools).items():
-                history = [base_digest, source_digest(method.recipe), source_digest(adapter), *own_code]
-                pooled = method.recipe.access.test == "pool"
-                if pooled and "shifted" in pools:
-                    history.append(pools["shifted"].digest)
-                yield Lane(
-                    trial,
-                    part or None,
-                    job,
-                    adapter,
-                    adapter_config,
-                    method.access,
-                    segments,
-                    _keys(trial, part, segments, digests, history),
-                    digests,
-                    base_digest,
-                    shifted if pooled or len(chains(segments)) < len(conditions) else (),
-                )
+            recipe = _recipe(method, spec, shift, norm, from_stock)
+            pooled = method.recipe.access.test == "pool"
+            for group in _groups(recipe, conditions, segments):
+                own = segments if group is None else _of_group(segments, group)
+                parts = _parts(method, recipe, base, source, pantry, group)
+                report = parts.pop(CONNECTIVITY, None)
+                for number, (part, job) in enumerate(_named(parts, method).items()):
+                    history = [base_digest, source_digest(method.recipe), source_digest(adapter), *own_code]
+                    if pooled and group is not None:
+                        history.append(pantry.shifted(group).digest)
+                    yield Lane(
+                        trial,
+                        part or None,
+                        job,
+                        report if number == 0 else None,
+                        adapter,
+                        adapter_config,
+                        method.access,
+                        own,
+                        _keys(trial, part, own, digests, history),
+                        digests,
+                        base_digest,
+                        shifted if pooled or len(chains(segments)) < len(conditions) else (),
+                    )
+
+
+def _recipe(method: Method, spec: RunSpec, shift: Shift, norm: str, from_stock: bool) -> Recipe | None:
+    """The recipe with its options; None where a ready classifier is given."""
+    if not from_stock:
+        if method.recipe.name != "source":
+            raise UsageError(
+                f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead of --model"
+            )
+        return None
+    recipe: Recipe = load_object(method.recipe.path)(
+        build_config(method.recipe, _given(spec, shift, method.recipe, norm))
+    )
+    return recipe
+
+
+def _groups(
+    recipe: Recipe | None, conditions: tuple[Condition, ...], segments: Sequence[Segment]
+) -> Sequence[Group | None]:
+    """The classifiers that a recipe makes, by what its pool holds; [None] for one that has none.
+
+    Raises UsageError where the stream carries an adapter from one classifier's conditions to another's.
+    """
+    if recipe is None or recipe.pool != "shifted":
+        return [None]
+    how = getattr(recipe.config, "shift_pool", "mixed")
+    try:
+        found = groups(conditions, how)
+    except ValueError as error:
+        raise UsageError(f"shift_pool = {how}: {error}") from None
+    if len(found) > 1 and len(chains(segments)) < len(conditions):
+        raise UsageError(
+            f"shift_pool = {how} has a classifier for each part of the conditions, so the stream must start anew in "
+            "each; use --protocol reset_each_shift or episodic"
+        )
+    return found
+
+
+def _of_group(segments: tuple[Segment, ...], group: Group) -> tuple[Segment, ...]:
+    scored = set(group.scored)
+    return tuple(segment for segment in segments if segment.blends or scored.issuperset(segment.conditions))
 
 
 def _methods(spec: RunSpec) -> list[Method]:
@@ -243,7 +301,23 @@ def _given(spec: RunSpec, shift: Shift, row: Row, norm: str) -> dict[str, Any]:
     """Options over a method's defaults: what was published for such data and norms, then tuned, then asked for."""
     name = row.options_of or row.name
     published = preset_options(row, shift.family, norm, spec.batch_size)
-    return {**published, **tuned_options(shift.name, name), **spec.options.get(name, {})}
+    start: dict[str, Any] = {}
+    if row.starts_as is not None:
+        own = {field.name for field in fields(load_object(row.path).Config)}
+        source = _given(spec, shift, METHODS[row.starts_as], norm)
+        start = {key: value for key, value in source.items() if key in own}
+    given = {**start, **published, **tuned_options(shift.name, name), **spec.options.get(name, {})}
+    if spec.with_baselines and row.kind == "recipe" and hasattr(load_object(row.path).Config, "mixes"):
+        return {**_compared(given), **given}
+    return given
+
+
+def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The mixes that a comparison needs, unless a recipe's options say otherwise."""
+    if "mixes" in given or given.get("order", "tune_then_soup") != "tune_then_soup":
+        return {}
+    chosen_on_val = given.get("select_on") == "val" or "holdout" in given
+    return {"mixes": _COMPARED_MIXES, **({} if chosen_on_val else {"holdout": _HELD_OUT})}
 
 
 def _options(spec: RunSpec, shift: Shift, method: Method, norm: str, from_stock: bool) -> dict[str, dict[str, Any]]:
@@ -255,27 +329,28 @@ def _options(spec: RunSpec, shift: Shift, method: Method, norm: str, from_stock:
 
 def _parts(
     method: Method,
+    recipe: Recipe | None,
     base: Weights | nn.Module,
-    spec: RunSpec,
-    shift: Shift,
-    norm: str,
     source: Labelled | None,
-    pools: Mapping[str, Unlabelled],
+    pantry: Pantry,
+    group: Group | None,
 ) -> dict[str, Job | None]:
-    """Rows of a method by part name ("" where there is one row only); an adapter runs on the first part alone."""
-    if not isinstance(base, Weights) or source is None:
-        if method.recipe.name != "source":
-            raise UsageError(
-                f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead of --model"
-            )
+    """What a recipe plans. Raises UsageError for options that do not go together."""
+    if recipe is None or source is None or not isinstance(base, Weights):
         return {"": None}
-    recipe: Recipe = load_object(method.recipe.path)(
-        build_config(method.recipe, _given(spec, shift, method.recipe, norm))
-    )
-    parts = recipe.plan(base, source, pools.get(recipe.pool))
+    pool = pantry.shifted(group) if group is not None else pantry.clean() if recipe.pool == "clean" else None
+    more: dict[str, Any] = {"val": pantry.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
+    try:
+        return dict(recipe.plan(base, source, pool, **more))
+    except ValueError as error:
+        raise UsageError(f"{method.text}: {error}") from None
+
+
+def _named(parts: Mapping[str, Job | None], method: Method) -> Mapping[str, Job | None]:
+    """Rows of a method by part name ("" where there is one row only); an adapter runs on the first part alone."""
     if method.adapter or len(parts) == 1:
         return {"": next(iter(parts.values()))}
-    return dict(parts)
+    return parts
 
 
 def _keys(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import tomli_w
 from bench.cache import write_bytes
 from bench.errors import UsageError
 from bench.fingerprint import environment
-from bench.kitchen import fit_seconds, job_key
+from bench.kitchen import connectivity_of, fit_seconds, job_key
 from bench.plan import Lane, Plan, make_plan
 from bench.predict import Evaluation, Measured, evaluate
 from bench.protocols import Segment, chains
@@ -164,7 +164,7 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
     name = lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})"
     where = ", ".join(str(c) for segment in chain for c in segment.conditions)
     key = f"{digest_of(list(lane.keys.values()))}:{number}"
-    after = frozenset([weights]) if weights else frozenset[str]()
+    after = frozenset(job_key(job, lane.trial.seed) for job in (lane.job, lane.report) if job is not None)
     return Task(key, evaluate, (evaluation,), after, f"{name} seed {lane.trial.seed}: {where}")
 
 
@@ -194,10 +194,11 @@ def _records(plan: Plan, lane: Lane, chain: tuple[Segment, ...], finished: Finis
                 )
         return
     seconds = fit_seconds(lane.job, lane.trial.seed) if lane.job is not None else 0.0
+    lines = connectivity_of(lane.report, lane.trial.seed) if lane.report is not None else None
     measured: Measured
     for measured in finished.value:
         n = len(measured.predictions.id)
-        record = _record(plan, lane, measured.condition, n, measured=measured, fit=seconds)
+        record = _record(plan, lane, measured.condition, n, measured=measured, fit=seconds, connectivity=lines)
         yield record, measured.predictions
 
 
@@ -208,6 +209,7 @@ def _record(
     n: int,
     measured: Measured | None = None,
     fit: float = 0.0,
+    connectivity: Mapping[str, Any] | None = None,
     error: str | None = None,
 ) -> Record:
     """The one place where records are made."""
@@ -244,6 +246,7 @@ def _record(
             "metrics": score(measured.predictions) if measured else None,
             "diagnostics": diagnose(measured.predictions, measured.clean_accuracy_after) if measured else None,
             "cost": cost,
+            "connectivity": connectivity,
             "data": {
                 "digest": lane.digests[condition],
                 "seed": plan.shift.data_seed,

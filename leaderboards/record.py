@@ -121,6 +121,35 @@ class Cost(_Part):
     device_name: Name
 
 
+class Line(_Part):
+    """Accuracy on held-out clean images along the straight line between two classifiers in the space of weights."""
+
+    first: Name
+    second: Name
+    accuracy: Annotated[tuple[Fraction, ...], Field(min_length=3)]
+
+
+class Connectivity(_Part):
+    """Whether the ingredients of a soup lie in one basin: lines between them, at `positions` from 0 to 1, `n` images.
+
+    Each ingredient is connected with the next one, the last with the first.
+    """
+
+    n: Annotated[int, Field(ge=1)]
+    positions: Annotated[tuple[Fraction, ...], Field(min_length=3)]
+    lines: Annotated[tuple[Line, ...], Field(min_length=1)]
+
+    @property
+    def barrier(self) -> float:
+        """How far accuracy falls below the straight line between its ends at the worst place; 0 where it never does."""
+        gaps = [
+            (1 - at) * line.accuracy[0] + at * line.accuracy[-1] - found
+            for line in self.lines
+            for at, found in zip(self.positions, line.accuracy, strict=True)
+        ]
+        return max(0.0, *gaps)
+
+
 class Data(_Part):
     """Identity of the scored images: content digest, corruption seed, storage type, preprocessing profile.
 
@@ -189,6 +218,7 @@ class Record(_Part):
     metrics: Metrics | None
     diagnostics: Diagnostics | None = None
     cost: Cost | None
+    connectivity: Connectivity | None = None
     data: Annotated[Data, _SHARED]
     weights: Annotated[Weights, _SHARED]
     env: dict[str, str | bool | None]

@@ -104,7 +104,27 @@ class Labelled(Unlabelled):
 
     def _rows(self, chosen: Tensor, what: str) -> Labelled:
         rows = chosen.nonzero()[:, 0]
-        return Labelled(self.images[rows], f"{self.digest}, {what}", self.labels[rows], self.classes)
+        images = self.images[rows] if isinstance(self.images, Tensor) else Chosen(self.images, rows)
+        return Labelled(images, f"{self.digest}, {what}", self.labels[rows], self.classes)
+
+
+class Chosen:
+    """Some rows of images that are made when read, and read when asked for."""
+
+    dtype = torch.uint8
+    ndim = 4
+
+    def __init__(self, images: Images, rows: Tensor) -> None:
+        self._images = images
+        self._rows = rows.to(images.device)
+        self.device = images.device
+        self.shape = torch.Size((len(rows), *images.shape[1:]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return self._images[self._rows[rows]]
 
 
 class SourceBatch(NamedTuple):
@@ -210,7 +230,9 @@ class Recipe(ABC):
         """The jobs that give each part of the result, by part name.
 
         The first entry is the method's own row; further entries are parts a reader needs beside it (single
-        ingredients). `pool` holds the images that the class's `pool` names, None for "none".
+        ingredients). `pool` holds the images that the class's `pool` names, None for "none". An entry "connectivity" is
+        a report on the first one and no part. A recipe whose options have a `select_on` also takes `val`: clean
+        labelled test images that are not scored, or None.
         """
 
 

@@ -111,6 +111,66 @@ def best_ingredient(
     return inputs[scores.index(max(scores))]
 
 
+def ensemble(
+    inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
+) -> Weights:
+    """All classifiers side by side, for the mean of their probabilities: what averaging weights is held against.
+
+    A job function. It takes as many forward passes as there are classifiers. Raises ValueError for no classifier or
+    different architectures.
+    """
+    if not inputs:
+        raise ValueError("an ensemble needs at least one classifier")
+    for number, other in enumerate(inputs):
+        _refuse_different(inputs[0], other, number)
+    tensors = {
+        f"members.{number}.{name}": tensor
+        for number, weights in enumerate(inputs)
+        for name, tensor in weights.tensors.items()
+    }
+    return Weights(inputs[0].architecture, tensors)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where on the line between two classifiers to measure. points: how many, both ends among them; at least three."""
+
+    points: int = 5
+
+    def __post_init__(self) -> None:
+        if self.points < 3:
+            raise ValueError(f"a line needs its ends and a point between them, so 3 points, not {self.points}")
+
+
+def connectivity(
+    inputs: Sequence[Weights], data: Labelled, config: Line, generator: torch.Generator | None = None
+) -> Weights:
+    """Accuracy on held-out clean images along the lines between neighbouring classifiers of a ring; a job function.
+
+    Averaging can work only where it does not fall between them (linear mode connectivity, Frankle et al. 2020,
+    arXiv:1912.05671). The tensors are `pairs` int64 [lines, 2], `positions` and `accuracy` float64 [points] and
+    [lines, points], and `images`, their number. N classifiers make N lines, two make one. Raises ValueError for one.
+    """
+    if len(inputs) < 2:
+        raise ValueError("a line goes between two classifiers; give at least two")
+    device = generator.device if generator is not None else torch.device("cpu")
+    count = len(inputs)
+    pairs = [(number, (number + 1) % count) for number in range(count if count > 2 else 1)]
+    positions = torch.linspace(0, 1, config.points, dtype=torch.float64)
+    ends = [accuracy(weights, data, device) for weights in inputs]
+    rows = []
+    for a, b in pairs:
+        between = (interpolate((inputs[a], inputs[b]), None, Interpolation(float(x))) for x in positions[1:-1])
+        rows.append([ends[a], *(accuracy(weights, data, device) for weights in between), ends[b]])
+    tensors = {
+        "pairs": torch.tensor(pairs),
+        "positions": positions,
+        "accuracy": torch.tensor(rows, dtype=torch.float64),
+        "images": torch.tensor(len(data)),
+    }
+    return Weights(inputs[0].architecture, tensors)
+
+
 @dataclass(frozen=True)
 class Fisher:
     """Options of Fisher merging. floor: added to every diagonal entry, so that unused weights are averaged."""

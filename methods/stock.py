@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
@@ -132,6 +132,9 @@ class Classifier(nn.Module):
         model.load_state_dict(dict(weights.tensors))
         return model
 
+    passes = 1
+    """Forward passes of a network that one prediction takes."""
+
     def weights(self) -> Weights:
         return Weights(self.architecture, {name: t.detach().cpu().clone() for name, t in self.state_dict().items()})
 
@@ -143,3 +146,29 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.head(self.features(images))
         return out
+
+
+class Ensemble(nn.Module):
+    """Images in [0, 1] to the logarithm of the mean probability of several classifiers, [n, classes]."""
+
+    def __init__(self, members: Sequence[Classifier]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.passes = len(members)
+
+    @staticmethod
+    def of(weights: Weights) -> Ensemble:
+        """The ensemble that holds copies of the classifiers under `members.0`, `members.1`, ..."""
+        count = len({name.split(".")[1] for name in weights.tensors})
+        parts = (weights.part(f"members.{number}") for number in range(count))
+        return Ensemble([Classifier.of(Weights(weights.architecture, part)) for part in parts])
+
+    def forward(self, images: Tensor) -> Tensor:
+        logs = torch.stack([member(images).log_softmax(1) for member in self.members])
+        return logs.logsumexp(0) - math.log(len(self.members))
+
+
+def ready(weights: Weights) -> Classifier | Ensemble:
+    """The classifier, or ensemble of them, that these weights hold, in eval mode."""
+    several = any(name.startswith("members.") for name in weights.tensors)
+    return (Ensemble if several else Classifier).of(weights).eval()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from methods.base import Job, Labelled, Recipe, Unlabelled
-from methods.finetune import FineTune, fine_tunings
-from methods.soup import uniform_soup
+from methods.finetune import fine_tunings, probe_of
+from methods.selfsoup.mixes import Mixing, mix_classifiers, selection
 from methods.stock import Weights
 from methods.table import Access
 
@@ -27,14 +27,15 @@ class SupervisedSoup(Recipe):
     }
 
     @dataclass(frozen=True)
-    class Config(FineTune):
-        """Options of fine-tuning; see methods.finetune.FineTune.
-
-        scales: one fine-tuning for each entry, at that multiple of `lr`.
-        """
+    class Config(Mixing):
+        """Options of fine-tuning and mixing; one fine-tuning for each entry of scales."""
 
         scales: tuple[float, ...] = (0.6, 0.8, 1.0, 1.5)
 
-    def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        tuned = fine_tunings([stock] * len(self.config.scales), stock, source, self.config, self.config.scales)
-        return {"": Job(uniform_soup, None, tuple(tuned), None, "supervised soup")}
+    def plan(
+        self, stock: Weights, source: Labelled, pool: Unlabelled | None, val: Labelled | None = None
+    ) -> dict[str, Job]:
+        config = self.config
+        source, held_out = selection(source, val, config)
+        tuned = fine_tunings([stock] * len(config.scales), stock, source, config, config.scales)
+        return mix_classifiers(tuned, probe_of(stock, source, config), source, held_out, config)

@@ -71,7 +71,8 @@ class Access:
 class Row:
     """One method in the table: enough to list, show and plan it without importing its file.
 
-    `path` is "module:Class". `options_of` names the method whose options this one shares (a control of it).
+    `path` is "module:Class". `options_of` names the method whose options this one shares (a control of it),
+    `starts_as` the one whose classifier it starts from: options of the same name are taken from there unless given.
     `citation` is one line: authors, title, venue, year, identifier.
     """
 
@@ -82,3 +83,4 @@ class Row:
     access: Access
     citation: str
     options_of: str | None = None
+    starts_as: str | None = None

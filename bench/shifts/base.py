@@ -144,12 +144,17 @@ def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
 
 
 def adapt_pool(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition]) -> Unlabelled:
-    """All shifted images of the adapt half in one pool, every condition alike (the paper's pool per benchmark)."""
-    shifted = [condition for condition in conditions if condition.corruption is not None]
-    if not shifted:
+    """All images of the adapt half under these conditions in one pool, every condition alike."""
+    if not conditions:
         raise UsageError("a recipe that adapts needs at least one corruption; leave --corruption out for all of them")
-    digest = "pool:" + digest_of([shift.digest(ids, condition) for condition in shifted])
-    return Unlabelled(pooled(shift, ids, shifted), digest)
+    digest = "pool:" + digest_of([shift.digest(ids, condition) for condition in conditions])
+    return Unlabelled(pooled(shift, ids, conditions), digest)
+
+
+def clean_labelled(shift: Shift, ids: np.ndarray) -> Labelled:
+    """Clean images of the test or dev part with their labels, to choose by where the papers did."""
+    labels = torch.from_numpy(shift.labels(ids))
+    return Labelled(pooled(shift, ids, [CLEAN]), "val:" + shift.digest(ids, CLEAN), labels, shift.classes)
 
 
 def clean_pool(shift: Shift) -> Unlabelled:

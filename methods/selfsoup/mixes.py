@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 from methods import mixing, season, soup
 from methods.base import Job, JobFunction, Labelled, Unlabelled, Unsupported
+from methods.finetune import FineTune
 from methods.stock import Weights
+
+CONNECTIVITY = "connectivity"
+"""The entry of a plan that is no part of the method but the report of `methods.soup.connectivity`."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,58 @@ MIXES: dict[str, Mix] = {
     "greedy": Mix(soup.greedy_soup, soup.Greedy, "held_out", of="classifiers"),
     "best": Mix(soup.best_ingredient, None, "held_out", of="classifiers"),
     "learned": Mix(season.learned_soup, season.Schedule, "held_out", of="classifiers"),
+    "ensemble": Mix(soup.ensemble, None, of="classifiers"),
     "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
     "seasoned": Mix(season.self_seasoned, season.SelfSeasoning, "images", of="encoders"),
     "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "held_out", of="encoders"),
 }
+
+
+@dataclass(frozen=True)
+class Mixing(FineTune):
+    """Options of fine-tuning several models and of mixing them, beside those of methods.finetune.FineTune.
+
+    scales: each model is fine-tuned once at each of these multiples of `lr`; the paper uses four.
+    mixes: ways to mix (the keys of MIXES), as "uniform", "greedy", "ties:keep=0.3". The first one makes the method's
+        own row, the others parts "soup:…" beside it; "ensemble" averages probabilities and not weights.
+    holdout: fraction of the labelled images of each class that is kept from fine-tuning for the ways that choose.
+    select_on: choose by these held-out images, or ("val", as in the papers) by the clean labelled test images of the
+        adapt half, which is for parity only: nobody has their labels at test time.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    mixes: tuple[str, ...] = ("uniform",)
+    holdout: float = 0.0
+    select_on: Literal["holdout", "val"] = "holdout"
+
+
+def selection(source: Labelled, val: Labelled | None, config: Mixing) -> tuple[Labelled, Labelled | None]:
+    """(what to fine-tune on, what to choose by, None where there is nothing). Raises Unsupported without "val"."""
+    if config.select_on == "holdout":
+        return source.split(config.holdout) if config.holdout else (source, None)
+    if config.holdout:
+        raise Unsupported("select_on = val needs no holdout; leave one of them out")
+    if val is None:
+        raise Unsupported("select_on = val needs clean test images that are not scored; use split disjoint or dev")
+    return source, val
+
+
+def mix_classifiers(
+    tuned: Sequence[Job], head: Job, source: Labelled, held_out: Labelled | None, config: Mixing
+) -> dict[str, Job]:
+    """The soup of fine-tuned classifiers, "soup:…" for each further way, and the connectivity of what was mixed.
+
+    `head` is the stock under the linear probe that all of them started from. The connectivity is measured where
+    images were held out. Raises Unsupported for options that do not go together.
+    """
+    if not config.mixes or not config.scales:
+        raise Unsupported("a soup needs at least one of mixes and scales")
+    names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
+    jobs = [mix_job(text, tuned, head, source, held_out, "classifiers") for text in config.mixes]
+    found = dict(zip(names, jobs, strict=True))
+    if held_out is not None and len(tuned) > 1:
+        found[CONNECTIVITY] = Job(soup.connectivity, soup.Line(), tuple(tuned), held_out, "linear connectivity")
+    return found
 
 
 def mix_job(
@@ -67,7 +119,7 @@ def mix_job(
         data = source.without_labels()
     elif mix.data == "held_out":
         if held_out is None:
-            raise Unsupported(f"'{name}' chooses by held-out labelled images; set selfsoup.holdout, as in 0.1")
+            raise Unsupported(f"'{name}' chooses by held-out labelled images; set the option holdout, as in 0.1")
         data = held_out
     inputs = (stock, *ingredients) if mix.stock else tuple(ingredients)
     return Job(mix.function, config, inputs, data, f"{text} soup")

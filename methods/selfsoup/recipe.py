@@ -7,20 +7,21 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported, Work
-from methods.finetune import FineTune, fine_tunings, join, probe_of
+from methods.finetune import fine_tunings, join, probe_of
 from methods.selfsoup.ingredients import Ingredient, inter_train
-from methods.selfsoup.mixes import mix_job
+from methods.selfsoup.mixes import Mixing, mix_classifiers, mix_job, selection
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.stock import Weights
 from methods.table import Access
 from methods.views import Views
 
 Order = Literal["tune_then_soup", "soup_then_tune", "no_tune"]
+ShiftPool = Literal["mixed", "per_corruption", "leave_one_family_out"]
 
 
 @dataclass(frozen=True)
-class SoupOptions(FineTune):
-    """Options of fine-tuning back (those of methods.finetune.FineTune) and of the ingredients.
+class SoupOptions(Mixing):
+    """Options of fine-tuning back and mixing (those of methods.selfsoup.mixes.Mixing) and of the ingredients.
 
     ingredients: one entry an ingredient, "objective:key=value:…"; keys are `steps`, `rate` (learning rate), `batch`,
         `area`, `augment` and the options of the objective (mae, mocov3, mmcr, lejepa), as in
@@ -29,10 +30,9 @@ class SoupOptions(FineTune):
     order: fine-tune each ingredient and mix the classifiers (tune_then_soup, the paper's), mix the encoders and
         fine-tune once (soup_then_tune), or mix the encoders under the stock's linear-probe head and do not fine-tune
         back (no_tune).
-    scales: each ingredient is fine-tuned once at each of these multiples of `lr`; the paper uses four.
-    mixes: ways to mix (see methods.selfsoup.mixes), as "uniform", "greedy", "ties:keep=0.3". The first one makes the
-        method's own row, the others parts "soup:…" beside it.
-    holdout: fraction of the labelled images of each class that is kept from fine-tuning for the ways that choose.
+    shift_pool: what ingredients are trained on: every shifted condition in one pool (mixed, the paper's), the scored
+        condition alone, one soup for each (per_corruption: it needs to be told the corruption), or all families of
+        corruptions but the scored one (leave_one_family_out: does it carry over?).
     ssl_area: smallest area of the random crops that self-supervised views show, as a fraction of the image.
     ssl_augment: whether those views also get 3-Augment and colour jitter 0.3, as in the paper. `flip` is shared.
     """
@@ -42,9 +42,7 @@ class SoupOptions(FineTune):
     rate: float = 1e-3
     batch: int = 128
     order: Order = "tune_then_soup"
-    scales: tuple[float, ...] = (1.0,)
-    mixes: tuple[str, ...] = ("uniform",)
-    holdout: float = 0.0
+    shift_pool: ShiftPool = "mixed"
     ssl_area: float = 0.08
     ssl_augment: bool = True
 
@@ -72,14 +70,16 @@ class SelfSoup(Recipe):
     class Config(SoupOptions):
         """Options of the whole recipe."""
 
-    def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        return cook(stock, source, given(pool), self.config)
+    def plan(
+        self, stock: Weights, source: Labelled, pool: Unlabelled | None, val: Labelled | None = None
+    ) -> dict[str, Job]:
+        return cook(stock, source, given(pool), self.config, val)
 
 
 class CleanSelfSoup(Recipe):
     """The recipe of selfsoup, cooked on all clean train images without labels instead of shifted ones.
 
-    What remains is the effect of more self-supervision and of souping.
+    What remains is the effect of more self-supervision and of souping. Parts: the soup and its other mixes.
     """
 
     access: ClassVar[Access] = Access()
@@ -90,29 +90,76 @@ class CleanSelfSoup(Recipe):
     class Config(SoupOptions):
         """Those of selfsoup."""
 
-    def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        return {"": next(iter(cook(stock, source, given(pool), self.config).values()))}
+    def plan(
+        self, stock: Weights, source: Labelled, pool: Unlabelled | None, val: Labelled | None = None
+    ) -> dict[str, Job]:
+        parts = cook(stock, source, given(pool), self.config, val)
+        return {name: job for name, job in parts.items() if not name.startswith("ingredient:")}
+
+
+class ContinuedSoup(Recipe):
+    """One self-supervised run on clean train images, fine-tuned as often as all ingredients of the soup are, averaged.
+
+    The baseline "continued SSL + supervised" (section 4): ingredients that differ in their fine-tuning alone.
+    """
+
+    access: ClassVar[Access] = Access()
+    pool = "clean"
+    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
+
+    @dataclass(frozen=True)
+    class Config(SoupOptions):
+        """Those of selfsoup; the first of its ingredients is trained."""
+
+    def plan(
+        self, stock: Weights, source: Labelled, pool: Unlabelled | None, val: Labelled | None = None
+    ) -> dict[str, Job]:
+        config = self.config
+        check(config)
+        source, held_out = selection(source, val, config)
+        text = config.ingredients[0]
+        trained = ingredient_job(read_ingredient(text, config), stock, given(pool), f"ingredient {text}, clean")
+        scales = tuple(scale for scale in config.scales for _ in config.ingredients)
+        tuned = fine_tunings([trained] * len(scales), stock, source, config, scales)
+        return mix_classifiers(tuned, probe_of(stock, source, config), source, held_out, config)
 
 
 class SingleIngredient(Recipe):
     """One MAE ingredient given the self-supervised compute of the whole soup: is it the soup or only more training?"""
 
     access: ClassVar[Access] = SelfSoup.access
-    pool = "shifted"
+    pool: ClassVar[Literal["none", "clean", "shifted"]] = "shifted"
     search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
         """Those of selfsoup."""
 
-    def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
+    def plan(
+        self, stock: Weights, source: Labelled, pool: Unlabelled | None, val: Labelled | None = None
+    ) -> dict[str, Job]:
         config = self.config
+        check(config)
+        source, _ = selection(source, val, config)
         parsed = [read_ingredient(text, config) for text in config.ingredients]
         steps = round(sum(item.steps * item.cost for item in parsed))
         first = next((text for text in config.ingredients if text.startswith("mae")), "mae")
         single = replace(read_ingredient(first, config), steps=steps)
         trained = ingredient_job(single, stock, given(pool), f"one MAE ingredient, {steps} steps")
         return {"": fine_tunings([trained], stock, source, config, (1.0,))[0]}
+
+
+class CleanSingleIngredient(SingleIngredient):
+    """That single ingredient trained on clean images: the same self-supervised compute without shift and soup."""
+
+    access: ClassVar[Access] = Access()
+    pool = "clean"
+
+
+def check(config: SoupOptions) -> None:
+    """Raises Unsupported for options that leave nothing to do."""
+    if not config.ingredients or not config.mixes or not config.scales:
+        raise Unsupported("selfsoup needs at least one of ingredients, mixes and scales")
 
 
 def given(pool: Unlabelled | None) -> Unlabelled:
@@ -122,14 +169,15 @@ def given(pool: Unlabelled | None) -> Unlabelled:
     return pool
 
 
-def cook(stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions) -> dict[str, Job]:
+def cook(
+    stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions, val: Labelled | None = None
+) -> dict[str, Job]:
     """The jobs of a Self-Soup on any pool: the soup first, other ways to mix it, each ingredient fine-tuned alone.
 
     Raises Unsupported for options that do not go together.
     """
-    if not config.ingredients or not config.mixes or not config.scales:
-        raise Unsupported("selfsoup needs at least one of ingredients, mixes and scales")
-    source, held_out = source.split(config.holdout) if config.holdout else (source, None)
+    check(config)
+    source, held_out = selection(source, val, config)
     trained = [
         ingredient_job(read_ingredient(text, config), stock, pool, f"ingredient {text}") for text in config.ingredients
     ]
@@ -139,11 +187,10 @@ def cook(stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions
         mark = "" if len(config.scales) == 1 else f"@{scale:g}"
         jobs = fine_tunings(trained, stock, source, config, (scale,) * len(trained))
         tuned |= {f"ingredient:{text}{mark}": job for text, job in zip(config.ingredients, jobs, strict=True)}
+    if config.order == "tune_then_soup":
+        return mix_classifiers(list(tuned.values()), head, source, held_out, config) | tuned
     soups = []
     for text in config.mixes:
-        if config.order == "tune_then_soup":
-            soups.append(mix_job(text, list(tuned.values()), head, source, held_out, "classifiers"))
-            continue
         mixed = mix_job(text, trained, stock, source, held_out, "encoders")
         if config.order == "no_tune":
             soups.append(Job(join, None, (mixed, head), None, f"{text} soup under the stock's head"))

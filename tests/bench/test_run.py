@@ -184,11 +184,26 @@ def test_baselines_come_in_their_own_tracks(settings: dict[str, Any], run_quick:
     tracks = {row.name: row.track for row in outcome.board().rows if row.main}
     assert tracks == {
         "source": "R",
-        "supervised_soup": "R",
-        "selfsoup_clean": "R",
+        "supervised_soup (soup)": "R",
+        "continued_ssl_soup (soup)": "R",
+        "selfsoup_clean (soup)": "R",
+        "ssl_clean": "R",
+        "tent_pool": "C",
+        "shot_im_pool": "C",
         "selfsoup_single": "D",
         "selfsoup (soup)": "D",
     }
+    soups = ("supervised_soup", "continued_ssl_soup", "selfsoup_clean", "selfsoup")
+    parts = {row.name for row in outcome.board().rows}
+    assert {f"{method} (soup:{how})" for method in soups for how in ("greedy", "best", "ensemble")} <= parts
+    ensemble = next(row for row in outcome.board().rows if row.name == "selfsoup (soup:ensemble)")
+    assert ensemble.forwards == 2
+    for record in outcome.records():
+        assert (record.connectivity is not None) == (record.method in soups and record.part == "soup")
+    report = next(r.connectivity for r in outcome.records() if r.method == "supervised_soup" and r.connectivity)
+    assert report.n == 10  # one image of each class
+    assert all(len(line.accuracy) == 5 for line in report.lines)
+    assert 0 <= report.barrier <= 1
 
 
 def test_what_is_shared_is_trained_once(settings: dict[str, Any], own_cache: Path, run_quick: Quick) -> None:

@@ -34,6 +34,7 @@ def test_text_gives_the_record_back(content: Content) -> None:
     assert Record.from_json(record.to_json()) == record
     assert json.loads(record.to_json()) == content | {
         "diagnostics": None,
+        "connectivity": None,
         "data": content["data"] | {"labels_per_class": None, "history": [], "skipped": 0},
         "weights": content["weights"] | {"ready": False},
     }

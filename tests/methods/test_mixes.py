@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from methods.base import Job, Labelled, Unlabelled, Unsupported
-from methods.selfsoup.mixes import MIXES
-from methods.selfsoup.recipe import SelfSoup
-from methods.stock import Architecture, Classifier, Weights
+from methods.selfsoup.mixes import CONNECTIVITY, MIXES
+from methods.selfsoup.recipe import CleanSelfSoup, ContinuedSoup, SelfSoup
+from methods.stock import Architecture, Classifier, Weights, ready
+from methods.supervised_soup import SupervisedSoup
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
 
@@ -58,6 +59,7 @@ def test_every_way_of_mixing_cooks_in_its_order(order: str) -> None:
     }
     mixes = tuple(name + quick.get(name, "") for name in mixes)
     parts = plan(order=order, mixes=mixes, holdout=0.2)
+    assert (parts.pop(CONNECTIVITY, None) is not None) == (order == "tune_then_soup")
     assert list(parts) == [
         "soup",
         *(f"soup:{text}" for text in mixes[1:]),
@@ -67,7 +69,7 @@ def test_every_way_of_mixing_cooks_in_its_order(order: str) -> None:
     done: dict[int, Weights] = {}
     made = {name: cook(job, done) for name, job in parts.items()}
     for weights in made.values():
-        Classifier.of(weights)
+        assert ready(weights)(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
     assert len({weights.digest for weights in made.values()}) >= 4
 
 
@@ -97,13 +99,15 @@ def test_each_ingredient_is_tuned_at_each_rate() -> None:
     ("options", "message"),
     [
         ({"mixes": ("grredy",)}, "no way of mixing"),
-        ({"mixes": ("greedy",)}, "selfsoup.holdout"),
+        ({"mixes": ("greedy",)}, "set the option holdout"),
         ({"mixes": ("seasoned",)}, "soup_then_tune"),
         ({"mixes": ("greedy",), "holdout": 0.1, "order": "soup_then_tune"}, "tune_then_soup"),
         ({"mixes": ("ties:kep=1",)}, "no option 'kep'"),
         ({"mixes": ("ties:keep=7",)}, "must lie in"),
         ({"mixes": ("wise:alpha=x",)}, "not a number"),
         ({"mixes": ()}, "at least one"),
+        ({"select_on": "val"}, "not scored"),
+        ({"select_on": "val", "holdout": 0.1}, "leave one of them out"),
     ],
 )
 def test_what_cannot_be_mixed_is_one_sentence(options: dict[str, Any], message: str) -> None:
@@ -117,3 +121,41 @@ def test_holding_out_needs_two_images_of_a_class() -> None:
         few.split(0.5)
     with pytest.raises(ValueError, match=r"\(0, 1\)"):
         SOURCE.split(1.0)
+
+
+def test_images_to_choose_by_may_be_given_and_are_trained_on_by_nobody() -> None:
+    val = Labelled(pixels(9, 7), "val", torch.arange(9) % 3, 3)
+    config = SelfSoup.Config(
+        ingredients=("mae", "mae:mask_ratio=0.5"), steps=2, batch=8, mixes=("uniform", "greedy"), select_on="val"
+    )
+    parts = SelfSoup(config).plan(stock(), SOURCE, POOL, val)
+    assert parts["soup:greedy"].data is val
+    assert parts[CONNECTIVITY].data is val
+    trained = [job for job in every_job(parts["soup:greedy"]) if job.function.__name__ in ("fine_tune", "inter_train")]
+    assert {job.data.digest for job in trained if job.data} == {"source", "pool"}
+
+
+def test_baselines_choose_and_average_the_same_number_of_models() -> None:
+    options = {"mixes": ("uniform", "greedy", "best", "ensemble"), "holdout": 0.2, "scales": (0.5, 1.0)}
+    soup = options | {"ingredients": ("mae", "mae:mask_ratio=0.5"), "steps": 2, "batch": 8}
+    clean = Unlabelled(pixels(20, 2), "clean")
+    plans = {
+        "supervised": SupervisedSoup(SupervisedSoup.Config(**options)).plan(stock(), SOURCE, None),  # type: ignore[arg-type]
+        "continued": ContinuedSoup(ContinuedSoup.Config(**soup)).plan(stock(), SOURCE, clean),  # type: ignore[arg-type]
+        "clean": CleanSelfSoup(CleanSelfSoup.Config(**soup)).plan(stock(), SOURCE, clean),  # type: ignore[arg-type]
+        "shift": SelfSoup(SelfSoup.Config(**soup)).plan(stock(), SOURCE, POOL),  # type: ignore[arg-type]
+    }
+    for name, parts in plans.items():
+        assert list(parts)[:4] == ["soup", "soup:greedy", "soup:best", "soup:ensemble"], name
+        assert len(parts["soup"].inputs) == (2 if name == "supervised" else 4)
+    inter_trained = {
+        name: {id(job) for job in every_job(parts["soup"]) if job.function.__name__ == "inter_train"}
+        for name, parts in plans.items()
+    }
+    assert {name: len(jobs) for name, jobs in inter_trained.items()} == {
+        "supervised": 0,
+        "continued": 1,
+        "clean": 2,
+        "shift": 2,
+    }
+    assert len({job.config for job in plans["continued"]["soup"].inputs if isinstance(job, Job)}) == 4

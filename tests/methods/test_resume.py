@@ -12,10 +12,13 @@ from torch import Tensor
 
 from methods.base import Keeper, Labelled, Unlabelled
 from methods.finetune import FineTune, fine_tune
+from methods.offline import Adaptation, adapt
 from methods.pretrain import Pretraining, pretrain
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.objectives import OBJECTIVES
+from methods.shot_im import ShotIM
 from methods.stock import Architecture, Classifier, Weights
+from methods.tent import Tent
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
 STEPS = 7
@@ -73,12 +76,15 @@ def trainings() -> dict[str, Training]:
     def seeded() -> torch.Generator:
         return torch.Generator().manual_seed(11)
 
-    found: dict[str, Training] = {
-        name: lambda keep, module=module: inter_train(
-            [stock()], POOL, Ingredient(module.Config(), steps=STEPS, batch_size=8), seeded(), keep
+    found: dict[str, Training] = {}
+    for name, module in OBJECTIVES.items():
+        narrow: dict[str, int] = {"hidden": 32, "out": 16} if name.endswith("_official") else {}
+        options = Ingredient(module.Config(**narrow), steps=STEPS, batch_size=8)
+        found[name] = lambda keep, options=options: inter_train([stock()], POOL, options, seeded(), keep)
+    for rule in (Tent.Config(lr=1e-2), ShotIM.Config(lr=1e-2)):
+        found[type(rule).__qualname__] = lambda keep, rule=rule: adapt(
+            [stock()], POOL, Adaptation(rule, passes=4, batch_size=8), seeded(), keep
         )
-        for name, module in OBJECTIVES.items()
-    }
     found["fine_tune"] = lambda keep: fine_tune([stock()], SOURCE, FineTune(epochs=3, batch_size=8), seeded(), keep)
     found["pretrain"] = lambda keep: pretrain((), POOL, Pretraining(SMALL, steps=STEPS, batch_size=8), seeded(), keep)
     return found

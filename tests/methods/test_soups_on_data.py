@@ -11,16 +11,21 @@ from methods.mixing import TaskArithmetic, Wise
 from methods.soup import (
     Fisher,
     Greedy,
+    Interpolation,
+    Line,
     accuracy,
     best_ingredient,
+    connectivity,
     diagonal_fisher,
+    ensemble,
     fisher_soup,
     greedy_soup,
+    interpolate,
     mixed_soup,
     reestimate_batch_norm,
     uniform_soup,
 )
-from methods.stock import Architecture, Classifier, Weights
+from methods.stock import Architecture, Classifier, Weights, ready
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2)
 
@@ -118,3 +123,32 @@ def test_batch_norm_is_measured_again_on_the_mixed_model() -> None:
     assert reestimate_batch_norm(nn.Sequential(nn.LayerNorm(3)), []) == 0
     with pytest.raises(ValueError, match="at least one batch"):
         reestimate_batch_norm(net, [])
+
+
+def test_an_ensemble_averages_probabilities() -> None:
+    models = [model_of(seed) for seed in range(3)]
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = torch.stack([Classifier.of(model).eval()(images).softmax(1) for model in models]).mean(0)
+        found = ready(ensemble(models))(images)
+    torch.testing.assert_close(found.exp(), expected)
+    with pytest.raises(ValueError, match="at least one"):
+        ensemble([])
+
+
+@pytest.mark.parametrize(("count", "lines"), [(2, 1), (4, 4)])
+def test_lines_between_neighbours_hold_the_accuracy_of_what_lies_on_them(count: int, lines: int) -> None:
+    data = labelled()
+    models = [model_of(seed) for seed in range(count)]
+    found = connectivity(models, data, Line(points=3)).tensors
+    assert found["positions"].tolist() == [0, 0.5, 1]
+    assert len(found["pairs"]) == lines
+    assert int(found["images"]) == len(data)
+    device = torch.device("cpu")
+    for (a, b), row in zip(found["pairs"].tolist(), found["accuracy"].tolist(), strict=True):
+        middle = interpolate((models[a], models[b]), None, Interpolation(0.5))
+        assert row == [accuracy(weights, data, device) for weights in (models[a], middle, models[b])]
+    with pytest.raises(ValueError, match="at least two"):
+        connectivity(models[:1], data, Line())
+    with pytest.raises(ValueError, match="3 points"):
+        Line(points=2)
