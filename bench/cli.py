@@ -206,6 +206,8 @@ def leaderboard(
     source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
     format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json, latex or html.")] = "terminal",
     per_corruption: Annotated[bool, typer.Option("--per-corruption", help="A column for each corruption.")] = False,
+    columns: Annotated[str, typer.Option(metavar="A,B,...", help="Only these columns, by their titles.")] = "",
+    sort: Annotated[str, typer.Option(metavar="COLUMN", help="Sort by this column within each track.")] = "",
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
     ] = None,
@@ -222,7 +224,7 @@ def leaderboard(
     if not source and out is not None:
         publishing.build_site(Path("leaderboards") / "results", out)
     else:
-        reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures)
+        reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures, columns, sort)
 
 
 @app.command()

@@ -59,12 +59,13 @@ def print_results(folder: Path, as_json: bool) -> None:
         print_rich(table(list(lines[0]), [[str(value) for value in line.values()] for line in lines]))
 
 
-_BOARD: dict[str, Callable[[Board, bool], str]] = {
-    "md": lambda board, detail: tables.to_markdown(board, per_corruption=detail),
-    "csv": lambda board, detail: tables.to_csv(board, per_corruption=detail),
-    "json": lambda board, _: tables.to_json(board),
-    "latex": lambda board, detail: tables.to_latex(board, per_corruption=detail),
+_BOARD: dict[str, Callable[[Board, bool, list[str]], str]] = {
+    "md": lambda board, detail, columns: tables.to_markdown(board, per_corruption=detail, columns=columns),
+    "csv": lambda board, detail, _: tables.to_csv(board, per_corruption=detail),
+    "json": lambda board, *_: tables.to_json(board),
+    "latex": lambda board, detail, columns: tables.to_latex(board, per_corruption=detail, columns=columns),
 }
+_ALL_COLUMNS = ("csv", "json", "html")
 _COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
     "md": compare.to_markdown,
     "csv": compare.to_csv,
@@ -81,20 +82,28 @@ def print_leaderboard(
     where: list[str],
     out: Path | None,
     figures: Path | None = None,
+    columns: str = "",
+    sort: str = "",
 ) -> None:
     """Print or write the board of the chosen records, and its figures into a folder."""
     _check_format(format_, [*_BOARD, "html"], out)
+    if columns and format_ in _ALL_COLUMNS:
+        raise UsageError(f"{format_} always has all columns; --columns is for terminal, md and latex")
     paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _told():
         memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
         board = make_board(records, lambda record: find_scored(paths, record), memory=memory)
+    titles = [column.title for column in tables.columns_of(board, per_corruption=True)]
+    chosen = [nearest(name.strip(), titles, "column") for name in columns.split(",") if name.strip()]
+    if sort:
+        board = tables.arranged(board, nearest(sort, titles, "column"))
     if format_ == "terminal":
-        print_rich(tables.to_terminal(board, per_corruption=per_corruption))
+        print_rich(tables.to_terminal(board, per_corruption=per_corruption, columns=chosen))
     elif format_ == "html":
         _give(to_page([board], title=f"{board.shift}, {board.model}", record_url=_addresses(paths, out)), out)
     else:
-        _give(_BOARD[format_](board, per_corruption), out)
+        _give(_BOARD[format_](board, per_corruption, chosen), out)
     if figures is not None:
         _write_figures(board, figures)
 

@@ -17,6 +17,7 @@ from leaderboards.comparable import Line, check_comparable, condition_name, line
 from leaderboards.memory import Memory
 from leaderboards.ranking import ReadPredictions, Resampling, measure, read_scores
 from leaderboards.record import Access, Record, Track
+from leaderboards.robustness import mean_corruption_error, relative_mean_corruption_error
 from leaderboards.uncertainty import Interval
 
 TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
@@ -64,6 +65,8 @@ class BoardRow:
     predictions were not given), `ece` the mean calibration error over the same, `clean_accuracy` stands beside them.
     `forgetting` is the clean accuracy that was lost: that of the row `source` on the same board minus this one,
     negative where the method gained, None where either is not there.
+    `mce` and `relative_mce` are those of `leaderboards.robustness` as fractions of AlexNet's (1 is as robust as it),
+    None where they are not defined.
     `per_corruption` averages over severities and seeds; `cells` holds every condition, clean first.
     `fit_seconds` is the training behind one condition, `forwards` and `backwards` the passes for each scored image,
     `peak_memory_mb` the largest of all conditions, None unless it was measured in all.
@@ -83,6 +86,8 @@ class BoardRow:
     clean_accuracy: float | None
     forgetting: float | None
     ece: float | None
+    mce: float | None
+    relative_mce: float | None
     per_corruption: Mapping[str, float | None]
     cells: tuple[Cell, ...]
     fit_seconds: float | None
@@ -260,6 +265,8 @@ def _row(
         clean_accuracy=accuracy.get(_CLEAN),
         forgetting=None,
         ece=None if incomplete else _mean([ece.get(condition) for condition in conditions]),
+        mce=None if incomplete else _fraction(mean_corruption_error(records)),
+        relative_mce=None if incomplete else _fraction(relative_mean_corruption_error(records)),
         per_corruption={name: _mean([accuracy.get(c) for c in conditions if c[0] == name]) for name in names},
         cells=tuple(
             Cell(*condition, accuracy.get(condition), ece.get(condition), tuple(keys.get(condition, ())))
@@ -289,6 +296,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """The mean, or None if one is missing or there are none: what is missing is never averaged away."""
     present = [value for value in values if value is not None]
     return float(np.mean(present)) if present and len(present) == len(values) else None
+
+
+def _fraction(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
 
 
 def _largest(values: Sequence[float | None]) -> float | None:

@@ -6,12 +6,12 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leaderboards import grid
-from leaderboards.boards import Board, BoardRow
+from leaderboards.boards import TRACKS, Board, BoardRow
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.record import Access
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Columns that a narrow terminal leaves out, in this order; the other renderers have them all.
 _OPTIONAL = ("memory MB", "backwards", "forgetting")
+# Columns that most boards have no value of; they stand only where one row has it.
+_RARE = ("mCE", "rel. mCE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +41,54 @@ class Column:
     shared: bool = False
 
 
-def to_markdown(board: Board, *, per_corruption: bool = False) -> str:
-    """A Markdown table under a line that says what is compared; accuracies in percent, `63.1 [61.0, 65.2]`."""
-    return grid.to_markdown(_grid(board, per_corruption))
+def to_markdown(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
+    """A Markdown table under a line that says what is compared; accuracies in percent, `63.1 [61.0, 65.2]`.
+
+    `columns` are titles of `columns_of`, in the wanted order; without them all that any row has a value of. So in
+    `to_latex` and `to_terminal`.
+    """
+    return grid.to_markdown(_grid(board, per_corruption, columns))
 
 
-def to_latex(board: Board, *, per_corruption: bool = False) -> str:
+def to_latex(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
     """A table for a paper (needs the package booktabs): the best main row of each track in bold, all text escaped."""
-    return grid.to_latex(_grid(board, per_corruption))
+    return grid.to_latex(_grid(board, per_corruption, columns))
 
 
-def to_terminal(board: Board, *, per_corruption: bool = False) -> RenderableType:
+def to_terminal(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> RenderableType:
     """The same numbers as in Markdown, as a renderable for rich, with a gap between tracks.
 
     What the caption says for all rows alike (seeds, n, batch) and columns without any value are left out, and access
     stands below the table. A narrow terminal also lacks memory, backwards and forgetting; names fold, numbers never do.
     """
-    return grid.to_terminal(_grid(board, per_corruption))
+    return grid.to_terminal(_grid(board, per_corruption, columns))
 
 
-def _grid(board: Board, per_corruption: bool) -> Grid:
-    columns = columns_of(board, per_corruption=per_corruption)
+def arranged(board: Board, title: str) -> Board:
+    """The board with its rows sorted by a column of `columns_of`, best or smallest first, within their tracks still.
+
+    Rows without a value come last. Raises KeyError if there is no such column.
+    """
+    column = {column.title: column for column in columns_of(board, per_corruption=True)}[title]
+
+    def place(row: BoardRow) -> tuple[int, bool, float, str]:
+        value = column.value(row) if column.value else None
+        number = 0.0 if value is None else -(column.better or -1) * value
+        return TRACKS.index(row.track), column.value is not None and value is None, number, column.cell(row)
+
+    return dataclasses.replace(board, rows=tuple(sorted(board.rows, key=place)))
+
+
+def _grid(board: Board, per_corruption: bool, chosen: Sequence[str]) -> Grid:
+    columns = columns_of(board, per_corruption=per_corruption or bool(chosen))
+    if chosen:
+        by_title = {column.title: column for column in columns}
+        columns = [by_title[title] for title in chosen]
+        shown = columns
+    else:
+        columns = [column for column in columns if column.title not in _RARE or column in telling(board, columns)]
+        shown = [column for column in telling(board, columns) if column is not _ACCESS]
     rows = [[column.cell(row) for column in columns] for row in board.rows]
-    shown = [column for column in telling(board, columns) if column is not _ACCESS]
     titles = [column.title for column in columns]
     return Grid(
         caption=caption(board),
@@ -71,7 +98,7 @@ def _grid(board: Board, per_corruption: bool) -> Grid:
         best=best_cells(board, columns),
         groups=frozenset(i for i, row in enumerate(board.rows) if i and row.track != board.rows[i - 1].track),
         hidden=frozenset(j for j, column in enumerate(columns) if column not in shown),
-        optional=[titles.index(title) for title in _OPTIONAL],
+        optional=[titles.index(title) for title in _OPTIONAL if title in titles and not chosen],
         below=_access_lines(board),
         notes=notes_of(board),
     )
@@ -196,6 +223,20 @@ def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
         ),
         *by_corruption,
         Column(
+            "mCE",
+            "Mean corruption error in percent of AlexNet's, where all of ImageNet-C was run at all severities.",
+            lambda row: percent(row.mce),
+            lambda row: row.mce,
+            better=-1,
+        ),
+        Column(
+            "rel. mCE",
+            "The same of the errors beyond those on clean images.",
+            lambda row: percent(row.relative_mce),
+            lambda row: row.relative_mce,
+            better=-1,
+        ),
+        Column(
             "fit s",
             "Seconds of training behind one condition.",
             lambda row: _decimal(row.fit_seconds),
@@ -290,6 +331,8 @@ def _flat(board: Board, row: BoardRow, per_corruption: bool) -> dict[str, object
         "clean_accuracy": row.clean_accuracy,
         "forgetting": row.forgetting,
         "ece": row.ece,
+        "mce": row.mce,
+        "relative_mce": row.relative_mce,
         **corruptions,
         "fit_seconds": row.fit_seconds,
         "forwards": row.forwards,

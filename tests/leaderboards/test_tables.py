@@ -16,6 +16,8 @@ from rich.console import Console
 from leaderboards import make_board, to_csv, to_json, to_latex, to_markdown, to_terminal
 from leaderboards.boards import Board
 from leaderboards.page import to_page
+from leaderboards.reference.alexnet import ALEXNET_50K, ALEXNET_CLEAN_ERROR
+from leaderboards.tables import arranged
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +229,48 @@ def test_access_is_told_in_words(board: Any) -> None:
     assert words["tent"] == "stream, online, norm backprop"
     assert words["selfsoup (soup)"] == "pool, labelled source, offline, full backprop"
     assert "D: pool, labelled source, offline, full backprop (selfsoup)" in terminal_text(board, 200)
+
+
+@pytest.mark.parametrize(
+    ("title", "largest_first"), [("ECE", False), ("clean", True), ("forwards", False), ("fog", True)]
+)
+def test_rows_are_sorted_within_their_tracks(board: Board, title: str, largest_first: bool) -> None:
+    rows = markdown_rows(to_markdown(arranged(board, title), columns=["track", title]))
+    assert [row["track"] for row in rows] == sorted((row["track"] for row in rows), key="RABCD".index)
+    for track in "RAD":
+        values = [float(row[title]) for row in rows if row["track"] == track and row[title] != "–"]
+        assert values == sorted(values, reverse=largest_first)
+        assert "–" not in [row[title] for row in rows if row["track"] == track][: len(values)]
+    names = [row.name for row in arranged(board, "method").rows if row.track == "A"]
+    assert names == sorted(names)
+
+
+def test_chosen_columns_stand_in_the_chosen_order(board: Board) -> None:
+    chosen = ["ECE", "method", "snow"]
+    everything = markdown_rows(to_markdown(board, per_corruption=True))
+    expected = [{title: row[title] for title in chosen} for row in everything]
+    assert markdown_rows(to_markdown(board, columns=chosen)) == expected
+    assert list(latex_rows(to_latex(board, columns=chosen))[0]) == chosen
+    assert chosen in [line.split() for line in terminal_text(board, 250, columns=chosen).splitlines()]
+    with pytest.raises(KeyError):
+        arranged(board, "charm")
+
+
+def test_mce_stands_on_boards_that_have_it(results: Any) -> None:
+    for corruption in ALEXNET_50K:
+        for severity in range(1, 6):
+            results.add("tent", corruption, severity=severity, hits=hits_of(0.6))
+    (row,) = markdown_rows(to_markdown(make_board(results.records)))
+    assert row["mCE"] == f"{100 * np.mean([0.4 / error for error in ALEXNET_50K.values()]):.1f}"
+    assert "rel. mCE" not in row
+    results.add("tent", None, hits=hits_of(0.8))
+    (row,) = markdown_rows(to_markdown(make_board(results.records)))
+    gaps = [error - ALEXNET_CLEAN_ERROR for error in ALEXNET_50K.values()]
+    assert row["rel. mCE"] == f"{100 * np.mean([0.2 / gap for gap in gaps]):.1f}"
+    some = make_board([record for record in results.records if record.severity in (0, 5)])
+    assert "mCE" not in markdown_rows(to_markdown(some))[0]
+    assert some.rows[0].mce is None
+
+
+def hits_of(accuracy: float) -> list[bool]:
+    return [number < round(50 * accuracy) for number in range(50)]
