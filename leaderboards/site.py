@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from leaderboards.boards import TRACKS, Board, BoardError, BoardRow, make_board
@@ -116,4 +117,5 @@ def _page(template: str, **content: object) -> str:
     environment = Environment(
         loader=PackageLoader("leaderboards"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template(template).render(**content)
+    style = (resources.files("leaderboards") / "templates" / "page.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(style=style, **content)

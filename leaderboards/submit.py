@@ -123,7 +123,7 @@ def settings_of(records: Sequence[Record]) -> dict[str, JsonValue]:
 
 
 _SOURCE = {
-    "none": "no source data",
+    "none": "no source data while adapting",
     "statistics": "statistics of source data",
     "unlabelled": "unlabelled source images",
     "labelled": "labelled source images",

@@ -175,6 +175,52 @@ def test_without_scripts_the_numbers_are_still_there(browser: Any, tmp_path: Pat
     context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_stand_out_from_their_ground(page: Any, scheme: Any) -> None:
+    # At least 4.5 to 1, as WCAG 2.2 asks of small text (success criterion 1.4.3).
+    page.emulate_media(color_scheme=scheme)
+    colours = page.evaluate(
+        """() => {
+          const style = getComputedStyle(document.documentElement);
+          const names = ["ink", "soft", "link", "ground", "raised"];
+          return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+        }"""
+    )
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    for ground in ("ground", "raised"):
+        for text in ("ink", "soft", "link"):
+            low, high = sorted((luminance(colours[text]), luminance(colours[ground])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
+def test_names_that_are_code_are_never_run(browser: Any, tmp_path: Path, boards: list[Board]) -> None:
+    nasty = "\"><img src=x onerror='window.sprung=1'><script>window.sprung=1</script>{{7*7}}</script>"
+    rows = [
+        dataclasses.replace(row, method=nasty, cells=tuple(dataclasses.replace(c, corruption=nasty) for c in row.cells))
+        for row in boards[0].rows
+    ]
+    board = dataclasses.replace(boards[0], rows=tuple(rows), shift=nasty, model=nasty, protocol=nasty)
+    file = tmp_path / "page.html"
+    file.write_text(to_page([board], title=nasty, links=[("a.html", nasty)], with_figures=False), encoding="utf-8")
+    opened = browser.new_context().new_page()
+    wrong: list[str] = []
+    opened.on("console", lambda message: wrong.append(message.text))
+    opened.goto(file.as_uri())
+    opened.locator("button.open").first.click()
+    opened.locator("tr.detail").wait_for()
+    assert opened.title() == nasty
+    assert nasty in opened.locator("tr.detail").inner_text()
+    assert opened.evaluate("window.sprung") is None
+    assert opened.locator("img").count() == 0
+    assert wrong == []
+    opened.context.close()
+
+
 def large(board: Board) -> Board:
     """A board of 200 methods on 15 corruptions at 5 severities, in the form of a small one."""
     rng = np.random.default_rng(0)

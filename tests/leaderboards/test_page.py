@@ -14,6 +14,7 @@ import pytest
 from leaderboards.boards import Board, make_board
 from leaderboards.figures import figures, pareto_front, to_bytes
 from leaderboards.page import to_page
+from leaderboards.reference import reference_rows
 from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
 
 NASTY = "<script>alert(1)</script>\"'&{{ 7*7 }}"
@@ -71,6 +72,23 @@ def test_no_more_cost_for_no_more_accuracy_on_the_front(board: Board) -> None:
     assert all(
         any((other.accuracy or 0) >= (row.accuracy or 0) for other in front) for row in board.rows if row.accuracy
     )
+
+
+def test_numbers_of_papers_stand_apart_and_are_not_ranked(results: Any) -> None:
+    for corruption in ("fog", "snow"):
+        results.add("tent", corruption, model="resnet50", protocol="continual")
+    board = make_board(results.records, results.store.predictions)
+    ranked, published = re.findall(r"<table>.*?</table>", to_page([board], with_figures=False), re.DOTALL)
+    known = reference_rows("imagenet-c", "resnet50", "continual")
+    assert len(known) > 10
+    assert "Published elsewhere: not ranked" in published
+    for row in known:
+        assert f'<th scope="row">{row.method}</th><td class="number">{100 * row.accuracy:.1f}</td>' in published
+        assert f'href="{row.url}"' in published
+    assert len(re.findall("<tr data-row", ranked)) == 1
+    assert "<tr data-row" not in published
+    other = make_board([record.model_copy(update={"severity": 3.0}) for record in results.records])
+    assert "Published elsewhere" not in to_page([other], with_figures=False)
 
 
 def test_a_page_of_nothing_says_what_is_missing() -> None:
