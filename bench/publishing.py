@@ -214,7 +214,10 @@ def write_parquet(records: list[Record], out: Path) -> None:
                 row[name] = json.dumps(value) if isinstance(value, dict | list) else value
         rows.append(row)
     buffer = io.BytesIO()
-    pd.DataFrame(rows).to_parquet(buffer, index=False)
+    try:
+        pd.DataFrame(rows).to_parquet(buffer, index=False)
+    except ImportError:
+        raise BenchError("parquet needs pyarrow, which is not installed here: pip install pyarrow") from None
     write_bytes(out, buffer.getvalue())
 
 
