@@ -160,7 +160,7 @@ def cost_accuracy(board: Board) -> Figure | None:
 def soup_anatomy(board: Board) -> Figure | None:
     """Accuracy of a Self-Soup, its ingredients, their mean and best, and the source; None if no row has ingredients.
 
-    Each method with ingredients has a column; all rows of a method that are not ingredients are told by name.
+    Other ways to mix the same ingredients (greedy, wise and so on) stand beside the soup.
     """
     methods = list(dict.fromkeys(r.method for r in board.rows if _ingredient(r) and r.accuracy is not None))
     if not methods:
@@ -174,22 +174,31 @@ def soup_anatomy(board: Board) -> Figure | None:
             _point(axes, len(names), row, red, "D")
             names.append("source (stock)")
         for method in methods:
+            before = f"{method}: " if len(methods) > 1 else ""
             rows = [row for row in board.rows if row.method == method and row.accuracy is not None]
             ingredients = sorted((row for row in rows if _ingredient(row)), key=lambda row: row.accuracy or 0)
             others = sorted((row for row in rows if not _ingredient(row)), key=lambda row: row.accuracy or 0)
             for row in ingredients:
                 _point(axes, len(names), row, blue, "o")
                 best = " (best)" if row is ingredients[-1] else ""
-                names.append(f"{method}: {(row.part or '').removeprefix(INGREDIENT)}{best}")
+                names.append(f"{before}{(row.part or '').removeprefix(INGREDIENT)}{best}")
             for row in others:
                 _point(axes, len(names), row, green if row.main else orange, "s" if row.main else "^")
-                names.append(f"{method}: {row.part or 'method'}")
+                names.append(f"{before}{_of_soup(row)}")
         axes.set_yticks(range(len(names)), names)
         axes.set(xlabel="accuracy in %", title="What the soup is made of")
         axes.grid(axis="x", alpha=0.3)
 
     count = sum(row.method in methods or row.name == "source" for row in board.rows)
     return _figure(draw, (7, 1.4 + 0.28 * count))
+
+
+def _of_soup(row: BoardRow) -> str:
+    """A row that is no ingredient in the words of the field: "soup", "greedy soup", "mean of the ingredients"."""
+    if row.part == "mean":
+        return "mean of the ingredients"
+    kind = (row.part or "").removeprefix("soup").removeprefix(":")
+    return f"{kind} soup" if kind else "the soup"
 
 
 _FIGURES: dict[str, Callable[[Board], Figure | None]] = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from leaderboards.boards import Board, make_board
-from leaderboards.figures import figures, pareto_front, to_bytes
+from leaderboards.figures import apart, figures, pareto_front, soup_anatomy, to_bytes
 from leaderboards.page import to_page
 from leaderboards.reference import reference_rows
 from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
@@ -71,6 +71,29 @@ def test_no_more_cost_for_no_more_accuracy_on_the_front(board: Board) -> None:
     assert accuracies == sorted(accuracies)
     assert all(
         any((other.accuracy or 0) >= (row.accuracy or 0) for other in front) for row in board.rows if row.accuracy
+    )
+
+
+@pytest.mark.parametrize(("heights", "places"), [
+    ([5.0, 5.0, 5.0], [4, 5, 6]),
+    ([1.0, 9.0], [1, 9]),
+    ([3.0, 1.0, 3.0], [2.5, 1, 3.5]),
+    ([2.0], [2]),
+])  # fmt: skip
+def test_names_of_points_keep_apart_and_near(heights: list[float], places: list[float]) -> None:
+    assert apart(heights, 1) == pytest.approx(places)
+
+
+def test_a_soup_is_shown_with_all_that_it_is_made_of(results: Any) -> None:
+    results.add("source", track="R")
+    for part in ("soup", "soup:greedy", "soup:wise", "ingredient:mae", "ingredient:mmcr"):
+        results.add("selfsoup", part=part, track="D")
+    figure = soup_anatomy(make_board(results.records, results.store.predictions))
+    assert figure is not None
+    figure.canvas.draw()
+    told = [label.get_text().removesuffix(" (best)") for label in figure.axes[0].get_yticklabels()]
+    assert sorted(told) == sorted(
+        ["source (stock)", "mae", "mmcr", "mean of the ingredients", "the soup", "greedy soup", "wise soup"]
     )
 
 
