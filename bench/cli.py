@@ -92,12 +92,18 @@ def run(
     labels: Annotated[int | None, typer.Option(help="Labelled clean images a class; 0 for all.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile", help="Compile trainings; pays for itself on a GPU.")
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="An option of a method.")
     ] = None,
     with_baselines: Annotated[
-        bool | None, typer.Option("--with-baselines", help="Add source, supervised soup, controls.")
+        bool | None,
+        typer.Option(
+            "--with-baselines", help="Add source, soups with other information, controls, and ways to choose."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
     launch: Annotated[
@@ -143,6 +149,7 @@ def run(
         "labels": labels,
         "device": device,
         "precision": precision,
+        "compile": compile_,
         "data_root": data_root,
         "with_baselines": with_baselines,
         "out": out,

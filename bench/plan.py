@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.classifiers import for_classes
 from bench.data.offline import go_offline
-from bench.devices import cores, pick_device, pick_jobs, pick_precision
+from bench.devices import cores, has_bf16, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.kitchen import cooking_tasks
 from bench.models import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
@@ -194,11 +194,12 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
     labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     digests = {condition: shift.digest(scored, condition) for condition in conditions}
     from_stock = isinstance(base, Weights)
+    training = _training(spec, device)
     pantry = Pantry(shift, adapt, spec.split)
     for seed in spec.seed_list:
         source = labelled_source(shift, labels, seed) if from_stock else None
         for method in methods:
-            options = _options(spec, shift, method, norm, from_stock)
+            options = _options(spec, shift, method, norm, training, from_stock)
             trial = Trial(
                 method=method.text,
                 recipe=method.recipe.name,
@@ -222,8 +223,8 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
                     content = [shift.digest(scored, CLEAN), *map(str, conditions), shift.profile, shift.storage]
                     digests[segment.conditions[0]] = "sha256:" + digest_of([*content, shift.data_seed])
             adapter = method.adapter or PLAIN
-            adapter_config = build_config(adapter, _given(spec, shift, adapter, norm))
-            recipe = _recipe(method, spec, shift, norm, from_stock)
+            adapter_config = build_config(adapter, _given(spec, shift, adapter, norm, training))
+            recipe = _recipe(method, spec, shift, norm, training, from_stock)
             pooled = method.recipe.access.test == "pool"
             for group in _groups(recipe, conditions, segments):
                 own = segments if group is None else _of_group(segments, group)
@@ -249,7 +250,9 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
                     )
 
 
-def _recipe(method: Method, spec: RunSpec, shift: Shift, norm: str, from_stock: bool) -> Recipe | None:
+def _recipe(
+    method: Method, spec: RunSpec, shift: Shift, norm: str, training: Mapping[str, Any], from_stock: bool
+) -> Recipe | None:
     """The recipe with its options; None where a ready classifier is given."""
     if not from_stock:
         if method.recipe.name != "source":
@@ -258,7 +261,7 @@ def _recipe(method: Method, spec: RunSpec, shift: Shift, norm: str, from_stock: 
             )
         return None
     recipe: Recipe = load_object(method.recipe.path)(
-        build_config(method.recipe, _given(spec, shift, method.recipe, norm))
+        build_config(method.recipe, _given(spec, shift, method.recipe, norm, training))
     )
     return recipe
 
@@ -297,19 +300,29 @@ def _methods(spec: RunSpec) -> list[Method]:
     return [parse_method(name) for name in names]
 
 
-def _given(spec: RunSpec, shift: Shift, row: Row, norm: str) -> dict[str, Any]:
-    """Options over a method's defaults: what was published for such data and norms, then tuned, then asked for."""
+def _given(spec: RunSpec, shift: Shift, row: Row, norm: str, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Options over a method's defaults: what was published for such data and norms, then tuned, then asked for.
+
+    Recipes that train get `training` below all of these.
+    """
     name = row.options_of or row.name
     published = preset_options(row, shift.family, norm, spec.batch_size)
-    start: dict[str, Any] = {}
+    known = {field.name for field in fields(load_object(row.path).Config)} if row.kind == "recipe" else set()
+    start = dict(training)
     if row.starts_as is not None:
-        own = {field.name for field in fields(load_object(row.path).Config)}
-        source = _given(spec, shift, METHODS[row.starts_as], norm)
-        start = {key: value for key, value in source.items() if key in own}
+        start = _given(spec, shift, METHODS[row.starts_as], norm, training)
+    start = {key: value for key, value in start.items() if key in known}
     given = {**start, **published, **tuned_options(shift.name, name), **spec.options.get(name, {})}
     if spec.with_baselines and row.kind == "recipe" and hasattr(load_object(row.path).Config, "mixes"):
         return {**_compared(given), **given}
     return given
+
+
+def _training(spec: RunSpec, device: str) -> dict[str, Any]:
+    """Options of training that the machine and the flags decide: half precision where a GPU is fast at it."""
+    known = spec.launch != "slurm" and device.startswith("cuda") and has_bf16(device)
+    half = device.startswith("cuda") and (spec.precision == "bf16" or (spec.precision == "auto" and known))
+    return {**({"bf16": True} if half else {}), **({"compile": True} if spec.compile else {})}
 
 
 def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,11 +333,16 @@ def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"mixes": _COMPARED_MIXES, **({} if chosen_on_val else {"holdout": _HELD_OUT})}
 
 
-def _options(spec: RunSpec, shift: Shift, method: Method, norm: str, from_stock: bool) -> dict[str, dict[str, Any]]:
+def _options(
+    spec: RunSpec, shift: Shift, method: Method, norm: str, training: Mapping[str, Any], from_stock: bool
+) -> dict[str, dict[str, Any]]:
     rows = [method.recipe] if from_stock else []
     if method.adapter:
         rows.append(method.adapter)
-    return {row.options_of or row.name: plain_values(build_config(row, _given(spec, shift, row, norm))) for row in rows}
+    return {
+        row.options_of or row.name: plain_values(build_config(row, _given(spec, shift, row, norm, training)))
+        for row in rows
+    }
 
 
 def _parts(

@@ -60,6 +60,7 @@ class RunSpec(BaseModel):
     labels: int | None = Field(default=None, ge=0)
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
     data_root: Path | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict, alias="set")
     with_baselines: bool = False

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from methods import flops
 from methods.base import Job, Keeper, Labelled, Unlabelled, Work
 from methods.stock import Classifier, Weights
-from methods.training import Batches, Group, Progress, check_size, take, train
+from methods.training import Batches, Group, Progress, check_size, compile_blocks, take, train
 from methods.views import Views
 
 _FEATURE_BATCH = 512
@@ -37,7 +37,8 @@ class FineTune:
     epochs, batch_size: the last batch of an epoch may be smaller. lr: peak learning rate of the whole network, reached
     after the fraction `warmup` of the steps, then a cosine to 0. probe_l2: see Probe.
     area, flip, three_augment, jitter: the random views that are trained on, `area` the smallest part of an image that a
-    crop shows (see methods.views.Views). bf16: autocast on a GPU.
+    crop shows (see methods.views.Views). bf16: autocast on a GPU. accumulate: cut each batch into so many equal parts,
+    for less memory (None: one); batches then need one size. compile: compile the blocks of the encoder.
     """
 
     epochs: int = 30
@@ -52,6 +53,8 @@ class FineTune:
     three_augment: bool = False
     jitter: float = 0.0
     bf16: bool = False
+    accumulate: int | None = None
+    compile: bool | None = None
 
     @property
     def views(self) -> Views:
@@ -96,8 +99,10 @@ def probe_of(stock: Weights, source: Labelled, options: FineTune) -> Job:
 
 
 def steps_of(options: FineTune, source: Labelled) -> int:
-    """Optimiser steps of a fine-tuning."""
-    return options.epochs * -(-len(source) // options.batch_size)
+    """Optimiser steps of a fine-tuning; the ragged batch of an epoch is left out where batches are cut into parts."""
+    whole = len(source) // options.batch_size
+    ragged = len(source) % options.batch_size > 0 and (whole == 0 or (options.accumulate or 1) == 1)
+    return options.epochs * (whole + ragged)
 
 
 def join(
@@ -145,7 +150,10 @@ def fine_tune(
     views = config.views
     labels = data.labels.to(device)
 
-    order = Batches(len(data), config.batch_size, generator, data.images.device, drop_last=False)
+    parts = config.accumulate or 1
+    order = Batches(len(data), config.batch_size, generator, data.images.device, drop_last=parts > 1)
+    if config.compile:
+        compile_blocks(model)
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         for indices in order:
@@ -162,6 +170,7 @@ def fine_tune(
         steps=steps_of(config, data),
         weight_decay=config.weight_decay,
         bf16=config.bf16,
+        accumulate=parts,
         progress=Progress(keep, (model, order), generator) if keep is not None else None,
     )
     return model.weights()

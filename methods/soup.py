@@ -124,7 +124,7 @@ def ensemble(
     for number, other in enumerate(inputs):
         _refuse_different(inputs[0], other, number)
     tensors = {
-        f"members.{number}.{name}": tensor
+        f"members.{number}.{name}": tensor.clone()
         for number, weights in enumerate(inputs)
         for name, tensor in weights.tensors.items()
     }

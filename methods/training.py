@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from methods.base import Images, Keeper, Unlabelled
@@ -82,6 +83,24 @@ class Batches:
         self._order, self._place = state["order"].to(self._device), state["place"]
 
 
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """A batch (tensors of equal length in a list or tuple) in equal parts. Raises ValueError where it has no such."""
+    tensors: Sequence[Tensor] = batch  # type: ignore[assignment]
+    count = len(tensors[0])
+    if count % parts:
+        raise ValueError(f"a batch of {count} images cannot be cut into {parts} equal parts; choose another accumulate")
+    kind: Any = type(batch)
+    return [kind(each) for each in zip(*(torch.split(tensor, count // parts) for tensor in tensors), strict=True)]
+
+
+def compile_blocks(*modules: nn.Module) -> None:
+    """Compile every transformer block in place: one kernel for all of one shape, names of tensors as before."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, Block):
+                part.compile()
+
+
 class Stateful(Protocol):
     """What has a state that can be saved and put back: modules, optimisers, orders of batches."""
 
@@ -122,13 +141,15 @@ def train(
     betas: tuple[float, float] = (0.9, 0.999),
     bf16: bool = False,
     stop: int | None = None,
+    accumulate: int = 1,
     progress: Progress | None = None,
 ) -> Tensor:
     """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
 
     Weight decay acts on all parameters of a group. `bf16` runs `loss` (not the making of batches, and not the update)
-    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule. With
-    `progress` it continues where it was killed: `stream` must then draw from its parts and generator alone.
+    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule.
+    `accumulate` cuts each batch in so many equal parts, whose mean gradient makes one step in the memory of a part.
+    With `progress` it continues where it was killed: `stream` must then draw from its parts and generator alone.
     Returns the losses, float32 [steps or stop], on the parameters' device.
 
     Raises FloatingPointError if a loss or a trained parameter is not finite, ValueError for a setting that cannot work.
@@ -151,12 +172,16 @@ def train(
     for step, batch in enumerate(islice(stream, taken - done), start=done):
         for settings, rate in zip(optimiser.param_groups, rates, strict=True):
             settings["lr"] = rate[step]
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            value = loss(batch)
-        value.backward()  # type: ignore[no-untyped-call]
+        parts = cut(batch, accumulate) if accumulate > 1 else [batch]
+        values = []
+        for part in parts:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                value = loss(part) / len(parts) if len(parts) > 1 else loss(part)
+            value.backward()  # type: ignore[no-untyped-call]
+            values.append(value.detach())
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        losses[step] = value.detach()
+        losses[step] = torch.stack(values).sum() if len(values) > 1 else values[0]
         if (step + 1) % _CHECK_EVERY == 0:
             _refuse_divergence(losses[: step + 1])
         if progress is not None and step + 1 < taken and progress.keep.due():

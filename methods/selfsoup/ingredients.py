@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from methods.base import Keeper, Labelled, Unlabelled
 from methods.selfsoup.objectives import base, mae
 from methods.stock import Normalise, Weights, build_encoder
-from methods.training import Batches, Group, Progress, check_size, take, train
+from methods.training import Batches, Group, Progress, check_size, compile_blocks, take, train
 from methods.views import Views
 
 
@@ -20,7 +20,8 @@ class Ingredient:
     """How to make one ingredient (Fuller et al. 2026, arXiv:2602.02890, section 4 and the released code).
 
     lr: peak learning rate of encoder and head alike; warm-up takes the fraction `warmup` of the steps for the encoder
-    and `head_warmup` for the head or decoder, each followed by a cosine to 0. bf16: autocast on a GPU.
+    and `head_warmup` for the head or decoder, each followed by a cosine to 0. bf16: autocast on a GPU. accumulate: cut
+    each batch into so many parts that are compared among themselves (None: one). compile: compile the blocks.
     """
 
     objective: base.Config = field(default_factory=mae.Config)
@@ -32,6 +33,8 @@ class Ingredient:
     head_warmup: float = 0.01
     views: Views = field(default_factory=Views)
     bf16: bool = False
+    accumulate: int | None = None
+    compile: bool | None = None
 
     @property
     def cost(self) -> float:
@@ -52,10 +55,11 @@ def inter_train(
     Runs on `generator.device`; the images may lie elsewhere. Batches are drawn without replacement in each epoch, the
     ragged last one left out unless the pool is smaller than a batch.
 
-    Raises TypeError for labelled images, ValueError for images of another size or batches too small for the objective,
-    FloatingPointError if training diverges.
+    Raises TypeError for labelled images, ValueError for images of another size or batches (or their parts) too small
+    for the objective or that cannot be cut, FloatingPointError if training diverges.
     """
     stock = inputs[0]
+    parts = config.accumulate or 1
     encoder = build_encoder(stock.architecture).to(generator.device)
     encoder.load_state_dict(stock.part("encoder"))
     objective = config.objective.build(stock, generator)
@@ -64,7 +68,13 @@ def inter_train(
         Group([p for p in encoder.parameters() if p.requires_grad], config.lr, config.warmup),
         Group([p for p in objective.parameters() if p.requires_grad], config.lr, config.head_warmup),
     ]
-    order = pool_order(data, objective, config.batch_size, generator)
+    if parts > 1 and objective.once_a_step:
+        raise ValueError(
+            f"{type(objective).__name__} averages once a step, so its batches stay whole; set accumulate to 1"
+        )
+    order = pool_order(data, objective, config.batch_size, generator, parts)
+    if config.compile:
+        compile_blocks(encoder, objective)
     stream = view_batches(stock, data, config.views, objective, order, generator)
     train(
         lambda views: objective.loss(encoder, views, generator),
@@ -73,17 +83,21 @@ def inter_train(
         steps=config.steps,
         weight_decay=config.weight_decay,
         bf16=config.bf16,
+        accumulate=parts,
         progress=Progress(keep, (encoder, objective, order), generator) if keep is not None else None,
     )
     return Weights(stock.architecture, tensors_of(encoder, "encoder"))
 
 
-def pool_order(data: Unlabelled, objective: base.Objective, batch_size: int, generator: torch.Generator) -> Batches:
-    """Batches of places in a pool, for an objective. Raises ValueError where they are too small for it."""
-    if min(batch_size, len(data)) < objective.smallest_batch:
+def pool_order(
+    data: Unlabelled, objective: base.Objective, batch_size: int, generator: torch.Generator, parts: int = 1
+) -> Batches:
+    """Batches of places in a pool, for an objective. Raises ValueError where they, or their parts, are too small."""
+    size = min(batch_size, len(data)) // parts
+    if size < objective.smallest_batch:
         raise ValueError(
             f"{type(objective).__name__} compares images with one another and needs batches of at least "
-            f"{objective.smallest_batch}, not {min(batch_size, len(data))}"
+            f"{objective.smallest_batch}, not {size}"
         )
     return Batches(len(data), batch_size, generator, data.images.device, drop_last=True)
 

@@ -231,6 +231,9 @@ def read_ingredient(text: str, config: SoupOptions) -> Ingredient:
         batch_size=int(values.get("batch", config.batch)),
         lr=float(values.get("rate", config.rate)),
         views=views,
+        bf16=config.bf16,
+        accumulate=config.accumulate,
+        compile=config.compile,
     )
 
 

@@ -437,3 +437,49 @@ def test_initial_weights_are_glorot(pool: Unlabelled) -> None:
 def test_pretraining_starts_from_nothing(stock: Weights, pool: Unlabelled) -> None:
     with pytest.raises(ValueError, match="inter_train"):
         pretrain([stock], pool, Pretraining(SMALL, steps=1), seeded())
+
+
+def test_parts_of_a_batch_make_the_step_of_the_whole(stock: Weights, pool: Unlabelled) -> None:
+    """Two weights trained on a mean of squares: the gradient of equal parts is that of the batch."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [[torch.rand(12, 2, generator=generator)] for _ in range(6)]
+    found = []
+    for parts in (1, 3):
+        weight = nn.Parameter(torch.ones(2))
+        losses = train(
+            lambda batch, weight=weight: (batch[0] @ weight).square().mean(),
+            batches,
+            [Group([weight], 0.1, 0.5)],
+            steps=6,
+            weight_decay=0.1,
+            accumulate=parts,
+        )
+        found.append((weight.detach(), losses))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="cannot be cut into 5"):
+        train(lambda batch: batch[0].sum(), batches, [Group([weight], 0.1, 0.5)], steps=1, weight_decay=0, accumulate=5)
+
+
+def test_what_cannot_be_cut_is_refused(stock: Weights, pool: Unlabelled) -> None:
+    official = OBJECTIVES["mocov3_official"].Config(hidden=8, out=8)
+    for config, sentence in (
+        (Ingredient(official, steps=1, batch_size=8, accumulate=2), "once a step"),
+        (Ingredient(mocov3.Config(), steps=1, batch_size=8, accumulate=8), "at least 2, not 1"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            inter_train([stock], pool, config, torch.Generator().manual_seed(0))
+    moved = inter_train(
+        [stock], pool, Ingredient(steps=2, batch_size=8, accumulate=2), torch.Generator().manual_seed(0)
+    )
+    assert moved.digest != stock.digest
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(stock: Weights, pool: Unlabelled) -> None:
+    plain, compiled = (
+        inter_train([stock], pool, Ingredient(steps=3, batch_size=8, compile=way), torch.Generator().manual_seed(0))
+        for way in (None, True)
+    )
+    assert plain.tensors.keys() == compiled.tensors.keys()
+    for name, tensor in plain.tensors.items():
+        torch.testing.assert_close(compiled.tensors[name], tensor, rtol=1e-4, atol=1e-4)

@@ -20,10 +20,12 @@ from methods.views import Views
 class Objective(nn.Module, ABC):
     """A self-supervised loss and the head or decoder that it trains beside the encoder and that is thrown away after.
 
-    `views` is how many views of each image `loss` takes; `smallest_batch` how few images still give a gradient.
+    `views` is how many views of each image `loss` takes; `smallest_batch` how few images still give a gradient;
+    `once_a_step` says that `loss` also moves an average, so that a batch cannot be cut into parts.
     """
 
     smallest_batch: ClassVar[int] = 1
+    once_a_step: ClassVar[bool] = False
     views: int
 
     def prepare(self, encoder: nn.Module, steps: int) -> None:

@@ -73,6 +73,7 @@ class Manifold(base.Objective):
     """All views pass through encoder and projector with gradient; the moving average, if any, without."""
 
     smallest_batch = 2
+    once_a_step = True
 
     def __init__(self, stock: Weights, config: Config, generator: torch.Generator) -> None:
         super().__init__()

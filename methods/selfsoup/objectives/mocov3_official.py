@@ -53,6 +53,7 @@ class MomentumContrast(base.Objective):
 
     views = 2
     smallest_batch = 2
+    once_a_step = True
 
     def __init__(self, stock: Weights, config: Config, generator: torch.Generator) -> None:
         super().__init__()
