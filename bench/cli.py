@@ -79,6 +79,10 @@ def run(
     shift: Annotated[str | None, typer.Option(help="A named shift; see `bench list shifts`.")] = None,
     model: Annotated[str | None, typer.Option(help="Your own classifier, file.py:factory.")] = None,
     stock: Annotated[str | None, typer.Option(help="A bundled stock or a file made by `bench stock`.")] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="RUN[:METHOD]", help="Start from the classifier that another run's folder cooked."),
+    ] = None,
     severity: Annotated[str | None, typer.Option(help="5, 3,5 or 1-5.")] = None,
     corruption: Annotated[str | None, typer.Option(help="Some of the shift's corruptions, with commas.")] = None,
     protocol: Annotated[
@@ -138,6 +142,7 @@ def run(
         "shift": shift,
         "model": model,
         "stock": stock,
+        "init_from": init_from,
         "severity": severity,
         "corruption": corruption,
         "protocol": protocol,

@@ -153,10 +153,11 @@ def model_digest(model: nn.Module) -> str:
     return Weights(Architecture(), numbers).digest
 
 
-def preprocessing_of(base: Weights | nn.Module) -> Preprocessing | None:
+def preprocessing_of(base: object) -> Preprocessing | None:
     """How a stock or classifier wants its images cut; None where only the shift can say."""
-    if isinstance(base, Weights):
-        size = base.architecture.image_size
+    architecture = getattr(base, "architecture", None)
+    if isinstance(architecture, Architecture):
+        size = architecture.image_size
         # The paper's evaluation resizes to 8/7 of the side before the crop; small images are taken whole.
         return Preprocessing(size, round(size * 8 / 7) if size >= 128 else size, "bicubic")
     found = getattr(base, "preprocessing", None)

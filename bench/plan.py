@@ -14,6 +14,7 @@ from bench.classifiers import for_classes
 from bench.data.offline import go_offline
 from bench.devices import cores, has_bf16, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
+from bench.inherit import Inherited, inherit
 from bench.kitchen import cooking_tasks
 from bench.models import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
 from bench.pools import Group, Pantry, groups
@@ -50,6 +51,7 @@ from methods.selfsoup.mixes import CONNECTIVITY
 from methods.stock import Weights, build_encoder
 from methods.table import Access, Row
 
+Base = Weights | Inherited | nn.Module
 _JOBS_OF_A_CLUSTER = 256
 BASELINES = (
     "source",
@@ -95,6 +97,7 @@ class Plan:
     shift: Shift
     reading: Reading
     model: str | None
+    ready: bool
     device: str
     jobs: int
     threads: int
@@ -113,7 +116,7 @@ def make_plan(spec: RunSpec) -> Plan:
     out = spec.out or default_folder(spec)
     if spec.offline:
         go_offline()
-    name, base = _base(spec)
+    name, base = _base(spec, device)
     workers = cores() if spec.workers is None else spec.workers
     reading = Reading(spec.data_root, preprocessing_of(base), spec.offline, workers)
     shift = load_shift(spec.shift, reading=reading)
@@ -131,9 +134,20 @@ def make_plan(spec: RunSpec) -> Plan:
             targets = [lane.job, *([lane.report] if lane.report is not None else [])]
             for task in cooking_tasks(targets, lane.trial.seed, device):
                 cooking.setdefault(task.key, task)
-    model = None if isinstance(base, Weights) else name
+    model = name if isinstance(base, nn.Module) else None
     return Plan(
-        spec, out, shift, reading, model, device, jobs, threads, lanes, frozenset(missing), tuple(cooking.values())
+        spec=spec,
+        out=out,
+        shift=shift,
+        reading=reading,
+        model=model,
+        ready=not isinstance(base, Weights),
+        device=device,
+        jobs=jobs,
+        threads=threads,
+        lanes=lanes,
+        missing=frozenset(missing),
+        cooking=tuple(cooking.values()),
     )
 
 
@@ -153,7 +167,7 @@ def default_folder(spec: RunSpec) -> Path:
     return Path("runs") / f"{datetime.date.today():%Y-%m-%d}-{name}"
 
 
-def _base(spec: RunSpec) -> tuple[str, Weights | nn.Module]:
+def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
     """The name and the weights of what is asked for: a model or stock, else the shift's own.
 
     Without either, methods that need no stock get the shift's default model where it has one.
@@ -161,6 +175,9 @@ def _base(spec: RunSpec) -> tuple[str, Weights | nn.Module]:
     row = find_row(spec.shift)
     if spec.model:
         return spec.model, load_model(spec.model)
+    if spec.init_from:
+        found = inherit(spec.init_from, spec.seed_list, device)
+        return found.name, found
     if spec.stock:
         return spec.stock, load_stock(spec.stock)
     # The files of the shift are looked for first: they are what most people lack.
@@ -171,17 +188,17 @@ def _base(spec: RunSpec) -> tuple[str, Weights | nn.Module]:
     return stock, load_stock(stock)
 
 
-def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | nn.Module) -> Iterator[Lane]:
+def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> Iterator[Lane]:
     methods = _methods(spec)
     protocol = parse_protocol(spec.protocol)
     known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
     for asked in spec.options:
         if asked not in known:
             raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
-    base_digest = base.digest if isinstance(base, Weights) else model_digest(base)
+    base_digest = model_digest(base) if isinstance(base, nn.Module) else base.digest
     own_code = [file_digest(name)] if ".py:" in name else []
-    norm = norm_family(build_encoder(base.architecture) if isinstance(base, Weights) else base)
-    model_name = shown_name(name, base)
+    norm = norm_family(base if isinstance(base, nn.Module) else build_encoder(base.architecture))
+    model_name = name if isinstance(base, Inherited) else shown_name(name, base)
     conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
     shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
     adapt, scored = (
@@ -193,6 +210,10 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
         for_classes(base, shift, shift.images(scored[:1], conditions[0]).float() / 255)
     labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     digests = {condition: shift.digest(scored, condition) for condition in conditions}
+    if isinstance(base, Inherited) and base.classes not in (shift.classes, shift.source_classes):
+        raise UsageError(
+            f"{name} tells {base.classes} classes apart but {shift.name} has {shift.classes}; give a run of that task"
+        )
     from_stock = isinstance(base, Weights)
     training = _training(spec, device)
     pantry = Pantry(shift, adapt, spec.split)
@@ -230,6 +251,8 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
                 own = segments if group is None else _of_group(segments, group)
                 parts = _parts(method, recipe, base, source, pantry, group)
                 report = parts.pop(CONNECTIVITY, None)
+                if isinstance(base, Inherited):
+                    parts = {"": base.jobs[seed]}
                 for number, (part, job) in enumerate(_named(parts, method).items()):
                     history = [base_digest, source_digest(method.recipe), source_digest(adapter), *own_code]
                     if pooled and group is not None:
@@ -241,13 +264,18 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Weights | 
                         report if number == 0 else None,
                         adapter,
                         adapter_config,
-                        method.access,
+                        method.access | base.access if isinstance(base, Inherited) else method.access,
                         own,
                         _keys(trial, part, own, digests, history),
                         digests,
                         base_digest,
-                        shifted if pooled or len(chains(segments)) < len(conditions) else (),
+                        shifted if pooled or len(chains(segments)) < len(conditions) else _met(base),
                     )
+
+
+def _met(base: Base) -> tuple[str, ...]:
+    """Conditions whose images a ready classifier has met."""
+    return base.met if isinstance(base, Inherited) else ()
 
 
 def _recipe(
@@ -257,7 +285,7 @@ def _recipe(
     if not from_stock:
         if method.recipe.name != "source":
             raise UsageError(
-                f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead of --model"
+                f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead"
             )
         return None
     recipe: Recipe = load_object(method.recipe.path)(
@@ -348,7 +376,7 @@ def _options(
 def _parts(
     method: Method,
     recipe: Recipe | None,
-    base: Weights | nn.Module,
+    base: Base,
     source: Labelled | None,
     pantry: Pantry,
     group: Group | None,

@@ -27,6 +27,7 @@ from bench.stream import Stream
 from bench.trial import CLEAN, Condition
 from leaderboards.predictions import Predictions
 from methods.base import Adapter, Source, SourceBatch
+from methods.stock import Classifier
 from methods.table import Access
 
 
@@ -188,7 +189,7 @@ def _shift(name: str, reading: Reading) -> Shift:
 
 def _classifier(job: Evaluation, shift: Shift) -> nn.Module:
     model = _loaded(job.weights, job.model).to(job.device)
-    if job.model is None:
+    if job.model is None and (not isinstance(model, Classifier) or model.head.out_features == shift.classes):
         return model
     first = job.segments[0]
     image = shift.images(first.ids[:1], CLEAN if shift.has_clean else first.conditions[0], job.device)

@@ -43,8 +43,8 @@ def repeat(record: Record, flags: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(flags.get("out") or scratch)
         settings = {**spec_of(record), **flags, "out": out}
-        if "model" in flags or "stock" in flags:
-            settings.pop("stock" if "model" in flags else "model", None)
+        if base := {"model", "stock", "init_from"} & flags.keys():
+            settings = {key: value for key, value in settings.items() if key not in {"model", "stock"} - base}
         run(make_spec(settings))
         again = {r.key: r for r in Store(out).records()}
     twin = again.get(record.key)

@@ -256,7 +256,7 @@ def _record(
                 "history": lane.history,
                 "skipped": plan.shift.skipped,
             },
-            "weights": {"digest": lane.base_digest, "ready": plan.model is not None},
+            "weights": {"digest": lane.base_digest, "ready": plan.ready},
             "env": measured.env if measured else environment(),
             "predictions": f"predictions/{key}.npz" if measured else None,
             "error": error,

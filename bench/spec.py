@@ -49,6 +49,7 @@ class RunSpec(BaseModel):
     shift: str
     model: str | None = None
     stock: str | None = None
+    init_from: str | None = None
     severity: tuple[float, ...] = (5.0,)
     corruption: tuple[str, ...] | None = None
     protocol: str = "reset_each_shift"
@@ -91,8 +92,8 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunSpec:
-        if self.model and self.stock:
-            raise ValueError("--model and --stock exclude each other; give one")
+        if sum(given is not None for given in (self.model, self.stock, self.init_from)) > 1:
+            raise ValueError("--model, --stock and --init-from exclude each other; give one")
         if self.rerun and self.only_failed:
             raise ValueError("--rerun and --only-failed exclude each other; give one")
         if self.launch == "serial" and self.jobs not in (None, 1):
