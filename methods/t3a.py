@@ -15,6 +15,9 @@ from methods.losses import entropy
 from methods.split import split
 from methods.table import Access
 
+# Rows of the head that become supports in one go, which bounds what that takes of memory.
+ROWS_TOGETHER = 256
+
 
 class T3A(Adapter):
     """Test-time template adjuster: scores are features times class prototypes that follow the stream.
@@ -54,10 +57,13 @@ class T3A(Adapter):
         rows, bias = rows.float(), bias.float()
         logits = rows @ rows.T + bias
         own = torch.arange(len(rows), device=rows.device)
-        # Slots of each class are together; an empty one has no direction and an entropy that anything is below.
-        self.memory = rows.new_zeros(len(rows) * self.config.supports, rows.shape[1])
-        self.entropies = rows.new_full((len(self.memory),), torch.inf)
-        self._keep(rows, logits.argmax(dim=1) if self.config.official_quirks else own, entropy(logits))
+        labels = logits.argmax(dim=1) if self.config.official_quirks else own
+        # An empty slot has no direction and an entropy that anything is below.
+        self.memory = rows.new_zeros(len(rows), self.config.supports, rows.shape[1])
+        self.entropies = rows.new_full((len(rows), self.config.supports), torch.inf)
+        self.prototypes = torch.zeros_like(rows)
+        for part in own.split(ROWS_TOGETHER):  # type: ignore[no-untyped-call]
+            self._keep(rows[part], labels[part], entropy(logits[part]))
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -66,21 +72,20 @@ class T3A(Adapter):
         features, logits = features.float(), logits.float()
         with torch.autocast(images.device.type, enabled=False):
             self._keep(features, logits.argmax(dim=1), entropy(logits))
-            prototypes = normalize(self.memory.view(-1, self.config.supports, features.shape[1]).sum(dim=1), dim=1)
-            return features @ prototypes.T
+            return features @ self.prototypes.T
 
     def _keep(self, features: Tensor, classes: Tensor, entropies: Tensor) -> None:
-        """Take in features [n, dim], then keep the supports of lowest entropy of each class, older ones first."""
+        """Take in features [n, dim], then keep the supports of lowest entropy of each class, older ones first.
+
+        Each image puts its whole class in order, together with all images of that class that came with it; so images of
+        one class write the same, and classes without an image cost nothing.
+        """
         slots: int = self.config.supports
-        device = features.device
-        pool = torch.cat([self.memory, normalize(features, dim=1)])
-        levels = torch.cat([self.entropies, entropies])
-        labels = torch.cat([torch.arange(len(self.memory), device=device) // slots, classes])
-        order = levels.argsort(stable=True)
-        order = order[labels[order].argsort(stable=True)]
-        # Every class has at least as many candidates as slots, since its slots are candidates themselves.
-        sizes = torch.zeros(len(self.memory) // slots, dtype=torch.int64, device=device)
-        sizes.scatter_add_(0, labels, torch.ones_like(labels))
-        starts = sizes.cumsum(0) - sizes
-        kept = order[(starts[:, None] + torch.arange(slots, device=device)).flatten()]
-        self.memory, self.entropies = pool[kept], levels[kept]
+        directions = normalize(features, dim=1)
+        newcomers = entropies.expand(len(classes), -1).masked_fill(classes[:, None] != classes, torch.inf)
+        levels, order = torch.cat([self.entropies[classes], newcomers], dim=1).sort(dim=1, stable=True)
+        kept = order[:, :slots]
+        old = self.memory[classes[:, None], kept.clamp(max=slots - 1)]
+        supports = torch.where((kept < slots)[:, :, None], old, directions[(kept - slots).clamp(min=0)])
+        self.memory[classes], self.entropies[classes] = supports, levels[:, :slots]
+        self.prototypes[classes] = normalize(supports.sum(dim=1), dim=1)
