@@ -51,7 +51,7 @@ def torchvision_vit() -> tuple[nn.Module, nn.Module, int]:
 
 def ready() -> tuple[nn.Module, nn.Module, int]:
     network = timm.create_model("test_resnet", num_classes=10)
-    model = ReadyClassifier(network, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), Preprocessing(64, 64, "bilinear"))
+    model = ReadyClassifier("ready", network, (0.5,) * 3, (0.5,) * 3, Preprocessing(64, 64, "bilinear"))
     return model, network.fc, 64
 
 
