@@ -20,7 +20,7 @@ def contrast(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     (factor,) = parameters
     # Sums of 8-bit levels are exact in float64, so the mean does not depend on the order of summation.
     mean = images.mean((2, 3), keepdim=True, dtype=torch.float64).float()
-    return ((images - mean) * factor + mean).clamp_(0, 1)
+    return torch.add(mean * (1 - factor), images, alpha=factor).clamp_(0, 1)
 
 
 def draw_elastic_transform(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -36,9 +36,6 @@ def elastic_transform(images: Tensor, draws: Draws, parameters: Parameters) -> T
     """
     strength, sigma, reach = parameters
     height, width = images.shape[-2:]
-    x = torch.arange(width, device=images.device, dtype=torch.float32)
-    y = torch.arange(height, device=images.device, dtype=torch.float32)[:, None]
-
     # The three points lie at centre + (s, s), (s, -s) and (-s, -s): two legs of length 2 s at a right angle.
     third = float(max(min(height, width) // 3, 1))
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], device=images.device)
@@ -46,26 +43,31 @@ def elastic_transform(images: Tensor, draws: Draws, parameters: Parameters) -> T
     moved = (centre + third * signs + reach * draws["corners"]).double()
     leg_x, leg_y = (moved[:, 1] - moved[:, 2]) / (2 * third), (moved[:, 0] - moved[:, 1]) / (2 * third)
     (a, c), (b, d) = leg_x.unbind(1), leg_y.unbind(1)
-    inverse = (torch.stack([d, -b, -c, a], 1) / (a * d - b * c)[:, None]).float()[:, :, None, None]
-    origin = moved[:, 2].float()
-    right, down = x - origin[:, 0, None, None], y - origin[:, 1, None, None]
-    source_x = inverse[:, 0] * right + inverse[:, 1] * down + (float(width // 2) - third)
-    source_y = inverse[:, 2] * right + inverse[:, 3] * down + (float(height // 2) - third)
-    images = _resample(images, source_x, source_y, whole_pixels=True)
+    inverse = torch.stack([d, -b, -c, a], 1) / (a * d - b * c)[:, None]
+    corner = moved[:, 2]
+
+    # Positions run from -1 to 1 between the centres of the outer pixels here, between their outer edges below.
+    x = torch.arange(width, device=images.device, dtype=torch.float64) - corner[:, :1]
+    y = torch.arange(height, device=images.device, dtype=torch.float64) - corner[:, 1:]
+    grid = images.new_empty(len(images), height, width, 2)
+    for axis, side in ((0, width), (1, height)):
+        by_x, by_y = inverse[:, 2 * axis, None] * x, inverse[:, 2 * axis + 1, None] * y + (side // 2 - third)
+        scale = 2 / max(side - 1, 1)
+        grid[..., axis] = (by_x * scale - 1).float()[:, None, :] + (by_y * scale).float()[:, :, None]
+    images = _resample(images, grid, whole_pixels=True)
 
     if strength:
-        shift = blur(draws["field"], sigma, truncate=3.0, border=half_mirror) * strength
-        images = _resample(images, x + shift[:, 0], y + shift[:, 1], whole_pixels=False)
+        shift = blur(draws["field"], sigma, truncate=3.0, border=half_mirror)
+        for axis, side in ((0, width), (1, height)):
+            still = (2 * torch.arange(side, device=images.device, dtype=torch.float32) + 1) / side - 1
+            still = still if axis == 0 else still[:, None]
+            grid[..., axis] = torch.add(still, shift[:, axis], alpha=2 * strength / side)
+        images = _resample(images, grid, whole_pixels=False)
     return images.clamp_(0, 1)
 
 
-def _resample(images: Tensor, x: Tensor, y: Tensor, *, whole_pixels: bool) -> Tensor:
-    """Bilinear values of [n, c, h, w] at pixel positions [n, h, w]; mirrored at edge pixels or between pixels."""
-    height, width = images.shape[-2:]
-    if whole_pixels:
-        grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
-    else:
-        grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+def _resample(images: Tensor, grid: Tensor, *, whole_pixels: bool) -> Tensor:
+    """Bilinear values of [n, c, h, w] at positions [n, h, w, 2] (x, y); mirrored at edge pixels or between pixels."""
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=whole_pixels)
 
 

@@ -178,8 +178,10 @@ def saturate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     factor, offset = parameters
     value, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     spread = value - least
-    saturation = spread / value.clamp_min(1e-12)
-    wanted = (saturation * factor + offset).clamp_(0, 1)
-    coloured = value - (value - images) * (wanted * value / spread.clamp_min(1e-12))
-    red = torch.tensor([0.0, 1.0, 1.0], device=images.device).view(1, 3, 1, 1)
-    return torch.where(spread > 0, coloured, value * (1 - wanted * red)).clamp_(0, 1)
+    wanted = (spread / value.clamp_min(1e-12)).mul_(factor).add_(offset).clamp_(0, 1)
+    # From saturation S to S', both times V: the distance to V grows by S' / S.
+    change = wanted.mul_(value) / spread.clamp_min(1e-12)
+    out = (images - value).mul_(change).add_(value)
+    if offset:
+        out[:, 1:].sub_(wanted.mul_(spread == 0))
+    return out.clamp_(0, 1)

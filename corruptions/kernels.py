@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Border = Callable[[Tensor, int], Tensor]
 
-# Above this deviation two dense matrices beat one addition per tap on CPUs.
-_DENSE_ABOVE_SIGMA = 2.0
+# Blurs of a larger radius are matrix products, this many rows at a time: narrow enough to leave most zeros out.
+_SHIFTED_RADIUS = 5
+_ROWS_AT_ONCE = 32
 
 
 def edge(positions: Tensor, size: int) -> Tensor:
@@ -36,6 +38,11 @@ def whole_mirror(positions: Tensor, size: int) -> Tensor:
 
 def pad(images: Tensor, rows: int, columns: int, border: Border) -> Tensor:
     """Continue images [..., h, w] past each side by so many rows and columns, any amount."""
+    height, width = images.shape[-2:]
+    mode = {edge: "replicate", whole_mirror: "reflect" if rows < height and columns < width else None}.get(border)
+    if mode is not None:
+        padded = F.pad(images.reshape(1, -1, height, width), (columns, columns, rows, rows), mode=mode)
+        return padded.view(*images.shape[:-2], *padded.shape[-2:])
     for dim, amount in ((-2, rows), (-1, columns)):
         if amount:
             size = images.shape[dim]
@@ -57,15 +64,23 @@ def blur(images: Tensor, sigma: float, *, truncate: float = 4.0, border: Border 
     taps = gaussian_taps(sigma, truncate)
     if len(taps) == 1:
         return images
-    if sigma > _DENSE_ABOVE_SIGMA:
-        planes = images.flatten(0, -3)
-        height, width = planes.shape[-2:]
-        down = _blur_matrix(height, sigma, truncate, border, planes.device, planes.dtype)
-        across = _blur_matrix(width, sigma, truncate, border, planes.device, planes.dtype).T
-        # One product per plane: folding the batch into the rows would make a pixel depend on the batch's size.
-        planes = torch.bmm(planes, across.expand(len(planes), -1, -1))
-        return torch.bmm(down.expand(len(planes), -1, -1), planes).view(images.shape)
     radius = len(taps) // 2
+    if radius > _SHIFTED_RADIUS:
+        # One product per plane: folding the batch into the rows would make a pixel depend on the batch's size.
+        planes = images.flatten(0, -3)
+        for dim in (-1, -2):
+            blurred = torch.empty_like(planes)
+            for start, first, matrix in _blur_matrices(
+                planes.shape[dim], sigma, truncate, border, planes.device, planes.dtype
+            ):
+                rows, used = matrix.shape
+                source, target = planes.narrow(dim, first, used), blurred.narrow(dim, start, rows)
+                if dim == -1:
+                    target.copy_(torch.bmm(source, matrix.T.expand(len(planes), -1, -1)))
+                else:
+                    target.copy_(torch.bmm(matrix.expand(len(planes), -1, -1), source))
+            planes = blurred
+        return planes.view(images.shape)
     for dim in (-2, -1):
         size = images.shape[dim]
         padded = pad(images, *((radius, 0) if dim == -2 else (0, radius)), border)
@@ -77,17 +92,25 @@ def blur(images: Tensor, sigma: float, *, truncate: float = 4.0, border: Border 
 
 
 @lru_cache(maxsize=64)
-def _blur_matrix(
+def _blur_matrices(
     size: int, sigma: float, truncate: float, border: Border, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """The blur of one axis as a matrix [size, size] with the border folded in, so a radius may exceed the image."""
+) -> list[tuple[int, int, Tensor]]:
+    """The blur of one axis as a matrix with the border folded in, so a radius may exceed the image.
+
+    Cut into bands of rows, each without the zeros on its sides: (first row, first column, band).
+    """
     taps = torch.tensor(gaussian_taps(sigma, truncate), dtype=torch.float64)
     radius = len(taps) // 2
     rows = torch.arange(size)[:, None].expand(-1, len(taps))
     columns = border(rows + torch.arange(-radius, radius + 1), size)
     matrix = torch.zeros(size, size, dtype=torch.float64)
     matrix.index_put_((rows, columns), taps.expand(size, -1), accumulate=True)
-    return matrix.to(device, dtype)
+    bands = []
+    for start in range(0, size, _ROWS_AT_ONCE):
+        first, last = max(0, start - radius), min(size, start + _ROWS_AT_ONCE + radius)
+        band = matrix[start : start + _ROWS_AT_ONCE, first:last].contiguous()
+        bands.append((start, first, band.to(device, dtype)))
+    return bands
 
 
 @lru_cache(maxsize=64)
@@ -164,7 +187,11 @@ def _trail_by_slices(images: Tensor, across: Tensor, down: Tensor, weights: list
     for image, total, columns, rows in zip(images, out, across.tolist(), down.tolist(), strict=True):
         reach_down, reach_across = max(map(abs, rows)), max(map(abs, columns))
         padded = pad(image, reach_down, reach_across, edge)
+        # On a slope neighbouring taps may read the same pixel.
+        shares: dict[tuple[int, int], float] = {}
         for row, column, weight in zip(rows, columns, weights, strict=True):
+            shares[row, column] = shares.get((row, column), 0.0) + weight
+        for (row, column), weight in shares.items():
             top, left = reach_down + row, reach_across + column
             total.add_(padded[:, top : top + height, left : left + width], alpha=weight)
     return out
@@ -193,27 +220,28 @@ def plasma(uniforms: Tensor, decay: float) -> Tensor:
     """
     n = len(uniforms)
     side = math.isqrt(uniforms.shape[1] + 1)
-    field = uniforms.new_zeros(n, side, side)
-    used, step, wibble = 0, side, 100.0
+    # Only the points made so far, as a small map of their own: whole rows are quicker than points far apart.
+    field = uniforms.new_zeros(n, 1, 1)
+    used, wibble = 0, 100.0
 
     def noisy_mean(total: Tensor) -> Tensor:
         nonlocal used
         count = total.shape[1] * total.shape[2]
         noise = uniforms[:, used : used + count].view_as(total)
         used += count
-        return total / 4 + wibble * wibble * (2 * noise - 1)
+        return total.div_(4).add_(noise, alpha=2 * wibble * wibble).sub_(wibble * wibble)
 
-    while step >= 2:
-        half = step // 2
-        corners = field[:, ::step, ::step]
-        pairs = corners + corners.roll(-1, 1)
+    for _ in range(side.bit_length() - 1):
+        pairs = field + field.roll(-1, 1)
         centres = noisy_mean(pairs + pairs.roll(-1, 2))
-        field[:, half::step, half::step] = centres
-        field[:, ::step, half::step] = noisy_mean(centres + centres.roll(1, 1) + corners + corners.roll(-1, 2))
-        field[:, half::step, ::step] = noisy_mean(centres + centres.roll(1, 2) + corners + corners.roll(-1, 1))
-        step, wibble = half, wibble / decay
+        right = noisy_mean((centres + centres.roll(1, 1)).add_(field).add_(field.roll(-1, 2)))
+        below = noisy_mean((centres + centres.roll(1, 2)).add_(pairs))
+        finer = field.new_empty(n, 2 * field.shape[1], 2 * field.shape[1])
+        finer[:, ::2, ::2], finer[:, 1::2, 1::2] = field, centres
+        finer[:, ::2, 1::2], finer[:, 1::2, ::2] = right, below
+        field, wibble = finer, wibble / decay
     field -= field.amin((1, 2), keepdim=True)
-    return field / field.amax((1, 2), keepdim=True).clamp_min(torch.finfo(field.dtype).tiny)
+    return field.div_(field.amax((1, 2), keepdim=True).clamp_min(torch.finfo(field.dtype).tiny))
 
 
 def box_windows(size: int, target: int) -> list[list[int]]:

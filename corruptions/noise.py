@@ -100,5 +100,11 @@ def draw_impulse_noise(stream: Stream, size: Size, parameters: Parameters) -> Dr
 def impulse_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Each value, not each pixel, turns black or white with probability amount / 2 each: coloured specks."""
     (amount,) = parameters
-    uniform = draws["uniform"]
-    return images.masked_fill(uniform < amount, 1.0).masked_fill_(uniform < amount / 2, 0.0)
+    hit, black = (_below(draws["uniform"], limit) for limit in (amount, amount / 2))
+    # What is hit becomes white, and the black half of that is taken away again.
+    return torch.maximum(images, hit).sub_(black)
+
+
+def _below(uniform: Tensor, limit: float) -> Tensor:
+    """1 where a uniform is below the limit, else 0, as floats: arithmetic is several times faster than masks."""
+    return (limit - uniform).mul_(1e30).clamp_(0, 1)

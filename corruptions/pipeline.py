@@ -25,7 +25,7 @@ ApplyToBytes = Callable[[Tensor, Parameters], Tensor]
 
 # Pixels worked on at once: on a CPU what fits its cache, elsewhere what fills the device.
 _PIXELS_AT_ONCE = 1 << 23
-_CACHED_PIXELS = 1 << 16
+_CACHED_PIXELS = 1 << 17
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -155,7 +155,8 @@ class Stream:
         count = math.prod(shape)
         half = -(-count // 2)
         u = self.uniform(2, half)
-        radius = u[:, :1].neg().log1p_().mul_(-2.0).sqrt_()
+        # 1 - u is exact, and log is many times faster than log1p on CPUs.
+        radius = (1 - u[:, :1]).log_().mul_(-2.0).sqrt_()
         angle = u[:, 1].mul_(2.0 * math.pi)
         pair = torch.empty_like(u)
         torch.cos(angle, out=pair[:, 0])

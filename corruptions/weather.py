@@ -39,14 +39,14 @@ def draw_snow(stream: Stream, size: Size, parameters: Parameters) -> Draws:
 def snow(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Thresholded, enlarged noise with trails, added twice (once upside down) to a paler image."""
     mean, deviation, zoom, threshold, radius, sigma, share = parameters
-    flakes = zoomed((mean + deviation * draws["normal"].mT[:, None]).contiguous(), zoom)
-    flakes = (flakes.where(flakes >= threshold, 0).clamp_(0, 1) * 255).floor_()
+    flakes = zoomed(draws["normal"].mT[:, None], zoom).mul_(deviation).add_(mean)
+    flakes = flakes.where(flakes >= threshold, 0).clamp_(0, 1).mul_(255).floor_()
     # ImageMagick's trail is 8 bit and rounded down; the float sum of a flat region may end just below its level.
     flakes = trail(flakes, draws["angle"], radius, sigma).add_(1e-3).floor_().div_(255)
     red, green, blue = images.unbind(1)
-    pale = ((0.299 * red + 0.587 * green + 0.114 * blue) * 1.5 + 0.5)[:, None]
-    mixed = share * images + (1 - share) * torch.maximum(images, pale)
-    return (mixed + flakes + flakes.flip((2, 3))).clamp_(0, 1)
+    grey = torch.add(0.299 * red, green, alpha=0.587).add_(blue, alpha=0.114)
+    paler = torch.maximum(images, grey.mul_(1.5).add_(0.5)[:, None])
+    return paler.lerp_(images, share).add_(flakes + flakes.flip((2, 3))).clamp_(0, 1)
 
 
 def draw_frost(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -63,14 +63,14 @@ def frost(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """
     weight, frost_weight, scale = parameters
     height, width = images.shape[-2:]
-    layers = torch.empty_like(images)
-    for layer, (which, down, across) in zip(layers, draws["uniform"].tolist(), strict=True):
+    out = weight * images
+    for image, (which, down, across) in zip(out, draws["uniform"].tolist(), strict=True):
         number = int(which * len(_FROST_FILES))
         photograph = _frost_texture(number, scale, height, width, images.device)
         top = int(down * (photograph.shape[1] - height))
         left = int(across * (photograph.shape[2] - width))
-        layer.copy_(photograph[:, top : top + height, left : left + width])
-    return (weight * images + layers.mul_(frost_weight / 255)).clamp_(0, 1)
+        image.add_(photograph[:, top : top + height, left : left + width], alpha=frost_weight / 255)
+    return out.clamp_(0, 1)
 
 
 @cache
