@@ -73,25 +73,30 @@ def _resample(images: Tensor, grid: Tensor, *, whole_pixels: bool) -> Tensor:
 
 def pixelate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Pillow's BOX filter down to int(side * share) and up again, rounded to 8 bits after each pass, bit for bit."""
-    (share,) = parameters
-    return _pixelated((images * 255).round_(), share).div_(255)
+    return _enlarged(_shrunk((images * 255).round_(), *parameters), images).div_(255)
 
 
 def pixelate_bytes(images: Tensor, parameters: Parameters) -> Tensor:
-    """`pixelate` of uint8 images, as whole levels in float32."""
-    (share,) = parameters
-    return _pixelated(images.float(), share)
+    """`pixelate` of uint8 images, as whole levels in int16."""
+    return _enlarged(_shrunk(images.float(), *parameters).to(torch.int16), images)
 
 
-def _pixelated(levels: Tensor, share: float) -> Tensor:
+def _shrunk(levels: Tensor, share: float) -> Tensor:
     height, width = levels.shape[-2:]
-    # Whole rows are copied and added, so the planes lie on their side to be filtered across.
+    # Whole rows are copied and added, which is quick, so the planes lie on their side to be filtered across.
     small = _box_rows(levels.mT.contiguous(), max(int(width * share), 1))
-    small = _box_rows(small.mT.contiguous(), max(int(height * share), 1))
-    for dim, side in ((-1, width), (-2, height)):
-        (nearest,), _, _ = _box_places(small.shape[dim], side, levels.device)
-        small = small.index_select(dim, nearest)
-    return small
+    return _box_rows(small.mT.contiguous(), max(int(height * share), 1))
+
+
+def _enlarged(small: Tensor, images: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    return _nearest_rows(_nearest_rows(small.mT.contiguous(), width).mT.contiguous(), height)
+
+
+def _nearest_rows(levels: Tensor, target: int) -> Tensor:
+    """Pillow's BOX filter to at least as many rows, which copies the nearest one."""
+    (nearest,), _, _ = _box_places(levels.shape[-2], target, levels.device)
+    return levels.index_select(-2, nearest)
 
 
 def _box_rows(levels: Tensor, target: int) -> Tensor:

@@ -51,10 +51,10 @@ def spatter(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     liquid = blur((mean + deviation * draws["normal"])[:, None], sigma)
     if mud > 0:
         mask = blur((liquid > threshold).float(), strength)
-        mask = mask.where(mask >= 0.8, 0)
+        mask = mask * (mask >= 0.8)
         return (images * (1 - mask) + _colour(_MUD, images) * mask).clamp_(0, 1)
     # Levels above 255 wrap round, as when numpy casts to 8 bits.
-    levels = (liquid.where(liquid >= threshold, 0) * 255).floor_().remainder_(256)
+    levels = (liquid * (liquid >= threshold)).clamp_min_(0).mul_(255).floor_().remainder_(256)
     mask = levels * _shading(levels)
     # Without any liquid the published code divides by zero; here nothing is added.
     mask = mask / mask.amax((2, 3), keepdim=True).clamp_min(1)
@@ -109,8 +109,9 @@ def _edges(levels: Tensor) -> Tensor:
     along = (size > neighbour(-1, 0)) & (size >= neighbour(1, 0))
     falling = (size > neighbour(-1, -1)) & (size > neighbour(1, 1))
     rising = (size > neighbour(-1, 1)) & (size > neighbour(1, -1))
-    diagonal = torch.where((dx < 0) != (dy < 0), rising, falling)
-    crest = torch.where(flat, across, torch.where(steep, along, diagonal)) & (size > _WEAK)
+    rises = (dx < 0) != (dy < 0)
+    diagonal = (rises & rising) | (~rises & falling)
+    crest = ((flat & across) | (~flat & ((steep & along) | (~steep & diagonal)))) & (size > _WEAK)
 
     strong = crest & (size > _STRONG)
     while not torch.equal(grown := _spread(strong) & crest, strong):
@@ -135,23 +136,37 @@ def _distance_to(marked: Tensor) -> Tensor:
     The distance grows with the vertical gap, so the nearest mark of every column is enough: vertical gaps first,
     then the least over columns to both sides.
     """
-    height, width = marked.shape[-2:]
-    row = torch.arange(height, device=marked.device, dtype=torch.float32).view(-1, 1)
-    above = row - torch.where(marked, row, -torch.inf).cummax(-2).values
-    below = torch.where(marked, row, torch.inf).flip(-2).cummin(-2).values.flip(-2) - row
-    gap = torch.minimum(above, below).clamp_(max=2 * _FURTHEST)
+    width = marked.shape[-1]
+    gap = (~marked).float().mul_(2 * _FURTHEST)
+    # Each gap up to 31 is a sum of some of these.
+    for reach in (1, 2, 4, 8, 16):
+        nearer = gap.clone()
+        for here, there in ((slice(None, -reach), slice(reach, None)), (slice(reach, None), slice(None, -reach))):
+            part = nearer[..., here, :]
+            torch.minimum(part, gap[..., there, :] + reach, out=part)
+        gap = nearer
     beside = F.pad(gap, (_FURTHEST, _FURTHEST), value=2.0 * _FURTHEST)
-    gentle, half = _KNIGHT - 2 * _ASIDE, _KNIGHT - _DIAGONAL
-    # The cost of going so far across and down is the largest of four sums, one for each slope.
-    slopes = ((gentle, _ASIDE), (_ASIDE, gentle), (_DIAGONAL - half, half), (half, _DIAGONAL - half))
-    across = torch.arange(_FURTHEST + 1, device=marked.device, dtype=torch.float32)
     nearest = gap
     for step in range(1, min(_FURTHEST, width - 1) + 1):
         left = beside[..., _FURTHEST - step : _FURTHEST - step + width]
         sides = torch.minimum(left, beside[..., _FURTHEST + step : _FURTHEST + step + width])
-        costs = (torch.add(across[step] * flat, sides, alpha=steep) for flat, steep in slopes)
+        costs = (torch.add(across, sides, alpha=down) for across, down in _costs_beside(step))
         nearest = torch.minimum(nearest, functools.reduce(torch.maximum, costs))
     return nearest
+
+
+@functools.cache
+def _costs_beside(step: int) -> list[tuple[Tensor, float]]:
+    """The chamfer cost of going `step` across and some way down: the largest of up to four lines in that way.
+
+    For each line its value at 0 (a scalar on the CPU, which every device reads) and its slope. Lines that matter only
+    beyond `_FURTHEST` are left out.
+    """
+    gentle, half = _KNIGHT - 2 * _ASIDE, _KNIGHT - _DIAGONAL
+    # Slopes across and down, and where, in steps down for a step across, the line takes over.
+    lines = ((_ASIDE, gentle, 0.0), (half, _DIAGONAL - half, 0.5), (_DIAGONAL - half, half, 1.0), (gentle, _ASIDE, 2.0))
+    near = [(across, down) for across, down, since in lines if step * (across + down * since) < _FURTHEST]
+    return [(torch.tensor(step * across), down) for across, down in near or [lines[0][:2]]]
 
 
 def _equalised(levels: Tensor) -> Tensor:

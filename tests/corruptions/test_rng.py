@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from corruptions.rng import Stream, image_keys, philox
+from corruptions.rng import Stream, image_keys, philox, philox_on_cpu
 
 
 def slow_philox(counter: list[int], key: list[int]) -> list[int]:
@@ -50,6 +50,16 @@ def test_words_are_philox_of_the_block_and_the_draw() -> None:
     second = stream.words(10)  # three blocks: word j is lane j // 3 of block j % 3
     for row, key in zip(second.tolist(), keys.tolist(), strict=True):
         assert row == [slow_philox([j % 3, 1, 0, 0], key)[j // 3] for j in range(10)]
+
+
+@pytest.mark.parametrize("blocks", [9, 40_000])
+def test_the_generator_of_cpus_gives_the_same_words(blocks: int) -> None:
+    keys = image_keys("fog", [3, "a", -1], seed=1)
+    words = philox_on_cpu(keys, 7, blocks).long() & 0xFFFFFFFF
+    assert words.shape == (3, 4, blocks)
+    for block in (0, 1, 8, blocks // 3, blocks // 2, blocks - 1):
+        for row, key in zip(words[:, :, block].tolist(), keys.tolist(), strict=True):
+            assert row == slow_philox([block, 7, 0, 0], key)
 
 
 def test_keys_tell_images_corruptions_and_seeds_apart() -> None:
