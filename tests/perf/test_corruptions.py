@@ -150,7 +150,7 @@ def test_glass_against_plain_sweeps(benchmark: BenchmarkFixture) -> None:
     def ours() -> Tensor:
         return corruptions.corrupt(images, "glass_blur", SEVERITY, ids=range(len(images)))
 
-    legacy = np.random.RandomState(0)  # noqa: NPY002 - the one that the published code uses
+    legacy = np.random.RandomState(0)  # the generator that the published code uses
     plain = partial(plain_sweeps, levels, int(reach), int(sweeps), legacy)
     mine, other = paired(ours, plain)
     ratio = other / (mine / len(images))
