@@ -12,7 +12,7 @@ from bench.output import print_json, print_rich, print_text, table
 from bench.registry import literal_of, options_of, parse_method, plugins
 from bench.shifts import SHIFTS
 from bench.tuned import tuned_options
-from corruptions.catalog import PROFILES
+from corruptions.tables import PROFILES
 from methods import METHODS
 from methods.table import TRACKS, Row
 

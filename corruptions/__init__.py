@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from corruptions.catalog import PROFILES, canonical, describe, names, parameters, profile_for
+from corruptions.catalog import canonical, describe, names, parameters, profile_for
+from corruptions.tables import PROFILES
 
 if TYPE_CHECKING:
     from corruptions.pipeline import apply, corrupt, sample

@@ -8,10 +8,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from corruptions.catalog import Parameters
 from corruptions.kernels import blur, correlate, disc, trail, whole_mirror
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
+from corruptions.tables import Parameters
 
 
 def defocus_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from corruptions.catalog import Parameters
 from corruptions.kernels import blur, box_windows, half_mirror
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
+from corruptions.tables import Parameters
 
 
 def contrast(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:

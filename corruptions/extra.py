@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corruptions.catalog import Parameters
 from corruptions.kernels import blur, edge, pad, whole_mirror
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
+from corruptions.tables import Parameters
 
 _WATER = (175 / 255, 238 / 255, 238 / 255)
 _MUD = (63 / 255, 42 / 255, 20 / 255)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -259,3 +260,53 @@ def box_windows(size: int, target: int) -> list[list[int]]:
         around = range(int(max(centre - 0.5 * spread + 0.5, 0)), min(int(centre + 0.5 * spread + 0.5), size))
         windows.append([i for i in around if -0.5 < (i - centre + 0.5) * (1.0 / spread) <= 0.5])
     return windows
+
+
+class Filter(NamedTuple):
+    """A resampling filter of Pillow: the weight of a distance in output pixels, and the distance from which it is 0."""
+
+    weight: Callable[[float], float]
+    reach: float
+
+
+def _triangle(x: float) -> float:
+    return max(1 - abs(x), 0.0)
+
+
+def _cubic(x: float) -> float:
+    x = abs(x)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+
+
+BILINEAR, BICUBIC = Filter(_triangle, 1.0), Filter(_cubic, 2.0)
+
+
+def resized(levels: Tensor, rows: int, columns: int, kind: Filter) -> Tensor:
+    """Whole levels float [..., h, w] as Pillow resizes 8-bit images, bit for bit: float64 [..., rows, columns].
+
+    Pillow's weights are whole multiples of 2^-22, and their sums with levels are exact here, in any order.
+    """
+    levels = levels.double()
+    for target in (columns, rows):
+        sums = levels @ _resampling(levels.shape[-1], target, kind, levels.device)
+        levels = sums.add_(1 << 21).div_(1 << 22).floor_().clamp_(0, 255).mT
+    return levels
+
+
+@lru_cache(maxsize=64)
+def _resampling(size: int, target: int, kind: Filter, device: torch.device) -> Tensor:
+    """Weights [size, target] of a filter times 2^22, float64, whole numbers."""
+    scale = size / target
+    spread = max(scale, 1.0)
+    reach = kind.reach * spread
+    matrix = torch.zeros(size, target, dtype=torch.float64)
+    for out in range(target):
+        centre = (out + 0.5) * scale
+        window = range(max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), size))
+        weights = [kind.weight((i - centre + 0.5) / spread) for i in window]
+        total = sum(weights)
+        for i, weight in zip(window, weights, strict=True):
+            matrix[i, out] = math.trunc(weight / total * (1 << 22) + math.copysign(0.5, weight))
+    return matrix.to(device)

@@ -13,8 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from corruptions.catalog import Parameters
 from corruptions.rng import Stream
+from corruptions.tables import Parameters
 
 Draws = dict[str, Tensor]
 Size = tuple[int, int]

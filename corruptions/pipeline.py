@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corruptions.catalog import Parameters, check_profile, check_severity, describe, parameters
+from corruptions.catalog import Row, check_profile, check_severity, describe, parameters
 from corruptions.digital import jpeg_round_trip
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream, image_keys
+from corruptions.tables import Parameters
+from corruptions.tiles import TilePool, procedural_pool
 
 Ids = Sequence[int | str]
 Draw = Callable[[Stream, Size, Parameters], Draws]
-Apply = Callable[[Tensor, Draws, Parameters], Tensor]
+Apply = Callable[..., Tensor]
 ApplyToBytes = Callable[[Tensor, Parameters], Tensor]
 
 # Pixels worked on at once: on a CPU what fits its cache, elsewhere what fills the device.
@@ -84,6 +86,7 @@ def corrupt(
     ids: Ids | None = None,
     profile: str = "auto",
     storage: str = "uint8",
+    pool: TilePool | None = None,
 ) -> Tensor:
     """Corrupt images; a new tensor of the same shape, dtype, device and memory layout, without gradient.
 
@@ -98,12 +101,15 @@ def corrupt(
     profile: a table of parameters, see `catalog.PROFILES`; "auto" goes by the shorter side, see `profile_for`.
     storage: "none", "uint8" (truncated, as in CIFAR-10-C) or "jpeg85" (truncated, then JPEG of quality 85, 4:2:0, as in
         ImageNet-C). With "none", uint8 images are rounded to the nearest level.
+    pool: the pictures that mosaic and stickers are made of; None: `tiles.procedural_pool`. Results depend on it, so
+        report its name with them.
 
     JPEG (the corruption and the storage) passes through the CPU; all else stays on the device of the images.
     Raises TypeError or ValueError for input outside of this. Source: Hendrycks and Dietterich 2019, arXiv:1903.12261.
     """
     row = describe(name)
     check_storage(storage)
+    pool = _pool_for(row, pool)
     _check_images(images)
     batch = images.detach() if images.ndim == 4 else images.detach()[None]
     n, channels, height, width = batch.shape
@@ -115,13 +121,16 @@ def corrupt(
         for level in sorted(set(severity)):
             rows = [i for i, own in enumerate(severity) if own == level]
             own_ids = None if checked is None else [checked[i] for i in rows]
-            out[rows] = corrupt(batch[rows], name, level, seed=seed, ids=own_ids, profile=profile, storage=storage)
+            out[rows] = corrupt(
+                batch[rows], name, level, seed=seed, ids=own_ids, profile=profile, storage=storage, pool=pool
+            )
         return out if images.ndim == 4 else out[0]
     if severity == 0 or n == 0:
         out.copy_(batch)
         return out if images.ndim == 4 else out[0]
     settings = parameters(row.name, severity, profile)
     draw, function, function_of_bytes = _functions(row.name)
+    function = function if pool is None else partial(function, pool=pool)
     in_bytes = function_of_bytes if images.dtype == torch.uint8 and STORAGES[storage].lossless else None
     keys = None
     if draw is not None:
@@ -167,11 +176,19 @@ def sample(
         return draw(Stream(keys.to(device)), size, settings)
 
 
-def apply(name: str, images: Tensor, draws: Draws, severity: float, *, profile: str = "auto") -> Tensor:
+def apply(
+    name: str,
+    images: Tensor,
+    draws: Draws,
+    severity: float,
+    *,
+    profile: str = "auto",
+    pool: TilePool | None = None,
+) -> Tensor:
     """Apply a corruption with given draws: deterministic, float32 [n, 3, h, w] in [0, 1] to the same, before storage.
 
-    `draws` come from `sample` with the same severity and profile. Raises TypeError or ValueError for other images and
-    ValueError for draws of another number of images or severity 0.
+    `draws` come from `sample` with the same severity and profile; `pool` is as in `corrupt`. Raises TypeError or
+    ValueError for other images and ValueError for draws of another number of images or severity 0.
     """
     _check_images(images)
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32:
@@ -181,9 +198,21 @@ def apply(name: str, images: Tensor, draws: Draws, severity: float, *, profile: 
     for key, value in draws.items():
         if len(value) != len(images):
             raise ValueError(f"draw {key!r} is for {len(value)} images, not {len(images)}; sample one id per image")
-    _, function, _ = _functions(describe(name).name)
+    row = describe(name)
+    pool = _pool_for(row, pool)
+    _, function, _ = _functions(row.name)
+    function = function if pool is None else partial(function, pool=pool)
     with torch.no_grad():
         return function(images.detach(), draws, settings)
+
+
+def _pool_for(row: Row, pool: TilePool | None) -> TilePool | None:
+    """The pool that a corruption takes: none, or the procedural one if none is given."""
+    if row.pool:
+        return procedural_pool() if pool is None else pool
+    if pool is not None:
+        raise ValueError(f"{row.name} is not made of tiles; leave the pool out")
+    return None
 
 
 @cache

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from corruptions.blur import zoomed
-from corruptions.catalog import Parameters
 from corruptions.kernels import edge, plasma, trail
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
+from corruptions.tables import Parameters
 
 # Packages that carry the photographs of the published frost, and the folder inside.
 _FROST_PACKAGES = {"corrupt_tta": "assets/frost", "imagecorruptions": "frost"}

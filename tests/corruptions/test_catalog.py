@@ -11,7 +11,8 @@ import pytest
 
 import corruptions
 from corruptions.blur import zoom_factors
-from corruptions.catalog import ALIASES, PROFILES, ROWS, parameters
+from corruptions.catalog import ALIASES, ROWS, parameters
+from corruptions.tables import PROFILES
 
 NOISE = ["gaussian_noise", "shot_noise", "impulse_noise"]
 BLUR = ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur"]
