@@ -255,6 +255,7 @@ def _record(
                 "labels_per_class": trial.labels_per_class,
                 "history": lane.history,
                 "skipped": plan.shift.skipped,
+                "pool": plan.shift.pool,
             },
             "weights": {"digest": lane.base_digest, "ready": plan.ready},
             "env": measured.env if measured else environment(),

@@ -156,7 +156,8 @@ class Data(_Part):
     `labels_per_class` is the number of labelled source images per class, None if all were used. `history` names the
     conditions ("fog@5") whose images the method met beside the scored ones, in a pool or along the stream, in order:
     with it the run can be planned again from the record alone. It is empty where only the scored condition counts.
-    `skipped` counts test images that the user left out; such a result is not published.
+    `skipped` counts test images that the user left out; such a result is not published. `pool` names the pictures that
+    tiles pasted over images were made of, where the shift has such corruptions.
     """
 
     digest: Name
@@ -166,6 +167,7 @@ class Data(_Part):
     labels_per_class: Annotated[int, Field(ge=1)] | None = None
     history: tuple[Name, ...] = ()
     skipped: Count = 0
+    pool: Name | None = None
 
 
 class Weights(_Part):

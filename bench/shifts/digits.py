@@ -55,6 +55,7 @@ class Digits:
     has_clean = True
     natural = False
     skipped = 0
+    pool = None
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits

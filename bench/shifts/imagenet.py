@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-import corruptions
 from bench.data.decode import Preprocessing
 from bench.data.folders import SKIP_LIST, listed_folder, read_folder
 from bench.data.imageset import ImageSet
@@ -22,6 +21,7 @@ from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, Publishe
 from bench.shifts.reading import Reading
 from bench.shifts.table import ShiftRow
 from bench.trial import Condition
+from corruptions.tiles import TilePool, folder_pool, procedural_pool
 
 COMMON = (
     "gaussian_noise",
@@ -61,6 +61,7 @@ LAION = (
     "geometric_shapes",
     "luminance_checkerboard",
 )
+_TILES = ("laion-c-tiles",)
 USUAL = Preprocessing(224, 256, "bilinear")
 _SUBSET = 5000
 
@@ -183,8 +184,20 @@ def bar_generated(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def laion_generated(row: ShiftRow, reading: Reading) -> ImageShift:
-    """laion-c-gen: clean validation images of the superclasses under our version of LAION-C."""
-    return _generated(row, reading, LAION, EXTRA, tuple(SUPERCLASSES.values()))
+    """laion-c-gen: clean validation images of the superclasses under our version of LAION-C.
+
+    Mosaic and stickers are made of the pictures in the folder laion-c-tiles of the data root, else of procedural ones.
+    """
+
+    @cache
+    def pool() -> TilePool:
+        folder = reading.find(_TILES)
+        try:
+            return procedural_pool() if folder is None else folder_pool(folder)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    return _generated(row, reading, LAION, EXTRA, tuple(SUPERCLASSES.values()), pool)
 
 
 def ccc(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -282,13 +295,6 @@ def _number(name: str) -> int:
     return int(digits)
 
 
-def _known(names: Sequence[str], row: ShiftRow) -> tuple[str, ...]:
-    found = tuple(name for name in names if name in corruptions.names())
-    if not found:
-        raise UsageError(f"{row.name} needs corruptions that this version does not have; see bench list corruptions")
-    return found
-
-
 def _val(row: ShiftRow, reading: Reading) -> ImageSet:
     root = reading.need(row, "clean ImageNet val as class folders (6.7 GB)")
     return find_set(root, synsets(), as_published=True)
@@ -318,10 +324,10 @@ def _generated(
     names: Sequence[str],
     tuning: Sequence[str],
     members: tuple[tuple[int, ...], ...] | None = None,
+    pool: Callable[[], TilePool] | None = None,
 ) -> ImageShift:
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
     reading.need(row, "clean ImageNet val as class folders (6.7 GB)")
-    names = _known(names, row)
 
     def test() -> Part:
         part = Part.whole(_val(row, reading))
@@ -338,7 +344,7 @@ def _generated(
         members=members,
         source_classes=len(synsets()),
     )
-    shifted = OurCorruptions(stores, row.profile, row.storage)
+    shifted = OurCorruptions(stores, row.profile, row.storage, pool=pool)
     return ImageShift(facts, test, _train(row, reading, members), shifted, stores)
 
 

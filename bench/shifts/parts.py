@@ -22,6 +22,7 @@ from bench.errors import MissingDataError, UsageError
 from bench.shifts.base import NATURAL
 from bench.shifts.table import Family
 from bench.trial import Condition, digest_of
+from corruptions.tiles import TilePool
 
 TRAIN_FROM = 1 << 40
 """Ids of train images start here, so that those of test images do not depend on how many there are."""
@@ -93,12 +94,16 @@ Stores = Callable[[ImageSet], PixelStore]
 
 @dataclass(frozen=True)
 class OurCorruptions:
-    """Clean images under the corruptions of this project, made when asked for; an image's id is its place."""
+    """Clean images under the corruptions of this project, made when asked for; an image's id is its place.
+
+    `pool` opens the pictures for corruptions that are made of tiles; None: the procedural ones.
+    """
 
     stores: Stores
     profile: str
     storage: str
     seed: int = 0
+    pool: Callable[[], TilePool] | None = None
 
     def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
         clean = torch.from_numpy(self.stores(part.images).read(part.at(ids))).to(device)
@@ -113,10 +118,18 @@ class OurCorruptions:
             ids=ids.tolist(),
             profile=self.profile,
             storage=self.storage,
+            pool=self.pool() if self.pool is not None and _of_tiles(condition) else None,
         )
 
     def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
-        return digest_of([self.stores(part.images).digest(part.at(ids)), self.seed, self.profile, self.storage])
+        settings = [self.stores(part.images).digest(part.at(ids)), self.seed, self.profile, self.storage]
+        return digest_of([*settings, self.pool().name] if self.pool is not None and _of_tiles(condition) else settings)
+
+
+def _of_tiles(condition: Condition) -> bool:
+    """Whether a condition is made of the tiles of a pool."""
+    name = condition.corruption
+    return name is not None and name != NATURAL and corruptions.describe(name).pool
 
 
 @dataclass(frozen=True)
@@ -218,6 +231,12 @@ class ImageShift:
     def answers(self, ids: np.ndarray) -> np.ndarray | None:
         """Which classes are right for each image, bool [n, classes]; None where only the label is."""
         return self._answers(ids) if self._answers is not None else None
+
+    @property
+    def pool(self) -> str | None:
+        """The name of the pictures that tiles are made of, None where no corruption of the shift has any."""
+        made = self._shifted
+        return made.pool().name if isinstance(made, OurCorruptions) and made.pool is not None else None
 
     def images(self, ids: np.ndarray, condition: Condition, device: str = "cpu") -> Tensor:
         part = self._part(ids)

@@ -16,7 +16,16 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-EXACT = ("impulse_noise", "shot_noise", "jpeg_compression", "pixelate")
+EXACT = (
+    "impulse_noise",
+    "shot_noise",
+    "jpeg_compression",
+    "pixelate",
+    "glitched",
+    "stickers",
+    "vertical_lines",
+    "geometric_shapes",
+)
 
 
 def test_words_and_uniforms_are_equal() -> None:

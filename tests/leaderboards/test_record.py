@@ -35,7 +35,7 @@ def test_text_gives_the_record_back(content: Content) -> None:
     assert json.loads(record.to_json()) == content | {
         "diagnostics": None,
         "connectivity": None,
-        "data": content["data"] | {"labels_per_class": None, "history": [], "skipped": 0},
+        "data": content["data"] | {"labels_per_class": None, "history": [], "skipped": 0, "pool": None},
         "weights": content["weights"] | {"ready": False},
     }
     assert "\n" not in record.to_json()
