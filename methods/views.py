@@ -13,6 +13,9 @@ from torch import Tensor
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as PIL and torchvision convert to gray
 _ATTEMPTS = 10
+_BLOCK = 32  # pixels of a line that are resampled together
+_DEVIATIONS = 5  # where a blur ends: beyond, its weight is less than 1e-5
+_SMALLEST_SUM = 1e-3
 _GRAY, _SOLARISE, _BLUR = range(3)
 
 
@@ -60,19 +63,26 @@ class Views:
         flip, choice, sigma, brightness, contrast, saturation = draws[:6]
         top, left, high, wide = crop_boxes(draws[6:], height, width, self.scale, self.ratio)
         tall, broad = (height, width) if self.size is None else (self.size, self.size)
-        rows = resampling(top, high, height, tall)
-        columns = resampling(left, wide, width, broad)
-        if self.flip:
-            columns = torch.where((flip < 0.5)[:, None, None], columns.flip(1), columns)
+        mirrored = flip < 0.5 if self.flip else torch.zeros_like(flip, dtype=torch.bool)
         chosen = (choice * 3).long()
+        deviation = None
         if self.three_augment:
             low, top_sigma = self.blur
             # A deviation of a hundredth of a pixel is the identity in float32.
             deviation = torch.where(chosen == _BLUR, low + (top_sigma - low) * sigma, 0.01)
-            blur = gaussian_blur(deviation, tall)
-            rows = blur @ rows
-            columns = (blur if broad == tall else gaussian_blur(deviation, broad)) @ columns
-        views = resample(images, rows / 255, columns).clamp_(0, 1)
+        reach = math.ceil(_DEVIATIONS * self.blur[1]) if self.three_augment else 0
+        if self.size is None and min(bands_of(height, reach), bands_of(width, reach)) > 1:
+            lines = resample_in_bands(images, top, high, torch.zeros_like(mirrored), deviation, reach)
+            views = resample_in_bands(lines, left, wide, mirrored, deviation, reach).div_(255).clamp_(0, 1)
+        else:
+            rows = resampling(top, high, height, tall)
+            columns = resampling(left, wide, width, broad)
+            columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
+            if deviation is not None:
+                blur = gaussian_blur(deviation, tall)
+                rows = blur @ rows
+                columns = (blur if broad == tall else gaussian_blur(deviation, broad)) @ columns
+            views = resample(images, rows / 255, columns).clamp_(0, 1)
         if self.three_augment:
             views = _three_augment(views, chosen)
         if self.jitter:
@@ -131,6 +141,55 @@ def resampling(start: Tensor, length: Tensor, size: int, out: int | None = None)
     return weights / weights.sum(2, keepdim=True)
 
 
+def bands_of(size: int, reach: int) -> int:
+    """In how many bands a line of pixels is resampled; 1 where the whole matrix is as fast."""
+    block = max(block for block in range(1, _BLOCK + 1) if size % block == 0)
+    return size // block if 2 * (block + 2 * reach + 4) <= size and 2 * block >= _BLOCK else 1
+
+
+def resample_in_bands(
+    images: Tensor, start: Tensor, length: Tensor, mirrored: Tensor, deviation: Tensor | None, reach: int
+) -> Tensor:
+    """Stretch [start, start + length) of each column of pixels to all of it, blur it, and transpose each image.
+
+    The same as the matrices of `resampling` and `gaussian_blur`, of which only the parts near the diagonal are taken:
+    each block of pixels comes from a window of the line, `reach` pixels wider on both sides for the blur, whose kernel
+    ends there. images: [n, c, size, m], anything; start, length and deviation (None: no blur): float [n]; mirrored:
+    bool [n]. Gives float32 [n, c, m, size].
+    """
+    count, channels, size, _ = images.shape
+    device = images.device
+    blocks = bands_of(size, reach)
+    block = size // blocks
+    extended, wide = block + 2 * reach, block + 2 * reach + 4
+    firsts = torch.arange(blocks, device=device)[:, None] * block
+    outputs = firsts - reach + torch.arange(extended, device=device)  # [blocks, extended]
+    places = outputs + 0.5
+    places = torch.where(mirrored[:, None, None], size - places, places)
+    centres = start[:, None, None] + places * (length / size)[:, None, None]
+    window = ((centres.amin(2) - 0.5).floor() - 1).clamp_(0, size - wide).long()  # [n, blocks]
+    sources = window[:, :, None] + torch.arange(wide, device=device)
+    pixels = (sources + 0.5)[:, :, None, :]
+    distance = (pixels - centres[..., None]).abs_()
+    far, near = (2 - distance).relu_(), (1 - distance).relu_()
+    weights = far * far * (far - 1) / 2 + near * near * (1 - 2 * near)
+    ends = (start[:, None, None, None], (start + length)[:, None, None, None])
+    weights *= (pixels > ends[0]) & (pixels < ends[1])
+    # Outputs beyond the line have no pixels and are blurred into nothing.
+    weights /= weights.sum(3, keepdim=True).clamp_(min=_SMALLEST_SUM)
+    if deviation is not None:
+        apart = (torch.arange(extended, device=device) - reach - torch.arange(block, device=device)[:, None]).square()
+        logits = apart / (-2 * deviation.square())[:, None, None]
+        outside = (outputs < 0) | (outputs >= size)
+        logits = logits[:, None].masked_fill(outside[None, :, None, :], -math.inf)
+        weights = logits.softmax(3) @ weights
+    rows = images.float().transpose(1, 2).reshape(count * size, -1)
+    places = (sources + size * torch.arange(count, device=device)[:, None, None]).flatten()
+    nearby = rows.index_select(0, places).view(count * blocks, wide, -1)
+    lines = weights.view(count * blocks, block, wide) @ nearby
+    return lines.view(count, size, channels, -1).permute(0, 2, 3, 1).contiguous()
+
+
 def gaussian_blur(deviation: Tensor, size: int) -> Tensor:
     """Matrices [n, size, size] of a Gaussian blur along a line, rows summing to 1. `deviation`: float [n], pixels."""
     pixels = torch.arange(size, device=deviation.device)
@@ -182,6 +241,6 @@ def _gray(images: Tensor) -> Tensor:
 
 def _three_augment(images: Tensor, chosen: Tensor) -> Tensor:
     images = blend_gray(images, (chosen != _GRAY).to(images.dtype))
-    # 127.5 separates 127 from 128 whatever the rounding; 2 is never reached.
-    threshold = torch.where(chosen == _SOLARISE, 127.5 / 255, 2.0)[:, None, None, None]
-    return torch.where(images >= threshold, 1 - images, images)
+    # From half on the lower of a value and what is left of 1 is the inverted one; what is left of 3 is never lower.
+    whole = torch.where(chosen == _SOLARISE, 1.0, 3.0)[:, None, None, None]
+    return torch.minimum(images, whole - images)

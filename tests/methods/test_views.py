@@ -11,13 +11,16 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
+from methods import views as views_module
 from methods.views import (
     Views,
+    bands_of,
     blend_gray,
     colour_jitter,
     crop_boxes,
     gaussian_blur,
     resample,
+    resample_in_bands,
     resampling,
 )
 
@@ -214,3 +217,31 @@ def test_blur_deviations_span_their_interval() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, tuple[float, float]]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Views(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (160, 224), (112, 224)])
+@pytest.mark.parametrize("blurred", [False, True])
+def test_bands_are_the_matrices_they_stand_for(height: int, width: int, blurred: bool) -> None:
+    """Large images are resampled block by block: the same crop, flip and blur as with whole matrices."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (5, 3, height, width), generator=generator, dtype=torch.uint8)
+    draws = torch.rand(40, 5, generator=generator)
+    top, left, tall, wide = crop_boxes(draws, height, width, (0.08, 1.0), (3 / 4, 4 / 3))
+    mirrored = torch.tensor([True, False, True, False, True])
+    deviation = torch.tensor([0.01, 0.4, 1.0, 2.0, 0.01]) if blurred else None
+    reach = 10 if blurred else 0
+    assert bands_of(height, reach) > 1
+    rows, columns = resampling(top, tall, height), resampling(left, wide, width)
+    columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
+    if deviation is not None:
+        rows, columns = gaussian_blur(deviation, height) @ rows, gaussian_blur(deviation, width) @ columns
+    lines = resample_in_bands(images, top, tall, torch.zeros_like(mirrored), deviation, reach)
+    found = resample_in_bands(lines, left, wide, mirrored, deviation, reach)
+    torch.testing.assert_close(found, resample(images, rows, columns), rtol=1e-5, atol=2e-3)
+
+
+def test_views_of_large_images_are_those_of_whole_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (4, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    banded = Views()(images, torch.Generator().manual_seed(1))
+    monkeypatch.setattr(views_module, "bands_of", lambda size, reach: 1)
+    assert (banded - Views()(images, torch.Generator().manual_seed(1))).abs().max() < 1e-4

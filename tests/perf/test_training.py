@@ -1,0 +1,140 @@
+"""What training costs beside the arithmetic that nobody can avoid: tokens, views and the loop, as ratios of one run."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from time import process_time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytest_benchmark.fixture import BenchmarkFixture
+from scipy.stats import t as student
+from torch import Tensor, nn
+from torchvision import transforms
+
+from methods.selfsoup.objectives import mae
+from methods.stock import Architecture, build_encoder
+from methods.training import Group, reset, schedule, train
+from methods.views import Views
+
+pytestmark = pytest.mark.slow
+
+
+def paired(one: Callable[[], object], other: Callable[[], object], pairs: int) -> list[float]:
+    """Processor seconds of `other` over those of `one`, done in turn, so that noise meets both alike."""
+    ratios = []
+    for number in range(pairs):
+        seconds = {}
+        for function in (one, other) if number % 2 else (other, one):
+            start = process_time()
+            function()
+            seconds[function] = process_time() - start
+        ratios.append(seconds[other] / seconds[one])
+    return ratios
+
+
+def test_an_encoder_that_sees_a_quarter_of_the_patches_is_three_times_as_fast(benchmark: BenchmarkFixture) -> None:
+    """Forward and backward of the encoder alone, 64 patches, of which 16 are visible."""
+    torch.set_num_threads(1)
+    shape = Architecture(image_size=32, patch_size=4, dim=64, depth=4, heads=4)
+    encoder = build_encoder(shape)
+    generator = torch.Generator().manual_seed(0)
+    reset(encoder, generator)
+    patches = mae.patchify(torch.rand(64, 3, 32, 32, generator=generator), 4)
+    order = mae.random_order(64, 64, generator)
+    kept = mae.visible_patches(64, 0.75)
+
+    def step(seen: int) -> None:
+        mae.encode_visible(encoder, patches, order[:, :seen]).square().mean().backward()  # type: ignore[no-untyped-call]
+        encoder.zero_grad()
+
+    step(64)
+    ratio = float(np.median(paired(lambda: step(kept), lambda: step(64), 9)))
+    benchmark.extra_info["times as fast"] = ratio
+    benchmark.pedantic(step, (kept,), rounds=1)
+    sys.stderr.write(f"\nencoder on 25 % of the patches: {ratio:.2f}x the rate on all\n")
+    assert ratio >= 3
+
+
+@pytest.mark.parametrize(("side", "count", "least"), [(32, 128, 5.0), (224, 8, 0.6)])
+def test_views_of_a_batch_against_pictures_one_by_one(
+    side: int, count: int, least: float, benchmark: BenchmarkFixture
+) -> None:
+    """The whole pipeline of DeiT III from pixels to floats, torchvision's on PIL images against ours, on one core.
+
+    At 224 pixels PIL's own kernels are at work, not the overhead of a call: one core is about as fast either way.
+    """
+    torch.set_num_threads(1)
+    pipeline = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(side, (0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomChoice(
+                [
+                    transforms.Grayscale(3),
+                    transforms.RandomSolarize(128, p=1.0),
+                    transforms.GaussianBlur(9, (0.1, 2.0)),
+                ]
+            ),
+            transforms.ColorJitter(0.3, 0.3, 0.3),
+            transforms.ToTensor(),
+        ]
+    )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    views = Views()
+
+    def batched() -> Tensor:
+        return views(pixels, generator)
+
+    def one_by_one() -> Tensor:
+        return torch.stack([pipeline(picture) for picture in pictures])
+
+    batched(), one_by_one()
+    ratio = float(np.median(paired(batched, one_by_one, 9)))
+    benchmark.extra_info["times as fast"] = ratio
+    benchmark.pedantic(batched, rounds=1)
+    sys.stderr.write(f"\n3-Augment at {side} px: {ratio:.1f}x torchvision on PIL\n")
+    assert ratio >= least
+
+
+def bare(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """A loop with nothing in it but the step."""
+    parameters = list(model.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True)
+    factors = schedule(len(batches), 0.1)
+    for factor, batch in zip(factors, batches, strict=True):
+        optimiser.param_groups[0]["lr"] = 1e-3 * factor
+        model(batch).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+
+def test_the_loop_adds_little_to_a_bare_one(benchmark: BenchmarkFixture) -> None:
+    """Upper 95 % bound of the mean overhead over 40 pairs of 20 steps of a small transformer, one thread."""
+    torch.set_num_threads(1)
+    shape = Architecture(image_size=32, patch_size=4, dim=64, depth=4, heads=4)
+    encoder = build_encoder(shape)
+    generator = torch.Generator().manual_seed(0)
+    reset(encoder, generator)
+    batches = [torch.rand(32, 3, 32, 32, generator=generator) for _ in range(20)]
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+
+    def ours() -> Tensor:
+        loss = lambda batch: encoder(batch).square().mean()  # noqa: E731
+        return train(loss, batches, [Group(trained, 1e-3, 0.1)], steps=20, weight_decay=0.01)
+
+    bare(encoder, batches)
+    ours()
+    logs = np.log(paired(lambda: bare(encoder, batches), ours, 40))
+    mean, error = logs.mean(), logs.std(ddof=1) / math.sqrt(len(logs))
+    upper = math.exp(mean + float(student.ppf(0.95, len(logs) - 1)) * error) - 1
+    benchmark.extra_info["overhead"] = math.exp(mean) - 1
+    benchmark.pedantic(ours, rounds=1)
+    sys.stderr.write(f"\ntraining loop: {math.exp(mean) - 1:+.1%} over a bare one, at most {upper:+.1%} (95 %)\n")
+    assert upper <= 0.05
