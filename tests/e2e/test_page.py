@@ -40,7 +40,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> list[Board]:
     made = []
     for protocol in ("reset_each_shift", "continual"):
         spec = {
-            "method": "source,tent",
+            "method": "source,tent,t3a,lame",
             "shift": "digits-c",
             "corruption": "fog,contrast",
             "severity": "3,5",
@@ -76,13 +76,6 @@ def names(page: Any, board: int = 0) -> list[str]:
     return rows.all_inner_texts()
 
 
-def column(page: Any, title: str, board: int = 0) -> list[float]:
-    place = page.locator(f'section[data-board="{board}"] thead th').all_inner_texts().index(title)
-    rows = page.locator(f'section[data-board="{board}"] tbody tr[data-row]:visible')
-    cells = [row.locator("td, th").nth(place).get_attribute("data-value") for row in rows.all()]
-    return [float(cell) for cell in cells if cell]
-
-
 def header(page: Any, title: str, board: int = 0) -> Any:
     return page.locator(f'section[data-board="{board}"] thead th button', has_text=title).first
 
@@ -95,21 +88,51 @@ def test_what_it_says_it_shows(page: Any, boards: list[Board]) -> None:
     assert page.locator("nav a").get_attribute("href") == "index.html"
 
 
+def in_track(page: Any, title: str, track: str = "A", board: int = 0) -> list[float]:
+    """The values of a column in the rows of one track, from top to bottom."""
+    place = page.locator(f'section[data-board="{board}"] thead th').all_inner_texts().index(title)
+    rows = page.locator(f'section[data-board="{board}"] tbody[data-track="{track}"] tr[data-row]')
+    return [float(row.locator("td, th").nth(place).get_attribute("data-value")) for row in rows.all()]
+
+
+def told(page: Any, title: str) -> str:
+    return str(header(page, title).locator("xpath=..").get_attribute("aria-sort"))
+
+
 def test_a_column_sorts_both_ways_and_tells_so(page: Any) -> None:
-    header(page, "clean").click()
-    first = column(page, "clean")
-    header(page, "clean").click()
-    second = column(page, "clean")
-    assert first in (sorted(first), sorted(first, reverse=True))
-    assert second == first[::-1]
-    told = header(page, "clean").locator("xpath=..").get_attribute("aria-sort")
-    assert told == ("ascending" if second == sorted(second) else "descending")
+    assert told(page, "accuracy") == "descending"
+    for title in ("ECE", "accuracy"):
+        orders = []
+        for _ in range(2):
+            header(page, title).click()
+            values = in_track(page, title)
+            assert len(set(values)) == 3
+            assert values == sorted(values, reverse=told(page, title) == "descending")
+            orders.append(told(page, title))
+        assert sorted(orders) == ["ascending", "descending"]
+    assert told(page, "ECE") == "None"
+    header(page, "method").click()
+    assert names(page) == ["source", "lame", "t3a", "tent"]
+    header(page, "method").click()
+    assert names(page) == ["source", "tent", "t3a", "lame"]
+
+
+def test_an_open_row_moves_with_its_method(page: Any) -> None:
+    page.locator("tbody button.open", has_text="t3a").first.click()
+    page.locator("tr.detail").wait_for()
+    for _ in range(2):
+        header(page, "method").click()
+        before = page.locator("tr.detail").evaluate(
+            "row => row.previousElementSibling.querySelector('button').textContent"
+        )
+        assert before == "t3a"
 
 
 def test_the_keyboard_sorts_and_opens(page: Any) -> None:
     header(page, "clean").focus()
     page.keyboard.press("Enter")
-    assert column(page, "clean") in (sorted(column(page, "clean")), sorted(column(page, "clean"), reverse=True))
+    values = in_track(page, "clean")
+    assert values == sorted(values, reverse=told(page, "clean") == "descending")
     opener = page.locator("tbody button.open").first
     opener.focus()
     page.keyboard.press("Space")
