@@ -170,18 +170,18 @@ class PixelStore:
             rows = rows[~self._digests[rows].any(axis=1)]
             one_by_one = map if self.workers == 0 else pool.map
             decoded = list(one_by_one(self._decode_one, rows.tolist()))
-            self._write(0, self._row_bytes, rows, [pixels.tobytes() for pixels in decoded])
+            self._write(0, self._row_bytes, rows, [pixels.data for pixels in decoded])
             self._write(self._digests_at, _DIGEST_BYTES, rows, [_hash(pixels) for pixels in decoded])
 
     def _decode_one(self, row: int) -> Pixels:
         return self.preprocessing(self.images.read(row), self.images.name(row))
 
-    def _write(self, start: int, size: int, rows: np.ndarray, values: Sequence[bytes]) -> None:
+    def _write(self, start: int, size: int, rows: np.ndarray, values: Sequence[bytes | memoryview]) -> None:
         # Written with pwrite, not through the map: a full disk is then an error and not a signal that ends the process.
         assert self._file is not None
         try:
             for row, value in zip(rows.tolist(), values, strict=True):
-                view = memoryview(value)
+                view = memoryview(value).cast("B")
                 offset = start + row * size
                 while view:
                     written = os.pwrite(self._file.fileno(), view, offset)

@@ -1,0 +1,150 @@
+"""What decoding once is worth, as ratios of paired runs, and how little memory it takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.data.decode import Preprocessing
+from bench.data.folders import read_folder
+from bench.data.store import PixelStore
+from bench.run import run
+from bench.spec import make_spec
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def write_photos(root: Path, count: int, size: tuple[int, int] = (500, 375), classes: int = 2) -> None:
+    """JPEGs of the usual size and detail of ImageNet: smooth shapes under fine texture, about 60 kB each."""
+    rng = np.random.default_rng(0)
+    width, height = size
+    for number in range(count):
+        shapes = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        texture = rng.normal(0, 8, (height, width, 1))
+        pixels = np.clip(np.asarray(shapes) + texture, 0, 255).astype(np.uint8)
+        place = root / f"c{number % classes}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number:05d}.JPEG", quality=90)
+
+
+def test_reading_decoded_pixels_against_decoding_them(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """The same batches, read from the file of pixels and decoded, resized and cropped; one process, no threads."""
+    write_photos(tmp_path / "photos", 64)
+    images, usual = read_folder(tmp_path / "photos"), Preprocessing(224, 256)
+    store = PixelStore(images, usual)
+    rows = np.random.default_rng(1).permutation(64)
+    expected = np.stack([usual(images.read(int(row)), "x") for row in rows])
+    assert np.array_equal(store.read(rows), expected)
+    seconds: dict[str, list[float]] = {"decoded": [], "read": []}
+    for _ in range(7):
+        start = time.perf_counter()
+        np.stack([usual(images.read(int(row)), "x") for row in rows])
+        middle = time.perf_counter()
+        for low in range(0, 64, 32):
+            store.read(rows[low : low + 32])
+        seconds["decoded"].append(middle - start)
+        seconds["read"].append(time.perf_counter() - middle)
+    benchmark.pedantic(store.read, (rows,), rounds=20)
+    ratio = float(np.median(np.divide(seconds["decoded"], seconds["read"])))
+    benchmark.extra_info["decoding / reading"] = round(ratio, 1)
+    assert ratio >= 15
+
+
+def test_a_run_on_decoded_pixels_against_one_that_decodes_each_time(
+    benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three methods under fifteen corruptions on the bundled stock, from the first file to the last record."""
+    write_photos(tmp_path / "set" / "test", 128)
+    write_photos(tmp_path / "set" / "train", 22)
+    settings: dict[str, Any] = {"method": "source,tent,t3a", "shift": f"folder:{tmp_path / 'set'}", "stock": "digits",
+                                "split": "transductive", "jobs": 1, "workers": 0}  # fmt: skip
+
+    def whole(name: str) -> float:
+        monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / name))
+        start = time.process_time()  # one process and thread: what others do on the machine is left out
+        outcome = run(make_spec({**settings, "out": tmp_path / name / "out"}))
+        seconds = time.process_time() - start
+        assert (outcome.failed, outcome.done) == (0, 48)
+        return seconds
+
+    def decode(self: PixelStore, rows: np.ndarray) -> np.ndarray:
+        return np.stack([self._decode_one(int(row)) for row in rows])
+
+    ratios = []
+    whole("warm")  # imports, and the first use of every corruption
+    for pair in range(2):
+        with monkeypatch.context() as each_time:
+            each_time.setattr(PixelStore, "read", decode)
+            slow = whole(f"decoded{pair}")
+        ratios.append(slow / whole(f"read{pair}"))
+    benchmark.pedantic(whole, ("last",), rounds=1)
+    benchmark.extra_info["decoding each time / once"] = round(float(np.median(ratios)), 2)
+    assert np.median(ratios) >= 3
+
+
+STREAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from bench.protocols import Segment
+from bench.shifts import load_shift
+from bench.stream import Stream
+from bench.trial import CLEAN, Condition
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+shift = load_shift("folder:" + sys.argv[1])
+ids = shift.ids("test")
+peak = 0
+from bench.data import store
+write = store.PixelStore._write
+def watched(self, *arguments):
+    global peak
+    peak = max(peak, anonymous())
+    write(self, *arguments)
+store.PixelStore._write = watched
+shift.digest(ids, Condition("brightness", 3))
+for condition in (CLEAN, Condition("brightness", 3)):
+    segment = Segment(True, False, (condition,), np.zeros(len(ids), dtype=np.int64), ids)
+    stream = Stream(shift, segment, 64, "cpu")
+    while not stream.ended:
+        stream.ask()
+        peak = max(peak, anonymous())
+        stream.answered()
+print(peak)
+"""
+
+
+def _peak(photos: Path) -> int:
+    """Kilobytes of anonymous memory at the peak of decoding and streaming a folder."""
+    done = subprocess.run([sys.executable, "-c", STREAM, str(photos)], capture_output=True, text=True, check=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    return int(done.stdout)
+
+
+def test_memory_stays_flat_as_a_set_grows_tenfold(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    for name, count in (("small", 150), ("large", 1500)):
+        write_photos(tmp_path / name, count, (256, 256))
+    small = _peak(tmp_path / "small")
+    large = benchmark.pedantic(_peak, (tmp_path / "large",), rounds=1)
+    grown = 1350 * 3 * 224 * 224 / 1024
+    benchmark.extra_info["peak MB"] = [round(small / 1024), round(large / 1024)]
+    assert large - small < 0.1 * grown, f"{small} kB for 150 images, {large} kB for 1500"
