@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +19,11 @@ from bench.cli import app
 from bench.errors import UsageError
 from bench.registry import parse_method, plugins, source_digest
 from bench.run import Outcome
-from tests.bench.test_readme import blocks
 
 Quick = Callable[..., Outcome]
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "class SharpTent" in block)
 
 BROKEN = '''
 from methods.base import Adapter
@@ -104,9 +107,8 @@ def test_a_broken_method_is_told_which_rules_and_ends_with_4(tmp_path: Path) -> 
 
 
 def test_the_example_of_the_readme_keeps_every_rule(tmp_path: Path) -> None:
-    source = next(block for block in blocks("python") if "class SharpTent" in block)
     file = tmp_path / "sharp.py"
-    file.write_text(source)
+    file.write_text(EXAMPLE)
     result = bench("check", "method", str(file))
     assert result.exit_code == 0, result.output
 
@@ -141,8 +143,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package.mkdir(parents=True)
     info.mkdir()
     (package / "__init__.py").write_text("")
-    source = next(block for block in blocks("python") if "class SharpTent" in block)
-    (package / "sharp.py").write_text(source)
+    (package / "sharp.py").write_text(EXAMPLE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-tta\nVersion: 1.0\n")
     names = "sharp_tent = their_tta.sharp:SharpTent\ntent = their_tta.sharp:SharpTent\ngone = their_tta.gone:Gone\n"
     (info / "entry_points.txt").write_text(f"[soupbench.methods]\n{names}")

@@ -1,10 +1,13 @@
-"""Every golden run of the entropy family, and mutants that the comparison must tell apart.
+"""Every golden run, also after a reset, and mutants that the comparison must tell apart.
 
 The stored logits are outputs of the authors' releases (tests/golden); nothing here was made by our code.
 """
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Adapter, Source
+from methods.bn import BatchNormStatistics
 from methods.deyo import Deyo
 from methods.eata import Eata
 from methods.eta import Eta
+from methods.lame import Lame
 from methods.norms import norm_parameters
 from methods.online import NormAdapter
 from methods.rdumb import Rdumb
 from methods.rpl import Rpl
 from methods.sar import Sar
+from methods.t3a import T3A
+from methods.tent import Tent
+
+
+class LameProbabilities(Lame):
+    """The stored run holds probabilities, of which LAME gives the logarithm."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        return super().predict(images).exp()
+
 
 ETA = {"lr": 1e-2, "epsilon": 0.4}
 RUNS: dict[str, tuple[type[Adapter], dict[str, Any]]] = {
@@ -35,21 +50,57 @@ RUNS: dict[str, tuple[type[Adapter], dict[str, Any]]] = {
     "test_vit__deyo": (Deyo, {"lr": 1e-2, "plpd": 0.2, "official_names": True}),
     "test_resnet__rpl": (Rpl, {"lr": 5e-4}),
     "test_resnet__rdumb": (Rdumb, {"epsilon": 0.4}),
+    "test_resnet__norm": (BatchNormStatistics, {}),
+    "test_resnet__tent": (Tent, {}),
+    "test_vit__tent": (Tent, {}),
+    "test_resnet__tent_lr0.01": (Tent, {"lr": 1e-2}),
+    "test_vit__tent_lr0.01": (Tent, {"lr": 1e-2}),
+    "test_resnet__lame": (LameProbabilities, {}),
+    "test_vit__lame": (LameProbabilities, {}),
+    "test_resnet__t3a": (T3A, {"official_quirks": True}),
+    "test_vit__t3a": (T3A, {"official_quirks": True}),
 }
 
 
-def difference(golden: Any, run: str, adapter: type[Adapter] | None = None, seed: int = 7, **changed: Any) -> float:
+def difference(
+    golden: Any,
+    run: str,
+    adapter: type[Adapter] | None = None,
+    seed: int = 7,
+    after_reset: bool = False,
+    **changed: Any,
+) -> float:
     chosen, options = RUNS[run]
     chosen = adapter or chosen
     model = golden.model(run.partition("__")[0])
     config = chosen.Config(**{**options, **changed})
-    found: float = golden.difference(chosen(model, config, torch.Generator().manual_seed(seed)), run)
+    found: float = golden.difference(
+        chosen(model, config, torch.Generator().manual_seed(seed)), run, after_reset=after_reset
+    )
     return found
 
 
+def test_every_stored_run_is_compared() -> None:
+    stored = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())
+    assert RUNS.keys() == stored["runs"].keys()
+
+
+@pytest.mark.parametrize("after_reset", [False, True])
 @pytest.mark.parametrize("run", RUNS)
-def test_matches_the_official_logits(golden: Any, run: str) -> None:
-    assert difference(golden, run) <= 1e-4
+def test_matches_the_official_logits(golden: Any, run: str, after_reset: bool) -> None:
+    assert difference(golden, run, after_reset=after_reset) <= 1e-4
+
+
+@pytest.mark.parametrize("run", ["test_resnet__tent_lr0.01", "test_vit__tent_lr0.01", "test_resnet__eta"])
+def test_momentum_kept_over_a_reset_is_told_apart(golden: Any, run: str) -> None:
+    class KeepsMomentum(RUNS[run][0]):  # type: ignore[misc]
+        def reset(self) -> None:
+            kept = copy.deepcopy(self.optimizer.state_dict())
+            super().reset()
+            self.optimizer.load_state_dict(kept)
+
+    assert difference(golden, run, KeepsMomentum) <= 1e-4
+    assert difference(golden, run, KeepsMomentum, after_reset=True) > 1e-3
 
 
 class Nesterov(NormAdapter):
