@@ -116,6 +116,9 @@ def make_plan(spec: RunSpec) -> Plan:
     out = spec.out or default_folder(spec)
     if spec.offline:
         go_offline()
+    row = find_row(spec.shift)
+    if row.protocol and spec.protocol.partition(":")[0] != row.protocol:
+        raise UsageError(f"{row.name} is one stream, not conditions side by side; add --protocol {row.protocol}")
     name, base = _base(spec, device)
     workers = cores() if spec.workers is None else spec.workers
     reading = Reading(spec.data_root, preprocessing_of(base), spec.offline, workers)
@@ -181,7 +184,7 @@ def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
     if spec.stock:
         return spec.stock, load_stock(spec.stock)
     # The files of the shift are looked for first: they are what most people lack.
-    load_shift(spec.shift, spec.data_root)
+    load_shift(spec.shift, reading=Reading(spec.data_root, offline=spec.offline))
     if row.default_model and all(m.recipe.name == "source" for m in _methods(spec)):
         return row.default_model, load_model(row.default_model)
     stock = find_stock(row, Reading(spec.data_root).root)

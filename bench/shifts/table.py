@@ -17,7 +17,7 @@ class ShiftRow:
     read; so are `clean` (the same images unshifted) and `train` (source images), both optional. `hub` is a repository
     of the hub and `hub_test` its scored split, `doi` an archive of Zenodo whose files and checksums are listed:
     `bench data fetch` gets them from there. `origin` says where people get what has neither. `gigabytes` is what a
-    fetch brings.
+    fetch brings. `protocol` is the only one that a stream makes sense under.
     """
 
     name: str
@@ -38,6 +38,7 @@ class ShiftRow:
     hub_test: str = "test"
     doi: str = ""
     origin: str = ""
+    protocol: str = ""
     gigabytes: float = 0.0
 
     @property
@@ -204,6 +205,7 @@ _IMAGENET_ROWS = (
         _MAE,
         default_model=_RESNET,
         profile="imagenet224",
+        protocol="ccc_uncalibrated",
         places=_VAL,
         train=_TRAIN,
         origin=_ACCOUNT,
