@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
 
 from corruptions.kernels import blur, box_windows, half_mirror
 from corruptions.noise import Draws, Size
@@ -122,7 +124,7 @@ def _box_places(size: int, target: int, device: torch.device) -> tuple[tuple[Ten
 
 
 def jpeg_compression(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """Saved as JPEG of a quality (4:2:0, standard tables) and read again by libjpeg, as Pillow does it."""
+    """Saved as JPEG of a quality (4:2:0, standard tables) and read again, by Pillow."""
     (quality,) = parameters
     return jpeg_round_trip((images * 255).round_(), round(quality)).float().div_(255)
 
@@ -134,11 +136,18 @@ def jpeg_compression_bytes(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def jpeg_round_trip(levels: Tensor, quality: int) -> Tensor:
-    """Levels 0 .. 255 [n, 3, h, w], truncated to bytes, through libjpeg, uint8.
+    """Levels 0 .. 255 [n, 3, h, w], truncated to bytes, through Pillow's JPEG, uint8.
 
-    The codec runs on the CPU whatever the device: the one corruption that leaves it.
+    The codec runs on the CPU whatever the device: the one corruption that leaves it, by way of Pillow.
     """
     # By way of 16 bits, as casting floats to bytes is slow on CPUs.
     images = (levels.to(torch.int16) if levels.is_floating_point() else levels).to("cpu", torch.uint8)
-    stored = torch.stack([decode_jpeg(encode_jpeg(image, quality)) for image in images])
+    stored = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for image, target in zip(images.contiguous().numpy(), stored.numpy(), strict=True):
+        file = io.BytesIO()
+        # Plane by plane, as Pillow interleaves channels faster than arrays do.
+        Image.merge("RGB", [Image.fromarray(plane) for plane in image]).save(file, "JPEG", quality=quality)
+        with Image.open(file) as read:
+            for plane, place in zip(read.split(), target, strict=True):
+                place[:] = np.asarray(plane)
     return stored.to(levels.device)
