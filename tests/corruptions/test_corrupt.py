@@ -48,11 +48,15 @@ def test_a_batch_in_a_batch_out(name: str, pictures: Pictures) -> None:
     assert not torch.equal(out, images)
 
 
+SIZES = [(37, 53), (53, 37), (1, 1), (2, 9), (32, 33), (70, 130)]
+LARGE = [(160, 224), (224, 160), (256, 257), (257, 256), (512, 512), (600, 900)]
+
+
 @every
-@pytest.mark.parametrize("size", [(37, 53), (53, 37), (1, 1), (2, 9), (32, 33), (70, 130)])
+@pytest.mark.parametrize("size", [*SIZES, *(pytest.param(size, marks=pytest.mark.slow) for size in LARGE)])
 def test_any_size(name: str, size: tuple[int, int], pictures: Pictures) -> None:
     images = pictures(2, *size)
-    for severity in (1, 3, 5):
+    for severity in (1, 2, 3, 4, 5):
         out = corrupt(images.float() / 255, name, severity, ids=range(2), storage="none")
         assert out.shape == images.shape
         assert out.isfinite().all()
@@ -163,6 +167,51 @@ def test_memory_layout_gradients_and_types_are_kept(name: str, pictures: Picture
     assert not corrupt(needs_grad, name, 3, ids=range(2)).requires_grad
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         assert corrupt(images.to(dtype) / 255, name, 3, ids=range(2)).dtype == dtype
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_the_same_picture(name: str, dtype: torch.dtype, pictures: Pictures) -> None:
+    images = pictures(2, 32, 40)
+    halves = (images / 255).to(dtype)
+    out = corrupt(halves, name, 3, ids=range(2), storage="none")
+    assert out.min() >= 0
+    assert out.max() <= 1
+    # What was lost by rounding the input is lost for its float copy too.
+    expected = corrupt(halves.float(), name, 3, ids=range(2), storage="none")
+    assert (out.float() - expected).abs().max() <= torch.finfo(dtype).eps
+
+
+def test_images_without_content_keep_what_the_definitions_leave() -> None:
+    black, white, grey = (torch.full((1, 3, 32, 32), level) for level in (0.0, 1.0, 0.5))
+
+    def made(image: Tensor, name: str, severity: float = 5) -> Tensor:
+        return corrupt(image, name, severity, ids=[0], storage="none")
+
+    assert torch.equal(made(black, "fog"), black)  # fog is as bright as the image's brightest value
+    for image in (black, white, grey):
+        for name in ("contrast", "gaussian_blur", "motion_blur", "zoom_blur", "elastic_transform", "pixelate"):
+            assert torch.allclose(made(image, name), image, atol=3e-3)
+    assert torch.equal(made(black, "shot_noise"), black)
+    assert torch.equal(made(black, "speckle_noise"), black)
+    assert torch.allclose(made(black, "brightness"), torch.tensor(0.3))
+    # Grey has the hue 0, which is red: it reddens where saturation is added, at severities 4 and 5.
+    assert torch.equal(made(grey, "saturate", 3), grey)
+    assert torch.allclose(made(grey, "saturate", 4)[:, 0], torch.tensor(0.5))
+    assert torch.allclose(made(grey, "saturate", 4)[:, 1:], torch.tensor(0.45))
+
+
+def test_borders_repeat_mirror_or_wrap_as_defined() -> None:
+    # One bright column beside the edge: repeating the edge, mirroring at it and mirroring before it differ.
+    image = torch.zeros(1, 3, 32, 32)
+    image[..., 1] = 1
+    repeated = corrupt(image, "gaussian_blur", 1, profile="tiny64", storage="none")[0, 0, 16]
+    taps = torch.tensor([torch.exp(torch.tensor(-0.5 * (i / 0.5) ** 2)) for i in range(-2, 3)])
+    taps /= taps.sum()
+    assert torch.allclose(repeated[:3], torch.stack([taps[3], taps[2], taps[1]]), atol=1e-6)
+    # A plus of five pixels, mirrored at the edge pixel: the bright column is seen on both sides of the first.
+    mirrored = corrupt(image, "defocus_blur", 2, profile="tiny64", storage="none")[0, 0, 16]
+    assert torch.allclose(mirrored[:3], torch.tensor([0.4, 0.6, 0.2]), atol=1e-3)
 
 
 @every
