@@ -231,13 +231,14 @@ def plasma(uniforms: Tensor, decay: float) -> Tensor:
         count = total.shape[1] * total.shape[2]
         noise = uniforms[:, used : used + count].view_as(total)
         used += count
-        return total.div_(4).add_(noise, alpha=2 * wibble * wibble).sub_(wibble * wibble)
+        # Product and sum apart, so that no processor fuses them: pictures made of plasma are pinned.
+        return total.div_(4).add_((2 * noise).sub_(1).mul_(wibble * wibble))
 
     for _ in range(side.bit_length() - 1):
         pairs = field + field.roll(-1, 1)
         centres = noisy_mean(pairs + pairs.roll(-1, 2))
         right = noisy_mean((centres + centres.roll(1, 1)).add_(field).add_(field.roll(-1, 2)))
-        below = noisy_mean((centres + centres.roll(1, 2)).add_(pairs))
+        below = noisy_mean((centres + centres.roll(1, 2)).add_(field).add_(field.roll(-1, 1)))
         finer = field.new_empty(n, 2 * field.shape[1], 2 * field.shape[1])
         finer[:, ::2, ::2], finer[:, 1::2, 1::2] = field, centres
         finer[:, ::2, 1::2], finer[:, 1::2, ::2] = right, below
