@@ -141,6 +141,11 @@ def write_settings(plan: Plan) -> None:
     values = plan.spec.model_dump(
         mode="json", by_alias=True, exclude={"out", "rerun", "only_failed", "launch", "slurm"}, exclude_none=True
     )
+    # TOML has no word for nothing; options that are None are so by default.
+    values["set"] = {
+        method: {name: value for name, value in options.items() if value is not None}
+        for method, options in values["set"].items()
+    }
     write_bytes(plan.out / "run.toml", tomli_w.dumps(values).encode())
 
 
