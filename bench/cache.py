@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.errors import BenchError
@@ -31,3 +33,25 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise BenchError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Wait until nobody else holds this file, in any process or machine that sees it, and hold it.
+
+    Raises BenchError where the file cannot be made.
+    """
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path)
+        held.acquire()
+    except OSError as error:
+        raise BenchError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        held.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,8 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
     spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
     assert spec.out is not None
     handler = _log_to(spec.out)
+    # Schedulers and shells that end a program politely get what an interrupt gets.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with RunProgress() as progress:
             outcome = run(spec, progress)
@@ -66,6 +69,7 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
         again = shlex.join(["bench", "run", str(spec.out / "run.toml"), "--out", str(spec.out)])
         raise Interrupted(f"interrupted; what is finished is kept, continue with: {again}") from None
     finally:
+        signal.signal(signal.SIGTERM, before)
         logging.getLogger().removeHandler(handler)
         handler.close()
     for error in outcome.errors[:5]:
@@ -190,6 +194,9 @@ class RunProgress(Watcher):
         self._task = self._bar.add_task("starting", total=self._total)
         if self._total:
             _say(f"{trainings} trainings and {streams} streams in {jobs} process{'es' if jobs > 1 else ''}")
+
+    def noted(self, text: str) -> None:
+        _say(text)
 
     def started(self, label: str) -> None:
         self._bar.update(self._task, description=label[:60].ljust(60))

@@ -1,4 +1,4 @@
-"""Checkpoints of a training in one file, so that a killed one goes on where it was."""
+"""Checkpoints of a training or a stream in one file, so that a killed one goes on where it was."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.cache import write_bytes
+from bench.errors import BenchError
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +24,16 @@ _POINTS = 500
 
 
 class FileKeeper:
-    """Keeps a training's state in one file, written whole or not at all and at most once in `seconds`.
+    """Keeps a state in one file, written whole or not at all and at most once in `seconds`.
 
-    A damaged file counts as none. `seconds_before` is the time that earlier attempts spent up to their last
+    A damaged file counts as none, and where the disk is full the work goes on without. Tensors come back on `place`
+    (None: where they were). `seconds_before` is the time that earlier attempts spent up to their last
     checkpoint; `losses` are those of a finished training, thinned to 500 points.
     """
 
-    def __init__(self, path: Path, seconds: float = SECONDS) -> None:
-        self._path = path
-        self._seconds = seconds
+    def __init__(self, path: Path, seconds: float | None = None, place: str | None = "cpu") -> None:
+        self._path, self._place = path, place
+        self._seconds = SECONDS if seconds is None else seconds
         self._began = self._last = time.monotonic()
         self.seconds_before = 0.0
         self.losses: list[float] = []
@@ -40,10 +42,10 @@ class FileKeeper:
         if not self._path.is_file():
             return None
         try:
-            state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self._path, map_location=self._place, weights_only=True)
             self.seconds_before = float(state["seconds"])
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            log.warning("checkpoint %s is damaged (%s); the training starts again", self._path, error)
+            log.warning("checkpoint %s is damaged (%s); this starts again", self._path, error)
             self.forget()
             return None
         log.info("continuing from step %d", state["step"])
@@ -55,7 +57,10 @@ class FileKeeper:
     def save(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save(state | {"seconds": self.seconds_before + time.monotonic() - self._began}, buffer)
-        write_bytes(self._path, buffer.getvalue())
+        try:
+            write_bytes(self._path, buffer.getvalue())
+        except BenchError as error:
+            log.warning("no checkpoint: %s", error)
         self._last = time.monotonic()
 
     def finished(self, losses: Tensor) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench.cache import cache_dir, weights_path
+from bench.cache import cache_dir, lock, weights_path
 from bench.errors import BenchError
 from bench.keeper import FileKeeper
 from bench.models import load_weights, save_weights
@@ -118,8 +118,15 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
 def cook(key: str, draws: int, payload: bytes, device: str, label: str, stocks: Sequence[str]) -> None:
     """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds.
 
-    `stocks` are the digests of all weights that were given and not made on the way.
+    `stocks` are the digests of all weights that were given and not made on the way. Of several processes that are to
+    cook the same, one does and the others wait for it.
     """
+    with lock(cache_dir() / "locks" / f"{key}.lock"):
+        if cooked(key) is None:
+            _cook(key, draws, payload, device, label, stocks)
+
+
+def _cook(key: str, draws: int, payload: bytes, device: str, label: str, stocks: Sequence[str]) -> None:
     function, config, inputs, data, resumable = pickle.loads(payload)
     weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
     generator = torch.Generator(device=device).manual_seed(draws)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from bench.shifts.reading import Reading
 from bench.stream import Stream
 from bench.trial import CLEAN, Condition
 from leaderboards.predictions import Predictions
-from methods.base import Adapter, Source, SourceBatch
+from methods.base import Adapter, Keeper, Source, SourceBatch
 from methods.stock import Classifier
 from methods.table import Access
 
@@ -74,9 +74,10 @@ class Measured:
     clean_accuracy_after: float | None = None
 
 
-def evaluate(job: Evaluation) -> list[Measured]:
+def evaluate(job: Evaluation, keep: Keeper | None = None) -> list[Measured]:
     """Run an adapter along a chain of segments that share its state, and measure each condition.
 
+    With `keep` it goes on where it was killed, with the same predictions to the bit on the same kind of machine.
     Raises FloatingPointError where outputs are not finite: they are reported, never averaged.
     """
     shift = _shift(job.shift, job.reading)
@@ -87,29 +88,83 @@ def evaluate(job: Evaluation) -> list[Measured]:
     adapter.prepare(_source(shift, job, adapter.access))
     passes = Passes()
     passes.watch(vars(adapter))
-    measured: list[Measured] = []
-    last: list[Measured] = []
-    for segment in job.segments:
-        if segment.reset:
-            adapter.reset()
-        measured += last
-        last = _run_segment(adapter, shift, segment, job, passes)
-    if job.clean is not None:
-        clean = _run_segment(adapter, shift, job.clean, job, passes)
-        after = float(np.mean(np.concatenate([part.predictions.hits for part in clean])))
-        last = [replace(part, clean_accuracy_after=after) for part in last]
-    return measured + last
+    segments = (*job.segments, *([job.clean] if job.clean is not None else []))
+    progress = _Progress(keep, job.device)
+    tallies = progress.restore(adapter)
+    for number, segment in enumerate(segments):
+        if number == len(tallies):
+            tallies.append(Tally.empty(len(segment.ids)))
+            if segment.reset:
+                adapter.reset()
+        if tallies[number].done < len(segment.ids):
+            _run_segment(
+                adapter, shift, segment, job, passes, tallies[number], partial(progress.look, adapter, tallies)
+            )
+    measured = [
+        part
+        for segment, tally in zip(job.segments, tallies, strict=False)
+        for part in _parts(shift, segment, job, tally)
+    ]
+    if job.clean is None:
+        return measured
+    hits = np.concatenate([part.predictions.hits for part in _parts(shift, job.clean, job, tallies[-1])])
+    last = len(measured) - len(job.segments[-1].conditions)
+    return measured[:last] + [replace(part, clean_accuracy_after=float(np.mean(hits))) for part in measured[last:]]
 
 
-def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluation, passes: Passes) -> list[Measured]:
+@dataclass
+class Tally:
+    """What is known of a segment so far: the first `done` rows of each column, and what they cost."""
+
+    columns: dict[str, Tensor]
+    done: int = 0
+    seconds: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+    peak: float | None = None
+
+    @staticmethod
+    def empty(rows: int) -> Tally:
+        columns = {name: torch.empty(rows) for name in ("confidence", "p_label", "sum_p2")}
+        return Tally({"predicted": torch.empty(rows, dtype=torch.int64), **columns})
+
+
+class _Progress:
+    """The adapter and the tallies of a chain in a keeper, saved when that is due."""
+
+    def __init__(self, keep: Keeper | None, device: str) -> None:
+        self._keep, self._device = keep, device
+
+    def restore(self, adapter: Adapter) -> list[Tally]:
+        """Put the adapter into the state that was kept; gives the tallies that belong to it, [] for a new start."""
+        state = self._keep.load() if self._keep is not None else None
+        if state is None or state["device"] != self._device:
+            return []
+        adapter.load_state_dict(state["adapter"])
+        return [Tally(**values) for values in state["tallies"]]
+
+    def look(self, adapter: Adapter, tallies: Sequence[Tally]) -> None:
+        if self._keep is None or not self._keep.due():
+            return
+        state = {"adapter": adapter.state_dict(), "tallies": [vars(tally) for tally in tallies]}
+        self._keep.save({"step": sum(tally.done for tally in tallies), "device": self._device, **state})
+
+
+def _run_segment(
+    adapter: Adapter,
+    shift: Shift,
+    segment: Segment,
+    job: Evaluation,
+    passes: Passes,
+    tally: Tally,
+    look: Callable[[], None],
+) -> None:
+    """Stream what is left of a segment into its tally."""
     labels = shift.labels(segment.ids)
-    answers = shift.answers(segment.ids)
-    columns = {name: np.empty(len(segment.ids), dtype=np.float32) for name in ("confidence", "p_label", "sum_p2")}
-    predicted = np.empty(len(segment.ids), dtype=np.int64)
-    passes.forwards = passes.backwards = 0
+    passes.forwards, passes.backwards = tally.forwards, tally.backwards
+    columns = {name: column.numpy() for name, column in tally.columns.items()}
     forget_peak(job.device)
-    seconds = 0.0
-    stream = Stream(shift, segment, job.batch_size, job.device)
+    stream = Stream(shift, segment, job.batch_size, job.device, tally.done)
     while not stream.ended:
         images = stream.ask()
         n = len(images)
@@ -119,35 +174,42 @@ def _run_segment(adapter: Adapter, shift: Shift, segment: Segment, job: Evaluati
         with _autocast(job.precision, job.device):
             scores = adapter.predict(images)
         probabilities = _probabilities(scores, n, shift.classes, f"{job.method} on {segment.conditions[0]}")
-        seconds += time.perf_counter() - start
+        tally.seconds += time.perf_counter() - start
         rows = stream.answered()
         best = probabilities.argmax(axis=1)
-        predicted[rows] = best
+        columns["predicted"][rows] = best
         columns["confidence"][rows] = probabilities[np.arange(n), best]
         columns["p_label"][rows] = probabilities[np.arange(n), labels[rows]]
         columns["sum_p2"][rows] = np.square(probabilities).sum(axis=1)
-    total = len(segment.ids)
-    memory = peak_memory_mb(job.device)
+        tally.done += n
+        tally.forwards, tally.backwards = passes.forwards, passes.backwards
+        look()
+    peaks = [peak for peak in (tally.peak, peak_memory_mb(job.device)) if peak is not None]
+    tally.peak = max(peaks, default=None)
+
+
+def _parts(shift: Shift, segment: Segment, job: Evaluation, tally: Tally) -> list[Measured]:
+    """A finished segment by condition."""
+    labels = shift.labels(segment.ids)
+    answers = shift.answers(segment.ids)
+    columns = {name: column.numpy() for name, column in tally.columns.items()}
     results = []
     for number, condition in enumerate(segment.conditions):
         rows = np.flatnonzero(segment.which == number)
-        share = len(rows) / total
+        share = len(rows) / len(segment.ids)
         results.append(
             Measured(
                 condition,
                 Predictions(
                     id=segment.ids[rows],
                     label=labels[rows],
-                    predicted=predicted[rows],
-                    confidence=columns["confidence"][rows],
-                    p_label=columns["p_label"][rows],
-                    sum_p2=columns["sum_p2"][rows],
-                    correct=answers[rows, predicted[rows]] if answers is not None else None,
+                    correct=answers[rows, columns["predicted"][rows]] if answers is not None else None,
+                    **{name: column[rows] for name, column in columns.items()},
                 ),
-                seconds * share,
-                round(passes.forwards * share),
-                round(passes.backwards * share),
-                memory,
+                tally.seconds * share,
+                round(tally.forwards * share),
+                round(tally.backwards * share),
+                tally.peak,
                 device_name(job.device),
                 environment(),
             )

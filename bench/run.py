@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 from collections import Counter
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from bench.cache import write_bytes
-from bench.errors import UsageError
+from bench.errors import BenchError, UsageError, ValidationError
 from bench.fingerprint import environment
 from bench.kitchen import connectivity_of, fit_seconds, job_key
-from bench.plan import Lane, Plan, make_plan
-from bench.predict import Evaluation, Measured, evaluate
+from bench.measure import forget, measure
+from bench.plan import Lane, Plan, default_folder, make_plan
+from bench.predict import Evaluation, Measured
 from bench.protocols import Segment, chains
 from bench.spec import RunSpec
 from bench.trial import CLEAN, Condition, digest_of
@@ -25,7 +27,7 @@ from bench.watch import Watcher
 from bench.workers import Executor, Finished, Task, run_tasks
 from leaderboards.metrics import diagnose, score
 from leaderboards.record import Record
-from leaderboards.store import Store
+from leaderboards.store import Store, StoreError
 
 if TYPE_CHECKING:
     from leaderboards.boards import Board
@@ -70,8 +72,8 @@ def run(spec: RunSpec, watcher: Watcher | None = None) -> Outcome:
 
 def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Outcome]:
     """Several specs in one pool of workers, an outcome for each; what they share is trained once."""
-    plans = [make_plan(spec) for spec in specs]
     watcher = watcher or Watcher()
+    plans = [_planned(spec, watcher) for spec in specs]
     cooking = {task.key: task for plan in plans for task in plan.cooking}
     streams: dict[str, tuple[Plan, Lane, tuple[Segment, ...]]] = {}
     tasks = list(cooking.values())
@@ -96,12 +98,13 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
             if finished.error is not None:
                 errors[id(plan)][f"{finished.task.label}: {finished.error}"] = None
             for record, predictions in _records(plan, lane, chain, finished):
-                if record.key in plan.missing:
-                    Store(plan.out).write(record, predictions, replace=plan.spec.rerun or plan.spec.only_failed)
+                if record.key in plan.missing and _write(plan, record, predictions):
                     counts[id(plan)][record.status] += 1
+            forget(plan.out, finished.task.key)
     finally:
         for out in {plan.out for plan in plans}:
-            Store(out).compile()
+            with _told(out):
+                Store(out).compile()
     return [
         Outcome(
             plan.out,
@@ -113,6 +116,39 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
         )
         for plan in plans
     ]
+
+
+def _planned(spec: RunSpec, watcher: Watcher) -> Plan:
+    """The plan; records that cannot be read are set aside, so that they are measured again."""
+    try:
+        return make_plan(spec)
+    except StoreError as error:
+        out = spec.out or default_folder(spec)
+        with _told(out):
+            moved = Store(out).set_aside_broken()
+        if not moved:
+            raise ValidationError(str(error)) from None
+        watcher.noted(f"{len(moved)} damaged records are set aside as {moved[0].parent}/*.broken and measured again")
+        return make_plan(spec)
+
+
+def _write(plan: Plan, record: Record, predictions: Any) -> bool:
+    with _told(plan.out):
+        return Store(plan.out).write(record, predictions, replace=plan.spec.rerun or plan.spec.only_failed)
+
+
+@contextlib.contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """What keeps records from being written becomes one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise BenchError(
+            f"cannot write records in {out}: {error.strerror or error}; free space or allow it, then run this again: "
+            "what is finished is kept"
+        ) from error
+    except StoreError as error:
+        raise BenchError(str(error)) from None
 
 
 def executor_of(plan: Plan) -> Executor | None:
@@ -168,9 +204,13 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
     )
     name = lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})"
     where = ", ".join(str(c) for segment in chain for c in segment.conditions)
-    key = f"{digest_of(list(lane.keys.values()))}:{number}"
+    key = f"{digest_of(list(lane.keys.values()))}-{number}"
     after = frozenset(job_key(job, lane.trial.seed) for job in (lane.job, lane.report) if job is not None)
-    return Task(key, evaluate, (evaluation,), after, f"{name} seed {lane.trial.seed}: {where}")
+    again = plan.spec.rerun or plan.spec.only_failed
+    keys = None if again else [lane.keys[c] for segment in chain for c in segment.conditions]
+    return Task(
+        key, measure, (evaluation, plan.out.absolute(), key, keys), after, f"{name} seed {lane.trial.seed}: {where}"
+    )
 
 
 def _clean_after(lane: Lane, chain: tuple[Segment, ...]) -> Segment | None:
@@ -201,7 +241,7 @@ def _records(plan: Plan, lane: Lane, chain: tuple[Segment, ...], finished: Finis
     seconds = fit_seconds(lane.job, lane.trial.seed) if lane.job is not None else 0.0
     lines = connectivity_of(lane.report, lane.trial.seed) if lane.report is not None else None
     measured: Measured
-    for measured in finished.value:
+    for measured in finished.value or ():
         n = len(measured.predictions.id)
         record = _record(plan, lane, measured.condition, n, measured=measured, fit=seconds, connectivity=lines)
         yield record, measured.predictions

@@ -19,12 +19,12 @@ class Stream:
 
     `ask` gives a batch and nothing else: float [n, 3, h, w] in [0, 1] on the device, n <= `size`, without labels, ids
     or the name of a condition. `answered` closes it and says which rows of the segment it was. Memory does not grow
-    with the length of the stream.
+    with the length of the stream. `start` rows were answered before, by a process that was killed.
     """
 
-    def __init__(self, shift: Shift, segment: Segment, size: int, device: str) -> None:
+    def __init__(self, shift: Shift, segment: Segment, size: int, device: str, start: int = 0) -> None:
         self._shift, self._segment, self._size, self._device = shift, segment, size, device
-        self._next = 0
+        self._next = start
         self._open: np.ndarray | None = None
 
     @property

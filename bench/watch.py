@@ -9,6 +9,9 @@ class Watcher:
     def planned(self, trainings: int, streams: int, jobs: int) -> None:
         """Called once, before the first task."""
 
+    def noted(self, text: str) -> None:
+        """Something that the user should know."""
+
     def started(self, label: str) -> None:
         """A task begins."""
 

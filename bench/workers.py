@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -13,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,46 +143,56 @@ class Here:
 
 
 class Processes:
-    """Runs tasks in worker processes on this machine; a worker that dies is replaced."""
+    """Runs tasks in worker processes on this machine, each of them alone with its task.
+
+    A worker that dies is replaced and its task, which may have a checkpoint, runs once more.
+    """
 
     def __init__(self, jobs: int, threads: int) -> None:
         self.room = jobs
         self._threads = threads
-        self._running: dict[Future[Any], Task] = {}
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.room, mp_context=context, initializer=_begin, initargs=(self._threads,))
+        self._idle: list[ProcessPoolExecutor] = []
+        self._running: dict[Future[Any], tuple[Task, ProcessPoolExecutor]] = {}
+        self._died: set[str] = set()
 
     def submit(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
-            self._running[self._pool.submit(task.function, *task.arguments)] = task
+            worker = self._idle.pop() if self._idle else self._new_worker()
+            self._running[worker.submit(task.function, *task.arguments)] = (task, worker)
+
+    def _new_worker(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(self._threads,))
 
     def wait(self) -> list[Finished]:
-        ended = []
-        broken = False
-        for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-            task = self._running.pop(future)
-            try:
-                ended.append(Finished(task, future.result(), None))
-            except BrokenProcessPool:
-                broken = True
-                error = RuntimeError("a worker process died (out of memory?); try again with fewer --jobs")
-                ended.append(Finished(task, None, error))
-            except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
-                ended.append(Finished(task, None, caught))
-        if broken:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = self._new_pool()
+        ended: list[Finished] = []
+        while not ended:
+            for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+                task, worker = self._running.pop(future)
+                try:
+                    ended.append(Finished(task, future.result(), None))
+                except BrokenProcessPool:
+                    worker.shutdown(wait=False)
+                    if task.key in self._died:
+                        error = RuntimeError("its process died twice (out of memory?); try again with fewer --jobs")
+                        ended.append(Finished(task, None, error))
+                    else:
+                        log.warning("the process of %s died; once more", task.label)
+                        self._died.add(task.key)
+                        self.submit([task])
+                    continue
+                except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
+                    ended.append(Finished(task, None, caught))
+                self._idle.append(worker)
         return ended
 
     def close(self) -> None:
         """End workers at once: either nothing runs, or the user interrupted and waiting would lose their time."""
-        processes = list((self._pool._processes or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        for worker in (*self._idle, *(worker for _, worker in self._running.values())):
+            processes = list((worker._processes or {}).values())
+            worker.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
 
 
 def _begin(threads: int) -> None:

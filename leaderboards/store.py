@@ -8,7 +8,8 @@ Processes and machines meet here and nowhere else, so every write is complete or
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -47,7 +48,8 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             self._unpack()
-            if path.exists() and not _gives_way(path, record, replace):
+            keeps = path.exists() and not _gives_way(path, record, replace)
+            if keeps and (record.status == "failed" or _is_whole(self._predictions_path(record.key))):
                 return False
             if predictions is not None:
                 # Without its record a predictions file is not a result, so a crash in between leaves nothing false.
@@ -66,8 +68,27 @@ class Store:
         return [read_record(path) for path in sorted((self.folder / "records").glob("*.json"))]
 
     def done(self) -> set[str]:
-        """Keys of the records with status done: what a resumed run skips."""
-        return {record.key for record in self.records() if record.status == "done"}
+        """Keys of the records that are done and have their predictions, not cut short: what a resumed run skips."""
+        return {record.key for record in self.records() if record.status == "done" and self._has_whole(record.key)}
+
+    def has_done(self, keys: Iterable[str]) -> bool:
+        """Whether each of these records is done and has its predictions, not cut short."""
+        return all(
+            (path := self._record_path(key)).exists()
+            and read_record(path).status == "done"
+            and _is_whole(self._predictions_path(key))
+            for key in keys
+        )
+
+    def set_aside_broken(self) -> list[Path]:
+        """Rename every record that cannot be read to <name>.broken, where nobody reads it; gives the new names."""
+        moved = []
+        for path in sorted((self.folder / "records").glob("*.json")):
+            try:
+                read_record(path)
+            except StoreError:
+                moved.append(path.rename(path.with_name(f"{path.name}.broken")))
+        return moved
 
     def failed(self) -> set[str]:
         """Keys of the records with status failed: what `--only-failed` runs again."""
@@ -107,6 +128,9 @@ class Store:
         for record in read_lines(self.jsonl):
             write_atomically(temporary / f"{record.key}.json", record.to_json().encode() + b"\n")
         temporary.rename(self.folder / "records")
+
+    def _has_whole(self, key: str) -> bool:
+        return self._only_lines() or _is_whole(self._predictions_path(key))
 
     def _record_path(self, key: str) -> Path:
         return self.folder / "records" / f"{key}.json"
@@ -215,6 +239,11 @@ def read_lines(path: Path) -> list[Record]:
             raise StoreError(f"{path}, line {number}: key {record.key} occurs twice; delete one of the two lines")
         records[record.key] = record
     return list(records.values())
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a predictions file is there and ends as it should: a zip file has its table of contents at the end."""
+    return path.is_file() and zipfile.is_zipfile(path)
 
 
 def _gives_way(path: Path, record: Record, replace: bool) -> bool:

@@ -51,13 +51,24 @@ def test_results_come_with_their_tasks_and_failure_travels_down_only(jobs: int) 
     assert {key: str(f.error) for key, f in finished.items() if f.error} == {"middle": "burnt", "last": "burnt"}
 
 
-def test_a_dead_worker_fails_its_task_and_the_rest_goes_on() -> None:
+def test_a_task_whose_worker_dies_twice_fails_and_no_other() -> None:
     finished = {
         f.task.key: f for f in run_tasks([task("dead", die), *(task(str(i), square, i) for i in range(6))], 2, 1)
     }
-    assert "worker process died" in str(finished["dead"].error)
-    survivors = [f.value for key, f in finished.items() if key != "dead" and f.error is None]
-    assert len(survivors) >= 5  # one more task may have shared the pool with the dead one
+    assert "died twice" in str(finished["dead"].error)
+    assert [finished[str(i)].value for i in range(6)] == [i * i for i in range(6)]
+
+
+def die_once(flag: str) -> str:
+    if not Path(flag).exists():
+        Path(flag).touch()
+        os._exit(3)
+    return "alive"
+
+
+def test_a_task_whose_worker_dies_once_runs_again(tmp_path: Path) -> None:
+    (finished,) = run_tasks([task("once", die_once, str(tmp_path / "flag"))], 2, 1)
+    assert finished.value == "alive"
 
 
 def test_an_error_leaves_the_generator_without_orphans() -> None:
