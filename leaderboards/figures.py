@@ -134,15 +134,10 @@ def cost_accuracy(board: Board) -> Figure | None:
                 label=f"track {track}",
             )
             fronts += (front := pareto_front(own))
-            axes.step(
-                [_passes(row) for row in front],
-                [100 * (row.accuracy or 0) for row in front],
-                where="post",
-                color=colour,
-                linewidth=0.8,
-                linestyle="--",
-                label="its Pareto front" if len(front) > 1 else None,
-            )
+            xs, ys = [_passes(row) for row in front], [100 * (row.accuracy or 0) for row in front]
+            axes.step(xs, ys, where="post", color=colour, linewidth=0.8, linestyle="--")
+        if len(fronts) > len(tracks):
+            axes.plot([], [], color=_INK, linewidth=0.8, linestyle="--", label="Pareto front of a track")
         _name_points(axes, fronts if len(rows) > 2 * _MOST_LINES else rows)
         axes.set_xscale("log", base=2)
         axes.margins(x=0.3)
