@@ -56,7 +56,7 @@ class Case:
         """An adapter that is ready for the stream. Source images come only as the class declares them."""
         given = example_model(self.model) if model is None else model
         adapter = self.adapter(given, self.config, torch.Generator().manual_seed(seed))
-        adapter.prepare(_source(self.adapter))
+        adapter.prepare(_source(self.adapter, next(given.parameters()).device))
         return adapter
 
     @cached_property
@@ -65,11 +65,11 @@ class Case:
         return play(self.build(), self.stream)
 
 
-def _source(adapter: type[Adapter]) -> Source | None:
+def _source(adapter: type[Adapter], device: torch.device) -> Source | None:
     if adapter.access.source == "none":
         return None
-    images = example_images(3, SIZE).flip(-1)
-    labels = torch.arange(3 * SIZE).view(3, SIZE) % CLASSES
+    images = example_images(3, SIZE).flip(-1).to(device)
+    labels = (torch.arange(3 * SIZE) % CLASSES).view(3, SIZE).to(device)
     labelled = adapter.access.source == "labelled"
     return Source(lambda number: SourceBatch(images[number], labels[number] if labelled else None), 3)
 
@@ -346,7 +346,7 @@ def conform(
     accepted = False
     for model in models:
         case = Case(adapter, config, model)
-        supported, reason = adapter.supports(example_model(model), config, _source(adapter))
+        supported, reason = adapter.supports(example_model(model), config, _source(adapter, torch.device("cpu")))
         if not supported:
             yield Finding("supports", model, "refused", reason)
             continue

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from bench.registry import load_object
@@ -86,3 +87,18 @@ def test_other_sizes_of_images_than_those_of_papers(row: Any, size: int) -> None
     case = case_of(row, "group_norm" if row.name not in ("bn", "bn_alpha", "bn_ema") else None)
     images = example_images(1, 4)[0][..., :24, :24] if size == 24 else example_images(1, 4)[0].repeat(1, 1, 2, 2)
     assert torch.isfinite(case.build().predict(images[..., :size, :size])).all()
+
+
+def test_stochastic_depth_and_dropout_stay_off(row: Any) -> None:
+    """A transformer in training mode, as a caller may hand it over, whose drawn layers would change every answer."""
+    if row.name in ("bn", "bn_alpha", "bn_ema"):
+        pytest.skip("adapts BatchNorm alone")
+    options = {"num_classes": 10, "img_size": 32, "drop_rate": 0.5, "drop_path_rate": 0.5}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("test_vit", **options).train()
+    case = case_of(row, "layer_norm")
+    torch.manual_seed(1)
+    first = play(case.build(model), case.stream)
+    torch.manual_seed(2)
+    assert torch.equal(play(case.build(model), case.stream), first)

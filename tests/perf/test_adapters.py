@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image, ImageOps
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.stats import binom
-from torch import nn
+from torch import Tensor, nn
+from torchvision.transforms import functional as vision
 
 from bench.predict import Evaluation, evaluate
 from bench.protocols import parse_protocol, plan_stream
@@ -22,6 +24,7 @@ from bench.shifts import load_shift
 from bench.shifts.reading import Reading
 from bench.trial import CLEAN
 from methods import METHODS
+from methods.augment import augmix, draw
 from methods.base import Adapter, Source, SourceBatch
 from methods.memo import Memo
 from methods.plain import Plain
@@ -81,7 +84,7 @@ LIMITS: list[tuple[str, str, float]] = [
     ),
     ("vit_tiny_patch16_224", "tent", 2.6),
     ("vit_tiny_patch16_224", "sar", 5.3),
-    ("vit_tiny_patch16_224", "foa", 34.0),
+    ("vit_tiny_patch16_224", "foa", 38.0),
 ]
 
 
@@ -147,6 +150,100 @@ def test_memo_adapts_to_a_batch_faster_together_than_one_by_one(benchmark: Bench
     benchmark.extra_info["one by one / together"] = round(factor, 2)
     benchmark.pedantic(together.predict, (images,), rounds=2)
     assert factor > 1.1
+
+
+# The release's operations on one picture at a time, as anybody would write them with PIL (level in 0.1 .. 1, sign).
+def _warped(*matrix: float) -> Callable[[Image.Image], Image.Image]:
+    warp, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return lambda picture: picture.transform(picture.size, warp, matrix, resample=bilinear, fillcolor=128)
+
+
+PLAIN_OPERATIONS: list[Callable[[Image.Image, float, int], Image.Image]] = [
+    lambda p, u, s: ImageOps.autocontrast(p),
+    lambda p, u, s: ImageOps.equalize(p),
+    lambda p, u, s: ImageOps.posterize(p, 4),
+    lambda p, u, s: p.rotate(s * int(3 * u), resample=Image.Resampling.BILINEAR, fillcolor=128),
+    lambda p, u, s: ImageOps.solarize(p, 256 - int(25.6 * u)),
+    lambda p, u, s: _warped(1, s * 0.03 * u, 0, 0, 1, 0)(p),
+    lambda p, u, s: _warped(1, 0, 0, s * 0.03 * u, 1, 0)(p),
+    lambda p, u, s: _warped(1, 0, s * int(u * p.width / 30), 0, 1, 0)(p),
+    lambda p, u, s: _warped(1, 0, 0, 0, 1, s * int(u * p.height / 30))(p),
+]
+
+
+def plain_augmix(picture: Image.Image, rng: np.random.Generator) -> Tensor:
+    """One AugMix view as the release makes it: a crop, three chains, each picture a normalised tensor, their mix."""
+
+    def tensor(image: Image.Image) -> Tensor:
+        normalised: Tensor = vision.normalize(vision.to_tensor(image), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        return normalised
+
+    side = picture.width
+    crop = int(side * rng.uniform(0.3, 1.0))
+    top, left = rng.integers(side - crop + 1, size=2)
+    start = vision.resized_crop(picture, int(top), int(left), crop, crop, [side, side])
+    start = vision.hflip(start) if rng.random() < 0.5 else start
+    weights, share = rng.dirichlet([1.0] * 3), float(rng.beta(1, 1))
+    mixed = torch.zeros(3, side, side)
+    for weight in weights:
+        image = start
+        for _ in range(rng.integers(1, 4)):
+            operation = PLAIN_OPERATIONS[rng.integers(len(PLAIN_OPERATIONS))]
+            image = operation(image, rng.uniform(0.1, 1.0), int(rng.choice([-1, 1])))
+        mixed += float(weight) * tensor(image)
+    return share * tensor(start) + (1 - share) * mixed
+
+
+def views_at_224() -> tuple[Tensor, Tensor, Image.Image]:
+    """One picture, uniform numbers for 32 views of it, and the same picture for PIL."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 14, 14, generator=generator)
+    smooth = nn.functional.interpolate(coarse, 224, mode="bicubic") + 0.1 * torch.rand(1, 3, 224, 224)
+    image = smooth.clamp(0, 1).mul(255).round()
+    return image / 255, draw(1, 32, generator), vision.to_pil_image(image[0].to(torch.uint8))
+
+
+def test_augmentation_does_not_dominate_memo(benchmark: BenchmarkFixture) -> None:
+    """On one thread of a CPU it costs a small part of a forward pass of the views, which MEMO follows by a backward.
+
+    PIL's loops, one picture at a time, are as fast there; on a GPU they are not (below).
+    """
+    torch.set_num_threads(1)
+    image, uniforms, picture = views_at_224()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Plain(timm.create_model("resnet18").eval())
+    rng = np.random.default_rng(0)
+    views = image.expand(32, -1, -1, -1)
+    share = float(np.median(ratios(lambda: augmix(image, uniforms), lambda: model.predict(views), 7)))
+    one_by_one = lambda: [plain_augmix(picture, rng) for _ in range(32)]  # noqa: E731
+    gain = float(np.median(ratios(one_by_one, lambda: augmix(image, uniforms), 7)))
+    benchmark.extra_info["augmentation / forward of the views"] = round(share, 2)
+    benchmark.extra_info["PIL one by one / ours"] = round(gain, 2)
+    benchmark.pedantic(augmix, (image, uniforms), rounds=3)
+    assert share < 0.3
+    assert gain > 0.8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_augmentation_on_a_gpu_is_many_times_faster_than_pil() -> None:
+    image, uniforms, picture = views_at_224()
+    images, numbers = image.cuda().expand(8, -1, -1, -1), uniforms.expand(8, -1, -1)
+    rng = np.random.default_rng(0)
+
+    def ours() -> None:
+        augmix(images, numbers)
+        torch.cuda.synchronize()
+
+    gains = [8 * wall(lambda: [plain_augmix(picture, rng) for _ in range(32)]) / wall(ours) for _ in range(6)]
+    assert float(np.median(gains[1:])) >= 5
+
+
+def wall(action: Callable[[], Any]) -> float:
+    start = perf_counter()
+    action()
+    return perf_counter() - start
 
 
 FACTORY = """
