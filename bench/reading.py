@@ -39,24 +39,31 @@ def open_records(folders: list[Path]) -> list[Record]:
 
 
 def print_results(folder: Path, as_json: bool) -> None:
-    """Print a line for each method, part and seed: conditions done and failed, and the first error."""
+    """Print a line for each method, part and seed: conditions done and failed, the first error, and the barrier.
+
+    The barrier is how many points of accuracy are lost between the ingredients of a soup, on held-out clean images.
+    """
     records = open_records([folder])
     counts: dict[tuple[str, str, str, int], Counter[str]] = {}
     errors: dict[tuple[str, str, str, int], str] = {}
+    barriers: dict[tuple[str, str, str, int], float] = {}
     for record in records:
         row = (record.shift, record.method, record.part or "", record.seed)
         counts.setdefault(row, Counter())[record.status] += 1
         if record.error:
             errors.setdefault(row, record.error)
+        if record.connectivity is not None:
+            barriers[row] = round(100 * record.connectivity.barrier, 2)
     lines = [
         {"shift": s, "method": m, "part": p, "seed": seed, "done": c["done"], "failed": c["failed"],
-         "error": errors.get((s, m, p, seed), "")}
+         "barrier": barriers.get((s, m, p, seed)), "error": errors.get((s, m, p, seed), "")}
         for (s, m, p, seed), c in counts.items()
     ]  # fmt: skip
     if as_json:
         print_json(lines)
     else:
-        print_rich(table(list(lines[0]), [[str(value) for value in line.values()] for line in lines]))
+        shown = [["" if value is None else str(value) for value in line.values()] for line in lines]
+        print_rich(table(list(lines[0]), shown))
 
 
 _BOARD: dict[str, Callable[[Board, bool, list[str]], str]] = {
