@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from bench.spec import read_severities
 _USUAL = Preprocessing(224, 256)
 _SMALL = 96
 # Lengths in pixels of the picture. Cells smaller than the least are enlarged by whole factors.
-_LEAST_CELL, _GAP, _LEFT, _TOP, _TEXT = 112, 4, 34, 58, 20
+_LEAST_CELL, _GAP, _LEFT, _TOP, _TEXT = 150, 4, 34, 58, 20
+_LETTER, _LINE = 12.0, 24
 _DPI = 150
 _KINDS = (".png", ".pdf", ".svg")
 
@@ -106,11 +108,13 @@ def draw(rows: Sequence[Sequence[Pixels]], names: Sequence[str], levels: Sequenc
     side = rows[0][0].shape[0]
     factor = max(1, -(-_LEAST_CELL // side))
     pitch = side * factor + _GAP
-    height, width = _TOP + pitch * len(rows), _LEFT + pitch * len(rows[0])
+    titles = [textwrap.wrap(name.replace("_", " "), max(int((pitch - _GAP) / _LETTER), 1)) for name in names]
+    left_of_all = _LEFT + (max(map(len, titles)) - 1) * _LINE
+    height, width = _TOP + pitch * len(rows), left_of_all + pitch * len(rows[0])
     canvas = np.full((height, width, 3), 255, np.uint8)
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
-            top, left = _TOP + i * pitch, _LEFT + j * pitch
+            top, left = _TOP + i * pitch, left_of_all + j * pitch
             large = cell.repeat(factor, 0).repeat(factor, 1)
             canvas[top : top + pitch - _GAP, left : left + pitch - _GAP] = large
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
@@ -120,10 +124,18 @@ def draw(rows: Sequence[Sequence[Pixels]], names: Sequence[str], levels: Sequenc
     points = _TEXT * 72 / _DPI
     middle = (pitch - _GAP) / 2
     for j, text in enumerate(("clean", *(f"{level:g}" for level in levels))):
-        axes.text(_LEFT + j * pitch + middle, _TOP - 6, text, size=points, ha="center", va="bottom")
-    axes.text(_LEFT + pitch + (pitch * len(levels) - _GAP) / 2, 4, "severity", size=points, ha="center", va="top")
-    for i, name in enumerate(names):
-        text = name.replace("_", " ")
-        small = points * min(1.0, (pitch - _GAP) / (0.62 * _TEXT * len(text)))
-        axes.text(_LEFT / 2, _TOP + i * pitch + middle, text, size=small, rotation=90, ha="center", va="center")
+        axes.text(left_of_all + j * pitch + middle, _TOP - 6, text, size=points, ha="center", va="bottom")
+    axes.text(left_of_all + pitch + (pitch * len(levels) - _GAP) / 2, 4, "severity", size=points, ha="center", va="top")
+    for i, lines in enumerate(titles):
+        axes.text(
+            left_of_all / 2,
+            _TOP + i * pitch + middle,
+            "\n".join(lines),
+            size=points,
+            rotation=90,
+            ha="center",
+            va="center",
+            multialignment="center",
+            linespacing=1.0,
+        )
     return figure

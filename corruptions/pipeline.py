@@ -26,7 +26,7 @@ Apply = Callable[..., Tensor]
 ApplyToBytes = Callable[[Tensor, Parameters], Tensor]
 
 # Pixels worked on at once: on a CPU what fits its cache, elsewhere what fills the device.
-_PIXELS_AT_ONCE = 1 << 23
+_PIXELS_AT_ONCE = 1 << 21
 _CACHED_PIXELS = 1 << 17
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from corruptions.catalog import check_profile, check_severity, describe
 from corruptions.pipeline import check_storage, corrupt
+from corruptions.tiles import TilePool
 
 Picture = TypeVar("Picture", Image.Image, NDArray[Any])
 
@@ -26,12 +27,19 @@ class Corruption(v2.Transform):  # type: ignore[misc]
     image that goes in comes out. A transform is not told which image it gets, so an image is named by its own content:
     it looks alike in every epoch and worker. Place it after resizing and cropping, before normalisation.
 
-    name, severity, seed, profile, storage: as in `corrupt`.
+    name, severity, seed, profile, storage, pool: as in `corrupt`.
     Raises ValueError or TypeError as `corrupt` does, for bad options when it is made.
     """
 
     def __init__(
-        self, name: str, severity: float, *, seed: int = 0, profile: str = "auto", storage: str = "uint8"
+        self,
+        name: str,
+        severity: float,
+        *,
+        seed: int = 0,
+        profile: str = "auto",
+        storage: str = "uint8",
+        pool: TilePool | None = None,
     ) -> None:
         super().__init__()
         self.name = describe(name).name
@@ -39,12 +47,13 @@ class Corruption(v2.Transform):  # type: ignore[misc]
         self.seed = seed
         self.profile = check_profile(profile) if profile != "auto" else profile
         self.storage = check_storage(storage)
+        self.pool = pool
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """One image or batch; torchvision calls this for every input that is one."""
         if isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, tv_tensors.Image):
             return inpt
-        options: dict[str, Any] = {"seed": self.seed, "profile": self.profile, "storage": self.storage}
+        options: dict[str, Any] = {key: getattr(self, key) for key in ("seed", "profile", "storage", "pool")}
         if isinstance(inpt, Image.Image):
             return corrupt_image(inpt, self.name, self.severity, **options)
         # Images are named by hashes, which a compiler cannot trace; importing what says so takes a second.
@@ -63,6 +72,7 @@ def corrupt_image(
     id: int | str | None = None,
     profile: str = "auto",
     storage: str = "uint8",
+    pool: TilePool | None = None,
 ) -> Picture:
     """Corrupt one picture; a new one of the same kind, never the same object.
 
@@ -87,6 +97,6 @@ def corrupt_image(
     # A copy, as torch shares no memory with arrays that are read-only or run backwards.
     planes = torch.from_numpy(pixels.copy()).view(*pixels.shape[:2], channels).permute(2, 0, 1)
     ids = None if id is None else [id]
-    planes = corrupt(planes, name, severity, seed=seed, ids=ids, profile=profile, storage=storage)
+    planes = corrupt(planes, name, severity, seed=seed, ids=ids, profile=profile, storage=storage, pool=pool)
     result = planes.permute(1, 2, 0).reshape(pixels.shape).numpy()
     return Image.fromarray(result) if isinstance(image, Image.Image) else result

@@ -54,9 +54,9 @@ def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
     Image.fromarray(tiny).save(path)
     gallery(out, path, "contrast", "5", "auto", None, 0)
     left, top = drawing._LEFT, drawing._TOP
-    cell = drawn(out)[top : top + 128, left : left + 128]
-    assert (cell[1::4, 2::4] == tiny[:, 4:36, None]).all()
-    assert (cell == cell[::4, ::4].repeat(4, 0).repeat(4, 1)).all()
+    cell = drawn(out)[top : top + 160, left : left + 160]
+    assert (cell[1::5, 2::5] == tiny[:, 4:36, None]).all()
+    assert (cell == cell[::5, ::5].repeat(5, 0).repeat(5, 1)).all()
 
 
 def test_suites_and_formats(photograph: Path, tmp_path: Path) -> None:

@@ -46,3 +46,38 @@ def test_devices_agree(name: str, side: int, pictures: Callable[[int, int, int],
         assert (difference <= 1).float().mean() >= 0.99
         if name in EXACT:
             assert difference.max() == 0
+
+
+@pytest.mark.parametrize("name", [name for name in corruptions.names() if corruptions.describe(name).random])
+def test_draws_are_equal(name: str) -> None:
+    for severity in (1, 5):
+        expected = corruptions.sample(name, severity, (40, 37), ids=["a", 2, 3])
+        found = corruptions.sample(name, severity, (40, 37), ids=["a", 2, 3], device="cuda")
+        assert expected.keys() == found.keys()
+        for key, draw in expected.items():
+            assert found[key].is_cuda
+            if key == "uniform":
+                assert torch.equal(found[key].cpu(), draw)
+            else:
+                assert torch.allclose(found[key].cpu().double(), draw.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in corruptions.names("imagenet_c") if name != "frost" or frost_folder()]
+)
+def test_a_large_batch_needs_few_copies_of_itself(name: str) -> None:
+    images = torch.randint(0, 256, (256, 3, 224, 224), dtype=torch.uint8, device="cuda")
+    corruptions.corrupt(images[:2], name, 3, ids=range(2))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    corruptions.corrupt(images, name, 3, ids=range(256))
+    # Copies of the batch as it is worked on, in float32.
+    assert (torch.cuda.max_memory_allocated() - before) / (4 * images.numel()) < 6
+
+
+def test_each_image_may_have_its_own_severity(pictures: Callable[[int, int, int], Tensor]) -> None:
+    images = pictures(4, 32, 32)
+    severity = torch.tensor([1.0, 0.0, 2.5, 5.0])
+    expected = corruptions.corrupt(images, "impulse_noise", severity, ids=range(4))
+    found = corruptions.corrupt(images.cuda(), "impulse_noise", severity.cuda(), ids=range(4))
+    assert torch.equal(found.cpu(), expected)

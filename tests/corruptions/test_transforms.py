@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from corruptions import Corruption, corrupt, corrupt_image
+from corruptions.tiles import tensor_pool
 
 Pictures = Callable[[int, int, int], Tensor]
 NAMES = ("fog", "glass_blur", "jpeg_compression", "contrast", "spatter")
@@ -115,6 +116,14 @@ def test_it_takes_its_place_between_other_transforms(pictures: Pictures) -> None
     picture = of(pictures(1, 50, 60)[0])
     expected = corrupt(v2.functional.pil_to_tensor(crop(picture)), "frost_procedural", 3)
     assert torch.allclose(pipeline(picture), expected / 255, atol=1e-6)
+
+
+def test_tiles_of_a_pool(pictures: Pictures) -> None:
+    planes = pictures(1, 64, 64)
+    pool = tensor_pool(pictures(40, 32, 32), "mine")
+    expected = corrupt(planes, "stickers", 3, ids=[1], pool=pool)[0].permute(1, 2, 0).numpy()
+    assert (np.asarray(corrupt_image(of(planes[0]), "stickers", 3, id=1, pool=pool)) == expected).all()
+    assert torch.equal(Corruption("mosaic", 3, pool=pool)(planes), corrupt(planes, "mosaic", 3, pool=pool))
 
 
 @pytest.mark.parametrize(

@@ -157,3 +157,20 @@ def test_glass_against_plain_sweeps(benchmark: BenchmarkFixture) -> None:
     benchmark.extra_info["plain sweeps alone / all of ours"] = round(ratio)
     benchmark.pedantic(ours, rounds=3)
     assert ratio >= TOLERANCE * SEQUENTIAL_GLASS
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "fog", "zoom_blur", "glass_blur", "contrast"])
+def test_a_batch_costs_no_more_an_image_than_one_alone(name: str, benchmark: BenchmarkFixture) -> None:
+    torch.set_num_threads(1)
+    images = pictures(32)
+
+    def batch() -> Tensor:
+        return corruptions.corrupt(images, name, SEVERITY, ids=range(64))
+
+    def alone() -> list[Tensor]:
+        return [corruptions.corrupt(images[i], name, SEVERITY, ids=[i]) for i in range(64)]
+
+    together, apart = paired(batch, alone)
+    benchmark.extra_info["one by one / together"] = round(apart / together, 2)
+    benchmark.pedantic(batch, rounds=3)
+    assert apart / together > 1
