@@ -36,6 +36,12 @@ class Architecture:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        if min(self.image_size, self.patch_size, self.dim, self.heads, self.decoder_dim, self.decoder_heads) < 1:
+            raise ValueError("sizes, widths and heads must be at least 1")
+        if self.dim % 4 or self.decoder_dim % 4:
+            raise ValueError(
+                "sine-cosine positions need widths that are multiples of 4, in the encoder and in the decoder"
+            )
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.dim % self.heads or self.decoder_dim % self.decoder_heads:
