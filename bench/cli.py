@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import data_cli, extend_cli, gallery_cli, publish_cli
+from bench import data_cli, extend_cli, gallery_cli, publish_cli, stock_cli
 from bench.errors import BenchError, UsageError
 
 app = typer.Typer(
@@ -77,8 +77,8 @@ def run(
     demo: Annotated[bool, typer.Option("--demo", help="The embedded demonstration; needs no download.")] = False,
     method: Annotated[str | None, typer.Option(help="A, B+C or file.py:Class; several with commas.")] = None,
     shift: Annotated[str | None, typer.Option(help="A named shift; see `bench list shifts`.")] = None,
-    model: Annotated[str | None, typer.Option(help="Your own classifier, file.py:factory.")] = None,
-    stock: Annotated[str | None, typer.Option(help="A bundled stock or a file made by `bench stock`.")] = None,
+    model: Annotated[str | None, typer.Option(help="A ready classifier; see `bench list models`.")] = None,
+    stock: Annotated[str | None, typer.Option(help="A stock to start from; see `bench list models`.")] = None,
     init_from: Annotated[
         str | None,
         typer.Option(metavar="RUN[:METHOD]", help="Start from the classifier that another run's folder cooked."),
@@ -273,18 +273,7 @@ def doctor(json: Json = False) -> None:
     checkup.print_report(as_json=json)
 
 
-@app.command()
-def stock(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to pretrain on: digits.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, views and order.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Fewer or more steps than the default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-) -> None:
-    """Pretrain a stock (encoder and decoder) as a masked autoencoder on clean train images."""
-    from bench import stocks
-
-    stocks.make_stock(name, out, seed, steps, device)
+app.command()(stock_cli.stock)
 
 
 @app.command()

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from bench.devices import pick_device
-from bench.errors import nearest
+from bench.cache import cache_dir, write_bytes
+from bench.devices import pick_device, pick_precision
+from bench.errors import BenchError, UsageError
 from bench.fingerprint import environment
-from bench.models import save_weights
-from bench.output import print_text
+from bench.keeper import SECONDS, FileKeeper
+from bench.kitchen import job_key
+from bench.models import preprocessing_of, save_weights
 from bench.registry import plain_values
-from bench.shifts import load_shift
-from bench.trial import CLEAN
+from bench.shifts import find_row, load_shift
+from bench.shifts.anywhere import train_source
+from bench.shifts.base import Shift, limit_ids, pooled
+from bench.shifts.reading import Reading
+from bench.shifts.table import ShiftRow
+from bench.trial import CLEAN, digest_of
 from bench.workers import set_threads
-from methods.base import Unlabelled
+from methods.base import Job, Unlabelled
 from methods.pretrain import Pretraining, pretrain
 from methods.selfsoup.objectives import mae
 from methods.stock import Architecture, Normalise, Weights, build_encoder
@@ -35,37 +46,248 @@ DIGITS = Pretraining(
 )
 
 CHECK_STEPS = 20
+STEPS = 5000
+"""Steps of a training that is told neither epochs nor steps."""
 
-_STOCKS: dict[str, tuple[str, Pretraining]] = {"digits": ("digits-c", DIGITS)}
+SOURCES = {
+    "digits": "digits-c",
+    "fashion": "fashion-c",
+    "cifar10": "cifar10-c-gen",
+    "cifar100": "cifar100-c-gen",
+    "imagenet": "imagenet-c-gen",
+}
+"""Short names of clean data, each with the shift whose train images it means."""
+
+SIZES = {
+    "micro": (64, 4, 4, 32, 1, 4),
+    "mini": (96, 4, 4, 64, 2, 4),
+    "tiny": (192, 12, 3, 128, 4, 4),
+    "small": (384, 12, 6, 256, 8, 8),
+    "base": (768, 12, 12, 512, 8, 16),
+    "large": (1024, 24, 16, 512, 8, 16),
+    "huge": (1280, 32, 16, 512, 8, 16),
+}
+"""Width, blocks and heads of encoder and decoder: DeiT's and MAE's names from tiny and base on, smaller ones before."""
+
+_STATISTICS = 2000  # images that mean and deviation are measured on
 
 
-def pretrain_stock(
-    name: str, seed: int = 0, steps: int | None = None, device: str = "cpu"
-) -> tuple[Weights, dict[str, object]]:
-    """Weights of a stock and the facts of where they come from.
-
-    Only clean train images of the shift are used, without labels: never dev or test ones. Raises UsageError for an
-    unknown name.
+@dataclass(frozen=True)
+class StockSpec:
+    """What `bench stock` is asked for; None: what suits the data. `data` is one of SOURCES, a shift, folder:PATH or
+    hf:REPO. `limit` caps the number of images. `threads` fixes the last bits of the result on a CPU.
     """
-    shift_name, recipe = _STOCKS[nearest(name, _STOCKS, "stock")]
-    if steps is not None:
-        recipe = replace(recipe, steps=steps)
-    shift = load_shift(shift_name)
-    ids = shift.ids("train")
-    data = Unlabelled(shift.images(ids, CLEAN), shift.digest(ids, CLEAN))
 
-    def train(stop: int | None) -> Weights:
-        return pretrain((), data, replace(recipe, stop=stop), torch.Generator(device=device).manual_seed(seed))
+    data: str
+    arch: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    lr: float | None = None
+    mask_ratio: float = 0.75
+    norm_pix: bool = False
+    seed: int = 0
+    limit: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    data_root: Path | None = None
+    offline: bool = False
 
-    weights = train(None)
+    @property
+    def command(self) -> str:
+        """The command that repeats it."""
+        words = ["bench", "stock", self.data]
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if field.name in ("data_root", "device", "offline") or (value == field.default and field.name != "seed"):
+                continue
+            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training before it starts: `key` names its checkpoint and changes with all that changes its bits."""
+
+    recipe: Pretraining
+    data: Unlabelled
+    source: str
+    device: str
+    threads: int
+    key: str
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture called like "vit_mini_patch4_32": size, patch side and image side. Raises UsageError."""
+    match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", name)
+    if match is None or match[1] not in SIZES:
+        raise UsageError(
+            f"--arch {name}: write vit_SIZE_patchP_PIXELS, as in vit_mini_patch4_32; SIZE is one of {', '.join(SIZES)}"
+        )
+    dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = SIZES[match[1]]
+    try:
+        return Architecture(
+            image_size=int(match[3]),
+            patch_size=int(match[2]),
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            decoder_dim=decoder_dim,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+        )
+    except ValueError as error:
+        raise UsageError(f"--arch {name}: {error}; choose other numbers") from None
+
+
+def plan_stock(spec: StockSpec) -> Planned:
+    """Find the images and settle the recipe. Only clean train images are used, without labels: never dev or test ones.
+
+    Raises UsageError for what cannot be trained, MissingDataError where the images are not found.
+    """
+    if spec.epochs is not None and spec.steps is not None:
+        raise UsageError("--epochs and --steps exclude each other; give one")
+    device = pick_device(spec.device)
+    plain = spec.data in ("digits", "digits-c") and spec.arch is None
+    shape = DIGITS.architecture if plain else architecture(spec.arch or _usual_arch(spec.data))
+    reading = Reading(spec.data_root, preprocessing_of(Weights(shape, {})), spec.offline)
+    shift = _clean_source(spec.data, reading)
+    ids = limit_ids(shift.ids("train"), spec.limit)
+    images = pooled(shift, ids, [CLEAN])
+    data = Unlabelled(images, shift.digest(ids, CLEAN))
+    if tuple(images.shape[2:]) != (shape.image_size, shape.image_size):
+        raise UsageError(
+            f"{spec.data} has images of {images.shape[3]} px, but the architecture takes {shape.image_size} px; "
+            f"choose one that ends in _{images.shape[3]}"
+        )
+    if not plain:
+        shape = _normalised(shape, images)
+    recipe = DIGITS if plain else Pretraining(shape, lr=_usual_lr(shape, spec.batch_size))
+    recipe = replace(
+        recipe,
+        steps=_steps(spec, len(data), recipe),
+        batch_size=spec.batch_size,
+        lr=recipe.lr if spec.lr is None else spec.lr,
+        mask_ratio=spec.mask_ratio,
+        norm_pix=spec.norm_pix,
+        bf16=pick_precision(spec.precision, device) == "bf16",
+    )
+    _check_mask(recipe)
+    threads = spec.threads or (1 if plain else torch.get_num_threads())
+    job = Job(pretrain, recipe, (), data, "stock")
+    key = digest_of([job_key(job, spec.seed), torch.device(device).type, threads])
+    source = f"{len(ids)} clean train images of {spec.data}, without labels"
+    return Planned(recipe, data, source, device, threads, key)
+
+
+def _usual_arch(data: str) -> str:
+    row = _row_of(data)
+    return "vit_mini_patch4_32" if row.family in ("cifar", "digits") else "vit_tiny_patch16_224"
+
+
+def _row_of(data: str) -> ShiftRow:
+    try:
+        return find_row(SOURCES.get(data, data))
+    except UsageError as error:
+        raise UsageError(f"--data takes {', '.join(SOURCES)}, a shift, folder:PATH or hf:REPO ({error})") from None
+
+
+def _usual_lr(shape: Architecture, batch_size: int) -> float:
+    """2e-3 for the small models of 32 px, tried on digits and CIFAR-10; for others that of the MAE release."""
+    return 2e-3 if shape.dim < SIZES["tiny"][0] else 1.5e-4 * batch_size / 256
+
+
+def _clean_source(data: str, reading: Reading) -> Shift:
+    row = _row_of(data)
+    return train_source(row, reading) if row.name.startswith("folder:") else load_shift(row.name, reading=reading)
+
+
+def _normalised(shape: Architecture, images: Any) -> Architecture:
+    """The architecture with mean and deviation of the images' channels, measured on 2,000 of them at most."""
+    rows = torch.from_numpy(limit_ids(np.arange(len(images)), _STATISTICS))
+    total = torch.zeros(2, 3, dtype=torch.float64)
+    count = 0
+    for part in torch.split(rows, 100):
+        pixels: Tensor = images[part].double() / 255
+        total += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
+        count += pixels.numel() // 3
+    mean = total[0] / count
+    deviation = (total[1] / count - mean.square()).clamp_min(0).sqrt()
+    if float(deviation.min()) < 1e-3:
+        raise UsageError("the images have a channel that does not vary; there is nothing to learn from them")
+    mean_of, std_of = ([round(float(value), 3) for value in numbers] for numbers in (mean, deviation))
+    return replace(shape, mean=(mean_of[0], mean_of[1], mean_of[2]), std=(std_of[0], std_of[1], std_of[2]))
+
+
+def _steps(spec: StockSpec, count: int, recipe: Pretraining) -> int:
+    if spec.epochs is not None:
+        return spec.epochs * max(1, count // spec.batch_size)
+    return spec.steps or (recipe.steps if recipe.architecture == DIGITS.architecture else STEPS)
+
+
+def _check_mask(recipe: Pretraining) -> None:
+    try:
+        mae.visible_patches(recipe.architecture.tokens, recipe.mask_ratio)
+    except ValueError as error:
+        raise UsageError(str(error).replace("mask_ratio", "--mask-ratio")) from None
+
+
+class ShownKeeper(FileKeeper):
+    """A keeper that tells how many steps are done, and the loss at the last checkpoint (None before the first)."""
+
+    def __init__(self, path: Path, tell: Callable[[int, float | None], None], seconds: float = SECONDS) -> None:
+        super().__init__(path, seconds)
+        self._tell = tell
+        self._done = 0
+        self._loss: float | None = None
+        self.curve: list[float] = []
+
+    def load(self) -> dict[str, Any] | None:
+        state = super().load()
+        if state is not None:
+            self._done, self._loss = state["step"], float(state["losses"][-1])
+            self._tell(self._done, self._loss)
+        return state
+
+    def due(self) -> bool:
+        self._done += 1
+        self._tell(self._done, self._loss)
+        return super().due()
+
+    def save(self, state: dict[str, Any]) -> None:
+        super().save(state)
+        self._loss = float(state["losses"][-1])
+
+    def finished(self, losses: Tensor) -> None:
+        super().finished(losses)
+        self.curve = losses.tolist()
+        self._tell(len(losses), float(losses[-1]))
+
+
+def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) -> tuple[Weights, dict[str, object]]:
+    """Weights of a stock and the facts of where they come from. Raises BenchError where training diverges."""
+    set_threads(plan.threads)
+
+    def train(stop: int | None, keep: FileKeeper | None) -> Weights:
+        generator = torch.Generator(device=plan.device).manual_seed(spec.seed)
+        try:
+            return pretrain((), plan.data, replace(plan.recipe, stop=stop), generator, keep)
+        except FloatingPointError as error:
+            raise BenchError(f"{error} (--lr is {plan.recipe.lr:g})") from None
+
+    start = time.perf_counter()
+    weights = train(None, keep)
+    seconds = time.perf_counter() - start + (keep.seconds_before if keep is not None else 0.0)
     facts: dict[str, object] = {
-        "command": f"bench stock {name} --seed {seed}" + (f" --steps {steps}" if steps is not None else ""),
-        "recipe": plain_values(recipe),
-        "images": f"{len(ids)} clean train images of {shift_name}, without labels",
-        "data": data.digest,
+        "command": spec.command,
+        "recipe": plain_values(plan.recipe),
+        "images": plan.source,
+        "data": plan.data.digest,
         "digest": weights.digest,
-        "check": check(train(CHECK_STEPS), data),
-        "licence": "Apache-2.0; the digits are CC BY 4.0, doi:10.24432/C50P49",
+        "check": check(train(CHECK_STEPS, None), plan.data),
+        "threads": plan.threads,
+        "seconds": round(seconds, 1),
         "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty")},
     }
     return weights, facts
@@ -83,14 +305,57 @@ def check(weights: Weights, data: Unlabelled) -> dict[str, object]:
     return {"digest": weights.digest, "loss": float(loss)}
 
 
+def where_to(spec: StockSpec, out: Path | None) -> Path:
+    """The file to write, which can be written: by default where runs on that data look for their stock."""
+    row = _row_of(spec.data)
+    if out is None:
+        if row.name not in SOURCES.values() or not row.default_stock.endswith(".safetensors"):
+            raise UsageError("say where to write the stock: -o FILE.safetensors")
+        out = Reading(spec.data_root).root / "stocks" / row.default_stock
+    if out.suffix != ".safetensors":
+        raise UsageError(f"-o {out}: a stock is a .safetensors file; give it that ending")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write in {out.parent}: {error.strerror}; choose another folder with -o") from None
+    return out
+
+
 def make_stock(
-    name: str, out: Path, seed: int, steps: int | None, device: str, say: Callable[[str], None] = print_text
-) -> None:
-    """Pretrain and write a stock; ends with the line that uses it."""
-    set_threads(1)
-    start = time.perf_counter()
-    weights, facts = pretrain_stock(name, seed, steps, pick_device(device))
-    save_weights(out, weights, facts)
-    size = out.stat().st_size / 1000
-    say(f"{out}: {size:.0f} kB, {weights.digest}, {time.perf_counter() - start:.0f} s")
-    say(f"use it: bench run --method source,selfsoup --shift {_STOCKS[name][0]} --stock {out}")
+    spec: StockSpec,
+    out: Path,
+    tell: Callable[[int, float | None], None],
+    plan: Planned | None = None,
+    seconds: float = SECONDS,
+) -> Weights:
+    """Pretrain, or go on with a training that was interrupted, and write the stock and the curve of its loss beside it.
+
+    `tell` gets the steps that are done; `seconds` lie between two checkpoints.
+    """
+    plan = plan or plan_stock(spec)
+    keeper = ShownKeeper(cache_dir() / "training" / f"stock-{plan.key}.pt", tell, seconds)
+    weights, facts = train_stock(plan, spec, keeper)
+    save_weights(out, weights, {**facts, "losses": keeper.losses})
+    write_bytes(out.with_suffix(".png"), loss_curve(keeper.curve, out.stem))
+    keeper.forget()
+    return weights
+
+
+def loss_curve(losses: list[float], title: str) -> bytes:
+    """A PNG of the loss of each step and of its running mean over a fiftieth of them, on a logarithmic scale."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    steps = np.arange(1, len(losses) + 1)
+    window = max(1, len(losses) // 50)
+    mean = np.convolve(losses, np.ones(window) / window, mode="valid")
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="0.75", linewidth=0.6, label="each step")
+    axes.plot(steps[window - 1 :], mean, linewidth=1.6, label=f"mean of {window}")
+    axes.set(xlabel="step", ylabel="reconstruction loss", title=title, yscale="log")
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()

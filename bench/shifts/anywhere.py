@@ -56,6 +56,15 @@ def _read(places: list[Path], classes: Sequence[str] | None = None) -> ImageSet:
     return read_parquet(places, classes=classes)
 
 
+def train_source(row: ShiftRow, reading: Reading) -> ImageShift:
+    """The train images of folder:PATH alone, to learn from: PATH/train where it exists, else all of PATH."""
+    root = Path(row.name.partition(":")[2]).expanduser()
+    parquet = next(iter(sorted(root.glob("train*.parquet"))), None)
+    trained = next((path for path in (root / "train", parquet) if path is not None and path.exists()), root)
+    images = cache(lambda: find_set(trained))
+    return _shift(row, reading, images, images)
+
+
 def _synsets_if(root: Path) -> tuple[str, ...] | None:
     if not root.is_dir():
         return None  # one file of a table
