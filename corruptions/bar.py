@@ -146,13 +146,15 @@ def checkerboard_cutout(images: Tensor, draws: Draws, parameters: Parameters) ->
     row, column = _grid((height, width), images.device)
     sine, cosine = torch.sin(angle * _TURN), torch.cos(angle * _TURN)
     side = min(height, width)
-    i = ((row * cosine + column * sine) / ((0.1 + 0.15 * down) * side)).floor_().long()
-    j = ((column * cosine - row * sine) / ((0.1 + 0.15 * across) * side)).floor_().long()
+    i = ((row * cosine + column * sine) / ((0.1 + 0.15 * down) * side)).floor_().int()
+    j = ((column * cosine - row * sine) / ((0.1 + 0.15 * across) * side)).floor_().int()
+    # Only where both are odd or both are even is a cell black; 1 is never below a share.
     count = draws["cell"].shape[-1]
-    cell = (i + count // 2) * count + (j + count // 2)
-    drawn = draws["cell"].flatten(1).gather(1, cell.flatten(1)).view(n, height, width)
-    grey = ((i + j) % 2 == 0) & (drawn < _share(parameters))
-    return images.masked_fill(grey[:, None], 128 / 255)
+    black = (torch.arange(count, device=images.device)[:, None] + torch.arange(count, device=images.device)) % 2 == 0
+    cells = draws["cell"].where(black, 1) < _share(parameters)
+    place = i.add_(count // 2).mul_(count).add_(j).add_(count // 2)
+    grey = cells.flatten(1).gather(1, place.flatten(1).long()).view(n, 1, height, width)
+    return images.masked_fill(grey, 128 / 255)
 
 
 def draw_cocentric_sine_waves(stream: Stream, size: Size, parameters: Parameters) -> Draws:

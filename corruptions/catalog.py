@@ -54,7 +54,7 @@ ROWS = (
     Row("glitched", "laion_c", "digital", "rolled chunks, scan lines", "corruptions.laion:glitched", False),
     Row("mosaic", "laion_c", "pasted", "tiles of the nearest colour", "corruptions.laion:mosaic", False, True),
     Row("stickers", "laion_c", "pasted", "tiles stuck on anywhere", "corruptions.laion:stickers", True, True),
-    Row("vertical_lines", "laion_c", "pattern", "bent lines on black", "corruptions.laion:vertical_lines", False),
+    Row("vertical_lines", "laion_c", "pattern", "bent lines on black", "corruptions.lines:vertical_lines", False),
     Row("geometric_shapes", "laion_c", "pasted", "small plain shapes", "corruptions.laion:geometric_shapes", True),
     Row(
         "luminance_checkerboard",

@@ -22,19 +22,18 @@ from corruptions.rng import Stream
 from corruptions.tables import Parameters
 from corruptions.tiles import TilePool
 
-_DEFINED_AT = 224
+DEFINED_AT = 224
 # As many are drawn at every severity, which takes the first of them: a stronger one adds to a weaker one.
 _MOST_STICKERS, _MOST_SHAPES = 1200, 1000
 _STICKER, _LUMINANCE_TILE = 16, 14
-# Dark places pull lines this far to the left.
-_PULL = 40
 _LEAST_SHAPE, _LARGEST_SHAPE = 6, 15
 _KINDS = 4
 _TURNS = 360
 
 
-def _pixels(length: float, size: Size) -> int:
-    return max(1, round(length * min(size) / _DEFINED_AT))
+def whole_pixels(length: float, size: Size) -> int:
+    """A length of the definition in an image of a size (h, w), whole pixels."""
+    return max(1, round(length * min(size) / DEFINED_AT))
 
 
 def _number(count: float, size: Size) -> int:
@@ -42,13 +41,14 @@ def _number(count: float, size: Size) -> int:
     return round(count * max(size) / min(size))
 
 
-def _levels(images: Tensor) -> Tensor:
+def whole_levels(images: Tensor) -> Tensor:
+    """Images in [0, 1] as whole levels of 0 .. 255."""
     return (images * 255).round_()
 
 
 def draw_luminance_checkerboard(stream: Stream, size: Size, parameters: Parameters) -> Draws:
     """Uniforms, one per tile."""
-    side = _pixels(_LUMINANCE_TILE, size)
+    side = whole_pixels(_LUMINANCE_TILE, size)
     return {"uniform": stream.uniform(*(-(-length // side) for length in size))}
 
 
@@ -59,7 +59,7 @@ def luminance_checkerboard(images: Tensor, draws: Draws, parameters: Parameters)
     """
     low, high = parameters
     height, width = images.shape[-2:]
-    side = _pixels(_LUMINANCE_TILE, (height, width))
+    side = whole_pixels(_LUMINANCE_TILE, (height, width))
     row = torch.arange(height, device=images.device) // side
     column = torch.arange(width, device=images.device) // side
     shift = (low + (high - low) * draws["uniform"]) / 255
@@ -79,7 +79,7 @@ def stickers(images: Tensor, draws: Draws, parameters: Parameters, pool: TilePoo
     Only the last sticker on a pixel shows: marks at the corners grow to the stickers' size, the larger number winning.
     """
     n, _, height, width = images.shape
-    side, count = _pixels(_STICKER, (height, width)), _number(parameters[0], (height, width))
+    side, count = whole_pixels(_STICKER, (height, width)), _number(parameters[0], (height, width))
     tiles = pool.tiles(side, images.device)
     row, column, which = draws["uniform"][:, :, :count].unbind(1)
     top = (row * max(height - side, 1)).long()
@@ -127,7 +127,7 @@ def geometric_shapes(images: Tensor, draws: Draws, parameters: Parameters) -> Te
     count = _number(parameters[0], (height, width))
     if count == 0:
         return images.clone()
-    sizes = tuple(_pixels(size, (height, width)) for size in range(_LEAST_SHAPE, _LARGEST_SHAPE + 1))
+    sizes = tuple(whole_pixels(size, (height, width)) for size in range(_LEAST_SHAPE, _LARGEST_SHAPE + 1))
     reach = max(sizes) + 1
     stamps = _stamps(sizes, width + 2 * reach, images.device)
     kind, row, column, size, red, green, blue, turn = draws["uniform"][:, :, :count].unbind(1)
@@ -227,102 +227,6 @@ def _glitch(amount: float, height: int, width: int, device: torch.device) -> Ten
     return places[:, 1::2].flatten(1).to(device)
 
 
-def vertical_lines(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """The image told by lines on black: one for each column of cells, in their mean colours, pulled left where dark.
-
-    A line joins the points of its cells by one-pixel segments as Pillow draws them (Bresenham's), later ones over
-    earlier ones.
-    """
-    return vertical_lines_bytes(_levels(images), parameters).div_(255)
-
-
-def vertical_lines_bytes(images: Tensor, parameters: Parameters) -> Tensor:
-    """`vertical_lines` of levels of any type, as whole levels in float32."""
-    n, _, height, width = images.shape
-    lines = max(min(round(parameters[0] * width / min(height, width)), width), 1)
-    step = _pixels(parameters[1], (height, width))
-    device = images.device
-    colours, luma = _cells(images.float(), lines, step)
-    ends = torch.tensor([line * width / lines for line in range(lines)], dtype=torch.float64, device=device)
-    # Pillow cuts positions to whole pixels, towards zero.
-    tips = (ends - _PULL * min(height, width) / _DEFINED_AT * (1 - luma / 255)).trunc()
-    tips = torch.cat([ends.trunc().expand(n, 1, -1), tips], 1).float()
-    start, stop = tips[:, :-1, None], tips[:, 1:, None]
-
-    # Segments [n, cell, step + 1, line] in the rows they pass; the first segment of a line lies in one row.
-    length = (stop - start).abs()
-    passed = torch.arange(step + 1, dtype=torch.float32, device=device)[:, None]
-    slope = length / (2 * step)
-    flat = length > step
-    first = torch.where(flat, ((2 * passed - 1) * slope).ceil_().clamp_(min=0), (2 * passed * slope + 0.5).floor_())
-    last = torch.where(flat, torch.minimum(((2 * passed + 1) * slope).ceil_() - 1, length), first)
-    first[:, 0], last[:, 0] = 0, length[:, 0]
-    direction = (stop - start).sign_()
-    one, other = start + direction * first, start + direction * last
-    rows = tips.shape[1] - 1
-    row = torch.arange(-step, (rows - 1) * step, step, device=device)[:, None, None] + passed.long()
-    row[0] = 0
-    # In a row a line has at most two segments: one that ends there, drawn first, and one that goes on.
-    goes_on = (passed < step).expand(rows, -1, -1).clone()
-    goes_on[0] = False
-    number = (1 + 2 * torch.arange(lines, device=device) + goes_on).to(torch.int16)
-    latest = _runs(torch.minimum(one, other), torch.maximum(one, other), row, number, (height, width)).long()
-
-    line, on = (latest - 1).clamp_(min=0) >> 1, (latest - 1) & 1
-    cell = (torch.arange(height, device=device)[:, None] // step + on).clamp_(max=rows - 1)
-    painted = colours.flatten(2).gather(2, (cell * lines + line).view(n, 1, -1).expand(-1, 3, -1))
-    return painted.view(images.shape).mul_((latest > 0)[:, None])
-
-
-def _cells(levels: Tensor, lines: int, step: int) -> tuple[Tensor, Tensor]:
-    """Mean colour [n, 3, rows, lines] and mean luma [n, rows, lines] of cells, whole numbers as whole division gives.
-
-    Cell i of a row reaches from int(i w / lines) to int(i w / lines + w / lines); the last row may be lower.
-    """
-    height, width = levels.shape[-2:]
-    red, green, blue = levels.unbind(1)
-    # Pillow's weights; the sums stay below 2^24, so they are exact.
-    luma = (19595 * red + 38470 * green + 7471 * blue + 32768).mul_(2.0**-16).floor_()
-    planes = torch.cat([levels, luma[:, None]], 1)
-    rows = -(-height // step)
-    planes = F.pad(planes, (0, 0, 0, rows * step - height)).view(-1, 4, rows, step, width).sum(3)
-    sums = F.pad(planes.double().cumsum(-1), (1, 0))
-    starts = [int(line * width / lines) for line in range(lines)]
-    stops = [int(line * width / lines + width / lines) for line in range(lines)]
-    low, high = (torch.tensor(ends, device=levels.device) for ends in (starts, stops))
-    high = high.clamp_(max=width)
-    heights = torch.full((rows, 1), step, device=levels.device)
-    heights[-1] = height - (rows - 1) * step
-    means = ((sums.index_select(-1, high) - sums.index_select(-1, low)) / (heights * (high - low))).floor_()
-    return means[:, :3].float(), means[:, 3]
-
-
-def _runs(left: Tensor, right: Tensor, row: Tensor, number: Tensor, size: Size) -> Tensor:
-    """The largest number of the runs over each pixel, 0 where there is none: int16 [n, h, w].
-
-    Runs of whole columns left .. right [n, cell, step, line] in the rows [cell, step, 1]; what is outside is cut off. A
-    run is two overlapping ones whose length is a power of two: marks for these are pushed down level by level.
-    """
-    height, width = size
-    n, device = len(left), left.device
-    seen = (right >= 0) & (left < width) & (row < height)
-    left, right = left.clamp_(0, width - 1), right.clamp_(0, width - 1)
-    # The exponent of a float tells the largest power of two within.
-    level = torch.frexp(right - left + 1).exponent.long() - 1
-    levels = min(width, math.ceil(_PULL * min(size) / _DEFINED_AT) + 2).bit_length()
-    marks = torch.zeros(n, levels, height, width, dtype=torch.int16, device=device)
-    base = (level * height + row.clamp(max=height - 1)) * width
-    number = (number * seen).flatten(1)
-    for place in (left.long(), right.long() + 1 - (1 << level)):
-        marks.view(n, -1).scatter_reduce_(1, (base + place).flatten(1), number, "amax")
-    for upper in range(levels - 1, 0, -1):
-        half = 1 << (upper - 1)
-        below, above = marks[:, upper - 1], marks[:, upper]
-        torch.maximum(below, above, out=below)
-        torch.maximum(below[..., half:], above[..., :-half], out=below[..., half:])
-    return marks[:, 0]
-
-
 def mosaic(images: Tensor, draws: Draws, parameters: Parameters, pool: TilePool) -> Tensor:
     """The image laid out of tiles: each cell becomes the tile whose mean colour is nearest to the cell's.
 
@@ -330,14 +234,14 @@ def mosaic(images: Tensor, draws: Draws, parameters: Parameters, pool: TilePool)
     the grid is centred and edge pixels are repeated to its border, as the published crop of a larger picture cuts it.
     """
     n, _, height, width = images.shape
-    side = _pixels(parameters[0], (height, width))
+    side = whole_pixels(parameters[0], (height, width))
     rows, columns = -(-height // side), -(-width // side)
     top, left = (rows * side - height) // 2, (columns * side - width) // 2
-    levels = _levels(images)
+    framed = whole_levels(images)
     for dim, length, count, before in ((-1, width, columns, left), (-2, height, rows, top)):
         place = torch.arange(count * side, device=images.device) - before
-        levels = levels.index_select(dim, edge(place, length))
-    small = resized(levels, rows, columns, BICUBIC)
+        framed = framed.index_select(dim, edge(place, length))
+    small = resized(framed, rows, columns, BICUBIC)
     tiles = pool.tiles(side, images.device)
     nearest = pool.nearest(small.permute(0, 2, 3, 1).reshape(-1, 3), side)
     laid = tiles.index_select(0, nearest).view(n, rows, columns, 3, side, side).permute(0, 3, 1, 4, 2, 5)

@@ -93,7 +93,7 @@ def vertical_lines(image: Array, draws: Draws, settings: Settings) -> Array:
     lines = max(min(round(settings[0] * width / min(height, width)), width), 1)
     step = scaled(settings[1], image)
     picture = Image.fromarray(image.astype(np.uint8))
-    grey, colours = picture.convert("L").load(), picture.load()
+    grey = picture.convert("L")
     canvas = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(canvas)
     for i in range(lines):
@@ -103,9 +103,9 @@ def vertical_lines(image: Array, draws: Draws, settings: Settings) -> Array:
             cell = [(u, v) for u in range(int(x), int(x + width / lines)) for v in range(y, min(y + step, height))]
             total, luma = [0, 0, 0], 0
             for place in cell:
-                luma += grey[place]
-                for channel in range(3):
-                    total[channel] += colours[place][channel]
+                luma += grey.getpixel(place)
+                for channel, level in enumerate(picture.getpixel(place)):
+                    total[channel] += level
             following = (x - 40 * min(height, width) / 224 * (1 - luma // len(cell) / 255), y)
             draw.line([point, following], fill=tuple(part // len(cell) for part in total), width=1)
             point = following
@@ -236,11 +236,7 @@ def single_frequency_greyscale(image: Array, draws: Draws, settings: Settings) -
     one, two, three, four = draws["uniform"]
     larger = math.pi * (2 * one - 1)
     other = abs(larger) * (2 * two - 1)
-    across, down = (larger, other) if four >= 0.5 else (other, larger)
-    if four < 0.5:
-        across, down = larger, other
-    else:
-        across, down = other, larger
+    across, down = (larger, other) if four < 0.5 else (other, larger)
     out = image.copy()
     for y, x in pixels(image):
         out[y, x] += part_of(settings, 196) * math.sin(across * x + down * y + 2 * math.pi * three)

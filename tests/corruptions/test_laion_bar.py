@@ -217,7 +217,7 @@ def test_the_procedural_pool_covers_the_colours_and_never_changes() -> None:
     assert tensor_pool(pool.tiles(32, torch.device("cpu")), "x").name == PINNED
 
 
-PINNED = "x-4096-3eddb25da4c3"
+PINNED = "x-4096-127670c62d86"
 
 
 def test_a_folder_is_a_pool_as_published(tmp_path: Path, pictures: Pictures) -> None:
