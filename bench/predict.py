@@ -223,7 +223,8 @@ def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarr
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"{where}: predict gave {shape} for a batch of {n}; return a tensor [{n}, {classes}]")
     exact = scores.detach().to("cpu", torch.float64)
-    if not torch.isfinite(exact).all():
+    # A class that is ruled out, at minus infinity, is a probability of 0; a row of nothing else is none.
+    if not (torch.isfinite(exact) | exact.isneginf()).all() or not torch.isfinite(exact.amax(1)).all():
         raise FloatingPointError(f"{where}: predictions are not finite; lower the method's learning rate")
     return torch.softmax(exact, dim=1).numpy()
 

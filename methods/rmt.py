@@ -91,7 +91,7 @@ class Rmt(Adapter):
         prototype_images: labelled source images that class means are taken over, as many as there are at most.
         source_weight: of the loss on source images beside the loss to the teacher; at least 0.
         teacher_momentum: how much of the teacher stays at each step; in [0, 1].
-        warm_up_images: source images to warm up on, again from the first when all were seen; 0 for none.
+        warm_up_images: source images to warm up on, as many as there are at most; 0 for none.
         """
 
         lr: float = 0.01
@@ -125,7 +125,7 @@ class Rmt(Adapter):
         """Student and teacher on source images, at a rate that grows in equal steps to `lr`."""
         if self.config.warm_up_images == 0:
             return
-        steps = max(1, self.config.warm_up_images // len(self.source[0].images))
+        steps = min(len(self.source), max(1, self.config.warm_up_images // len(self.source[0].images)))
         for step in range(steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * ((step + 1) / steps)
