@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corruptions.kernels import blur, edge, pad, whole_mirror
+from corruptions.kernels import blur, edge, kept_from, pad, whole_mirror
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -51,10 +51,10 @@ def spatter(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     liquid = blur((mean + deviation * draws["normal"])[:, None], sigma)
     if mud > 0:
         mask = blur((liquid > threshold).float(), strength)
-        mask = mask * (mask >= 0.8)
+        mask = kept_from(mask, 0.8)
         return (images * (1 - mask) + _colour(_MUD, images) * mask).clamp_(0, 1)
     # Levels above 255 wrap round, as when numpy casts to 8 bits.
-    levels = (liquid * (liquid >= threshold)).clamp_min_(0).mul_(255).floor_().remainder_(256)
+    levels = kept_from(liquid, threshold).clamp_min_(0).mul_(255).floor_().remainder_(256)
     mask = levels * _shading(levels)
     # Without any liquid the published code divides by zero; here nothing is added.
     mask = mask / mask.amax((2, 3), keepdim=True).clamp_min(1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,6 +51,12 @@ def pad(images: Tensor, rows: int, columns: int, border: Border) -> Tensor:
             positions = torch.arange(-amount, size + amount, device=images.device)
             images = images.index_select(dim, border(positions, size))
     return images
+
+
+def kept_from(planes: Tensor, least: float) -> Tensor:
+    """Float32 values that reach `least`, the others 0; many times faster than a mask on CPUs."""
+    below = float(np.nextafter(np.float32(least), np.float32(-np.inf)))
+    return F.threshold(planes, below, 0.0)
 
 
 def gaussian_taps(sigma: float, truncate: float) -> list[float]:
@@ -225,14 +232,15 @@ def plasma(uniforms: Tensor, decay: float) -> Tensor:
     # Only the points made so far, as a small map of their own: whole rows are quicker than points far apart.
     field = uniforms.new_zeros(n, 1, 1)
     used, wibble = 0, 100.0
+    noise = 2 * uniforms - 1
 
     def noisy_mean(total: Tensor) -> Tensor:
         nonlocal used
         count = total.shape[1] * total.shape[2]
-        noise = uniforms[:, used : used + count].view_as(total)
-        used += count
         # Product and sum apart, so that no processor fuses them: pictures made of plasma are pinned.
-        return total.div_(4).add_((2 * noise).sub_(1).mul_(wibble * wibble))
+        added = (noise[:, used : used + count] * (wibble * wibble)).view_as(total)
+        used += count
+        return total.div_(4).add_(added)
 
     for _ in range(side.bit_length() - 1):
         pairs = field + field.roll(-1, 1)

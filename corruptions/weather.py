@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from corruptions.blur import zoomed
-from corruptions.kernels import edge, plasma, trail
+from corruptions.kernels import edge, kept_from, plasma, trail
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -40,7 +40,7 @@ def snow(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Thresholded, enlarged noise with trails, added twice (once upside down) to a paler image."""
     mean, deviation, zoom, threshold, radius, sigma, share = parameters
     flakes = zoomed(draws["normal"].mT[:, None], zoom).mul_(deviation).add_(mean)
-    flakes = (flakes * (flakes >= threshold)).clamp_(0, 1).mul_(255).floor_()
+    flakes = kept_from(flakes, threshold).clamp_(0, 1).mul_(255).floor_()
     # ImageMagick's trail is 8 bit and rounded down; the float sum of a flat region may end just below its level.
     flakes = trail(flakes, draws["angle"], radius, sigma).add_(1e-3).floor_().div_(255)
     red, green, blue = images.unbind(1)
