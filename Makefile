@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check test test-all perf clean
+.PHONY: demo check test test-all test-slurm perf clean
 
 demo: $(VENV)/.installed
 	$(BIN)/bench run --demo
@@ -19,6 +19,9 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-slurm: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/e2e/test_slurm.py -m slow -rs
 
 perf: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/perf -m "slow or not slow" --benchmark-only

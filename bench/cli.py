@@ -205,11 +205,15 @@ def show(
 
 
 @app.command()
-def results(folder: Folder, json: Json = False) -> None:
-    """Show what a run's folder holds: records done and failed."""
+def results(
+    folder: Folder,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing is missing.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what a run's folder holds: records done, running, failed and missing."""
     from bench import reading
 
-    reading.print_results(folder, as_json=json)
+    reading.print_results(folder, as_json=json, watch=watch)
 
 
 @app.command()

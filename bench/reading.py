@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+from rich.console import Console
+from rich.live import Live
 
 from bench.cache import cache_dir, write_bytes
 from bench.errors import MissingDataError, UsageError, nearest
 from bench.errors import ValidationError as InvalidResults
+from bench.ledger import read_ledger, running
 from bench.output import print_json, print_rich, print_text, table
 from leaderboards import compare, tables
 from leaderboards.boards import Board, BoardError, make_board
@@ -38,32 +43,72 @@ def open_records(folders: list[Path]) -> list[Record]:
     return records
 
 
-def print_results(folder: Path, as_json: bool) -> None:
-    """Print a line for each method, part and seed: conditions done and failed, the first error, and the barrier.
+def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
+    """Print a line for each method, part and seed: conditions done, running, failed and missing, barrier, first error.
 
     The barrier is how many points of accuracy are lost between the ingredients of a soup, on held-out clean images.
+    `watch` does so again and again until nothing is missing.
     """
-    records = open_records([folder])
-    counts: dict[tuple[str, str, str, int], Counter[str]] = {}
-    errors: dict[tuple[str, str, str, int], str] = {}
-    barriers: dict[tuple[str, str, str, int], float] = {}
-    for record in records:
-        row = (record.shift, record.method, record.part or "", record.seed)
-        counts.setdefault(row, Counter())[record.status] += 1
-        if record.error:
-            errors.setdefault(row, record.error)
-        if record.connectivity is not None:
-            barriers[row] = round(100 * record.connectivity.barrier, 2)
-    lines = [
-        {"shift": s, "method": m, "part": p, "seed": seed, "done": c["done"], "failed": c["failed"],
-         "barrier": barriers.get((s, m, p, seed)), "error": errors.get((s, m, p, seed), "")}
-        for (s, m, p, seed), c in counts.items()
-    ]  # fmt: skip
+    lines = _standing(folder)
     if as_json:
         print_json(lines)
-    else:
-        shown = [["" if value is None else str(value) for value in line.values()] for line in lines]
-        print_rich(table(list(lines[0]), shown))
+        return
+    if not watch:
+        print_rich(_standing_table(lines))
+        return
+    console, took = Console(), 0.0
+    with Live(_standing_table(lines), console=console, auto_refresh=False) as live:
+        while any(line["running"] or line["missing"] for line in lines):
+            time.sleep(max(_SECONDS_BETWEEN_LOOKS, 5 * took))
+            began = time.monotonic()
+            before, lines = lines, _standing(folder)
+            took = time.monotonic() - began  # a large folder is read less often
+            if console.is_terminal:
+                live.update(_standing_table(lines), refresh=True)
+            elif lines != before:
+                sums = ((name, sum(int(line[name]) for line in lines)) for name in _STATES)
+                print_text(", ".join(f"{number} {name}" for name, number in sums))
+        live.update(_standing_table(lines), refresh=True)
+
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+_STATES = ("done", "running", "failed", "missing")
+
+
+def _standing(folder: Path) -> list[dict[str, Any]]:
+    planned = read_ledger(folder)
+    records = [] if planned and not any((folder / "records").glob("*.json")) else open_records([folder])
+    rows: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+
+    def row(shift: str, method: str, part: str | None, seed: int) -> dict[str, Any]:
+        names = {"shift": shift, "method": method, "part": part or "", "seed": seed}
+        new = {**names, **dict.fromkeys(_STATES, 0), "barrier": None, "error": ""}
+        return rows.setdefault((shift, method, part or "", seed), new)
+
+    status = {record.key: record.status for record in records}
+    now = running(folder, planned)
+    for record in records:
+        line = row(record.shift, record.method, record.part, record.seed)
+        if record.key not in now or record.status == "done":
+            line[record.status] += 1
+        line["error"] = line["error"] or record.error or ""
+        if record.connectivity is not None:
+            line["barrier"] = round(100 * record.connectivity.barrier, 2)
+    seen: set[str] = set()
+    for each in planned:
+        line = row(each.shift, each.method, each.part, each.seed)
+        for key in {key for keys in each.streams.values() for key in keys} - seen:
+            seen.add(key)
+            if key in now and status.get(key) != "done":
+                line["running"] += 1
+            elif key not in status:
+                line["missing"] += 1
+    return list(rows.values())
+
+
+def _standing_table(lines: list[dict[str, Any]]) -> Any:
+    shown = [["" if value is None else str(value) for value in line.values()] for line in lines]
+    return table(list(lines[0]), shown)
 
 
 _BOARD: dict[str, Callable[[Board, bool, list[str]], str]] = {

@@ -17,6 +17,7 @@ from bench.cache import write_bytes
 from bench.errors import BenchError, UsageError, ValidationError
 from bench.fingerprint import environment
 from bench.kitchen import connectivity_of, fit_seconds, job_key
+from bench.ledger import Planned, write_ledger
 from bench.measure import forget, measure
 from bench.plan import Lane, Plan, default_folder, make_plan
 from bench.predict import Evaluation, Measured
@@ -79,6 +80,7 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     tasks = list(cooking.values())
     for plan in plans:
         write_settings(plan)
+        write_ledger(plan.out, _ledger(plan))
         for task, lane, chain in missing_streams(plan):
             if task.key not in streams:
                 tasks.append(task)
@@ -172,6 +174,26 @@ def missing_streams(plan: Plan) -> Iterator[tuple[Task, Lane, tuple[Segment, ...
                 yield _evaluation_task(plan, lane, chain, number), lane, chain
 
 
+def _ledger(plan: Plan) -> list[Planned]:
+    return [
+        Planned(
+            plan.spec.shift,
+            lane.trial.method,
+            lane.part,
+            lane.trial.seed,
+            {
+                _stream_name(lane, number): tuple(lane.keys[c] for segment in chain for c in segment.conditions)
+                for number, chain in enumerate(chains(lane.segments))
+            },
+        )
+        for lane in plan.lanes
+    ]
+
+
+def _stream_name(lane: Lane, number: int) -> str:
+    return f"{digest_of(list(lane.keys.values()))}-{number}"
+
+
 def write_settings(plan: Plan) -> None:
     """Leave the resolved settings beside the records, as a run file that repeats the run."""
     values = plan.spec.model_dump(
@@ -204,7 +226,7 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
     )
     name = lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})"
     where = ", ".join(str(c) for segment in chain for c in segment.conditions)
-    key = f"{digest_of(list(lane.keys.values()))}-{number}"
+    key = _stream_name(lane, number)
     after = frozenset(job_key(job, lane.trial.seed) for job in (lane.job, lane.report) if job is not None)
     again = plan.spec.rerun or plan.spec.only_failed
     keys = None if again else [lane.keys[c] for segment in chain for c in segment.conditions]

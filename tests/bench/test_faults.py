@@ -19,6 +19,7 @@ import torch
 from bench import keeper, measure, predict
 from bench import run as run_module
 from bench.errors import BenchError, ValidationError
+from bench.reading import print_results
 from bench.run import Outcome
 from bench.spec import make_spec
 from bench.watch import Watcher
@@ -426,3 +427,38 @@ def test_workers_end_with_the_process_that_feeds_them(settings: dict[str, Any], 
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, workers))
+
+
+def test_a_folder_tells_what_is_done_running_failed_and_missing(
+    settings: dict[str, Any], run_quick: Quick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows() -> dict[str, tuple[int, ...]]:
+        print_results(settings["out"], as_json=True)
+        lines = json.loads(capsys.readouterr().out)
+        return {
+            line["method"]: tuple(line[name] for name in ("done", "running", "failed", "missing")) for line in lines
+        }
+
+    seen = []
+
+    class Looker(Watcher):
+        def finished(self, label: str, error: Exception | None) -> None:
+            seen.append(rows())
+
+    evaluate = measure.evaluate
+
+    def watched(job: Any, keep: Any) -> Any:
+        seen.append(rows())
+        if job.method == "tent":
+            raise ValueError("burnt")
+        return evaluate(job, keep)
+
+    monkeypatch.setattr(measure, "evaluate", watched)
+    run_module.run(make_spec({**settings, "method": "source,tent"}, {"set": {"source": {"epochs": 1}}}), Looker())
+    nothing, first = {"source": (0, 0, 0, 3), "tent": (0, 0, 0, 3)}, {"source": (0, 1, 0, 2), "tent": (0, 0, 0, 3)}
+    assert seen[0] == nothing
+    assert first in seen
+    assert {"source": (3, 0, 0, 0), "tent": (0, 1, 1, 1)} in seen
+    assert rows() == {"source": (3, 0, 0, 0), "tent": (0, 0, 3, 0)}
+    print_results(settings["out"], as_json=False, watch=True)  # nothing is missing, so it looks once
+    assert "burnt" in capsys.readouterr().out

@@ -278,7 +278,7 @@ def test_a_model_of_ones_own(settings: dict[str, Any], tmp_path: Path) -> None:
     outcome = run_module.run(make_spec(changed))
     assert outcome.done == 6
     assert {r.model for r in outcome.records()} == {"model.py:build"}
-    with pytest.raises(UsageError, match="--stock instead of --model"):
+    with pytest.raises(UsageError, match="give --stock instead"):
         make_plan(make_spec({**changed, "method": "selfsoup"}))
 
 
