@@ -4,6 +4,7 @@
     shifted = corrupt(images, "fog", 5, ids=range(len(images)))
 
 `corrupt` takes batches, `corrupt_image` one Pillow or numpy picture, and `Corruption` is a torchvision transform.
+`folder_pool` and `tensor_pool` make one's own pictures the tiles of mosaic and stickers.
 Importing the package, listing and describing do not load torch; the first use of one of these does.
 """
 
@@ -17,28 +18,35 @@ from corruptions.tables import PROFILES
 
 if TYPE_CHECKING:
     from corruptions.pipeline import apply, corrupt, sample
+    from corruptions.tiles import TilePool, folder_pool, tensor_pool
     from corruptions.transforms import Corruption, corrupt_image
 
 __all__ = [
     "PROFILES",
     "Corruption",
+    "TilePool",
     "apply",
     "canonical",
     "corrupt",
     "corrupt_image",
     "describe",
+    "folder_pool",
     "names",
     "parameters",
     "profile_for",
     "sample",
+    "tensor_pool",
 ]
 
 _NEED_TORCH = {
     "Corruption": "transforms",
+    "TilePool": "tiles",
     "apply": "pipeline",
     "corrupt": "pipeline",
     "corrupt_image": "transforms",
+    "folder_pool": "tiles",
     "sample": "pipeline",
+    "tensor_pool": "tiles",
 }
 
 

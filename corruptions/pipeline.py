@@ -109,7 +109,7 @@ def corrupt(
     """
     row = describe(name)
     check_storage(storage)
-    pool = _pool_for(row, pool)
+    pool = check_pool(row, pool)
     _check_images(images)
     batch = images.detach() if images.ndim == 4 else images.detach()[None]
     n, channels, height, width = batch.shape
@@ -199,15 +199,16 @@ def apply(
         if len(value) != len(images):
             raise ValueError(f"draw {key!r} is for {len(value)} images, not {len(images)}; sample one id per image")
     row = describe(name)
-    pool = _pool_for(row, pool)
+    pool = check_pool(row, pool)
     _, function, _ = _functions(row.name)
     function = function if pool is None else partial(function, pool=pool)
     with torch.no_grad():
         return function(images.detach(), draws, settings)
 
 
-def _pool_for(row: Row, pool: TilePool | None) -> TilePool | None:
-    """The pool that a corruption takes: none, or the procedural one if none is given."""
+def check_pool(row: Row, pool: TilePool | None) -> TilePool | None:
+    """The pool that a corruption takes: none, or the procedural one if none is given. Raises ValueError where a
+    corruption takes none."""
     if row.pool:
         return procedural_pool() if pool is None else pool
     if pool is not None:

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from corruptions.catalog import check_profile, check_severity, describe
-from corruptions.pipeline import check_storage, corrupt
+from corruptions.pipeline import check_pool, check_storage, corrupt
 from corruptions.tiles import TilePool
 
 Picture = TypeVar("Picture", Image.Image, NDArray[Any])
@@ -47,7 +47,7 @@ class Corruption(v2.Transform):  # type: ignore[misc]
         self.seed = seed
         self.profile = check_profile(profile) if profile != "auto" else profile
         self.storage = check_storage(storage)
-        self.pool = pool
+        self.pool = check_pool(describe(name), pool) if pool is not None else None
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """One image or batch; torchvision calls this for every input that is one."""

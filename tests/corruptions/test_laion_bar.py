@@ -247,8 +247,15 @@ def test_pools_are_used_where_they_belong(pictures: Pictures, pool: TilePool) ->
         ours = corruptions.corrupt(images, name, 3, ids=[0, 1], pool=pool)
         assert not torch.equal(ours, corruptions.corrupt(images, name, 3, ids=[0, 1]))
         assert torch.equal(ours[1], corruptions.corrupt(images[1], name, 3, ids=[1], pool=pool))
+        transform = corruptions.Corruption(name, 3, pool=pool)
+        array = images[0].permute(1, 2, 0).numpy()
+        single = corruptions.corrupt_image(array, name, 3, pool=pool)
+        assert torch.equal(transform(images[0]).permute(1, 2, 0), torch.from_numpy(single))
+        assert not np.array_equal(single, corruptions.corrupt_image(array, name, 3))
     with pytest.raises(ValueError, match="fog is not made of tiles"):
         corruptions.corrupt(images, "fog", 3, pool=pool)
+    with pytest.raises(ValueError, match="fog is not made of tiles"):
+        corruptions.Corruption("fog", 3, pool=pool)
     for bad in (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8).byte()):
         with pytest.raises(ValueError, match=r"made of uint8 \[n, 3, h, w\]"):
             tensor_pool(bad, "bad")
