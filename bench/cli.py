@@ -130,13 +130,13 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and leave.")] = False,
     json: Json = False,
     offline: Annotated[bool | None, typer.Option("--offline", help="Touch no network.")] = None,
-    track: Annotated[str | None, typer.Option(help="Not supported yet.", hidden=True)] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Also log to tensorboard, mlflow, wandb or trackio; needs soupbench[track].")
+    ] = None,
 ) -> None:
     """Run methods on a shift and print the board. Finished work is never done twice."""
     from bench import commands
 
-    if track is not None:
-        raise UsageError(f"--track {track} is not supported yet; records are in OUT/records.jsonl, leave --track out")
     flags: dict[str, Any] = {
         "method": method,
         "shift": shift,
@@ -165,6 +165,7 @@ def run(
         "rerun": rerun,
         "only_failed": only_failed,
         "offline": offline,
+        "track": track,
     }
     if record is not None or source is not None:
         if record is None or source is None:

@@ -23,6 +23,7 @@ from bench.plan import Lane, Plan, default_folder, make_plan
 from bench.predict import Evaluation, Measured
 from bench.protocols import Segment, chains
 from bench.spec import RunSpec
+from bench.track import open_sink
 from bench.trial import CLEAN, Condition, digest_of
 from bench.watch import Watcher
 from bench.workers import Executor, Finished, Task, run_tasks
@@ -90,19 +91,21 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     errors: dict[int, dict[str, None]] = {id(plan): {} for plan in plans}
     try:
         started = lambda task: watcher.started(task.label)  # noqa: E731
-        for finished in run_tasks(tasks, plans[0].jobs, plans[0].threads, started, executor_of(plans[0])):
-            watcher.finished(finished.task.label, finished.error)
-            if finished.error is not None:
-                log.error("%s failed", finished.task.label, exc_info=finished.error)
-            if finished.task.key not in streams:
-                continue
-            plan, lane, chain = streams[finished.task.key]
-            if finished.error is not None:
-                errors[id(plan)][f"{finished.task.label}: {finished.error}"] = None
-            for record, predictions in _records(plan, lane, chain, finished):
-                if record.key in plan.missing and _write(plan, record, predictions):
-                    counts[id(plan)][record.status] += 1
-            forget(plan.out, finished.task.key)
+        with open_sink(plans[0].spec, plans[0].out) as sink:
+            for finished in run_tasks(tasks, plans[0].jobs, plans[0].threads, started, executor_of(plans[0])):
+                watcher.finished(finished.task.label, finished.error)
+                if finished.error is not None:
+                    log.error("%s failed", finished.task.label, exc_info=finished.error)
+                if finished.task.key not in streams:
+                    continue
+                plan, lane, chain = streams[finished.task.key]
+                if finished.error is not None:
+                    errors[id(plan)][f"{finished.task.label}: {finished.error}"] = None
+                for record, predictions in _records(plan, lane, chain, finished):
+                    if record.key in plan.missing and _write(plan, record, predictions):
+                        counts[id(plan)][record.status] += 1
+                        sink.take(record)
+                forget(plan.out, finished.task.key)
     finally:
         for out in {plan.out for plan in plans}:
             with _told(out):
@@ -197,7 +200,10 @@ def _stream_name(lane: Lane, number: int) -> str:
 def write_settings(plan: Plan) -> None:
     """Leave the resolved settings beside the records, as a run file that repeats the run."""
     values = plan.spec.model_dump(
-        mode="json", by_alias=True, exclude={"out", "rerun", "only_failed", "launch", "slurm"}, exclude_none=True
+        mode="json",
+        by_alias=True,
+        exclude={"out", "rerun", "only_failed", "launch", "slurm", "track"},
+        exclude_none=True,
     )
     # TOML has no word for nothing; options that are None are so by default.
     values["set"] = {

@@ -73,6 +73,7 @@ class RunSpec(BaseModel):
     rerun: bool = False
     only_failed: bool = False
     offline: bool = False
+    track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = None
 
     @field_validator("method", "corruption", mode="before")
     @classmethod
