@@ -128,7 +128,8 @@ def _seconds_per_flop(job: Job, stock: Weights, device: str) -> float:
     if device.startswith("cpu") and flops > _LARGEST_PROBE_ON_CPU:
         batch = max(2, int(config.batch_size * _LARGEST_PROBE_ON_CPU / flops))
         flops *= batch / config.batch_size
-        config = replace(config, batch_size=batch)
+        whole = {"accumulate": None} if hasattr(config, "accumulate") else {}
+        config = replace(config, batch_size=batch, **whole)
     clock = _Clock(device)
     generator = torch.Generator(device=device).manual_seed(0)
     classes = next((each.data.classes for each in all_jobs([job]) if isinstance(each.data, Labelled)), None)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.finetune import fine_tunings, join, probe_of
 from methods.selfsoup.ingredients import Ingredient, inter_train
+from methods.selfsoup.lockstep import Member, Together, inter_train_together, member
 from methods.selfsoup.mixes import Mixing, mix_classifiers, mix_job, selection
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.stock import Weights
@@ -33,6 +34,8 @@ class SoupOptions(Mixing):
     shift_pool: what ingredients are trained on: every shifted condition in one pool (mixed, the paper's), the scored
         condition alone, one soup for each (per_corruption: it needs to be told the corruption), or all families of
         corruptions but the scored one (leave_one_family_out: does it carry over?).
+    lockstep: train all ingredients side by side on the same images, each decoded and corrupted once (they then need one
+        length and batch size, and the memory of all), and not as jobs of their own.
     ssl_area: smallest area of the random crops that self-supervised views show, as a fraction of the image.
     ssl_augment: whether those views also get 3-Augment and colour jitter 0.3, as in the paper. `flip` is shared.
     """
@@ -43,6 +46,7 @@ class SoupOptions(Mixing):
     batch: int = 128
     order: Order = "tune_then_soup"
     shift_pool: ShiftPool = "mixed"
+    lockstep: bool = False
     ssl_area: float = 0.08
     ssl_augment: bool = True
 
@@ -178,9 +182,7 @@ def cook(
     """
     check(config)
     source, held_out = selection(source, val, config)
-    trained = [
-        ingredient_job(read_ingredient(text, config), stock, pool, f"ingredient {text}") for text in config.ingredients
-    ]
+    trained = ingredient_jobs(config, stock, pool)
     head = probe_of(stock, source, config)
     tuned: dict[str, Job] = {}
     for scale in config.scales if config.order != "no_tune" else ():
@@ -203,6 +205,22 @@ def cook(
         }
     names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
     return dict(zip(names, soups, strict=True)) | tuned
+
+
+def ingredient_jobs(config: SoupOptions, stock: Weights, pool: Unlabelled) -> list[Job]:
+    """The jobs that make all ingredients. Raises Unsupported for some that cannot be trained side by side."""
+    read = [read_ingredient(text, config) for text in config.ingredients]
+    jobs = [
+        ingredient_job(ingredient, stock, pool, f"ingredient {text}")
+        for ingredient, text in zip(read, config.ingredients, strict=True)
+    ]
+    if not config.lockstep:
+        return jobs
+    together = Together(tuple(read), read[0].batch_size)
+    work = Work(sum(job.work.flops for job in jobs if job.work), read[0].steps)
+    label = f"{len(read)} ingredients in lockstep"
+    row = Job(inter_train_together, together, (stock,), pool, label, resumable=True, work=work)
+    return [Job(member, Member(number), (row,), None, job.label) for number, job in enumerate(jobs)]
 
 
 def ingredient_job(config: Ingredient, stock: Weights, pool: Unlabelled, label: str) -> Job:

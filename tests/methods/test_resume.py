@@ -15,6 +15,7 @@ from methods.finetune import FineTune, fine_tune
 from methods.offline import Adaptation, adapt
 from methods.pretrain import Pretraining, pretrain
 from methods.selfsoup.ingredients import Ingredient, inter_train
+from methods.selfsoup.lockstep import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.shot_im import ShotIM
 from methods.stock import Architecture, Classifier, Weights
@@ -81,6 +82,8 @@ def trainings() -> dict[str, Training]:
         narrow: dict[str, int] = {"hidden": 32, "out": 16} if name.endswith("_official") else {}
         options = Ingredient(module.Config(**narrow), steps=STEPS, batch_size=8)
         found[name] = lambda keep, options=options: inter_train([stock()], POOL, options, seeded(), keep)
+    pair = Together((Ingredient(steps=STEPS, batch_size=8), Ingredient(OBJECTIVES["mmcr"].Config(), STEPS, 8)), 8)
+    found["lockstep"] = lambda keep: inter_train_together([stock()], POOL, pair, seeded(), keep)
     for rule in (Tent.Config(lr=1e-2), ShotIM.Config(lr=1e-2)):
         found[type(rule).__qualname__] = lambda keep, rule=rule: adapt(
             [stock()], POOL, Adaptation(rule, passes=4, batch_size=8), seeded(), keep
