@@ -182,7 +182,8 @@ _IMAGENET_ROWS = (
     ShiftRow(
         "laion-c-gen",
         "bench.shifts.imagenet:laion_generated",
-        "ImageNet validation images of the 16 superclasses under our version of the LAION-C distortions",
+        "ImageNet validation images of the 16 superclasses under our version of the LAION-C distortions; tiles are the "
+        "pictures in laion-c-tiles in the data root, else procedural ones",
         "14,250 images of ImageNet val",
         _TERMS,
         _LAION,

@@ -339,3 +339,26 @@ def test_a_level_surface_of_water_changes_nothing_inside() -> None:
     draws = corruptions.sample("caustic_refraction", 1, (64, 64), ids=[0])
     faint = corruptions.apply("caustic_refraction", plain, draws, 0.01)
     assert (faint - plain)[..., 2:-2, 2:-2].abs().max() < 4e-3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "luminance_checkerboard",
+        "blue_noise_sample",
+        "brownish_noise",
+        "checkerboard_cutout",
+        "cocentric_sine_waves",
+        "inverse_sparkles",
+        "perlin_noise",
+        "plasma_noise",
+        "single_frequency_greyscale",
+        "sparkles",
+    ],
+)
+def test_fractions_of_severity_lead_further_away(name: str, pictures: Pictures) -> None:
+    images = pictures(6, 64, 64).float() / 255
+    outs = [corruptions.corrupt(images, name, s, ids=range(6), storage="none") for s in np.arange(0.5, 5.5, 0.5)]
+    distances = [float((out - images).square().mean()) for out in outs]
+    assert distances == sorted(distances)
+    assert distances[0] < distances[-1]
