@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leaderboards import record as record_module
-from leaderboards.record import Access, Record, RecordError
+from leaderboards.record import Access, Connectivity, Record, RecordError
 from methods import table
 
 Content = dict[str, Any]
@@ -216,3 +216,17 @@ def test_the_json_schema_takes_what_is_written_and_refuses_the_rest(content: Con
     for change in ({"surprise": 1}, {"schema": 2}, {"n": -1}, {"severity": 6}, {"method": "=1+1"}, {"track": "E"}):
         assert not check.is_valid(written | change), change
     assert not check.is_valid({name: value for name, value in written.items() if name != "access"})
+
+
+def test_the_barrier_is_the_deepest_fall_below_the_line_between_two_ends() -> None:
+    line = {"first": "a", "second": "b"}
+    found = Connectivity.model_validate(
+        {
+            "n": 10,
+            "positions": (0.0, 0.25, 1.0),
+            "lines": ({**line, "accuracy": (0.8, 0.6, 0.4)}, {**line, "accuracy": (0.5, 0.75, 0.5)}),
+        }
+    )
+    assert found.barrier == pytest.approx(0.8 * 0.75 + 0.4 * 0.25 - 0.6)
+    flat = found.model_copy(update={"lines": found.lines[1:]})
+    assert flat.barrier == 0.0

@@ -216,3 +216,37 @@ def test_seasoned_encoders_hold_the_encoder_alone() -> None:
     assert soup.digest == again.digest
     found = supervised_seasoned(inputs, data, Supervised(draws=5, neighbours=3), torch.Generator().manual_seed(0))
     assert found.tensors.keys() == soup.tensors.keys()
+
+
+def test_measuring_from_the_stock_changes_no_step() -> None:
+    """theta_i - theta_0 for theta_i moves every dot product alike, which the softmax cancels; steps sum to 0."""
+    ingredients = [{k: v.detach().clone() for k, v in net(seed).state_dict().items()} for seed in range(4)]
+    start = {name: tensor.detach().clone() for name, tensor in net(9).state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(10, 6, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (10,), generator=generator)
+    shares = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
+    module = net(0)
+    mixture = Mixture(module, ingredients)
+    mixture.write(shares)
+    whole = mixture.gradient(F.cross_entropy(module(x), y))
+    moves = [{name: own[name] - start[name] for name in own} for own in ingredients]
+    from_start = Mixture(net(0), moves)
+    for name, gradient in zip(
+        start, torch.autograd.grad(F.cross_entropy(module(x), y), module.parameters()), strict=True
+    ):
+        for number, move in enumerate(moves):
+            from_start.dots[0, number] += (gradient * move[name]).sum()
+    steps = [shares * (slope - (shares * slope).sum(1, keepdim=True)) for slope in (whole, from_start.dots)]
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-9, atol=1e-12)
+    assert abs(float(steps[0].sum())) < 1e-12
+    assert (whole - from_start.dots).std() < 1e-9
+
+
+def test_more_neighbours_than_images_are_all_the_others() -> None:
+    generator = torch.Generator().manual_seed(4)
+    features, labels = torch.randn(9, 6, generator=generator), torch.randint(0, 3, (9,), generator=generator)
+    everyone = nearest_neighbour_accuracy(features, labels, 3, neighbours=8)
+    assert nearest_neighbour_accuracy(features, labels, 3, neighbours=100) == everyone
+    renamed = torch.tensor([2, 0, 1])[labels]
+    assert nearest_neighbour_accuracy(features, renamed, 3, neighbours=100) == everyone
