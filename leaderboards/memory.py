@@ -14,7 +14,7 @@ from leaderboards.ranking import Measured, Resampling
 from leaderboards.record import Record, Track
 from leaderboards.uncertainty import Interval
 
-_METHOD = 1  # of measuring; another number forgets what was measured by another method
+_METHOD = 2  # of measuring; another number forgets what was measured by another method
 
 
 @dataclass(frozen=True, slots=True)

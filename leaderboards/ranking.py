@@ -89,8 +89,9 @@ def measure(
 ) -> Measured:
     """Intervals of all lines, and ranks within tracks, from the same resampled images.
 
-    A rank is 1 + the number of lines of the same track that are significantly better: paired, with Holm's correction
-    over all pairs of the track. Raises BoardError if lines have different numbers of seeds.
+    A rank is 1 + the number of lines of the same track that are significantly better: paired, with the error over seeds
+    that all lines of the track have in common, and Holm's correction over all its pairs. Raises BoardError if lines
+    have different numbers of seeds.
     """
     if not scores:
         return Measured({}, {})
@@ -103,7 +104,9 @@ def measure(
     for lines in tracks.values():
         pairs = list(combinations(lines, 2))
         ranks.update(dict.fromkeys(lines, 1))
-        for (a, b), p in zip(pairs, holm([drawn.p_value(place[a], place[b]) for a, b in pairs]), strict=True):
+        shared = drawn.seed_error([place[line] for line in lines]) if pairs else None
+        found = holm([drawn.p_value(place[a], place[b], shared) for a, b in pairs])
+        for (a, b), p in zip(pairs, found, strict=True):
             if p <= 1 - resampling.level:
                 ranks[b if scores[a].accuracy > scores[b].accuracy else a] += 1
     return Measured({line: drawn.interval(i, level=resampling.level) for line, i in place.items()}, ranks)

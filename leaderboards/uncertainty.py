@@ -170,15 +170,34 @@ class Resamples:
         drawn, error, by_seed = self._contrast(a, b)
         tail = (1 - level) / 2
         low, high = (float(limit) for limit in np.quantile(drawn + error * self._t, [tail, 1 - tail]))
-        return Difference(float(by_seed.mean()), low, high, self._p(a, b, drawn, error))
+        return Difference(float(by_seed.mean()), low, high, self._p(a, b, drawn, error, self._seeds - 1))
 
-    def p_value(self, a: int, b: int) -> float:
+    def seed_error(self, rows: Sequence[int]) -> tuple[float, int]:
+        """Standard error over seeds of a difference of any two of these rows, and its degrees of freedom.
+
+        The error term of a two-way analysis of variance without replication: what neither the row nor the seed
+        explains, (R - 1)(S - 1) degrees of freedom for R rows (Scheffe 1959, The analysis of variance, chapter 4).
+        Three seeds of two rows say little about their spread, three seeds of twenty rows enough. With two rows it is
+        the standard error of their own differences. Raises ValueError if there are fewer than two rows.
+        """
+        if len(rows) < 2:
+            raise ValueError("a difference needs two rows; give at least two")
+        if self._seeds < 2:
+            return 0.0, 0
+        table = np.stack([self._rows[row].by_seed for row in rows])
+        rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+        freedom = (len(rows) - 1) * (self._seeds - 1)
+        return float(np.sqrt(2 * np.square(rest).sum() / freedom / self._seeds)), freedom
+
+    def p_value(self, a: int, b: int, seed_error: tuple[float, int] | None = None) -> float:
         """Two-sided p-value of no difference: twice the probability that a draw is on the far side of zero.
 
-        The probability is averaged over resamples of images, exact in t. What these few resamples cannot see adds at
-        most 1 / (resamples + 1), or less where the bound of Chernoff on resampled means proves less.
+        `seed_error` takes the place of that of the two rows alone. The probability is averaged over resamples of
+        images, exact in t. What these few resamples cannot see adds at most 1 / (resamples + 1), or less where the
+        bound of Chernoff on resampled means proves less.
         """
-        return self._p(a, b, *self._contrast(a, b)[:2])
+        drawn, error, _ = self._contrast(a, b)
+        return self._p(a, b, drawn, *(seed_error or (error, self._seeds - 1)))
 
     def _contrast(self, a: int, b: int) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
         one, two = self._rows[a], self._rows[b]
@@ -187,12 +206,12 @@ class Resamples:
         by_seed = one.by_seed - two.by_seed
         return drawn, _seed_error(by_seed, None), by_seed
 
-    def _p(self, a: int, b: int, drawn: NDArray[np.float64], error: float) -> float:
+    def _p(self, a: int, b: int, drawn: NDArray[np.float64], error: float, freedom: int) -> float:
         if error > 0:
             from scipy.special import stdtr
 
-            below = float(stdtr(self._seeds - 1, -drawn / error).mean())
-            above = 1 - below if below < 0.5 else float(stdtr(self._seeds - 1, drawn / error).mean())
+            below = float(stdtr(freedom, -drawn / error).mean())
+            above = 1 - below if below < 0.5 else float(stdtr(freedom, drawn / error).mean())
         else:
             below, above = float((drawn <= 0).mean()), float((drawn >= 0).mean())
         far, unseen = min(below, above), 1 / (len(drawn) + 1)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench import publishing
-from leaderboards import Board, make_board, read_bundle
+from bench.spec import make_spec, read_run_file
+from leaderboards import Board, make_board, read_bundle, to_markdown
 from leaderboards.store import find_scored
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,3 +32,22 @@ def test_every_row_is_whole_and_ranked(path: Path) -> None:
         assert row.interval.estimate == pytest.approx(row.accuracy, abs=1e-12)
         assert row.interval.low <= row.interval.estimate <= row.interval.high
         assert (row.rank is not None) == row.main
+
+
+def test_the_field_is_what_its_run_file_makes() -> None:
+    spec = make_spec(read_run_file(ROOT / "runs" / "digits-c-field.toml"))
+    board = board_of("digits-c-field.jsonl")
+    assert {row.method for row in board.rows} == set(spec.method)
+    assert (board.shift, board.severities, board.seeds) == (spec.shift, tuple(spec.severity), spec.seed_list)
+    for record in read_bundle(RESULTS / "digits-c-field.jsonl").records:
+        wanted = spec.options.get(record.method, {})
+        given = record.options.get(record.method, {})
+        assert {name: given[name] for name in wanted} == {
+            name: list(value) if isinstance(value, tuple) else value for name, value in wanted.items()
+        }
+
+
+def test_the_table_of_the_field_in_the_documentation_is_its_board() -> None:
+    columns = ["rank", "method", "track", "accuracy", "clean", "ECE", "forwards", "backwards"]
+    table = to_markdown(board_of("digits-c-field.jsonl"), columns=columns)
+    assert table in (ROOT / "docs" / "digits-c.md").read_text()

@@ -312,6 +312,34 @@ class TestProbability:
         expected = scipy.stats.ttest_rel(a, b).pvalue
         assert Resamples(rows, resamples=10_000).p_value(0, 1) == pytest.approx(expected, abs=3e-4)
 
+    def test_the_error_over_seeds_is_that_of_two_way_anova(self) -> None:
+        # Of two rows it is that of their own differences; of more, what rows and seeds leave, worked out by hand.
+        table = np.array([[0.5, 0.6, 0.7], [0.4, 0.5, 0.65], [0.7, 0.75, 0.8]])
+        rows = [ImageScores(np.arange(9), np.full(9, seeds.mean()), seeds) for seeds in table]
+        drawn = Resamples(rows, resamples=10)
+        error, freedom = drawn.seed_error([0, 1])
+        assert (error, freedom) == (pytest.approx(scipy.stats.sem(table[0] - table[1])), 2)
+        error, freedom = drawn.seed_error([0, 1, 2])
+        effects = table.mean(axis=1)[:, None] + table.mean(axis=0)[None] - table.mean()
+        assert (error, freedom) == (pytest.approx(np.sqrt(2 * ((table - effects) ** 2).sum() / 4 / 3)), 4)
+        with pytest.raises(ValueError, match="two rows"):
+            drawn.seed_error([0])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("seeds", "seed_effect"), [(3, 0.0), (3, 0.2), (5, 0.2)])
+    def test_among_equal_rows_one_is_rarely_called_better(self, seeds: int, seed_effect: float) -> None:
+        rng = np.random.default_rng(14)
+        false = []
+        for _ in range(400):
+            difficulty = rng.normal(size=(1, 1, 150))
+            of_seed = seed_effect * rng.normal(size=(8, seeds, 1, 1))
+            hits = difficulty + of_seed + rng.normal(size=(8, seeds, 4, 150)) > 0
+            drawn = Resamples([image_scores(runs_of(row)) for row in hits], resamples=300)
+            error = drawn.seed_error(range(8))
+            pairs = combinations(range(8), 2)
+            false.append(min(holm([drawn.p_value(a, b, error) for a, b in pairs])) <= 0.05)
+        assert np.mean(false) <= 0.07
+
     def test_rows_share_their_resamples(self) -> None:
         rng = np.random.default_rng(0)
         values = rng.random((40, 1))
