@@ -30,7 +30,7 @@ class Group:
 
 
 def family_of(corruption: str) -> str:
-    """Noise, blur, weather or digital; a corruption outside the catalogue is a family of its own."""
+    """The group of the catalogue (noise, blur, …); a corruption outside it is a family of its own."""
     return _FAMILIES.get(corruption, corruption)
 
 

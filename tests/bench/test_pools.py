@@ -41,8 +41,8 @@ def planned(settings: dict[str, Any], options: dict[str, Any], **changes: Any) -
 
 
 def test_families_are_the_published_ones_and_strangers_stand_alone() -> None:
-    families = [family_of(name) for name in ("zoom_blur", "contrast", "spatter", "stickers")]
-    assert families == ["blur", "digital", "weather", "stickers"]
+    families = [family_of(name) for name in ("zoom_blur", "contrast", "spatter", "of_my_own")]
+    assert families == ["blur", "digital", "weather", "of_my_own"]
 
 
 def test_groups_partition_what_is_scored() -> None:
