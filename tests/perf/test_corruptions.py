@@ -27,7 +27,8 @@ pytestmark = pytest.mark.slow
 NAMES = (*corruptions.names("imagenet_c"), *corruptions.names("imagenet_c_extra"))
 SEVERITY = 3
 # Short calls, so that some of them run undisturbed on a machine that others use.
-BATCH = {224: 4, 32: 64}
+BATCH = {224: 2, 32: 64}
+Work = Callable[[], object]
 GATES = {
     "zoom_blur": 10.0,
     "frost": 15.0,
@@ -44,7 +45,7 @@ GATES = {
 }
 LEAST, MEAN, SEQUENTIAL_GLASS = 0.75, 4.5, 150.0
 # A loaded machine slows the many passes of arrays more than the loops of compiled code: what fails a test is less.
-TOLERANCE = 0.5
+TOLERANCE = 0.4
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +71,23 @@ def pictures(side: int) -> Tensor:
     return sized.round().to(torch.uint8)
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def paired(one: Callable[[], object], other: Callable[[], object], patience: float = 2.0) -> tuple[float, float]:
-    """The least seconds of either, the two taking turns for a while: others on the machine only add to it."""
-    one(), other()
-    pairs = [(seconds(one), seconds(other))]
-    while sum(map(sum, pairs)) < patience:
-        pairs.append((seconds(one), seconds(other)))
-    return min(a for a, _ in pairs), min(b for _, b in pairs)
+def paired(works: dict[str, tuple[Work, Work]], patience: float) -> dict[str, tuple[float, float]]:
+    """The least seconds of either of each pair, all taking turns for a while: others on the machine only add to it."""
+    for one, other in works.values():
+        one(), other()
+    best = dict.fromkeys(works, (math.inf, math.inf))
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        for name, (one, other) in works.items():
+            for _ in range(5):  # in a row, so that caches hold what belongs to it
+                best[name] = min(best[name][0], seconds(one)), min(best[name][1], seconds(other))
+    return best
 
 
 def copied_a_second() -> float:
@@ -119,8 +124,9 @@ def test_against_the_oracle(
     def theirs(name: str) -> list[np.ndarray]:
         return [oracle(array, corruption_name=name, severity=SEVERITY) for array in arrays]
 
-    for name in names:
-        mine, other = (1e3 / len(images) * time for time in paired(partial(ours, name), partial(theirs, name)))
+    best = paired({name: (partial(ours, name), partial(theirs, name)) for name in names}, patience=60)
+    for name, times in best.items():
+        mine, other = (1e3 / len(images) * least for least in times)
         draws = corruptions.sample(name, SEVERITY, (side, side), ids=[0], profile="imagenet224")
         moved = 2 * images[0].numel() + 2 * sum(draw.numel() * draw.element_size() for draw in draws.values())
         floor = 1e3 * moved / bandwidth
@@ -152,7 +158,7 @@ def test_glass_against_plain_sweeps(benchmark: BenchmarkFixture) -> None:
 
     legacy = np.random.RandomState(0)  # the generator that the published code uses
     plain = partial(plain_sweeps, levels, int(reach), int(sweeps), legacy)
-    mine, other = paired(ours, plain)
+    ((mine, other),) = paired({"glass": (ours, plain)}, patience=4).values()
     ratio = other / (mine / len(images))
     benchmark.extra_info["plain sweeps alone / all of ours"] = round(ratio)
     benchmark.pedantic(ours, rounds=3)
@@ -170,7 +176,7 @@ def test_a_batch_costs_no_more_an_image_than_one_alone(name: str, benchmark: Ben
     def alone() -> list[Tensor]:
         return [corruptions.corrupt(images[i], name, SEVERITY, ids=[i]) for i in range(64)]
 
-    together, apart = paired(batch, alone)
+    ((together, apart),) = paired({name: (batch, alone)}, patience=2).values()
     benchmark.extra_info["one by one / together"] = round(apart / together, 2)
     benchmark.pedantic(batch, rounds=3)
     assert apart / together > 1
