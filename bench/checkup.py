@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from bench.cache import cache_dir
+from bench.data.found import look_everywhere
 from bench.fingerprint import environment
 from bench.models import BUNDLED
 from bench.output import print_json, print_text
 from bench.shifts import SHIFTS
+from bench.shifts.reading import Reading
 
 
 def print_report(as_json: bool) -> None:
@@ -22,6 +26,15 @@ def print_report(as_json: bool) -> None:
         print_text("\n".join(f"{key}: {value}" for key, value in report.items()))
 
 
+def _bench_on_path() -> str:
+    """Which program the shell runs for `bench`: another package installs a command of that name."""
+    found = shutil.which("bench")
+    if found is None:
+        return "none; use python -m bench"
+    own = Path(sys.executable).with_name("bench")
+    return found if Path(found).absolute() == own else f"{found} (not of this Python; use {sys.executable} -m bench)"
+
+
 def _report() -> dict[str, Any]:
     import torch
 
@@ -29,6 +42,7 @@ def _report() -> dict[str, Any]:
     from bench.fingerprint import device_name
 
     device = pick_device("auto")
+    reading = Reading()
     jobs, threads = pick_jobs(None, device)
     cache = cache_dir()
     free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
@@ -41,7 +55,9 @@ def _report() -> dict[str, Any]:
         "cache": str(cache),
         "cache_writable": os.access(next(p for p in (cache, *cache.parents) if p.exists()), os.W_OK),
         "cache_disk_free_gb": round(free / 2**30, 1),
-        "bench_on_path": shutil.which("bench"),
+        "bench_on_path": _bench_on_path(),
+        "data_root": str(reading.root),
+        "data_found": ", ".join(found.shift for found in look_everywhere(reading) if found.here),
         "stocks": ", ".join(BUNDLED),
         "shifts": ", ".join(SHIFTS),
     }

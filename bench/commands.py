@@ -108,7 +108,13 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
             }
         )
     if as_json:
-        total = {"seconds": made.seconds, "flops": made.flops, "disk_bytes": made.disk, "processes": made.jobs}
+        total: dict[str, float | None] = {
+            "seconds": made.seconds,
+            "flops": made.flops,
+            "disk_bytes": made.disk,
+            "processes": made.jobs,
+        }
+        total |= {"forwards": made.passes[0], "backwards": made.passes[1], "memory_mb_per_process": made.memory_mb}
         costs = [asdict(cost) for cost in made.costs]
         trainings = [task.label for task in plan.cooking]
         print_json({"out": str(plan.out), "trainings": trainings, "trials": rows, "costs": costs, "total": total})
@@ -122,7 +128,10 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
     if made.costs:
         print_text(
             f"about {_duration(made.seconds)} on {plan.device} in {made.jobs} process{'es' if made.jobs > 1 else ''}, "
-            f"{made.flops / 1e12:.3g} TFLOP, {made.disk / 1e6:.3g} MB of disk; probed with the first steps of each kind"
+            f"{made.flops / 1e12:.3g} TFLOP, {made.passes[0]:,} forwards and {made.passes[1]:,} backwards in streams, "
+            f"{made.disk / 1e9:.2g} GB of disk"
+            + ("" if made.memory_mb is None else f", {made.memory_mb / 1024:.2g} GB of memory a process")
+            + "; probed with the first steps of each kind"
         )
     return 0
 

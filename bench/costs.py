@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.cache import weights_path
 from bench.kitchen import all_jobs, cooked, job_key
 from bench.models import save_weights
+from bench.passes import forget_peak, peak_memory_mb
 from bench.plan import Lane, Plan
 from bench.predict import Evaluation, Measured, evaluate
 from bench.protocols import Segment
@@ -64,6 +65,8 @@ class Bill:
 
     costs: tuple[Cost, ...]
     jobs: int
+    memory_mb: float | None = None
+    """The most that one process took during the probe, in MiB: of tensors on a GPU, of everything on a CPU."""
 
     @property
     def seconds(self) -> float:
@@ -76,6 +79,11 @@ class Bill:
         return sum(cost.flops for cost in self.costs if cost.flops is not None)
 
     @property
+    def passes(self) -> tuple[int, int]:
+        """Samples forward and backward in all streams."""
+        return sum(cost.forwards for cost in self.costs), sum(cost.backwards for cost in self.costs)
+
+    @property
     def disk(self) -> int:
         return sum(cost.disk for cost in self.costs)
 
@@ -86,7 +94,9 @@ def bill(plan: Plan) -> Bill:
     Raises what the work itself would raise: a run that cannot start says so here.
     """
     set_threads(plan.threads)
-    return Bill((*_trainings(plan), *_streams(plan)), plan.jobs)
+    forget_peak(plan.device)
+    costs = (*_trainings(plan), *_streams(plan))
+    return Bill(costs, plan.jobs, peak_memory_mb(plan.device) if costs else None)
 
 
 def _trainings(plan: Plan) -> Iterable[Cost]:

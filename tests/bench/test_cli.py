@@ -247,6 +247,8 @@ def test_doctor_describes_the_installation(bench: Bench, own_cache: Path) -> Non
     assert report["cache"] == str(own_cache)
     assert report["torch"]
     assert "digits-c" in report["shifts"]
+    assert "digits-c" in report["data_found"]
+    assert "bench" in report["bench_on_path"]
 
 
 def test_the_module_runs_like_the_command() -> None:

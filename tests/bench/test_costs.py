@@ -47,6 +47,11 @@ def test_a_bill_counts_what_the_run_then_does(tmp_path: Path) -> None:
         records = [record for record in outcome.records() if record.method == name]
         assert cost.forwards == sum(record.cost.forwards for record in records)
         assert cost.backwards == sum(record.cost.backwards for record in records)
+    assert before.passes == tuple(
+        sum(getattr(record.cost, name) for record in outcome.records()) for name in ("forwards", "backwards")
+    )
+    assert before.memory_mb is not None
+    assert 50 < before.memory_mb < 20_000  # a process that has loaded torch, on no machine much more
     assert before.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert bill(make_plan(spec)).costs == ()
 

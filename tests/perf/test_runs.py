@@ -1,0 +1,99 @@
+"""What runs cost beside the work itself: start-up, planning, looking what is done, and handing work to processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.plan import make_plan
+from bench.run import run
+from bench.spec import make_spec
+from leaderboards.store import Store
+
+pytestmark = pytest.mark.slow
+
+
+def paired(first: Callable[[], object], second: Callable[[], object], rounds: int) -> float:
+    """The median of first's time over second's, measured in turn."""
+    ratios = []
+    for _ in range(rounds):
+        times = []
+        for act in (first, second):
+            start = time.perf_counter()
+            act()
+            times.append(time.perf_counter() - start)
+        ratios.append(times[0] / times[1])
+    return median(ratios)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"], ["show", "method", "tent"]])
+def test_starting_costs_no_more_than_twice_what_the_libraries_cost(
+    benchmark: BenchmarkFixture, arguments: list[str]
+) -> None:
+    def bench() -> None:
+        subprocess.run([sys.executable, "-m", "bench", *arguments], check=True, capture_output=True)
+
+    def libraries() -> None:
+        subprocess.run([sys.executable, "-c", "import typer, rich"], check=True, capture_output=True)
+
+    bench()
+    libraries()
+    ratio = benchmark.pedantic(paired, args=(bench, libraries, 9), rounds=1)
+    benchmark.extra_info["ratio"] = ratio
+    assert ratio <= 2
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+SMALL: dict[str, Any] = {"shift": "digits-c", "corruption": "fog", "severity": 3, "limit": 8, "jobs": 1, "labels": 2}
+
+
+def test_looking_what_is_done_is_linear_in_the_records(
+    benchmark: BenchmarkFixture, cache: Path, tmp_path: Path
+) -> None:
+    made = run(make_spec({**SMALL, "method": "source", "out": tmp_path / "one"}, {"set": {"source": {"epochs": 1}}}))
+    record = next(iter(made.records()))
+    text = json.loads(record.to_json())
+    predictions = (made.out / str(record.predictions)).read_bytes()
+    stores = {}
+    for count in (1000, 10_000):
+        folder = tmp_path / str(count)
+        for name in ("records", "predictions"):
+            (folder / name).mkdir(parents=True)
+        for number in range(count):
+            key = f"{number:032x}"
+            changed = {**text, "key": key, "predictions": f"predictions/{key}.npz"}
+            (folder / "records" / f"{key}.json").write_text(json.dumps(changed))
+            (folder / "predictions" / f"{key}.npz").write_bytes(predictions)
+        stores[count] = Store(folder)
+    assert len(stores[10_000].done()) == 10_000
+    ratio = benchmark.pedantic(paired, args=(stores[10_000].done, stores[1000].done, 5), rounds=1)
+    start = time.perf_counter()
+    stores[10_000].done()
+    benchmark.extra_info |= {"ratio of 10,000 to 1,000": ratio, "seconds": time.perf_counter() - start}
+    assert ratio < 15
+
+
+def test_planning_is_linear_in_the_trials(benchmark: BenchmarkFixture, cache: Path, tmp_path: Path) -> None:
+    def plan(seeds: int) -> Callable[[], object]:
+        return lambda: make_plan(make_spec({**SMALL, "method": "source,tent", "seeds": seeds, "out": tmp_path / "no"}))
+
+    plan(1)()
+    ratio = benchmark.pedantic(paired, args=(plan(500), plan(50), 3), rounds=1)
+    start = time.perf_counter()
+    plan(500)()
+    benchmark.extra_info |= {"ratio of 1,000 to 100": ratio, "seconds": time.perf_counter() - start}
+    assert ratio < 15
