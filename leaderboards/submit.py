@@ -21,6 +21,7 @@ from leaderboards.bundle import MAX_CARD, Bits, Bundle, BundleError, ids_of, pac
 from leaderboards.comparable import BoardError, check_comparable, condition_name, line_name, line_of
 from leaderboards.files import StoreError
 from leaderboards.metrics import score
+from leaderboards.plausible import clean_doubts
 from leaderboards.predictions import Predictions
 from leaderboards.record import Access, Name, Record, strict_json
 from leaderboards.verify import TOLERANCE, Problem, verify
@@ -260,7 +261,8 @@ def check_bundle(bundle: Bundle, checker: Checker) -> Iterator[tuple[str | None,
 
     Strings must be plain text; records comparable and none failed or limited; the method known, with just the access it
     has; data, images and weights the known ones; every corruption of the shift there for every method, part, severity
-    and seed; accuracy the mean of the bits, and other metrics possible beside it; the code a clean commit or a release.
+    and seed; accuracy the mean of the bits, and other metrics possible beside it; clean accuracy plausible; the code a
+    clean commit or a release.
     """
     for place, text in _strings(bundle):
         if reason := _unsafe(text):
@@ -285,6 +287,7 @@ def check_bundle(bundle: Bundle, checker: Checker) -> Iterator[tuple[str | None,
         other = shared.setdefault(bundle.digests[record.key], record)
         if (other.corruption, other.severity) != (record.corruption, record.severity):
             yield record.key, f"{_place(record)} has the predictions of {_place(other)}; run both again with --rerun"
+    yield from ((record.key, message) for record, message in clean_doubts(bundle.records))
     yield from ((None, message) for message in _gaps(bundle.records, checker.known))
 
 
