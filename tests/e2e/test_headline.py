@@ -79,6 +79,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_it_runs_from_the_published_files_to_a_board(bench: Bench, root: Path) -> None:
     write_mae(root / "stocks" / f"{MAE_BASE}.pth")
     command = ["run", "--method", "selfsoup", "--shift", "imagenet-c", "--data-root", str(root), "--out", "out", *SMALL]
@@ -101,6 +102,7 @@ def test_it_runs_from_the_published_files_to_a_board(bench: Bench, root: Path) -
     assert again.returncode == 0
 
 
+@pytest.mark.slow
 def test_an_encoder_alone_starts_a_fresh_decoder_and_says_so(bench: Bench, root: Path) -> None:
     write_mae(root / "whole.pth")
     tensors = torch.load(root / "whole.pth", weights_only=True)["model"]
