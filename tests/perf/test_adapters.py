@@ -262,7 +262,7 @@ def test_a_run_takes_hardly_longer_than_a_bare_loop(benchmark: BenchmarkFixture,
     (tmp_path / "net.py").write_text(FACTORY)
     model = f"{tmp_path / 'net.py'}:build"
     shift = load_shift("digits-c")
-    ids = shift.ids("test")[:192]
+    ids = shift.ids("test")[:320]
     segments = tuple(plan_stream(parse_protocol("reset_each_shift"), (CLEAN,), ids, shift.labels(ids), 0))
     job = Evaluation(
         method="plain",
