@@ -16,13 +16,13 @@ from torch import Tensor
 
 from bench.cache import cache_dir, write_bytes
 from bench.devices import pick_device, pick_precision
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, UsageError, nearest
 from bench.fingerprint import environment
 from bench.keeper import SECONDS, FileKeeper
 from bench.kitchen import job_key
 from bench.models import preprocessing_of, save_weights
 from bench.registry import plain_values
-from bench.shifts import find_row, load_shift
+from bench.shifts import SHIFTS, find_row, load_shift
 from bench.shifts.anywhere import train_source
 from bench.shifts.base import Shift, limit_ids, pooled
 from bench.shifts.reading import Reading
@@ -187,10 +187,8 @@ def _usual_arch(data: str) -> str:
 
 
 def _row_of(data: str) -> ShiftRow:
-    try:
-        return find_row(SOURCES.get(data, data))
-    except UsageError as error:
-        raise UsageError(f"--data takes {', '.join(SOURCES)}, a shift, folder:PATH or hf:REPO ({error})") from None
+    nearest(data.partition(":")[0], [*SOURCES, *SHIFTS], "data")
+    return find_row(SOURCES.get(data, data))
 
 
 def _usual_lr(shape: Architecture, batch_size: int) -> float:

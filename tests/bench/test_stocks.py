@@ -176,7 +176,7 @@ def test_a_folder_of_ones_own_becomes_a_stock(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": "nope"}, "--data takes digits"),
+        ({"data": "cifar"}, "did you mean 'cifar10'"),
         ({"data": "folder"}, "needs a name after a colon"),
         ({"arch": "resnet"}, "write vit_SIZE_patchP_PIXELS"),
         ({"arch": "vit_giga_patch4_32"}, "SIZE is one of micro"),
