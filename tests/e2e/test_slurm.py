@@ -45,7 +45,10 @@ class Flaky(Adapter):
             if first("failed"):
                 raise RuntimeError("this stream fails once")
             if first("hanging"):
-                (FOLDER / "job").write_text(os.environ["SLURM_JOB_ID"])
+                # scancel knows an element of an array by this name only.
+                array = [os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK")]
+                (FOLDER / "new").write_text("_".join(array) if all(array) else os.environ["SLURM_JOB_ID"])
+                (FOLDER / "new").rename(FOLDER / "job")
                 time.sleep(600)
         return self.model(images)
 '''
