@@ -13,9 +13,11 @@ import pytest
 
 from bench.registry import parse_method, parse_setting
 from bench.run import Outcome
-from bench.shifts import SHIFTS
+from bench.shifts import find_row
+from bench.spec import make_spec, read_run_file
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+HOME = Path(__file__).resolve().parents[2]
+README = (HOME / "README.md").read_text()
 Quick = Callable[..., Outcome]
 
 
@@ -39,10 +41,13 @@ def test_the_example_method_is_short_and_runs(settings: dict[str, Any], tmp_path
 def test_commands_name_things_that_exist(command: str) -> None:
     words = shlex.split(command, comments=True)
     given = dict(itertools.pairwise(words))
+    if (file := given["run"]).endswith(".toml"):
+        make_spec(read_run_file(HOME / file))
+        return
     for method in given["--method"].split(","):
         if ".py:" not in method:
             parse_method(method)
-    assert given["--shift"] in SHIFTS
+    assert find_row(given["--shift"])
     if "--set" in given:
         parse_setting(given["--set"])
 
