@@ -18,7 +18,7 @@ from bench.errors import BenchError, UsageError, ValidationError
 from bench.fingerprint import environment
 from bench.kitchen import connectivity_of, fit_seconds, job_key
 from bench.ledger import Planned, write_ledger
-from bench.measure import forget, measure
+from bench.measure import checkpoint, forget, measure
 from bench.plan import Lane, Plan, default_folder, make_plan
 from bench.predict import Evaluation, Measured
 from bench.protocols import Segment, chains
@@ -81,7 +81,9 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     tasks = list(cooking.values())
     for plan in plans:
         write_settings(plan)
-        write_ledger(plan.out, _ledger(plan))
+        rows = _ledger(plan)
+        write_ledger(plan.out, rows)
+        _forget_done(plan, rows)
         for task, lane, chain in missing_streams(plan):
             if task.key not in streams:
                 tasks.append(task)
@@ -193,6 +195,13 @@ def _ledger(plan: Plan) -> list[Planned]:
         )
         for lane in plan.lanes
     ]
+
+
+def _forget_done(plan: Plan, rows: Sequence[Planned]) -> None:
+    """Remove checkpoints of streams whose records are there: a run was killed between the two."""
+    for name, keys in (stream for row in rows for stream in row.streams.items()):
+        if plan.missing.isdisjoint(keys):
+            checkpoint(plan.out, name).unlink(missing_ok=True)
 
 
 def _stream_name(lane: Lane, number: int) -> str:

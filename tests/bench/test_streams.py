@@ -72,11 +72,11 @@ def test_limits_spread_over_the_sorted_list() -> None:
 
 def test_the_pool_has_every_condition_and_no_label() -> None:
     ids = DIGITS.ids("test")[:4]
-    pool = adapt_pool(DIGITS, ids, (CLEAN, FOG, NOISE))
+    pool = adapt_pool(DIGITS, ids, (FOG, NOISE))
     assert torch.equal(pool.images, torch.cat([DIGITS.images(ids, FOG), DIGITS.images(ids, NOISE)]))
     assert set(vars(pool)) == {"images", "digest"}
     with pytest.raises(UsageError, match="at least one corruption"):
-        adapt_pool(DIGITS, ids, (CLEAN,))
+        adapt_pool(DIGITS, ids, ())
 
 
 def test_labelled_images_are_clean_balanced_and_move_with_the_seed() -> None:

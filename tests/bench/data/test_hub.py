@@ -33,7 +33,8 @@ def bench(hub: Hub, tmp_path: Path) -> Any:
     (tmp_path / "model.py").write_text(FACTORY)
 
     def run(*arguments: str, up: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url if up else "http://127.0.0.1:9",
+        online = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+        environment = {**online, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url if up else "http://127.0.0.1:9",
                        "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
         return subprocess.run([sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, timeout=300,
                               cwd=tmp_path, env=environment)  # fmt: skip
