@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
-import corruptions
 from bench.errors import UsageError, nearest
 from bench.output import print_json, print_rich, print_text, table
 from bench.registry import literal_of, options_of, parse_method, plugins
 from bench.shifts import SHIFTS
 from bench.tuned import tuned_options
-from corruptions.tables import PROFILES
 from methods import METHODS
 from methods.table import TRACKS, Row
 
@@ -36,6 +34,8 @@ def _shifts() -> Rows:
 
 
 def _corruptions() -> Rows:
+    import corruptions
+
     return [
         {"name": name, **{key: getattr(corruptions.describe(name), key) for key in ("suite", "group", "summary")}}
         for name in corruptions.names()
@@ -142,6 +142,9 @@ def _shift(name: str) -> dict[str, Any]:
 
 
 def _corruption(name: str) -> dict[str, Any]:
+    import corruptions
+    from corruptions.tables import PROFILES
+
     try:
         row = corruptions.describe(corruptions.canonical(name))
     except ValueError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -61,19 +62,16 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
 
     spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
     assert spec.out is not None
-    handler = _log_to(spec.out)
     # Schedulers and shells that end a program politely get what an interrupt gets.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with RunProgress() as progress:
+        with _logged_in(spec.out), RunProgress() as progress:
             outcome = run(spec, progress)
     except KeyboardInterrupt:
         again = shlex.join(["bench", "run", str(spec.out / "run.toml"), "--out", str(spec.out)])
         raise Interrupted(f"interrupted; what is finished is kept, continue with: {again}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
-        logging.getLogger().removeHandler(handler)
-        handler.close()
     for error in outcome.errors[:5]:
         _say(f"failed: {error}")
     for warning in warnings_of(outcome.records(), Store(outcome.out).predictions):
@@ -232,12 +230,23 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _log_to(folder: Path) -> logging.Handler:
+@contextlib.contextmanager
+def _logged_in(folder: Path) -> Iterator[None]:
+    """Log to run.log in the folder, which goes again if it was made for this and nothing came of it."""
+    new = not folder.exists()
+    file = folder / "run.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "run.log")
+        handler = logging.FileHandler(file)
     except OSError as error:
         raise UsageError(f"cannot write in {folder}: {error.strerror}; choose another folder with --out") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
-    return handler
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        if new and list(folder.iterdir()) == [file] and not file.stat().st_size:
+            file.unlink()
+            folder.rmdir()

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from bench.errors import UsageError, nearest
 from methods import METHODS, PLAIN
 from methods.table import Access, Row
@@ -160,6 +158,8 @@ def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[st
 
 def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     """The method's own frozen options, checked: unknown keys and wrong values are one clear sentence."""
+    from pydantic import TypeAdapter, ValidationError
+
     config_class = load_object(row.path).Config
     for key in options:
         nearest(key, [field.name for field in fields(config_class)], f"option of {row.name}")

@@ -85,6 +85,25 @@ def test_every_method_can_be_shown(bench: Bench, name: str) -> None:
     assert facts["options"] or name == "bn"
 
 
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        (["--shift", "cifar10-c", "--data-root", "nowhere"], 3),
+        (["--shift", "digits-c", "--set", "tent.lr=1"], 2),
+    ],
+)
+def test_a_run_that_cannot_be_planned_leaves_no_folder(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    assert bench("run", "--method", "source", *asked).code == code
+    assert not list(tmp_path.glob("runs/*"))
+    assert bench("run", "--method", "source", *asked, "--out", mine).code == code
+    assert mine.is_dir()
+
+
 def test_rows_of_the_table_agree_with_their_classes() -> None:
     from dataclasses import fields
 
