@@ -8,7 +8,7 @@ import pickle
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,23 @@ def all_jobs(targets: Iterable[Job | Weights]) -> list[Job]:
     return list(ordered.values())
 
 
+@dataclass(frozen=True)
+class Order:
+    """What a job is made of, pickled only when it is sent to another process: many jobs share a stock in memory.
+
+    Plain pickling copies tensors into the message; torch's own sharing would need a large /dev/shm.
+    """
+
+    parts: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (pickle.dumps(self.parts),)
+
+
+def _received(message: bytes) -> Order:
+    return Order(pickle.loads(message))
+
+
 def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
     """A task for each job that is not in the cache yet; equal jobs become one."""
     tasks: dict[str, Task] = {}
@@ -107,15 +124,14 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
             continue
         inputs = tuple(part if isinstance(part, Weights) else job_key(part, seed) for part in job.inputs)
         after = frozenset(part for part in inputs if isinstance(part, str))
-        # Plain pickling copies tensors into the message; torch's own sharing would need a large /dev/shm.
-        payload = pickle.dumps((job.function, job.config, inputs, job.data, job.resumable))
+        order = Order((job.function, job.config, inputs, job.data, job.resumable))
         draws = int(job_key(job, seed, code=False)[:15], 16)
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
-        tasks[key] = Task(key, cook, (key, draws, payload, device, job.label, stocks), after, job.label)
+        tasks[key] = Task(key, cook, (key, draws, order, device, job.label, stocks), after, job.label)
     return list(tasks.values())
 
 
-def cook(key: str, draws: int, payload: bytes, device: str, label: str, stocks: Sequence[str]) -> None:
+def cook(key: str, draws: int, order: Order, device: str, label: str, stocks: Sequence[str]) -> None:
     """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds.
 
     `stocks` are the digests of all weights that were given and not made on the way. Of several processes that are to
@@ -123,11 +139,11 @@ def cook(key: str, draws: int, payload: bytes, device: str, label: str, stocks: 
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
         if cooked(key) is None:
-            _cook(key, draws, payload, device, label, stocks)
+            _cook(key, draws, order, device, label, stocks)
 
 
-def _cook(key: str, draws: int, payload: bytes, device: str, label: str, stocks: Sequence[str]) -> None:
-    function, config, inputs, data, resumable = pickle.loads(payload)
+def _cook(key: str, draws: int, order: Order, device: str, label: str, stocks: Sequence[str]) -> None:
+    function, config, inputs, data, resumable = order.parts
     weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
     generator = torch.Generator(device=device).manual_seed(draws)
     keeper = FileKeeper(cache_dir() / "training" / f"{key}.pt")

@@ -14,11 +14,14 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError, nearest
 from methods import METHODS, PLAIN
 from methods.table import Access, Row
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 PLUGINS = "soupbench.methods"
 """The entry-point group by which an installed package adds methods: NAME = "package.module:Class"."""
@@ -158,17 +161,24 @@ def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[st
 
 def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     """The method's own frozen options, checked: unknown keys and wrong values are one clear sentence."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     config_class = load_object(row.path).Config
     for key in options:
         nearest(key, [field.name for field in fields(config_class)], f"option of {row.name}")
     try:
-        return TypeAdapter(config_class).validate_python(dict(options))
+        return _reader(config_class).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "options"
         raise UsageError(f"{row.name}.{where}: {first['msg']}; see `bench show method {row.name}`") from None
+
+
+@cache
+def _reader(config_class: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(config_class)
 
 
 def plain_values(config: Any) -> Any:
