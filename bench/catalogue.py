@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -95,15 +95,21 @@ def print_list(what: str, as_json: bool) -> None:
         print_rich(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
 
 
-def _method(name: str) -> dict[str, Any]:
+def _rows_named(name: str) -> list[Row]:
+    """The rows of what a method's name names: not the source that an adapter alone starts from."""
     method = parse_method(name)
-    rows: list[Row] = [
+    rows = [
         row
         for row in (method.recipe, method.adapter)
         if (row is not None and row.name in name) or (row is method.adapter and row)
     ]
+    return rows or [method.recipe]
+
+
+def _method(name: str) -> dict[str, Any]:
+    rows = _rows_named(name)
     shown = []
-    for row in rows or [method.recipe]:
+    for row in rows:
         text, options = options_of(row)
         shown.append(
             {
@@ -121,7 +127,7 @@ def _method(name: str) -> dict[str, Any]:
                 "description": text,
             }
         )
-    return shown[0] if len(shown) == 1 else {"name": name, "track": method.access.track, "parts": shown}
+    return shown[0] if len(shown) == 1 else {"name": name, "track": parse_method(name).access.track, "parts": shown}
 
 
 def _published(row: Row) -> dict[str, Any]:
@@ -180,3 +186,13 @@ def _as_text(facts: dict[str, Any]) -> str:
         else:
             lines.append(f"{key}: {value}")
     return "\n".join(lines)
+
+
+def print_citations(names: Sequence[str], as_json: bool) -> None:
+    """Print what to cite for methods, each paper once, and this software."""
+    papers = {row.citation: None for name in names for row in _rows_named(name)}
+    cited = [*papers, "The soupbench authors. soupbench: a benchmark of test-time adaptation under distribution shift"]
+    if as_json:
+        print_json(cited)
+    else:
+        print_text("\n".join(cited))

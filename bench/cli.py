@@ -206,6 +206,17 @@ def show(
 
 
 @app.command()
+def cite(
+    names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Methods, as for --method.")],
+    json: Json = False,
+) -> None:
+    """Say which papers to cite for methods, and this software."""
+    from bench import catalogue
+
+    catalogue.print_citations(names, as_json=json)
+
+
+@app.command()
 def results(
     folder: Folder,
     watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing is missing.")] = False,

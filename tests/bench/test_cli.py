@@ -55,6 +55,7 @@ FAST = ["--set", "source.epochs=1"]
         ["list", "shifts"],
         ["list", "corruptions"],
         ["show", "method", "selfsoup"],
+        ["cite", "selfsoup+tent"],
         ["show", "corruption", "fog"],
     ],
 )
@@ -183,6 +184,13 @@ def test_a_dry_run_plans_and_writes_nothing(bench: Bench, settings: dict[str, An
     assert len(plan["trainings"]) == 2
     assert not settings["out"].exists()
     assert not [path for path in own_cache.rglob("*") if path.is_file()]
+
+
+def test_papers_are_cited_once_each(bench: Bench) -> None:
+    lines = bench("cite", "tent", "selfsoup+tent", "sar").out.splitlines()
+    assert lines == [*(METHODS[name].citation for name in ("tent", "selfsoup", "sar")), lines[-1]]
+    assert "soupbench" in lines[-1]
+    assert bench("cite", "tnet").code == 2
 
 
 def test_reading_commands_agree_with_the_records(bench: Bench, settings: dict[str, Any], tmp_path: Path) -> None:
