@@ -8,6 +8,7 @@ import logging
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,10 +16,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from bench.errors import Interrupted, MissingDataError, UsageError, ValidationError
+from bench.live import running
 from bench.output import print_json, print_rich, print_text
 from bench.reading import open_records
 from bench.registry import parse_setting
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from bench.costs import Cost
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_OF_SILENCE = 60.0
 
 
 def run_spec(
@@ -65,7 +71,7 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
     # Schedulers and shells that end a program politely get what an interrupt gets.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _logged_in(spec.out), RunProgress() as progress:
+        with _logged_in(spec.out), RunProgress(spec.out) as progress:
             outcome = run(spec, progress)
     except KeyboardInterrupt:
         again = shlex.join(["bench", "run", str(spec.out / "run.toml"), "--out", str(spec.out)])
@@ -179,37 +185,43 @@ def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: 
 
 
 class RunProgress(Watcher):
-    """Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+    """Progress on stderr: bars on a terminal, plain lines elsewhere.
 
-    def __init__(self) -> None:
+    `out` is the folder whose streams are shown batch by batch, whichever process runs them.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
         self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-        )
+        self._bar = _Bars(out, self._console)
         self._task: Any = None
         self._total = self._count = 0
-        self._spoke = 0.0
+        self._spoke = time.monotonic()
+        self._over = threading.Event()
+        self._speaker = threading.Thread(target=self._speak, daemon=True)
 
     def __enter__(self) -> RunProgress:
         if self._console.is_terminal:
             self._bar.start()
+        else:
+            self._speaker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+        self._over.set()
 
     def planned(self, trainings: int, streams: int, jobs: int) -> None:
         self._total = trainings + streams
         self._task = self._bar.add_task("starting", total=self._total)
         if self._total:
-            _say(f"{trainings} trainings and {streams} streams in {jobs} process{'es' if jobs > 1 else ''}")
+            self.noted(f"{trainings} trainings and {streams} streams in {jobs} process{'es' if jobs > 1 else ''}")
 
     def noted(self, text: str) -> None:
-        _say(text)
+        if self._console.is_terminal:
+            self._console.print(text, markup=False, highlight=False)
+        else:
+            _say(text)
 
     def started(self, label: str) -> None:
         self._bar.update(self._task, description=label[:60].ljust(60))
@@ -223,6 +235,39 @@ class RunProgress(Watcher):
         if error or self._count == self._total or now - self._spoke >= _SECONDS_BETWEEN_LINES:
             self._spoke = now
             _say(f"[{self._count}/{self._total}] {label}" + (f" FAILED: {error}" if error else ""))
+
+    def _speak(self) -> None:
+        """Say where long streams are when nothing ended for a while."""
+        while not self._over.wait(_SECONDS_BETWEEN_LINES):
+            if time.monotonic() - self._spoke < _SECONDS_OF_SILENCE:
+                continue
+            self._spoke = time.monotonic()
+            for stream in running(self._out):
+                _say(f"[{self._count}/{self._total}] {stream}")
+
+
+class _Bars(Progress):
+    """One bar for all tasks of a run, and one below it for each stream that runs."""
+
+    def __init__(self, out: Path, console: Console) -> None:
+        self._out = out
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        left = TextColumn("left")
+        super().__init__(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), left, console=console, refresh_per_second=4
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        streams = Table.grid(padding=(0, 1))
+        for stream in running(self._out):
+            streams.add_row(
+                Text(f"  {stream.label}, {stream.where}"),
+                ProgressBar(total=stream.of, completed=stream.batches, width=20),
+                Text(f"batch {stream.batches}/{stream.of}"),
+                Text(f"accuracy {stream.accuracy:.1%}"),
+            )
+        yield streams
 
 
 def _say(text: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bench.cache import weights_path
 from bench.classifiers import for_classes
 from bench.fingerprint import device_name, environment
+from bench.live import Teller
 from bench.models import classifier, load_model, load_weights
 from bench.passes import Passes, forget_peak, peak_memory_mb
 from bench.protocols import Segment
@@ -74,9 +75,10 @@ class Measured:
     clean_accuracy_after: float | None = None
 
 
-def evaluate(job: Evaluation, keep: Keeper | None = None) -> list[Measured]:
+def evaluate(job: Evaluation, keep: Keeper | None = None, teller: Teller | None = None) -> list[Measured]:
     """Run an adapter along a chain of segments that share its state, and measure each condition.
 
+    `teller` is told where the stream is, for people; the adapter never sees it.
     With `keep` it goes on where it was killed, with the same predictions to the bit on the same kind of machine.
     Raises FloatingPointError where outputs are not finite: they are reported, never averaged.
     """
@@ -97,9 +99,8 @@ def evaluate(job: Evaluation, keep: Keeper | None = None) -> list[Measured]:
             if segment.reset:
                 adapter.reset()
         if tallies[number].done < len(segment.ids):
-            _run_segment(
-                adapter, shift, segment, job, passes, tallies[number], partial(progress.look, adapter, tallies)
-            )
+            look = partial(progress.look, adapter, tallies)
+            _run_segment(adapter, shift, segment, job, passes, tallies[number], look, teller)
     measured = [
         part
         for segment, tally in zip(job.segments, tallies, strict=False)
@@ -158,6 +159,7 @@ def _run_segment(
     passes: Passes,
     tally: Tally,
     look: Callable[[], None],
+    teller: Teller | None,
 ) -> None:
     """Stream what is left of a segment into its tally."""
     labels = shift.labels(segment.ids)
@@ -184,8 +186,20 @@ def _run_segment(
         tally.done += n
         tally.forwards, tally.backwards = passes.forwards, passes.backwards
         look()
+        if teller is not None and teller.due():
+            _tell(teller, shift, segment, job, tally)
     peaks = [peak for peak in (tally.peak, peak_memory_mb(job.device)) if peak is not None]
     tally.peak = max(peaks, default=None)
+
+
+def _tell(teller: Teller, shift: Shift, segment: Segment, job: Evaluation, tally: Tally) -> None:
+    ids, predicted = segment.ids[: tally.done], tally.columns["predicted"][: tally.done].numpy()
+    answers = shift.answers(ids)
+    hits = shift.labels(ids) == predicted if answers is None else answers[np.arange(len(ids)), predicted]
+    names = [str(condition) for condition in segment.conditions]
+    where = names[0] if len(names) == 1 else f"{len(names)} conditions"
+    batches = [-(-count // job.batch_size) for count in (tally.done, len(segment.ids))]
+    teller.tell(where, batches[0], batches[1], float(np.mean(hits)))
 
 
 def _parts(shift: Shift, segment: Segment, job: Evaluation, tally: Tally) -> list[Measured]:

@@ -247,9 +247,8 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
     after = frozenset(job_key(job, lane.trial.seed) for job in (lane.job, lane.report) if job is not None)
     again = plan.spec.rerun or plan.spec.only_failed
     keys = None if again else [lane.keys[c] for segment in chain for c in segment.conditions]
-    return Task(
-        key, measure, (evaluation, plan.out.absolute(), key, keys), after, f"{name} seed {lane.trial.seed}: {where}"
-    )
+    label = f"{name} seed {lane.trial.seed}"
+    return Task(key, measure, (evaluation, plan.out.absolute(), key, keys, label), after, f"{label}: {where}")
 
 
 def _clean_after(lane: Lane, chain: tuple[Segment, ...]) -> Segment | None:

@@ -68,6 +68,7 @@ def tune(
         owner, key, value = parse_setting(text)
         fixed.setdefault(owner, {})[key] = value
     tried = candidates({key: v for key, v in space.items() if key not in fixed.get(name, {})}, trials)
+    folder = out or Path("runs") / f"tune-{shift}-{row.name}"
     base = {
         "method": method,
         "shift": shift,
@@ -78,10 +79,10 @@ def tune(
         "labels": labels,
         "stock": stock,
         "jobs": jobs,
-        "out": out or Path("runs") / f"tune-{shift}-{row.name}",
+        "out": folder,
     }
     specs = [make_spec(base, {"set": {name: options}}, {"set": fixed}) for options in tried]
-    with RunProgress() as progress:
+    with RunProgress(folder) as progress:
         outcomes = run_all(specs, progress)
     rows = sorted(zip(tried, map(_summary, outcomes), strict=True), key=lambda row: -row[1]["accuracy"])
     if as_json:

@@ -317,7 +317,7 @@ class Dying(keeper.FileKeeper):
 
 
 def interrupted(evaluate: Callable[..., Any], after: int) -> Callable[..., Any]:
-    def call(job: Any, keep: keeper.FileKeeper) -> Any:
+    def call(job: Any, keep: keeper.FileKeeper, _: Any) -> Any:
         if job.clean is None:
             return evaluate(job)
         dying = Dying(keep._path, 0.0, None)
@@ -447,7 +447,7 @@ def test_a_folder_tells_what_is_done_running_failed_and_missing(
 
     evaluate = measure.evaluate
 
-    def watched(job: Any, keep: Any) -> Any:
+    def watched(job: Any, keep: Any, _: Any) -> Any:
         seen.append(rows())
         if job.method == "tent":
             raise ValueError("burnt")
