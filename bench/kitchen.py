@@ -120,7 +120,11 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
     tasks: dict[str, Task] = {}
     for job in all_jobs(targets):
         key = job_key(job, seed)
-        if key in tasks or cooked(key) is not None:
+        if key in tasks:
+            continue
+        if cooked(key) is not None:
+            # Left by a process that was killed after the weights were written.
+            _checkpoint(key).unlink(missing_ok=True)
             continue
         inputs = tuple(part if isinstance(part, Weights) else job_key(part, seed) for part in job.inputs)
         after = frozenset(part for part in inputs if isinstance(part, str))
@@ -146,7 +150,7 @@ def _cook(key: str, draws: int, order: Order, device: str, label: str, stocks: S
     function, config, inputs, data, resumable = order.parts
     weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
     generator = torch.Generator(device=device).manual_seed(draws)
-    keeper = FileKeeper(cache_dir() / "training" / f"{key}.pt")
+    keeper = FileKeeper(_checkpoint(key))
     start = time.perf_counter()
     result: Weights = function(weights, data, config, generator, **({"keep": keeper} if resumable else {}))
     seconds = keeper.seconds_before + time.perf_counter() - start
@@ -158,6 +162,10 @@ def _cook(key: str, draws: int, order: Order, device: str, label: str, stocks: S
         facts["losses"] = keeper.losses
     save_weights(weights_path(key), result, facts)
     keeper.forget()
+
+
+def _checkpoint(key: str) -> Path:
+    return cache_dir() / "training" / f"{key}.pt"
 
 
 def cooked(key: str) -> dict[str, Any] | None:
