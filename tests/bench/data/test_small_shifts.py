@@ -52,10 +52,14 @@ def write_cifar(root: Path, labels: np.ndarray = LABELS) -> list[np.ndarray]:
     return pictures
 
 
-def test_published_arrays_alone(tmp_path: Path) -> None:
-    write_cifar_c(tmp_path)
-    shift = load_shift("cifar10-c", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "folder", "classes"), [("cifar10-c", "CIFAR-10-C", 10), ("cifar100-c", "CIFAR-100-C", 100)]
+)
+def test_published_arrays_alone(name: str, folder: str, classes: int, tmp_path: Path) -> None:
+    write_cifar_c(tmp_path, folder)
+    shift = load_shift(name, tmp_path)
     ids = shift.ids("test")
+    assert shift.classes == classes
     assert shift.labels(ids).tolist() == LABELS.tolist()
     assert not shift.has_clean
     assert (shift.storage, shift.profile) == ("uint8", "cifar32")
