@@ -1,15 +1,19 @@
-"""A stream as a task: one process at a time, from its checkpoint on, and not again if its records are there."""
+"""Streams as tasks: one process at a time, from its checkpoint on, and not again if its records are there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.cache import lock
 from bench.keeper import FileKeeper
 from bench.live import Teller
-from bench.predict import Evaluation, Measured, evaluate
+from bench.predict import Evaluation, Measured, evaluate_together
 from leaderboards.store import Store
+
+Asked = tuple[Evaluation, Path, str, Sequence[str] | None, str]
+"""What `measure` takes: an evaluation, the folder of its run, its name there, its records' keys, and its label."""
 
 
 def measure(job: Evaluation, out: Path, name: str, keys: Sequence[str] | None, label: str) -> list[Measured] | None:
@@ -19,18 +23,34 @@ def measure(job: Evaluation, out: Path, name: str, keys: Sequence[str] | None, l
     `label` names the stream for people who watch.
     An error takes the checkpoint away: what is tried again starts anew.
     """
-    with lock(out / "state" / f"{name}.lock"):
-        if keys is not None and Store(out).has_done(keys):
-            return None
-        keeper = FileKeeper(checkpoint(out, name), place=None)
-        teller = Teller(out, name, label)
+    (outcome,) = measure_together((job, out, name, keys, label))
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def measure_together(*asked: Asked) -> list[list[Measured] | Exception | None]:
+    """`measure` for several adapters on one and the same stream; an error is an outcome of the one that raised it."""
+    with ExitStack() as locks:
+        # In one order for all processes, so that no two wait for each other.
+        for path in sorted({out / "state" / f"{name}.lock" for _, out, name, _, _ in asked}):
+            locks.enter_context(lock(path))
+        outcomes: list[list[Measured] | Exception | None] = [None] * len(asked)
+        todo = [
+            (place, job, FileKeeper(checkpoint(out, name), place=None), Teller(out, name, label))
+            for place, (job, out, name, keys, label) in enumerate(asked)
+            if keys is None or not Store(out).has_done(keys)
+        ]
         try:
-            return evaluate(job, keeper, teller)
-        except Exception:
-            keeper.forget()
-            raise
+            measured = evaluate_together([(job, keeper, teller) for _, job, keeper, teller in todo])
         finally:
-            teller.end()
+            for *_, teller in todo:
+                teller.end()
+        for (place, _, keeper, _), outcome in zip(todo, measured, strict=True):
+            outcomes[place] = outcome
+            if isinstance(outcome, Exception):
+                keeper.forget()
+        return outcomes
 
 
 def checkpoint(out: Path, name: str) -> Path:

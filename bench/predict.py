@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from bench.registry import load_object
 from bench.shifts import load_shift
 from bench.shifts.base import Shift, stream_rng
 from bench.shifts.reading import Reading
-from bench.stream import Stream
+from bench.stream import Latest, Stream
 from bench.trial import CLEAN, Condition
 from leaderboards.predictions import Predictions
 from methods.base import Adapter, Keeper, Source, SourceBatch
@@ -82,6 +82,42 @@ def evaluate(job: Evaluation, keep: Keeper | None = None, teller: Teller | None 
     With `keep` it goes on where it was killed, with the same predictions to the bit on the same kind of machine.
     Raises FloatingPointError where outputs are not finite: they are reported, never averaged.
     """
+    (outcome,) = evaluate_together([(job, keep, teller)])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def evaluate_together(
+    jobs: Sequence[tuple[Evaluation, Keeper | None, Teller | None]],
+) -> list[list[Measured] | Exception]:
+    """`evaluate` for several adapters on one and the same stream, whose batches are made once for all of them.
+
+    Who is furthest behind goes next, so one batch of pixels is held however long the stream is. Each ends as if alone,
+    or with the error that it raised; only memory is unknown, because it is not that of one adapter.
+    """
+    latest = Latest() if len(jobs) > 1 else None
+    running = {number: _steps(*job, latest) for number, job in enumerate(jobs)}
+    done = dict.fromkeys(running, -1)
+    outcomes: dict[int, list[Measured] | Exception] = {}
+    while running:
+        number = min(running, key=lambda other: done[other])
+        try:
+            done[number] = next(running[number])
+            continue
+        except StopIteration as end:
+            outcomes[number] = end.value
+        except Exception as error:  # noqa: BLE001 - it ends this adapter and no other
+            # The frames of a traceback would hold the adapter's memory as long as the others go on.
+            outcomes[number] = error.with_traceback(None) if latest else error
+        del running[number]
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+def _steps(
+    job: Evaluation, keep: Keeper | None, teller: Teller | None, latest: Latest | None
+) -> Generator[int, None, list[Measured]]:
+    """Evaluate one batch at a time; yields how many images are done, at first those of a killed attempt."""
     shift = _shift(job.shift, job.reading)
     model = _classifier(job, shift)
     generator = torch.Generator(device=job.device)
@@ -93,14 +129,19 @@ def evaluate(job: Evaluation, keep: Keeper | None = None, teller: Teller | None 
     segments = (*job.segments, *([job.clean] if job.clean is not None else []))
     progress = _Progress(keep, job.device)
     tallies = progress.restore(adapter)
+    yield sum(tally.done for tally in tallies)
     for number, segment in enumerate(segments):
         if number == len(tallies):
             tallies.append(Tally.empty(len(segment.ids)))
             if segment.reset:
                 adapter.reset()
         if tallies[number].done < len(segment.ids):
-            look = partial(progress.look, adapter, tallies)
-            _run_segment(adapter, shift, segment, job, passes, tallies[number], look, teller)
+            before = sum(tally.done for tally in tallies[:number])
+            for _ in _run_segment(adapter, shift, segment, job, passes, tallies[number], latest):
+                progress.look(adapter, tallies)
+                if teller is not None and teller.due():
+                    _tell(teller, shift, segment, job, tallies[number])
+                yield before + tallies[number].done
     measured = [
         part
         for segment, tally in zip(job.segments, tallies, strict=False)
@@ -115,7 +156,10 @@ def evaluate(job: Evaluation, keep: Keeper | None = None, teller: Teller | None 
 
 @dataclass
 class Tally:
-    """What is known of a segment so far: the first `done` rows of each column, and what they cost."""
+    """What is known of a segment so far: the first `done` rows of each column, and what they cost.
+
+    `peak` is that of the process, which is the adapter's own only as long as it was `alone`.
+    """
 
     columns: dict[str, Tensor]
     done: int = 0
@@ -123,6 +167,7 @@ class Tally:
     forwards: int = 0
     backwards: int = 0
     peak: float | None = None
+    alone: bool = True
 
     @staticmethod
     def empty(rows: int) -> Tally:
@@ -158,15 +203,15 @@ def _run_segment(
     job: Evaluation,
     passes: Passes,
     tally: Tally,
-    look: Callable[[], None],
-    teller: Teller | None,
-) -> None:
-    """Stream what is left of a segment into its tally."""
+    latest: Latest | None,
+) -> Iterator[None]:
+    """Stream what is left of a segment into its tally, a batch at a time."""
     labels = shift.labels(segment.ids)
     passes.forwards, passes.backwards = tally.forwards, tally.backwards
     columns = {name: column.numpy() for name, column in tally.columns.items()}
+    tally.alone = tally.alone and latest is None
     forget_peak(job.device)
-    stream = Stream(shift, segment, job.batch_size, job.device, tally.done)
+    stream = Stream(shift, segment, job.batch_size, job.device, tally.done, latest)
     while not stream.ended:
         images = stream.ask()
         n = len(images)
@@ -185,9 +230,7 @@ def _run_segment(
         columns["sum_p2"][rows] = np.square(probabilities).sum(axis=1)
         tally.done += n
         tally.forwards, tally.backwards = passes.forwards, passes.backwards
-        look()
-        if teller is not None and teller.due():
-            _tell(teller, shift, segment, job, tally)
+        yield
     peaks = [peak for peak in (tally.peak, peak_memory_mb(job.device)) if peak is not None]
     tally.peak = max(peaks, default=None)
 
@@ -223,7 +266,7 @@ def _parts(shift: Shift, segment: Segment, job: Evaluation, tally: Tally) -> lis
                 tally.seconds * share,
                 round(tally.forwards * share),
                 round(tally.backwards * share),
-                tally.peak,
+                tally.peak if tally.alone else None,
                 device_name(job.device),
                 environment(),
             )

@@ -23,10 +23,11 @@ from bench.plan import Lane, Plan, default_folder, make_plan
 from bench.predict import Evaluation, Measured
 from bench.protocols import Segment, chains
 from bench.spec import RunSpec
+from bench.together import run_streams
 from bench.track import open_sink
 from bench.trial import CLEAN, Condition, digest_of
 from bench.watch import Watcher
-from bench.workers import Executor, Finished, Task, run_tasks
+from bench.workers import Executor, Finished, Task
 from leaderboards.metrics import diagnose, score
 from leaderboards.record import Record
 from leaderboards.store import Store, StoreError
@@ -96,7 +97,7 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     try:
         started = lambda task: watcher.started(task.label)  # noqa: E731
         with open_sink(plans[0].spec, plans[0].out) as sink:
-            for finished in run_tasks(tasks, plans[0].jobs, plans[0].threads, started, executor_of(plans[0])):
+            for finished in run_streams(tasks, plans[0].jobs, plans[0].threads, started, executor_of(plans[0])):
                 watcher.finished(finished.task.label, finished.error)
                 if finished.error is not None:
                     log.error("%s failed", finished.task.label, exc_info=finished.error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,16 +16,37 @@ class StreamError(RuntimeError):
     """The stream was used out of turn: a batch asked for too early or twice, or answered twice."""
 
 
+class Latest:
+    """The pixels that were made last, for several streams of the same images that advance side by side.
+
+    One batch is held, by its content: who asks for another one has it made. A stream copies what it hands out.
+    """
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._pixels: Tensor | None = None
+
+    def get(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        if self._pixels is None or key != self._key:
+            self._key, self._pixels = None, None
+            self._key, self._pixels = key, make()
+        return self._pixels
+
+
 class Stream:
     """Batches of a segment in order. Pixels are made when a batch is asked for, so later ones do not exist before.
 
     `ask` gives a batch and nothing else: float [n, 3, h, w] in [0, 1] on the device, n <= `size`, without labels, ids
     or the name of a condition. `answered` closes it and says which rows of the segment it was. Memory does not grow
-    with the length of the stream. `start` rows were answered before, by a process that was killed.
+    with the length of the stream. `start` rows were answered before, by a process that was killed. `latest` is shared
+    with other streams of this shift on this device.
     """
 
-    def __init__(self, shift: Shift, segment: Segment, size: int, device: str, start: int = 0) -> None:
+    def __init__(
+        self, shift: Shift, segment: Segment, size: int, device: str, start: int = 0, latest: Latest | None = None
+    ) -> None:
         self._shift, self._segment, self._size, self._device = shift, segment, size, device
+        self._latest = latest
         self._next = start
         self._open: np.ndarray | None = None
 
@@ -39,7 +62,14 @@ class Stream:
             raise StreamError("the stream has ended and no batch comes twice; reset and start a new stream")
         self._open = np.arange(self._next, min(self._next + self._size, len(self._segment.ids)))
         self._next += len(self._open)
-        return _pixels(self._shift, self._segment, self._open, self._device).float().div_(255)
+        return self._pixels(self._open).float().div_(255)
+
+    def _pixels(self, rows: np.ndarray) -> Tensor:
+        if self._latest is None:
+            return _pixels(self._shift, self._segment, rows, self._device)
+        return self._latest.get(
+            _content(self._segment, rows), lambda: _pixels(self._shift, self._segment, rows, self._device)
+        )
 
     def answered(self) -> np.ndarray:
         """The rows of the segment (int64 [n]) that the open batch holds. Raises StreamError where none is open."""
@@ -47,6 +77,12 @@ class Stream:
             raise StreamError("no batch is open, and none is answered twice; ask for the next one")
         rows, self._open = self._open, None
         return rows
+
+
+def _content(segment: Segment, rows: np.ndarray) -> object:
+    if segment.blend is None:
+        return segment.ids[rows].tobytes(), [segment.conditions[number] for number in segment.which[rows]]
+    return segment.ids[rows].tobytes(), [segment.blends[number] for number in segment.blend[rows]]
 
 
 def _pixels(shift: Shift, segment: Segment, rows: np.ndarray, device: str) -> Tensor:

@@ -293,7 +293,7 @@ def test_a_damaged_checkpoint_of_a_stream_starts_it_again(
 ) -> None:
     whole = run_quick(settings, method="tent", protocol="continual", out=tmp_path / "whole")
     monkeypatch.setattr(keeper, "SECONDS", 0.0)
-    monkeypatch.setattr(measure, "evaluate", interrupted(measure.evaluate, after=4))
+    monkeypatch.setattr(measure, "evaluate_together", interrupted(measure.evaluate_together, after=4))
     with pytest.raises(KeyboardInterrupt):
         run_quick(settings, method="tent", protocol="continual")
     monkeypatch.undo()
@@ -317,12 +317,13 @@ class Dying(keeper.FileKeeper):
 
 
 def interrupted(evaluate: Callable[..., Any], after: int) -> Callable[..., Any]:
-    def call(job: Any, keep: keeper.FileKeeper, _: Any) -> Any:
+    def call(jobs: Any) -> Any:
+        ((job, keep, _),) = jobs
         if job.clean is None:
-            return evaluate(job)
+            return evaluate([(job, None, None)])
         dying = Dying(keep._path, 0.0, None)
         dying.left = after
-        return evaluate(job, dying)
+        return evaluate([(job, dying, None)])
 
     return call
 
@@ -445,17 +446,15 @@ def test_a_folder_tells_what_is_done_running_failed_and_missing(
         def finished(self, label: str, error: Exception | None) -> None:
             seen.append(rows())
 
-    evaluate = measure.evaluate
+    evaluate = measure.evaluate_together
 
-    def watched(job: Any, keep: Any, _: Any) -> Any:
+    def watched(jobs: Any) -> Any:
         seen.append(rows())
-        if job.method == "tent":
-            raise ValueError("burnt")
-        return evaluate(job, keep)
+        return [ValueError("burnt") if job[0].method == "tent" else evaluate([job])[0] for job in jobs]
 
-    monkeypatch.setattr(measure, "evaluate", watched)
+    monkeypatch.setattr(measure, "evaluate_together", watched)
     run_module.run(make_spec({**settings, "method": "source,tent"}, {"set": {"source": {"epochs": 1}}}), Looker())
-    nothing, first = {"source": (0, 0, 0, 3), "tent": (0, 0, 0, 3)}, {"source": (0, 1, 0, 2), "tent": (0, 0, 0, 3)}
+    nothing, first = {"source": (0, 0, 0, 3), "tent": (0, 0, 0, 3)}, {"source": (0, 1, 0, 2), "tent": (0, 1, 0, 2)}
     assert seen[0] == nothing
     assert first in seen
     assert {"source": (3, 0, 0, 0), "tent": (0, 1, 1, 1)} in seen

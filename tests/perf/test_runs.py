@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from bench.plan import make_plan
 from bench.run import run
 from bench.spec import make_spec
 from leaderboards.store import Store
+
+DATA = Path(os.environ.get("SOUPBENCH_TEST_DATA", ""))
 
 pytestmark = pytest.mark.slow
 
@@ -116,3 +119,45 @@ def test_planning_is_linear_in_the_trials(benchmark: BenchmarkFixture, cache: Pa
     plan(500)()
     benchmark.extra_info |= {"ratio of 1,000 to 100": ratio, "seconds": time.perf_counter() - start}
     assert ratio < 15
+
+
+MODEL = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 7, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 4), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1000),
+    )
+"""
+CHEAP = ("source", "bn", "tent", "t3a", "lame", "eta")
+
+
+@pytest.mark.skipif(not (DATA / "imagenet-mini" / "val").is_dir(), reason="set SOUPBENCH_TEST_DATA to a data folder")
+def test_six_cheap_methods_share_the_making_of_corrupted_photographs(
+    benchmark: BenchmarkFixture, cache: Path, tmp_path: Path
+) -> None:
+    """A model as small as this shows what making the images costs; the bigger it is, the less there is to save."""
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet" / "val").symlink_to(DATA / "imagenet-mini" / "val")
+    (tmp_path / "model.py").write_text(MODEL)
+    settings = {
+        **{"shift": "imagenet-c-gen", "model": f"{tmp_path / 'model.py'}:build", "data_root": tmp_path},
+        **{"corruption": "gaussian_noise,glass_blur,snow,elastic_transform", "severity": 3, "split": "transductive"},
+        **{"limit": 64, "batch_size": 32, "jobs": 1, "rerun": True},
+    }
+
+    def shared() -> None:
+        outcome = run(make_spec({**settings, "method": ",".join(CHEAP), "out": tmp_path / "shared"}))
+        assert (outcome.done, outcome.failed) == (len(CHEAP) * 5, 0)
+
+    def alone() -> None:
+        for name in CHEAP:
+            run(make_spec({**settings, "method": name, "out": tmp_path / "alone"}))
+
+    alone()  # decodes the photographs, which later runs find in the cache
+    ratio = benchmark.pedantic(paired, args=(alone, shared, 3), rounds=1)
+    benchmark.extra_info["ratio of alone to shared"] = ratio
+    assert ratio > 2
