@@ -12,6 +12,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -110,9 +112,12 @@ def load_file(file: Path) -> ModuleType:
     return _load_file(file.resolve(), file.read_bytes())
 
 
+_PREFIX = "_plugin_"
+
+
 @cache
 def _load_file(file: Path, source: bytes) -> ModuleType:
-    name = f"_plugin_{hashlib.sha256(str(file).encode() + source).hexdigest()[:16]}"
+    name = f"{_PREFIX}{hashlib.sha256(source).hexdigest()[:16]}_{str(file).encode().hex()}"
     spec = importlib.util.spec_from_loader(name, loader=None, origin=str(file))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -120,6 +125,26 @@ def _load_file(file: Path, source: bytes) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
     exec(compile(source, file, "exec"), module.__dict__)
     return module
+
+
+class _Files(MetaPathFinder, Loader):
+    """Finds the module of a file by its name in a process that has not loaded it: objects of it can be sent there."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_loader(name, self) if name.startswith(_PREFIX) else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        file = Path(bytes.fromhex(spec.name.rpartition("_")[2]).decode())
+        module = load_file(file)
+        if module.__name__ != spec.name:
+            raise ImportError(f"{file} has changed since the run was planned; run the same command again")
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is left to do."""
+
+
+sys.meta_path.append(_Files())
 
 
 def source_digest(row: Row) -> str | None:

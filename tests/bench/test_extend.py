@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from bench.catalogue import _method, _methods
 from bench.cli import app
 from bench.errors import UsageError
-from bench.registry import parse_method, plugins, source_digest
+from bench.registry import load_object, parse_method, plugins, source_digest
 from bench.run import Outcome
 
 Quick = Callable[..., Outcome]
@@ -59,6 +60,17 @@ def test_a_new_method_passes_its_test_and_the_suite_and_runs(
 
 
 @pytest.mark.slow
+def test_a_file_that_changed_is_not_taken_for_what_was_sent(tmp_path: Path) -> None:
+    file = tmp_path / "my_tent.py"
+    file.write_text(EXAMPLE)
+    sent = pickle.dumps(load_object(f"{file}:SharpTent").Config(lr=0.5))
+    code = f"import pickle, bench.registry; print(pickle.loads({sent!r}).lr)"
+    again = [sys.executable, "-c", code]
+    assert subprocess.run(again, check=True, capture_output=True, text=True).stdout == "0.5\n"
+    file.write_text(EXAMPLE + "# changed\n")
+    assert "has changed since the run was planned" in subprocess.run(again, capture_output=True, text=True).stderr
+
+
 def test_what_is_written_passes_its_own_test_and_linters(tmp_path: Path) -> None:
     assert bench("new", "method", "my_tent", "--out", str(tmp_path)).exit_code == 0
     file = tmp_path / "my_tent.py"

@@ -30,7 +30,7 @@ def test_the_example_method_is_short_and_runs(settings: dict[str, Any], tmp_path
     assert len([line for line in source.splitlines() if line.strip()]) <= 30
     file = tmp_path / "my_tent.py"
     file.write_text(source)
-    outcome = run_quick(settings, method=f"source,{file}:SharpTent")
+    outcome = run_quick(settings, method=f"source,{file}:SharpTent", jobs=2)
     assert outcome.exit_code == 0
     assert {row.method for row in outcome.board().rows} == {"source", "my_tent.py:SharpTent"}
 
