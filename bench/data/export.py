@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -208,7 +209,7 @@ def _file_names(shift: Shift, ids: np.ndarray) -> list[str]:
 
 
 @dataclass
-class _Copy:
+class _Copy(ABC):
     """What both kinds of copy share: batches, and journals of what is on disk.
 
     A journal line is written after what it is about. On the next start the things it names are hashed again, so a
@@ -222,9 +223,9 @@ class _Copy:
     device: str
     workers: int
 
+    @abstractmethod
     def write(self, corruption: str, severities: Sequence[int]) -> int:
         """Make what is missing of a corruption; the number of images made."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Write the list of all checksums."""
