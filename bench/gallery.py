@@ -40,6 +40,9 @@ def gallery(
         raise UsageError(f"{out} must end in {', '.join(_KINDS)}; choose the format by the name of the file")
     try:
         levels = read_severities(severity)
+    except ValueError as error:
+        raise UsageError(f"--severity {error}") from None
+    try:
         names = _chosen(wanted)
         picture = torch.from_numpy(_square(image, size))
         rows = [[picture, *corrupted(picture, name, levels, profile, seed)] for name in names]

@@ -195,6 +195,8 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
         return _reader(config_class).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # the method's own words
+            raise UsageError(f"{first['ctx']['error']}; see `bench show method {row.name}`") from None
         where = ".".join(str(part) for part in first["loc"]) or "options"
         raise UsageError(f"{row.name}.{where}: {first['msg']}; see `bench show method {row.name}`") from None
 

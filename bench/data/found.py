@@ -45,12 +45,12 @@ def look(name: str, reading: Reading) -> Found:
     Raises UsageError for an unknown name.
     """
     row = find_row(name)
-    clean, train = (reading.find(places) for places in (row.clean, row.train))
+    clean, train = (str(reading.find(places) or "") for places in (row.clean, row.train))
     root = reading.find(_places(row))
     repo, config = row.repository
     here, source = "", ""
     if row.name == "digits-c":
-        here = "scikit-learn"
+        here = clean = train = "scikit-learn"
     elif root is not None:
         here, source = str(root), f"{root}/" if root.is_dir() else str(root)
     elif repo and _in_hub_cache(repo):
@@ -58,8 +58,8 @@ def look(name: str, reading: Reading) -> Found:
     return Found(
         shift=name,
         here=here,
-        clean=str(clean or ""),
-        train=str(train or ""),
+        clean=clean,
+        train=train,
         looked=tuple(str(reading.root / place) for place in _places(row)),
         fetch=row.how_to_get,
         size=row.size,

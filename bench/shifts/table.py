@@ -81,6 +81,8 @@ _VAL = ("imagenet/val", "ImageNet/val", "imagenet/validation")
 _TRAIN = ("imagenet/train", "ImageNet/train")
 _ACCOUNT = "image-net.org (ILSVRC2012, free account), as one folder for each synset"
 
+_FASHION = ("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist")
+
 _IMAGENET_ROWS = (
     ShiftRow(
         "imagenet-c",
@@ -110,6 +112,7 @@ _IMAGENET_ROWS = (
         default_model=_RESNET,
         profile="imagenet224",
         places=_VAL,
+        clean=_VAL,
         train=_TRAIN,
         origin=_ACCOUNT,
         gigabytes=6.7,
@@ -159,6 +162,7 @@ _IMAGENET_ROWS = (
         default_model=_RESNET,
         profile="imagenet224",
         places=_VAL,
+        clean=_VAL,
         train=_TRAIN,
         origin=_ACCOUNT,
         gigabytes=6.7,
@@ -191,6 +195,7 @@ _IMAGENET_ROWS = (
         default_model=_RESNET,
         profile="imagenet224",
         places=_VAL,
+        clean=_VAL,
         train=_TRAIN,
         origin=_ACCOUNT,
         gigabytes=6.7,
@@ -208,6 +213,7 @@ _IMAGENET_ROWS = (
         profile="imagenet224",
         protocol="ccc_uncalibrated",
         places=_VAL,
+        clean=_VAL,
         train=_TRAIN,
         origin=_ACCOUNT,
         gigabytes=6.7,
@@ -330,6 +336,7 @@ _SMALL_ROWS = (
         family="cifar",
         profile="cifar32",
         places=("cifar10-c", "CIFAR-10-C"),
+        train=("cifar10",),
         clean=("cifar10",),
         doi="10.5281/zenodo.2535967",
         gigabytes=2.9,
@@ -345,6 +352,7 @@ _SMALL_ROWS = (
         family="cifar",
         profile="cifar32",
         places=("cifar100-c", "CIFAR-100-C"),
+        train=("cifar100",),
         clean=("cifar100",),
         doi="10.5281/zenodo.3555552",
         gigabytes=2.9,
@@ -360,6 +368,8 @@ _SMALL_ROWS = (
         family="cifar",
         profile="cifar32",
         places=("cifar10",),
+        clean=("cifar10",),
+        train=("cifar10",),
         hub="uoft-cs/cifar10",
         gigabytes=0.15,
     ),
@@ -374,6 +384,8 @@ _SMALL_ROWS = (
         family="cifar",
         profile="cifar32",
         places=("cifar100",),
+        clean=("cifar100",),
+        train=("cifar100",),
         hub="uoft-cs/cifar100",
         gigabytes=0.15,
     ),
@@ -388,7 +400,9 @@ _SMALL_ROWS = (
         "fashion.safetensors",
         family="digits",
         profile="digits32",
-        places=("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist"),
+        places=_FASHION,
+        clean=_FASHION,
+        train=_FASHION,
         hub="zalando-datasets/fashion_mnist",
         gigabytes=0.03,
     ),

@@ -130,6 +130,7 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
         (["run", "nothing.toml"], 2, "no run file nothing.toml"),
         (["run", "--method", "tent", "--shift", "digits-c", "--severity", "9"], 2, "5"),
         (["run", "--method", "tent", "--shift", "digits-c", "--set", "lr=1"], 2, "NAME.key=value"),
+        (["run", "--method", "tent", "--shift", "digits-c", "--set", "tent.lr=-1"], 2, "bench: tent.lr must be"),
         (["run", "--method", "tent", "--shift", "digits-c", "--track", "paper"], 2, "'tensorboard', 'mlflow'"),
         (["run", "--record", "abc"], 2, "--from DIR"),
         (["run", "--methd", "tent"], 2, "--method"),

@@ -89,7 +89,7 @@ def test_the_default_needs_no_files_and_never_hides_that_frost_is_missing(
         ({"out": Path("grid.gif")}, "must end in .png, .pdf, .svg"),
         ({"wanted": "foggy"}, "did you mean 'fog'"),
         ({"wanted": " , "}, "names nothing"),
-        ({"severity": "0-5"}, "above 0 and up to 5"),
+        ({"severity": "0-5"}, "--severity takes numbers above 0 and up to 5"),
         ({"severity": "strong"}, "takes numbers"),
         ({"profile": "cifar"}, "did you mean 'cifar32'"),
     ],

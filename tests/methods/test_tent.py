@@ -200,3 +200,15 @@ def test_batch_statistics_survive_train_and_eval(make_net: Callable[[str], nn.Se
             toggle()
             outputs.append(net(batches[0]))
     assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+def test_synchronised_layers_adapt_as_plain_ones_in_one_process(
+    make_net: Callable[[str], nn.Sequential], batches: Tensor
+) -> None:
+    plain = Tent(make_net("bn"), Tent.Config(lr=0.05))
+    synchronised = Tent(nn.SyncBatchNorm.convert_sync_batchnorm(make_net("bn")), Tent.Config(lr=0.05))
+    plain.prepare()
+    synchronised.prepare()
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.model.modules())
+    for batch in batches:
+        torch.testing.assert_close(synchronised.predict(batch), plain.predict(batch))

@@ -78,6 +78,14 @@ def test_status_names_every_shift_what_it_weighs_and_what_brings_it(tmp_path: Pa
     assert "bench data fetch imagenet-c" in bench("data", "status", "--data-root", tmp_path).stdout
 
 
+def test_status_tells_where_clean_and_train_images_are(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    done = bench("data", "status", "--data-root", tmp_path, "--json")
+    found = {row["shift"]: row for row in json.loads(done.stdout)["shifts"]}
+    places = [(found[name]["clean"], found[name]["train"]) for name in ("cifar10-c", "cifar10-c-gen", "digits-c")]
+    assert places == [(str(tmp_path / "cifar10"),) * 2] * 2 + [("scikit-learn",) * 2]
+
+
 def test_status_needs_no_torch() -> None:
     code = "import sys; from bench import data_commands; assert not {'torch', 'datasets', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
