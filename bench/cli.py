@@ -305,6 +305,11 @@ def tune(
     split: Annotated[str, typer.Option(help="Only dev is accepted.")] = "dev",
     corruption: Annotated[str | None, typer.Option(help="Some of the tuning corruptions.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="Fix an option.")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="key=[values]", help="Values of an option, instead of the method's own table."),
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes.")] = None,
     json: Json = False,
 ) -> None:
@@ -312,7 +317,23 @@ def tune(
     from bench import tuning
 
     tuning.tune(
-        method, shift, trials, out, seeds, severity, labels, stock, split, corruption, set_ or [], jobs, as_json=json
+        method,
+        shift,
+        trials,
+        split,
+        corruption,
+        set_ or [],
+        grid or [],
+        {
+            "out": out,
+            "seeds": seeds,
+            "severity": severity,
+            "labels": labels,
+            "stock": stock,
+            "data_root": data_root,
+            "jobs": jobs,
+        },
+        as_json=json,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -28,23 +29,36 @@ def candidates(space: Mapping[str, Sequence[Any]], trials: int) -> list[dict[str
     return [{}, *(grid[i] for i in order[: trials - 1])]
 
 
+def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Read "key=[value, …]" for each option. Raises UsageError for anything else."""
+    found = {}
+    for text in texts:
+        try:
+            ((key, values),) = tomllib.loads(text).items()
+        except (tomllib.TOMLDecodeError, ValueError):
+            values = None
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"--grid takes key=[values], as in --grid 'lr=[1e-3, 3e-3]', not '{text}'")
+        found[key] = values
+    return found
+
+
 def tune(
     method: str,
     shift: str,
     trials: int,
-    out: Path | None,
-    seeds: int,
-    severity: str,
-    labels: int | None,
-    stock: str | None,
     split: str,
     corruption: str | None,
     settings: Sequence[str],
-    jobs: int | None,
+    grid: Sequence[str],
+    run: Mapping[str, Any],
     *,
     as_json: bool,
 ) -> None:
     """Try option sets, print them from best to worst by mean dev accuracy, and the lines that keep the best.
+
+    `grid` ("key=[values]") takes the place of the method's own table of values; `run` holds the settings of the run
+    (seeds, severity, labels, …), named as the flags are.
 
     Raises UsageError where test images or reported corruptions are asked for: tuning on them would spoil the report.
     """
@@ -60,7 +74,7 @@ def tune(
     parsed = parse_method(method)
     row = parsed.adapter or parsed.recipe
     name = row.options_of or row.name
-    space: Mapping[str, Sequence[Any]] = load_object(row.path).search
+    space: Mapping[str, Sequence[Any]] = read_grid(grid) or load_object(row.path).search
     if not space:
         raise UsageError(f"{row.name} has no option to tune; choose another method")
     fixed: dict[str, dict[str, Any]] = {}
@@ -68,19 +82,8 @@ def tune(
         owner, key, value = parse_setting(text)
         fixed.setdefault(owner, {})[key] = value
     tried = candidates({key: v for key, v in space.items() if key not in fixed.get(name, {})}, trials)
-    folder = out or Path("runs") / f"tune-{shift}-{row.name}"
-    base = {
-        "method": method,
-        "shift": shift,
-        "split": "dev",
-        "severity": severity,
-        "corruption": names,
-        "seeds": seeds,
-        "labels": labels,
-        "stock": stock,
-        "jobs": jobs,
-        "out": folder,
-    }
+    folder = run.get("out") or Path("runs") / f"tune-{shift}-{row.name}"
+    base = {**run, "method": method, "shift": shift, "split": "dev", "corruption": names, "out": folder}
     specs = [make_spec(base, {"set": {name: options}}, {"set": fixed}) for options in tried]
     with RunProgress(folder) as progress:
         outcomes = run_all(specs, progress)

@@ -143,6 +143,8 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
         (["tune", "tent", "--shift", "digits-c", "--split", "disjoint"], 2, "use --split dev"),
         (["tune", "tent", "--shift", "digits-c", "--corruption", "fog"], 2, "speckle_noise, gaussian_blur"),
         (["tune", "bn", "--shift", "digits-c"], 2, "no option to tune"),
+        (["tune", "tent", "--shift", "digits-c", "--grid", "lr=1e-3"], 2, "--grid takes key=[values]"),
+        (["tune", "tent", "--shift", "digits-c", "--grid", "rate=[1e-3]"], 2, "option of tent"),
         (["stock", "digit", "-o", "x"], 2, "did you mean 'digits'"),
     ],
 )
