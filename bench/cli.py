@@ -307,7 +307,7 @@ def tune(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="Fix an option.")] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="key=[values]", help="Values of an option, instead of the method's own table."),
+        typer.Option("--grid", metavar="key=[values]", help="Try all of these instead of the method's own table."),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes.")] = None,

@@ -24,9 +24,14 @@ from leaderboards.record import Record
 
 def candidates(space: Mapping[str, Sequence[Any]], trials: int) -> list[dict[str, Any]]:
     """`trials` different option sets: the defaults first, then a seeded draw without replacement from the grid."""
-    grid = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+    grid = every_set(space)
     order = stream_rng(0, "tune", *space).permutation(len(grid))
     return [{}, *(grid[i] for i in order[: trials - 1])]
+
+
+def every_set(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All option sets of a grid."""
+    return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -57,8 +62,8 @@ def tune(
 ) -> None:
     """Try option sets, print them from best to worst by mean dev accuracy, and the lines that keep the best.
 
-    `grid` ("key=[values]") takes the place of the method's own table of values; `run` holds the settings of the run
-    (seeds, severity, labels, …), named as the flags are.
+    With `grid` ("key=[values]") all of its sets are tried instead of `trials` from the method's own table of values.
+    `run` holds the settings of the run (seeds, severity, labels, …), named as the flags are.
 
     Raises UsageError where test images or reported corruptions are asked for: tuning on them would spoil the report.
     """
@@ -74,14 +79,15 @@ def tune(
     parsed = parse_method(method)
     row = parsed.adapter or parsed.recipe
     name = row.options_of or row.name
-    space: Mapping[str, Sequence[Any]] = read_grid(grid) or load_object(row.path).search
-    if not space:
+    space: Mapping[str, Sequence[Any]] = load_object(row.path).search
+    if not space and not grid:
         raise UsageError(f"{row.name} has no option to tune; choose another method")
     fixed: dict[str, dict[str, Any]] = {}
     for text in settings:
         owner, key, value = parse_setting(text)
         fixed.setdefault(owner, {})[key] = value
-    tried = candidates({key: v for key, v in space.items() if key not in fixed.get(name, {})}, trials)
+    free = {key: values for key, values in space.items() if key not in fixed.get(name, {})}
+    tried = every_set(read_grid(grid)) if grid else candidates(free, trials)
     folder = run.get("out") or Path("runs") / f"tune-{shift}-{row.name}"
     base = {**run, "method": method, "shift": shift, "split": "dev", "corruption": names, "out": folder}
     specs = [make_spec(base, {"set": {name: options}}, {"set": fixed}) for options in tried]

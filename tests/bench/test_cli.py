@@ -272,6 +272,17 @@ def test_tuning_prints_option_sets_from_best_to_worst(bench: Bench, settings: di
     assert {r["corruption"] for r in records} == {None, "speckle_noise", "gaussian_blur"}
 
 
+def test_tuning_tries_every_set_of_a_grid_that_is_given(bench: Bench, settings: dict[str, Any], tmp_path: Path) -> None:
+    done = bench(
+        "tune", "tent", "--shift", "digits-c", "--seeds", 1, "--stock", settings["stock"], "--jobs", 1,
+        "--out", tmp_path / "tuning", *FAST, "--grid", "lr=[1e-4, 1e-3]",
+        "--grid", 'optimizer=["sgd", "adam"]', "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    tried = [(row["options"]["lr"], row["options"]["optimizer"]) for row in json.loads(done.out)]
+    assert sorted(tried) == [(1e-4, "adam"), (1e-4, "sgd"), (1e-3, "adam"), (1e-3, "sgd")]
+
+
 def test_doctor_describes_the_installation(bench: Bench, own_cache: Path) -> None:
     report = json.loads(bench("doctor", "--json").out)
     assert report["cache"] == str(own_cache)
