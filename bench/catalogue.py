@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from bench.errors import UsageError, nearest
-from bench.output import print_json, print_rich, print_text, table
-from bench.registry import literal_of, options_of, parse_method, plugins
-from bench.shifts import SHIFTS
-from bench.tuned import tuned_options
+from bench.output import print_json, print_text, table
+from bench.registry import literal_of, options_of, parse_method, plugins, subclasses_of
 from methods import METHODS
 from methods.table import TRACKS, Row
 
@@ -28,6 +27,8 @@ def _methods() -> Rows:
 
 
 def _shifts() -> Rows:
+    from bench.shifts import SHIFTS
+
     return [
         {"name": row.name, "size": row.size, "licence": row.licence, "summary": row.summary} for row in SHIFTS.values()
     ]
@@ -60,15 +61,13 @@ def _models() -> Rows:
 
 
 def _protocols() -> Rows:
-    from bench.protocols import PROTOCOLS
-
     return [
         {
-            "name": name,
-            "parameters": ", ".join(f"{field.name}={field.default}" for field in fields(kind)),
-            "summary": kind.summary,
+            "name": names["name"],
+            "parameters": ", ".join(f"{field.name}={ast.literal_eval(field.default)}" for field in parameters),
+            "summary": names["summary"],
         }
-        for name, kind in PROTOCOLS.items()
+        for names, parameters in subclasses_of("Protocol", "bench.protocols")
     ]
 
 
@@ -92,7 +91,7 @@ def print_list(what: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_rich(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+        print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
 
 
 def _rows_named(name: str) -> list[Row]:
@@ -107,6 +106,9 @@ def _rows_named(name: str) -> list[Row]:
 
 
 def _method(name: str) -> dict[str, Any]:
+    from bench.shifts import SHIFTS
+    from bench.tuned import tuned_options
+
     rows = _rows_named(name)
     shown = []
     for row in rows:
@@ -140,6 +142,8 @@ def _published(row: Row) -> dict[str, Any]:
 
 
 def _shift(name: str) -> dict[str, Any]:
+    from bench.shifts import SHIFTS
+
     return {
         key: value
         for key, value in asdict(SHIFTS[nearest(name.partition(":")[0], SHIFTS, "shift")]).items()

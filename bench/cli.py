@@ -1,6 +1,7 @@
-"""The command line: arguments to typed objects to one call. Nothing here loads torch before a command needs it."""
+"""The command line: arguments to typed objects to one call. Nothing here loads torch before a command needs it.
 
-from __future__ import annotations
+These files do not postpone the evaluation of annotations: typer would evaluate each four times at every start.
+"""
 
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import data_cli, extend_cli, gallery_cli, publish_cli, stock_cli
+from bench import catalogue_cli, data_cli, extend_cli, gallery_cli, publish_cli, stock_cli
 from bench.errors import BenchError, UsageError
 
 app = typer.Typer(
+    cls=catalogue_cli.QuickGroup,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -182,38 +184,7 @@ def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:
     return {key: value for key, _, value in pairs} or None
 
 
-@app.command("list")
-def list_(
-    what: Annotated[str, typer.Argument(metavar="methods|shifts|corruptions|models|protocols|boards")],
-    json: Json = False,
-) -> None:
-    """List what there is."""
-    from bench import catalogue
-
-    catalogue.print_list(what, as_json=json)
-
-
-@app.command()
-def show(
-    what: Annotated[str, typer.Argument(metavar="method|shift|corruption")],
-    name: Annotated[str, typer.Argument()],
-    json: Json = False,
-) -> None:
-    """Show one method with its options, one shift, or one corruption with its parameters."""
-    from bench import catalogue
-
-    catalogue.print_one(what, name, as_json=json)
-
-
-@app.command()
-def cite(
-    names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Methods, as for --method.")],
-    json: Json = False,
-) -> None:
-    """Say which papers to cite for methods, and this software."""
-    from bench import catalogue
-
-    catalogue.print_citations(names, as_json=json)
+catalogue_cli.add_to(app)
 
 
 @app.command()

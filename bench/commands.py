@@ -129,10 +129,10 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
         trainings = [task.label for task in plan.cooking]
         print_json({"out": str(plan.out), "trainings": trainings, "trials": rows, "costs": costs, "total": total})
         return 0
-    print_rich(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     if made.costs:
         print_text("")
-        print_rich(table(["to do", "seed", "", "TFLOP", "forwards", "backwards", "time"], map(_cost_cells, made.costs)))
+        print_text(table(["to do", "seed", "", "TFLOP", "forwards", "backwards", "time"], map(_cost_cells, made.costs)))
         print_text("")
     print_text(f"{len(plan.cooking)} trainings, {len(plan.missing)} of {len(plan.keys)} records to make in {plan.out}")
     if made.costs:
@@ -208,7 +208,8 @@ class RunProgress(Watcher):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()  # which ends with a blank line where there is no terminal
         self._over.set()
 
     def planned(self, trainings: int, streams: int, jobs: int) -> None:

@@ -12,7 +12,7 @@ from bench.data.found import Found, kept, look, look_everywhere
 from bench.data.offline import go_offline
 from bench.devices import cores, pick_device
 from bench.errors import UsageError, nearest
-from bench.output import print_json, print_rich, print_text, table
+from bench.output import print_json, print_text, table
 from bench.shifts import load_shift
 from bench.shifts.reading import Reading
 from bench.spec import read_severities
@@ -28,7 +28,7 @@ def status(shift: str | None, data_root: Path | None, *, as_json: bool) -> None:
         return
     if shift is None:
         print_text(f"data root: {reading.root}")
-        print_rich(table(["shift", "found", "decoded", "size", "to get it"], map(_cells, found)))
+        print_text(table(["shift", "found", "decoded", "size", "to get it"], map(_cells, found)))
     else:
         print_text(_told(found[0]))
     for name, facts in cache.items():

@@ -13,7 +13,8 @@ from typing import Any
 
 from bench.errors import UsageError
 from bench.output import print_json, print_text
-from bench.registry import PLUGINS, build_config, load_file, load_object, parse_method, parse_setting
+from bench.outside import load_file, load_object
+from bench.registry import PLUGINS, build_config, parse_method, parse_setting
 from methods import METHODS
 from methods.table import Row
 

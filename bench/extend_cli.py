@@ -1,7 +1,5 @@
 """The commands `bench new` and `bench check`: arguments to typed objects to one call."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

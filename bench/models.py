@@ -18,7 +18,7 @@ from bench.cache import write_bytes
 from bench.checkpoints import Checkpoint
 from bench.data.decode import Preprocessing
 from bench.errors import MissingDataError, UsageError
-from bench.registry import load_object
+from bench.outside import load_object
 from bench.shifts.table import ShiftRow
 from methods.stock import Architecture, Weights, ready
 

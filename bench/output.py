@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+_GAP = "  "
 
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout; numbers that are not finite are refused."""
+    import json
+
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
@@ -23,19 +26,27 @@ def print_text(text: str) -> None:
 
 def print_rich(renderable: Any) -> None:
     """A rich table or text on stdout; wide when stdout is not a terminal, so that nothing is cut."""
+    from rich.console import Console
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     console.print(renderable)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table; cells are text, never markup."""
-    from rich.text import Text
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A plain table as text: the widest columns wrap where a terminal is too narrow, and nothing wraps elsewhere.
 
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    return made
+    Laid out here because loading rich for it takes longer than all else that the short commands do.
+    """
+    cells = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if sys.stdout.isatty():
+        room = max(shutil.get_terminal_size().columns - len(_GAP) * (len(widths) - 1), len(widths))
+        while sum(widths) > room:
+            widths[widths.index(max(widths))] -= 1
+    lines = []
+    for row in cells:
+        wrapped = [textwrap.wrap(cell, max(width, 1)) for cell, width in zip(row, widths, strict=True)]
+        lines += [map(str.ljust, parts, widths) for parts in zip_longest(*wrapped, fillvalue="")]
+    return "\n".join(_GAP.join(line).rstrip() for line in lines)

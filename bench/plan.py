@@ -17,13 +17,13 @@ from bench.errors import UsageError
 from bench.inherit import Inherited, inherit
 from bench.kitchen import all_jobs, cooking_tasks
 from bench.models import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
+from bench.outside import load_object
 from bench.pools import Group, Pantry, groups
 from bench.protocols import Segment, chains, parse_protocol, plan_stream
 from bench.registry import (
     Method,
     build_config,
     file_digest,
-    load_object,
     parse_method,
     plain_values,
     preset_options,

@@ -18,9 +18,9 @@ from bench.classifiers import for_classes
 from bench.fingerprint import device_name, environment
 from bench.live import Teller
 from bench.models import classifier, load_model, load_weights
+from bench.outside import load_object
 from bench.passes import Passes, forget_peak, peak_memory_mb
 from bench.protocols import Segment
-from bench.registry import load_object
 from bench.shifts import load_shift
 from bench.shifts.base import Shift, stream_rng
 from bench.shifts.reading import Reading

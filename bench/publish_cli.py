@@ -1,7 +1,5 @@
 """The commands of `bench publish`: arguments to typed objects to one call."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

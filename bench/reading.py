@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from bench.cache import cache_dir, write_bytes
 from bench.errors import MissingDataError, UsageError, nearest
@@ -54,21 +55,21 @@ def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
         print_json(lines)
         return
     if not watch:
-        print_rich(_standing_table(lines))
+        print_text(_standing_table(lines))
         return
     console, took = Console(), 0.0
-    with Live(_standing_table(lines), console=console, auto_refresh=False) as live:
+    with Live(Text(_standing_table(lines)), console=console, auto_refresh=False) as live:
         while any(line["running"] or line["missing"] for line in lines):
             time.sleep(max(_SECONDS_BETWEEN_LOOKS, 5 * took))
             began = time.monotonic()
             before, lines = lines, _standing(folder)
             took = time.monotonic() - began  # a large folder is read less often
             if console.is_terminal:
-                live.update(_standing_table(lines), refresh=True)
+                live.update(Text(_standing_table(lines)), refresh=True)
             elif lines != before:
                 sums = ((name, sum(int(line[name]) for line in lines)) for name in _STATES)
                 print_text(", ".join(f"{number} {name}" for name, number in sums))
-        live.update(_standing_table(lines), refresh=True)
+        live.update(Text(_standing_table(lines)), refresh=True)
 
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -106,7 +107,7 @@ def _standing(folder: Path) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _standing_table(lines: list[dict[str, Any]]) -> Any:
+def _standing_table(lines: list[dict[str, Any]]) -> str:
     shown = [["" if value is None else str(value) for value in line.values()] for line in lines]
     return table(list(lines[0]), shown)
 

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib
-import importlib.metadata
 import importlib.util
-import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError, nearest
@@ -23,6 +15,8 @@ from methods import METHODS, PLAIN
 from methods.table import Access, Row
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from pydantic import TypeAdapter
 
 PLUGINS = "soupbench.methods"
@@ -68,14 +62,17 @@ def _row(name: str) -> Row:
     return _outside(name, entries[nearest(name, (*METHODS, *entries), "method")].value)
 
 
-def plugins() -> dict[str, importlib.metadata.EntryPoint]:
+def plugins() -> dict[str, EntryPoint]:
     """Methods that installed packages bring, by name, as "module:Class"; a name of our table is never replaced."""
-    found = importlib.metadata.entry_points(group=PLUGINS)
+    from importlib.metadata import entry_points
+
+    found = entry_points(group=PLUGINS)
     return {entry.name: entry for entry in found if entry.name not in METHODS}
 
 
 def _outside(name: str, path: str) -> Row:
     """The row of a class that is not in the table, "file.py:Class" or "module:Class"."""
+    from bench.outside import load_object
     from methods.base import Adapter, Recipe
 
     cls = load_object(path)
@@ -90,63 +87,6 @@ def _outside(name: str, path: str) -> Row:
     return Row(name, kind, path, summary, cls.access, "")  # type: ignore[arg-type]
 
 
-def load_object(path: str) -> Any:
-    """The object at "package.module:Name" or "path/to/file.py:Name"; a file that changed is read again."""
-    place, _, name = path.rpartition(":")
-    if place.endswith(".py"):
-        module = load_file(Path(place))
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise UsageError(f"{path} cannot be loaded: {error}; install or correct the package it is from") from None
-    if not hasattr(module, name):
-        raise UsageError(f"{place} has no '{name}'; check the name after the colon")
-    return getattr(module, name)
-
-
-def load_file(file: Path) -> ModuleType:
-    """A Python file as a module; one that changed is read again. Raises UsageError where there is none."""
-    if not file.is_file():
-        raise UsageError(f"no file {file}; give the path of a Python file, as in path/to/file.py:Name")
-    return _load_file(file.resolve(), file.read_bytes())
-
-
-_PREFIX = "_plugin_"
-
-
-@cache
-def _load_file(file: Path, source: bytes) -> ModuleType:
-    name = f"{_PREFIX}{hashlib.sha256(source).hexdigest()[:16]}_{str(file).encode().hex()}"
-    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(file))
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    module.__file__ = str(file)
-    sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
-    exec(compile(source, file, "exec"), module.__dict__)
-    return module
-
-
-class _Files(MetaPathFinder, Loader):
-    """Finds the module of a file by its name in a process that has not loaded it: objects of it can be sent there."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(name, self) if name.startswith(_PREFIX) else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        file = Path(bytes.fromhex(spec.name.rpartition("_")[2]).decode())
-        module = load_file(file)
-        if module.__name__ != spec.name:
-            raise ImportError(f"{file} has changed since the run was planned; run the same command again")
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to do."""
-
-
-sys.meta_path.append(_Files())
-
-
 def source_digest(row: Row) -> str | None:
     """The hash of a plug-in's file, which is part of what its numbers depend on; None for methods of the table."""
     return None if row is PLAIN or row.name in METHODS else file_digest(row.path)
@@ -154,11 +94,15 @@ def source_digest(row: Row) -> str | None:
 
 def file_digest(path: str) -> str:
     """The hash of the file of "path/to/file.py:Name" or "module:Name"."""
+    import hashlib
+
     return hashlib.sha256(_file(path.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
     """Read "NAME.key=value"; the value is TOML, or a plain string where it is not."""
+    import tomllib
+
     target, equals, value = text.partition("=")
     name, dot, key = target.rpartition(".")
     if not (equals and dot and name and key):
@@ -176,6 +120,8 @@ def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[st
     along the stream (`state` online) on layer or group norms, `lr` is scaled with the batch size, as in the release
     of SAR (Niu et al. 2023); a method that starts anew with every image keeps its rate.
     """
+    from bench.outside import load_object
+
     if row.kind != "adapter":
         return {}
     options = dict(load_object(row.path).presets.get(f"{family}-{norm}", {}))
@@ -187,6 +133,8 @@ def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[st
 def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     """The method's own frozen options, checked: unknown keys and wrong values are one clear sentence."""
     from pydantic import ValidationError
+
+    from bench.outside import load_object
 
     config_class = load_object(row.path).Config
     for key in options:
@@ -234,11 +182,35 @@ def options_of(row: Row) -> tuple[str, list[Option]]:
     options: dict[str, Option] = {}
     for config in _config_classes(found, module):
         texts.append(ast.get_docstring(config) or "")
-        for node in config.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                default = ast.unparse(node.value) if node.value else ""
-                options[node.target.id] = Option(node.target.id, ast.unparse(node.annotation), default)
+        options |= {option.name: option for option in _fields(config)}
     return "\n\n".join(text for text in texts if text), list(options.values())
+
+
+def _fields(config: ast.ClassDef) -> list[Option]:
+    return [
+        Option(node.target.id, ast.unparse(node.annotation), ast.unparse(node.value) if node.value else "")
+        for node in config.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+
+
+def subclasses_of(base: str, module: str) -> list[tuple[dict[str, str], list[Option]]]:
+    """The strings and the fields of each class in a module that derives from `base`, read from the text of its file."""
+    return [
+        (
+            {
+                node.targets[0].id: node.value.value
+                for node in found.body
+                if isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            },
+            _fields(found),
+        )
+        for found in _tree(module).body
+        if isinstance(found, ast.ClassDef) and any(ast.unparse(above) == base for above in found.bases)
+    ]
 
 
 def literal_of(row: Row, name: str, default: Any) -> Any:

@@ -16,7 +16,7 @@ from bench.checkpoints import Checkpoint, write_tensors
 from bench.devices import pick_device
 from bench.errors import UsageError, nearest
 from bench.models import load_weights, save_weights
-from bench.output import print_json, print_rich, print_text, table
+from bench.output import print_json, print_text, table
 from bench.shifts import load_shift
 from bench.shifts.base import labelled_source, limit_ids
 from bench.trial import CLEAN
@@ -140,7 +140,7 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
         print_json({"files": [asdict(row) for row in rows], "cosines": cosines})
         return
     columns = ["file", "tensors", "numbers", "types", "finite", "norm", "distance from stock"]
-    print_rich(
+    print_text(
         table(
             columns,
             [
@@ -159,7 +159,7 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
     )
     if cosines is not None:
         print_text("\ncosine between displacements from the stock:")
-        print_rich(
+        print_text(
             table(
                 ["", *(path.name for path in files)],
                 [[path.name, *(f"{c:.3f}" for c in row)] for path, row in zip(files, cosines, strict=True)],
@@ -225,7 +225,7 @@ def connect(
         print_json({"positions": positions, "accuracy": scores, "barrier": barrier, "n": len(data)})
         return
     rows = [[f"{at:.2f}", f"{100 * score:.1f}"] for at, score in zip(positions, scores, strict=True)]
-    print_rich(table(["position", "accuracy"], rows))
+    print_text(table(["position", "accuracy"], rows))
     print_text(f"barrier {100 * barrier:.1f} points on {len(data)} clean dev images of {shift_name}")
 
 

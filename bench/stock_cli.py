@@ -1,7 +1,5 @@
 """The command `bench stock`: arguments to one typed object to one call, with a bar while it trains."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -13,8 +13,9 @@ import tomli_w
 
 from bench.commands import RunProgress
 from bench.errors import UsageError
-from bench.output import print_json, print_rich, print_text, table
-from bench.registry import load_object, parse_method, parse_setting
+from bench.output import print_json, print_text, table
+from bench.outside import load_object
+from bench.registry import parse_method, parse_setting
 from bench.run import Outcome, run_all
 from bench.shifts import load_shift
 from bench.shifts.base import stream_rng
@@ -101,7 +102,7 @@ def tune(
         [*(f"{100 * summary[column]:.2f}" for column in ("accuracy", "spread", "clean")), str(options or "defaults")]
         for options, summary in rows
     ]
-    print_rich(table(["dev accuracy", "sd of seeds", "clean", "options"], shown))
+    print_text(table(["dev accuracy", "sd of seeds", "clean", "options"], shown))
     best = tomli_w.dumps({name: rows[0][0]}) if rows[0][0] else "# the defaults won"
     print_text(f"\nto keep the best, in bench/assets/{shift}.toml:\n{best}")
 

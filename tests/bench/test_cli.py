@@ -54,9 +54,14 @@ FAST = ["--set", "source.epochs=1"]
         ["list", "methods"],
         ["list", "shifts"],
         ["list", "corruptions"],
+        ["list", "models"],
+        ["list", "protocols"],
+        ["list", "boards"],
         ["show", "method", "selfsoup"],
-        ["cite", "selfsoup+tent"],
+        ["show", "method", "tent", "--json"],
+        ["show", "shift", "digits-c"],
         ["show", "corruption", "fog"],
+        ["cite", "selfsoup+tent"],
     ],
 )
 def test_help_list_and_show_load_nothing_heavy(arguments: Sequence[str]) -> None:
@@ -70,10 +75,27 @@ except SystemExit as leave:
     assert not leave.code, leave.code
 heavy = {{"torch", "torchvision", "timm", "pandas", "datasets", "scipy", "sklearn"}} & set(sys.modules)
 assert not heavy, heavy
+slow = {{"numpy", "pydantic", "rich.console"}} & set(sys.modules)
+assert not slow or sys.argv[1] not in ("list", "show"), slow
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_protocols_are_listed_as_their_classes_are(bench: Bench) -> None:
+    from dataclasses import fields
+
+    from bench.protocols import PROTOCOLS
+
+    assert json.loads(bench("list", "protocols", "--json").out) == [
+        {
+            "name": name,
+            "parameters": ", ".join(f"{field.name}={field.default}" for field in fields(kind)),
+            "summary": kind.summary,
+        }
+        for name, kind in PROTOCOLS.items()
+    ]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -108,7 +130,8 @@ def test_a_run_that_cannot_be_planned_leaves_no_folder(
 def test_rows_of_the_table_agree_with_their_classes() -> None:
     from dataclasses import fields
 
-    from bench.registry import build_config, load_object, options_of
+    from bench.outside import load_object
+    from bench.registry import build_config, options_of
 
     for row in METHODS.values():
         cls = load_object(row.path)
@@ -125,6 +148,12 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
     [
         (["show", "method", "tnet"], 2, "did you mean 'tent'"),
         (["list", "method"], 2, "did you mean 'methods'"),
+        (["list"], 2, "Missing argument 'methods|shifts"),
+        (["list", "--json"], 2, "Missing argument 'methods|shifts"),
+        (["list", "methods", "shifts"], 2, "unexpected extra argument(s) (shifts)"),
+        (["list", "methods", "--jsn"], 2, "--json"),
+        (["show", "method"], 2, "Missing argument 'name'"),
+        (["show", "method", "tent", "bn"], 2, "unexpected extra argument(s) (bn)"),
         (["run"], 2, "bench run --demo"),
         (["run", "--method", "tent"], 2, "--shift NAME"),
         (["run", "nothing.toml"], 2, "no run file nothing.toml"),

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from bench.catalogue import _method, _methods
 from bench.cli import app
 from bench.errors import UsageError
-from bench.registry import load_object, parse_method, plugins, source_digest
+from bench.outside import load_object
+from bench.registry import parse_method, plugins, source_digest
 from bench.run import Outcome
 
 Quick = Callable[..., Outcome]

@@ -85,7 +85,7 @@ def test_literals_are_read_from_text_through_bases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [row.name for row in METHODS.values() if row.kind == "adapter"])
 def test_what_is_shown_is_what_the_class_says(name: str) -> None:
-    from bench.registry import load_object
+    from bench.outside import load_object
 
     cls: type[Adapter] = load_object(METHODS[name].path)
     shown = _method(name)

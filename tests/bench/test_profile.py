@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bench.models import classifier, load_stock
-from bench.registry import build_config, load_object
+from bench.outside import load_object
+from bench.registry import build_config
 from bench.shifts import load_shift
 from bench.shifts.base import labelled_source
 from bench.trial import CLEAN, Condition

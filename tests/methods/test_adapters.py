@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from bench.registry import load_object
+from bench.outside import load_object
 from methods import METHODS, PLAIN
 from methods.base import Adapter, Source
 from methods.conformance import Case, play

@@ -17,9 +17,9 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torchvision.transforms import functional as vision
 
+from bench.outside import load_object
 from bench.predict import Evaluation, evaluate
 from bench.protocols import parse_protocol, plan_stream
-from bench.registry import load_object
 from bench.shifts import load_shift
 from bench.shifts.reading import Reading
 from bench.trial import CLEAN
