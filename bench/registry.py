@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -137,16 +137,24 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     from bench.outside import load_object
 
     config_class = load_object(row.path).Config
+    names = [field.name for field in fields(config_class)]
     for key in options:
-        nearest(key, [field.name for field in fields(config_class)], f"option of {row.name}")
+        nearest(key, names, f"option of {row.name}")
     try:
         return _reader(config_class).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # the method's own words
-            raise UsageError(f"{first['ctx']['error']}; see `bench show method {row.name}`") from None
+            said = _of_row(str(first["ctx"]["error"]), row, names)
+            raise UsageError(f"{said}; see `bench show method {row.name}`") from None
         where = ".".join(str(part) for part in first["loc"]) or "options"
         raise UsageError(f"{row.name}.{where}: {first['msg']}; see `bench show method {row.name}`") from None
+
+
+def _of_row(said: str, row: Row, names: Sequence[str]) -> str:
+    """What a class says of an option, "class.option must be …", as said of the method, which may share that class."""
+    _, dot, rest = said.partition(".")
+    return f"{row.name}.{rest}" if dot and rest.partition(" ")[0] in names else said
 
 
 @cache

@@ -160,6 +160,11 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
         (["run", "--method", "tent", "--shift", "digits-c", "--severity", "9"], 2, "5"),
         (["run", "--method", "tent", "--shift", "digits-c", "--set", "lr=1"], 2, "NAME.key=value"),
         (["run", "--method", "tent", "--shift", "digits-c", "--set", "tent.lr=-1"], 2, "bench: tent.lr must be"),
+        (
+            ["run", "--method", "come_tent", "--shift", "digits-c", "--set", "come_tent.lr=-1"],
+            2,
+            "bench: come_tent.lr must be",
+        ),
         (["run", "--method", "tent", "--shift", "digits-c", "--track", "paper"], 2, "'tensorboard', 'mlflow'"),
         (["run", "--record", "abc"], 2, "--from DIR"),
         (["run", "--methd", "tent"], 2, "--method"),
@@ -184,6 +189,7 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
     assert done.code == code
     assert sentence in done.err
     assert not done.out
+    assert done.err.strip() == done.err.rstrip("\n"), "blank lines around it"
     assert "Traceback" not in done.err
 
 
