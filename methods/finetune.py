@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods import flops
-from methods.base import Job, Keeper, Labelled, Unlabelled, Work
+from methods.base import Job, Keeper, Labelled, Unlabelled, Unsupported, Work
 from methods.stock import Classifier, Weights
 from methods.training import Batches, Group, Progress, check_size, compile_blocks, take, train
 from methods.views import Views
@@ -76,6 +76,7 @@ def fine_tunings(
     `options` may be an instance of a subclass; only what FineTune itself names enters the jobs. Raises ValueError if
     there are not as many scales as encoders.
     """
+    refuse_cut(options.accumulate, min(options.batch_size, len(source)), "batch_size")
     head = probe_of(stock, source, options)
     values = {field.name: getattr(options, field.name) for field in fields(FineTune)}
     image = flops.training(stock.architecture) + 3 * flops.layers((stock.architecture.dim, source.classes))
@@ -90,6 +91,14 @@ def fine_tunings(
         label = f"fine-tune {name} at lr {config.lr:g}"
         jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, work=work))
     return jobs
+
+
+def refuse_cut(accumulate: int | None, images: int, option: str) -> None:
+    """Raises Unsupported where batches of so many images cannot be cut into equal parts."""
+    if images % (accumulate or 1):
+        raise Unsupported(
+            f"{option} = {images} images cannot be cut into accumulate = {accumulate} equal parts; choose other numbers"
+        )
 
 
 def probe_of(stock: Weights, source: Labelled, options: FineTune) -> Job:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported, Work
-from methods.finetune import fine_tunings, join, probe_of
+from methods.finetune import fine_tunings, join, probe_of, refuse_cut
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.lockstep import Member, Together, inter_train_together, member
 from methods.selfsoup.mixes import Mixing, mix_classifiers, mix_job, selection
@@ -16,7 +18,9 @@ from methods.stock import Weights
 from methods.table import Access
 from methods.views import Views
 
-Order = Literal["tune_then_soup", "soup_then_tune", "no_tune"]
+STOCK = "stock"
+"""The ingredient that is the stock itself."""
+Order = Literal["tune_then_soup", "soup_then_tune", "no_tune", "tune_first"]
 ShiftPool = Literal["mixed", "per_corruption", "leave_one_family_out"]
 
 
@@ -25,12 +29,13 @@ class SoupOptions(Mixing):
     """Options of fine-tuning back and mixing (those of methods.selfsoup.mixes.Mixing) and of the ingredients.
 
     ingredients: one entry an ingredient, "objective:key=value:…"; keys are `steps`, `rate` (learning rate), `batch`,
-        `area`, `augment` and the options of the objective (mae, mocov3, mmcr, lejepa), as in
-        "mae:rate=2e-3:mask_ratio=0.5".
+        `area`, `augment`, `decay` (weight decay, 0.01), `warmup` and `head_warmup` (fractions of the steps, 0.1 and
+        0.01) and the options of the objective (mae, mocov3, mmcr, lejepa), as in "mae:rate=2e-3:mask_ratio=0.5".
+        "stock" is the stock itself, not trained further, as one more ingredient.
     steps, rate, batch: of the ingredients that do not say their own; so are ssl_area and ssl_augment.
     order: fine-tune each ingredient and mix the classifiers (tune_then_soup, the paper's), mix the encoders and
-        fine-tune once (soup_then_tune), or mix the encoders under the stock's linear-probe head and do not fine-tune
-        back (no_tune).
+        fine-tune once (soup_then_tune), mix the encoders under the stock's linear-probe head and do not fine-tune back
+        (no_tune), or fine-tune the stock once, inter-train copies of that and mix them under its head (tune_first).
     shift_pool: what ingredients are trained on: every shifted condition in one pool (mixed, the paper's), the scored
         condition alone, one soup for each (per_corruption: it needs to be told the corruption), or all families of
         corruptions but the scored one (leave_one_family_out: does it carry over?).
@@ -121,7 +126,9 @@ class ContinuedSoup(Recipe):
         config = self.config
         check(config)
         source, held_out = selection(source, val, config)
-        text = config.ingredients[0]
+        text = next((text for text in config.ingredients if text != STOCK), None)
+        if text is None:
+            raise Unsupported("continued_ssl_soup trains the first of its ingredients; name one beside 'stock'")
         trained = ingredient_job(read_ingredient(text, config), stock, given(pool), f"ingredient {text}, clean")
         scales = tuple(scale for scale in config.scales for _ in config.ingredients)
         tuned = fine_tunings([trained] * len(scales), stock, source, config, scales)
@@ -145,10 +152,11 @@ class SingleIngredient(Recipe):
         config = self.config
         check(config)
         source, _ = selection(source, val, config)
-        parsed = [read_ingredient(text, config) for text in config.ingredients]
-        steps = round(sum(item.steps * item.cost for item in parsed))
+        parsed = [read_ingredient(text, config) for text in config.ingredients if text != STOCK]
         first = next((text for text in config.ingredients if text.startswith("mae")), "mae")
-        single = replace(read_ingredient(first, config), steps=steps)
+        single = read_ingredient(first, config)
+        steps = round(sum(item.steps * item.cost for item in parsed) / single.cost)
+        single = replace(single, steps=steps)
         trained = ingredient_job(single, stock, given(pool), f"one MAE ingredient, {steps} steps")
         return {"": fine_tunings([trained], stock, source, config, (1.0,))[0]}
 
@@ -164,6 +172,11 @@ def check(config: SoupOptions) -> None:
     """Raises Unsupported for options that leave nothing to do."""
     if not config.ingredients or not config.mixes or not config.scales:
         raise Unsupported("selfsoup needs at least one of ingredients, mixes and scales")
+    twice = next((text for text in config.ingredients if config.ingredients.count(text) > 1), None)
+    if twice is not None:
+        raise Unsupported(
+            f"ingredient '{twice}' is named twice and would be the same weights; change one of its options"
+        )
 
 
 def given(pool: Unlabelled | None) -> Unlabelled:
@@ -182,9 +195,18 @@ def cook(
     """
     check(config)
     source, held_out = selection(source, val, config)
+    if config.order == "tune_first":
+        first = fine_tunings([stock], stock, source, config, (config.scales[0],))[0]
+        start = Job(encoder_and_decoder, None, (first, stock), None, "the stock fine-tuned")
+        trained = ingredient_jobs(config, stock, pool, start)
+        tuned = {
+            f"ingredient:{text}": Job(join, None, (job, first), None, f"{text} under the head of the fine-tuned stock")
+            for text, job in zip(config.ingredients, trained, strict=True)
+        }
+        return mix_classifiers(list(tuned.values()), first, source, held_out, config) | tuned
     trained = ingredient_jobs(config, stock, pool)
     head = probe_of(stock, source, config)
-    tuned: dict[str, Job] = {}
+    tuned = {}
     for scale in config.scales if config.order != "no_tune" else ():
         mark = "" if len(config.scales) == 1 else f"@{scale:g}"
         jobs = fine_tunings(trained, stock, source, config, (scale,) * len(trained))
@@ -207,26 +229,54 @@ def cook(
     return dict(zip(names, soups, strict=True)) | tuned
 
 
-def ingredient_jobs(config: SoupOptions, stock: Weights, pool: Unlabelled) -> list[Job]:
-    """The jobs that make all ingredients. Raises Unsupported for some that cannot be trained side by side."""
-    read = [read_ingredient(text, config) for text in config.ingredients]
-    jobs = [
-        ingredient_job(ingredient, stock, pool, f"ingredient {text}")
-        for ingredient, text in zip(read, config.ingredients, strict=True)
-    ]
-    if not config.lockstep:
-        return jobs
-    together = Together(tuple(read), read[0].batch_size)
-    work = Work(sum(job.work.flops for job in jobs if job.work), read[0].steps)
-    label = f"{len(read)} ingredients in lockstep"
-    row = Job(inter_train_together, together, (stock,), pool, label, resumable=True, work=work)
-    return [Job(member, Member(number), (row,), None, job.label) for number, job in enumerate(jobs)]
+def ingredient_jobs(
+    config: SoupOptions, stock: Weights, pool: Unlabelled, start: Job | Weights | None = None
+) -> list[Job]:
+    """The jobs that make all ingredients from `start`, by default the stock.
+
+    Raises Unsupported for some that cannot be trained side by side.
+    """
+    start = stock if start is None else start
+    itself = Job(encoder_alone, None, (start,), None, "the stock itself")
+    read = {text: read_ingredient(text, config) for text in config.ingredients if text != STOCK}
+    jobs = {text: ingredient_job(own, stock, pool, f"ingredient {text}", start) for text, own in read.items()}
+    if config.lockstep and jobs:
+        together = Together(tuple(read.values()), next(iter(read.values())).batch_size)
+        work = Work(sum(job.work.flops for job in jobs.values() if job.work), next(iter(read.values())).steps)
+        label = f"{len(read)} ingredients in lockstep"
+        row = Job(inter_train_together, together, (start,), pool, label, resumable=True, work=work)
+        jobs = {
+            text: Job(member, Member(number), (row,), None, job.label)
+            for number, (text, job) in enumerate(jobs.items())
+        }
+    return [jobs.get(text, itself) for text in config.ingredients]
 
 
-def ingredient_job(config: Ingredient, stock: Weights, pool: Unlabelled, label: str) -> Job:
-    """The job that makes one ingredient."""
+def ingredient_job(
+    config: Ingredient, stock: Weights, pool: Unlabelled, label: str, start: Job | Weights | None = None
+) -> Job:
+    """The job that makes one ingredient from `start`, by default the stock."""
     flops = config.objective.flops(stock.architecture) * min(config.batch_size, len(pool)) * config.steps
-    return Job(inter_train, config, (stock,), pool, label, resumable=True, work=Work(flops, config.steps))
+    refuse_cut(config.accumulate, min(config.batch_size, len(pool)), "batch")
+    inputs = (stock if start is None else start,)
+    return Job(inter_train, config, inputs, pool, label, resumable=True, work=Work(flops, config.steps))
+
+
+def encoder_alone(
+    inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
+) -> Weights:
+    """The encoder of the weights, as an ingredient has it; a job function."""
+    body = inputs[0]
+    return Weights(body.architecture, {n: t for n, t in body.tensors.items() if n.startswith("encoder.")})
+
+
+def encoder_and_decoder(
+    inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
+) -> Weights:
+    """The encoder of `inputs[0]` with the decoder of `inputs[1]`, if that has one: a stock; a job function."""
+    body, stock = inputs
+    decoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("decoder.")}
+    return Weights(body.architecture, {**encoder_alone([body]).tensors, **decoder})
 
 
 def read_ingredient(text: str, config: SoupOptions) -> Ingredient:
@@ -237,7 +287,7 @@ def read_ingredient(text: str, config: SoupOptions) -> Ingredient:
     objective = OBJECTIVES[name].Config
     values = dict(_pair(pair, text) for pair in pairs)
     own = {field.name for field in fields(objective)}
-    known = own | {"steps", "rate", "batch", "area", "augment"}
+    known = own | {"steps", "rate", "batch", "area", "augment", "decay", "warmup", "head_warmup"}
     for key in values.keys() - known:
         raise Unsupported(f"no option '{key}' in ingredient '{text}'; there are {', '.join(sorted(known))}")
     augment = bool(values.get("augment", config.ssl_augment))
@@ -248,6 +298,9 @@ def read_ingredient(text: str, config: SoupOptions) -> Ingredient:
         steps=int(values.get("steps", config.steps)),
         batch_size=int(values.get("batch", config.batch)),
         lr=float(values.get("rate", config.rate)),
+        weight_decay=float(values.get("decay", Ingredient.weight_decay)),
+        warmup=float(values.get("warmup", Ingredient.warmup)),
+        head_warmup=float(values.get("head_warmup", Ingredient.head_warmup)),
         views=views,
         bf16=config.bf16,
         accumulate=config.accumulate,

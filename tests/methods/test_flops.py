@@ -31,9 +31,21 @@ def stock():
     return Weights(SMALL, {f"encoder.{k}": v.detach() for k, v in encoder.state_dict().items()})
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_an_objective_takes_what_it_says(name, stock):
-    config = OBJECTIVES[name].Config()
+VARIANTS = [(name, {}) for name in sorted(OBJECTIVES)] + [
+    ("mae", {"mask_ratio": 0.9, "decoder_depth": 1}),
+    ("mae", {"norm_pix": True}),
+    ("mocov3", {"symmetric": True, "momentum": 0.9, "key_head": True}),
+    ("mocov3_official", {"freeze_patches": False}),
+    ("mmcr", {"local": False}),
+    ("mmcr_official", {"crops": 3, "momentum": 0.9, "local": 0.5}),
+    ("lejepa", {"crops": 4}),
+    ("lejepa_official", {"globals_": 1, "locals_": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_an_objective_takes_what_it_says(name, options, stock):
+    config = OBJECTIVES[name].Config(**options)
     generator = torch.Generator().manual_seed(0)
     encoder = build_encoder(SMALL)
     objective = config.build(stock, generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -200,3 +202,37 @@ def test_loss_is_taken_in_full_precision_under_autocast(encoder: nn.Module, imag
         loss = objective.loss(encoder, [images], seeded())
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact, rel=0.02)
+
+
+def test_the_first_blocks_of_the_decoder_can_be_taken_alone(encoder: nn.Module, images: Tensor) -> None:
+    deep = replace(SMALL, decoder_depth=3)
+    whole = mae.Config().build(Weights(deep, dict(stock_of(encoder).tensors)), seeded(1)).decoder
+    tensors = dict(stock_of(encoder).tensors) | {f"decoder.{k}": v for k, v in whole.state_dict().items()}
+    objective = mae.Config(0.75, decoder_depth=1).build(Weights(deep, tensors), seeded(2))
+    assert len(objective.decoder.blocks) == 1
+    for name, tensor in objective.decoder.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name]), name
+    order = mae.random_order(5, 16, seeded(7))
+    with torch.no_grad():
+        theirs = slow_loss(encoder, objective.decoder, images, order, norm_pix=False)
+        assert torch.allclose(objective.loss(encoder, [images], seeded(7)), theirs, rtol=1e-5)
+    for wrong, sentence in ((0, "at least 1"), (4, "has 3 blocks")):
+        with pytest.raises(ValueError, match=sentence):
+            mae.Config(decoder_depth=wrong).decoder(deep)
+
+
+def test_a_prediction_at_a_visible_patch_changes_nothing(encoder: nn.Module, images: Tensor) -> None:
+    """Targets of visible patches are never looked at: other pixels there change the loss through the encoder alone."""
+    objective = mae.Config().build(stock_of(encoder), seeded())
+    order = mae.random_order(5, 16, seeded(7))
+    patches = mae.patchify(images, 4)
+    kept = torch.zeros(5, 16, dtype=torch.bool).scatter_(1, order[:, :4], True)
+    with torch.no_grad():
+        tokens = mae.encode_visible(encoder, patches, order[:, :4])
+        changed = torch.where(kept[:, :, None], patches + 5, patches)
+        predicted = objective.decoder(tokens, order)
+        losses = [
+            mae.reconstruction_loss(predicted, mae.pixel_targets(mae.pick(each, order[:, 4:]), norm_pix=False))
+            for each in (patches, changed, patches + 5)
+        ]
+    assert losses[0] == losses[1] != losses[2]

@@ -76,10 +76,11 @@ def test_invariances(local: bool) -> None:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("local", [False, True])
 def test_gradient_is_finite_where_views_agree_or_oppose(local: bool, sign: float) -> None:
-    views = rows().requires_grad_()
-    capacity_loss(views, sign * views.detach(), local=local).backward()  # type: ignore[no-untyped-call]
-    assert views.grad is not None
-    assert torch.isfinite(views.grad).all()
+    for given in (rows(), torch.eye(8)[:6]):  # cosines of about one, and of exactly one
+        views = given.requires_grad_()
+        capacity_loss(views, sign * views.detach(), local=local).backward()  # type: ignore[no-untyped-call]
+        assert views.grad is not None
+        assert torch.isfinite(views.grad).all()
 
 
 @pytest.fixture

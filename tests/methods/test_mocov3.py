@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -109,3 +110,45 @@ def test_loss_is_taken_in_full_precision_under_autocast() -> None:
 def test_temperature_must_be_positive() -> None:
     with pytest.raises(ValueError, match="temperature"):
         mocov3.Config(0.0)
+
+
+@pytest.mark.parametrize("key_head", [None, True])
+@pytest.mark.parametrize("symmetric", [None, True])
+@pytest.mark.parametrize("momentum", [None, 0.25])
+def test_what_was_left_out_can_be_brought_back(
+    parts: tuple[nn.Module, mocov3.Contrast, list[Tensor]],
+    symmetric: bool | None,
+    momentum: float | None,
+    key_head: bool | None,
+) -> None:
+    encoder, _, views = parts
+    start = copy.deepcopy(encoder)
+    config = mocov3.Config(0.2, symmetric=symmetric, momentum=momentum, key_head=key_head)
+    objective = config.build(Weights(SMALL, {}), seeded())
+    first_head = copy.deepcopy(objective.head)
+    objective.prepare(encoder, 8)
+    with torch.no_grad():
+        for parameter in (*encoder.parameters(), *objective.head.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(3)))
+    body, head = copy.deepcopy(encoder), copy.deepcopy(objective.head)
+    if momentum is not None:  # the average has gone three quarters of the way when keys are made
+        for average, then in ((body, start), (head, first_head)):
+            for new, old in zip(average.parameters(), then.parameters(), strict=True):
+                new.data.copy_(old + (1 - momentum) * (new - old))
+    expected = torch.zeros(())
+    for own, other in ((0, 1), (1, 0))[: 2 if symmetric else 1]:
+        keys = body(views[other])
+        keys = head(keys) if key_head else keys
+        expected = expected + info_nce(objective.head(encoder(views[own])), keys, 0.2)
+    loss = objective.loss(encoder, views, seeded())
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    swapped = config.build(Weights(SMALL, {}), seeded())
+    swapped.prepare(encoder, 8)
+    two_ways = [float(swapped.loss(encoder, order, seeded()).detach()) for order in (views, views[::-1])]
+    assert (two_ways[0] == pytest.approx(two_ways[1], rel=1e-5)) == bool(symmetric)
+    assert objective.once_a_step == (momentum is not None)
+
+
+def test_momentum_must_be_a_share() -> None:
+    with pytest.raises(ValueError, match="momentum"):
+        mocov3.Config(momentum=1.5)

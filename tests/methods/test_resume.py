@@ -82,6 +82,12 @@ def trainings() -> dict[str, Training]:
         narrow: dict[str, int] = {"hidden": 32, "out": 16} if name.endswith("_official") else {}
         options = Ingredient(module.Config(**narrow), steps=STEPS, batch_size=8)
         found[name] = lambda keep, options=options: inter_train([stock()], POOL, options, seeded(), keep)
+    average = OBJECTIVES["mocov3"].Config(symmetric=True, momentum=0.5)
+    options = Ingredient(average, steps=STEPS, batch_size=8)
+    found["mocov3 with momentum"] = lambda keep, options=options: inter_train([stock()], POOL, options, seeded(), keep)
+    average = OBJECTIVES["mmcr_official"].Config(momentum=0.5, hidden=32, out=16)
+    options = Ingredient(average, steps=STEPS, batch_size=8)
+    found["mmcr with momentum"] = lambda keep, options=options: inter_train([stock()], POOL, options, seeded(), keep)
     pair = Together((Ingredient(steps=STEPS, batch_size=8), Ingredient(OBJECTIVES["mmcr"].Config(), STEPS, 8)), 8)
     found["lockstep"] = lambda keep: inter_train_together([stock()], POOL, pair, seeded(), keep)
     for rule in (Tent.Config(lr=1e-2), ShotIM.Config(lr=1e-2)):

@@ -25,7 +25,7 @@ class Objective(nn.Module, ABC):
     """
 
     smallest_batch: ClassVar[int] = 1
-    once_a_step: ClassVar[bool] = False
+    once_a_step: bool = False
     views: int
 
     def prepare(self, encoder: nn.Module, steps: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,32 @@ from methods.stock import Architecture, Weights
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the contrastive objective. temperature: positive; the paper uses 0.1 and 1.0."""
+    """Options of the contrastive objective; left out, it is the simplified one.
+
+    temperature: positive; the paper uses 0.1 and 1.0. symmetric: also match queries of the second view with keys of the
+    first, and add both losses. momentum: keys come from a moving average of encoder and head, updated before, that
+    starts here and rises to 1 by a cosine; 0 or none: from the encoder as it is. key_head: keys pass through the head.
+    """
 
     temperature: float = 1.0
-    cost = 2.4
+    symmetric: bool | None = None
+    momentum: float | None = None
+    key_head: bool | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
+        if not 0 <= (self.momentum or 0) <= 1:
+            raise ValueError(f"momentum must lie in [0, 1], not {self.momentum}")
+
+    @property
+    def cost(self) -> float:
+        return 4.8 if self.symmetric else 2.4
 
     def flops(self, shape: Architecture) -> float:
         head = flops.layers((shape.dim, 4 * shape.dim, shape.dim))
-        return flops.training(shape) + flops.forward(shape) + 3 * head
+        one = flops.training(shape) + flops.forward(shape) + (4 if self.key_head else 3) * head
+        return 2 * one if self.symmetric else one
 
     def build(self, stock: Weights, generator: torch.Generator) -> Contrast:
         return Contrast(stock, self, generator)
@@ -45,7 +60,10 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 class Contrast(base.Objective):
-    """Queries: a small head on the first view. Keys: the bare encoder on the second, without gradient or momentum."""
+    """Queries: a small head on the first view. Keys: the bare encoder on the second, without gradient or momentum.
+
+    Options bring back, one by one, what the simplification left out.
+    """
 
     views = 2
     smallest_batch = 2
@@ -53,10 +71,21 @@ class Contrast(base.Objective):
     def __init__(self, stock: Weights, config: Config, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
+        self.once_a_step = bool(config.momentum)
         self.head = base.small_head(stock.architecture.dim, stock.architecture.dim, generator)
 
+    def prepare(self, encoder: nn.Module, steps: int) -> None:
+        if self.config.momentum:
+            self.average = base.Momentum(nn.ModuleList([encoder, self.head]), self.config.momentum, steps)
+
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        first, second = views
-        with torch.no_grad():
-            keys = encoder(second)
-        return info_nce(self.head(encoder(first)), keys, self.config.temperature)
+        body, head = encoder, cast(nn.Module, self.head)
+        if self.config.momentum:
+            self.average.update(nn.ModuleList([encoder, self.head]))
+            body, head = self.average.average.children()
+        total = torch.zeros((), device=views[0].device)
+        for first, second in (views, views[::-1]) if self.config.symmetric else (views,):
+            with torch.no_grad():
+                keys = head(body(second)) if self.config.key_head else body(second)
+            total = total + info_nce(self.head(encoder(first)), keys, self.config.temperature)
+        return total
