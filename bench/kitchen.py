@@ -19,6 +19,7 @@ from bench.cache import cache_dir, lock, weights_path
 from bench.errors import BenchError
 from bench.keeper import FileKeeper
 from bench.models import load_weights, save_weights
+from bench.spread import Call, spread
 from bench.trial import digest_of
 from bench.workers import Task
 from methods.base import Job
@@ -115,8 +116,8 @@ def _received(message: bytes) -> Order:
     return Order(pickle.loads(message))
 
 
-def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
-    """A task for each job that is not in the cache yet; equal jobs become one."""
+def cooking_tasks(targets: Iterable[Job], seed: int, device: str, devices: int = 1) -> list[Task]:
+    """A task for each job that is not in the cache yet; equal jobs become one. Those that can share `devices`."""
     tasks: dict[str, Task] = {}
     for job in all_jobs(targets):
         key = job_key(job, seed)
@@ -131,33 +132,36 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str) -> list[Task]:
         order = Order((job.function, job.config, inputs, job.data, job.resumable))
         draws = int(job_key(job, seed, code=False)[:15], 16)
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
-        tasks[key] = Task(key, cook, (key, draws, order, device, job.label, stocks), after, job.label)
+        spent = devices if job.shared else 1
+        tasks[key] = Task(key, cook, (key, draws, order, device, job.label, stocks, spent), after, job.label)
     return list(tasks.values())
 
 
-def cook(key: str, draws: int, order: Order, device: str, label: str, stocks: Sequence[str]) -> None:
+def cook(key: str, draws: int, order: Order, device: str, label: str, stocks: Sequence[str], devices: int = 1) -> None:
     """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds.
 
-    `stocks` are the digests of all weights that were given and not made on the way. Of several processes that are to
-    cook the same, one does and the others wait for it.
+    `stocks` are the digests of all weights that were given and not made on the way. A shared job may be spread over so
+    many `devices`, whose seconds add up. Of several processes that are to cook the same, one does and the others wait.
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
         if cooked(key) is None:
-            _cook(key, draws, order, device, label, stocks)
+            _cook(key, draws, order, device, label, stocks, devices)
 
 
-def _cook(key: str, draws: int, order: Order, device: str, label: str, stocks: Sequence[str]) -> None:
+def _cook(key: str, draws: int, order: Order, device: str, label: str, stocks: Sequence[str], devices: int) -> None:
     function, config, inputs, data, resumable = order.parts
     weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
-    generator = torch.Generator(device=device).manual_seed(draws)
+    call = Call(function, weights, data, config, draws, device)
     keeper = FileKeeper(_checkpoint(key))
     start = time.perf_counter()
-    result: Weights = function(weights, data, config, generator, **({"keep": keeper} if resumable else {}))
-    seconds = keeper.seconds_before + time.perf_counter() - start
+    result = spread(call, keeper, devices) if devices > 1 else call.here(keeper if resumable else None)
+    seconds = (keeper.seconds_before + time.perf_counter() - start) * devices
     bad = [name for name, tensor in result.tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise FloatingPointError(f"{label} gave weights that are not finite ({bad[0]}); lower its learning rate")
     facts: dict[str, Any] = {"label": label, "seconds": seconds, "stocks": list(stocks), "torch": torch.__version__}
+    if devices > 1:
+        facts["devices"] = devices
     if keeper.losses:
         facts["losses"] = keeper.losses
     save_weights(weights_path(key), result, facts)

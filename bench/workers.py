@@ -162,7 +162,7 @@ class Processes:
 
     def _new_worker(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(self._threads,))
+        return ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=(self._threads,))
 
     def wait(self) -> list[Finished]:
         ended: list[Finished] = []
@@ -195,8 +195,8 @@ class Processes:
                 process.terminate()
 
 
-def _begin(threads: int) -> None:
-    """Start a worker: an interrupt is for the process that hands out the work, which then ends the workers."""
+def begin(threads: int) -> None:
+    """Start a process that works for this one: an interrupt is for the one that hands out the work, and ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     set_threads(threads)

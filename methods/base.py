@@ -189,7 +189,8 @@ class Job:
     """One step of a recipe: `function(inputs, data, config, generator) -> Weights`.
 
     A `resumable` function also takes `keep: Keeper | None`, continues from what that has kept, and then gives the same
-    weights to the bit as an undisturbed one.
+    weights to the bit as an undisturbed one. A `shared` one also takes `team: methods.team.Team`: called in each of its
+    processes with all else alike, it gives the same weights in each, those of one process but for rounding.
 
     A job is a pure function of what it names, so whoever runs it may cache its result by content, run it in another
     process, or share it between recipes. `function` is a module-level function; `config` a frozen dataclass of plain
@@ -204,6 +205,7 @@ class Job:
     label: str
     resumable: bool = False
     work: Work | None = None
+    shared: bool = False
 
 
 class Recipe(ABC):

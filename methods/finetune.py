@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from methods import flops
 from methods.base import Job, Keeper, Labelled, Unlabelled, Unsupported, Work
 from methods.stock import Classifier, Weights
+from methods.team import ALONE, Team
 from methods.training import Batches, Group, Progress, check_size, compile_blocks, take, train
 from methods.views import Views
 
@@ -89,7 +90,7 @@ def fine_tunings(
         config = Repeat(**(values | {"lr": options.lr * scale}), draw=draw)
         name = encoder.label if isinstance(encoder, Job) else "the stock"
         label = f"fine-tune {name} at lr {config.lr:g}"
-        jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, work=work))
+        jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, shared=True, work=work))
     return jobs
 
 
@@ -132,8 +133,9 @@ def fine_tune(
     config: FineTune,
     generator: torch.Generator,
     keep: Keeper | None = None,
+    team: Team = ALONE,
 ) -> Weights:
-    """A classifier (`encoder.*`, `head.*`) trained on clean labelled images; a resumable job function.
+    """A classifier (`encoder.*`, `head.*`) trained on clean labelled images; a job function, resumable and shared.
 
     The encoder starts from `inputs[0]`, the head from the last of the inputs: its own `head.*` if it has one (see
     `probe`), else the linear probe of its encoder. Hand over the stock, or its probe, as `inputs[1]` so that all
@@ -166,10 +168,12 @@ def fine_tune(
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         for indices in order:
-            yield views(take(data.images, indices, device), generator), labels[indices.to(device)]
+            share = team.share(len(indices), parts)
+            images = take(data.images, share.own(indices), device)
+            yield views(images, generator, share), labels[indices.to(device)]
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        logits = model(batch[0])
+        logits = team.share(len(batch[1])).everyone(model(batch[0]))
         return F.cross_entropy(logits.float(), batch[1], label_smoothing=config.label_smoothing)
 
     train(
@@ -181,6 +185,7 @@ def fine_tune(
         bf16=config.bf16,
         accumulate=parts,
         progress=Progress(keep, (model, order), generator) if keep is not None else None,
+        team=team,
     )
     return model.weights()
 

@@ -11,6 +11,7 @@ from methods.base import Keeper, Unlabelled
 from methods.selfsoup.ingredients import pool_order, tensors_of, view_batches
 from methods.selfsoup.objectives import mae
 from methods.stock import Architecture, Weights, build_encoder
+from methods.team import ALONE, Team
 from methods.training import Group, Progress, reset, train
 from methods.views import Views
 
@@ -42,8 +43,9 @@ def pretrain(
     config: Pretraining,
     generator: torch.Generator,
     keep: Keeper | None = None,
+    team: Team = ALONE,
 ) -> Weights:
-    """A stock (`encoder.*` and `decoder.*`) trained from random weights; a resumable job function (methods.base.Job).
+    """A stock (`encoder.*` and `decoder.*`) from random weights; a resumable, shared job function (methods.base.Job).
 
     `inputs` must be empty. Runs on `generator.device`, which also gives the initial weights.
 
@@ -57,10 +59,10 @@ def pretrain(
     start = Weights(config.architecture, tensors_of(encoder, "encoder"))
     objective = mae.Config(config.mask_ratio, config.norm_pix).build(start, generator)
     parameters = [p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad]
-    order = pool_order(data, objective, config.batch_size, generator)
+    order = pool_order(data, objective, config.batch_size, generator, team=team)
     train(
         lambda views: objective.loss(encoder, views, generator),
-        view_batches(start, data, config.views, objective, order, generator),
+        view_batches(start, data, config.views, objective, order, generator, team),
         [Group(parameters, config.lr, config.warmup)],
         steps=config.steps,
         weight_decay=config.weight_decay,
@@ -68,5 +70,6 @@ def pretrain(
         bf16=config.bf16,
         stop=config.stop,
         progress=Progress(keep, (encoder, objective, order), generator) if keep is not None else None,
+        team=team,
     )
     return Weights(config.architecture, tensors_of(encoder, "encoder") | tensors_of(objective.decoder, "decoder"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from methods.base import Images, Keeper, Unlabelled
 from methods.stock import Architecture
+from methods.team import ALONE, Team, uneven
 
 # Losses are looked at once in this many steps: often enough to stop a diverged run, too seldom to stall a GPU.
 _CHECK_EVERY = 100
@@ -84,13 +86,13 @@ class Batches:
 
 
 def cut(batch: Batch, parts: int) -> list[Batch]:
-    """A batch (tensors of equal length in a list or tuple) in equal parts. Raises ValueError where it has no such."""
+    """A batch (a list or tuple of tensors, each by its own length) in equal parts. ValueError where it has no such."""
     tensors: Sequence[Tensor] = batch  # type: ignore[assignment]
     count = len(tensors[0])
     if count % parts:
-        raise ValueError(f"a batch of {count} images cannot be cut into {parts} equal parts; choose another accumulate")
+        raise ValueError(uneven(count, parts))
     kind: Any = type(batch)
-    return [kind(each) for each in zip(*(torch.split(tensor, count // parts) for tensor in tensors), strict=True)]
+    return [kind(each) for each in zip(*(torch.split(t, len(t) // parts) for t in tensors), strict=True)]
 
 
 def compile_blocks(*modules: nn.Module) -> None:
@@ -143,6 +145,7 @@ def train(
     stop: int | None = None,
     accumulate: int = 1,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> Tensor:
     """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
 
@@ -150,6 +153,7 @@ def train(
     in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule.
     `accumulate` cuts each batch in so many equal parts, whose mean gradient makes one step in the memory of a part.
     With `progress` it continues where it was killed: `stream` must then draw from its parts and generator alone.
+    Of a `team`, every process is called with the same and hands over its share of each batch (methods.team).
     Returns the losses, float32 [steps or stop], on the parameters' device.
 
     Raises FloatingPointError if a loss or a trained parameter is not finite, ValueError for a setting that cannot work.
@@ -169,19 +173,21 @@ def train(
     taken = steps if stop is None else min(stop, steps)
     losses = torch.empty(taken, device=device)
     done = _continue(progress, optimiser, losses) if progress is not None else 0
+    loss = team.spread(loss, [parameter for group in groups for parameter in group.parameters])
     for step, batch in enumerate(islice(stream, taken - done), start=done):
         for settings, rate in zip(optimiser.param_groups, rates, strict=True):
             settings["lr"] = rate[step]
         parts = cut(batch, accumulate) if accumulate > 1 else [batch]
         values = []
-        for part in parts:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                value = loss(part) / len(parts) if len(parts) > 1 else loss(part)
-            value.backward()  # type: ignore[no-untyped-call]
+        for number, part in enumerate(parts, start=1):
+            with team.held_back(loss) if number < len(parts) else nullcontext():
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    value = loss(part) / len(parts) if len(parts) > 1 else loss(part)
+                value.backward()  # type: ignore[no-untyped-call]
             values.append(value.detach())
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        losses[step] = torch.stack(values).sum() if len(values) > 1 else values[0]
+        losses[step] = team.mean(torch.stack(values).sum() if len(values) > 1 else values[0])
         if (step + 1) % _CHECK_EVERY == 0:
             _refuse_divergence(losses[: step + 1])
         if progress is not None and step + 1 < taken and progress.keep.due():

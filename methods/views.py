@@ -11,12 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from methods.team import Share
+
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as PIL and torchvision convert to gray
 _ATTEMPTS = 10
 _BLOCK = 32  # pixels of a line that are resampled together
 _DEVIATIONS = 5  # where a blur ends: beyond, its weight is less than 1e-5
 _SMALLEST_SUM = 1e-3
 _GRAY, _SOLARISE, _BLUR = range(3)
+_WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,14 @@ class Views:
         if not 0 < self.blur[0] <= self.blur[1]:
             raise ValueError(f"blur must be an interval of positive deviations, not {self.blur}")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Views of a batch on the generator's device, which is also where the images must be."""
+    def __call__(self, images: Tensor, generator: torch.Generator, share: Share = _WHOLE) -> Tensor:
+        """Views of a batch on the generator's device, which is also where the images must be.
+
+        Of a share of a batch, the images are those that are here; they get the views that they have in the whole batch.
+        """
         count, _, height, width = images.shape
-        draws = torch.rand(6 + 4 * _ATTEMPTS, count, generator=generator, device=generator.device)
+        draws = torch.rand(6 + 4 * _ATTEMPTS, share.whole(count), generator=generator, device=generator.device)
+        draws = share.own(draws, 1)
         flip, choice, sigma, brightness, contrast, saturation = draws[:6]
         top, left, high, wide = crop_boxes(draws[6:], height, width, self.scale, self.ratio)
         tall, broad = (height, width) if self.size is None else (self.size, self.size)

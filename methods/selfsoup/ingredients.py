@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from methods.base import Keeper, Labelled, Unlabelled
 from methods.selfsoup.objectives import base, mae
 from methods.stock import Normalise, Weights, build_encoder
+from methods.team import ALONE, Team
 from methods.training import Batches, Group, Progress, check_size, compile_blocks, take, train
 from methods.views import Views
 
@@ -48,8 +49,9 @@ def inter_train(
     config: Ingredient,
     generator: torch.Generator,
     keep: Keeper | None = None,
+    team: Team = ALONE,
 ) -> Weights:
-    """Continue the encoder of `inputs[0]` by self-supervision; a resumable job function (methods.base.Job).
+    """Continue the encoder of `inputs[0]` by self-supervision; a job function, resumable and shared (methods.base.Job).
 
     Starts from `encoder.*` and, where the objective can use it, `decoder.*` of the stock; returns `encoder.*` alone.
     Runs on `generator.device`; the images may lie elsewhere. Batches are drawn without replacement in each epoch, the
@@ -72,10 +74,10 @@ def inter_train(
         raise ValueError(
             f"{type(objective).__name__} averages once a step, so its batches stay whole; set accumulate to 1"
         )
-    order = pool_order(data, objective, config.batch_size, generator, parts)
+    order = pool_order(data, objective, config.batch_size, generator, parts, team)
     if config.compile:
         compile_blocks(encoder, objective)
-    stream = view_batches(stock, data, config.views, objective, order, generator)
+    stream = view_batches(stock, data, config.views, objective, order, generator, team, parts)
     train(
         lambda views: objective.loss(encoder, views, generator),
         stream,
@@ -85,20 +87,31 @@ def inter_train(
         bf16=config.bf16,
         accumulate=parts,
         progress=Progress(keep, (encoder, objective, order), generator) if keep is not None else None,
+        team=team,
     )
     return Weights(stock.architecture, tensors_of(encoder, "encoder"))
 
 
 def pool_order(
-    data: Unlabelled, objective: base.Objective, batch_size: int, generator: torch.Generator, parts: int = 1
+    data: Unlabelled,
+    objective: base.Objective,
+    batch_size: int,
+    generator: torch.Generator,
+    parts: int = 1,
+    team: Team = ALONE,
 ) -> Batches:
-    """Batches of places in a pool, for an objective. Raises ValueError where they, or their parts, are too small."""
-    size = min(batch_size, len(data)) // parts
+    """Batches of places in a pool, all of one size, for an objective, which is told its share of them.
+
+    Raises ValueError where they, or their parts, are too small, or where they cannot be cut.
+    """
+    whole = min(batch_size, len(data))
+    size = whole // parts
     if size < objective.smallest_batch:
         raise ValueError(
             f"{type(objective).__name__} compares images with one another and needs batches of at least "
             f"{objective.smallest_batch}, not {size}"
         )
+    objective.share = replace(team.share(whole, parts), parts=1)
     return Batches(len(data), batch_size, generator, data.images.device, drop_last=True)
 
 
@@ -109,8 +122,12 @@ def view_batches(
     objective: base.Objective,
     order: Iterable[Tensor],
     generator: torch.Generator,
+    team: Team = ALONE,
+    parts: int = 1,
 ) -> Iterator[list[Tensor]]:
     """Batches of normalised views in an order, as many of each image as the objective takes, on the generator's device.
+
+    A process of a team gets its share of each of the `parts` that a batch will be cut into.
 
     Raises TypeError for labelled images, ValueError for images of another size, before the first batch.
     """
@@ -123,8 +140,9 @@ def view_batches(
 
     def stream() -> Iterator[list[Tensor]]:
         for indices in order:
-            images = take(data.images, indices, device)
-            yield [normalise(pipeline(images, generator)) for pipeline in pipelines]
+            share = team.share(len(indices), parts)
+            images = take(data.images, share.own(indices), device)
+            yield [normalise(pipeline(images, generator, share)) for pipeline in pipelines]
 
     return stream()
 

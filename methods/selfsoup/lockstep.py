@@ -16,6 +16,7 @@ from torch import Tensor
 from methods.base import Keeper, Labelled, Unlabelled, Unsupported
 from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
 from methods.stock import Normalise, Weights, build_encoder
+from methods.team import ALONE, Team
 from methods.training import Group, Progress, check_size, compile_blocks, take, train
 
 
@@ -62,8 +63,9 @@ def inter_train_together(
     config: Together,
     generator: torch.Generator,
     keep: Keeper | None = None,
+    team: Team = ALONE,
 ) -> Weights:
-    """All encoders (`members.0.encoder.*`, …) of the ingredients; a resumable job function.
+    """All encoders (`members.0.encoder.*`, …) of the ingredients; a job function, resumable and shared.
 
     An ingredient's weights depend on its place in the row, not on the others. Raises as `inter_train` does.
     """
@@ -87,18 +89,18 @@ def inter_train_together(
         pipelines.append(objective.pipelines(ingredient.views))
         for module, warmup in ((encoder, ingredient.warmup), (objective, ingredient.head_warmup)):
             groups.append(Group([p for p in module.parameters() if p.requires_grad], ingredient.lr, warmup))
-    orders = [pool_order(data, objective, config.batch_size, shared) for objective in objectives]
+    orders = [pool_order(data, objective, config.batch_size, shared, team=team) for objective in objectives]
     order = orders[0]
 
     def stream() -> Iterator[Tensor]:
         for indices in order:
-            yield take(data.images, indices, device)
+            yield take(data.images, team.share(len(indices)).own(indices), device)
 
     def loss(images: Tensor) -> Tensor:
         total = torch.zeros((), device=device)
         for encoder, objective, makers, draws in zip(encoders, objectives, pipelines, own, strict=True):
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                views = [normalise(make(images, draws)) for make in makers]
+                views = [normalise(make(images, draws, objective.share)) for make in makers]
             total = total + objective.loss(encoder, views, draws)
         return total
 
@@ -112,6 +114,7 @@ def inter_train_together(
         weight_decay=first.weight_decay,
         bf16=first.bf16,
         progress=Progress(keep, parts, shared) if keep is not None else None,
+        team=team,
     )
     tensors: dict[str, Tensor] = {}
     for number, encoder in enumerate(encoders):

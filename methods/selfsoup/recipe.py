@@ -244,7 +244,7 @@ def ingredient_jobs(
         together = Together(tuple(read.values()), next(iter(read.values())).batch_size)
         work = Work(sum(job.work.flops for job in jobs.values() if job.work), next(iter(read.values())).steps)
         label = f"{len(read)} ingredients in lockstep"
-        row = Job(inter_train_together, together, (start,), pool, label, resumable=True, work=work)
+        row = Job(inter_train_together, together, (start,), pool, label, resumable=True, work=work, shared=True)
         jobs = {
             text: Job(member, Member(number), (row,), None, job.label)
             for number, (text, job) in enumerate(jobs.items())
@@ -259,7 +259,8 @@ def ingredient_job(
     flops = config.objective.flops(stock.architecture) * min(config.batch_size, len(pool)) * config.steps
     refuse_cut(config.accumulate, min(config.batch_size, len(pool)), "batch")
     inputs = (stock if start is None else start,)
-    return Job(inter_train, config, inputs, pool, label, resumable=True, work=Work(flops, config.steps))
+    work = Work(flops, config.steps)
+    return Job(inter_train, config, inputs, pool, label, resumable=True, work=work, shared=True)
 
 
 def encoder_alone(

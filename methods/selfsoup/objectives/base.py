@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.stock import Architecture, Weights
+from methods.team import Share
 from methods.training import reset
 from methods.views import Views
 
@@ -21,12 +22,15 @@ class Objective(nn.Module, ABC):
     """A self-supervised loss and the head or decoder that it trains beside the encoder and that is thrown away after.
 
     `views` is how many views of each image `loss` takes; `smallest_batch` how few images still give a gradient;
-    `once_a_step` says that `loss` also moves an average, so that a batch cannot be cut into parts.
+    `once_a_step` says that `loss` also moves an average, so that a batch cannot be cut into parts. `share` says which
+    images of each batch (or part) are in this process: a loss that compares images asks it for everyone's features,
+    one that does not weighs its mean, and what is drawn for each image is drawn for the whole batch.
     """
 
     smallest_batch: ClassVar[int] = 1
     once_a_step: bool = False
     views: int
+    share: Share = Share()
 
     def prepare(self, encoder: nn.Module, steps: int) -> None:
         """Get ready to train an encoder, as it is before its first of `steps` steps: freeze parts of it, copy it."""
@@ -37,7 +41,8 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """The scalar loss of a batch. Each view: normalised images, float [n, 3, h, w], row i always of image i.
+        """The scalar loss of a batch. Each view: normalised images, float [n, 3, h, w], row i always of image i of the
+        `share` of a batch.
 
         It is asked for once in every step of training.
         """

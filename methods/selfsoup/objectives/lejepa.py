@@ -95,7 +95,8 @@ class Prediction(base.Objective):
         self.head = base.small_head(stock.architecture.dim, config.projection, generator)
 
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        embeddings = self.head(encoder(torch.cat(list(views)))).float().unflatten(0, (len(views), -1))
+        features = self.share.everyone(encoder(torch.cat(list(views))), len(views))
+        embeddings = self.head(features).float().unflatten(0, (len(views), -1))
         slices = random_slices(embeddings.shape[2], self.config.slices, generator)
         balance = self.config.balance
         return (1 - balance) * prediction_loss(embeddings) + balance * sigreg(embeddings, slices)

@@ -99,10 +99,10 @@ class GlobalAndLocal(base.Objective):
         return [large] * config.globals_ + [small] * config.locals_
 
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        count = self.config.globals_
-        features = [encoder(torch.cat(list(views[:count])))]
+        count, everyone = self.config.globals_, self.share.everyone
+        features = [everyone(encoder(torch.cat(list(views[:count]))), count)]
         if self.config.locals_:
-            features.append(encode(encoder, torch.cat(list(views[count:]))))
+            features.append(everyone(encode(encoder, torch.cat(list(views[count:]))), self.config.locals_))
         embeddings = self.project(torch.cat(features)).float().unflatten(0, (self.views, -1))
         slices = random_slices(embeddings.shape[2], self.config.slices, generator)
         balance = self.config.balance

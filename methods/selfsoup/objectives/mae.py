@@ -183,7 +183,7 @@ class MaskedAutoencoding(base.Objective):
 
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         patches = patchify(views[0], self.patch_size)
-        order = random_order(patches.shape[0], patches.shape[1], generator)
+        order = self.share.own(random_order(self.share.whole(patches.shape[0]), patches.shape[1], generator))
         prediction = self.decoder(encode_visible(encoder, patches, order[:, : self.visible]), order)
         target = pixel_targets(pick(patches, order[:, self.visible :]), norm_pix=self.config.norm_pix)
-        return reconstruction_loss(prediction, target)
+        return self.share.weighed(reconstruction_loss(prediction, target))

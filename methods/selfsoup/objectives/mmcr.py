@@ -63,5 +63,5 @@ class ManifoldCapacity(base.Objective):
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         first, second = views
         with torch.no_grad():
-            target = self.head(encoder(second))
-        return capacity_loss(self.head(encoder(first)), target, local=self.config.local)
+            target = self.head(self.share.everyone(encoder(second)))
+        return capacity_loss(self.head(self.share.everyone(encoder(first))), target, local=self.config.local)

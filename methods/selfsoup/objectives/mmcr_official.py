@@ -87,11 +87,12 @@ class Manifold(base.Objective):
 
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         images = torch.cat(list(views))
-        embeddings = self.project(encoder(images)).unflatten(0, (len(views), -1))
+        features = self.share.everyone(encoder(images), len(views))
+        embeddings = self.project(features).unflatten(0, (len(views), -1))
         others = None
         if self.config.momentum:
             self.average.update(nn.ModuleList([encoder, self.project]))
             body, head = self.average.average.children()
             with torch.no_grad():
-                others = head(body(images)).unflatten(0, (len(views), -1))
+                others = head(self.share.everyone(body(images), len(views))).unflatten(0, (len(views), -1))
         return manifold_loss(embeddings, others, local=self.config.local, divide=self.config.divide)

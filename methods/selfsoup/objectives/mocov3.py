@@ -86,6 +86,8 @@ class Contrast(base.Objective):
         total = torch.zeros((), device=views[0].device)
         for first, second in (views, views[::-1]) if self.config.symmetric else (views,):
             with torch.no_grad():
-                keys = head(body(second)) if self.config.key_head else body(second)
-            total = total + info_nce(self.head(encoder(first)), keys, self.config.temperature)
+                keys = self.share.everyone(body(second))
+                keys = head(keys) if self.config.key_head else keys
+            queries = self.head(self.share.everyone(encoder(first)))
+            total = total + info_nce(queries, keys, self.config.temperature)
         return total

@@ -71,7 +71,8 @@ class MomentumContrast(base.Objective):
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         self.encoder.update(encoder)
         self.projected.update(self.project)
-        first, second = (self.predict(self.project(encoder(view))) for view in views)
-        keys = [self.projected(self.encoder(view)) for view in views]
+        everyone = self.share.everyone
+        first, second = (self.predict(self.project(everyone(encoder(view)))) for view in views)
+        keys = [self.projected(everyone(self.encoder(view))) for view in views]
         temperature = self.config.temperature
         return info_nce(first, keys[1], temperature) + info_nce(second, keys[0], temperature)
