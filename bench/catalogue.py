@@ -47,7 +47,7 @@ _MODELS = {
     "digits": ("stock", "ViT for 32 px, MAE-pretrained on clean digits; bundled"),
     "FILE.safetensors": ("stock", "a stock of your own, made by `bench stock`"),
     "FILE.pth": ("stock", "encoder and decoder (or the encoder alone) in the layout of MAE's release"),
-    "timm:NAME": ("stock", "the encoder of a timm vision transformer, as timm:vit_base_patch16_224.mae; no decoder"),
+    "timm:NAME": ("stock", "any timm network without its classifier, as timm:resnet18.a1_in1k; NAME@FILE, NAME:PIXELS"),
     "timm:NAME[.TAG]": ("classifier", "any timm classifier, weights from the hub; also timm:hf-hub:REPO"),
     "timm:NAME@FILE": ("classifier", "the same with weights of a local .safetensors or .pth file (or timm:local-dir:)"),
     "torchvision:NAME[.WEIGHTS]": ("classifier", "any torchvision classifier, as torchvision:resnet50.IMAGENET1K_V2"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bench.shifts.base import Shift
 
 LITE = "lite:efficientnet_lite0"
+Channels = tuple[float, float, float]
 
 
 class ReadyClassifier(nn.Module):
@@ -133,18 +134,16 @@ def _timm(name: str) -> ReadyClassifier:
     return _with_timm_data(network, f"timm:{full}" + (f"@{Path(file).name}" if file else ""))
 
 
-def timm_network(architecture: str, file: str, classes: int | None = None) -> Any:
+def timm_network(architecture: str, file: str, **arguments: Any) -> Any:
     """A timm model with the weights of a file, or with its own from the hub where `file` is empty.
 
-    A file may have another number of classes than the architecture usually has. With `classes` 0 there is no classifier
-    and that of the weights, or a decoder beside them, is left aside.
+    A file may have another number of classes than the architecture usually has. `arguments` go to the model.
     Raises UsageError or MissingDataError.
     """
     if not architecture.startswith(("hf-hub:", "local-dir:")):
-        _need_known(architecture, with_weights=not file)
-    size: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        need_known(architecture, with_weights=not file)
     try:
-        network = timm.create_model(architecture, pretrained=not file, **size)
+        network = timm.create_model(architecture, pretrained=not file, **arguments)
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingDataError(
             f"no weights of timm:{architecture} here ({_first_line(error)}); connect to the network once without "
@@ -153,10 +152,7 @@ def timm_network(architecture: str, file: str, classes: int | None = None) -> An
     if file:
         tensors = read_tensors(Path(file).expanduser())
         head = tensors.get(f"{_head(network)}.weight")
-        if classes == 0:
-            aside = (f"{_head(network)}.", "decoder_", "mask_token")
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(aside)}
-        elif head is not None and head.ndim > 1 and len(head) != network.num_classes:
+        if head is not None and head.ndim > 1 and len(head) != network.num_classes:
             network = timm.create_model(architecture, pretrained=False, num_classes=len(head))
         load_strictly(network, tensors, file)
     return network
@@ -167,7 +163,7 @@ def _head(network: Any) -> str:
     return str(names[0] if isinstance(names, tuple | list) else names)
 
 
-def _need_known(architecture: str, *, with_weights: bool) -> None:
+def need_known(architecture: str, *, with_weights: bool) -> None:
     bare, _, tag = architecture.partition(".")
     if not timm.is_model(bare):
         close = difflib.get_close_matches(bare, timm.list_models(), n=3) or timm.list_models(f"*{bare}*")[:3]
@@ -181,7 +177,10 @@ def _need_known(architecture: str, *, with_weights: bool) -> None:
         raise UsageError(f"timm has no weights for {bare}; give your own as timm:{bare}@FILE.safetensors")
 
 
-def _with_timm_data(network: Any, name: str) -> ReadyClassifier:
+def timm_data(network: Any, name: str) -> tuple[Channels, Channels, Preprocessing]:
+    """Mean, deviation and preprocessing of a timm network's weights. Raises UsageError for those that are not of
+    square RGB images.
+    """
     data: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     channels, height, width = data["input_size"]
     if channels != 3 or height != width or data["crop_mode"] not in ("center", "squash"):
@@ -192,7 +191,11 @@ def _with_timm_data(network: Any, name: str) -> ReadyClassifier:
     resize = math.floor(height / float(data["crop_pct"]))
     interpolation = data["interpolation"] if data["interpolation"] != "random" else "bilinear"
     preprocessing = Preprocessing(height, max(height, resize), interpolation, squash=data["crop_mode"] == "squash")
-    return ReadyClassifier(name, network, tuple(data["mean"]), tuple(data["std"]), preprocessing)
+    return tuple(map(float, data["mean"])), tuple(map(float, data["std"])), preprocessing  # type: ignore[return-value]
+
+
+def _with_timm_data(network: Any, name: str) -> ReadyClassifier:
+    return ReadyClassifier(name, network, *timm_data(network, name))
 
 
 def _torchvision(name: str) -> ReadyClassifier:

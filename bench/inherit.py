@@ -12,7 +12,7 @@ from bench.kitchen import all_jobs, job_key
 from bench.spec import make_spec, read_run_file
 from bench.trial import digest_of
 from methods.base import Job, Labelled
-from methods.stock import Architecture, Weights
+from methods.stock import AnyArchitecture, Weights
 from methods.table import Access
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Inherited:
     name: str
     jobs: Mapping[int, Job]
     access: Access
-    architecture: Architecture
+    architecture: AnyArchitecture
     classes: int
     met: tuple[str, ...]
 
@@ -79,7 +79,7 @@ def _access(lane: Lane) -> Access:
     return METHODS[lane.trial.recipe].access if lane.trial.recipe in METHODS else lane.access
 
 
-def _shape(lane: Lane) -> tuple[Architecture, int]:
+def _shape(lane: Lane) -> tuple[AnyArchitecture, int]:
     assert lane.job is not None
     jobs = all_jobs([lane.job])
     stock = next(part for job in jobs for part in job.inputs if isinstance(part, Weights))

@@ -1,4 +1,4 @@
-"""Stocks from files of masked autoencoders: the official layout with encoder and decoder, and timm's encoders."""
+"""Stocks from files of masked autoencoders in the official layout, with encoder and decoder, and whether any fits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.checkpoints import read_tensors
-from bench.classifiers import refuse_misfits, timm_network
+from bench.classifiers import Channels, refuse_misfits
 from bench.errors import UsageError
-from methods.selfsoup.objectives.mae import Decoder
-from methods.stock import Architecture, Weights, build_encoder, sine_cosine_positions
+from methods.selfsoup.objectives.mae import Decoder, need_patches
+from methods.stock import AnyArchitecture, Architecture, Weights, sine_cosine_positions
+from methods.vit import is_plain
 
 # Of the release; a file does not say them. Other widths are taken to have 64 channels a head, in decoders 32.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
@@ -95,32 +95,19 @@ def _need_fixed_positions(positions: Tensor, where: str) -> None:
         raise UsageError(f"{where} has learned decoder positions, not the fixed ones; give another file")
 
 
-def timm_stock(name: str) -> Weights:
-    """The encoder of a timm vision transformer, as "vit_base_patch16_224.mae" or "NAME@FILE"; it brings no decoder.
-
-    An objective that needs a decoder then starts a fresh one, so results differ from those of a whole MAE file.
-    Raises UsageError for a model that is not a plain vision transformer, MissingDataError where its weights are not.
+def plain_architecture(network: Any, mean: Channels, std: Channels) -> Architecture | None:
+    """The architecture of a timm network that MAE's release could hold: a plain vision transformer with fixed
+    positions. None for any other.
     """
-    architecture, _, file = name.partition("@")
-    network: Any = timm_network(architecture, file, classes=0)
-    config = network.pretrained_cfg
-    if type(network) is not timm.models.VisionTransformer or config["input_size"][0] != 3:
-        raise UsageError(f"timm:{architecture} is not a plain vision transformer; take one, as {_EXAMPLE}")
-    tensors = {f"encoder.{key}": tensor.clone() for key, tensor in network.state_dict().items()}
-    return whole(Weights(_architecture(network, architecture), tensors), f"timm:{name}")
-
-
-_EXAMPLE = "timm:vit_base_patch16_224.mae"
-
-
-def _architecture(network: Any, name: str) -> Architecture:
-    config = network.pretrained_cfg
+    if not is_plain(network) or network.pos_embed is None or network.num_prefix_tokens != 1 or network.embed_dim % 4:
+        return None
+    side = network.patch_embed.grid_size[0]
+    fixed = sine_cosine_positions(network.embed_dim, side)
+    if network.pos_embed.shape != fixed.shape or not torch.allclose(network.pos_embed, fixed, atol=1e-4):
+        return None
     pool: Literal["token", "avg"] = "token" if network.global_pool == "token" else "avg"
-    height, width = network.patch_embed.img_size
-    if height != width:
-        raise UsageError(f"timm:{name} takes {height} x {width} px; take a model of square images, as {_EXAMPLE}")
-    return Architecture(
-        image_size=height,
+    shape = Architecture(
+        image_size=network.patch_embed.img_size[0],
         patch_size=network.patch_embed.patch_size[0],
         dim=network.embed_dim,
         depth=len(network.blocks),
@@ -128,11 +115,26 @@ def _architecture(network: Any, name: str) -> Architecture:
         decoder_dim=512,
         decoder_depth=8,
         decoder_heads=16,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=mean,
+        std=std,
         pool=pool,
         layer_norm_eps=getattr(network.norm, "eps", 1e-6),
     )
+    return shape if computes_the_same(shape, network) else None
+
+
+def computes_the_same(shape: AnyArchitecture, network: nn.Module) -> bool:
+    """Whether an architecture holds all numbers of a network and then gives its features, tried on one image."""
+    rebuilt = shape.build().eval()
+    tensors = network.state_dict()
+    own = {name: tensor.shape for name, tensor in rebuilt.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in tensors.items()}:
+        return False
+    rebuilt.load_state_dict(tensors)
+    side = shape.image_size
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return torch.allclose(rebuilt(image), network.eval()(image), rtol=1e-4, atol=1e-4)
 
 
 def whole(weights: Weights, where: str) -> Weights:
@@ -140,10 +142,14 @@ def whole(weights: Weights, where: str) -> Weights:
 
     Raises UsageError naming the first tensor that is missing, too much, of another shape or not finite.
     """
-    with torch.device("meta"):
-        parts = {"encoder": build_encoder(weights.architecture), "decoder": Decoder(weights.architecture)}
-    for prefix, module in parts.items():
-        tensors = weights.part(prefix)
-        if tensors or prefix == "encoder":
-            refuse_misfits(module.state_dict(), tensors, f"{where} ({prefix})")
+    shape = weights.architecture
+    decoder = weights.part("decoder")
+    try:
+        with torch.device("meta"):
+            refuse_misfits(shape.build().state_dict(), weights.part("encoder"), f"{where} (encoder)")
+            if decoder:
+                need_patches(shape)
+                refuse_misfits(Decoder(shape).state_dict(), decoder, f"{where} (decoder)")
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
     return weights

@@ -20,7 +20,8 @@ from bench.data.decode import Preprocessing
 from bench.errors import MissingDataError, UsageError
 from bench.outside import load_object
 from bench.shifts.table import ShiftRow
-from methods.stock import Architecture, Weights, ready
+from methods.stock import AnyArchitecture, Architecture, Weights, ready
+from methods.timm_encoders import TimmArchitecture
 
 BUNDLED = {"digits": "digits-stock.safetensors"}
 MAE_BASE = "mae-vit-base-patch16"
@@ -49,14 +50,20 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
     if "architecture" not in metadata:
         raise UsageError(f"{path} has no architecture in its metadata; give a file made by `bench stock`")
     try:
-        architecture = TypeAdapter(Architecture).validate_json(metadata["architecture"])
-        return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}"))
-    except ValueError:
+        return Weights(_read_architecture(metadata["architecture"]), tensors), json.loads(metadata.get("facts", "{}"))
+    except (ValueError, RecursionError):
         raise UsageError(f"{path} has damaged metadata; make it again with `bench stock`") from None
 
 
+def _read_architecture(text: str) -> AnyArchitecture:
+    """An architecture from JSON; one of timm has a name. Raises ValueError where it is none."""
+    values = json.loads(text)
+    kind = TimmArchitecture if isinstance(values, dict) and "name" in values else Architecture
+    return TypeAdapter[AnyArchitecture](kind).validate_python(values)
+
+
 def load_stock(name: str) -> Weights:
-    """A stock: a bundled name, a file, or "timm:NAME" (an encoder without a decoder).
+    """A stock: a bundled name, a file, or "timm:NAME" (an encoder without a decoder, see bench.timm_stocks).
 
     A file is one of `bench stock`, or a masked autoencoder in the official layout (.pth or .safetensors).
     Raises MissingDataError where it is not there, UsageError where it is damaged or something else.
@@ -64,10 +71,10 @@ def load_stock(name: str) -> Weights:
     if name in BUNDLED:
         with resources.as_file(resources.files("bench") / "assets" / BUNDLED[name]) as path:
             return load_weights(path)[0]
-    from bench import mae_files
+    from bench import mae_files, timm_stocks
 
     if name.startswith("timm:"):
-        return mae_files.timm_stock(name.removeprefix("timm:"))
+        return timm_stocks.timm_stock(name.removeprefix("timm:"))
     path = Path(name).expanduser()
     if not path.is_file():
         if path.suffix not in (".safetensors", ".pth", ".pt"):
@@ -156,10 +163,8 @@ def model_digest(model: nn.Module) -> str:
 def preprocessing_of(base: object) -> Preprocessing | None:
     """How a stock or classifier wants its images cut; None where only the shift can say."""
     architecture = getattr(base, "architecture", None)
-    if isinstance(architecture, Architecture):
-        size = architecture.image_size
-        # The paper's evaluation resizes to 8/7 of the side before the crop; small images are taken whole.
-        return Preprocessing(size, round(size * 8 / 7) if size >= 128 else size, "bicubic")
+    if isinstance(architecture, Architecture | TimmArchitecture):
+        return Preprocessing(architecture.image_size, *architecture.cut)
     found = getattr(base, "preprocessing", None)
     return found if isinstance(found, Preprocessing) else None
 

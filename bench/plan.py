@@ -49,7 +49,7 @@ from methods.base import Job, Labelled, Recipe
 from methods.norms import norm_family
 from methods.selfsoup.mixes import CONNECTIVITY
 from methods.selfsoup.objectives import mae
-from methods.stock import Weights, build_encoder
+from methods.stock import Weights
 from methods.table import Access, Row
 
 Base = Weights | Inherited | nn.Module
@@ -213,7 +213,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
             raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
     base_digest = model_digest(base) if isinstance(base, nn.Module) else base.digest
     own_code = [file_digest(name)] if ".py:" in name else []
-    norm = norm_family(base if isinstance(base, nn.Module) else build_encoder(base.architecture))
+    norm = norm_family(base if isinstance(base, nn.Module) else base.architecture.build())
     model_name = name if isinstance(base, Inherited) else shown_name(name, base)
     conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
     shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
@@ -224,6 +224,8 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
         raise UsageError(f"{shift.name} has no image to score with split {spec.split}")
     if isinstance(base, nn.Module):
         for_classes(base, shift, shift.images(scored[:1], conditions[0]).float() / 255)
+    else:
+        _check_size(shift.images(scored[:1], conditions[0]).shape[2], base.architecture.image_size, shift.name, name)
     labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     digests = {condition: shift.digest(scored, condition) for condition in conditions}
     if isinstance(base, Inherited) and base.classes not in (shift.classes, shift.source_classes):
@@ -287,6 +289,15 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
                         base_digest,
                         shifted if pooled or len(chains(segments)) < len(conditions) else _met(base),
                     )
+
+
+def _check_size(found: int, wanted: int, shift: str, name: str) -> None:
+    """Raise UsageError where a stock takes images of another size than a shift has, which cannot resize its own."""
+    if found != wanted:
+        other = f"as {name.split(':')[0]}:…:{found}" if name.startswith("timm:") else f"as bench stock --arch …_{found}"
+        raise UsageError(
+            f"{shift} has images of {found} px but the stock takes {wanted} px; give one of {found}, {other}"
+        )
 
 
 def _met(base: Base) -> tuple[str, ...]:

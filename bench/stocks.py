@@ -32,7 +32,7 @@ from bench.workers import set_threads
 from methods.base import Job, Unlabelled
 from methods.pretrain import Pretraining, pretrain
 from methods.selfsoup.objectives import mae
-from methods.stock import Architecture, Normalise, Weights, build_encoder
+from methods.stock import Architecture, Normalise, Weights
 from methods.views import Views
 
 DIGITS = Pretraining(
@@ -294,7 +294,7 @@ def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) 
 def check(weights: Weights, data: Unlabelled) -> dict[str, object]:
     """What a short training can be compared by: its digest, and its loss on the first 64 images with a fixed mask."""
     objective = mae.Config().build(weights, torch.Generator().manual_seed(0))
-    encoder = build_encoder(weights.architecture)
+    encoder = weights.architecture.build()
     encoder.load_state_dict(weights.part("encoder"))
     normalise = Normalise(weights.architecture.mean, weights.architecture.std)
     with torch.no_grad():

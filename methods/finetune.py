@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from methods import flops
 from methods.base import Job, Keeper, Labelled, Unlabelled, Unsupported, Work
+from methods.norms import training_statistics
 from methods.stock import Classifier, Weights
 from methods.team import ALONE, Team
 from methods.training import Batches, Group, Progress, check_size, compile_blocks, take, train
@@ -176,17 +177,19 @@ def fine_tune(
         logits = team.share(len(batch[1])).everyone(model(batch[0]))
         return F.cross_entropy(logits.float(), batch[1], label_smoothing=config.label_smoothing)
 
-    train(
-        loss,
-        stream(),
-        [Group([p for p in model.parameters() if p.requires_grad], config.lr, config.warmup)],
-        steps=steps_of(config, data),
-        weight_decay=config.weight_decay,
-        bf16=config.bf16,
-        accumulate=parts,
-        progress=Progress(keep, (model, order), generator) if keep is not None else None,
-        team=team,
-    )
+    # Only BatchNorm is concerned: a ragged batch of one image may have no variance.
+    with training_statistics(model):
+        train(
+            loss,
+            stream(),
+            [Group([p for p in model.parameters() if p.requires_grad], config.lr, config.warmup)],
+            steps=steps_of(config, data),
+            weight_decay=config.weight_decay,
+            bf16=config.bf16,
+            accumulate=parts,
+            progress=Progress(keep, (model, order), generator) if keep is not None else None,
+            team=team,
+        )
     return model.weights()
 
 

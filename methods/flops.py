@@ -1,20 +1,32 @@
-"""Floating-point operations of vision transformers in closed form, two for each multiply-add (matrix products only).
+"""Floating-point operations of encoders, two for each multiply-add (matrix products and convolutions only).
 
-A forward pass of a block of width D over n tokens is 24 D^2 n + 4 n^2 D; a backward pass is two forward ones, but for
-the first layer, which needs no gradient of its input.
+A forward pass of a transformer block of width D over n tokens is 24 D^2 n + 4 n^2 D; a backward pass is two forward
+ones, but for the first layer, which needs no gradient of its input.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from methods.stock import Architecture
+if TYPE_CHECKING:
+    from methods.stock import AnyArchitecture
 
 
-def embedding(shape: Architecture, patches: int) -> float:
-    """The patch embedding of an image."""
-    return 6.0 * patches * shape.patch_size**2 * shape.dim
+class Operations(NamedTuple):
+    """Of an encoder on one image: forward; forward and backward; the same while its patch embedding is frozen."""
+
+    forward: float
+    training: float
+    frozen: float
+
+
+def vision_transformer(patch_size: int, dim: int, depth: int, patches: int) -> Operations:
+    """A plain vision transformer with one class token that sees so many patches of an image."""
+    first = 6.0 * patches * patch_size**2 * dim
+    forward = first + blocks(dim, depth, patches + 1)
+    return Operations(forward, 3 * forward - first, 3 * forward - 2 * first)
 
 
 def blocks(dim: int, depth: int, tokens: int) -> float:
@@ -22,15 +34,16 @@ def blocks(dim: int, depth: int, tokens: int) -> float:
     return depth * (24.0 * dim**2 * tokens + 4.0 * tokens**2 * dim)
 
 
-def forward(shape: Architecture, patches: int | None = None) -> float:
-    """The encoder on one image, of which `patches` are seen (None: all)."""
-    seen = shape.tokens if patches is None else patches
-    return embedding(shape, seen) + blocks(shape.dim, shape.depth, seen + 1)
+def forward(shape: AnyArchitecture) -> float:
+    """The encoder on one image."""
+    return shape.operations().forward
 
 
-def training(shape: Architecture, patches: int | None = None) -> float:
-    """The encoder forward and backward on one image."""
-    return 3 * forward(shape, patches) - embedding(shape, shape.tokens if patches is None else patches)
+def training(shape: AnyArchitecture, *, visible: int | None = None, side: int | None = None) -> float:
+    """The encoder forward and backward on one image, of which `visible` patches are seen, or on one of `side` pixels
+    (None: all of an image of the usual size).
+    """
+    return shape.operations(visible=visible, side=side).training
 
 
 def layers(widths: Sequence[int]) -> float:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from methods.base import Labelled, Unlabelled
 from methods.mixing import Weighted
 from methods.soup import combine_tensor, uniform_soup
-from methods.stock import Classifier, Normalise, Weights, build_encoder
+from methods.stock import Classifier, Normalise, Weights
 from methods.training import Batches
 
 Batch = TypeVar("Batch")
@@ -187,7 +187,7 @@ def self_seasoned(
     Fuller et al. 2026, section 3.3, with Adam as released. Only `encoder.*` is mixed and returned.
     """
     stock = inputs[0]
-    encoder = build_encoder(stock.architecture).to(generator.device).eval()
+    encoder = stock.architecture.build().to(generator.device).eval()
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
     shares = learn_coefficients(
         Mixture(encoder, [weights.part("encoder") for weights in inputs], layerwise=config.layerwise),
@@ -287,7 +287,7 @@ def supervised_seasoned(
     """
     encoders = [_encoder_of(weights) for weights in inputs]
     stock = inputs[0]
-    encoder = build_encoder(stock.architecture).to(generator.device).eval()
+    encoder = stock.architecture.build().to(generator.device).eval()
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
     mixture = Mixture(encoder, [weights.part("encoder") for weights in inputs])
     exponential = torch.empty(config.draws, len(inputs), dtype=torch.float64, device=generator.device)

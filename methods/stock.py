@@ -9,13 +9,81 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import timm
 import torch
 from torch import Tensor, nn
+
+from methods import flops
+
+
+class AnyArchitecture(Protocol):
+    """What is asked of the network that weights belong to, whoever defines it: a frozen value, compared by content.
+
+    mean, std: of images in [0, 1]. dim: width of a representation. tokens: patches of an image that may be left out
+    one by one (masked autoencoding needs them), 0 where none may; patch_size is their side, prefix the number of tokens
+    before them, decoder_… the shape of a decoder that predicts them. cut: how a picture becomes a square of image_size
+    pixels: its shorter side first, the filter, and whether both sides become that.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def patch_size(self) -> int: ...
+
+    @property
+    def prefix(self) -> int: ...
+
+    @property
+    def decoder_dim(self) -> int: ...
+
+    @property
+    def decoder_depth(self) -> int: ...
+
+    @property
+    def decoder_heads(self) -> int: ...
+
+    @property
+    def layer_norm_eps(self) -> float: ...
+
+    @property
+    def cut(self) -> tuple[int, str, bool]: ...
+
+    @property
+    def description(self) -> str:
+        """The network in a few words."""
+
+    def build(self) -> nn.Module:
+        """The encoder, normalised images [n, 3, h, w] to [n, dim], with any values."""
+
+    def initial(self, generator: torch.Generator) -> nn.Module:
+        """The encoder as it is before any training, with random values from the generator and on its device."""
+
+    def operations(self, *, visible: int | None = None, side: int | None = None) -> flops.Operations:
+        """What one image takes: seen whole, or so many of its patches, or at so many pixels a side."""
+
+    def smaller(self, fraction: float) -> int:
+        """The side of smaller images that the network takes too, about this fraction of image_size. Raises ValueError
+        where it takes one size only.
+        """
 
 
 @dataclass(frozen=True)
@@ -52,12 +120,40 @@ class Architecture:
         """Patches of an image, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def prefix(self) -> int:
+        return 1
+
+    @property
+    def cut(self) -> tuple[int, str, bool]:
+        # The paper's evaluation resizes to 8/7 of the side before the crop; small images are taken whole.
+        return (round(self.image_size * 8 / 7) if self.image_size >= 128 else self.image_size), "bicubic", False
+
+    @property
+    def description(self) -> str:
+        return f"patches of {self.patch_size}, width {self.dim}, {self.depth} blocks"
+
+    def build(self) -> nn.Module:
+        return build_encoder(self)
+
+    def initial(self, generator: torch.Generator) -> nn.Module:
+        encoder = build_encoder(self).to(generator.device)
+        reset(encoder, generator)
+        return encoder
+
+    def operations(self, *, visible: int | None = None, side: int | None = None) -> flops.Operations:
+        patches = ((side or self.image_size) // self.patch_size) ** 2 if visible is None else visible
+        return flops.vision_transformer(self.patch_size, self.dim, self.depth, patches)
+
+    def smaller(self, fraction: float) -> int:
+        return max(1, round(self.image_size * fraction / self.patch_size)) * self.patch_size
+
 
 @dataclass(frozen=True)
 class Weights:
     """Named tensors on the CPU and the architecture they fit; `digest` identifies both."""
 
-    architecture: Architecture
+    architecture: AnyArchitecture
     tensors: Mapping[str, Tensor]
 
     @cached_property
@@ -106,6 +202,25 @@ def sine_cosine_positions(dim: int, side: int) -> Tensor:
     return torch.cat([torch.zeros(1, 1, dim, dtype=torch.float64), grid], dim=1).float()
 
 
+def reset(module: nn.Module, generator: torch.Generator) -> None:
+    """Initialise a transformer from the generator, as the masked autoencoder does (He et al. 2022, appendix A.1).
+
+    Linear and convolution weights: uniform Glorot, a convolution counted as one linear map of its patch; biases zero;
+    layer norms one and zero; trainable tokens: normal with deviation 0.02.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight.data.flatten(1), generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2].endswith("token"):
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+
+
 class Normalise(nn.Module):
     """Images in [0, 1] to zero mean and unit deviation per channel, with the constants of the weights."""
 
@@ -124,11 +239,11 @@ class Normalise(nn.Module):
 class Classifier(nn.Module):
     """Images in [0, 1] (float [n, 3, h, w]) to logits [n, classes]: normalisation, encoder, linear head."""
 
-    def __init__(self, architecture: Architecture, classes: int) -> None:
+    def __init__(self, architecture: AnyArchitecture, classes: int) -> None:
         super().__init__()
         self.architecture = architecture
         self.normalise = Normalise(architecture.mean, architecture.std)
-        self.encoder = build_encoder(architecture)
+        self.encoder = architecture.build()
         self.head = nn.Linear(architecture.dim, classes)
 
     @staticmethod

@@ -18,7 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from methods.base import Images, Keeper, Unlabelled
-from methods.stock import Architecture
+from methods.stock import AnyArchitecture
+from methods.stock import reset as reset
 from methods.team import ALONE, Team, uneven
 
 # Losses are looked at once in this many steps: often enough to stop a diverged run, too seldom to stall a GPU.
@@ -125,7 +126,7 @@ def take(images: Images, indices: Tensor, device: torch.device) -> Tensor:
     return images[indices].to(device, non_blocking=True)
 
 
-def check_size(data: Unlabelled, architecture: Architecture) -> None:
+def check_size(data: Unlabelled, architecture: AnyArchitecture) -> None:
     """Raise ValueError if the images do not have the size that the architecture expects."""
     size = architecture.image_size
     if tuple(data.images.shape[2:]) != (size, size):
@@ -231,22 +232,3 @@ def _refuse_divergence(losses: Tensor) -> None:
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise FloatingPointError(f"the loss is not finite at step {first}; lower the learning rate or check the images")
-
-
-def reset(module: nn.Module, generator: torch.Generator) -> None:
-    """Initialise a transformer from the generator, as the masked autoencoder does (He et al. 2022, appendix A.1).
-
-    Linear and convolution weights: uniform Glorot, a convolution counted as one linear map of its patch; biases zero;
-    layer norms one and zero; trainable tokens: normal with deviation 0.02.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(part.weight.data.flatten(1), generator=generator)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
-    for name, parameter in module.named_parameters():
-        if name.rpartition(".")[2].endswith("token"):
-            nn.init.normal_(parameter, std=0.02, generator=generator)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods.base import Keeper, Labelled, Unlabelled
 from methods.selfsoup.objectives import base, mae
-from methods.stock import Normalise, Weights, build_encoder
+from methods.stock import Normalise, Weights
 from methods.team import ALONE, Team
 from methods.training import Batches, Group, Progress, check_size, compile_blocks, take, train
 from methods.views import Views
@@ -62,7 +62,7 @@ def inter_train(
     """
     stock = inputs[0]
     parts = config.accumulate or 1
-    encoder = build_encoder(stock.architecture).to(generator.device)
+    encoder = stock.architecture.build().to(generator.device)
     encoder.load_state_dict(stock.part("encoder"))
     objective = config.objective.build(stock, generator)
     objective.prepare(encoder, config.steps)

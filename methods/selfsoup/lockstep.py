@@ -15,7 +15,7 @@ from torch import Tensor
 
 from methods.base import Keeper, Labelled, Unlabelled, Unsupported
 from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
-from methods.stock import Normalise, Weights, build_encoder
+from methods.stock import Normalise, Weights
 from methods.team import ALONE, Team
 from methods.training import Group, Progress, check_size, compile_blocks, take, train
 
@@ -78,7 +78,7 @@ def inter_train_together(
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(device)
     encoders, objectives, pipelines, groups = [], [], [], []
     for ingredient, draws in zip(config.ingredients, own, strict=True):
-        encoder = build_encoder(stock.architecture).to(device)
+        encoder = stock.architecture.build().to(device)
         encoder.load_state_dict(stock.part("encoder"))
         objective = ingredient.objective.build(stock, draws)
         objective.prepare(encoder, ingredient.steps)

@@ -263,7 +263,7 @@ class TestTimm:
         timm.models.save_for_hf(network, str(tmp_path / "vit"), model_args=options)
         stock = load_stock(f"timm:local-dir:{tmp_path / 'vit'}")
         assert not stock.part("decoder")
-        encoder = build_encoder(stock.architecture).eval()
+        encoder = stock.architecture.build().eval()
         encoder.load_state_dict(stock.part("encoder"))
         images = torch.randn(2, 3, 224, 224)
         with torch.no_grad():
@@ -276,21 +276,12 @@ class TestTimm:
     def test_a_file_of_a_classifier_loses_its_head(self, tmp_path: Path) -> None:
         network = timm.create_model("test_vit", num_classes=10)
         torch.save(network.state_dict(), tmp_path / "c.pth")
-        with pytest.raises(UsageError, match=r"plain vision transformer|architecture"):
+        with pytest.raises(UsageError, match="architecture"):
             load_stock(f"timm:resnet10t@{tmp_path / 'c.pth'}")
         network = timm.create_model("vit_tiny_patch16_224", num_classes=10)
         torch.save(network.state_dict(), tmp_path / "c.pth")
         stock = load_stock(f"timm:vit_tiny_patch16_224@{tmp_path / 'c.pth'}")
         assert not any("head" in name for name in stock.tensors)
-
-    @pytest.mark.parametrize(
-        "name", ["resnet10t", "test_vit3", "vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224"]
-    )
-    def test_what_is_no_plain_vision_transformer_is_refused(self, name: str, tmp_path: Path) -> None:
-        network = timm.create_model(name, num_classes=0)
-        torch.save(network.state_dict(), tmp_path / "w.pth")
-        with pytest.raises(UsageError, match=r"plain vision transformer|another architecture"):
-            load_stock(f"timm:{name}@{tmp_path / 'w.pth'}")
 
 
 def test_what_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:

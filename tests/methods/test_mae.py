@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from methods import vit
 from methods.selfsoup.objectives import mae
 from methods.stock import Architecture, Weights, build_encoder
 from methods.training import reset
@@ -82,14 +83,14 @@ def test_random_orders_are_independent_uniform_permutations() -> None:
 
 def test_encoding_every_patch_is_the_ordinary_encoder(encoder: nn.Module, images: Tensor) -> None:
     every = torch.arange(16).expand(5, 16)
-    ours = mae.encode_visible(encoder, mae.patchify(images, 4), every)
+    ours = vit.encode_visible(encoder, mae.patchify(images, 4), every)
     assert torch.allclose(ours, encoder.forward_features(images), atol=1e-5)  # type: ignore[operator]
 
 
 def test_hidden_pixels_are_never_read(encoder: nn.Module, images: Tensor) -> None:
     order = mae.random_order(5, 16, seeded())
     images.requires_grad_()
-    mae.encode_visible(encoder, mae.patchify(images, 4), order[:, :4]).square().sum().backward()  # type: ignore[no-untyped-call]
+    vit.encode_visible(encoder, mae.patchify(images, 4), order[:, :4]).square().sum().backward()  # type: ignore[no-untyped-call]
     assert images.grad is not None
     reached = mae.patchify(images.grad, 4).abs().amax(2)
     assert (reached.gather(1, order[:, :4]) > 0).all()
@@ -98,7 +99,7 @@ def test_hidden_pixels_are_never_read(encoder: nn.Module, images: Tensor) -> Non
 
 def test_the_class_token_is_always_there(encoder: nn.Module, images: Tensor) -> None:
     ids = torch.zeros(5, 0, dtype=torch.int64)
-    alone = mae.encode_visible(encoder, mae.patchify(images, 4), ids)
+    alone = vit.encode_visible(encoder, mae.patchify(images, 4), ids)
     assert alone.shape == (5, 1, 16)
     assert torch.equal(alone[0], alone[4])
 
@@ -218,7 +219,7 @@ def test_the_first_blocks_of_the_decoder_can_be_taken_alone(encoder: nn.Module, 
         assert torch.allclose(objective.loss(encoder, [images], seeded(7)), theirs, rtol=1e-5)
     for wrong, sentence in ((0, "at least 1"), (4, "has 3 blocks")):
         with pytest.raises(ValueError, match=sentence):
-            mae.Config(decoder_depth=wrong).decoder(deep)
+            mae.Config(decoder_depth=wrong).depth(deep)
 
 
 def test_a_prediction_at_a_visible_patch_changes_nothing(encoder: nn.Module, images: Tensor) -> None:

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from methods.selfsoup.objectives import base, lejepa_official, mmcr_official, mocov3_official
 from methods.selfsoup.objectives.lejepa import random_slices, sigreg
-from methods.selfsoup.objectives.lejepa_official import centred_prediction_loss, encode
+from methods.selfsoup.objectives.lejepa_official import centred_prediction_loss
 from methods.selfsoup.objectives.mmcr_official import manifold_loss
 from methods.stock import Architecture, Weights, build_encoder
 from methods.training import reset
 from methods.views import Views
+from methods.vit import encode
 
 SMALL = Architecture(image_size=32, patch_size=8, dim=16, depth=1, heads=2)
 

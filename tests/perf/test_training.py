@@ -16,6 +16,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torchvision import transforms
 
+from methods import vit
 from methods.selfsoup.objectives import mae
 from methods.stock import Architecture, build_encoder
 from methods.training import Group, reset, schedule, train
@@ -49,7 +50,7 @@ def test_an_encoder_that_sees_a_quarter_of_the_patches_is_three_times_as_fast(be
     kept = mae.visible_patches(64, 0.75)
 
     def step(seen: int) -> None:
-        mae.encode_visible(encoder, patches, order[:, :seen]).square().mean().backward()  # type: ignore[no-untyped-call]
+        vit.encode_visible(encoder, patches, order[:, :seen]).square().mean().backward()  # type: ignore[no-untyped-call]
         encoder.zero_grad()
 
     step(64)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from methods.stock import Architecture, Weights
+from methods.stock import AnyArchitecture, Weights
 from methods.team import Share
 from methods.training import reset
 from methods.views import Views
@@ -59,7 +59,7 @@ class Config(Protocol):
     @property
     def cost(self) -> float: ...
 
-    def flops(self, shape: Architecture) -> float:
+    def flops(self, shape: AnyArchitecture) -> float:
         """Floating-point operations that training spends on one image: its views, forward and backward."""
         ...
 

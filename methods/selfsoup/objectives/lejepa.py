@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Architecture, Weights
+from methods.stock import AnyArchitecture, Weights
 
 _KNOTS = 17
 _LIMIT = 3.0
@@ -39,7 +39,7 @@ class Config:
     def cost(self) -> float:
         return 2.0 * self.crops
 
-    def flops(self, shape: Architecture) -> float:
+    def flops(self, shape: AnyArchitecture) -> float:
         head = flops.layers((shape.dim, 4 * shape.dim, self.projection, self.slices))
         return self.crops * (flops.training(shape) + 3 * head)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from methods import flops
 from methods.selfsoup.objectives import base
 from methods.selfsoup.objectives.lejepa import random_slices, sigreg
-from methods.stock import Architecture, Weights
+from methods.stock import AnyArchitecture, Weights
 from methods.views import Views
+from methods.vit import encode
 
 _LOCAL_SIDE = 3 / 7  # 96 of 224 pixels
 
@@ -49,34 +48,19 @@ class Config:
     def cost(self) -> float:
         return 2.0 * (self.globals_ + _LOCAL_SIDE**2 * self.locals_)
 
-    def flops(self, shape: Architecture) -> float:
-        small = (local_side(shape) // shape.patch_size) ** 2
+    def flops(self, shape: AnyArchitecture) -> float:
+        small = flops.training(shape, side=shape.smaller(_LOCAL_SIDE)) if self.locals_ else 0.0
         head = 3 * flops.layers((shape.dim, self.hidden, self.hidden, self.out, self.slices))
-        bodies = self.globals_ * flops.training(shape) + self.locals_ * flops.training(shape, small)
+        bodies = self.globals_ * flops.training(shape) + self.locals_ * small
         return bodies + (self.globals_ + self.locals_) * head
 
     def build(self, stock: Weights, generator: torch.Generator) -> GlobalAndLocal:
         return GlobalAndLocal(stock, self, generator)
 
 
-def local_side(shape: Architecture) -> int:
-    """Pixels along a side of the small views, a multiple of the patch."""
-    return max(1, round(shape.image_size * _LOCAL_SIDE / shape.patch_size)) * shape.patch_size
-
-
 def centred_prediction_loss(embeddings: Tensor, centres: int) -> Tensor:
     """Mean squared distance of all views from the mean of the first `centres` of them; [views, n, k] to a scalar."""
     return (embeddings - embeddings[:centres].mean(0)).square().mean()
-
-
-def encode(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The representation [n, dim] of images of any size that is a multiple of the patch; positions are resampled."""
-    vit = cast(Any, encoder)
-    grid = vit.patch_embed.proj(images)
-    positions = resample_abs_pos_embed(vit.pos_embed, new_size=list(grid.shape[2:]), num_prefix_tokens=1)
-    tokens = torch.cat([vit.cls_token.expand(len(images), -1, -1), grid.flatten(2).mT], dim=1) + positions
-    tokens = vit.norm(vit.blocks(vit.norm_pre(tokens)))
-    return cast(Tensor, vit.forward_head(tokens, pre_logits=True))
 
 
 class GlobalAndLocal(base.Objective):
@@ -89,7 +73,7 @@ class GlobalAndLocal(base.Objective):
         self.config = config
         self.views = config.globals_ + config.locals_
         shape = stock.architecture
-        self.side = local_side(shape)
+        self.side = shape.smaller(_LOCAL_SIDE) if config.locals_ else shape.image_size
         self.project = base.projector((shape.dim, config.hidden, config.hidden, config.out), generator, bias=True)
 
     def pipelines(self, views: Views) -> list[Views]:

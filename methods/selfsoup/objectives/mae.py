@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Architecture, Weights, sine_cosine_positions
+from methods.stock import AnyArchitecture, Weights, sine_cosine_positions
 from methods.training import reset
+from methods.vit import encode_visible, pick
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,36 @@ class Config:
         if self.decoder_depth is not None and self.decoder_depth < 1:
             raise ValueError(f"decoder_depth must be at least 1, not {self.decoder_depth}")
 
-    def decoder(self, shape: Architecture) -> Architecture:
-        """The stock's shape with the decoder that is trained. Raises ValueError where the stock's is not as deep."""
+    def depth(self, shape: AnyArchitecture) -> int:
+        """How many blocks of the decoder are trained. Raises ValueError where the stock's is not as deep."""
         depth = shape.decoder_depth if self.decoder_depth is None else self.decoder_depth
         if depth > shape.decoder_depth:
             raise ValueError(f"the stock's decoder has {shape.decoder_depth} blocks; decoder_depth cannot be {depth}")
-        return replace(shape, decoder_depth=depth)
+        return depth
 
     @property
     def cost(self) -> float:
         return (1.5 - self.mask_ratio) / 0.75
 
-    def flops(self, shape: Architecture) -> float:
+    def flops(self, shape: AnyArchitecture) -> float:
+        need_patches(shape)
         visible = visible_patches(shape.tokens, self.mask_ratio)
-        width, every = shape.decoder_dim, shape.tokens + 1
-        pixels = 3 * shape.patch_size**2
-        decoder = (visible + 1) * flops.layers((shape.dim, width)) + flops.blocks(
-            width, self.decoder(shape).decoder_depth, every
-        )
-        return flops.training(shape, visible) + 3 * (decoder + (every - 1 - visible) * flops.layers((width, pixels)))
+        seen, hidden = shape.prefix + visible, shape.tokens - visible
+        width, pixels = shape.decoder_dim, 3 * shape.patch_size**2
+        decoder = seen * flops.layers((shape.dim, width)) + flops.blocks(width, self.depth(shape), seen + hidden)
+        return flops.training(shape, visible=visible) + 3 * (decoder + hidden * flops.layers((width, pixels)))
 
     def build(self, stock: Weights, generator: torch.Generator) -> MaskedAutoencoding:
         return MaskedAutoencoding(stock, self, generator)
+
+
+def need_patches(shape: AnyArchitecture) -> None:
+    """Raise ValueError for a network whose patches cannot be hidden from it."""
+    if not shape.tokens:
+        raise ValueError(
+            f"masked autoencoding (mae) leaves out patches, and this network ({shape.description}) has no tokens of "
+            "single patches; take the objectives mocov3, mmcr or lejepa, or their official forms"
+        )
 
 
 def visible_patches(patches: int, mask_ratio: float) -> int:
@@ -87,29 +96,6 @@ def random_order(count: int, patches: int, generator: torch.Generator) -> Tensor
     return torch.rand(count, patches, generator=generator, device=generator.device).argsort(1)
 
 
-def pick(tokens: Tensor, ids: Tensor) -> Tensor:
-    """tokens[i, ids[i, j]]: [n, L, d] and [n, m] to [n, m, d]."""
-    count, length, _ = tokens.shape
-    starts = torch.arange(0, count * length, length, device=ids.device)[:, None]
-    return tokens.flatten(0, 1)[ids + starts]
-
-
-def encode_visible(encoder: nn.Module, patches: Tensor, ids: Tensor) -> Tensor:
-    """Tokens of the class token and the visible patches only, [n, 1 + m, dim], through all blocks and the final norm.
-
-    patches: [n, L, 3 p^2] of `patchify`; ids: [n, m] which of them are visible. The convolution of the patch embedding
-    is applied as the linear map it is, so hidden patches are never read.
-    """
-    vit = cast(Any, encoder)
-    kernel = vit.patch_embed.proj.weight
-    linear = kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1)
-    positions = vit.pos_embed[0]
-    tokens = F.linear(pick(patches, ids), linear, vit.patch_embed.proj.bias) + positions[1:][ids]
-    first = (vit.cls_token + positions[:1]).expand(len(tokens), -1, -1)
-    tokens = vit.blocks(vit.norm_pre(torch.cat([first, tokens], dim=1)))
-    return cast(Tensor, vit.norm(tokens))
-
-
 def pixel_targets(patches: Tensor, *, norm_pix: bool) -> Tensor:
     """What to predict: the patches, or (x - mean) / sqrt(var + 1e-6) of each patch with its unbiased variance."""
     if not norm_pix:
@@ -127,20 +113,24 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """Transformer decoder: all tokens of the encoder to pixels of the patches that were hidden."""
+    """Transformer decoder: all tokens of the encoder to pixels of the patches that were hidden.
+
+    depth: how many blocks it has, None for those of the architecture.
+    """
 
     positions: Tensor
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: AnyArchitecture, depth: int | None = None) -> None:
         super().__init__()
         norm: Any = partial(nn.LayerNorm, eps=architecture.layer_norm_eps)
         width = architecture.decoder_dim
+        self.prefix = architecture.prefix
         self.embed = nn.Linear(architecture.dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.Sequential(
             *(
                 Block(width, architecture.decoder_heads, qkv_bias=True, norm_layer=norm)
-                for _ in range(architecture.decoder_depth)
+                for _ in range(architecture.decoder_depth if depth is None else depth)
             )
         )
         self.norm = norm(width)
@@ -151,16 +141,17 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
         """Predicted pixels of the hidden patches, [n, hidden, 3 p^2], in the order in which `order` names them.
 
-        tokens: [n, 1 + visible, dim]; order: [n, L], visible patches first.
+        tokens: [n, prefix + visible, dim], class and register tokens first; order: [n, L], visible patches first.
         """
         tokens = self.embed(tokens)
-        visible = tokens.shape[1] - 1
+        prefix = self.prefix
+        visible = tokens.shape[1] - prefix
         ids, hidden = order[:, :visible], order[:, visible:]
         places = self.positions[0, 1:]
         # Attention does not care about order, so tokens stay shuffled and only their positions follow `order`.
-        seen = torch.cat([tokens[:, :1] + self.positions[:, :1], tokens[:, 1:] + places[ids]], dim=1)
+        seen = torch.cat([tokens[:, :prefix] + self.positions[:, :1], tokens[:, prefix:] + places[ids]], dim=1)
         everything = torch.cat([seen, self.mask_token + places[hidden]], dim=1)
-        decoded = self.blocks(everything)[:, 1 + visible :]
+        decoded = self.blocks(everything)[:, prefix + visible :]
         return cast(Tensor, self.pred(self.norm(decoded)))
 
 
@@ -171,10 +162,11 @@ class MaskedAutoencoding(base.Objective):
 
     def __init__(self, stock: Weights, config: Config, generator: torch.Generator) -> None:
         super().__init__()
+        need_patches(stock.architecture)
         self.config = config
         self.patch_size = stock.architecture.patch_size
         self.visible = visible_patches(stock.architecture.tokens, config.mask_ratio)
-        self.decoder = Decoder(config.decoder(stock.architecture)).to(generator.device)
+        self.decoder = Decoder(stock.architecture, config.depth(stock.architecture)).to(generator.device)
         pretrained = stock.part("decoder")
         if pretrained:
             self.decoder.load_state_dict({name: pretrained[name] for name in self.decoder.state_dict()})

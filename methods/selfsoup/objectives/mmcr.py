@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Architecture, Weights
+from methods.stock import AnyArchitecture, Weights
 
 _SMALLEST = 1e-6
 
@@ -23,7 +23,7 @@ class Config:
     local: bool = True
     cost = 2.4
 
-    def flops(self, shape: Architecture) -> float:
+    def flops(self, shape: AnyArchitecture) -> float:
         head = flops.layers((shape.dim, 4 * shape.dim, shape.dim))
         return flops.training(shape) + flops.forward(shape) + 4 * head
 

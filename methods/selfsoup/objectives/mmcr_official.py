@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Architecture, Weights
+from methods.stock import AnyArchitecture, Weights
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Config:
     def cost(self) -> float:
         return (2.4 if self.momentum else 1.8) * self.crops
 
-    def flops(self, shape: Architecture) -> float:
+    def flops(self, shape: AnyArchitecture) -> float:
         project = flops.layers((shape.dim, self.hidden, self.hidden, self.out))
         average = flops.forward(shape) + project if self.momentum else 0.0
         return self.crops * (flops.training(shape) + 3 * project + average)

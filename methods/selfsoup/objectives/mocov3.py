@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from methods import flops
 from methods.selfsoup.objectives import base
-from methods.stock import Architecture, Weights
+from methods.stock import AnyArchitecture, Weights
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Config:
     def cost(self) -> float:
         return 4.8 if self.symmetric else 2.4
 
-    def flops(self, shape: Architecture) -> float:
+    def flops(self, shape: AnyArchitecture) -> float:
         head = flops.layers((shape.dim, 4 * shape.dim, shape.dim))
         one = flops.training(shape) + flops.forward(shape) + (4 if self.key_head else 3) * head
         return 2 * one if self.symmetric else one

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from methods import flops
 from methods.selfsoup.objectives import base
 from methods.selfsoup.objectives.mocov3 import info_nce
-from methods.stock import Architecture, Weights
+from methods.stock import AnyArchitecture, Weights
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Config:
     """Options of MoCo v3; defaults are those of its ViT-B.
 
     temperature: positive. momentum: where the moving average starts, rising to 1 by a cosine. hidden, out: widths of
-    the projector (three layers) and the predictor (two). freeze_patches: the patch embedding stays as it is.
+    the projector (three layers) and the predictor (two). freeze_patches: the patch embedding, where the
+    network has one, stays as it is.
     """
 
     temperature: float = 0.2
@@ -35,11 +36,12 @@ class Config:
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must lie in [0, 1], not {self.momentum}")
 
-    def flops(self, shape: Architecture) -> float:
+    def flops(self, shape: AnyArchitecture) -> float:
         project = flops.layers((shape.dim, self.hidden, self.hidden, self.out))
         predict = flops.layers((self.out, self.hidden, self.out))
-        frozen = flops.embedding(shape, shape.tokens) if self.freeze_patches else 0.0
-        return 2 * (flops.training(shape) - frozen + flops.forward(shape) + 4 * project + 3 * predict)
+        encoder = shape.operations()
+        training = encoder.frozen if self.freeze_patches else encoder.training
+        return 2 * (training + encoder.forward + 4 * project + 3 * predict)
 
     def build(self, stock: Weights, generator: torch.Generator) -> MomentumContrast:
         return MomentumContrast(stock, self, generator)
@@ -63,8 +65,9 @@ class MomentumContrast(base.Objective):
         self.predict = base.projector((config.out, config.hidden, config.out), generator, last_norm=True)
 
     def prepare(self, encoder: nn.Module, steps: int) -> None:
-        if self.config.freeze_patches:
-            encoder.get_submodule("patch_embed").requires_grad_(False)
+        embedding = getattr(encoder, "patch_embed", None)
+        if self.config.freeze_patches and isinstance(embedding, nn.Module):
+            embedding.requires_grad_(False)
         self.encoder = base.Momentum(encoder, self.config.momentum, steps)
         self.projected = base.Momentum(self.project, self.config.momentum, steps)
 
