@@ -22,9 +22,10 @@ from bench.shifts.base import labelled_source, limit_ids
 from bench.trial import CLEAN
 from methods.base import Labelled, Unsupported
 from methods.mixing import MIXERS, Mixer, Uniform, Weighted
+from methods.remeasure import Remeasure, remeasured
 from methods.season import Schedule, SelfSeasoning, Supervised, learned_soup, self_seasoned, supervised_seasoned
 from methods.selfsoup.mixes import read_options
-from methods.soup import Interpolation, accuracy, combine_tensor, interpolate, refuse_tensor
+from methods.soup import Interpolation, accuracy, combine_tensor, interpolate, measured, refuse_tensor
 from methods.stock import Weights
 
 _STATISTICS = ("running_mean", "running_var")
@@ -113,7 +114,7 @@ def _refuse_strangers(ingredients: Sequence[Checkpoint], average_statistics: boo
     if not average_statistics and any(name.endswith(_STATISTICS) for name in first):
         raise UsageError(
             "these models hold BatchNorm statistics, and the average of those belongs to no model; add "
-            "--average-statistics and measure them again on clean train images (methods.soup.reestimate_batch_norm)"
+            "--average-statistics and measure them again on clean train images (methods.remeasure)"
         )
 
 
@@ -218,7 +219,8 @@ def connect(
     _need_classifiers([first, second], ends, data)
     positions = [step / (steps - 1) for step in range(steps)]
     device = torch.device(pick_device("auto"))
-    scores = [accuracy(interpolate(ends, None, Interpolation(at)), data, device) for at in positions]
+    between = (interpolate(ends, None, Interpolation(at)) for at in positions)
+    scores = [accuracy(measured(weights, data, device), data, device) for weights in between]
     gaps = [(1 - at) * scores[0] + at * scores[-1] - score for at, score in zip(positions, scores, strict=True)]
     barrier = max(0.0, *gaps)
     if as_json:
@@ -262,7 +264,7 @@ def season(
         _need_classifiers(files, inputs, data)
     generator = torch.Generator(device=pick_device("auto")).manual_seed(seed)
     try:
-        soup = chosen()
+        soup = remeasured([chosen()], data, Remeasure(), generator)
     except ValueError as error:
         raise UsageError(str(error)) from None
     facts = {

@@ -83,6 +83,7 @@ def fine_tunings(
     values = {field.name: getattr(options, field.name) for field in fields(FineTune)}
     image = flops.training(stock.architecture) + 3 * flops.layers((stock.architecture.dim, source.classes))
     work = Work(options.epochs * len(source) * image, steps_of(options, source))
+    shared = not stock.batch_norm  # which would see a share of a batch only
     seen: list[tuple[int, float]] = []
     jobs = []
     for encoder, scale in zip(encoders, scales, strict=True):
@@ -91,7 +92,7 @@ def fine_tunings(
         config = Repeat(**(values | {"lr": options.lr * scale}), draw=draw)
         name = encoder.label if isinstance(encoder, Job) else "the stock"
         label = f"fine-tune {name} at lr {config.lr:g}"
-        jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, shared=True, work=work))
+        jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, shared=shared, work=work))
     return jobs
 
 

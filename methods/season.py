@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from methods.base import Labelled, Unlabelled
 from methods.mixing import Weighted
+from methods.norms import use_batch_statistics
 from methods.soup import combine_tensor, uniform_soup
 from methods.stock import Classifier, Normalise, Weights
 from methods.training import Batches
@@ -184,10 +185,12 @@ def self_seasoned(
 ) -> Weights:
     """Encoders mixed with the coefficients that lower the neighbour entropy of unlabelled images; a job function.
 
-    Fuller et al. 2026, section 3.3, with Adam as released. Only `encoder.*` is mixed and returned.
+    Fuller et al. 2026, section 3.3, with Adam as released. Only `encoder.*` is mixed and returned. BatchNorm
+    normalises with each batch meanwhile; the averaged statistics that are returned are to be measured again.
     """
     stock = inputs[0]
     encoder = stock.architecture.build().to(generator.device).eval()
+    use_batch_statistics(encoder)
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
     shares = learn_coefficients(
         Mixture(encoder, [weights.part("encoder") for weights in inputs], layerwise=config.layerwise),
@@ -201,9 +204,11 @@ def self_seasoned(
 def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, generator: torch.Generator) -> Weights:
     """Classifiers mixed with the coefficients that lower the cross-entropy of held-out clean images; a job function.
 
-    The learned soup of Wortsman et al. 2022 (appendix I), per layer if `config.layerwise`.
+    The learned soup of Wortsman et al. 2022 (appendix I), per layer if `config.layerwise`. BatchNorm as in
+    `self_seasoned`.
     """
     model = Classifier.of(inputs[0]).to(generator.device).eval()
+    use_batch_statistics(model)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
@@ -284,24 +289,29 @@ def supervised_seasoned(
     """Encoders mixed with the best of random coefficients by leave-one-out neighbours on labelled clean images.
 
     Fuller et al. 2026, section 3.3 (supervised seasoning); a job function. Only `encoder.*` is mixed and returned.
+    BatchNorm as in `self_seasoned`.
     """
     encoders = [_encoder_of(weights) for weights in inputs]
     stock = inputs[0]
     encoder = stock.architecture.build().to(generator.device).eval()
+    layers = use_batch_statistics(encoder)
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
     mixture = Mixture(encoder, [weights.part("encoder") for weights in inputs])
     exponential = torch.empty(config.draws, len(inputs), dtype=torch.float64, device=generator.device)
     shares = exponential.exponential_(generator=generator)
     shares[0] = 1
     shares /= shares.sum(1, keepdim=True)
-    labels = data.labels.to(generator.device)
+    # Images may be sorted by class, and batches of one class would have other statistics.
+    mixed_up = torch.randperm(len(data), generator=generator, device=generator.device)
+    order = mixed_up.to(data.images.device) if layers else torch.arange(len(data), device=data.images.device)
+    labels = data.labels.to(order.device)[order].to(generator.device)
     scores = []
     for row in shares:
         mixture.write(row[None])
         features = torch.cat(
             [
-                encoder(normalise(data.images[low : low + 512].to(generator.device).float() / 255))
-                for low in range(0, len(data), 512)
+                encoder(normalise(data.images[rows].to(generator.device).float() / 255))
+                for rows in torch.split(order, 512)
             ]
         )
         scores.append(nearest_neighbour_accuracy(features, labels, data.classes, config.neighbours, config.temperature))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.base import Labelled, Unlabelled
 from methods.mixing import Mixer, Uniform, Wise
-from methods.norms import batch_norm_layers
+from methods.remeasure import Remeasure, remeasured
 from methods.stock import Classifier, Weights
 
 _BATCH = 512
@@ -87,15 +87,15 @@ def greedy_soup(
     """Start from the best classifier; add each next one if the mean is then no worse on held-out clean images.
 
     Wortsman et al. 2022, recipe 1. A job function; the candidates are tried from best to worst, equal ones in the
-    order given. Raises as `uniform_soup` does.
+    order given, all with BatchNorm statistics of the held-out images. Raises as `uniform_soup` does.
     """
     device = generator.device if generator is not None else torch.device("cpu")
-    scores = [accuracy(weights, data, device) for weights in inputs]
+    scores = [accuracy(measured(weights, data, device), data, device) for weights in inputs]
     order = sorted(range(len(inputs)), key=lambda number: -scores[number])
     chosen = [inputs[order[0]]]
     best = scores[order[0]]
     for number in order[1:]:
-        score = accuracy(uniform_soup([*chosen, inputs[number]]), data, device)
+        score = accuracy(measured(uniform_soup([*chosen, inputs[number]]), data, device), data, device)
         if score > best or (config.ties and score == best):
             chosen.append(inputs[number])
             best = score
@@ -157,11 +157,12 @@ def connectivity(
     count = len(inputs)
     pairs = [(number, (number + 1) % count) for number in range(count if count > 2 else 1)]
     positions = torch.linspace(0, 1, config.points, dtype=torch.float64)
-    ends = [accuracy(weights, data, device) for weights in inputs]
+    ends = [accuracy(measured(weights, data, device), data, device) for weights in inputs]
     rows = []
     for a, b in pairs:
         between = (interpolate((inputs[a], inputs[b]), None, Interpolation(float(x))) for x in positions[1:-1])
-        rows.append([ends[a], *(accuracy(weights, data, device) for weights in between), ends[b]])
+        inner = (accuracy(measured(weights, data, device), data, device) for weights in between)
+        rows.append([ends[a], *inner, ends[b]])
     tensors = {
         "pairs": torch.tensor(pairs),
         "positions": positions,
@@ -226,6 +227,11 @@ def diagonal_fisher(weights: Weights, data: Unlabelled, config: Fisher, device: 
     return {name: (value / len(data)).cpu() for name, value in total.items()}
 
 
+def measured(weights: Weights, data: Unlabelled, device: torch.device) -> Weights:
+    """A mixture as it can be judged: with BatchNorm statistics of the images that it is judged by."""
+    return remeasured([weights], data, Remeasure(), torch.Generator(device).manual_seed(0))
+
+
 @torch.no_grad()
 def accuracy(weights: Weights, data: Labelled, device: torch.device) -> float:
     """The fraction of labelled images that a classifier gets right, in [0, 1]."""
@@ -235,36 +241,6 @@ def accuracy(weights: Weights, data: Labelled, device: torch.device) -> float:
         images = data.images[low : low + _BATCH].to(device).float() / 255
         right += (model(images).argmax(1) == data.labels[low : low + _BATCH].to(device)).sum()
     return int(right) / len(data)
-
-
-@torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Give every BatchNorm the cumulative statistics of clean train batches, float [n, 3, h, w] in [0, 1], as mixing
-    leaves those of no model; gives the number of such layers.
-
-    Weights, mode and momentum of the model are as before. Raises ValueError where there are layers and no batches.
-    """
-    layers = batch_norm_layers(model)
-    if not layers:
-        return 0
-    momenta = [layer.momentum for layer in layers]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a cumulative average
-        layer.train()
-    seen = 0
-    for images in batches:
-        model(images)
-        seen += 1
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode
-    if not seen:
-        raise ValueError("BatchNorm statistics need clean train images; give at least one batch")
-    return len(layers)
 
 
 def _combine(inputs: Sequence[Weights], mix: Callable[[str, Sequence[Tensor]], Tensor]) -> Weights:

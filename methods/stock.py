@@ -165,6 +165,11 @@ class Weights:
             sha.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
         return f"sha256:{sha.hexdigest()}"
 
+    @property
+    def batch_norm(self) -> bool:
+        """Whether there are running statistics of BatchNorm, which belong to one model and one training process."""
+        return any(name.endswith(".running_mean") for name in self.tensors)
+
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under a prefix ("encoder", "decoder", "head"), with the prefix taken off."""
         return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(f"{prefix}.")}

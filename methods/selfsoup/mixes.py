@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from methods import mixing, season, soup
-from methods.base import Job, JobFunction, Labelled, Unlabelled, Unsupported
+from methods import flops, mixing, season, soup
+from methods.base import Job, JobFunction, Labelled, Unlabelled, Unsupported, Work
 from methods.finetune import FineTune
+from methods.remeasure import Remeasure, remeasured
 from methods.stock import Weights
 
 CONNECTIVITY = "connectivity"
@@ -20,6 +21,7 @@ class Mix:
     """What a way of mixing needs. `config` is the class of its options, None where it has none.
 
     data: nothing, held-out labelled images, or clean images without labels. stock: it measures from the stock.
+    averages: its weights are those of no ingredient, so BatchNorm statistics must be measured again.
     of: which weights it can mix, encoders, classifiers, or both.
     """
 
@@ -27,6 +29,7 @@ class Mix:
     config: type | None
     data: Literal["none", "held_out", "images"] = "none"
     stock: bool = False
+    averages: bool = True
     of: Literal["both", "encoders", "classifiers"] = "both"
 
 
@@ -37,9 +40,9 @@ MIXES: dict[str, Mix] = {
     "task_arithmetic": Mix(soup.mixed_soup, mixing.TaskArithmetic, stock=True),
     "ties": Mix(soup.mixed_soup, mixing.Ties, stock=True),
     "greedy": Mix(soup.greedy_soup, soup.Greedy, "held_out", of="classifiers"),
-    "best": Mix(soup.best_ingredient, None, "held_out", of="classifiers"),
+    "best": Mix(soup.best_ingredient, None, "held_out", averages=False, of="classifiers"),
     "learned": Mix(season.learned_soup, season.Schedule, "held_out", of="classifiers"),
-    "ensemble": Mix(soup.ensemble, None, of="classifiers"),
+    "ensemble": Mix(soup.ensemble, None, averages=False, of="classifiers"),
     "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
     "seasoned": Mix(season.self_seasoned, season.SelfSeasoning, "images", of="encoders"),
     "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "held_out", of="encoders"),
@@ -103,7 +106,8 @@ def mix_job(
 ) -> Job:
     """The job that mixes ingredients in the way that `text` says.
 
-    `stock` is what all ingredients started from, of the same kind as they. Raises Unsupported for an unknown way or
+    `stock` is what all ingredients started from, of the same kind as they. BatchNorm statistics of the mixture are
+    measured again on `source`, never on test images. Raises Unsupported for an unknown way or
     option, for one that mixes the other kind of weights, and where held-out labels are needed and there are none.
     """
     name, *pairs = text.split(":")
@@ -122,7 +126,19 @@ def mix_job(
             raise Unsupported(f"'{name}' chooses by held-out labelled images; set the option holdout, as in 0.1")
         data = held_out
     inputs = (stock, *ingredients) if mix.stock else tuple(ingredients)
-    return Job(mix.function, config, inputs, data, f"{text} soup")
+    mixed = Job(mix.function, config, inputs, data, f"{text} soup")
+    start = _first(stock)
+    if not (mix.averages and start.batch_norm):
+        return mixed
+    how = Remeasure()
+    work = Work(min(how.images, len(source)) * flops.forward(start.architecture))
+    label = f"{text} soup, BatchNorm measured again"
+    return Job(remeasured, how, (mixed,), source.without_labels(), label, work=work)
+
+
+def _first(part: Job | Weights) -> Weights:
+    """The weights that a job started from."""
+    return part if isinstance(part, Weights) else _first(part.inputs[0])
 
 
 def read_options(config: type | None, pairs: Sequence[str], text: str) -> Any:

@@ -136,7 +136,10 @@ class ContinuedSoup(Recipe):
 
 
 class SingleIngredient(Recipe):
-    """One MAE ingredient given the self-supervised compute of the whole soup: is it the soup or only more training?"""
+    """One MAE ingredient given the self-supervised compute of the whole soup: is it the soup or only more training?
+
+    Of a stock that cannot be a masked autoencoder the first of the ingredients.
+    """
 
     access: ClassVar[Access] = SelfSoup.access
     pool: ClassVar[Literal["none", "clean", "shifted"]] = "shifted"
@@ -153,11 +156,14 @@ class SingleIngredient(Recipe):
         check(config)
         source, _ = selection(source, val, config)
         parsed = [read_ingredient(text, config) for text in config.ingredients if text != STOCK]
-        first = next((text for text in config.ingredients if text.startswith("mae")), "mae")
+        others = [text for text in config.ingredients if text != STOCK]
+        usual = "mae" if stock.architecture.tokens or not others else others[0]
+        first = next((text for text in others if text.startswith("mae")), usual)
         single = read_ingredient(first, config)
         steps = round(sum(item.steps * item.cost for item in parsed) / single.cost)
         single = replace(single, steps=steps)
-        trained = ingredient_job(single, stock, given(pool), f"one MAE ingredient, {steps} steps")
+        name = "MAE" if first.startswith("mae") else first
+        trained = ingredient_job(single, stock, given(pool), f"one {name} ingredient, {steps} steps")
         return {"": fine_tunings([trained], stock, source, config, (1.0,))[0]}
 
 
@@ -244,7 +250,8 @@ def ingredient_jobs(
         together = Together(tuple(read.values()), next(iter(read.values())).batch_size)
         work = Work(sum(job.work.flops for job in jobs.values() if job.work), next(iter(read.values())).steps)
         label = f"{len(read)} ingredients in lockstep"
-        row = Job(inter_train_together, together, (start,), pool, label, resumable=True, work=work, shared=True)
+        shared = not stock.batch_norm
+        row = Job(inter_train_together, together, (start,), pool, label, resumable=True, work=work, shared=shared)
         jobs = {
             text: Job(member, Member(number), (row,), None, job.label)
             for number, (text, job) in enumerate(jobs.items())
@@ -260,7 +267,7 @@ def ingredient_job(
     refuse_cut(config.accumulate, min(config.batch_size, len(pool)), "batch")
     inputs = (stock if start is None else start,)
     work = Work(flops, config.steps)
-    return Job(inter_train, config, inputs, pool, label, resumable=True, work=work, shared=True)
+    return Job(inter_train, config, inputs, pool, label, resumable=True, work=work, shared=not stock.batch_norm)
 
 
 def encoder_alone(

@@ -8,6 +8,7 @@ from torch import nn
 
 from methods.base import Labelled
 from methods.mixing import TaskArithmetic, Wise
+from methods.remeasure import reestimate_batch_norm
 from methods.soup import (
     Fisher,
     Greedy,
@@ -22,7 +23,6 @@ from methods.soup import (
     greedy_soup,
     interpolate,
     mixed_soup,
-    reestimate_batch_norm,
     uniform_soup,
 )
 from methods.stock import Architecture, Classifier, Weights, ready
