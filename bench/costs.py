@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from bench.cache import weights_path
 from bench.kitchen import all_jobs, cooked, job_key
 from bench.models import save_weights
 from bench.passes import forget_peak, peak_memory_mb
+from bench.pieces import kind_of, kind_of_stream, stock_of
 from bench.plan import Lane, Plan
 from bench.predict import Evaluation, Measured, evaluate
 from bench.protocols import Segment
 from bench.run import missing_streams
-from bench.trial import digest_of
 from bench.workers import set_threads
 from methods.base import Job, Labelled
 from methods.soup import ensemble
@@ -108,7 +108,7 @@ def _trainings(plan: Plan) -> Iterable[Cost]:
             if key not in todo:
                 continue
             todo.remove(key)
-            stock = _stock_of(job)
+            stock = stock_of(job)
             seconds = _training_seconds(job, stock, plan.device, seen)
             disk = sum(t.numel() * t.element_size() for name, t in stock.tensors.items() if name[:8] == "encoder.")
             flops = job.work.flops if job.work else None
@@ -119,16 +119,10 @@ def _training_seconds(job: Job, stock: Weights, device: str, seen: dict[str, flo
     """Seconds of a job, measured once for all that differ in rates, lengths and draws alone; None for what is short."""
     if job.work is None or not job.resumable:
         return None
-    kind = repr((job.function, _kind(job.config), len(job.data or ())))
+    kind = kind_of(job)
     if kind not in seen:
         seen[kind] = _seconds_per_flop(job, stock, device)
     return job.work.flops * seen[kind]
-
-
-def _kind(config: Any) -> Any:
-    """Options without those that change how long a training is but not how long a step takes."""
-    free = {"lr", "draw", "steps", "epochs", "weight_decay", "warmup", "head_warmup", "stop"}
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in free}
 
 
 def _seconds_per_flop(job: Job, stock: Weights, device: str) -> float:
@@ -199,9 +193,7 @@ def _streams(plan: Plan) -> Iterable[Cost]:
     probes: dict[str, _Stream] = {}
     for lane, work in by_lane.values():
         evaluation = work[0][0]
-        networks = len(lane.job.inputs) if lane.job is not None and lane.job.function is ensemble else 1
-        how = [evaluation.adapter, repr(evaluation.config), evaluation.model, evaluation.batch_size, networks]
-        kind = digest_of(how)
+        kind = kind_of_stream(evaluation, lane)
         if kind not in probes:
             with _ready(evaluation, lane) as ready:
                 probes[kind] = _probe_stream(ready, plan.device)
@@ -246,7 +238,7 @@ def _ready(evaluation: Evaluation, lane: Lane) -> Iterator[Evaluation]:
         return
     assert lane.job is not None
     classes = next(job.data.classes for job in all_jobs([lane.job]) if isinstance(job.data, Labelled))
-    stand_in = _stand_in(_stock_of(lane.job), classes)
+    stand_in = _stand_in(stock_of(lane.job), classes)
     if lane.job.function is ensemble:
         stand_in = ensemble([stand_in] * len(lane.job.inputs))
     path = weights_path(f"probe-{os.getpid()}-{stand_in.digest[-16:]}")
@@ -255,10 +247,6 @@ def _ready(evaluation: Evaluation, lane: Lane) -> Iterator[Evaluation]:
         yield replace(evaluation, weights=path.stem)
     finally:
         path.unlink()
-
-
-def _stock_of(job: Job) -> Weights:
-    return next(part for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights))
 
 
 def _stand_in(stock: Weights, classes: int) -> Weights:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from bench.cache import cache_dir, lock, weights_path
 from bench.errors import BenchError
 from bench.keeper import FileKeeper
+from bench.live import Teller, training_file
 from bench.models import load_weights, save_weights
 from bench.spread import Call, spread
 from bench.trial import digest_of
@@ -133,28 +134,52 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str, devices: int =
         draws = int(job_key(job, seed, code=False)[:15], 16)
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
         spent = devices if job.shared else 1
-        tasks[key] = Task(key, cook, (key, draws, order, device, job.label, stocks, spent), after, job.label)
+        steps = job.work.steps if job.work is not None else 0
+        tasks[key] = Task(key, cook, (key, draws, order, device, job.label, stocks, spent, steps), after, job.label)
     return list(tasks.values())
 
 
-def cook(key: str, draws: int, order: Order, device: str, label: str, stocks: Sequence[str], devices: int = 1) -> None:
+def cook(
+    key: str,
+    draws: int,
+    order: Order,
+    device: str,
+    label: str,
+    stocks: Sequence[str],
+    devices: int = 1,
+    steps: int = 0,
+) -> None:
     """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds.
 
     `stocks` are the digests of all weights that were given and not made on the way. A shared job may be spread over so
     many `devices`, whose seconds add up. Of several processes that are to cook the same, one does and the others wait.
+    A job of so many `steps` tells people where it is.
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
         if cooked(key) is None:
-            _cook(key, draws, order, device, label, stocks, devices)
+            _cook(key, draws, order, device, label, stocks, devices, steps)
 
 
-def _cook(key: str, draws: int, order: Order, device: str, label: str, stocks: Sequence[str], devices: int) -> None:
+def _cook(
+    key: str,
+    draws: int,
+    order: Order,
+    device: str,
+    label: str,
+    stocks: Sequence[str],
+    devices: int,
+    steps: int,
+) -> None:
     function, config, inputs, data, resumable = order.parts
     weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
     call = Call(function, weights, data, config, draws, device)
-    keeper = FileKeeper(_checkpoint(key))
+    teller = Teller(training_file(key), label)
+    keeper = FileKeeper(_checkpoint(key), tell=partial(teller.step, steps) if steps else None)
     start = time.perf_counter()
-    result = spread(call, keeper, devices) if devices > 1 else call.here(keeper if resumable else None)
+    try:
+        result = spread(call, keeper, devices) if devices > 1 else call.here(keeper if resumable else None)
+    finally:
+        teller.end()
     seconds = (keeper.seconds_before + time.perf_counter() - start) * devices
     bad = [name for name, tensor in result.tensors.items() if not torch.isfinite(tensor).all()]
     if bad:

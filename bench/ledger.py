@@ -24,10 +24,27 @@ class Planned:
     streams: Mapping[str, tuple[str, ...]]
 
 
-def write_ledger(folder: Path, rows: Sequence[Planned]) -> None:
-    """Leave what a run will measure in the folder. Raises BenchError where it cannot be written."""
+def write_ledger(folder: Path, rows: Sequence[Planned], trainings: Sequence[str] = ()) -> None:
+    """Leave what a run will measure, and the keys of what it trains for that, in the folder.
+
+    Raises BenchError where it cannot be written.
+    """
     values = [vars(row) | {"streams": dict(row.streams)} for row in rows]
     write_bytes(folder / "state" / f"planned-{digest_of(values)[:16]}.json", json.dumps(values).encode())
+    if trainings:
+        path = folder / "state" / f"trainings-{digest_of(list(trainings))[:16]}.json"
+        write_bytes(path, json.dumps(list(trainings)).encode())
+
+
+def read_trainings(folder: Path) -> list[str]:
+    """The keys of all trainings that runs of a folder wait for or waited for."""
+    keys: dict[str, None] = {}
+    for path in sorted((folder / "state").glob("trainings-*.json")):
+        try:
+            keys |= dict.fromkeys(TypeAdapter(list[str]).validate_json(path.read_bytes()))
+        except (OSError, ValidationError):
+            continue
+    return list(keys)
 
 
 def read_ledger(folder: Path) -> list[Planned]:

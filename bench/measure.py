@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.cache import lock
 from bench.keeper import FileKeeper
-from bench.live import Teller
+from bench.live import Teller, stream_file
 from bench.predict import Evaluation, Measured, evaluate_together
 from leaderboards.store import Store
 
@@ -37,7 +37,7 @@ def measure_together(*asked: Asked) -> list[list[Measured] | Exception | None]:
             locks.enter_context(lock(path))
         outcomes: list[list[Measured] | Exception | None] = [None] * len(asked)
         todo = [
-            (place, job, FileKeeper(checkpoint(out, name), place=None), Teller(out, name, label))
+            (place, job, FileKeeper(checkpoint(out, name), place=None), Teller(stream_file(out, name), label))
             for place, (job, out, name, keys, label) in enumerate(asked)
             if keys is None or not Store(out).has_done(keys)
         ]

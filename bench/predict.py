@@ -129,7 +129,11 @@ def _steps(
     segments = (*job.segments, *([job.clean] if job.clean is not None else []))
     progress = _Progress(keep, job.device)
     tallies = progress.restore(adapter)
-    yield sum(tally.done for tally in tallies)
+    images = sum(len(segment.ids) for segment in segments)
+    done = sum(tally.done for tally in tallies)
+    if teller is not None:
+        teller.begin(done / images)
+    yield done
     for number, segment in enumerate(segments):
         if number == len(tallies):
             tallies.append(Tally.empty(len(segment.ids)))
@@ -139,9 +143,10 @@ def _steps(
             before = sum(tally.done for tally in tallies[:number])
             for _ in _run_segment(adapter, shift, segment, job, passes, tallies[number], latest):
                 progress.look(adapter, tallies)
+                done = before + tallies[number].done
                 if teller is not None and teller.due():
-                    _tell(teller, shift, segment, job, tallies[number])
-                yield before + tallies[number].done
+                    _tell(teller, shift, segment, job, tallies[number], done / images)
+                yield done
     measured = [
         part
         for segment, tally in zip(job.segments, tallies, strict=False)
@@ -235,14 +240,14 @@ def _run_segment(
     tally.peak = max(peaks, default=None)
 
 
-def _tell(teller: Teller, shift: Shift, segment: Segment, job: Evaluation, tally: Tally) -> None:
+def _tell(teller: Teller, shift: Shift, segment: Segment, job: Evaluation, tally: Tally, share: float) -> None:
     ids, predicted = segment.ids[: tally.done], tally.columns["predicted"][: tally.done].numpy()
     answers = shift.answers(ids)
     hits = shift.labels(ids) == predicted if answers is None else answers[np.arange(len(ids)), predicted]
     names = [str(condition) for condition in segment.conditions]
     where = names[0] if len(names) == 1 else f"{len(names)} conditions"
     batches = [-(-count // job.batch_size) for count in (tally.done, len(segment.ids))]
-    teller.tell(where, batches[0], batches[1], float(np.mean(hits)))
+    teller.batch(where, batches[0], batches[1], float(np.mean(hits)), share)
 
 
 def _parts(shift: Shift, segment: Segment, job: Evaluation, tally: Tally) -> list[Measured]:

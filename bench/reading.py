@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from bench import live
 from bench.cache import cache_dir, write_bytes
 from bench.errors import MissingDataError, UsageError, nearest
 from bench.errors import ValidationError as InvalidResults
-from bench.ledger import read_ledger, running
+from bench.ledger import read_ledger, read_trainings, running
 from bench.output import print_json, print_rich, print_text, table
+from bench.progress import in_words, shown
 from leaderboards import compare, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.files import StoreError
@@ -48,7 +50,7 @@ def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
     """Print a line for each method, part and seed: conditions done, running, failed and missing, barrier, first error.
 
     The barrier is how many points of accuracy are lost between the ingredients of a soup, on held-out clean images.
-    `watch` does so again and again until nothing is missing.
+    `watch` does so again and again until nothing is missing, with where each training and stream is, and the time left.
     """
     lines = _standing(folder)
     if as_json:
@@ -57,22 +59,44 @@ def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
     if not watch:
         print_text(_standing_table(lines))
         return
-    console, took = Console(), 0.0
-    with Live(Text(_standing_table(lines)), console=console, auto_refresh=False) as live:
+    console, took, spoke = Console(), 0.0, time.monotonic()
+    with Live(_with_now(folder, lines), console=console, auto_refresh=False) as screen:
         while any(line["running"] or line["missing"] for line in lines):
             time.sleep(max(_SECONDS_BETWEEN_LOOKS, 5 * took))
             began = time.monotonic()
             before, lines = lines, _standing(folder)
             took = time.monotonic() - began  # a large folder is read less often
             if console.is_terminal:
-                live.update(Text(_standing_table(lines)), refresh=True)
-            elif lines != before:
-                sums = ((name, sum(int(line[name]) for line in lines)) for name in _STATES)
-                print_text(", ".join(f"{number} {name}" for name, number in sums))
-        live.update(Text(_standing_table(lines)), refresh=True)
+                screen.update(_with_now(folder, lines), refresh=True)
+            elif lines != before or time.monotonic() - spoke >= _SECONDS_OF_SILENCE:
+                spoke = time.monotonic()
+                print_text(_in_lines(folder, lines))
+        screen.update(Text(_standing_table(lines)), refresh=True)
+
+
+def _with_now(folder: Path, lines: list[dict[str, Any]]) -> RenderableType:
+    """What runs and the time that is left, and below it, as it may be long, the table of what is done."""
+    now = live.running(folder, read_trainings(folder)).values()
+    return Group(Text(_progress(folder)), shown(now), "", Text(_standing_table(lines)))
+
+
+def _in_lines(folder: Path, lines: list[dict[str, Any]]) -> str:
+    sums = ((name, sum(int(line[name]) for line in lines)) for name in _STATES)
+    counts = ", ".join(f"{number} {name}" for name, number in sums)
+    now = live.running(folder, read_trainings(folder)).values()
+    return "\n".join([*filter(None, (counts, _progress(folder))), *(f"  {each}" for each in now)])
+
+
+def _progress(folder: Path) -> str:
+    """How many of the trainings and streams have ended, and the time that is left; empty where no run is under way."""
+    left = live.left(folder)
+    if left is None:
+        return ""
+    return ", ".join(filter(None, (f"{left.done} of {left.of} trainings and streams", in_words(left))))
 
 
 _SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_OF_SILENCE = 30.0
 _STATES = ("done", "running", "failed", "missing")
 
 

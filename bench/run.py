@@ -19,11 +19,12 @@ from bench.fingerprint import environment
 from bench.kitchen import connectivity_of, fit_seconds, job_key
 from bench.ledger import Planned, write_ledger
 from bench.measure import checkpoint, forget, measure
+from bench.pieces import pieces_of
 from bench.plan import Lane, Plan, default_folder, make_plan
 from bench.predict import Evaluation, Measured
 from bench.protocols import Segment, chains
 from bench.spec import RunSpec
-from bench.together import run_streams
+from bench.together import run_streams, share_passes
 from bench.track import open_sink
 from bench.trial import CLEAN, Condition, digest_of
 from bench.watch import Watcher
@@ -83,7 +84,7 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     for plan in plans:
         write_settings(plan)
         rows = _ledger(plan)
-        write_ledger(plan.out, rows)
+        write_ledger(plan.out, rows, [task.key for task in plan.cooking])
         _forget_done(plan, rows)
         for task, lane, chain in missing_streams(plan):
             if task.key not in streams:
@@ -91,14 +92,15 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
             streams[task.key] = (plan, lane, chain)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         watcher.noted(note)
-    watcher.planned(len(cooking), len(streams), plans[0].jobs)
+    executor = executor_of(plans[0])
+    groups = groups_of(plans[0], tasks)
+    watcher.planned(pieces_of(plans, groups, {key: lane for key, (_, lane, _) in streams.items()}), plans[0].jobs)
     counts = {id(plan): Counter[str]() for plan in plans}
     errors: dict[int, dict[str, None]] = {id(plan): {} for plan in plans}
     try:
-        started = lambda task: watcher.started(task.label)  # noqa: E731
         with open_sink(plans[0].spec, plans[0].out) as sink:
-            for finished in run_streams(tasks, plans[0].jobs, plans[0].threads, started, executor_of(plans[0])):
-                watcher.finished(finished.task.label, finished.error)
+            for finished in run_streams(groups, plans[0].jobs, plans[0].threads, watcher.started, executor):
+                watcher.finished(finished.task, finished.error)
                 if finished.error is not None:
                     log.error("%s failed", finished.task.label, exc_info=finished.error)
                 if finished.task.key not in streams:
@@ -172,6 +174,11 @@ def executor_of(plan: Plan) -> Executor | None:
             "--launch slurm needs the extra scale; install it with: pip install 'soupbench[scale]'"
         ) from None
     return SlurmJobs(plan.spec.slurm, plan.out / "slurm", plan.jobs, plan.threads)
+
+
+def groups_of(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
+    """What runs as one: streams of the same images where they share a pass, and everything else alone."""
+    return [[task] for task in tasks] if plan.spec.launch == "slurm" else share_passes(tasks, plan.jobs)
 
 
 def missing_streams(plan: Plan) -> Iterator[tuple[Task, Lane, tuple[Segment, ...]]]:

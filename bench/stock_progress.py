@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import stocks
 from bench.errors import Interrupted
-from bench.output import print_text
+from bench.output import print_text, say
 from bench.shifts import SHIFTS
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -23,7 +22,7 @@ def make(spec: stocks.StockSpec, out: Path | None) -> None:
     plan = stocks.plan_stock(spec)
     shape = plan.recipe.architecture
     batch = min(plan.recipe.batch_size, len(plan.data))
-    _say(
+    say(
         f"{plan.source}; {shape.image_size} px, patches of {shape.patch_size}, width {shape.dim}, "
         f"{shape.depth} blocks; {plan.recipe.steps} steps of {batch} on {plan.device}"
     )
@@ -69,9 +68,4 @@ class _Shown:
         now = time.monotonic()
         if done == self._steps or now - self._spoke >= _SECONDS_BETWEEN_LINES:
             self._spoke = now
-            _say(f"[{done}/{self._steps}] steps{text}")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+            say(f"[{done}/{self._steps}] steps{text}")

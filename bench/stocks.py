@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from bench.cache import cache_dir, write_bytes
 from bench.devices import pick_device, pick_precision
 from bench.errors import BenchError, UsageError, nearest
 from bench.fingerprint import environment
-from bench.keeper import SECONDS, FileKeeper
+from bench.keeper import SECONDS, FileKeeper, Tell
 from bench.kitchen import job_key
 from bench.models import preprocessing_of, save_weights
 from bench.registry import plain_values
@@ -232,35 +231,28 @@ def _check_mask(recipe: Pretraining) -> None:
 
 
 class ShownKeeper(FileKeeper):
-    """A keeper that tells how many steps are done, and the loss at the last checkpoint (None before the first)."""
+    """A keeper that tells after every step how many are done, and the loss some moments ago (None at first)."""
 
-    def __init__(self, path: Path, tell: Callable[[int, float | None], None], seconds: float = SECONDS) -> None:
-        super().__init__(path, seconds)
-        self._tell = tell
+    def __init__(self, path: Path, tell: Tell, seconds: float = SECONDS) -> None:
+        super().__init__(path, seconds, tell=self._looked)
+        self._show = tell
         self._done = 0
         self._loss: float | None = None
         self.curve: list[float] = []
 
-    def load(self) -> dict[str, Any] | None:
-        state = super().load()
-        if state is not None:
-            self._done, self._loss = state["step"], float(state["losses"][-1])
-            self._tell(self._done, self._loss)
-        return state
+    def _looked(self, done: int, loss: float | None) -> None:
+        self._done, self._loss = done, loss
+        self._show(done, loss)
 
     def due(self) -> bool:
         self._done += 1
-        self._tell(self._done, self._loss)
+        self._show(self._done, self._loss)
         return super().due()
-
-    def save(self, state: dict[str, Any]) -> None:
-        super().save(state)
-        self._loss = float(state["losses"][-1])
 
     def finished(self, losses: Tensor) -> None:
         super().finished(losses)
         self.curve = losses.tolist()
-        self._tell(len(losses), float(losses[-1]))
+        self._show(len(losses), float(losses[-1]))
 
 
 def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) -> tuple[Weights, dict[str, object]]:
@@ -322,7 +314,7 @@ def where_to(spec: StockSpec, out: Path | None) -> Path:
 def make_stock(
     spec: StockSpec,
     out: Path,
-    tell: Callable[[int, float | None], None],
+    tell: Tell,
     plan: Planned | None = None,
     seconds: float = SECONDS,
 ) -> Weights:

@@ -16,18 +16,17 @@ _ROUNDS = 4
 
 
 def run_streams(
-    tasks: Sequence[Task],
+    grouped: Sequence[Sequence[Task]],
     jobs: int,
     threads: int,
     on_start: Callable[[Task], None] = lambda _: None,
     executor: Executor | None = None,
 ) -> Iterator[Finished]:
-    """`run_tasks`, with streams of the same images side by side in one task where no process lacks work for it.
+    """`run_tasks`, with each of the groups as one task: streams of the same images side by side in one pass.
 
     What fails in company is tried once more alone, so that no stream fails because of another one, be it for memory.
-    An `executor` gets every task alone.
     """
-    groups = {group[0].key: group for group in ([[task] for task in tasks] if executor else _groups(tasks, jobs))}
+    groups = {group[0].key: group for group in grouped}
     failed: set[str] = set()
     again: list[Task] = []
 
@@ -62,8 +61,8 @@ def _joined(group: Sequence[Task]) -> Task:
     return Task(first.key, measure_together, tuple(task.arguments for task in group), first.after, first.label)
 
 
-def _groups(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
-    """Tasks in order, with those that may share a pass at the place of the first of them.
+def share_passes(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
+    """Tasks in order, with streams that may share a pass in one group at the place of the first of them.
 
     With several processes there are at least four rounds of tasks for each, or nobody shares.
     """

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from bench.commands import RunProgress
 from bench.errors import UsageError
 from bench.output import print_json, print_text, table
 from bench.outside import load_object
+from bench.progress import RunProgress
 from bench.registry import parse_method, parse_setting
 from bench.run import Outcome, run_all
 from bench.shifts import load_shift

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from bench.eta import Piece
+from bench.workers import Task
+
 
 class Watcher:
     """What a run tells while it goes on; the default says nothing."""
 
-    def planned(self, trainings: int, streams: int, jobs: int) -> None:
-        """Called once, before the first task."""
+    def planned(self, pieces: Sequence[Piece], jobs: int) -> None:
+        """Called once, before the first task, with all that is to be done by `jobs` processes."""
 
     def noted(self, text: str) -> None:
         """Something that the user should know."""
 
-    def started(self, label: str) -> None:
+    def started(self, task: Task) -> None:
         """A task begins."""
 
-    def finished(self, label: str, error: Exception | None) -> None:
+    def finished(self, task: Task, error: Exception | None) -> None:
         """A task ended."""

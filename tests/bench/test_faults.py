@@ -23,6 +23,7 @@ from bench.reading import print_results
 from bench.run import Outcome
 from bench.spec import make_spec
 from bench.watch import Watcher
+from bench.workers import Task
 from leaderboards.verify import verify
 
 Quick = Callable[..., Outcome]
@@ -238,8 +239,8 @@ class Meddler(Watcher):
     def __init__(self, act: Callable[[], None]) -> None:
         self.act: Callable[[], None] | None = act
 
-    def started(self, label: str) -> None:
-        if "seed" in label and self.act is not None:
+    def started(self, task: Task) -> None:
+        if "seed" in task.label and self.act is not None:
             self.act()
             self.act = None
 
@@ -443,7 +444,7 @@ def test_a_folder_tells_what_is_done_running_failed_and_missing(
     seen = []
 
     class Looker(Watcher):
-        def finished(self, label: str, error: Exception | None) -> None:
+        def finished(self, task: Task, error: Exception | None) -> None:
             seen.append(rows())
 
     evaluate = measure.evaluate_together

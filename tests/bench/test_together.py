@@ -250,4 +250,4 @@ def test_only_the_same_stream_is_shared_and_by_at_most_eight(settings: dict[str,
 
 def _groups(spec: Any, jobs: int) -> Sequence[Sequence[Evaluation]]:
     tasks = [task for task, *_ in missing_streams(make_plan(spec))]
-    return [[task.arguments[0] for task in group] for group in together._groups(tasks, jobs)]
+    return [[task.arguments[0] for task in group] for group in together.share_passes(tasks, jobs)]
