@@ -24,6 +24,7 @@ from bench.spread import Call, spread
 from bench.trial import digest_of
 from bench.workers import Task
 from methods.base import Job
+from methods.mixing import Mixed
 from methods.stock import Weights
 
 
@@ -187,6 +188,8 @@ def _cook(
     facts: dict[str, Any] = {"label": label, "seconds": seconds, "stocks": list(stocks), "torch": torch.__version__}
     if devices > 1:
         facts["devices"] = devices
+    if isinstance(result, Mixed):
+        facts["shares"] = {layer: list(row) for layer, row in result.shares.items()}
     if keeper.losses:
         facts["losses"] = keeper.losses
     save_weights(weights_path(key), result, facts)
@@ -218,6 +221,18 @@ def connectivity_of(report: Job, seed: int) -> dict[str, Any]:
         for (a, b), row in zip(tensors["pairs"].tolist(), rows, strict=True)
     ]
     return {"n": int(tensors["images"]), "positions": tuple(tensors["positions"].tolist()), "lines": tuple(lines)}
+
+
+def mixture_of(job: Job, seed: int) -> dict[str, Any] | None:
+    """What the last way of mixing behind a result has chosen, in plain values; None where nothing was chosen."""
+    for part in reversed(all_jobs([job])):
+        if part.resumable or part.data is None:
+            continue
+        shares = (cooked(job_key(part, seed)) or {}).get("shares")
+        if shares:
+            names = tuple(i.label if isinstance(i, Job) else i.digest for i in part.inputs)
+            return {"ingredients": names, "shares": {layer: tuple(row) for layer, row in shares.items()}}
+    return None
 
 
 def fit_seconds(job: Job, seed: int) -> float:

@@ -107,18 +107,24 @@ def _standing(folder: Path) -> list[dict[str, Any]]:
 
     def row(shift: str, method: str, part: str | None, seed: int) -> dict[str, Any]:
         names = {"shift": shift, "method": method, "part": part or "", "seed": seed}
-        new = {**names, **dict.fromkeys(_STATES, 0), "barrier": None, "error": ""}
+        more = {"barrier": None, "barrier_images": None, "shares": None, "error": ""}
+        new = {**names, **dict.fromkeys(_STATES, 0), **more}
         return rows.setdefault((shift, method, part or "", seed), new)
 
     status = {record.key: record.status for record in records}
     now = running(folder, planned)
-    for record in records:
+    for each in planned:  # rows come in the order of the run
+        row(each.shift, each.method, each.part, each.seed)
+    for record in sorted(records, key=lambda r: (r.shift, r.method, r.part or "", r.seed)):
         line = row(record.shift, record.method, record.part, record.seed)
         if record.key not in now or record.status == "done":
             line[record.status] += 1
         line["error"] = line["error"] or record.error or ""
         if record.connectivity is not None:
             line["barrier"] = round(100 * record.connectivity.barrier, 2)
+            line["barrier_images"] = record.connectivity.n
+        if record.mixture is not None:
+            line["shares"] = [round(share, 4) for share in record.mixture.means]
     seen: set[str] = set()
     for each in planned:
         line = row(each.shift, each.method, each.part, each.seed)
@@ -132,8 +138,17 @@ def _standing(folder: Path) -> list[dict[str, Any]]:
 
 
 def _standing_table(lines: list[dict[str, Any]]) -> str:
-    shown = [["" if value is None else str(value) for value in line.values()] for line in lines]
-    return table(list(lines[0]), shown)
+    shown = []
+    for line in lines:
+        barrier, images, shares = (line[name] for name in ("barrier", "barrier_images", "shares"))
+        found = {
+            "barrier": "" if barrier is None else f"{barrier:g} on {images} images",
+            "shares": " ".join(f"{share:.2f}" for share in shares or ()),
+        }
+        shown.append({name: str(found.get(name, line[name])) for name in line if name != "barrier_images"})
+    empty = [name for name in ("barrier", "shares") if not any(line[name] for line in shown)]
+    columns = [name for name in shown[0] if name not in empty]
+    return table(columns, [[line[name] for name in columns] for line in shown])
 
 
 _BOARD: dict[str, Callable[[Board, bool, list[str]], str]] = {

@@ -16,7 +16,7 @@ import tomli_w
 from bench.cache import write_bytes
 from bench.errors import BenchError, UsageError, ValidationError
 from bench.fingerprint import environment
-from bench.kitchen import connectivity_of, fit_seconds, job_key
+from bench.kitchen import connectivity_of, fit_seconds, job_key, mixture_of
 from bench.ledger import Planned, write_ledger
 from bench.measure import checkpoint, forget, measure
 from bench.pieces import pieces_of
@@ -286,10 +286,12 @@ def _records(plan: Plan, lane: Lane, chain: tuple[Segment, ...], finished: Finis
         return
     seconds = fit_seconds(lane.job, lane.trial.seed) if lane.job is not None else 0.0
     lines = connectivity_of(lane.report, lane.trial.seed) if lane.report is not None else None
+    mixture = mixture_of(lane.job, lane.trial.seed) if lane.job is not None else None
+    found = {"connectivity": lines, "mixture": mixture}
     measured: Measured
     for measured in finished.value or ():
         n = len(measured.predictions.id)
-        record = _record(plan, lane, measured.condition, n, measured=measured, fit=seconds, connectivity=lines)
+        record = _record(plan, lane, measured.condition, n, measured=measured, fit=seconds, found=found)
         yield record, measured.predictions
 
 
@@ -300,7 +302,7 @@ def _record(
     n: int,
     measured: Measured | None = None,
     fit: float = 0.0,
-    connectivity: Mapping[str, Any] | None = None,
+    found: Mapping[str, Any] | None = None,
     error: str | None = None,
 ) -> Record:
     """The one place where records are made."""
@@ -337,7 +339,7 @@ def _record(
             "metrics": score(measured.predictions) if measured else None,
             "diagnostics": diagnose(measured.predictions, measured.clean_accuracy_after) if measured else None,
             "cost": cost,
-            "connectivity": connectivity,
+            **(found or {}),
             "data": {
                 "digest": lane.digests[condition],
                 "seed": plan.shift.data_seed,

@@ -150,6 +150,24 @@ class Connectivity(_Part):
         return max(0.0, *gaps)
 
 
+class Mixture(_Part):
+    """What a way of mixing has chosen by data: the share of each ingredient, for each layer or for "all" of them."""
+
+    ingredients: Annotated[tuple[Name, ...], Field(min_length=1)]
+    shares: Annotated[dict[Name, tuple[float, ...]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_share_each(self) -> Self:
+        if any(len(row) != len(self.ingredients) for row in self.shares.values()):
+            raise ValueError("each layer of a mixture needs one share for each ingredient")
+        return self
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The share of each ingredient, the mean over layers."""
+        return tuple(sum(column) / len(self.shares) for column in zip(*self.shares.values(), strict=True))
+
+
 class Data(_Part):
     """Identity of the scored images: content digest, corruption seed, storage type, preprocessing profile.
 
@@ -221,6 +239,7 @@ class Record(_Part):
     diagnostics: Diagnostics | None = None
     cost: Cost | None
     connectivity: Connectivity | None = None
+    mixture: Mixture | None = None
     data: Annotated[Data, _SHARED]
     weights: Annotated[Weights, _SHARED]
     env: dict[str, str | bool | None]

@@ -7,13 +7,15 @@ started from) to the mixed one. All arithmetic is in float64; the result has the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+
+from methods.stock import Weights
 
 
 class Mixer(Protocol):
@@ -23,6 +25,13 @@ class Mixer(Protocol):
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:
         """The mixture of one tensor; `stock` is given where `needs_stock` says so."""
+
+
+@dataclass(frozen=True)
+class Mixed(Weights):
+    """Weights that a way of mixing has chosen: `shares` of the inputs, in order, for each layer, or for "all" of it."""
+
+    shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Labelled, Unlabelled
-from methods.mixing import Weighted
+from methods.mixing import Mixed, Weighted
 from methods.norms import use_batch_statistics
 from methods.soup import combine_tensor, uniform_soup
 from methods.stock import Classifier, Normalise, Weights
@@ -182,7 +182,7 @@ class SelfSeasoning(Schedule):
 
 def self_seasoned(
     inputs: Sequence[Weights], data: Unlabelled, config: SelfSeasoning, generator: torch.Generator
-) -> Weights:
+) -> Mixed:
     """Encoders mixed with the coefficients that lower the neighbour entropy of unlabelled images; a job function.
 
     Fuller et al. 2026, section 3.3, with Adam as released. Only `encoder.*` is mixed and returned. BatchNorm
@@ -201,7 +201,7 @@ def self_seasoned(
     return _apply([_encoder_of(weights) for weights in inputs], shares, config.layerwise, "encoder.")
 
 
-def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, generator: torch.Generator) -> Weights:
+def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, generator: torch.Generator) -> Mixed:
     """Classifiers mixed with the coefficients that lower the cross-entropy of held-out clean images; a job function.
 
     The learned soup of Wortsman et al. 2022 (appendix I), per layer if `config.layerwise`. BatchNorm as in
@@ -223,12 +223,13 @@ def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, ge
     return _apply(inputs, shares, config.layerwise, "")
 
 
-def _apply(inputs: Sequence[Weights], shares: Tensor, layerwise: bool, prefix: str) -> Weights:
+def _apply(inputs: Sequence[Weights], shares: Tensor, layerwise: bool, prefix: str) -> Mixed:
     """The soup with these coefficients, mixed in float64 from the ingredients themselves."""
     uniform_soup(inputs)  # refuses what cannot be mixed
     first = inputs[0]
     trained = [name for name, tensor in first.tensors.items() if tensor.is_floating_point()]
     layers = list(dict.fromkeys(layer_of(name.removeprefix(prefix)) if layerwise else "" for name in trained))
+    rows: dict[str, tuple[float, ...]]
     rows = {layer: tuple((row / row.sum()).tolist()) for layer, row in zip(layers, shares, strict=True)}
     tensors = {}
     for name in first.tensors:
@@ -236,7 +237,7 @@ def _apply(inputs: Sequence[Weights], shares: Tensor, layerwise: bool, prefix: s
         every = [weights.tensors[name] for weights in inputs]
         rule = Weighted(rows[layer]) if name in trained else None
         tensors[name] = combine_tensor(name, every, lambda _, t, rule=rule: rule.mix(t))  # type: ignore[misc]
-    return Weights(first.architecture, tensors)
+    return Mixed(first.architecture, tensors, {layer or "all": row for layer, row in rows.items()})
 
 
 def _encoder_of(weights: Weights) -> Weights:
@@ -285,7 +286,7 @@ class Supervised:
 @torch.no_grad()
 def supervised_seasoned(
     inputs: Sequence[Weights], data: Labelled, config: Supervised, generator: torch.Generator
-) -> Weights:
+) -> Mixed:
     """Encoders mixed with the best of random coefficients by leave-one-out neighbours on labelled clean images.
 
     Fuller et al. 2026, section 3.3 (supervised seasoning); a job function. Only `encoder.*` is mixed and returned.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Labelled, Unlabelled
-from methods.mixing import Mixer, Uniform, Wise
+from methods.mixing import Mixed, Mixer, Uniform, Wise
 from methods.remeasure import Remeasure, remeasured
 from methods.stock import Classifier, Weights
 
@@ -92,14 +92,20 @@ def greedy_soup(
     device = generator.device if generator is not None else torch.device("cpu")
     scores = [accuracy(measured(weights, data, device), data, device) for weights in inputs]
     order = sorted(range(len(inputs)), key=lambda number: -scores[number])
-    chosen = [inputs[order[0]]]
+    chosen = order[:1]
     best = scores[order[0]]
     for number in order[1:]:
-        score = accuracy(measured(uniform_soup([*chosen, inputs[number]]), data, device), data, device)
+        score = accuracy(measured(uniform_soup([inputs[one] for one in (*chosen, number)]), data, device), data, device)
         if score > best or (config.ties and score == best):
-            chosen.append(inputs[number])
+            chosen.append(number)
             best = score
-    return uniform_soup(chosen)
+    soup = uniform_soup([inputs[number] for number in chosen])
+    return Mixed(soup.architecture, soup.tensors, shares_of(chosen, len(inputs)))
+
+
+def shares_of(chosen: Sequence[int], count: int) -> dict[str, tuple[float, ...]]:
+    """Equal shares of the chosen ones of `count` ingredients."""
+    return {"all": tuple(1 / len(chosen) if number in chosen else 0.0 for number in range(count))}
 
 
 def best_ingredient(
@@ -108,7 +114,8 @@ def best_ingredient(
     """The classifier with the best accuracy on held-out clean images, the first of equals; a job function."""
     device = generator.device if generator is not None else torch.device("cpu")
     scores = [accuracy(weights, data, device) for weights in inputs]
-    return inputs[scores.index(max(scores))]
+    best = scores.index(max(scores))
+    return Mixed(inputs[best].architecture, inputs[best].tensors, shares_of([best], len(inputs)))
 
 
 def ensemble(

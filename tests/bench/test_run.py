@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from bench import reading
 from bench import run as run_module
 from bench.errors import BenchError, UsageError
-from bench.plan import make_plan
+from bench.plan import BASELINES, make_plan
 from bench.repeat import spec_of
 from bench.run import Outcome
 from bench.spec import make_spec
@@ -200,6 +201,15 @@ def test_baselines_come_in_their_own_tracks(settings: dict[str, Any], run_quick:
     assert ensemble.forwards == 2
     for record in outcome.records():
         assert (record.connectivity is not None) == (record.method in soups and record.part == "soup")
+    chosen = {(r.method, r.part): r.mixture for r in outcome.records() if r.mixture is not None}
+    assert set(chosen) == {(method, f"soup:{how}") for method in soups for how in ("greedy", "best")}
+    best = chosen["selfsoup", "soup:best"]
+    assert sorted(best.shares["all"]) == [0.0, 1.0]
+    assert [name.startswith("fine-tune ingredient") for name in best.ingredients] == [True, True]
+    assert sum(chosen["selfsoup", "soup:greedy"].means) == pytest.approx(1)
+    lines = reading._standing(outcome.out)
+    assert list(dict.fromkeys(line["method"] for line in lines)) == ["selfsoup", *BASELINES]
+    assert next(line["shares"] for line in lines if line["part"] == "soup:best") == list(best.means)
     report = next(r.connectivity for r in outcome.records() if r.method == "supervised_soup" and r.connectivity)
     assert report.n == 10  # one image of each class
     assert all(len(line.accuracy) == 5 for line in report.lines)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leaderboards import record as record_module
-from leaderboards.record import Access, Connectivity, Record, RecordError
+from leaderboards.record import Access, Connectivity, Mixture, Record, RecordError
 from methods import table
 
 Content = dict[str, Any]
@@ -35,6 +35,7 @@ def test_text_gives_the_record_back(content: Content) -> None:
     assert json.loads(record.to_json()) == content | {
         "diagnostics": None,
         "connectivity": None,
+        "mixture": None,
         "data": content["data"] | {"labels_per_class": None, "history": [], "skipped": 0, "pool": None},
         "weights": content["weights"] | {"ready": False},
     }
@@ -230,3 +231,11 @@ def test_the_barrier_is_the_deepest_fall_below_the_line_between_two_ends() -> No
     assert found.barrier == pytest.approx(0.8 * 0.75 + 0.4 * 0.25 - 0.6)
     flat = found.model_copy(update={"lines": found.lines[1:]})
     assert flat.barrier == 0.0
+
+
+def test_a_mixture_has_a_share_for_each_ingredient() -> None:
+    found = Mixture.model_validate({"ingredients": ("a", "b"), "shares": {"head": (0.5, 0.5), "norm": (1.0, 0.0)}})
+    assert found.means == (0.75, 0.25)
+    for wrong in ({"all": (1.0,)}, {}, {"all": (float("nan"), 1.0)}):
+        with pytest.raises(ValueError, match="share"):
+            Mixture.model_validate({"ingredients": ("a", "b"), "shares": wrong})
