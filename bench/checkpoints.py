@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; give the path of a .safetensors, .pt or .pth file")
         if not path.is_file():
             raise MissingDataError(f"no file {path}; give the path of a .safetensors, .pt or .pth file")
         self.metadata: dict[str, str] = {}
@@ -91,7 +94,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     try:
         # The options of a training script, which many checkpoints carry, are a Namespace: plain values, no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickles, which are read or refused below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise UsageError(
@@ -99,6 +103,7 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
+        reason = reason.split(". ")[0]
         raise UsageError(f"{path} cannot be read ({reason}); save its state_dict as safetensors instead") from None
     while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
         inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
@@ -108,6 +113,14 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UsageError(f"{path} holds more than named tensors; save the model's state_dict alone and give that")
     return cast(Mapping[str, Tensor], content)
+
+
+def check_target(out: Path, files: Sequence[Path]) -> None:
+    """Raise UsageError where a soup would not be a safetensors file, or would lie over one of its ingredients."""
+    if out.suffix != ".safetensors":
+        raise UsageError(f"soups are written as safetensors; name the file {out.with_suffix('.safetensors')}")
+    if any(out.resolve() == path.resolve() for path in files):
+        raise UsageError(f"{out} is one of the ingredients and would be lost; choose another file for the soup")
 
 
 def write_tensors(
@@ -131,8 +144,11 @@ def write_tensors(
         start += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise BenchError(f"cannot write {path}: {error.strerror or error}; choose another file") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)

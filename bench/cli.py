@@ -314,6 +314,10 @@ app.add_typer(soup, name="soup")
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Weights: .safetensors, .pt or .pth.")]
 SoupFile = Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")]
 StockFile = Annotated[Path | None, typer.Option(help="The weights that all ingredients came from.")]
+SoupModel = Annotated[
+    str | None,
+    typer.Option(help="The architecture of weights from elsewhere: timm:NAME, torchvision:NAME or file.py:factory."),
+]
 SoupShift = Annotated[str, typer.Option(help="The shift whose clean images are used.")]
 
 
@@ -322,7 +326,10 @@ def soup_mix(
     files: Files,
     out: SoupFile,
     how: Annotated[
-        str, typer.Option(help="uniform, weighted, wise, model_stock, task_arithmetic or ties.")
+        str,
+        typer.Option(
+            help="uniform, weighted, wise, model_stock, task_arithmetic or ties; those that choose: bench soup season."
+        ),
     ] = "uniform",
     stock: StockFile = None,
     weights: Annotated[str, typer.Option(help="For weighted: one number a file, with commas.")] = "",
@@ -345,18 +352,23 @@ def soup_season(
     files: Files,
     out: SoupFile,
     shift: SoupShift,
-    how: Annotated[str, typer.Option(help="self (no labels), labels (cross-entropy) or search (neighbours).")] = "self",
+    how: Annotated[
+        str, typer.Option(help="self (no labels), labels (cross-entropy), search (neighbours) or greedy (dev images).")
+    ] = "self",
     labels: Annotated[int | None, typer.Option(help="Clean train images a class; default all.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 100,
     batch_size: Annotated[int, typer.Option(min=2)] = 256,
     layerwise: Annotated[bool, typer.Option("--layerwise", help="Coefficients for each block.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    model: SoupModel = None,
 ) -> None:
     """Learn the coefficients of a soup on clean train images."""
-    from bench import soups
+    from bench import soup_data
 
-    soups.season(files, out, how, shift, data_root, labels, epochs, batch_size, layerwise, seed)
+    soup_data.season(
+        files, out, soup_data.Season(how, shift, data_root, labels, epochs, batch_size, layerwise, seed, model)
+    )
 
 
 @soup.command("inspect")
@@ -375,9 +387,10 @@ def soup_lmc(
     steps: Annotated[int, typer.Option(min=3, help="Points along the line.")] = 11,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    model: SoupModel = None,
     json: Json = False,
 ) -> None:
     """Accuracy along the line between two classifiers: linear mode connectivity."""
-    from bench import soups
+    from bench import soup_data
 
-    soups.connect(first, second, shift, data_root, steps, limit, as_json=json)
+    soup_data.connect((first, second), shift, data_root, steps, limit, model, as_json=json)

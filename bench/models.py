@@ -47,10 +47,27 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise MissingDataError(f"no weights at {path}; make a stock with `bench stock digits -o {path}`") from None
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is not a whole safetensors file ({error}); make it again or give another") from None
-    if "architecture" not in metadata:
-        raise UsageError(f"{path} has no architecture in its metadata; give a file made by `bench stock`")
+    architecture = _architecture(metadata, path)
     try:
-        return Weights(_read_architecture(metadata["architecture"]), tensors), json.loads(metadata.get("facts", "{}"))
+        return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}"))
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path} has damaged metadata; make it again with `bench stock`") from None
+
+
+def open_weights(path: Path) -> Weights:
+    """Weights whose tensors are read from their file when asked for. Raises as `load_weights` does."""
+    checkpoint = Checkpoint(path)
+    return Weights(_architecture(checkpoint.metadata, path), checkpoint)
+
+
+def _architecture(metadata: Mapping[str, str], path: Path) -> AnyArchitecture:
+    if "architecture" not in metadata:
+        raise UsageError(
+            f"{path} does not say its architecture; give a file of `bench stock` or of a run; `bench soup season` and "
+            "`lmc` also take others, with --model NAME, as in --model timm:resnet50"
+        )
+    try:
+        return _read_architecture(metadata["architecture"])
     except (ValueError, RecursionError):
         raise UsageError(f"{path} has damaged metadata; make it again with `bench stock`") from None
 

@@ -1,10 +1,10 @@
-"""`bench soup`: mix, season, inspect and connect weights in files, those of this project and those of others."""
+"""`bench soup mix` and `inspect`: weights in files, those of this project and those of others, tensor by tensor."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,21 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bench.checkpoints import Checkpoint, write_tensors
-from bench.devices import pick_device
+from bench.checkpoints import Checkpoint, check_target, write_tensors
 from bench.errors import UsageError, nearest
-from bench.models import load_weights, save_weights
 from bench.output import print_json, print_text, table
-from bench.shifts import load_shift
-from bench.shifts.base import labelled_source, limit_ids
-from bench.trial import CLEAN
-from methods.base import Labelled, Unsupported
+from methods.base import Unsupported
 from methods.mixing import MIXERS, Mixer, Uniform, Weighted
-from methods.remeasure import Remeasure, remeasured
-from methods.season import Schedule, SelfSeasoning, Supervised, learned_soup, self_seasoned, supervised_seasoned
 from methods.selfsoup.mixes import read_options
-from methods.soup import Interpolation, accuracy, combine_tensor, interpolate, measured, refuse_tensor
-from methods.stock import Weights
+from methods.soup import combine_tensor, refuse_tensor
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -40,6 +32,7 @@ def mix(
     average_statistics: bool,
 ) -> None:
     """Mix weights file by file into a new one, tensor by tensor, so that memory does not grow with their number."""
+    check_target(out, files)
     rule = _rule(how, weights)
     if rule.needs_stock and stock is None:
         raise UsageError(f"'{how}' measures from the weights that all ingredients came from; give them with --stock")
@@ -51,10 +44,10 @@ def mix(
     def make(name: str) -> Tensor:
         every = [ingredient[name] for ingredient in ingredients]
         for path, tensor in zip(files, every, strict=True):
-            refuse_tensor(f"{name} of {path}", tensor, every[0])
+            refuse_tensor(f"{name} of {path}", tensor, every[0], str(files[0]))
         origin = start[name] if start is not None and name in start else None
         if origin is not None:
-            refuse_tensor(f"{name} of {stock}", origin, every[0])
+            refuse_tensor(f"{name} of {stock}", origin, every[0], str(files[0]))
         chosen: Mixer = Uniform() if rule.needs_stock and origin is None else rule
         return combine_tensor(name, every, lambda _, tensors: chosen.mix(tensors, origin))
 
@@ -62,10 +55,15 @@ def mix(
     for name in first:
         tensor = first[name]
         shapes[name] = (tensor.dtype, tuple(tensor.shape))
+    if not any(dtype.is_floating_point for dtype, _ in shapes.values()):
+        raise UsageError(
+            f"{first.path} holds no floating-point tensor, so there is nothing to mix; give trained weights"
+        )
+    digests = [ingredient.digest() for ingredient in ingredients]
     facts: dict[str, Any] = {
         "soup": how,
         "options": dict(vars(rule)),
-        "ingredients": [{"file": path.name, "digest": i.digest()} for path, i in zip(files, ingredients, strict=True)],
+        "ingredients": [{"file": path.name, "digest": d} for path, d in zip(files, digests, strict=True)],
         "stock": start.digest() if start is not None else None,
     }
     metadata = {"facts": json.dumps(facts)}
@@ -76,6 +74,9 @@ def mix(
     except ValueError as error:
         raise UsageError(str(error)) from None
     print_text(f"{out}: {how} soup of {len(files)}, {sum(math.prod(s) for _, s in shapes.values()):,} numbers")
+    for number, path in enumerate(files):
+        if (first_of := digests.index(digests[number])) != number:
+            print_text(f"{path} and {files[first_of]} hold the same weights, which were counted twice")
     untouched = [name for name in shapes if start is not None and name not in start]
     if untouched:
         print_text(f"not in the stock and so averaged: {', '.join(untouched[:4])}" + (" …" if untouched[4:] else ""))
@@ -106,7 +107,7 @@ def _refuse_strangers(ingredients: Sequence[Checkpoint], average_statistics: boo
                 f"{other.path} lacks {missing[:3]} and has {extra[:3]} beside the tensors of {first.path}; "
                 "mix models of one task and one architecture"
             )
-        for stock in json.loads(other.metadata.get("facts", "{}")).get("stocks") or []:
+        for stock in _stocks(other):
             stocks.setdefault(stock, other.path)
     if len(stocks) > 1:
         strangers = " and ".join(str(path) for path in list(stocks.values())[:2])
@@ -118,6 +119,16 @@ def _refuse_strangers(ingredients: Sequence[Checkpoint], average_statistics: boo
         )
 
 
+def _stocks(checkpoint: Checkpoint) -> list[str]:
+    """The digests of what a file says it came from; none where it says nothing, or nothing that can be read."""
+    try:
+        facts = json.loads(checkpoint.metadata.get("facts", "{}"))
+    except ValueError:
+        return []
+    stocks = facts.get("stocks") if isinstance(facts, dict) else None
+    return [str(stock) for stock in stocks] if isinstance(stocks, list) else []
+
+
 @dataclass(frozen=True)
 class Displacement:
     """How far an ingredient is from where all started: norms over all floating tensors."""
@@ -127,7 +138,7 @@ class Displacement:
     numbers: int
     types: str
     finite: bool
-    norm: float
+    norm: float | None
     distance: float | None
 
 
@@ -151,7 +162,7 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
                     f"{row.numbers:,}",
                     row.types,
                     "yes" if row.finite else "NO",
-                    f"{row.norm:.4g}",
+                    "" if row.norm is None else f"{row.norm:.4g}",
                     "" if row.distance is None else f"{row.distance:.4g}",
                 ]
                 for row in rows
@@ -163,7 +174,10 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
         print_text(
             table(
                 ["", *(path.name for path in files)],
-                [[path.name, *(f"{c:.3f}" for c in row)] for path, row in zip(files, cosines, strict=True)],
+                [
+                    [path.name, *("" if c is None else f"{c:.3f}" for c in row)]
+                    for path, row in zip(files, cosines, strict=True)
+                ],
             )
         )
 
@@ -181,7 +195,7 @@ def _displacement(checkpoint: Checkpoint, start: Mapping[str, Tensor] | None) ->
             continue
         finite = finite and bool(torch.isfinite(tensor).all())
         norm += float(tensor.double().square().sum())
-        if start is not None and name in start:
+        if start is not None and name in start and start[name].shape == tensor.shape:
             distance += float((tensor.double() - start[name].double()).square().sum())
     return Displacement(
         checkpoint.path.name,
@@ -189,103 +203,24 @@ def _displacement(checkpoint: Checkpoint, start: Mapping[str, Tensor] | None) ->
         numbers,
         ", ".join(types),
         finite,
-        math.sqrt(norm) if math.isfinite(norm) else 0.0,
-        None if start is None else math.sqrt(distance) if math.isfinite(distance) else 0.0,
+        math.sqrt(norm) if math.isfinite(norm) else None,
+        math.sqrt(distance) if start is not None and math.isfinite(distance) else None,
     )
 
 
-def _cosines(found: Sequence[Checkpoint], start: Checkpoint) -> list[list[float]]:
+def _cosines(found: Sequence[Checkpoint], start: Checkpoint) -> list[list[float | None]]:
+    """Between displacements, over tensors that all have in one shape; None with one that is not finite."""
     products = torch.zeros(len(found), len(found), dtype=torch.float64)
     for name in start:
         origin = start[name]
-        if not origin.is_floating_point() or any(name not in checkpoint for checkpoint in found):
+        if not origin.is_floating_point() or any(name not in c or c[name].shape != origin.shape for c in found):
             continue
         moves = torch.stack([(checkpoint[name].double() - origin.double()).flatten() for checkpoint in found])
         products += moves @ moves.T
     lengths = products.diagonal().sqrt()
     scale = lengths[:, None] * lengths
-    return cast(list[list[float]], torch.where(scale > 0, products / scale.clamp(min=1e-300), 0.0).tolist())
-
-
-def connect(
-    first: Path, second: Path, shift_name: str, data_root: Path | None, steps: int, limit: int | None, as_json: bool
-) -> None:
-    """Accuracy along the straight line between two classifiers, on clean dev images: is there a barrier between them?
-
-    The barrier is the largest gap by which the line of the two end accuracies lies above the accuracy on the way.
-    """
-    ends = [load_weights(path)[0] for path in (first, second)]
-    data = _dev_images(shift_name, data_root, limit)
-    _need_classifiers([first, second], ends, data)
-    positions = [step / (steps - 1) for step in range(steps)]
-    device = torch.device(pick_device("auto"))
-    between = (interpolate(ends, None, Interpolation(at)) for at in positions)
-    scores = [accuracy(measured(weights, data, device), data, device) for weights in between]
-    gaps = [(1 - at) * scores[0] + at * scores[-1] - score for at, score in zip(positions, scores, strict=True)]
-    barrier = max(0.0, *gaps)
-    if as_json:
-        print_json({"positions": positions, "accuracy": scores, "barrier": barrier, "n": len(data)})
-        return
-    rows = [[f"{at:.2f}", f"{100 * score:.1f}"] for at, score in zip(positions, scores, strict=True)]
-    print_text(table(["position", "accuracy"], rows))
-    print_text(f"barrier {100 * barrier:.1f} points on {len(data)} clean dev images of {shift_name}")
-
-
-def season(
-    files: Sequence[Path],
-    out: Path,
-    how: str,
-    shift_name: str,
-    data_root: Path | None,
-    labels: int | None,
-    epochs: int,
-    batch_size: int,
-    layerwise: bool,
-    seed: int,
-) -> None:
-    """Learn the coefficients of a soup on clean train images and write the soup."""
-    ways: dict[str, Callable[[], Weights]] = {
-        "self": lambda: self_seasoned(
-            inputs,
-            data.without_labels(),
-            SelfSeasoning(epochs=epochs, batch_size=batch_size, layerwise=layerwise),
-            generator,
-        ),
-        "labels": lambda: learned_soup(
-            inputs, data, Schedule(epochs=epochs, batch_size=batch_size, layerwise=layerwise), generator
-        ),
-        "search": lambda: supervised_seasoned(inputs, data, Supervised(), generator),
-    }
-    chosen = ways[nearest(how, ways, "way of seasoning")]
-    inputs = [load_weights(path)[0] for path in files]
-    shift = load_shift(shift_name, data_root)
-    data = labelled_source(shift, labels, seed)
-    if how == "labels":
-        _need_classifiers(files, inputs, data)
-    generator = torch.Generator(device=pick_device("auto")).manual_seed(seed)
-    try:
-        soup = remeasured([chosen()], data, Remeasure(), generator)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    facts = {
-        "soup": f"seasoned by {how}",
-        "images": f"{len(data)} clean train images of {shift_name}",
-        "ingredients": [{"file": p.name, "digest": w.digest} for p, w in zip(files, inputs, strict=True)],
-    }
-    save_weights(out, soup, facts)
-    print_text(f"{out}: soup of {len(files)} seasoned by {how} on {facts['images']}")
-
-
-def _dev_images(shift_name: str, data_root: Path | None, limit: int | None) -> Labelled:
-    shift = load_shift(shift_name, data_root)
-    ids = limit_ids(shift.ids("dev"), limit)
-    labels = torch.from_numpy(shift.labels(ids))
-    return Labelled(shift.images(ids, CLEAN), shift.digest(ids, CLEAN), labels, shift.classes)
-
-
-def _need_classifiers(files: Sequence[Path], weights: Sequence[Weights], data: Labelled) -> None:
-    for path, own in zip(files, weights, strict=True):
-        if len(own.tensors.get("head.bias", ())) != data.classes:
-            raise UsageError(
-                f"{path} has no head for {data.classes} classes; give a classifier fine-tuned on this shift"
-            )
+    cosines = torch.where(scale > 0, products / scale.clamp(min=1e-300), 0.0).tolist()
+    return [
+        [value if math.isfinite(float(scale[i, j])) else None for j, value in enumerate(row)]
+        for i, row in enumerate(cosines)
+    ]

@@ -42,7 +42,7 @@ def remeasured(inputs: Sequence[Weights], data: Unlabelled, config: Remeasure, g
     encoder = shape.build()
     encoder.load_state_dict(weights.part("encoder"))
     model = nn.Sequential(Normalise(shape.mean, shape.std), encoder).to(generator.device)
-    reestimate_batch_norm(model, _batches(data, config, generator))
+    reestimate_batch_norm(model, clean_batches(data, config, generator))
     found = {f"encoder.{name}": tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
     return Weights(shape, {name: found.get(name, tensor) for name, tensor in weights.tensors.items()})
 
@@ -77,8 +77,10 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     return len(layers)
 
 
-def _batches(data: Unlabelled, config: Remeasure, generator: torch.Generator) -> Iterator[Tensor]:
-    """Equal batches, as each counts alike in the average, in random order, as images may be sorted by class."""
+def clean_batches(data: Unlabelled, config: Remeasure, generator: torch.Generator) -> Iterator[Tensor]:
+    """Equal batches, float [n, 3, h, w] in [0, 1]: each counts alike in the average; in random order, as images may be
+    sorted by class.
+    """
     order = torch.randperm(len(data), generator=generator, device=generator.device)[: config.images]
     for rows in torch.tensor_split(order.to(data.images.device), max(1, len(order) // config.batch_size)):
         yield take(data.images, rows, generator.device).float() / 255

@@ -8,7 +8,7 @@ memory does not grow with their number. Per-layer coefficients cost nothing more
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from methods.base import Labelled, Unlabelled
 from methods.mixing import Mixed, Weighted
-from methods.norms import use_batch_statistics
+from methods.norms import batch_norm_layers, use_batch_statistics
 from methods.soup import combine_tensor, uniform_soup
 from methods.stock import Classifier, Normalise, Weights
 from methods.training import Batches
@@ -31,6 +31,24 @@ class Tensors(Protocol):
     """Named tensors, in memory or read when asked for."""
 
     def __getitem__(self, name: str, /) -> Tensor: ...
+
+
+class Prefixed(Mapping[str, Tensor]):
+    """The tensors whose names begin with a prefix and a dot; those are taken off unless `keep`. Read when asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str, *, keep: bool = False) -> None:
+        self._tensors = tensors
+        start = f"{prefix}."
+        self._names = {n if keep else n.removeprefix(start): n for n in tensors if n.startswith(start)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Mixture:
@@ -193,9 +211,9 @@ def self_seasoned(
     use_batch_statistics(encoder)
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
     shares = learn_coefficients(
-        Mixture(encoder, [weights.part("encoder") for weights in inputs], layerwise=config.layerwise),
+        Mixture(encoder, [Prefixed(w.tensors, "encoder") for w in inputs], layerwise=config.layerwise),
         lambda images: neighbour_entropy(encoder(normalise(images)), config.neighbours, config.temperature),
-        partial(_epoch, data, config, generator),
+        partial(epoch_of, data, config, generator),
         config,
     )
     return _apply([_encoder_of(weights) for weights in inputs], shares, config.layerwise, "encoder.")
@@ -217,7 +235,7 @@ def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, ge
     shares = learn_coefficients(
         Mixture(model, [weights.tensors for weights in inputs], layerwise=config.layerwise),
         loss,
-        partial(_labelled_epoch, data, config, generator),
+        partial(labelled_epoch, data, config, generator),
         config,
     )
     return _apply(inputs, shares, config.layerwise, "")
@@ -241,15 +259,17 @@ def _apply(inputs: Sequence[Weights], shares: Tensor, layerwise: bool, prefix: s
 
 
 def _encoder_of(weights: Weights) -> Weights:
-    return Weights(weights.architecture, {f"encoder.{name}": t for name, t in weights.part("encoder").items()})
+    return Weights(weights.architecture, Prefixed(weights.tensors, "encoder", keep=True))
 
 
-def _epoch(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
+def epoch_of(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of images in [0, 1], in a new order, for one epoch of seasoning."""
     for rows in _rows(data, schedule, generator):
         yield data.images[rows].to(generator.device).float() / 255
 
 
-def _labelled_epoch(data: Labelled, schedule: Schedule, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def labelled_epoch(data: Labelled, schedule: Schedule, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same with labels."""
     for rows in _rows(data, schedule, generator):
         yield data.images[rows].to(generator.device).float() / 255, data.labels[rows].to(generator.device)
 
@@ -295,25 +315,40 @@ def supervised_seasoned(
     encoders = [_encoder_of(weights) for weights in inputs]
     stock = inputs[0]
     encoder = stock.architecture.build().to(generator.device).eval()
-    layers = use_batch_statistics(encoder)
+    use_batch_statistics(encoder)
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
-    mixture = Mixture(encoder, [weights.part("encoder") for weights in inputs])
-    exponential = torch.empty(config.draws, len(inputs), dtype=torch.float64, device=generator.device)
+    mixture = Mixture(encoder, [Prefixed(weights.tensors, "encoder") for weights in inputs])
+    shares = search_coefficients(mixture, lambda images: encoder(normalise(images)), data, config, generator)
+    return _apply(encoders, shares, False, "encoder.")
+
+
+@torch.no_grad()
+def search_coefficients(
+    mixture: Mixture,
+    features: Callable[[Tensor], Tensor],
+    data: Labelled,
+    config: Supervised,
+    generator: torch.Generator,
+) -> Tensor:
+    """The best of random coefficients, float64 [1, ingredients], by the neighbours of features of labelled images.
+
+    `features` takes images in [0, 1] through the module as the mixture last wrote it.
+    """
+    count = len(mixture.ingredients)
+    exponential = torch.empty(config.draws, count, dtype=torch.float64, device=generator.device)
     shares = exponential.exponential_(generator=generator)
     shares[0] = 1
     shares /= shares.sum(1, keepdim=True)
     # Images may be sorted by class, and batches of one class would have other statistics.
     mixed_up = torch.randperm(len(data), generator=generator, device=generator.device)
+    layers = batch_norm_layers(mixture.module)
     order = mixed_up.to(data.images.device) if layers else torch.arange(len(data), device=data.images.device)
     labels = data.labels.to(order.device)[order].to(generator.device)
     scores = []
     for row in shares:
         mixture.write(row[None])
-        features = torch.cat(
-            [
-                encoder(normalise(data.images[rows].to(generator.device).float() / 255))
-                for rows in torch.split(order, 512)
-            ]
+        found = torch.cat(
+            [features(data.images[rows].to(generator.device).float() / 255) for rows in torch.split(order, 512)]
         )
-        scores.append(nearest_neighbour_accuracy(features, labels, data.classes, config.neighbours, config.temperature))
-    return _apply(encoders, shares[scores.index(max(scores))][None], False, "encoder.")
+        scores.append(nearest_neighbour_accuracy(found, labels, data.classes, config.neighbours, config.temperature))
+    return shares[scores.index(max(scores))][None]

@@ -294,11 +294,11 @@ def _refuse_different(first: Weights, other: Weights, number: int) -> None:
         refuse_tensor(f"{name} of {who}", tensor, first.tensors[name])
 
 
-def refuse_tensor(what: str, tensor: Tensor, reference: Any) -> None:
+def refuse_tensor(what: str, tensor: Tensor, reference: Any, of: str = "ingredient 0") -> None:
     """Raise ValueError if a tensor cannot be mixed with the reference: shape, type, half precision, or not finite."""
     if tensor.shape != reference.shape or tensor.dtype != reference.dtype:
         raise ValueError(
-            f"{what} is {tensor.dtype} {tuple(tensor.shape)}, of ingredient 0 {reference.dtype} "
+            f"{what} is {tensor.dtype} {tuple(tensor.shape)}, of {of} {reference.dtype} "
             f"{tuple(reference.shape)}; average weights of one task only"
         )
     if tensor.dtype in (torch.bfloat16, torch.float16):

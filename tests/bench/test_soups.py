@@ -1,9 +1,10 @@
-"""`bench soup` on files: what it writes, what it refuses, and that it never runs what a file holds."""
+"""`bench soup mix` and `inspect` on files: what they write and refuse, and that they never run what a file holds."""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from torch import Tensor
 from bench.checkpoints import Checkpoint, write_tensors
 from bench.errors import BenchError, MissingDataError, UsageError
 from bench.models import load_stock, load_weights, save_weights
-from bench.soups import connect, inspect, mix, season
-from methods.finetune import Probe, join, probe
+from bench.soups import inspect, mix
 from methods.soup import uniform_soup
 from methods.stock import Weights
 
@@ -133,6 +133,92 @@ def test_what_cannot_be_mixed_is_one_sentence_and_writes_nothing(files: list[Pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_where_a_soup_may_be_written(files: list[Path], tmp_path: Path) -> None:
+    for out, error, sentence in (
+        (files[1], UsageError, "would be lost"),
+        (tmp_path / "x.pth", UsageError, r"name the file .*x\.safetensors"),
+        (files[0] / "below.safetensors", BenchError, "cannot write"),
+    ):
+        before = [path.read_bytes() for path in files]
+        with pytest.raises(error, match=sentence):
+            mix(files, out, "uniform", None, (), False)
+        assert [path.read_bytes() for path in files] == before
+
+
+def test_odd_files_are_one_sentence(files: list[Path], tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    whole = files[0].read_bytes()
+    for name, content, sentence in (
+        ("half.safetensors", whole[: len(whole) // 2], "not a whole safetensors file"),
+        ("none.safetensors", b"", "not a whole safetensors file"),
+        ("pickle.pt", pickle.dumps({"a": print}), "holds more than tensors"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=sentence):
+            mixed([files[0], tmp_path / name])
+    torch.save(tensors(0), tmp_path / "short.pth")
+    (tmp_path / "short.pth").write_bytes((tmp_path / "short.pth").read_bytes()[:200])
+    (tmp_path / "folder.safetensors").mkdir()
+    save_file({"steps": torch.tensor([3])}, tmp_path / "ints.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+    for name, sentence in (
+        ("short.pth", "cannot be read"),
+        ("folder.safetensors", "is a folder"),
+        ("ints.safetensors", "nothing to mix"),
+        ("empty.safetensors", "nothing to mix"),
+    ):
+        with pytest.raises(UsageError, match=sentence) as caught:
+            mixed([tmp_path / name, tmp_path / name])
+        assert "\n" not in str(caught.value)
+    assert not recwarn.list
+
+
+def test_the_same_weights_twice_are_said(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    mixed([files[0], files[1], files[0]])
+    assert "hold the same weights, which were counted twice" in capsys.readouterr().out
+    mixed(files)
+    assert "counted twice" not in capsys.readouterr().out
+
+
+def test_facts_that_cannot_be_read_say_nothing(tmp_path: Path) -> None:
+    paths = []
+    for number, facts in enumerate(("not json", "[1]", '{"stocks": 3}', '{"stocks": ["x"]}')):
+        paths.append(tmp_path / f"{number}.safetensors")
+        save_file(tensors(number), paths[-1], {"facts": facts})
+    assert mixed(paths)["b"].shape == ()
+
+
+def test_tied_tensors_stay_tied(tmp_path: Path) -> None:
+    """Two names of one storage, which safetensors would refuse: mixed alike and written apart."""
+    for seed in range(2):
+        shared = tensors(seed)["a.weight"]
+        torch.save({"embed.weight": shared, "head.weight": shared}, tmp_path / f"{seed}.pth")
+    found = mixed([tmp_path / "0.pth", tmp_path / "1.pth"])
+    assert torch.equal(found["embed.weight"], found["head.weight"])
+
+
+def test_inspection_leaves_out_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = [tensors(0), tensors(1), tensors(2) | {"b": torch.ones(3)}, tensors(3) | {"b": torch.tensor(torch.nan)}]
+    paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for path, each in zip(paths, content, strict=True):
+        save_file(each, path)
+    inspect(paths, paths[0], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    own = float((content[2]["a.weight"].double() - content[0]["a.weight"].double()).norm())
+    assert found["files"][2]["distance"] == pytest.approx(own)
+    assert (found["files"][3]["finite"], found["files"][3]["norm"], found["files"][3]["distance"]) == (
+        False,
+        None,
+        None,
+    )
+    assert found["cosines"][1][2] == pytest.approx(
+        float(torch.nn.functional.cosine_similarity(
+            *((content[i]["a.weight"].double() - content[0]["a.weight"].double()).flatten() for i in (1, 2)), dim=0
+        ))
+    )  # fmt: skip
+    inspect(paths, paths[0], as_json=False)
+    assert "NO" in capsys.readouterr().out
+
+
 def _of_stock(folder: Path, stock: str) -> Path:
     path = folder / f"of-{stock}.safetensors"
     save_file(tensors(0), path, {"facts": json.dumps({"stocks": [stock]})})
@@ -157,45 +243,3 @@ def test_inspection_measures_from_the_stock(files: list[Path], capsys: pytest.Ca
     assert found["cosines"][1][1] == pytest.approx(1)
     inspect(files, None, as_json=False)
     assert "numbers" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def classifiers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The digits stock under its probe, and the same moved a little."""
-    from bench.shifts import load_shift
-    from bench.shifts.base import labelled_source
-
-    folder = tmp_path_factory.mktemp("classifiers")
-    stock = load_stock("digits")
-    generator = torch.Generator().manual_seed(0)
-    head = probe([stock], labelled_source(load_shift("digits-c"), 10, 0), Probe(), generator)
-    paths = []
-    for number in range(2):
-        moved = {n: t + 0.02 * number * torch.randn(t.shape, generator=generator) for n, t in head.tensors.items()}
-        paths.append(folder / f"{number}.safetensors")
-        save_weights(paths[-1], join([Weights(head.architecture, moved), head]), {})
-    return paths
-
-
-def test_the_line_between_two_classifiers(classifiers: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    connect(*classifiers, "digits-c", None, 3, 100, as_json=True)
-    found = json.loads(capsys.readouterr().out)
-    assert found["positions"] == [0, 0.5, 1]
-    assert found["accuracy"][0] > 0.8
-    ends = (found["accuracy"][0] + found["accuracy"][2]) / 2
-    assert found["barrier"] == pytest.approx(max(0, ends - found["accuracy"][1]))
-    stock = classifiers[0].parent / "stock.safetensors"
-    save_weights(stock, load_stock("digits"), {})
-    with pytest.raises(UsageError, match="classes"):
-        connect(classifiers[0], stock, "digits-c", None, 3, 50, as_json=True)
-
-
-@pytest.mark.parametrize("how", ["self", "labels"])
-def test_seasoning_files(classifiers: list[Path], tmp_path: Path, how: str) -> None:
-    out = tmp_path / "soup.safetensors"
-    season(classifiers, out, how, "digits-c", None, 10, 1, 50, False, 0)
-    weights, facts = load_weights(out)
-    assert ("head.bias" in weights.tensors) == (how == "labels")
-    assert len(facts["ingredients"]) == 2
-    with pytest.raises(UsageError, match="did you mean"):
-        season(classifiers, out, "selfs", "digits-c", None, 10, 1, 50, False, 0)

@@ -45,6 +45,14 @@ def test_order_changes_no_bit() -> None:
         assert torch.equal(Uniform().mix([tensors[i] for i in order]), Uniform().mix(tensors))
 
 
+def test_the_sum_is_divided_once() -> None:
+    """A mean that lies exactly between two float32 numbers goes to the even one, whatever the order."""
+    step = 2.0**-24
+    values = [1 - step, 1 + 2 * step, 1 + 2 * step]  # their mean is 1 + step, half of the way to the next number
+    for order in itertools.permutations(values):
+        assert float(Uniform().mix([torch.tensor([value]) for value in order])) == 1.0
+
+
 def test_model_stock_follows_the_angle() -> None:
     """Two displacements at a right angle cancel to the stock; at 60 degrees t = 2 cos / (cos + 1) = 2 / 3."""
     start = torch.zeros(2)

@@ -20,6 +20,7 @@ from methods.season import (
     learned_soup,
     nearest_neighbour_accuracy,
     neighbour_entropy,
+    search_coefficients,
     self_seasoned,
     supervised_seasoned,
 )
@@ -250,3 +251,87 @@ def test_more_neighbours_than_images_are_all_the_others() -> None:
     assert nearest_neighbour_accuracy(features, labels, 3, neighbours=100) == everyone
     renamed = torch.tensor([2, 0, 1])[labels]
     assert nearest_neighbour_accuracy(features, renamed, 3, neighbours=100) == everyone
+
+
+def test_every_step_and_the_choice_of_the_epoch_by_ordinary_means() -> None:
+    """Autograd through the mixture, torch's Adam and its cosine; a rate so high that the last epoch is not the best."""
+    ingredients = [{k: v.detach().clone() for k, v in net(seed).state_dict().items()} for seed in range(3)]
+    generator = torch.Generator().manual_seed(5)
+    batches = [torch.randn(10, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+    targets = [torch.randint(0, 3, (10,), generator=generator) for _ in range(2)]
+    schedule = Schedule(epochs=9, lr=4.0, last_lr=1.0)
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([logits], lr=schedule.lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, schedule.epochs, eta_min=schedule.last_lr)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        shares = logits.softmax(0)
+        mixed = {name: sum(shares[i] * own[name] for i, own in enumerate(ingredients)) for name in ingredients[0]}
+        return F.cross_entropy(torch.func.functional_call(net(0), mixed, (x,)), y)
+
+    values, ends = [], []
+    for _ in range(schedule.epochs):
+        for x, y in zip(batches, targets, strict=True):
+            adam.zero_grad()
+            loss(x, y).backward()  # type: ignore[no-untyped-call]
+            adam.step()
+        cosine.step()
+        values.append(float(sum(loss(x, y).detach() for x, y in zip(batches, targets, strict=True))))
+        ends.append(logits.detach().softmax(0))
+    best = values.index(min(values))
+    assert 0 < best < schedule.epochs - 1
+    module = net(0)
+    found = learn_coefficients(
+        Mixture(module, ingredients),
+        lambda batch: F.cross_entropy(module(batch[0]), batch[1]),
+        lambda: iter(list(zip(batches, targets, strict=True))),
+        schedule,
+    )
+    torch.testing.assert_close(found[0], ends[best], rtol=1e-8, atol=1e-10)
+    for name, parameter in module.state_dict().items():
+        mixed = sum(ends[best][i] * own[name] for i, own in enumerate(ingredients))
+        torch.testing.assert_close(parameter, mixed)
+
+
+def test_random_search_takes_the_best_draw() -> None:
+    """One ingredient shows the classes, the other hides them: the more of the first, the more neighbours are right."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    pixels = torch.randint(0, 40, (60, 3, 2, 2), generator=generator)
+    pixels[:, 0] += 15 * labels[:, None, None]
+    pixels[:, 1] += 200 * torch.randint(0, 2, (60, 1, 1), generator=generator)
+    data = Labelled(pixels.to(torch.uint8), "x", labels, 3)
+    module = nn.Linear(12, 2, bias=False)
+    shows, hides = torch.zeros(2, 12), torch.zeros(2, 12)
+    shows[0, :4], shows[1, 8:], hides[0, 4:8], hides[1, 8:] = 1.0, 0.5, 1.0, 0.5
+    mixture = Mixture(module, [{"weight": shows}, {"weight": hides}])
+
+    def score(row: Tensor) -> float:
+        mixture.write(row[None])
+        with torch.no_grad():
+            found = module(data.images.float().flatten(1) / 255)
+        return nearest_neighbour_accuracy(found, labels, 3, neighbours=5)
+
+    config = Supervised(draws=12, neighbours=5)
+    draws = torch.empty(12, 2, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(7))
+    draws[0] = 1
+    draws = draws / draws.sum(1, keepdim=True)
+    scores = [score(row) for row in draws]
+    chosen = search_coefficients(
+        mixture, lambda images: module(images.flatten(1)), data, config, torch.Generator().manual_seed(7)
+    )
+    assert torch.equal(chosen[0], draws[scores.index(max(scores))])
+    assert max(scores) > scores[0] > min(scores)
+
+
+def test_the_shares_come_with_the_soup() -> None:
+    inputs, data = classifiers(3), images()
+    schedule = Schedule(epochs=2, batch_size=24, layerwise=True)
+    soup = learned_soup(inputs, data, schedule, torch.Generator().manual_seed(0))
+    assert "head" in soup.shares
+    for name, tensor in soup.tensors.items():
+        if tensor.is_floating_point():
+            row = soup.shares[layer_of(name)]
+            assert sum(row) == pytest.approx(1)
+            mixed = sum(share * own.tensors[name].double() for share, own in zip(row, inputs, strict=True))
+            torch.testing.assert_close(tensor.double(), mixed, rtol=1e-6, atol=1e-7)

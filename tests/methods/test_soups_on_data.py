@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from methods.base import Labelled
-from methods.mixing import TaskArithmetic, Wise
+from methods.mixing import Mixed, TaskArithmetic, Wise
 from methods.remeasure import reestimate_batch_norm
 from methods.soup import (
     Fisher,
@@ -62,8 +62,30 @@ def test_greedy_by_hand_and_never_below_the_best_single() -> None:
 def test_a_tie_is_accepted_or_not() -> None:
     data, model = labelled(), model_of(0)
     twin = model_of(0)
-    assert greedy_soup([model, twin], data, Greedy(ties=False)).digest == model.digest
-    assert greedy_soup([model, twin], data, Greedy(ties=True)).digest == model.digest
+    for ties, shares in ((False, (1.0, 0.0)), (True, (0.5, 0.5))):
+        found = greedy_soup([model, twin], data, Greedy(ties=ties))
+        assert isinstance(found, Mixed)
+        assert found.shares == {"all": shares}
+        assert found.digest == model.digest
+
+
+def test_each_step_is_held_against_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are single numbers and accuracy is a table: 3 and its mean with 5 are kept, what comes after is not."""
+    models = [Weights(SMALL, {"encoder.x": torch.tensor(value)}) for value in (5.0, 3.0, 8.0, 3.0)]
+    table = {3.0: 0.6, 5.0: 0.5, 8.0: 0.4, 4.0: 0.9, 16 / 3: 0.7, 11 / 3: 0.9, 4.75: 0.8}
+
+    def look_up(weights: Weights, data: Labelled, device: torch.device) -> float:
+        value = float(weights.tensors["encoder.x"])
+        return next(score for own, score in table.items() if abs(own - value) < 1e-5)
+
+    monkeypatch.setattr("methods.soup.accuracy", look_up)
+    for ties, shares in ((True, (1 / 3, 1 / 3, 0.0, 1 / 3)), (False, (0.5, 0.5, 0.0, 0.0))):
+        found = greedy_soup(models, labelled(), Greedy(ties=ties))
+        assert isinstance(found, Mixed)
+        assert found.shares == {"all": pytest.approx(shares)}
+    best = best_ingredient(models, labelled())
+    assert isinstance(best, Mixed)
+    assert best.shares == {"all": (0.0, 1.0, 0.0, 0.0)}
 
 
 def test_fisher_weighs_what_matters() -> None:
@@ -110,6 +132,8 @@ def test_batch_norm_is_measured_again_on_the_mixed_model() -> None:
     """One layer alone: cumulative statistics are the mean of the batches' own."""
     net = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3), nn.Dropout()).train()
     generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        net(5 + torch.rand(8, 3, 4, 4, generator=generator))  # other statistics, which must leave no trace
     images = [torch.rand(8, 3, 4, 4, generator=generator) for _ in range(5)]
     assert reestimate_batch_norm(net, images) == 1
     norm = net[0]
