@@ -7,19 +7,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from methods.taps import bicubic_taps, gaussian_taps, weigh_rows
 from methods.team import Share
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as PIL and torchvision convert to gray
 _ATTEMPTS = 10
-_BLOCK = 32  # pixels of a line that are resampled together
-_DEVIATIONS = 5  # where a blur ends: beyond, its weight is less than 1e-5
-_SMALLEST_SUM = 1e-3
+_LARGE = 96  # pixels; from this side on a processor is faster image by image
+_CACHED = 3 * 2**16  # values that a core works on at once, so that they stay in its cache
 _GRAY, _SOLARISE, _BLUR = range(3)
 _WHOLE = Share()
+
+
+class _Drawn(NamedTuple):
+    """What was drawn for each image: tensors [n], `factors` of brightness, contrast and saturation [3, n]."""
+
+    top: Tensor
+    left: Tensor
+    high: Tensor
+    wide: Tensor
+    mirrored: Tensor
+    chosen: Tensor
+    deviation: Tensor
+    factors: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,8 @@ class Views:
       with a deviation uniform in `blur`, in pixels (the kernel renormalised at the border);
     - jitter: brightness, contrast and saturation, in this order, by factors uniform in [1 - jitter, 1 + jitter].
 
-    The resampling of an image is two small matrices, one for rows and one for columns, which also hold flip and blur.
+    The resampling of an image is two small matrices, one for rows and one for columns, which also hold flip and blur. A
+    GPU takes the whole batch at once, a processor as much as its cache holds.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -65,37 +80,84 @@ class Views:
         Of a share of a batch, the images are those that are here; they get the views that they have in the whole batch.
         """
         count, _, height, width = images.shape
+        drawn = self._draw(count, height, width, generator, share)
+        tall, broad = (height, width) if self.size is None else (self.size, self.size)
+        if images.device.type != "cpu":
+            return self._together(images, drawn, tall, broad)
+        if min(tall, broad) >= _LARGE:
+            return self._one_by_one(images, drawn, tall, broad)
+        parts = math.ceil(images.numel() / (_CACHED * torch.get_num_threads()))
+        size = max(1, math.ceil(count / max(1, parts)))
+        own = (_Drawn(*fields) for fields in zip(*(torch.split(field, size, -1) for field in drawn), strict=True))
+        made = [self._together(part, of, tall, broad) for part, of in zip(torch.split(images, size), own, strict=True)]
+        return torch.cat(made)
+
+    def _together(self, images: Tensor, drawn: _Drawn, tall: int, broad: int) -> Tensor:
+        height, width = images.shape[2:]
+        rows = resampling(drawn.top, drawn.high, height, tall)
+        columns = resampling(drawn.left, drawn.wide, width, broad)
+        columns = torch.where(drawn.mirrored[:, None, None], columns.flip(1), columns)
+        if self.three_augment:
+            # A deviation of a hundredth of a pixel is the identity in float32.
+            deviation = torch.where(drawn.chosen == _BLUR, drawn.deviation, 0.01)
+            blur = gaussian_blur(deviation, tall)
+            rows = blur @ rows
+            columns = (blur if broad == tall else gaussian_blur(deviation, broad)) @ columns
+        views = resample(images, rows / 255, columns).clamp_(0, 1)
+        if self.three_augment:
+            views = _three_augment(views, drawn.chosen)
+        if self.jitter:
+            views = colour_jitter(views, *drawn.factors)
+        return views
+
+    def _draw(self, count: int, height: int, width: int, generator: torch.Generator, share: Share) -> _Drawn:
         draws = torch.rand(6 + 4 * _ATTEMPTS, share.whole(count), generator=generator, device=generator.device)
         draws = share.own(draws, 1)
-        flip, choice, sigma, brightness, contrast, saturation = draws[:6]
-        top, left, high, wide = crop_boxes(draws[6:], height, width, self.scale, self.ratio)
-        tall, broad = (height, width) if self.size is None else (self.size, self.size)
-        mirrored = flip < 0.5 if self.flip else torch.zeros_like(flip, dtype=torch.bool)
-        chosen = (choice * 3).long()
-        deviation = None
-        if self.three_augment:
-            low, top_sigma = self.blur
-            # A deviation of a hundredth of a pixel is the identity in float32.
-            deviation = torch.where(chosen == _BLUR, low + (top_sigma - low) * sigma, 0.01)
-        reach = math.ceil(_DEVIATIONS * self.blur[1]) if self.three_augment else 0
-        if self.size is None and min(bands_of(height, reach), bands_of(width, reach)) > 1:
-            lines = resample_in_bands(images, top, high, torch.zeros_like(mirrored), deviation, reach)
-            views = resample_in_bands(lines, left, wide, mirrored, deviation, reach).div_(255).clamp_(0, 1)
-        else:
-            rows = resampling(top, high, height, tall)
-            columns = resampling(left, wide, width, broad)
-            columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
-            if deviation is not None:
-                blur = gaussian_blur(deviation, tall)
-                rows = blur @ rows
-                columns = (blur if broad == tall else gaussian_blur(deviation, broad)) @ columns
-            views = resample(images, rows / 255, columns).clamp_(0, 1)
-        if self.three_augment:
-            views = _three_augment(views, chosen)
-        if self.jitter:
-            factors = 1 + self.jitter * (2 * torch.stack([brightness, contrast, saturation]) - 1)
-            views = colour_jitter(views, *factors)
+        flip, choice, sigma, *colours = draws[:6]
+        low, high = self.blur
+        return _Drawn(
+            *crop_boxes(draws[6:], height, width, self.scale, self.ratio),
+            mirrored=flip < 0.5 if self.flip else torch.zeros_like(flip, dtype=torch.bool),
+            chosen=(choice * 3).long(),
+            deviation=low + (high - low) * sigma,
+            factors=1 + self.jitter * (2 * torch.stack(colours) - 1),
+        )
+
+    def _one_by_one(self, images: Tensor, drawn: _Drawn, tall: int, broad: int) -> Tensor:
+        """The same on a processor: each image in its cache and changed in place, its matrices without their zeros."""
+        channels = images.shape[1]
+        views = torch.empty(len(images), channels, tall, broad)
+        rows, columns = bicubic_taps(drawn.high, tall), bicubic_taps(drawn.wide, broad, drawn.mirrored)
+        boxes = torch.stack(drawn[:4], dim=1).int().tolist()
+        chosen, deviations = drawn.chosen.tolist(), drawn.deviation.tolist()
+        for place, (top, left, high, wide) in enumerate(boxes):
+            crop = images[place, :, top : top + high, left : left + wide].permute(2, 0, 1)
+            lines = weigh_rows(torch.empty(crop.shape).copy_(crop).flatten(1), columns[place])
+            if blurred := self.three_augment and chosen[place] == _BLUR:
+                lines = weigh_rows(lines, gaussian_taps(deviations[place], broad))
+            lines = weigh_rows(lines.view(broad, channels, high).permute(2, 1, 0).flatten(1), rows[place])
+            if blurred:
+                lines = weigh_rows(lines, gaussian_taps(deviations[place], tall))
+            view = lines.div_(255).clamp_(0, 1).view(tall, channels, broad).transpose(0, 1)
+            view = self._coloured(view, chosen[place], *drawn.factors[:, place].tolist())
+            torch.clamp(view.expand(channels, -1, -1), 0, 1, out=views[place])
         return views
+
+    def _coloured(self, image: Tensor, chosen: int, brightness: float, contrast: float, saturation: float) -> Tensor:
+        """3-Augment without the blur, and the jitter but for its last clamp, of one image [3, h, w], in place.
+
+        A gray image may come back as its only channel.
+        """
+        if self.three_augment and chosen == _GRAY:
+            image = _gray(image[None])
+        elif self.three_augment and chosen == _SOLARISE:
+            torch.minimum(image, 1 - image, out=image)
+        if self.jitter:
+            image.mul_(brightness).clamp_(max=1)
+            mean = _gray(image.mean((1, 2)).expand(3)[None])[0]
+            torch.add((1 - contrast) * mean, image, alpha=contrast, out=image).clamp_(0, 1)
+            torch.lerp(_gray(image.expand(3, -1, -1)[None]), image, saturation, out=image)
+        return image
 
 
 def crop_boxes(
@@ -146,55 +208,6 @@ def resampling(start: Tensor, length: Tensor, size: int, out: int | None = None)
     inside = (pixels > start[:, None]) & (pixels < (start + length)[:, None])
     weights = weights * inside[:, None, :]
     return weights / weights.sum(2, keepdim=True)
-
-
-def bands_of(size: int, reach: int) -> int:
-    """In how many bands a line of pixels is resampled; 1 where the whole matrix is as fast."""
-    block = max(block for block in range(1, _BLOCK + 1) if size % block == 0)
-    return size // block if 2 * (block + 2 * reach + 4) <= size and 2 * block >= _BLOCK else 1
-
-
-def resample_in_bands(
-    images: Tensor, start: Tensor, length: Tensor, mirrored: Tensor, deviation: Tensor | None, reach: int
-) -> Tensor:
-    """Stretch [start, start + length) of each column of pixels to all of it, blur it, and transpose each image.
-
-    The same as the matrices of `resampling` and `gaussian_blur`, of which only the parts near the diagonal are taken:
-    each block of pixels comes from a window of the line, `reach` pixels wider on both sides for the blur, whose kernel
-    ends there. images: [n, c, size, m], anything; start, length and deviation (None: no blur): float [n]; mirrored:
-    bool [n]. Gives float32 [n, c, m, size].
-    """
-    count, channels, size, _ = images.shape
-    device = images.device
-    blocks = bands_of(size, reach)
-    block = size // blocks
-    extended, wide = block + 2 * reach, block + 2 * reach + 4
-    firsts = torch.arange(blocks, device=device)[:, None] * block
-    outputs = firsts - reach + torch.arange(extended, device=device)  # [blocks, extended]
-    places = outputs + 0.5
-    places = torch.where(mirrored[:, None, None], size - places, places)
-    centres = start[:, None, None] + places * (length / size)[:, None, None]
-    window = ((centres.amin(2) - 0.5).floor() - 1).clamp_(0, size - wide).long()  # [n, blocks]
-    sources = window[:, :, None] + torch.arange(wide, device=device)
-    pixels = (sources + 0.5)[:, :, None, :]
-    distance = (pixels - centres[..., None]).abs_()
-    far, near = (2 - distance).relu_(), (1 - distance).relu_()
-    weights = far * far * (far - 1) / 2 + near * near * (1 - 2 * near)
-    ends = (start[:, None, None, None], (start + length)[:, None, None, None])
-    weights *= (pixels > ends[0]) & (pixels < ends[1])
-    # Outputs beyond the line have no pixels and are blurred into nothing.
-    weights /= weights.sum(3, keepdim=True).clamp_(min=_SMALLEST_SUM)
-    if deviation is not None:
-        apart = (torch.arange(extended, device=device) - reach - torch.arange(block, device=device)[:, None]).square()
-        logits = apart / (-2 * deviation.square())[:, None, None]
-        outside = (outputs < 0) | (outputs >= size)
-        logits = logits[:, None].masked_fill(outside[None, :, None, :], -math.inf)
-        weights = logits.softmax(3) @ weights
-    rows = images.float().transpose(1, 2).reshape(count * size, -1)
-    places = (sources + size * torch.arange(count, device=device)[:, None, None]).flatten()
-    nearby = rows.index_select(0, places).view(count * blocks, wide, -1)
-    lines = weights.view(count * blocks, block, wide) @ nearby
-    return lines.view(count, size, channels, -1).permute(0, 2, 3, 1).contiguous()
 
 
 def gaussian_blur(deviation: Tensor, size: int) -> Tensor:

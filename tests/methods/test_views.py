@@ -12,15 +12,14 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from methods import views as views_module
+from methods.taps import bicubic_taps, gaussian_taps, weigh_rows
 from methods.views import (
     Views,
-    bands_of,
     blend_gray,
     colour_jitter,
     crop_boxes,
     gaussian_blur,
     resample,
-    resample_in_bands,
     resampling,
 )
 
@@ -219,29 +218,55 @@ def test_impossible_settings_are_refused(wrong: dict[str, tuple[float, float]]) 
         Views(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (160, 224), (112, 224)])
-@pytest.mark.parametrize("blurred", [False, True])
-def test_bands_are_the_matrices_they_stand_for(height: int, width: int, blurred: bool) -> None:
-    """Large images are resampled block by block: the same crop, flip and blur as with whole matrices."""
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randint(0, 256, (5, 3, height, width), generator=generator, dtype=torch.uint8)
-    draws = torch.rand(40, 5, generator=generator)
-    top, left, tall, wide = crop_boxes(draws, height, width, (0.08, 1.0), (3 / 4, 4 / 3))
+@pytest.mark.parametrize(("size", "out"), [(224, 224), (230, 112), (100, 150), (40, 37)])
+def test_taps_are_the_matrices_without_their_zeros(size: int, out: int) -> None:
+    lines = torch.rand(size, 50, generator=seeded(2))
+    start = torch.tensor([0.0, 3.0, 20.0, 0.0, 35.0])
+    length = torch.tensor([size, size - 9.0, 20.0, 1.0, 5.0])
     mirrored = torch.tensor([True, False, True, False, True])
-    deviation = torch.tensor([0.01, 0.4, 1.0, 2.0, 0.01]) if blurred else None
-    reach = 10 if blurred else 0
-    assert bands_of(height, reach) > 1
-    rows, columns = resampling(top, tall, height), resampling(left, wide, width)
-    columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
-    if deviation is not None:
-        rows, columns = gaussian_blur(deviation, height) @ rows, gaussian_blur(deviation, width) @ columns
-    lines = resample_in_bands(images, top, tall, torch.zeros_like(mirrored), deviation, reach)
-    found = resample_in_bands(lines, left, wide, mirrored, deviation, reach)
-    torch.testing.assert_close(found, resample(images, rows, columns), rtol=1e-5, atol=2e-3)
+    matrices = resampling(start, length, size, out)
+    matrices = torch.where(mirrored[:, None, None], matrices.flip(1), matrices)
+    taps = bicubic_taps(length, out, mirrored)
+    for matrix, first, count, own in zip(matrices, start.int().tolist(), length.int().tolist(), taps, strict=True):
+        made = weigh_rows(lines[first : first + count], own)
+        torch.testing.assert_close(made, matrix @ lines, rtol=0, atol=1e-5)
 
 
-def test_views_of_large_images_are_those_of_whole_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.randint(0, 256, (4, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    banded = Views()(images, torch.Generator().manual_seed(1))
-    monkeypatch.setattr(views_module, "bands_of", lambda size, reach: 1)
-    assert (banded - Views()(images, torch.Generator().manual_seed(1))).abs().max() < 1e-4
+@pytest.mark.parametrize("deviation", [0.1, 0.7, 2.0, 40.0])
+def test_taps_of_a_blur_are_its_matrix(deviation: float) -> None:
+    lines = torch.rand(31, 7, generator=seeded(2))
+    matrix = gaussian_blur(torch.tensor([deviation]), 31)[0]
+    torch.testing.assert_close(weigh_rows(lines, gaussian_taps(deviation, 31)), matrix @ lines, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "views"),
+    [
+        ((224, 224), Views()),
+        ((160, 224), Views(jitter=0.0)),
+        ((131, 97), Views(three_augment=False, flip=False)),
+        ((200, 150), Views(size=96)),
+        ((64, 96), Views(size=160, blur=(0.1, 3.0))),
+    ],
+)
+def test_views_of_large_images_are_those_of_whole_matrices(
+    size: tuple[int, int], views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures(24, *size)
+    one_by_one = views(images, seeded(1))
+    monkeypatch.setattr(views_module, "_LARGE", 10**6)
+    together = views(images, seeded(1))
+    assert one_by_one.is_contiguous()
+    assert one_by_one.shape == together.shape
+    assert (one_by_one - together).abs().max() < 1e-4
+    assert (one_by_one - together.roll(1, 0)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("count", "side"), [(9, 8), (128, 32), (50, 64), (1, 32)])
+def test_parts_of_a_batch_are_bit_for_bit_the_whole(count: int, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(count, side, side)
+    parts = Views()(images, seeded(1))
+    monkeypatch.setattr(views_module, "_CACHED", 1000)
+    assert torch.equal(Views()(images, seeded(1)), parts)
+    monkeypatch.setattr(views_module, "_CACHED", 10**9)
+    assert torch.equal(Views()(images, seeded(1)), parts)

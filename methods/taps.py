@@ -1,0 +1,56 @@
+"""Resampling without the zeros of its matrices: each new line of an image is a weighted sum of a few old ones.
+
+The same as the matrices `resampling` and `gaussian_blur` of methods.views, for large images on a processor.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+# Which old lines make each new one, int64 [new, k], and their weights, float32 [new, k].
+Taps = tuple[Tensor, Tensor]
+
+DEVIATIONS = 5  # where a blur ends: beyond, its weight is less than 1e-5
+_SUPPORT = 2  # of the bicubic kernel, in old lines
+
+
+def bicubic_taps(length: Tensor, size: int, mirrored: Tensor | None = None) -> list[Taps]:
+    """Taps that stretch each of n images from `length` lines to `size`, in reverse order where it is mirrored.
+
+    length: float [n], whole numbers; mirrored: bool [n].
+    """
+    places = torch.arange(size) + 0.5
+    if mirrored is not None:
+        places = torch.where(mirrored[:, None], size - places, places)
+    stretch = (length / size)[:, None]
+    centres, scale = places * stretch, stretch.clamp(min=1)
+    first = (centres - _SUPPORT * scale + 0.5).floor()
+    taps = first[..., None] + torch.arange(math.ceil(2 * _SUPPORT * float(scale.max())))
+    distance = (taps + 0.5 - centres[..., None]).abs_() / scale[..., None]
+    # The two branches of the kernel as truncated powers: far(x) for x < 2, plus near(x) - far(x) for x < 1.
+    far, near = (2 - distance).relu_(), (1 - distance).relu_()
+    weights = far * far * (far - 1) / 2 + near * near * (1 - 2 * near)
+    last = length[:, None, None] - 1
+    weights *= (taps >= 0) & (taps <= last)
+    weights /= weights.sum(2, keepdim=True)
+    return list(zip(taps.clamp_(min=0).minimum(last).long(), weights, strict=True))
+
+
+def gaussian_taps(deviation: float, size: int) -> Taps:
+    """Taps that blur `size` lines by a Gaussian, its deviation in lines, renormalised at the border."""
+    reach = math.ceil(DEVIATIONS * deviation)
+    apart = torch.arange(-reach, reach + 1)
+    taps = torch.arange(size)[:, None] + apart
+    weights = torch.exp(apart.square() / (-2 * deviation**2)) * ((taps >= 0) & (taps < size))
+    return taps.clamp_(0, size - 1), weights / weights.sum(1, keepdim=True)
+
+
+def weigh_rows(lines: Tensor, taps: Taps) -> Tensor:
+    """The weighted sums of lines [old, m], float32: [new, m]."""
+    which, weights = taps
+    made: Tensor = embedding_bag(which, lines, mode="sum", per_sample_weights=weights)
+    return made
