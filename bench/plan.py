@@ -225,7 +225,12 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
     if isinstance(base, nn.Module):
         for_classes(base, shift, shift.images(scored[:1], conditions[0]).float() / 255)
     else:
-        _check_size(shift.images(scored[:1], conditions[0]).shape[2], base.architecture.image_size, shift.name, name)
+        _check_size(
+            shift.images((adapt if len(adapt) else scored)[:1], conditions[0]).shape[2],
+            base.architecture.image_size,
+            shift.name,
+            name,
+        )
     labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     digests = {condition: shift.digest(scored, condition) for condition in conditions}
     if isinstance(base, Inherited) and base.classes not in (shift.classes, shift.source_classes):
