@@ -252,7 +252,8 @@ def _ready(evaluation: Evaluation, lane: Lane) -> Iterator[Evaluation]:
 def _stand_in(stock: Weights, classes: int) -> Weights:
     """A classifier that costs what a trained one costs: the stock's encoder under a random head."""
     width = stock.architecture.dim
-    head = torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
+    # Sure of its classes, as a trained one is: methods that leave doubtful images out are billed for all.
+    head = 10 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
     encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
     return Weights(stock.architecture, {**encoder, "head.weight": head, "head.bias": torch.zeros(classes)})
 

@@ -175,7 +175,7 @@ def soup_anatomy(board: Board) -> Figure | None:
             others = sorted((row for row in rows if not _ingredient(row)), key=lambda row: row.accuracy or 0)
             for row in ingredients:
                 _point(axes, len(names), row, blue, "o")
-                best = " (best)" if row is ingredients[-1] else ""
+                best = " (best here)" if row is ingredients[-1] else ""
                 names.append(f"{before}{(row.part or '').removeprefix(INGREDIENT)}{best}")
             for row in others:
                 _point(axes, len(names), row, green if row.main else orange, "s" if row.main else "^")
@@ -193,7 +193,10 @@ def _of_soup(row: BoardRow) -> str:
     if row.part == "mean":
         return "mean of the ingredients"
     kind = (row.part or "").removeprefix("soup").removeprefix(":")
-    return f"{kind} soup" if kind else "the soup"
+    return _NO_SOUPS.get(kind, f"{kind} soup" if kind else "the soup")
+
+
+_NO_SOUPS = {"best": "ingredient best on held-out images", "ensemble": "ensemble of the ingredients"}
 
 
 _FIGURES: dict[str, Callable[[Board], Figure | None]] = {

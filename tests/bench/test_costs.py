@@ -56,6 +56,13 @@ def test_a_bill_counts_what_the_run_then_does(tmp_path: Path) -> None:
     assert bill(make_plan(spec)).costs == ()
 
 
+def test_methods_that_choose_images_are_billed_for_all(tmp_path: Path) -> None:
+    """SAR steps on images that a classifier is sure of; one that is not trained yet is taken to be sure."""
+    costs = bill(make_plan(small(tmp_path, method="sar"))).costs
+    (stream,) = (cost for cost in costs if cost.kind == "stream")
+    assert stream.forwards == stream.backwards == 2 * 3 * 96
+
+
 def test_what_is_done_is_not_billed_again(tmp_path: Path) -> None:
     run(small(tmp_path, method="source"))
     costs = bill(make_plan(small(tmp_path))).costs

@@ -91,7 +91,7 @@ def test_a_soup_is_shown_with_all_that_it_is_made_of(results: Any) -> None:
     figure = soup_anatomy(make_board(results.records, results.store.predictions))
     assert figure is not None
     figure.canvas.draw()
-    told = [label.get_text().removesuffix(" (best)") for label in figure.axes[0].get_yticklabels()]
+    told = [label.get_text().removesuffix(" (best here)") for label in figure.axes[0].get_yticklabels()]
     assert sorted(told) == sorted(
         ["source (stock)", "mae", "mmcr", "mean of the ingredients", "the soup", "greedy soup", "wise soup"]
     )
