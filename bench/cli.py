@@ -121,7 +121,11 @@ def run(
             metavar="KEY=VALUE", help="For --launch slurm: partition, time (minutes), gpus, cpus, mem (GB), …"
         ),
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes; default: one for each core, or one for a GPU.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Processes; default: one for each core, or one in all on GPUs, each with its own."),
+    ] = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes on a CPU, that share each training.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images; default: one for each core.")] = None,
     rerun: Annotated[bool | None, typer.Option("--rerun", help="Measure again what is done.")] = None,
     only_failed: Annotated[bool | None, typer.Option("--only-failed", help="Repeat failed records only.")] = None,
@@ -161,6 +165,7 @@ def run(
         "with_baselines": with_baselines,
         "out": out,
         "jobs": jobs,
+        "devices": devices,
         "workers": workers,
         "launch": launch,
         "slurm": _pairs(slurm, "--slurm"),

@@ -144,7 +144,7 @@ def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: 
     """Run one published record again and compare its metrics. Exit 0 where they agree, 4 where they differ."""
     from bench.repeat import repeat
 
-    allowed = {"data_root", "device", "jobs", "out", "model", "stock", "init_from"}
+    allowed = {"data_root", "device", "devices", "jobs", "out", "model", "stock", "init_from"}
     extra = [name for name, value in flags.items() if value is not None and name not in allowed]
     if extra:
         raise UsageError(f"--record repeats what the record says; leave --{extra[0].replace('_', '-')} out")

@@ -61,7 +61,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Bill:
-    """Every line, and the whole on `jobs` processes: at least the longest line, at best an equal share."""
+    """Every line, and the whole on `jobs` processes: at least the longest line, at best an equal share.
+
+    So are the devices that a training is spread over.
+    """
 
     costs: tuple[Cost, ...]
     jobs: int
@@ -110,6 +113,8 @@ def _trainings(plan: Plan) -> Iterable[Cost]:
             todo.remove(key)
             stock = stock_of(job)
             seconds = _training_seconds(job, stock, plan.device, seen)
+            if seconds is not None and job.shared:
+                seconds /= plan.devices
             disk = sum(t.numel() * t.element_size() for name, t in stock.tensors.items() if name[:8] == "encoder.")
             flops = job.work.flops if job.work else None
             yield Cost("training", job.label, lane.trial.seed, 1, flops, seconds, 0, 0, disk)

@@ -24,13 +24,32 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
-def pick_jobs(wanted: int | None, device: str) -> tuple[int, int]:
-    """(processes, threads in each): small models on a CPU gain from processes, not threads; a GPU is not shared."""
-    if not device.startswith("cpu"):
-        if wanted not in (None, 1):
-            raise UsageError("--jobs is for the CPU; one process uses the GPU, so leave it out")
-        return 1, 1
-    return wanted or cores(), 1
+def pick_jobs(wanted: int | None, device: str, devices: int = 1) -> tuple[int, int]:
+    """(processes, threads in each): small models on a CPU gain from processes, not threads; a GPU is not shared.
+
+    A process that trains takes `devices` cores or GPUs. Raises UsageError for more GPUs than there are.
+    """
+    if device.startswith("cpu"):
+        return wanted or max(1, cores() // devices), 1
+    jobs = wanted or 1
+    if jobs * devices > 1:
+        if device != "cuda":
+            raise UsageError(f"{device} is one GPU; with --jobs and --devices use --device cuda, which is all of them")
+        needed, found = jobs * devices, len(visible_gpus())
+        if needed > found:
+            raise UsageError(
+                f"--jobs {jobs} with --devices {devices} takes {needed} GPUs and torch finds {found} here; ask for less"
+            )
+    return jobs, 1
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process in torch's order, each as CUDA_VISIBLE_DEVICES names it."""
+    import torch
+
+    count = torch.cuda.device_count()
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (names or [str(number) for number in range(count)])[:count]
 
 
 def cores() -> int:

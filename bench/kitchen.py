@@ -136,7 +136,8 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str, devices: int =
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
         spent = devices if job.shared else 1
         steps = job.work.steps if job.work is not None else 0
-        tasks[key] = Task(key, cook, (key, draws, order, device, job.label, stocks, spent, steps), after, job.label)
+        arguments = (key, draws, order, device, job.label, stocks, spent, steps)
+        tasks[key] = Task(key, cook, arguments, after, job.label, spent)
     return list(tasks.values())
 
 

@@ -100,6 +100,7 @@ class Plan:
     model: str | None
     ready: bool
     device: str
+    devices: int
     jobs: int
     threads: int
     lanes: tuple[Lane, ...]
@@ -114,7 +115,8 @@ class Plan:
 
 def make_plan(spec: RunSpec) -> Plan:
     """Resolve names, data, options and keys; see what is done. Starts nothing and writes nothing."""
-    device, jobs, threads = _where(spec)
+    devices = spec.devices or max(1, spec.slurm.gpus)
+    device, jobs, threads = _where(spec, devices)
     out = spec.out or default_folder(spec)
     if spec.offline:
         go_offline()
@@ -137,7 +139,7 @@ def make_plan(spec: RunSpec) -> Plan:
     for lane in lanes:
         if lane.job is not None and missing.intersection(lane.keys.values()):
             targets = [lane.job, *([lane.report] if lane.report is not None else [])]
-            for task in cooking_tasks(targets, lane.trial.seed, device):
+            for task in cooking_tasks(targets, lane.trial.seed, device, devices):
                 cooking.setdefault(task.key, task)
     model = name if isinstance(base, nn.Module) else None
     return Plan(
@@ -148,6 +150,7 @@ def make_plan(spec: RunSpec) -> Plan:
         model=model,
         ready=not isinstance(base, Weights),
         device=device,
+        devices=devices,
         jobs=jobs,
         threads=threads,
         lanes=lanes,
@@ -167,14 +170,14 @@ def _notes(base: Base, name: str, lanes: Sequence[Lane]) -> tuple[str, ...]:
     return (f"the stock {shown_name(name, base)} has no decoder: MAE ingredients start from a fresh one",)
 
 
-def _where(spec: RunSpec) -> tuple[str, int, int]:
+def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
     """The device, how many processes or jobs run at a time, and the threads of each."""
     if spec.launch == "slurm":
         # The machine that plans says nothing about those that compute.
         device = spec.device if spec.device != "auto" else "cuda" if spec.slurm.gpus else "cpu"
         return device, spec.jobs or _JOBS_OF_A_CLUSTER, 1
     device = pick_device(spec.device)
-    return device, *pick_jobs(1 if spec.launch == "serial" else spec.jobs, device)
+    return device, *pick_jobs(1 if spec.launch == "serial" else spec.jobs, device, devices)
 
 
 def default_folder(spec: RunSpec) -> Path:

@@ -173,7 +173,10 @@ def executor_of(plan: Plan) -> Executor | None:
         raise UsageError(
             "--launch slurm needs the extra scale; install it with: pip install 'soupbench[scale]'"
         ) from None
-    return SlurmJobs(plan.spec.slurm, plan.out / "slurm", plan.jobs, plan.threads)
+    settings = plan.spec.slurm
+    if plan.device.startswith("cuda") and plan.devices > 1:
+        settings = settings.model_copy(update={"gpus": plan.devices})
+    return SlurmJobs(settings, plan.out / "slurm", plan.jobs, plan.threads)
 
 
 def groups_of(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
@@ -312,7 +315,9 @@ def _record(
     for name in ("predict_seconds", "forwards", "backwards"):
         cost[name] = getattr(measured, name) if measured else 0
     cost["peak_memory_mb"] = (
-        measured.peak_memory_mb if measured and (plan.jobs == 1 or plan.spec.launch == "slurm") else None
+        measured.peak_memory_mb
+        if measured and (plan.jobs == 1 or plan.spec.launch == "slurm" or plan.device == "cuda")
+        else None
     )
     return Record.model_validate(
         {

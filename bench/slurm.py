@@ -50,6 +50,7 @@ class SlurmJobs:
 
     def __init__(self, settings: Slurm, folder: Path, room: int, threads: int) -> None:
         self.room = room
+        self._settings = settings
         self._call = Requeued(threads)
         self._running: dict[str, tuple[Any, Task]] = {}
         self._missed: dict[str, int] = {}
@@ -67,8 +68,6 @@ class SlurmJobs:
             "qos": settings.qos,
             "constraint": settings.constraint,
             "time": settings.time,
-            "gpus_per_node": settings.gpus or None,
-            "cpus_per_task": settings.cpus,
             "mem": None if settings.mem is None else f"{settings.mem:g}G",
             "array_parallelism": room,
             "additional_parameters": settings.other or None,
@@ -76,7 +75,17 @@ class SlurmJobs:
         self._executor.update_parameters(**{key: value for key, value in wanted.items() if value is not None})
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Queue the tasks as one array. Raises UsageError with sbatch's own words where it refuses."""
+        """Queue the tasks, those on as many devices as one array. Raises UsageError with sbatch's own words where it
+        refuses.
+        """
+        for devices in sorted({task.devices for task in tasks}):
+            # A task on one device leaves the other GPUs of the settings to others.
+            gpus = min(self._settings.gpus, devices)
+            gpus_if_any = {"gpus_per_node": gpus} if gpus else {}
+            self._executor.update_parameters(cpus_per_task=max(self._settings.cpus, devices), **gpus_if_any)
+            self._queue([task for task in tasks if task.devices == devices])
+
+    def _queue(self, tasks: Sequence[Task]) -> None:
         try:
             with self._executor.batch():
                 jobs = [self._executor.submit(self._call, task.function, *task.arguments) for task in tasks]

@@ -18,8 +18,9 @@ ListLike = str | int | float | list[Any] | tuple[Any, ...]
 class Slurm(BaseModel):
     """What a job of `--launch slurm` asks the scheduler for; empty: the cluster's default.
 
-    time: minutes. mem: GB. requeues: how often a job that was preempted or ran out of time starts again; trainings go
-    on from their last checkpoint. other: further options of sbatch by name, as in {"exclude": "node7"}.
+    gpus: of a job that trains, which is spread over them; others take one. time: minutes. mem: GB. requeues: how often
+    a job that was preempted or ran out of time starts again; trainings go on from their last checkpoint. other: further
+    options of sbatch by name, as in {"exclude": "node7"}.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +42,7 @@ class RunSpec(BaseModel):
 
     `method`, `severity` and `corruption` take lists or comma-separated text ("1-5" is a range). `set` holds options by
     method name. `labels` is the number of labelled clean images a class (None: the shift's default, 0: all of them).
+    `devices` is how many GPUs, or processes on a CPU, share each training (None: one, or the GPUs of a SLURM job).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -67,6 +69,7 @@ class RunSpec(BaseModel):
     with_baselines: bool = False
     out: Path | None = None
     jobs: int | None = Field(default=None, ge=1)
+    devices: int | None = Field(default=None, ge=1)
     workers: int | None = Field(default=None, ge=0)
     launch: Literal["local", "serial", "slurm"] = "local"
     slurm: Slurm = Field(default_factory=Slurm)
@@ -101,6 +104,8 @@ class RunSpec(BaseModel):
             raise ValueError("--launch serial is one process; leave --jobs out")
         if self.launch != "slurm" and self.slurm != Slurm():
             raise ValueError("--slurm settings belong to --launch slurm; add it or leave them out")
+        if 0 < self.slurm.gpus < (self.devices or 1):
+            raise ValueError(f"--devices {self.devices} needs as many GPUs in a job; leave gpus out of --slurm")
         return self
 
     @property

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import bench.registry  # noqa: F401 - objects of a plug-in's file can then be received
+from bench.errors import BenchError
 from bench.workers import begin
 from methods.base import JobFunction, Keeper, Unlabelled
 from methods.stock import Weights
@@ -61,7 +62,7 @@ class Call:
 def spread(call: Call, keep: Keeper | None, processes: int) -> Weights:
     """Run a shared job function (methods.base.Job) in so many processes, on a GPU in each on a device of its own.
 
-    Raises what one of them raised, and RuntimeError where one was killed.
+    Raises what one of them raised, and BenchError where one was killed.
     """
     message = pickle.dumps((call, keep is not None))
     with tempfile.TemporaryDirectory() as folder, _started(processes, call.device, Path(folder, "store")) as members:
@@ -126,7 +127,7 @@ def _death(process: BaseProcess) -> Exception:
     process.join(_GRACE)
     code = process.exitcode or 0
     how = f"was killed by {signal.Signals(-code).name} (out of memory?)" if code < 0 else f"ended with exit code {code}"
-    return RuntimeError(f"{process.name} of a training {how}; run it again: it goes on from its last checkpoint")
+    return BenchError(f"{process.name} of a training {how}; run it again: it goes on from its last checkpoint")
 
 
 class _Kept:
@@ -230,7 +231,7 @@ def _team(rank: int, count: int, device: str, store: Path) -> Team:
 def _told(error: Exception) -> tuple[int, Exception]:
     """An error as it can be sent, and how likely it is what happened: what a lost connection raises comes last."""
     if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
-        return _LOST, RuntimeError(
+        return _LOST, BenchError(
             f"the processes of a training lost one another ({str(error).splitlines()[0]}); "
             "run it again: it goes on from its last checkpoint"
         )

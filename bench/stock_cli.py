@@ -33,6 +33,7 @@ def stock(
     threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU; the last bits depend on it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Touch no network.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on a CPU, that share the training.")] = 1,
 ) -> None:
     """Pretrain a stock (encoder and decoder) as a masked autoencoder on clean train images.
 
@@ -63,5 +64,6 @@ def stock(
         threads,
         data_root,
         offline,
+        devices,
     )
     stock_progress.make(spec, out)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.cache import cache_dir, write_bytes
-from bench.devices import pick_device, pick_precision
+from bench.devices import pick_device, pick_jobs, pick_precision
 from bench.errors import BenchError, UsageError, nearest
 from bench.fingerprint import environment
 from bench.keeper import SECONDS, FileKeeper, Tell
@@ -26,6 +26,7 @@ from bench.shifts.anywhere import train_source
 from bench.shifts.base import Shift, limit_ids, pooled
 from bench.shifts.reading import Reading
 from bench.shifts.table import ShiftRow
+from bench.spread import Call, spread
 from bench.trial import CLEAN, digest_of
 from bench.workers import set_threads
 from methods.base import Job, Unlabelled
@@ -74,7 +75,8 @@ _STATISTICS = 2000  # images that mean and deviation are measured on
 @dataclass(frozen=True)
 class StockSpec:
     """What `bench stock` is asked for; None: what suits the data. `data` is one of SOURCES, a shift, folder:PATH or
-    hf:REPO. `limit` caps the number of images. `threads` fixes the last bits of the result on a CPU.
+    hf:REPO. `limit` caps the number of images. `threads`, of each process, fixes the last bits of the result on a CPU.
+    `devices` is how many GPUs, or processes on a CPU, share the training.
     """
 
     data: str
@@ -92,6 +94,7 @@ class StockSpec:
     threads: int | None = None
     data_root: Path | None = None
     offline: bool = False
+    devices: int = 1
 
     @property
     def command(self) -> str:
@@ -148,6 +151,7 @@ def plan_stock(spec: StockSpec) -> Planned:
     if spec.epochs is not None and spec.steps is not None:
         raise UsageError("--epochs and --steps exclude each other; give one")
     device = pick_device(spec.device)
+    pick_jobs(1, device, spec.devices)
     plain = spec.data in ("digits", "digits-c") and spec.arch is None
     shape = DIGITS.architecture if plain else architecture(spec.arch or _usual_arch(spec.data))
     reading = Reading(spec.data_root, preprocessing_of(Weights(shape, {})), spec.offline)
@@ -177,7 +181,7 @@ def plan_stock(spec: StockSpec) -> Planned:
     job = Job(pretrain, recipe, (), data, "stock")
     key = digest_of([job_key(job, spec.seed), torch.device(device).type, threads])
     source = f"{len(ids)} clean train images of {spec.data}, without labels"
-    return Planned(recipe, data, source, device, threads, key)
+    return Planned(recipe, data, source, device, spec.threads or max(1, threads // spec.devices), key)
 
 
 def _usual_arch(data: str) -> str:
@@ -260,9 +264,9 @@ def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) 
     set_threads(plan.threads)
 
     def train(stop: int | None, keep: FileKeeper | None) -> Weights:
-        generator = torch.Generator(device=plan.device).manual_seed(spec.seed)
+        call = Call(pretrain, (), plan.data, replace(plan.recipe, stop=stop), spec.seed, plan.device)
         try:
-            return pretrain((), plan.data, replace(plan.recipe, stop=stop), generator, keep)
+            return spread(call, keep, spec.devices) if spec.devices > 1 else call.here(keep)
         except FloatingPointError as error:
             raise BenchError(f"{error} (--lr is {plan.recipe.lr:g})") from None
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
+from bench.devices import visible_gpus
+
 log = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 class Task:
     """`function(*arguments)` once all tasks named in `after` are done. Function and arguments must pickle.
 
-    `label` is for people. Tasks listed earlier start earlier when several could.
+    `label` is for people. Tasks listed earlier start earlier when several could. `devices` is how many it computes on.
     """
 
     key: str
@@ -30,6 +32,7 @@ class Task:
     arguments: tuple[Any, ...]
     after: frozenset[str]
     label: str
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,22 @@ class Here:
 
 
 class Processes:
-    """Runs tasks in worker processes on this machine, each of them alone with its task.
+    """Runs tasks in worker processes on this machine, each of them alone with its task and its share of the GPUs.
 
-    A worker that dies is replaced and its task, which may have a checkpoint, runs once more.
+    To a task "cuda" is the first GPU of its worker. A worker that dies is replaced and its task, which may have a
+    checkpoint, runs once more.
     """
 
     def __init__(self, jobs: int, threads: int) -> None:
         self.room = jobs
         self._threads = threads
+        gpus = visible_gpus()
+        each = len(gpus) // jobs
+        self._shares = [gpus[number * each : (number + 1) * each] for number in range(jobs)]
         self._idle: list[ProcessPoolExecutor] = []
         self._running: dict[Future[Any], tuple[Task, ProcessPoolExecutor]] = {}
         self._died: set[str] = set()
+        self._shares_of: dict[ProcessPoolExecutor, list[str]] = {}
 
     def submit(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
@@ -162,7 +170,10 @@ class Processes:
 
     def _new_worker(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=(self._threads,))
+        share = self._shares.pop(0)
+        worker = ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=(self._threads, share))
+        self._shares_of[worker] = share
+        return worker
 
     def wait(self) -> list[Finished]:
         ended: list[Finished] = []
@@ -173,6 +184,7 @@ class Processes:
                     ended.append(Finished(task, future.result(), None))
                 except BrokenProcessPool:
                     worker.shutdown(wait=False)
+                    self._shares.append(self._shares_of.pop(worker))
                     if task.key in self._died:
                         error = RuntimeError("its process died twice (out of memory?); try again with fewer --jobs")
                         ended.append(Finished(task, None, error))
@@ -195,10 +207,13 @@ class Processes:
                 process.terminate()
 
 
-def begin(threads: int) -> None:
+def begin(threads: int, gpus: Sequence[str] = ()) -> None:
     """Start a process that works for this one: an interrupt is for the one that hands out the work, and ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if gpus:
+        # Before torch looks for them.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     set_threads(threads)
 
 

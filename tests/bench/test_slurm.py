@@ -78,3 +78,36 @@ def test_tasks_in_the_hundreds_keep_their_order_and_take_linear_time() -> None:
     place = {key: number for number, key in enumerate(done)}
     assert len(done) == 3000
     assert all(place[str(i // 2)] < place[str(i)] for i in range(1, 3000))
+
+
+def test_each_job_asks_for_what_its_task_computes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text(
+        f'#!/bin/sh\nfor last; do :; done\ncp "$last" "{tmp_path}/$$.sh"\necho Submitted batch job $$\n'
+    )
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    settings = {"method": "source", "shift": "digits-c", "launch": "slurm", "limit": 8, "out": tmp_path / "out"}
+    for given in ({"slurm": {"gpus": "4"}}, {"devices": 4, "device": "cuda"}):
+        plan = make_plan(make_spec(settings, given))
+        assert (plan.device, plan.devices) == ("cuda", 4)
+        jobs = executor_of(plan)
+        assert jobs is not None
+        training = [Task(name, square, (1,), frozenset(), name, 4) for name in ("a", "b")]
+        jobs.submit([*training, Task("c", square, (1,), frozenset(), "c")])
+        asked = [
+            {line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if line[:7] == "#SBATCH"}
+            for script in tmp_path.glob("*.sh")
+        ]
+        stream, shared = sorted(asked, key=lambda lines: "gpus-per-node=4" in lines)
+        assert {"gpus-per-node=1", "cpus-per-task=1"} <= stream
+        assert {"gpus-per-node=4", "cpus-per-task=4"} <= shared
+        assert any(line.startswith("array=0-1%") for line in shared)
+        for script in tmp_path.glob("*.sh"):
+            script.unlink()
+
+
+def test_more_devices_than_gpus_are_refused() -> None:
+    with pytest.raises(UsageError, match="--devices 4 needs as many GPUs in a job; leave gpus out of --slurm"):
+        make_spec({"method": "source", "shift": "digits-c", "launch": "slurm", "slurm": {"gpus": "2"}, "devices": 4})

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.errors import BenchError
 from bench.keeper import FileKeeper
-from bench.models import load_stock
+from bench.models import load_stock, load_weights
+from bench.run import run
+from bench.spec import make_spec
 from bench.spread import Call, spread
+from bench.stocks import ShownKeeper, StockSpec, plan_stock, train_stock
 from methods.base import Labelled, Unlabelled
 from methods.finetune import FineTune, fine_tune
 from methods.pretrain import Pretraining, pretrain
@@ -28,6 +32,7 @@ from methods.selfsoup.lockstep import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.stock import Weights
 from methods.team import ALONE, Team
+from tests.bench.conftest import FAST
 
 COUNT = 65
 
@@ -166,7 +171,7 @@ class Trap:
 @pytest.mark.parametrize(
     ("how", "error", "said"),
     [
-        ("kill", RuntimeError, "process 1 of 2 of a training was killed by SIGKILL .* it goes on from its last"),
+        ("kill", BenchError, "process 1 of 2 of a training was killed by SIGKILL .* it goes on from its last"),
         pytest.param("fail", MemoryError, "no memory for the images of this process", marks=pytest.mark.slow),
     ],
 )
@@ -196,9 +201,9 @@ def test_divergence_is_the_error_of_one_process(tmp_path: Path) -> None:
     how = FineTune(epochs=10, batch_size=32, lr=1e30)
     call = Call(fine_tune, [load_stock("digits")], labelled(), how, 7, "cpu")
     messages = []
-    for run in (lambda: call.here(None), lambda: spread(call, None, 2)):
+    for way in (lambda: call.here(None), lambda: spread(call, None, 2)):
         with pytest.raises(FloatingPointError) as caught:
-            run()
+            way()
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
 
@@ -207,8 +212,11 @@ def test_divergence_is_the_error_of_one_process(tmp_path: Path) -> None:
 def test_the_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from bench.models import load_stock
+from bench.models import load_stock, load_weights
+from bench.run import run
+from bench.spec import make_spec
 from bench.spread import Call, spread
+from bench.stocks import ShownKeeper, StockSpec, plan_stock, train_stock
 from methods.base import Unlabelled
 from methods.selfsoup.ingredients import inter_train
 from tests.bench.test_spread import Trap, ingredient
@@ -238,3 +246,32 @@ def running(number: int) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.slow
+def test_a_run_and_a_stock_may_be_spread(stock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"method": "selfsoup", "shift": "digits-c", "stock": stock, "limit": 64, "severity": "3", "seeds": 1}
+    asked |= {"corruption": "fog", "set": {"selfsoup": FAST["selfsoup"]}, "jobs": 1}
+    accuracies = []
+    for devices in (1, 2):
+        monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / f"cache{devices}"))
+        records = run(make_spec(asked, {"devices": devices, "out": tmp_path / str(devices)})).records()
+        accuracies.append({r.key: r.metrics.nll for r in records if r.metrics is not None})
+    assert accuracies[0] == pytest.approx(accuracies[1], rel=1e-4)
+    facts = [load_weights(path)[1] for path in (tmp_path / "cache2" / "weights").glob("*.safetensors")]
+    assert sorted(f["label"] for f in facts if f.get("devices") == 2) == sorted(
+        f["label"] for f in facts if "ingredient" in f["label"]
+    )
+
+    spec = StockSpec("digits", steps=30, batch_size=32, limit=100, threads=1)
+    told: list[int] = []
+    made = []
+    for devices in (1, 2):
+        each = replace(spec, devices=devices)
+        plan = plan_stock(each)
+        assert plan.key == plan_stock(spec).key
+        keeper = ShownKeeper(tmp_path / "stock.pt", lambda done, _: told.append(done), 0.0)
+        made.append(train_stock(plan, each, keeper)[0])
+        keeper.forget()
+    assert told[:30] == told[30:]
+    assert_close(*made)
