@@ -81,7 +81,8 @@ def _started(count: int, device: str, store: Path) -> Iterator[list[tuple[BasePr
             ours, theirs = context.Pipe()
             arguments = (rank, count, device, store, torch.get_num_threads(), theirs)
             process = context.Process(target=_member, args=arguments, name=f"process {rank} of {count}")
-            process.start()
+            with _quiet():
+                process.start()
             theirs.close()
             members.append((process, ours))
         yield members
@@ -92,6 +93,18 @@ def _started(count: int, device: str, store: Path) -> Iterator[list[tuple[BasePr
             member.kill()
             member.join()
             ours.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What is started meanwhile hears no warnings of torch's core: one says that all parameters are in use."""
+    before = os.environ.get("TORCH_CPP_LOG_LEVEL")
+    os.environ["TORCH_CPP_LOG_LEVEL"] = before or "ERROR"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCH_CPP_LOG_LEVEL"]
 
 
 def _serve(members: Sequence[tuple[BaseProcess, Connection]], keep: Keeper | None) -> Weights:
@@ -210,7 +223,7 @@ def _member(rank: int, count: int, device: str, store: Path, threads: int, pipe:
 
 
 def _team(rank: int, count: int, device: str, store: Path) -> Team:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # Of a surrounding `accelerate launch` nothing holds for these processes.
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
@@ -225,7 +238,9 @@ def _team(rank: int, count: int, device: str, store: Path) -> Team:
     torch.distributed.init_process_group(
         "nccl" if cuda else "gloo", init_method=f"file://{store}", rank=rank, world_size=count
     )
-    return Team(Accelerator(cpu=not cuda, mixed_precision="no"))
+    # Some networks have parameters that an objective does not reach, as the last norm of pooled features has for MAE.
+    averaging = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Team(Accelerator(cpu=not cuda, mixed_precision="no", kwargs_handlers=[averaging]))
 
 
 def _told(error: Exception) -> tuple[int, Exception]:

@@ -32,6 +32,7 @@ from methods.selfsoup.lockstep import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.stock import Weights
 from methods.team import ALONE, Team
+from methods.timm_encoders import TimmArchitecture
 from tests.bench.conftest import FAST
 
 COUNT = 65
@@ -275,3 +276,17 @@ def test_a_run_and_a_stock_may_be_spread(stock: str, tmp_path: Path, monkeypatch
         keeper.forget()
     assert told[:30] == told[30:]
     assert_close(*made)
+
+
+@pytest.mark.slow
+def test_parameters_that_a_loss_does_not_reach_stay_as_they_are() -> None:
+    """Features that are pooled before the last norm, which MAE, working on tokens, passes by."""
+    torch.set_num_threads(1)
+    options = (("global_pool", "avg"),)
+    shape = TimmArchitecture("vit_tiny_patch16_224", 32, (0.5,) * 3, (0.5,) * 3, 32, options=options)
+    encoder = shape.initial(torch.Generator().manual_seed(0))
+    stock = Weights(shape, {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()})
+    call = Call(inter_train, [stock], labelled().without_labels(), ingredient("mae", 4, 2), 7, "cpu")
+    together = spread(call, None, 2)
+    assert_close(call.here(None), together)
+    assert torch.equal(together.tensors["encoder.fc_norm.weight"], stock.tensors["encoder.fc_norm.weight"])
