@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cache import weights_path
 from bench.kitchen import all_jobs, cooked, job_key
@@ -30,6 +28,7 @@ from bench.protocols import Segment
 from bench.run import missing_streams
 from bench.workers import set_threads
 from methods.base import Job, Labelled
+from methods.flops import counted
 from methods.soup import ensemble
 from methods.stock import Weights
 
@@ -265,9 +264,7 @@ def _stand_in(stock: Weights, classes: int) -> Weights:
 
 def _probe_stream(evaluation: Evaluation, device: str) -> _Stream:
     """Measure the beginning of a stream: two images for the counts, one batch and several for the seconds."""
-    counter = FlopCounterMode(display=False)
-    # The counter knows no fused attention on a CPU, so that is taken apart into matrix products.
-    with counter, sdpa_kernel(SDPBackend.MATH):
+    with counted() as counter:
         few = evaluate(_shortened(evaluation, 2, 2))
     seen = sum(len(part.predictions.id) for part in few)
     flops = counter.get_total_flops() / seen

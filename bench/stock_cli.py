@@ -15,7 +15,7 @@ def stock(
         typer.Option(help="Clean images: digits, fashion, cifar10, cifar100, imagenet, a shift, folder:PATH, hf:REPO."),
     ] = None,
     arch: Annotated[
-        str | None, typer.Option(help="vit_SIZE_patchP_PIXELS, SIZE from micro to huge, as in vit_mini_patch4_32.")
+        str | None, typer.Option(help="vit_SIZE_patchP_PIXELS (micro to huge), timm:NAME or timm:NAME:PIXELS.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images; default: 5,000 steps.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
@@ -23,6 +23,9 @@ def stock(
     lr: Annotated[float | None, typer.Option(min=1e-8, help="Peak learning rate.")] = None,
     mask_ratio: Annotated[float, typer.Option(min=0, max=1, help="Part of the patches that is hidden.")] = 0.75,
     norm_pix: Annotated[bool, typer.Option("--norm-pix", help="Predict pixels normalised by patch.")] = False,
+    objective: Annotated[
+        str | None, typer.Option(help="mae, mocov3, mmcr, lejepa or …_official; default: mae, for CNNs mmcr.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The file to write; default: where runs look for it.")
     ] = None,
@@ -35,7 +38,7 @@ def stock(
     offline: Annotated[bool, typer.Option("--offline", help="Touch no network.")] = False,
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on a CPU, that share the training.")] = 1,
 ) -> None:
-    """Pretrain a stock (encoder and decoder) as a masked autoencoder on clean train images.
+    """Pretrain a stock on clean train images: a masked autoencoder (encoder and decoder), or by another objective.
 
     Interrupted, the same command goes on from the last checkpoint.
     """
@@ -57,6 +60,7 @@ def stock(
         lr,
         mask_ratio,
         norm_pix,
+        objective,
         seed,
         limit,
         device,

@@ -23,8 +23,8 @@ def make(spec: stocks.StockSpec, out: Path | None) -> None:
     shape = plan.recipe.architecture
     batch = min(plan.recipe.batch_size, len(plan.data))
     say(
-        f"{plan.source}; {shape.image_size} px, patches of {shape.patch_size}, width {shape.dim}, "
-        f"{shape.depth} blocks; {plan.recipe.steps} steps of {batch} on {plan.device}"
+        f"{plan.source}; {shape.image_size} px, {shape.description}; {plan.recipe.steps} steps of {plan.objective}, "
+        f"{batch} images each, on {plan.device}"
     )
     start = time.perf_counter()
     try:

@@ -27,12 +27,15 @@ from bench.shifts.base import Shift, limit_ids, pooled
 from bench.shifts.reading import Reading
 from bench.shifts.table import ShiftRow
 from bench.spread import Call, spread
+from bench.timm_stocks import timm_architecture
 from bench.trial import CLEAN, digest_of
 from bench.workers import set_threads
 from methods.base import Job, Unlabelled
+from methods.norms import batch_norm_layers
 from methods.pretrain import Pretraining, pretrain
-from methods.selfsoup.objectives import mae
-from methods.stock import Architecture, Normalise, Weights
+from methods.selfsoup.objectives import OBJECTIVES, mae
+from methods.stock import AnyArchitecture, Architecture, Normalise, Weights
+from methods.timm_encoders import TimmArchitecture
 from methods.views import Views
 
 DIGITS = Pretraining(
@@ -69,14 +72,16 @@ SIZES = {
 }
 """Width, blocks and heads of encoder and decoder: DeiT's and MAE's names from tiny and base on, smaller ones before."""
 
+_TWO_VIEW_LR = 1e-3
 _STATISTICS = 2000  # images that mean and deviation are measured on
 
 
 @dataclass(frozen=True)
 class StockSpec:
     """What `bench stock` is asked for; None: what suits the data. `data` is one of SOURCES, a shift, folder:PATH or
-    hf:REPO. `limit` caps the number of images. `threads`, of each process, fixes the last bits of the result on a CPU.
-    `devices` is how many GPUs, or processes on a CPU, share the training.
+    hf:REPO. `objective` is a key of methods.selfsoup.objectives.OBJECTIVES, by default mae where patches can be hidden.
+    `limit` caps the number of images. `threads`, of each process, fixes the last bits of the result on a CPU. `devices`
+    is how many GPUs, or processes on a CPU, share the training.
     """
 
     data: str
@@ -87,6 +92,7 @@ class StockSpec:
     lr: float | None = None
     mask_ratio: float = 0.75
     norm_pix: bool = False
+    objective: str | None = None
     seed: int = 0
     limit: int | None = None
     device: str = "auto"
@@ -113,6 +119,7 @@ class Planned:
     """A training before it starts: `key` names its checkpoint and changes with all that changes its bits."""
 
     recipe: Pretraining
+    objective: str
     data: Unlabelled
     source: str
     device: str
@@ -120,12 +127,23 @@ class Planned:
     key: str
 
 
-def architecture(name: str) -> Architecture:
-    """The architecture called like "vit_mini_patch4_32": size, patch side and image side. Raises UsageError."""
+def architecture(name: str) -> AnyArchitecture:
+    """The architecture called like "vit_mini_patch4_32": size, patch side and image side; or "timm:NAME", for images of
+    the size that its weights take, "timm:NAME:32" for those of 32 pixels. Raises UsageError.
+    """
+    if name.startswith("timm:"):
+        network, _, side = name.removeprefix("timm:").partition(":")
+        try:
+            shape = timm_architecture(network, int(side) if side else None)
+            _ = shape.dim  # raises where images of this size are too small
+        except ValueError as error:
+            raise UsageError(f"--arch {name}: {error}; write timm:NAME or timm:NAME:PIXELS") from None
+        return shape
     match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", name)
     if match is None or match[1] not in SIZES:
         raise UsageError(
-            f"--arch {name}: write vit_SIZE_patchP_PIXELS, as in vit_mini_patch4_32; SIZE is one of {', '.join(SIZES)}"
+            f"--arch {name}: write vit_SIZE_patchP_PIXELS, as in vit_mini_patch4_32, or timm:NAME:PIXELS, as in "
+            f"timm:resnet18:32; SIZE is one of {', '.join(SIZES)}"
         )
     dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = SIZES[match[1]]
     try:
@@ -162,11 +180,18 @@ def plan_stock(spec: StockSpec) -> Planned:
     if tuple(images.shape[2:]) != (shape.image_size, shape.image_size):
         raise UsageError(
             f"{spec.data} has images of {images.shape[3]} px, but the architecture takes {shape.image_size} px; "
-            f"choose one that ends in _{images.shape[3]}"
+            f"choose one that ends in {':' if isinstance(shape, TimmArchitecture) else '_'}{images.shape[3]}"
         )
     if not plain:
         shape = _normalised(shape, images)
+    name = spec.objective or ("mae" if shape.tokens else "mmcr")
     recipe = DIGITS if plain else Pretraining(shape, lr=_usual_lr(shape, spec.batch_size))
+    if nearest(name, OBJECTIVES, "objective") != "mae":
+        if spec.mask_ratio != StockSpec.mask_ratio or spec.norm_pix:
+            raise UsageError(f"--mask-ratio and --norm-pix belong to --objective mae, not to {name}; leave them out")
+        # Its views must differ: 3-Augment, as for ingredients. No digit is another one seen in a mirror.
+        views = Views(flip=spec.data not in ("digits", "digits-c"))
+        recipe = replace(recipe, objective=OBJECTIVES[name].Config(), views=views, lr=_TWO_VIEW_LR)
     recipe = replace(
         recipe,
         steps=_steps(spec, len(data), recipe),
@@ -176,12 +201,16 @@ def plan_stock(spec: StockSpec) -> Planned:
         norm_pix=spec.norm_pix,
         bf16=pick_precision(spec.precision, device) == "bf16",
     )
-    _check_mask(recipe)
+    _check_objective(recipe)
+    if spec.devices > 1 and batch_norm_layers(shape.build()):
+        raise UsageError(
+            f"{shape.description}: BatchNorm measures whole batches, so it is not shared; leave --devices out"
+        )
     threads = spec.threads or (1 if plain else torch.get_num_threads())
     job = Job(pretrain, recipe, (), data, "stock")
     key = digest_of([job_key(job, spec.seed), torch.device(device).type, threads])
     source = f"{len(ids)} clean train images of {spec.data}, without labels"
-    return Planned(recipe, data, source, device, spec.threads or max(1, threads // spec.devices), key)
+    return Planned(recipe, name, data, source, device, spec.threads or max(1, threads // spec.devices), key)
 
 
 def _usual_arch(data: str) -> str:
@@ -194,7 +223,7 @@ def _row_of(data: str) -> ShiftRow:
     return find_row(SOURCES.get(data, data))
 
 
-def _usual_lr(shape: Architecture, batch_size: int) -> float:
+def _usual_lr(shape: AnyArchitecture, batch_size: int) -> float:
     """2e-3 for the small models of 32 px, tried on digits and CIFAR-10; for others that of the MAE release."""
     return 2e-3 if shape.dim < SIZES["tiny"][0] else 1.5e-4 * batch_size / 256
 
@@ -204,7 +233,7 @@ def _clean_source(data: str, reading: Reading) -> Shift:
     return train_source(row, reading) if row.name.startswith("folder:") else load_shift(row.name, reading=reading)
 
 
-def _normalised(shape: Architecture, images: Any) -> Architecture:
+def _normalised(shape: AnyArchitecture, images: Any) -> AnyArchitecture:
     """The architecture with mean and deviation of the images' channels, measured on 2,000 of them at most."""
     rows = torch.from_numpy(limit_ids(np.arange(len(images)), _STATISTICS))
     total = torch.zeros(2, 3, dtype=torch.float64)
@@ -227,9 +256,9 @@ def _steps(spec: StockSpec, count: int, recipe: Pretraining) -> int:
     return spec.steps or (recipe.steps if recipe.architecture == DIGITS.architecture else STEPS)
 
 
-def _check_mask(recipe: Pretraining) -> None:
+def _check_objective(recipe: Pretraining) -> None:
     try:
-        mae.visible_patches(recipe.architecture.tokens, recipe.mask_ratio)
+        (recipe.objective or mae.Config(recipe.mask_ratio)).flops(recipe.architecture)
     except ValueError as error:
         raise UsageError(str(error).replace("mask_ratio", "--mask-ratio")) from None
 
@@ -276,10 +305,11 @@ def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) 
     facts: dict[str, object] = {
         "command": spec.command,
         "recipe": plain_values(plan.recipe),
+        "objective": plan.objective,
         "images": plan.source,
         "data": plan.data.digest,
         "digest": weights.digest,
-        "check": check(train(CHECK_STEPS, None), plan.data),
+        "check": check(train(CHECK_STEPS, None), plan.data, plan.recipe),
         "threads": plan.threads,
         "seconds": round(seconds, 1),
         "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty")},
@@ -287,15 +317,24 @@ def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) 
     return weights, facts
 
 
-def check(weights: Weights, data: Unlabelled) -> dict[str, object]:
-    """What a short training can be compared by: its digest, and its loss on the first 64 images with a fixed mask."""
-    objective = mae.Config().build(weights, torch.Generator().manual_seed(0))
+def check(weights: Weights, data: Unlabelled, recipe: Pretraining = DIGITS) -> dict[str, object]:
+    """What a short training can be compared by: its digest, and its loss on the first 64 images with a fixed mask.
+
+    An objective other than masked autoencoding sees fixed views of them, with a head that is not trained.
+    """
+    generator = torch.Generator().manual_seed(0)
+    objective = (recipe.objective or mae.Config()).build(weights, torch.Generator().manual_seed(0))
     encoder = weights.architecture.build()
     encoder.load_state_dict(weights.part("encoder"))
+    objective.prepare(encoder, CHECK_STEPS)
     normalise = Normalise(weights.architecture.mean, weights.architecture.std)
+    pixels = data.images[:64]
     with torch.no_grad():
-        images = normalise(data.images[:64].float() / 255)
-        loss = objective.loss(encoder, [images], torch.Generator().manual_seed(0))
+        if recipe.objective is None:
+            views = [normalise(pixels.float() / 255)]
+        else:
+            views = [normalise(make(pixels, generator)) for make in objective.pipelines(recipe.views)]
+        loss = objective.loss(encoder, views, generator)
     return {"digest": weights.digest, "loss": float(loss)}
 
 
@@ -330,13 +369,13 @@ def make_stock(
     keeper = ShownKeeper(cache_dir() / "training" / f"stock-{plan.key}.pt", tell, seconds)
     weights, facts = train_stock(plan, spec, keeper)
     save_weights(out, weights, {**facts, "losses": keeper.losses})
-    write_bytes(out.with_suffix(".png"), loss_curve(keeper.curve, out.stem))
+    write_bytes(out.with_suffix(".png"), loss_curve(keeper.curve, f"{out.stem} by {plan.objective}"))
     keeper.forget()
     return weights
 
 
 def loss_curve(losses: list[float], title: str) -> bytes:
-    """A PNG of the loss of each step and of its running mean over a fiftieth of them, on a logarithmic scale."""
+    """A PNG of the loss of each step and of its running mean over a fiftieth of them, logarithmic if positive."""
     import io
 
     from matplotlib.figure import Figure
@@ -348,7 +387,7 @@ def loss_curve(losses: list[float], title: str) -> bytes:
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=0.6, label="each step")
     axes.plot(steps[window - 1 :], mean, linewidth=1.6, label=f"mean of {window}")
-    axes.set(xlabel="step", ylabel="reconstruction loss", title=title, yscale="log")
+    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log" if min(losses) > 0 else "linear")
     axes.legend(frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})

@@ -7,8 +7,12 @@ ones, but for the first layer, which needs no gradient of its input.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
     from methods.stock import AnyArchitecture
@@ -20,6 +24,26 @@ class Operations(NamedTuple):
     forward: float
     training: float
     frozen: float
+
+
+@contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """Inside, what runs is counted, on any device: ask for `get_total_flops()`.
+
+    The counter knows no fused attention on a CPU, so attention is taken apart into matrix products. It does not tell
+    modules apart, which it cannot where a parameter is expanded without gradient.
+    """
+    counter: Any = FlopCounterMode(display=False)
+    counter.mod_tracker = _AllInOne()
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
+
+
+class _AllInOne(nullcontext[None]):
+    parents = ("Global",)
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was entered."""
 
 
 def vision_transformer(patch_size: int, dim: int, depth: int, patches: int) -> Operations:

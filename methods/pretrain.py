@@ -1,4 +1,4 @@
-"""Pre-training of a stock from scratch by masked autoencoding (He et al. 2022, arXiv:2111.06377)."""
+"""Pre-training of a stock from scratch: masked autoencoding (He et al. 2022, arXiv:2111.06377) or another objective."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from methods.base import Keeper, Unlabelled
 from methods.selfsoup.ingredients import pool_order, tensors_of, view_batches
-from methods.selfsoup.objectives import mae
-from methods.stock import Architecture, Weights, build_encoder
+from methods.selfsoup.objectives import base, mae
+from methods.stock import AnyArchitecture, Architecture, Weights
 from methods.team import ALONE, Team
-from methods.training import Group, Progress, reset, train
+from methods.training import Group, Progress, train
 from methods.views import Views
 
 
@@ -20,10 +21,11 @@ from methods.views import Views
 class Pretraining:
     """How to make a stock. lr: peak learning rate; weight decay, betas, mask ratio and crops are the paper's (table 8).
 
-    stop: end after so many steps of the schedule, to check a recipe without paying for all of it.
+    stop: end after so many steps of the schedule, to check a recipe without paying for all of it. objective: what to
+    learn by, None for masked autoencoding with the mask ratio and pixels given here.
     """
 
-    architecture: Architecture = field(default_factory=Architecture)
+    architecture: AnyArchitecture = field(default_factory=Architecture)
     steps: int = 3000
     batch_size: int = 128
     lr: float = 2e-3
@@ -35,6 +37,7 @@ class Pretraining:
     views: Views = field(default_factory=lambda: Views(scale=(0.2, 1.0), three_augment=False, jitter=0.0))
     bf16: bool = False
     stop: int | None = None
+    objective: base.Config | None = None
 
 
 def pretrain(
@@ -45,19 +48,21 @@ def pretrain(
     keep: Keeper | None = None,
     team: Team = ALONE,
 ) -> Weights:
-    """A stock (`encoder.*` and `decoder.*`) from random weights; a resumable, shared job function (methods.base.Job).
+    """A stock from random weights; a resumable, shared job function (methods.base.Job).
 
-    `inputs` must be empty. Runs on `generator.device`, which also gives the initial weights.
+    `encoder.*` and, after masked autoencoding, `decoder.*`. `inputs` must be empty. Runs on `generator.device`, whose
+    generator also gives the initial weights.
 
     Raises TypeError for labelled images, ValueError for images of another size or if `inputs` is not empty,
     FloatingPointError if training diverges.
     """
     if inputs:
         raise ValueError("pre-training starts from nothing; to continue from weights use inter_train")
-    encoder = build_encoder(config.architecture).to(generator.device)
-    reset(encoder, generator)
+    encoder = config.architecture.initial(generator)
     start = Weights(config.architecture, tensors_of(encoder, "encoder"))
-    objective = mae.Config(config.mask_ratio, config.norm_pix).build(start, generator)
+    learnt_by = config.objective or mae.Config(config.mask_ratio, config.norm_pix)
+    objective = learnt_by.build(start, generator)
+    objective.prepare(encoder, config.steps)
     parameters = [p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad]
     order = pool_order(data, objective, config.batch_size, generator, team=team)
     train(
@@ -72,4 +77,5 @@ def pretrain(
         progress=Progress(keep, (encoder, objective, order), generator) if keep is not None else None,
         team=team,
     )
-    return Weights(config.architecture, tensors_of(encoder, "encoder") | tensors_of(objective.decoder, "decoder"))
+    decoder = objective.decoder if isinstance(objective, mae.MaskedAutoencoding) else nn.Module()
+    return Weights(config.architecture, tensors_of(encoder, "encoder") | tensors_of(decoder, "decoder"))

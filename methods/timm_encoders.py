@@ -13,11 +13,9 @@ import torch
 from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.flop_counter import FlopCounterMode
 
-from methods.flops import Operations
+from methods.flops import Operations, counted
 from methods.vit import encode, encode_visible, is_plain
 
 Option = bool | int | float | str
@@ -226,9 +224,7 @@ def _operations(architecture: TimmArchitecture, visible: int | None, side: int) 
         return encode(network, images) if side != architecture.image_size else cast(Tensor, network(images))
 
     def count(*, backward: bool) -> float:
-        counter = FlopCounterMode(display=False)
-        # The counter knows no fused attention on a CPU, so that is taken apart into matrix products.
-        with counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
+        with counted() as counter, torch.set_grad_enabled(backward):
             out = run()
             if backward:
                 out.sum().backward()  # type: ignore[no-untyped-call]

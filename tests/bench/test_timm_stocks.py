@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bench import cli
 from bench.errors import BenchError, MissingDataError, UsageError
 from bench.models import load_stock, load_weights, preprocessing_of, save_weights, shown_name
+from bench.plan import make_plan
+from bench.spec import make_spec
+from bench.stocks import StockSpec, make_stock, plan_stock, train_stock
 from bench.timm_stocks import timm_architecture
 from methods.selfsoup.objectives import mae
 from methods.stock import Architecture, Weights, build_encoder
@@ -231,3 +236,110 @@ def test_names_of_timm_say_their_sizes_and_constants() -> None:
     siglip = timm_architecture("vit_base_patch16_siglip_224")
     assert (siglip.mean, siglip.prefix, siglip.tokens) == ((0.5,) * 3, 0, 196)
     assert timm_architecture("resnet18.a1_in1k", 160).resize == 160 * 235 // 224
+
+
+# `bench stock` from random weights, and whole runs.
+
+
+def quiet(done: int, loss: float | None) -> None:
+    """Nobody watches."""
+
+
+@pytest.mark.parametrize(
+    ("arch", "objective", "parts"),
+    [
+        ("timm:test_vit3:32", None, {"encoder", "decoder"}),
+        ("timm:test_resnet:32", None, {"encoder"}),
+        ("timm:test_vit3:32", "mocov3", {"encoder"}),
+        ("vit_micro_patch8_32", "mmcr", {"encoder"}),
+    ],
+)
+def test_a_stock_of_any_architecture_is_made_read_back_and_reproducible(
+    arch: str, objective: str | None, parts: set[str], tmp_path: Path
+) -> None:
+    spec = StockSpec("digits", arch=arch, objective=objective, steps=2, batch_size=16, limit=40)
+    plan = plan_stock(spec)
+    weights = make_stock(spec, tmp_path / "a.safetensors", quiet, plan)
+    again = load_stock(str(tmp_path / "a.safetensors"))
+    assert again.digest == weights.digest
+    assert {name.partition(".")[0] for name in again.tensors} == parts
+    assert weights.digest == train_stock(plan, spec)[0].digest
+    facts = load_weights(tmp_path / "a.safetensors")[1]
+    assert facts["objective"] == (objective or ("mae" if "decoder" in parts else "mmcr"))
+    assert (facts["command"].count("--objective") == 1) == (objective is not None)
+    # Mean and deviation are those of the data.
+    assert max(again.architecture.mean) < 0.4
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"arch": "timm:test_resnet:32", "objective": "mae"}, "take the objectives mocov3, mmcr or lejepa"),
+        ({"arch": "timm:test_resnet:32", "mask_ratio": 0.5}, "belong to --objective mae, not to mmcr"),
+        ({"arch": "timm:test_resnet:32", "devices": 2, "device": "cpu"}, "leave --devices out"),
+        ({"arch": "timm:test_resnet"}, "choose one that ends in :32"),
+        ({"arch": "timm:resnet1:32"}, "did you mean"),
+        ({"arch": "timm:test_vit3:30"}, "30 is no multiple"),
+        ({"arch": "timm:resnet18:wide"}, "timm:NAME:PIXELS"),
+        ({"arch": "timm:vgg11:3"}, "takes no images of 3 px"),
+        ({"objective": "simclr"}, "objective"),
+        ({"arch": "resnet18"}, "timm:resnet18:32"),
+    ],
+)
+def test_a_stock_that_cannot_be_made_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        plan_stock(StockSpec("digits", **options))
+
+
+def bench(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    with pytest.raises(SystemExit) as leave:
+        cli.start()
+    assert not leave.value.code
+
+
+@pytest.mark.parametrize(
+    ("name", "ingredients"), [("test_resnet", '["mocov3","mmcr"]'), ("test_vit3", '["mae","lejepa"]')]
+)
+def test_soups_and_adapters_of_a_timm_stock_end_to_end(
+    name: str, ingredients: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {} if name == "test_resnet" else {"img_size": 32}
+    path = file_of(random_network(name, num_classes=0, **options), tmp_path / "weights.safetensors")
+    stock = f"timm:{name}@{path}" + (":32" if not options else "")
+    fast = [
+        *("--set", "selfsoup.steps=2", "--set", "selfsoup.batch=16", "--set", f"selfsoup.ingredients={ingredients}"),
+        *("--set", "source.epochs=1", "--set", "selfsoup.epochs=1", "--set", "supervised_soup.epochs=1"),
+        *("--set", "supervised_soup.scales=[1.0, 2.0]", "--corruption", "fog", "--limit", "12", "--jobs", "1"),
+    ]
+    methods = "source,selfsoup,supervised_soup,selfsoup+tent"
+    bench(
+        monkeypatch,
+        "run",
+        "--method",
+        methods,
+        "--shift",
+        "digits-c",
+        "--stock",
+        stock,
+        *fast,
+        "--out",
+        str(tmp_path / "out"),
+    )
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    assert {record["status"] for record in records} == {"done"}
+    assert {record["method"] for record in records} == set(methods.split(","))
+    assert {record["model"] for record in records} == {
+        f"timm:{name}@weights.safetensors" + (":32" if not options else "")
+    }
+    assert str(tmp_path) not in json.dumps(records)
+
+
+def test_a_stock_for_other_images_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = file_of(random_network("test_resnet", num_classes=0), tmp_path / "w.safetensors")
+    given = {"method": "source", "shift": "digits-c", "stock": f"timm:test_resnet@{path}", "limit": 4}
+    with pytest.raises(UsageError, match=r"images of 32 px but the stock takes 160 px; give one of 32, as timm:…:32"):
+        make_plan(make_spec(given, {}))
+    with pytest.raises(UsageError, match="take the objectives mocov3, mmcr or lejepa"):
+        make_plan(make_spec({**given, "method": "selfsoup", "stock": f"timm:test_resnet@{path}:32"}, {}))

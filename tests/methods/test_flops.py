@@ -68,6 +68,9 @@ def test_a_classifier_forward_takes_what_it_says(stock):
     with torch.no_grad():
         total = counted(lambda: model(images))
     assert 4 * (flops.forward(SMALL) + flops.layers((96, 10))) == pytest.approx(total, rel=0.005)
+    with flops.counted() as counter, torch.no_grad():
+        model(images)
+    assert counter.get_total_flops() == total
 
 
 def test_fine_tuning_takes_what_its_job_says(stock):
