@@ -148,6 +148,11 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
             said = _of_row(str(first["ctx"]["error"]), row, names)
             raise UsageError(f"{said}; see `bench show method {row.name}`") from None
         where = ".".join(str(part) for part in first["loc"]) or "options"
+        if first["type"] == "tuple_type":
+            raise UsageError(
+                f'{row.name}.{where} takes a list in quotes, as in --set \'{row.name}.{where}=["A", "B"]\', not '
+                f"{first['input']!r}"
+            ) from None
         raise UsageError(f"{row.name}.{where}: {first['msg']}; see `bench show method {row.name}`") from None
 
 

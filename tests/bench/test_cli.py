@@ -161,6 +161,11 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
         (["run", "--method", "tent", "--shift", "digits-c", "--set", "lr=1"], 2, "NAME.key=value"),
         (["run", "--method", "tent", "--shift", "digits-c", "--set", "tent.lr=-1"], 2, "bench: tent.lr must be"),
         (
+            ["run", "--method", "selfsoup", "--shift", "digits-c", "--set", "selfsoup.mixes=[uniform,best]"],
+            2,
+            "bench: selfsoup.mixes takes a list in quotes",
+        ),
+        (
             ["run", "--method", "come_tent", "--shift", "digits-c", "--set", "come_tent.lr=-1"],
             2,
             "bench: come_tent.lr must be",
