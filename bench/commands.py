@@ -47,6 +47,12 @@ def run_spec(
 
 
 def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
+    from bench.devices import pick_device, pick_jobs
+    from bench.workers import get_ready
+
+    device = pick_device(spec.device) if spec.launch == "local" else None
+    if device == "cpu" and pick_jobs(spec.jobs, device, spec.devices or 1)[0] > 1:
+        get_ready()
     from bench.plan import default_folder
     from bench.plausible import warnings_of
     from bench.run import run

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Protocol
 
+from bench.data.offline import go_offline, is_offline
 from bench.devices import visible_gpus
 
 log = logging.getLogger(__name__)
@@ -169,9 +173,11 @@ class Processes:
             self._running[worker.submit(task.function, *task.arguments)] = (task, worker)
 
     def _new_worker(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
         share = self._shares.pop(0)
-        worker = ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=(self._threads, share))
+        settings = (self._threads, share, dict(os.environ))
+        # What a fork has loaded could already have looked for GPUs, of which a worker shall see its share alone.
+        context = multiprocessing.get_context("spawn") if share else _context()
+        worker = ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=settings)
         self._shares_of[worker] = share
         return worker
 
@@ -207,10 +213,33 @@ class Processes:
                 process.terminate()
 
 
-def begin(threads: int, gpus: Sequence[str] = ()) -> None:
-    """Start a process that works for this one: an interrupt is for the one that hands out the work, and ends it."""
+def get_ready() -> None:
+    """Load the libraries for workers now, in a process beside this one, so that nobody waits for it later."""
+    if isinstance(_context(), ForkServerContext):
+        multiprocessing.forkserver.ensure_running()
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    """How workers start: on Linux as forks of a process that has loaded what they need once and computed nothing."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.kitchen", "bench.together"])
+    return context
+
+
+def begin(threads: int, gpus: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    """Start a process that works for this one: an interrupt is for the one that hands out the work, and ends it.
+
+    `environment` is that of the one that hands out the work, where this process was not started with it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
+        if is_offline():
+            go_offline()  # also what was loaded before this was known
     if gpus:
         # Before torch looks for them.
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
