@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ from methods.pretrain import Pretraining, pretrain
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.lockstep import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
-from methods.stock import Weights
+from methods.stock import Architecture, Weights
 from methods.team import ALONE, Team
 from methods.timm_encoders import TimmArchitecture
 from tests.bench.conftest import FAST
@@ -55,6 +55,31 @@ class Trainings:
     each: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of layers before and after the rows of several views are gathered; AdamW would hide their scale."""
+
+    views: int = 3
+    total: int = 8
+
+    def take(self, team: Team) -> Weights:
+        draws = torch.Generator().manual_seed(0)
+        rows = torch.randn(self.views, self.total, 6, generator=draws)
+        before, after = torch.nn.Linear(6, 5), torch.nn.Linear(5, 4)
+        parameters = [*before.parameters(), *after.parameters()]
+        for parameter in parameters:
+            parameter.data = torch.randn(parameter.shape, generator=draws)
+        share = team.share(self.total)
+
+        def loss(own: Tensor) -> Tensor:
+            return after(share.everyone(before(own.flatten(0, 1)), self.views).sin()).square().mean(1).std()
+
+        together = team.spread(loss, parameters)
+        together(share.own(rows, 1)).backward()
+        gradients = {str(number): cast(Tensor, p.grad) for number, p in enumerate(parameters)}
+        return Weights(Architecture(), gradients)
+
+
 def trainings(
     inputs: Sequence[Weights], data: Labelled, config: Trainings, generator: torch.Generator, team: Team = ALONE
 ) -> Weights:
@@ -63,6 +88,8 @@ def trainings(
     for number, how in enumerate(config.each):
         draws = torch.Generator().manual_seed(7 + number)
         match how:
+            case Gradients():
+                made = how.take(team)
             case FineTune():
                 made = fine_tune(inputs, data, how, draws, team=team)
             case Pretraining():
@@ -96,6 +123,7 @@ def ingredient(name: str, steps: int = 20, accumulate: int | None = None, **opti
 
 
 FEW = (
+    Gradients(),
     ingredient("mae"),
     ingredient("mocov3"),
     ingredient("mocov3", accumulate=2),
