@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -59,7 +60,8 @@ def mix(
         raise UsageError(
             f"{first.path} holds no floating-point tensor, so there is nothing to mix; give trained weights"
         )
-    digests = [ingredient.digest() for ingredient in ingredients]
+    with ThreadPoolExecutor() as pool:  # hashing and reading let other threads run
+        digests = list(pool.map(Checkpoint.digest, ingredients))
     facts: dict[str, Any] = {
         "soup": how,
         "options": dict(vars(rule)),

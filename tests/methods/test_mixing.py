@@ -113,3 +113,11 @@ def test_empty_and_scalar_tensors() -> None:
     for rule in (Uniform(), Wise(), ModelStock(), TaskArithmetic(), Ties()):
         assert rule.mix([torch.ones(()), torch.zeros(())], torch.zeros(())).shape == ()
         assert rule.mix([torch.ones(0), torch.zeros(0)], torch.zeros(0)).shape == (0,)
+
+
+def test_the_mean_of_a_large_tensor_is_that_of_all_its_parts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(3, 70_001, generator=generator).T for _ in range(3)]
+    found = Uniform().mix(tensors)
+    assert found.shape == tensors[0].shape
+    assert torch.equal(found, torch.stack(tensors).double().mean(0).float())
