@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.devices import cores
 from bench.plan import make_plan
 from bench.run import run
 from bench.spec import make_spec
@@ -117,6 +119,44 @@ def test_planning_is_linear_in_the_trials(benchmark: BenchmarkFixture, cache: Pa
     plan(500)()
     benchmark.extra_info |= {"ratio of 1,000 to 100": ratio, "seconds": time.perf_counter() - start}
     assert ratio < 15
+
+
+@pytest.mark.skipif(cores() < 2, reason="needs two cores")
+def test_two_workers_keep_up_with_two_processes_of_one_trial_each(
+    benchmark: BenchmarkFixture, cache: Path, tmp_path: Path
+) -> None:
+    """Wall time of `bench run` with two seeds in two workers, over that of two runs side by side with one seed each.
+
+    Trials of about 20 seconds, measured in turn; their classifiers are trained before. Nothing is shared between the
+    seeds, so two processes that know nothing of each other are the best that two workers could do.
+    """
+    names = "gaussian_noise,defocus_blur,zoom_blur,fog,brightness,contrast,pixelate,jpeg_compression"
+    what = ["--shift", "digits-c", "--severity", "3", "--corruption", names, "--limit", "250"]
+    folders = (tmp_path / str(number) for number in itertools.count())
+
+    def wall_seconds(*runs: list[str]) -> float:
+        start = time.perf_counter()
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "bench", "run", *what, *arguments, "--out", str(next(folders))],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for arguments in runs
+        ]
+        assert [process.wait() for process in started] == [0] * len(runs)
+        return time.perf_counter() - start
+
+    def ratio() -> float:
+        rounds = []
+        for _ in range(3):
+            bare = wall_seconds(*(["--method", "memo", "--seed", seed, "--jobs", "1"] for seed in ("0", "1")))
+            rounds.append(bare / wall_seconds(["--method", "memo", "--seeds", "2", "--jobs", "2"]))
+        benchmark.extra_info["ratios"] = rounds
+        return median(rounds)
+
+    wall_seconds(["--method", "source", "--seeds", "2", "--limit", "8"])
+    assert benchmark.pedantic(ratio, rounds=1) >= 0.95
 
 
 MODEL = """
