@@ -117,7 +117,8 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
             "disk_bytes": made.disk,
             "processes": made.jobs,
         }
-        total |= {"forwards": made.passes[0], "backwards": made.passes[1], "memory_mb_per_process": made.memory_mb}
+        total |= {"forwards": made.samples[0], "backwards": made.samples[1], "memory_mb_per_process": made.memory_mb}
+        total |= {"passes": made.passes, "cached_trainings": made.cached}
         costs = [asdict(cost) for cost in made.costs]
         trainings = [task.label for task in plan.cooking]
         print_json({"out": str(plan.out), "trainings": trainings, "trials": rows, "costs": costs, "total": total})
@@ -127,11 +128,15 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
         print_text("")
         print_text(table(["to do", "seed", "", "TFLOP", "forwards", "backwards", "time"], map(_cost_cells, made.costs)))
         print_text("")
-    print_text(f"{len(plan.cooking)} trainings, {len(plan.missing)} of {len(plan.keys)} records to make in {plan.out}")
+    cooked = f"{len(plan.cooking)} trainings" + (f" ({made.cached} more are in the cache)" if made.cached else "")
+    streams = sum(cost.count for cost in made.costs if cost.kind == "stream")
+    shared = f" from {streams} streams in {made.passes} passes over images" if made.passes < streams else ""
+    print_text(f"{cooked}, {len(plan.missing)} of {len(plan.keys)} records to make{shared} in {plan.out}")
     if made.costs:
         print_text(
             f"about {duration(made.seconds)} on {plan.device} in {made.jobs} process{'es' if made.jobs > 1 else ''}, "
-            f"{made.flops / 1e12:.3g} TFLOP, {made.passes[0]:,} forwards and {made.passes[1]:,} backwards in streams, "
+            f"{made.flops / 1e12:.3g} TFLOP, "
+            f"{made.samples[0]:,} forwards and {made.samples[1]:,} backwards in streams, "
             f"{made.disk / 1e9:.2g} GB of disk"
             + ("" if made.memory_mb is None else f", {made.memory_mb / 1024:.2g} GB of memory a process")
             + "; probed with the first steps of each kind"

@@ -11,31 +11,29 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
+import numpy as np
 
 from bench.cache import weights_path
+from bench.eta import Piece, makespan
 from bench.kitchen import all_jobs, cooked, job_key
 from bench.models import save_weights
 from bench.passes import forget_peak, peak_memory_mb
-from bench.pieces import kind_of, kind_of_stream, stock_of
+from bench.pieces import kind_of_stream, stock_of
 from bench.plan import Lane, Plan
 from bench.predict import Evaluation, Measured, evaluate
+from bench.probes import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, stand_in, synchronise, training_seconds
 from bench.protocols import Segment
-from bench.run import missing_streams
-from bench.workers import set_threads
-from methods.base import Job, Labelled
+from bench.run import groups_of, missing_streams
+from bench.stream import make_pixels
+from bench.workers import Task, set_threads
+from methods.base import Labelled
 from methods.flops import counted
 from methods.soup import ensemble
-from methods.stock import Weights
 
-_SECONDS_OF_PROBE = 1.0
-_STEPS_OF_PROBE = (3, 30)
-_LARGEST_PROBE_ON_CPU = 1e12
-"""Operations in one step or batch of a probe on a CPU, some ten seconds; larger ones are probed with fewer images."""
+_IMAGES_OF_PROBE = 8
 _PREDICTION_BYTES = 24
 _RECORD_BYTES = 3000
 
@@ -60,28 +58,24 @@ class Cost:
 
 @dataclass(frozen=True)
 class Bill:
-    """Every line, and the whole on `jobs` processes: at least the longest line, at best an equal share.
-
-    So are the devices that a training is spread over.
-    """
+    """Every line, and the whole. `seconds` is when the last of `jobs` processes has finished."""
 
     costs: tuple[Cost, ...]
     jobs: int
+    seconds: float = 0.0
     memory_mb: float | None = None
     """The most that one process took during the probe, in MiB: of tensors on a GPU, of everything on a CPU."""
-
-    @property
-    def seconds(self) -> float:
-        known = [cost.seconds for cost in self.costs if cost.seconds is not None]
-        longest = max((cost.seconds / cost.count for cost in self.costs if cost.seconds and cost.count), default=0.0)
-        return max(sum(known) / self.jobs, longest)
+    passes: int = 0
+    """Passes in which the images of all streams are made: streams that share one have them made once."""
+    cached: int = 0
+    """Trainings that what is to be done builds on and that are in the cache already."""
 
     @property
     def flops(self) -> float:
         return sum(cost.flops for cost in self.costs if cost.flops is not None)
 
     @property
-    def passes(self) -> tuple[int, int]:
+    def samples(self) -> tuple[int, int]:
         """Samples forward and backward in all streams."""
         return sum(cost.forwards for cost in self.costs), sum(cost.backwards for cost in self.costs)
 
@@ -95,15 +89,37 @@ def bill(plan: Plan) -> Bill:
 
     Raises what the work itself would raise: a run that cannot start says so here.
     """
+    streams = {task.key: (task, lane, chain) for task, lane, chain in missing_streams(plan)}
+    tasks = [*plan.cooking, *(task for task, _, _ in streams.values())]
+    if not tasks:
+        return Bill((), plan.jobs)
     set_threads(plan.threads)
     forget_peak(plan.device)
-    costs = (*_trainings(plan), *_streams(plan))
-    return Bill(costs, plan.jobs, peak_memory_mb(plan.device) if costs else None)
+    groups = groups_of(plan, tasks)
+    trainings = dict(_trainings(plan))
+    seconds = {key: cost.seconds or 0.0 for key, cost in trainings.items()}
+    passes = [group for group in groups if group[0].key in streams]
+    costs = tuple(_streams(plan, [[streams[task.key] for task in group] for group in passes], seconds))
+    pieces = [Piece(tuple(task.key for task in group), "", 0.0, group[0].after) for group in groups]
+    needed = {
+        job_key(job, lane.trial.seed)
+        for lane in plan.lanes
+        if plan.missing.intersection(lane.keys.values())
+        for job in all_jobs([job for job in (lane.job, lane.report) if job is not None])
+    }
+    return Bill(
+        (*trainings.values(), *costs),
+        plan.jobs,
+        makespan(pieces, seconds, plan.jobs),
+        peak_memory_mb(plan.device),
+        len(passes),
+        len(needed - trainings.keys()),
+    )
 
 
-def _trainings(plan: Plan) -> Iterable[Cost]:
+def _trainings(plan: Plan) -> Iterable[tuple[str, Cost]]:
     todo = {task.key for task in plan.cooking}
-    seen: dict[str, float] = {}
+    seen: dict[str, tuple[float, float]] = {}
     for lane in plan.lanes:
         for job in all_jobs([job for job in (lane.job, lane.report) if job is not None]):
             key = job_key(job, lane.trial.seed)
@@ -111,127 +127,102 @@ def _trainings(plan: Plan) -> Iterable[Cost]:
                 continue
             todo.remove(key)
             stock = stock_of(job)
-            seconds = _training_seconds(job, stock, plan.device, seen)
+            seconds = training_seconds(job, stock, plan.device, seen)
             if seconds is not None and job.shared:
                 seconds /= plan.devices
             disk = sum(t.numel() * t.element_size() for name, t in stock.tensors.items() if name[:8] == "encoder.")
             flops = job.work.flops if job.work else None
-            yield Cost("training", job.label, lane.trial.seed, 1, flops, seconds, 0, 0, disk)
+            yield key, Cost("training", job.label, lane.trial.seed, 1, flops, seconds, 0, 0, disk)
 
 
-def _training_seconds(job: Job, stock: Weights, device: str, seen: dict[str, float]) -> float | None:
-    """Seconds of a job, measured once for all that differ in rates, lengths and draws alone; None for what is short."""
-    if job.work is None or not job.resumable:
-        return None
-    kind = kind_of(job)
-    if kind not in seen:
-        seen[kind] = _seconds_per_flop(job, stock, device)
-    return job.work.flops * seen[kind]
+Streams = Sequence[tuple[Task, Lane, tuple[Segment, ...]]]
 
 
-def _seconds_per_flop(job: Job, stock: Weights, device: str) -> float:
-    assert job.work is not None
-    flops = job.work.flops / job.work.steps
-    config = job.config
-    if device.startswith("cpu") and flops > _LARGEST_PROBE_ON_CPU:
-        batch = max(2, int(config.batch_size * _LARGEST_PROBE_ON_CPU / flops))
-        flops *= batch / config.batch_size
-        whole = {"accumulate": None} if hasattr(config, "accumulate") else {}
-        config = replace(config, batch_size=batch, **whole)
-    clock = _Clock(device)
-    generator = torch.Generator(device=device).manual_seed(0)
-    classes = next((each.data.classes for each in all_jobs([job]) if isinstance(each.data, Labelled)), None)
-    given = stock if classes is None else _stand_in(stock, classes)
-    inputs = [given for _ in job.inputs]
-    with contextlib.suppress(_EnoughError):
-        job.function(inputs, job.data, config, generator, keep=clock)
-    return clock.seconds_per_step() / flops
+def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -> Iterable[Cost]:
+    """A line for the streams of each row, and into `seconds` what each pass takes, by the key of its first stream.
 
-
-class _EnoughError(Exception):
-    """The probe has seen enough steps."""
-
-
-class _Clock:
-    """A keeper that keeps nothing, looks at the clock after each step, and ends the training after some of them."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._times: list[float] = []
-        self._begun = time.perf_counter()
-
-    def load(self) -> None:
-        return None
-
-    def due(self) -> bool:
-        synchronise(self._device)
-        self._times.append(time.perf_counter())
-        fewest, most = _STEPS_OF_PROBE
-        done = len(self._times)
-        if done >= most or (done >= fewest and self._times[-1] - self._times[0] > _SECONDS_OF_PROBE):
-            raise _EnoughError
-        return False
-
-    def save(self, state: dict[str, Any]) -> None:
-        raise AssertionError("a probe never saves")
-
-    def finished(self, losses: torch.Tensor) -> None:
-        """Nothing is kept of a probe."""
-
-    def seconds_per_step(self) -> float:
-        if len(self._times) > 1:
-            return (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-        return time.perf_counter() - self._begun
-
-
-def synchronise(device: str) -> None:
-    """Wait until the device has done what it was given."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
-def _streams(plan: Plan) -> Iterable[Cost]:
-    by_lane: dict[int, tuple[Lane, list[tuple[Evaluation, tuple[Segment, ...]]]]] = {}
-    for task, lane, chain in missing_streams(plan):
-        by_lane.setdefault(id(lane), (lane, []))[1].append((task.arguments[0], chain))
+    Of the images that a pass makes once for all of its streams, each row is billed its part.
+    """
+    pixels = _Pixels(plan)
     probes: dict[str, _Stream] = {}
-    for lane, work in by_lane.values():
-        evaluation = work[0][0]
-        kind = kind_of_stream(evaluation, lane)
-        if kind not in probes:
-            with _ready(evaluation, lane) as ready:
-                probes[kind] = _probe_stream(ready, plan.device)
-        probe = probes[kind]
-        segments = [
-            segment
-            for evaluation, chain in work
-            for segment in (*chain, *([evaluation.clean] if evaluation.clean is not None else []))
-        ]
-        images = sum(len(segment.ids) for segment in segments)
-        name = lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})"
-        records = sum(len(segment.conditions) for _, chain in work for segment in chain)
+    rows: dict[int, tuple[Lane, list[_Part]]] = {}
+    for streams in passes:
+        for task, lane, chain in streams:
+            evaluation: Evaluation = task.arguments[0]
+            kind = kind_of_stream(evaluation, lane)
+            if kind not in probes:
+                with _ready(evaluation, lane) as ready:
+                    probes[kind] = _probe_stream(ready, plan.device, pixels)
+            segments = (*chain, *([evaluation.clean] if evaluation.clean is not None else []))
+            images = sum(len(segment.ids) for segment in segments)
+            made = sum(pixels.seconds(segment, evaluation.batch_size) for segment in segments) / len(streams)
+            taken = probes[kind].start + images * probes[kind].seconds + made
+            first = streams[0][0].key
+            seconds[first] = seconds.get(first, 0.0) + taken
+            records = sum(len(segment.conditions) for segment in chain)
+            rows.setdefault(id(lane), (lane, []))[1].append(_Part(probes[kind], images, taken, records))
+    for lane, parts in rows.values():
+        images = sum(part.images for part in parts)
+        probe = parts[0].probe
         yield Cost(
             "stream",
-            name,
+            lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})",
             lane.trial.seed,
-            len(work),
+            len(parts),
             images * probe.flops,
-            len(work) * probe.start + images * probe.seconds,
+            sum(part.seconds for part in parts),
             round(images * probe.forwards),
             round(images * probe.backwards),
-            records * _RECORD_BYTES + images * _PREDICTION_BYTES,
+            sum(part.records for part in parts) * _RECORD_BYTES + images * _PREDICTION_BYTES,
         )
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """What one image of a stream takes, and (`start`) what the stream takes before its first batch."""
+    """What one image of a stream takes beside its pixels, and (`start`) what the stream takes before the first one."""
 
     flops: float
     seconds: float
     start: float
     forwards: float
     backwards: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One stream of a row."""
+
+    probe: _Stream
+    images: int
+    seconds: float
+    records: int
+
+
+class _Pixels:
+    """How long it takes to make the pixels of a segment, tried on one batch of each corruption."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._shift, self._device = plan.shift, plan.device
+        self._known: dict[object, float] = {}
+
+    def seconds(self, segment: Segment, batch_size: int) -> float:
+        """Seconds for all of a segment."""
+        names = tuple(condition.corruption for condition in segment.conditions)
+        kind = (names, tuple(tuple(c.corruption for c in blend) for blend in segment.blends))
+        if kind not in self._known:
+            few = min(_IMAGES_OF_PROBE, len(segment.ids))
+            self._known[kind] = self._timed(segment, few)
+            if self._known[kind] * batch_size < SECONDS_OF_PROBE:
+                self._known[kind] = self._timed(segment, min(batch_size, len(segment.ids)))
+        return self._known[kind] * len(segment.ids)
+
+    def _timed(self, segment: Segment, images: int) -> float:
+        """Seconds for an image, with so many of them in a batch from everywhere in the segment."""
+        rows = np.linspace(0, len(segment.ids) - 1, images).round().astype(np.int64)
+        start = time.perf_counter()
+        make_pixels(self._shift, segment, rows, self._device)
+        synchronise(self._device)
+        return (time.perf_counter() - start) / images
 
 
 @contextlib.contextmanager
@@ -242,54 +233,52 @@ def _ready(evaluation: Evaluation, lane: Lane) -> Iterator[Evaluation]:
         return
     assert lane.job is not None
     classes = next(job.data.classes for job in all_jobs([lane.job]) if isinstance(job.data, Labelled))
-    stand_in = _stand_in(stock_of(lane.job), classes)
+    weights = stand_in(stock_of(lane.job), classes)
     if lane.job.function is ensemble:
-        stand_in = ensemble([stand_in] * len(lane.job.inputs))
-    path = weights_path(f"probe-{os.getpid()}-{stand_in.digest[-16:]}")
-    save_weights(path, stand_in, {"label": "stand-in of a probe"})
+        weights = ensemble([weights] * len(lane.job.inputs))
+    path = weights_path(f"probe-{os.getpid()}-{weights.digest[-16:]}")
+    save_weights(path, weights, {"label": "stand-in of a probe"})
     try:
         yield replace(evaluation, weights=path.stem)
     finally:
         path.unlink()
 
 
-def _stand_in(stock: Weights, classes: int) -> Weights:
-    """A classifier that costs what a trained one costs: the stock's encoder under a random head."""
-    width = stock.architecture.dim
-    # Sure of its classes, as a trained one is: methods that leave doubtful images out are billed for all.
-    head = 10 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
-    encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
-    return Weights(stock.architecture, {**encoder, "head.weight": head, "head.bias": torch.zeros(classes)})
-
-
-def _probe_stream(evaluation: Evaluation, device: str) -> _Stream:
+def _probe_stream(evaluation: Evaluation, device: str, pixels: _Pixels) -> _Stream:
     """Measure the beginning of a stream: two images for the counts, one batch and several for the seconds."""
     with counted() as counter:
         few = evaluate(_shortened(evaluation, 2, 2))
     seen = sum(len(part.predictions.id) for part in few)
     flops = counter.get_total_flops() / seen
     size = evaluation.batch_size
-    if device.startswith("cpu") and flops * size > _LARGEST_PROBE_ON_CPU:
-        size = max(2, int(_LARGEST_PROBE_ON_CPU / flops))
-    one, _, _ = _timed(_shortened(evaluation, size, size), device)
-    batches = min(max(3, math.ceil(_SECONDS_OF_PROBE / one)), 20)
-    several, parts, images = _timed(_shortened(evaluation, size, batches * size), device)
-    first = min(size, images)
-    seconds = (several - one) / (images - first) if images > first else several / images
+    if device.startswith("cpu") and flops * size > LARGEST_PROBE_ON_CPU:
+        size = max(2, int(LARGEST_PROBE_ON_CPU / flops))
+    one, first = _timed(_shortened(evaluation, size, size), device)
+    batches = min(max(3, math.ceil(SECONDS_OF_PROBE / one)), 20)
+    _, parts = _timed(_shortened(evaluation, size, batches * size), device)
+    images, answered = _sums(parts)
+    before, answered_first = _sums(first)
+    more = images > before
+    seconds = (answered - answered_first) / (images - before) if more else answered / images
     return _Stream(
         flops,
         max(seconds, 0.0),
-        max(one - seconds * first, 0.0),
+        max(one - seconds * before - pixels.seconds(_shortened(evaluation, size, size).segments[0], size), 0.0),
         sum(part.forwards for part in parts) / images,
         sum(part.backwards for part in parts) / images,
     )
 
 
-def _timed(evaluation: Evaluation, device: str) -> tuple[float, list[Measured], int]:
+def _sums(parts: Sequence[Measured]) -> tuple[int, float]:
+    """Images, and the seconds in which the adapter answered them."""
+    return sum(len(part.predictions.id) for part in parts), sum(part.predict_seconds for part in parts)
+
+
+def _timed(evaluation: Evaluation, device: str) -> tuple[float, list[Measured]]:
     start = time.perf_counter()
     parts = evaluate(evaluation)
     synchronise(device)
-    return time.perf_counter() - start, parts, sum(len(part.predictions.id) for part in parts)
+    return time.perf_counter() - start, parts
 
 
 def _shortened(evaluation: Evaluation, batch_size: int, images: int) -> Evaluation:

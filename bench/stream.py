@@ -66,9 +66,9 @@ class Stream:
 
     def _pixels(self, rows: np.ndarray) -> Tensor:
         if self._latest is None:
-            return _pixels(self._shift, self._segment, rows, self._device)
+            return make_pixels(self._shift, self._segment, rows, self._device)
         return self._latest.get(
-            _content(self._segment, rows), lambda: _pixels(self._shift, self._segment, rows, self._device)
+            _content(self._segment, rows), lambda: make_pixels(self._shift, self._segment, rows, self._device)
         )
 
     def answered(self) -> np.ndarray:
@@ -85,7 +85,8 @@ def _content(segment: Segment, rows: np.ndarray) -> object:
     return segment.ids[rows].tobytes(), [segment.blends[number] for number in segment.blend[rows]]
 
 
-def _pixels(shift: Shift, segment: Segment, rows: np.ndarray, device: str) -> Tensor:
+def make_pixels(shift: Shift, segment: Segment, rows: np.ndarray, device: str) -> Tensor:
+    """The pixels of some rows of a segment, uint8 [n, 3, h, w] on the device."""
     kinds = (segment.which if segment.blend is None else segment.blend)[rows]
     images: Tensor | None = None
     for number in np.unique(kinds):

@@ -97,7 +97,7 @@ def parts(measured: list[Measured] | Exception) -> list[Any]:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
     """Every batch of pixels that was made, and that no two are held at a time."""
     batches: list[weakref.ref[Tensor]] = []
-    true = stream_module._pixels
+    true = stream_module.make_pixels
 
     def counted(*arguments: Any) -> Tensor:
         gc.collect()
@@ -107,7 +107,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
         batches.append(weakref.ref(pixels))
         return pixels
 
-    monkeypatch.setattr(stream_module, "_pixels", counted)
+    monkeypatch.setattr(stream_module, "make_pixels", counted)
     return batches
 
 
