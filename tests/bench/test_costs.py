@@ -6,14 +6,13 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import costs, stream
+from bench import costs
 from bench.costs import bill
 from bench.eta import Piece, makespan
 from bench.plan import make_plan
@@ -101,28 +100,32 @@ def test_several_processes_share_the_work_but_not_one_piece_of_it() -> None:
 
 
 def test_images_that_methods_share_are_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = stream.make_pixels
-
-    def slow(*arguments: Any) -> torch.Tensor:
-        time.sleep(0.01 * len(arguments[2]))
-        return make(*arguments)
-
-    monkeypatch.setattr(stream, "make_pixels", slow)
-    monkeypatch.setattr(costs, "make_pixels", slow)
+    monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.5 * len(segment.ids))
+    monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
     names = ("source", "tent", "t3a", "lame")
     run(small(tmp_path, method="source", corruption="fog", out=tmp_path / "before"))  # cooks the classifier
-    alone, together = (
-        [bill(make_plan(small(tmp_path, corruption="fog", method=method))) for method in methods]
-        for methods in (names, (",".join(names),))
-    )
-    (shared,) = together
-    assert shared.passes == 2
-    assert [each.passes for each in alone] == [2] * 4
-    assert {each.cached for each in alone} == {2}  # the probe and the fine-tuned stock
-    # Three of the four do not make the images of two conditions again.
-    saved = sum(each.seconds for each in alone) - shared.seconds
-    assert saved == pytest.approx(3 * 2 * 96 * 0.01, rel=0.4)
-    assert sum(cost.seconds or 0.0 for cost in shared.costs) == pytest.approx(shared.seconds)
+    alone = [bill(make_plan(small(tmp_path, corruption="fog", method=name))) for name in names]
+    shared = bill(make_plan(small(tmp_path, corruption="fog", method=",".join(names))))
+    assert [each.passes for each in (*alone, shared)] == [2] * 5
+    assert {each.cached for each in (*alone, shared)} == {2}  # the probe and the fine-tuned stock
+    pixels, answers = 2 * 96 * 0.5, 2 * (8 + 96 * 0.25)
+    assert [each.seconds for each in alone] == [pixels + answers] * 4
+    assert shared.seconds == pixels + 4 * answers
+    assert [cost.seconds for cost in shared.costs] == [pixels / 4 + answers] * 4
+    split = bill(make_plan(small(tmp_path, corruption="fog", method=",".join(names), jobs=2)))
+    assert split.passes == 8  # so few streams are better spread over processes
+
+
+def test_pixels_take_what_their_corruption_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(costs, "make_pixels", lambda shift, segment, rows, device: made.append(len(rows)))
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    plan = make_plan(small(tmp_path, severity="1,3"))
+    pixels = costs._Pixels(plan)
+    for segment in plan.lanes[0].segments:
+        assert pixels.seconds(segment, 64) == 96 / 8  # a second for eight images: more would take too long to try
+    assert made == [8] * 3  # clean, fog, contrast: severities are alike
 
 
 def test_what_has_no_steps_is_billed_by_the_clock_too(tmp_path: Path) -> None:
