@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
+import sqlite3
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from bench import track
 from bench.errors import UsageError
 from bench.run import Outcome
 
@@ -48,6 +55,70 @@ def test_mlflow_holds_what_the_records_hold(
     assert run.data.params["shift"] == "digits-c"
     wanted = expected(outcome)
     assert {name: run.data.metrics[name] for name in wanted} == pytest.approx(wanted)
+
+
+def test_wandb_offline_holds_what_the_records_hold_and_stdout_nothing(
+    settings: dict[str, Any], run_quick: Quick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    outcome = run_quick(settings, track="wandb")
+    (file,) = (outcome.out / "track" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    for name, value in expected(outcome).items():
+        # A name and its value lie side by side in the file, with a byte or two of framing between them.
+        found = re.search(re.escape(name.encode()) + rb".{1,4}?(\d[\d.e-]*)", content, re.DOTALL)
+        assert found is not None
+        assert float(found[1]) == pytest.approx(value)
+    assert b"digits-c" in content
+    assert capsys.readouterr().out == ""
+
+
+def test_trackio_holds_what_the_records_hold_and_stdout_nothing(
+    settings: dict[str, Any], run_quick: Quick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Not importorskip: trackio decides where its files lie when it is imported, which is for the run to do.
+    if importlib.util.find_spec("trackio") is None:
+        pytest.skip("trackio is not installed")
+    monkeypatch.delenv("TRACKIO_DIR", raising=False)
+    outcome = run_quick(settings, track="trackio")
+    with closing(sqlite3.connect(outcome.out / "track" / "digits-c.db")) as database:
+        rows = database.execute("select metrics from metrics").fetchall()
+        ((config,),) = database.execute("select config from configs").fetchall()
+    found = {name: value for (text,) in rows for name, value in json.loads(text).items()}
+    wanted = expected(outcome)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+    assert json.loads(config)["shift"] == "digits-c"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tracker_that_hangs_costs_no_record_and_little_time(
+    settings: dict[str, Any], run_quick: Quick, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard")
+    from accelerate.tracking import TensorBoardTracker
+
+    never = threading.Event()
+    monkeypatch.setattr(track, "_SECONDS_TO_FINISH", 0.1)
+    monkeypatch.setattr(TensorBoardTracker, "log", lambda *_: never.wait())
+    try:
+        assert run_quick(settings, track="tensorboard").done == 3
+        assert "does not answer" in caplog.text
+    finally:
+        never.set()
+
+
+def test_a_tracker_that_never_starts_is_one_sentence(
+    settings: dict[str, Any], run_quick: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(track, "_SECONDS_TO_START", 0.1)
+    monkeypatch.setattr(track, "_start", lambda *_: never.wait())
+    try:
+        with pytest.raises(UsageError, match="leave --track out"):
+            run_quick(settings, track="tensorboard")
+    finally:
+        never.set()
 
 
 def test_a_tracker_that_is_not_installed_is_one_sentence(
