@@ -210,7 +210,9 @@ def test_who_watches_a_folder_sees_trainings_streams_and_the_time_left(
     Teller(training_file("of another run"), "not ours").step(300, 30, 0.125)
     Teller(stream_file(out, "x"), "tent").batch("fog@3", 2, 5, 0.25, 0.4)
     tell_left(out, Left(3, 10, 150.0))
-    line: dict[str, Any] = dict.fromkeys(("done", "running", "failed", "missing"), 1)
+    counts = dict.fromkeys(("done", "running", "failed", "missing"), 1)
+    unknown = dict.fromkeys(("barrier", "barrier_images", "shares"))
+    line: dict[str, Any] = {**counts, **unknown, "error": ""}
     text = reading._in_lines(out, [line])
     assert text.splitlines() == [
         "1 done, 1 running, 1 failed, 1 missing",
