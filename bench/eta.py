@@ -49,11 +49,13 @@ def makespan(pieces: Sequence[Piece], seconds: Mapping[str, float], jobs: int) -
         while ready and len(running) < jobs:
             key = pieces[heappop(ready)].key
             heappush(running, (clock + seconds[key], key))
-        clock, ended = heappop(running)
-        for key in followers.get(ended, ()):
-            waits[key].discard(ended)
-            if not waits[key]:
-                heappush(ready, place[key])
+        clock = running[0][0]
+        while running and running[0][0] == clock:  # all that ends now, before the next ones are taken
+            _, ended = heappop(running)
+            for key in followers.get(ended, ()):
+                waits[key].discard(ended)
+                if not waits[key]:
+                    heappush(ready, place[key])
     return clock
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.eta import Estimate, Piece, makespan
@@ -42,6 +42,7 @@ def slow(pieces: list[Piece], seconds: Mapping[str, int], jobs: int) -> int:
 
 
 @settings(deadline=None, max_examples=200)
+@example([(1, set()), (2, set()), (1, set()), (1, {0, 1, 2}), (2, {0, 2}), (1, set())], 2)
 @given(st.lists(st.tuples(st.integers(1, 9), st.sets(st.integers(0, 9))), min_size=1, max_size=10), st.integers(1, 4))
 def test_the_end_is_that_of_a_walk_second_by_second(items: list[tuple[int, set[int]]], jobs: int) -> None:
     pieces = [
