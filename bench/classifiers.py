@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -319,4 +320,4 @@ def refuse_misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], whe
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160, placeholder=" …")

@@ -10,6 +10,9 @@ from heapq import heappop, heappush
 
 from bench.live import Left, Now
 
+_ENOUGH = 0.01
+"""The part of all work after which its pace says something: before, most of the time went into starting."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -91,6 +94,9 @@ class Estimate:
         # Side by side in one pass, who has told last knows best.
         told = {p.key: max(seen, key=lambda n: n.seconds) for p in todo if (seen := _of(p.members, now))}
         rates = self._rates(took, told)
+        measured = sum(p.work * (told[p.key].gained if p.key in told else p.key in took) for p in self._pieces)
+        if measured < _ENOUGH * sum(piece.work for piece in self._pieces):
+            return Left(len(took), len(self._pieces), None)
         seconds: dict[str, float] = {}
         for piece in todo:
             rate = next((rates[name] for name in (piece.kind, piece.training, None) if name in rates), None)

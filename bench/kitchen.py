@@ -158,43 +158,31 @@ def cook(
     A job of so many `steps` tells people where it is.
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
-        if cooked(key) is None:
-            _cook(key, draws, order, device, label, stocks, devices, steps)
-
-
-def _cook(
-    key: str,
-    draws: int,
-    order: Order,
-    device: str,
-    label: str,
-    stocks: Sequence[str],
-    devices: int,
-    steps: int,
-) -> None:
-    function, config, inputs, data, resumable = order.parts
-    weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
-    call = Call(function, weights, data, config, draws, device)
-    teller = Teller(training_file(key), label)
-    keeper = FileKeeper(_checkpoint(key), tell=partial(teller.step, steps) if steps else None)
-    start = time.perf_counter()
-    try:
-        result = spread(call, keeper, devices) if devices > 1 else call.here(keeper if resumable else None)
-    finally:
-        teller.end()
-    seconds = (keeper.seconds_before + time.perf_counter() - start) * devices
-    bad = [name for name, tensor in result.tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise FloatingPointError(f"{label} gave weights that are not finite ({bad[0]}); lower its learning rate")
-    facts: dict[str, Any] = {"label": label, "seconds": seconds, "stocks": list(stocks), "torch": torch.__version__}
-    if devices > 1:
-        facts["devices"] = devices
-    if isinstance(result, Mixed):
-        facts["shares"] = {layer: list(row) for layer, row in result.shares.items()}
-    if keeper.losses:
-        facts["losses"] = keeper.losses
-    save_weights(weights_path(key), result, facts)
-    keeper.forget()
+        if cooked(key) is not None:
+            return
+        function, config, inputs, data, resumable = order.parts
+        weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
+        call = Call(function, weights, data, config, draws, device)
+        teller = Teller(training_file(key), label)
+        keeper = FileKeeper(_checkpoint(key), tell=partial(teller.step, steps) if steps else None)
+        start = time.perf_counter()
+        try:
+            result = spread(call, keeper, devices) if devices > 1 else call.here(keeper if resumable else None)
+        finally:
+            teller.end()
+        seconds = (keeper.seconds_before + time.perf_counter() - start) * devices
+        bad = [name for name, tensor in result.tensors.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise FloatingPointError(f"{label} gave weights that are not finite ({bad[0]}); lower its learning rate")
+        facts: dict[str, Any] = {"label": label, "seconds": seconds, "stocks": list(stocks), "torch": torch.__version__}
+        if devices > 1:
+            facts["devices"] = devices
+        if isinstance(result, Mixed):
+            facts["shares"] = {layer: list(row) for layer, row in result.shares.items()}
+        if keeper.losses:
+            facts["losses"] = keeper.losses
+        save_weights(weights_path(key), result, facts)
+        keeper.forget()
 
 
 def _checkpoint(key: str) -> Path:

@@ -100,7 +100,8 @@ def load_stock(name: str) -> Weights:
                 "release (.pth) or timm:NAME, and a ready classifier is given with --model"
             )
         raise MissingDataError(
-            f"no stock at {name}; give its path, or make one with: bench stock --data digits -o {name}"
+            f"no stock at {name}; give its path, or make one with: bench stock --data DATA -o {name} (DATA is digits, "
+            "fashion, cifar10, imagenet, …)"
         )
     if "architecture" in Checkpoint(path).metadata:
         return mae_files.whole(load_weights(path)[0], name)

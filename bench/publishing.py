@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -77,10 +78,11 @@ def check(path: Path, predictions: Path | None, as_json: bool) -> int:
     if as_json:
         print_json({"problems": [{"key": p.key, "file": p.file, "message": p.message} for p in found]})
         return 4 if found else 0
-    for problem in found[:_TOO_LONG]:
-        print_text(f"{problem.file}: {problem.message}")
-    if len(found) > _TOO_LONG:
-        print_text(f"and {len(found) - _TOO_LONG} more; solve these first")
+    said = Counter(f"{problem.file}: {problem.message}" for problem in found)  # many records may share a problem
+    for sentence, times in list(said.items())[:_TOO_LONG]:
+        print_text(sentence + (f" ({times} times)" if times > 1 else ""))
+    if len(said) > _TOO_LONG:
+        print_text(f"and {len(said) - _TOO_LONG} more; solve these first")
     if not found:
         print_text(f"{path}: nothing speaks against publishing it")
     return 4 if found else 0

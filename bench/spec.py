@@ -162,7 +162,10 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = "--" + str(first["loc"][0]).replace("_", "-") + " " if first["loc"] else ""
-        raise UsageError(f"{where}{first['msg'].removeprefix('Value error, ')}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        if said.startswith("Input should be "):  # pydantic's words, which follow no name
+            said = f"must be {said.removeprefix('Input should be ')}, not {first['input']!r}"
+        raise UsageError(f"{where}{said}") from None
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

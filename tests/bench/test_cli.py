@@ -171,6 +171,11 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
             "bench: come_tent.lr must be",
         ),
         (["run", "--method", "tent", "--shift", "digits-c", "--track", "paper"], 2, "'tensorboard', 'mlflow'"),
+        (
+            ["run", "--method", "tent", "--shift", "digits-c", "--devices", "0"],
+            2,
+            "--devices must be greater",
+        ),
         (["run", "--record", "abc"], 2, "--from DIR"),
         (["run", "--methd", "tent"], 2, "--method"),
         (["frobnicate"], 2, "No such command"),

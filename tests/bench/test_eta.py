@@ -71,6 +71,16 @@ def test_a_long_piece_counts_by_its_work() -> None:
     assert estimate.left({"long": now(0.75, 0.75, 136.5)}).seconds == pytest.approx(182 * 0.25)
 
 
+def test_a_first_piece_that_is_hardly_any_work_says_nothing_yet() -> None:
+    clock = [0.0]
+    estimate = Estimate([piece("probe", 1.0), piece("short", 9.0), piece("long", 990.0)], 1, lambda: clock[0])
+    for name, seconds, known in (("probe", 5.0, False), ("short", 1.0, True)):
+        estimate.started(name)
+        clock[0] += seconds
+        estimate.finished(name)
+        assert (estimate.left({}).seconds is not None) == known
+
+
 def test_each_kind_has_its_own_pace_and_what_is_new_takes_that_of_its_like() -> None:
     clock = [0.0]
     pieces = [
