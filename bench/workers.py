@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,8 @@ from bench.data.offline import go_offline, is_offline
 from bench.devices import visible_gpus
 
 log = logging.getLogger(__name__)
+
+_SECONDS_TO_TIDY_UP = 2.0
 
 
 @dataclass(frozen=True)
@@ -205,12 +208,16 @@ class Processes:
         return ended
 
     def close(self) -> None:
-        """End workers at once: either nothing runs, or the user interrupted and waiting would lose their time."""
-        for worker in (*self._idle, *(worker for _, worker in self._running.values())):
-            processes = list((worker._processes or {}).values())
+        """End workers that compute at once, for the user interrupted; idle ones tidy up behind themselves, if soon."""
+        computing = [worker for _, worker in self._running.values()]
+        processes = {worker: list((worker._processes or {}).values()) for worker in (*self._idle, *computing)}
+        for worker in processes:
             worker.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
+        until = time.monotonic() + _SECONDS_TO_TIDY_UP
+        for process in (process for worker in self._idle for process in processes[worker]):
+            multiprocessing.connection.wait([process.sentinel], max(0.0, until - time.monotonic()))
+        for process in (process for each in processes.values() for process in each):
+            process.terminate()
 
 
 def get_ready() -> None:

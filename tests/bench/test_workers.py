@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,17 @@ def die_once(flag: str) -> str:
 def test_a_task_whose_worker_dies_once_runs_again(tmp_path: Path) -> None:
     (finished,) = run_tasks([task("once", die_once, str(tmp_path / "flag"))], 2, 1)
     assert finished.value == "alive"
+
+
+def leave_word(at: str, _: int) -> None:
+    """A worker's own tidying up, as libraries do it whose locks outlive a task."""
+    Finalize(None, Path(at).touch, exitpriority=1)
+
+
+def test_idle_workers_tidy_up_behind_themselves_when_all_is_done(tmp_path: Path) -> None:
+    words = [tmp_path / "a", tmp_path / "b"]
+    list(run_tasks([task(word.name, partial(leave_word, str(word))) for word in words], 2, 1))
+    assert all(word.exists() for word in words)
 
 
 def test_an_error_leaves_the_generator_without_orphans() -> None:
