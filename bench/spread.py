@@ -26,7 +26,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-import bench.registry  # noqa: F401 - objects of a plug-in's file can then be received
 from bench.errors import BenchError
 from bench.workers import begin
 from methods.base import JobFunction, Keeper, Unlabelled

@@ -19,6 +19,7 @@ from heapq import heappop, heappush
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Protocol
 
+import bench.outside  # noqa: F401 - a process that works for another can then receive what a plug-in's file defines
 from bench.data.offline import go_offline, is_offline
 from bench.devices import visible_gpus
 

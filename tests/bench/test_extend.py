@@ -65,7 +65,7 @@ def test_a_file_that_changed_is_not_taken_for_what_was_sent(tmp_path: Path) -> N
     file = tmp_path / "my_tent.py"
     file.write_text(EXAMPLE)
     sent = pickle.dumps(load_object(f"{file}:SharpTent").Config(lr=0.5))
-    code = f"import pickle, bench.registry; print(pickle.loads({sent!r}).lr)"
+    code = f"import pickle, bench.workers; print(pickle.loads({sent!r}).lr)"
     again = [sys.executable, "-c", code]
     assert subprocess.run(again, check=True, capture_output=True, text=True).stdout == "0.5\n"
     file.write_text(EXAMPLE + "# changed\n")
