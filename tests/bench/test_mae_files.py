@@ -285,7 +285,7 @@ class TestTimm:
 
 
 def test_what_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(MissingDataError, match="bench stock --data digits"):
+    with pytest.raises(MissingDataError, match="bench stock --data DATA"):
         load_stock(str(tmp_path / "absent.pth"))
     with pytest.raises(BenchError, match="no stock 'vit'"):
         load_stock("vit")
