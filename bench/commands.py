@@ -118,7 +118,7 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
             "processes": made.jobs,
         }
         total |= {"forwards": made.samples[0], "backwards": made.samples[1], "memory_mb_per_process": made.memory_mb}
-        total |= {"passes": made.passes, "cached_trainings": made.cached}
+        total |= {"passes": made.passes, "cached_trainings": made.cached, "answered_streams": made.answered}
         costs = [asdict(cost) for cost in made.costs]
         trainings = [task.label for task in plan.cooking]
         print_json({"out": str(plan.out), "trainings": trainings, "trials": rows, "costs": costs, "total": total})
@@ -131,7 +131,8 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
     cooked = f"{len(plan.cooking)} trainings" + (f" ({made.cached} more are in the cache)" if made.cached else "")
     streams = sum(cost.count for cost in made.costs if cost.kind == "stream")
     shared = f" from {streams} streams in {made.passes} passes over images" if made.passes < streams else ""
-    print_text(f"{cooked}, {len(plan.missing)} of {len(plan.keys)} records to make{shared} in {plan.out}")
+    kept = f"; {made.answered} streams more are answered in the cache" if made.answered else ""
+    print_text(f"{cooked}, {len(plan.missing)} of {len(plan.keys)} records to make{shared}{kept} in {plan.out}")
     if made.costs:
         print_text(
             f"about {duration(made.seconds)} on {plan.device} in {made.jobs} process{'es' if made.jobs > 1 else ''}, "

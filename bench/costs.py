@@ -19,15 +19,17 @@ import numpy as np
 from bench.cache import weights_path
 from bench.eta import Piece, makespan
 from bench.kitchen import all_jobs, cooked, job_key
+from bench.measure import measure
 from bench.models import save_weights
 from bench.passes import forget_peak, peak_memory_mb
 from bench.pieces import kind_of_stream, stock_of
 from bench.plan import Lane, Plan
-from bench.predict import Evaluation, Measured, evaluate
+from bench.predict import Evaluation, evaluate, is_answered
 from bench.probes import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, stand_in, synchronise, training_seconds
 from bench.protocols import Segment
 from bench.run import groups_of, missing_streams
 from bench.stream import make_pixels
+from bench.tally import Measured
 from bench.workers import Task, set_threads
 from methods.base import Labelled
 from methods.flops import counted
@@ -69,6 +71,8 @@ class Bill:
     """Passes in which the images of all streams are made: streams that share one have them made once."""
     cached: int = 0
     """Trainings that what is to be done builds on and that are in the cache already."""
+    answered: int = 0
+    """Streams whose answers are in the cache already; they cost nothing and are in no line."""
 
     @property
     def flops(self) -> float:
@@ -95,7 +99,8 @@ def bill(plan: Plan) -> Bill:
         return Bill((), plan.jobs)
     set_threads(plan.threads)
     forget_peak(plan.device)
-    groups = groups_of(plan, tasks)
+    together = groups_of(plan, tasks)
+    groups = [left for group in together if (left := [task for task in group if not _answered(task, len(group))])]
     trainings = dict(_trainings(plan))
     seconds = {key: cost.seconds or 0.0 for key, cost in trainings.items()}
     passes = [group for group in groups if group[0].key in streams]
@@ -114,7 +119,12 @@ def bill(plan: Plan) -> Bill:
         peak_memory_mb(plan.device),
         len(passes),
         len(needed - trainings.keys()),
+        len(tasks) - sum(map(len, groups)),
     )
+
+
+def _answered(task: Task, company: int) -> bool:
+    return task.function is measure and is_answered(task.arguments[0], alone=company == 1)
 
 
 def _trainings(plan: Plan) -> Iterable[tuple[str, Cost]]:
@@ -153,7 +163,8 @@ def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -
             if kind not in probes:
                 with _ready(evaluation, lane) as ready:
                     probes[kind] = _probe_stream(ready, plan.device, pixels)
-            segments = (*chain, *([evaluation.clean] if evaluation.clean is not None else []))
+            # What changes nothing has answered the clean images before: they are in the cache by now.
+            segments = chain if evaluation.contents is not None else evaluation.all_segments
             images = sum(len(segment.ids) for segment in segments)
             made = sum(pixels.seconds(segment, evaluation.batch_size) for segment in segments) / len(streams)
             taken = probes[kind].start + images * probes[kind].seconds + made
@@ -291,4 +302,4 @@ def _shortened(evaluation: Evaluation, batch_size: int, images: int) -> Evaluati
         which=first.which[keep],
         blend=first.blend[keep] if first.blend is not None else None,
     )
-    return replace(evaluation, segments=(short,), clean=None, batch_size=batch_size)
+    return replace(evaluation, segments=(short,), clean=None, batch_size=batch_size, contents=None)

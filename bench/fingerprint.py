@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from functools import cache
@@ -27,6 +28,16 @@ def environment() -> dict[str, str | bool | None]:
         "platform": f"{platform.system()} {platform.machine()}",
         **{library: _version(library) for library in _LIBRARIES},
     }
+
+
+@cache
+def own_code() -> str:
+    """A hash of the source of everything that pixels and predictions come from."""
+    sha = hashlib.sha256()
+    home = Path(__file__).resolve().parent.parent
+    for path in sorted(path for name in ("bench", "corruptions", "methods") for path in (home / name).rglob("*.py")):
+        sha.update(f"{path.relative_to(home)}|".encode() + path.read_bytes())
+    return sha.hexdigest()
 
 
 def _version(library: str) -> str | None:

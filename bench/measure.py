@@ -9,7 +9,8 @@ from pathlib import Path
 from bench.cache import lock
 from bench.keeper import FileKeeper
 from bench.live import Teller, stream_file
-from bench.predict import Evaluation, Measured, evaluate_together
+from bench.predict import Evaluation, evaluate_together
+from bench.tally import Measured
 from leaderboards.store import Store
 
 Asked = tuple[Evaluation, Path, str, Sequence[str] | None, str]

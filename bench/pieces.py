@@ -69,8 +69,7 @@ def stock_of(job: Job) -> Weights:
 
 def _stream(task: Task, lane: Lane) -> tuple[str, float]:
     evaluation = task.arguments[0]
-    segments = (*evaluation.segments, *([evaluation.clean] if evaluation.clean is not None else []))
-    images = sum(len(segment.ids) for segment in segments)
+    images = sum(len(segment.ids) for segment in evaluation.all_segments)
     # All streams of a ready model are of that model, so only their number counts.
     forward = flops.forward(stock_of(lane.job).architecture) if lane.job is not None else 1.0
     passes = _WITH_GRADIENT if lane.adapter.access.backprop != "none" else 1.0

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.answers import Answers
 from bench.cache import weights_path
 from bench.classifiers import for_classes
-from bench.fingerprint import device_name, environment
 from bench.live import Teller
 from bench.models import classifier, load_model, load_weights
 from bench.outside import load_object
@@ -25,8 +25,8 @@ from bench.shifts import load_shift
 from bench.shifts.base import Shift, stream_rng
 from bench.shifts.reading import Reading
 from bench.stream import Latest, Stream
+from bench.tally import Measured, Tally
 from bench.trial import CLEAN, Condition
-from leaderboards.predictions import Predictions
 from methods.base import Adapter, Keeper, Source, SourceBatch
 from methods.stock import Classifier
 from methods.table import Access
@@ -38,7 +38,8 @@ class Evaluation:
 
     `clean` is streamed after the last segment to see what was forgotten (None: not measured); the adapted state is
     then thrown away. `weights` is the cache key of a cooked classifier, `model` a user's "file.py:factory"; one of them
-    is set.
+    is set. `contents` says by digest what the images of each condition are if the adapter changes nothing, so that its
+    answers may be kept in the cache; `fresh`: they are measured even if they are there.
     """
 
     method: str
@@ -54,25 +55,13 @@ class Evaluation:
     batch_size: int
     precision: str
     device: str
+    contents: Mapping[Condition, str] | None = None
+    fresh: bool = False
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Predictions of one condition and what they cost. Forwards and backwards count samples.
-
-    `device_name` and `env` say where: not always on the machine that asked.
-    `clean_accuracy_after`: accuracy on clean images once the stream that ends with this condition is over.
-    """
-
-    condition: Condition
-    predictions: Predictions
-    predict_seconds: float
-    forwards: int
-    backwards: int
-    peak_memory_mb: float | None
-    device_name: str
-    env: Mapping[str, Any]
-    clean_accuracy_after: float | None = None
+    @property
+    def all_segments(self) -> tuple[Segment, ...]:
+        """The chain and the clean images after it."""
+        return (*self.segments, *([self.clean] if self.clean is not None else []))
 
 
 def evaluate(job: Evaluation, keep: Keeper | None = None, teller: Teller | None = None) -> list[Measured]:
@@ -114,19 +103,28 @@ def evaluate_together(
     return [outcomes[number] for number in range(len(jobs))]
 
 
+def is_answered(job: Evaluation, *, alone: bool) -> bool:
+    """Whether the cache has all answers of a stream that runs alone or in company."""
+    if job.contents is None or (job.weights is not None and not weights_path(job.weights).is_file()):
+        return False
+    answers = Answers(job, _shift(job.shift, job.reading), _loaded(job.weights, job.model), alone=alone)
+    return all(answers.recall(segment) is not None for segment in job.all_segments)
+
+
 def _steps(
     job: Evaluation, keep: Keeper | None, teller: Teller | None, latest: Latest | None
 ) -> Generator[int, None, list[Measured]]:
     """Evaluate one batch at a time; yields how many images are done, at first those of a killed attempt."""
     shift = _shift(job.shift, job.reading)
     model = _classifier(job, shift)
+    answers = Answers(job, shift, _loaded(job.weights, job.model), alone=latest is None)
     generator = torch.Generator(device=job.device)
     generator.manual_seed(int(stream_rng(job.seed, "adapter", job.method).integers(2**62)))
     adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
     adapter.prepare(_source(shift, job, adapter.access))
     passes = Passes()
     passes.watch(vars(adapter))
-    segments = (*job.segments, *([job.clean] if job.clean is not None else []))
+    segments = job.all_segments
     progress = _Progress(keep, job.device)
     tallies = progress.restore(adapter)
     images = sum(len(segment.ids) for segment in segments)
@@ -136,7 +134,7 @@ def _steps(
     yield done
     for number, segment in enumerate(segments):
         if number == len(tallies):
-            tallies.append(Tally.empty(len(segment.ids)))
+            tallies.append(answers.recall(segment) or Tally.empty(len(segment.ids)))
             if segment.reset:
                 adapter.reset()
         if tallies[number].done < len(segment.ids):
@@ -147,37 +145,17 @@ def _steps(
                 if teller is not None and teller.due():
                     _tell(teller, shift, segment, job, tallies[number], done / images)
                 yield done
+            answers.keep(segment, tallies[number])
     measured = [
         part
         for segment, tally in zip(job.segments, tallies, strict=False)
-        for part in _parts(shift, segment, job, tally)
+        for part in tally.by_condition(shift, segment, job.device)
     ]
     if job.clean is None:
         return measured
-    hits = np.concatenate([part.predictions.hits for part in _parts(shift, job.clean, job, tallies[-1])])
+    hits = np.concatenate([part.predictions.hits for part in tallies[-1].by_condition(shift, job.clean, job.device)])
     last = len(measured) - len(job.segments[-1].conditions)
     return measured[:last] + [replace(part, clean_accuracy_after=float(np.mean(hits))) for part in measured[last:]]
-
-
-@dataclass
-class Tally:
-    """What is known of a segment so far: the first `done` rows of each column, and what they cost.
-
-    `peak` is that of the process, which is the adapter's own only as long as it was `alone`.
-    """
-
-    columns: dict[str, Tensor]
-    done: int = 0
-    seconds: float = 0.0
-    forwards: int = 0
-    backwards: int = 0
-    peak: float | None = None
-    alone: bool = True
-
-    @staticmethod
-    def empty(rows: int) -> Tally:
-        columns = {name: torch.empty(rows) for name in ("confidence", "p_label", "sum_p2")}
-        return Tally({"predicted": torch.empty(rows, dtype=torch.int64), **columns})
 
 
 class _Progress:
@@ -213,7 +191,7 @@ def _run_segment(
     """Stream what is left of a segment into its tally, a batch at a time."""
     labels = shift.labels(segment.ids)
     passes.forwards, passes.backwards = tally.forwards, tally.backwards
-    columns = {name: column.numpy() for name, column in tally.columns.items()}
+    columns = tally.arrays()
     tally.alone = tally.alone and latest is None
     forget_peak(job.device)
     stream = Stream(shift, segment, job.batch_size, job.device, tally.done, latest)
@@ -248,35 +226,6 @@ def _tell(teller: Teller, shift: Shift, segment: Segment, job: Evaluation, tally
     where = names[0] if len(names) == 1 else f"{len(names)} conditions"
     batches = [-(-count // job.batch_size) for count in (tally.done, len(segment.ids))]
     teller.batch(where, batches[0], batches[1], float(np.mean(hits)), share)
-
-
-def _parts(shift: Shift, segment: Segment, job: Evaluation, tally: Tally) -> list[Measured]:
-    """A finished segment by condition."""
-    labels = shift.labels(segment.ids)
-    answers = shift.answers(segment.ids)
-    columns = {name: column.numpy() for name, column in tally.columns.items()}
-    results = []
-    for number, condition in enumerate(segment.conditions):
-        rows = np.flatnonzero(segment.which == number)
-        share = len(rows) / len(segment.ids)
-        results.append(
-            Measured(
-                condition,
-                Predictions(
-                    id=segment.ids[rows],
-                    label=labels[rows],
-                    correct=answers[rows, columns["predicted"][rows]] if answers is not None else None,
-                    **{name: column[rows] for name, column in columns.items()},
-                ),
-                tally.seconds * share,
-                round(tally.forwards * share),
-                round(tally.backwards * share),
-                tally.peak if tally.alone else None,
-                device_name(job.device),
-                environment(),
-            )
-        )
-    return results
 
 
 def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarray:

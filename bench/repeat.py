@@ -39,10 +39,13 @@ def spec_of(record: Record) -> dict[str, Any]:
 
 
 def repeat(record: Record, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a record again and compare: {"metrics": {name: (published, now)}, "same": …, "same_identity": …}."""
+    """Run a record again and compare: {"metrics": {name: (published, now)}, "same": …, "same_identity": …}.
+
+    Its predictions are made again, whatever is there of them.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(flags.get("out") or scratch)
-        settings = {**spec_of(record), **flags, "out": out}
+        settings = {**spec_of(record), "rerun": not flags.get("only_failed"), **flags, "out": out}
         if base := {"model", "stock", "init_from"} & flags.keys():
             settings = {key: value for key, value in settings.items() if key not in {"model", "stock"} - base}
         run(make_spec(settings))

@@ -21,9 +21,10 @@ from bench.ledger import Planned, write_ledger
 from bench.measure import checkpoint, forget, measure
 from bench.pieces import pieces_of
 from bench.plan import Lane, Plan, default_folder, make_plan
-from bench.predict import Evaluation, Measured
+from bench.predict import Evaluation
 from bench.protocols import Segment, chains
 from bench.spec import RunSpec
+from bench.tally import Measured
 from bench.together import run_streams, share_passes
 from bench.track import open_sink
 from bench.trial import CLEAN, Condition, digest_of
@@ -32,6 +33,7 @@ from bench.workers import Executor, Finished, Task
 from leaderboards.metrics import diagnose, score
 from leaderboards.record import Record
 from leaderboards.store import Store, StoreError
+from methods import PLAIN
 
 if TYPE_CHECKING:
     from leaderboards.boards import Board
@@ -251,6 +253,8 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
         batch_size=lane.trial.batch_size,
         precision=lane.trial.precision,
         device=plan.device,
+        contents=lane.digests if lane.adapter is PLAIN else None,
+        fresh=plan.spec.rerun,
     )
     name = lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})"
     where = ", ".join(str(c) for segment in chain for c in segment.conditions)

@@ -83,8 +83,14 @@ def share_passes(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
 def _pass(task: Task) -> object:
     """What streams must have in common to meet the same batches at the same time."""
     job: Evaluation = task.arguments[0]
-    segments = (*job.segments, *([job.clean] if job.clean else []))
-    return task.after, job.shift, job.reading, job.batch_size, job.device, tuple(_content(part) for part in segments)
+    return (
+        task.after,
+        job.shift,
+        job.reading,
+        job.batch_size,
+        job.device,
+        tuple(_content(part) for part in job.all_segments),
+    )
 
 
 def _content(segment: Segment) -> object:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.answers import Answers
 from bench.models import save_weights
 from bench.run import Outcome, run
 from bench.spec import make_spec
@@ -28,6 +29,12 @@ FAST: dict[str, dict[str, Any]] = {
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stream is run, as if no answers of classifiers that change nothing were in the cache."""
+    monkeypatch.setattr(Answers, "recall", lambda self, segment: None)
 
 
 @pytest.fixture

@@ -100,6 +100,7 @@ def test_several_processes_share_the_work_but_not_one_piece_of_it() -> None:
     assert [makespan(waiting, seconds, jobs) for jobs in (1, 2, 16)] == [80, 65, 65]
 
 
+@pytest.mark.usefixtures("no_answers")
 def test_images_that_methods_share_are_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.5 * len(segment.ids))
     monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))

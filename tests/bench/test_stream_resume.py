@@ -9,9 +9,10 @@ import pytest
 
 from bench.keeper import FileKeeper
 from bench.plan import make_plan
-from bench.predict import Evaluation, Measured, evaluate
+from bench.predict import Evaluation, evaluate
 from bench.run import missing_streams
 from bench.spec import make_spec
+from bench.tally import Measured
 from methods import METHODS
 
 MODEL = """

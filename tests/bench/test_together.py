@@ -15,12 +15,14 @@ from bench import stream as stream_module
 from bench import together
 from bench.keeper import FileKeeper
 from bench.plan import make_plan
-from bench.predict import Evaluation, Measured, evaluate, evaluate_together
+from bench.predict import Evaluation, evaluate, evaluate_together
 from bench.run import Outcome, missing_streams, run
 from bench.spec import make_spec
+from bench.tally import Measured
 from leaderboards.store import Store
 
 Quick = Callable[..., Outcome]
+pytestmark = pytest.mark.usefixtures("no_answers")
 
 METHODS = "source,tent,t3a,memo"
 QUICK = {"set": {"source": {"epochs": 1}}}
