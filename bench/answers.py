@@ -59,7 +59,7 @@ class Answers:
                 device_name(job.device),
                 torch.get_num_threads(),
                 {name: value for name, value in environment().items() if name not in ("git", "dirty")},
-                own_code(),
+                own_code("bench", "corruptions", "methods"),
             ]
 
     def recall(self, segment: Segment) -> Tally | None:

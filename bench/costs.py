@@ -25,7 +25,7 @@ from bench.passes import forget_peak, peak_memory_mb
 from bench.pieces import kind_of_stream, stock_of
 from bench.plan import Lane, Plan
 from bench.predict import Evaluation, evaluate, is_answered
-from bench.probes import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, stand_in, synchronise, training_seconds
+from bench.probes import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, TrainingProbe, kept_of, stand_in, synchronise
 from bench.protocols import Segment
 from bench.run import groups_of, missing_streams
 from bench.stream import make_pixels
@@ -129,7 +129,7 @@ def _answered(task: Task, company: int) -> bool:
 
 def _trainings(plan: Plan) -> Iterable[tuple[str, Cost]]:
     todo = {task.key for task in plan.cooking}
-    seen: dict[str, tuple[float, float]] = {}
+    probe = TrainingProbe(plan.device)
     for lane in plan.lanes:
         for job in all_jobs([job for job in (lane.job, lane.report) if job is not None]):
             key = job_key(job, lane.trial.seed)
@@ -137,10 +137,11 @@ def _trainings(plan: Plan) -> Iterable[tuple[str, Cost]]:
                 continue
             todo.remove(key)
             stock = stock_of(job)
-            seconds = training_seconds(job, stock, plan.device, seen)
+            seconds, made = probe.measure(job, stock)
             if seconds is not None and job.shared:
                 seconds /= plan.devices
             disk = sum(t.numel() * t.element_size() for name, t in stock.tensors.items() if name[:8] == "encoder.")
+            disk += made * sum(rows.row_bytes for rows in kept_of(job)[:1])
             flops = job.work.flops if job.work else None
             yield key, Cost("training", job.label, lane.trial.seed, 1, flops, seconds, 0, 0, disk)
 

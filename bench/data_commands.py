@@ -6,10 +6,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.answers import answers_dir
 from bench.data import store
 from bench.data.decode import Preprocessing
 from bench.data.found import Found, kept, look, look_everywhere
+from bench.data.imageset import clean_folder
+from bench.data.kept import pools_dir
 from bench.data.offline import go_offline
+from bench.data.tables import tables_dir
 from bench.devices import cores, pick_device
 from bench.errors import UsageError, nearest
 from bench.output import print_json, print_text, table
@@ -33,7 +37,7 @@ def status(shift: str | None, data_root: Path | None, *, as_json: bool) -> None:
         print_text(_told(found[0]))
     for name, facts in cache.items():
         print_text(f"cache: {_size(facts['bytes'])} of {name} in {facts['path']}")
-    print_text("free decoded pixels and tables with: bench data clean")
+    print_text("free all but fetched data with: bench data clean")
 
 
 def _cells(found: Found) -> list[str]:
@@ -142,9 +146,10 @@ def export(
 
 
 def clean(shift: str | None, data_root: Path | None) -> None:
-    """Remove decoded pixels (of one shift), and without a shift the tables too; print what was freed."""
+    """Remove decoded pixels of one shift, or all that is kept of data and can be made again; print what was freed."""
     if shift is None:
-        print_text(f"{_size(store.clean() + store.clean_tables())} freed")
+        freed = store.clean() + sum(map(clean_folder, (tables_dir(), pools_dir(), answers_dir())))
+        print_text(f"{_size(freed)} freed")
         return
     found = look(shift, Reading(data_root))
     if not found.source:

@@ -31,11 +31,11 @@ def environment() -> dict[str, str | bool | None]:
 
 
 @cache
-def own_code() -> str:
-    """A hash of the source of everything that pixels and predictions come from."""
+def own_code(*packages: str) -> str:
+    """A hash of the source of some of this project's packages: bench, corruptions, methods, leaderboards."""
     sha = hashlib.sha256()
     home = Path(__file__).resolve().parent.parent
-    for path in sorted(path for name in ("bench", "corruptions", "methods") for path in (home / name).rglob("*.py")):
+    for path in sorted(path for name in packages for path in (home / name).rglob("*.py")):
         sha.update(f"{path.relative_to(home)}|".encode() + path.read_bytes())
     return sha.hexdigest()
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from bench.data.kept import KeptRows
 from bench.kitchen import all_jobs
 from bench.pieces import kind_of
+from bench.shifts.lazy import LazyImages
 from methods import flops as flops_of
-from methods.base import Chosen, Job, Labelled
+from methods.base import Chosen, Images, Job, Labelled
 from methods.stock import Weights
 
 SECONDS_OF_PROBE = 1.0
@@ -23,20 +26,59 @@ LARGEST_PROBE_ON_CPU = 1e12
 """Operations in one step or batch of a probe on a CPU, some ten seconds; larger ones are probed with fewer images."""
 
 
-def training_seconds(job: Job, stock: Weights, device: str, seen: dict[str, tuple[float, float]]) -> float | None:
-    """Seconds of a job, measured once for all that differ in rates, lengths and draws alone.
+class TrainingProbe:
+    """Seconds of trainings on a device, measured once for all that differ in rates, lengths and draws alone.
 
-    None for what cannot be tried on a stand-in.
+    Corrupted images that will be kept in the cache are billed once: to the first training that reads them.
     """
-    kind = kind_of(job)
-    if job.work is None or not job.resumable:
-        if kind not in seen:
-            seen[kind] = (_seconds_of_short(job, stock, device) or 0.0, 0.0)
-        return seen[kind][0]
-    if kind not in seen:
-        seen[kind] = _seconds_per_flop(job, stock, device)
-    begin, rate = seen[kind]
-    return begin + job.work.flops * rate
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._short: dict[str, float] = {}
+        self._steps: dict[str, _Steps] = {}
+        self._lacking: dict[str, int] = {}
+
+    def measure(self, job: Job, stock: Weights) -> tuple[float | None, int]:
+        """Seconds of a job (None for what cannot be tried on a stand-in), and images that it adds to the cache."""
+        kind = kind_of(job)
+        if job.work is None or not job.resumable:
+            if kind not in self._short:
+                self._short[kind] = _seconds_of_short(job, stock, self._device) or 0.0
+            return self._short[kind], 0
+        if kind not in self._steps:
+            self._steps[kind] = _probe_steps(job, stock, self._device)
+        found = self._steps[kind]
+        made = self._made(job, round(found.images * job.work.flops))
+        return found.begin + found.rate * job.work.flops + found.making * made, made
+
+    def _made(self, job: Job, drawn: int) -> int:
+        """How many of the images that a job draws are lacking in the cache; from here on they count as kept."""
+        if job.data is None or not (kept := kept_of(job)):
+            return 0
+        lacking = self._lacking.setdefault(job.data.digest, sum(rows.lacking for rows in kept))
+        made = min(drawn, lacking)
+        self._lacking[job.data.digest] -= made
+        return made
+
+
+def kept_of(job: Job) -> tuple[KeptRows, ...]:
+    """Where the corrupted images are kept that a job reads."""
+    images = job.data.images if job.data is not None else None
+    return images.kept if isinstance(images, LazyImages) else ()
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What a training takes before its first step (`begin`, seconds), and in seconds an operation.
+
+    Where corrupted images are kept: the seconds in which one is made, left out of the others, and the images drawn in
+    an operation.
+    """
+
+    begin: float
+    rate: float
+    making: float
+    images: float
 
 
 def _seconds_of_short(job: Job, stock: Weights, device: str) -> float | None:
@@ -69,8 +111,7 @@ def _stand_ins(job: Job, stock: Weights) -> list[Weights]:
     return [given for _ in job.inputs]
 
 
-def _seconds_per_flop(job: Job, stock: Weights, device: str) -> tuple[float, float]:
-    """Seconds until a training has made its first step, beyond those of the step, and seconds of an operation."""
+def _probe_steps(job: Job, stock: Weights, device: str) -> _Steps:
     assert job.work is not None
     flops = job.work.flops / job.work.steps
     config = job.config
@@ -79,11 +120,33 @@ def _seconds_per_flop(job: Job, stock: Weights, device: str) -> tuple[float, flo
         flops *= batch / config.batch_size
         whole = {"accumulate": None} if hasattr(config, "accumulate") else {}
         config = replace(config, batch_size=batch, **whole)
-    clock = _Clock(device)
+    data, making = job.data, None
+    if data is not None and isinstance(data.images, LazyImages) and data.images.kept:
+        making = _Timed(data.images.unkept())
+        data = replace(data, images=making)
+    clock = _Clock(device, making)
     generator = torch.Generator(device=device).manual_seed(0)
     with contextlib.suppress(_EnoughError):
-        job.function(_stand_ins(job, stock), job.data, config, generator, keep=clock)
-    return clock.seconds_to_begin(), clock.seconds_per_step() / flops
+        job.function(_stand_ins(job, stock), data, config, generator, keep=clock)
+    each = making.seconds / max(making.rows, 1) if making is not None else 0.0
+    drawn = making.rows / clock.steps / flops if making is not None else 0.0
+    return _Steps(clock.seconds_to_begin(), clock.seconds_per_step() / flops, each, drawn)
+
+
+class _Timed(Chosen):
+    """All of some images, and how long it took to make those that were read."""
+
+    def __init__(self, images: Images) -> None:
+        super().__init__(images, torch.arange(len(images)))
+        self.seconds = 0.0
+        self.rows = 0
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        start = time.perf_counter()
+        found = super().__getitem__(rows)
+        self.seconds += time.perf_counter() - start
+        self.rows += len(found)
+        return found
 
 
 class _EnoughError(Exception):
@@ -91,22 +154,36 @@ class _EnoughError(Exception):
 
 
 class _Clock:
-    """A keeper that keeps nothing, looks at the clock after each step, and ends the training after some of them."""
+    """A keeper that keeps nothing, looks at the clock after each step, and ends the training after some of them.
 
-    def __init__(self, device: str) -> None:
+    The clock stands still while images are made.
+    """
+
+    def __init__(self, device: str, making: _Timed | None) -> None:
         self._device = device
+        self._making = making
         self._times: list[float] = []
-        self._begun = time.perf_counter()
+        self._begun = self._now()
+        self._first = math.inf
+
+    def _now(self) -> float:
+        return time.perf_counter() - (self._making.seconds if self._making is not None else 0.0)
+
+    @property
+    def steps(self) -> int:
+        """Steps that were seen, one that was not ended counts."""
+        return max(len(self._times), 1)
 
     def load(self) -> None:
         return None
 
     def due(self) -> bool:
         synchronise(self._device)
-        self._times.append(time.perf_counter())
+        self._times.append(self._now())
+        self._first = min(self._first, time.perf_counter())
         fewest, most = _STEPS_OF_PROBE
         done = len(self._times)
-        if done >= most or (done >= fewest and self._times[-1] - self._times[0] > SECONDS_OF_PROBE):
+        if done >= most or (done >= fewest and time.perf_counter() - self._first > SECONDS_OF_PROBE):
             raise _EnoughError
         return False
 
@@ -119,7 +196,7 @@ class _Clock:
     def seconds_per_step(self) -> float:
         if len(self._times) > 1:
             return (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-        return time.perf_counter() - self._begun
+        return self._now() - self._begun
 
     def seconds_to_begin(self) -> float:
         """What comes before the first step."""

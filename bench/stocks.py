@@ -23,7 +23,8 @@ from bench.models import preprocessing_of, save_weights
 from bench.registry import plain_values
 from bench.shifts import SHIFTS, find_row, load_shift
 from bench.shifts.anywhere import train_source
-from bench.shifts.base import Shift, limit_ids, pooled
+from bench.shifts.base import Shift, limit_ids
+from bench.shifts.lazy import pooled
 from bench.shifts.reading import Reading
 from bench.shifts.table import ShiftRow
 from bench.spread import Call, spread

@@ -29,6 +29,8 @@ class Condition:
 
 
 CLEAN = Condition(None, 0)
+NATURAL = "natural"
+"""The corruption of test images that are shifted as they are: collected, not made."""
 
 
 @dataclass(frozen=True)

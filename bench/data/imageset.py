@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,8 +61,14 @@ def stat_digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
 
 
+def clean_folder(path: Path) -> int:
+    """Remove a folder of what can be made again; gives the bytes that were freed. Open files stay whole."""
+    freed = folder_size(path) if path.is_dir() else 0
+    shutil.rmtree(path, ignore_errors=True)
+    return freed
+
+
 def folder_size(path: Path) -> int:
-    """Bytes of all files below a folder (or of one file)."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+    """Bytes of all files below a folder (or of one file): of those with holes, what they take on the disk."""
+    files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+    return sum(min(facts.st_size, facts.st_blocks * 512) for facts in (file.stat() for file in files))

@@ -22,12 +22,11 @@ from tqdm import tqdm
 
 from bench.cache import cache_dir, write_bytes
 from bench.data.decode import Pixels, Preprocessing
-from bench.data.imageset import ImageSet, folder_size
-from bench.data.tables import tables_dir
+from bench.data.imageset import ImageSet
+from bench.data.kept import DIGEST_BYTES, row_digest, write_all
 from bench.errors import BenchError
 from bench.trial import digest_of
 
-_DIGEST_BYTES = 16
 _PAGE = 4096
 _BYTES_AT_ONCE = 16 << 20
 _LEAST_AT_ONCE = 64
@@ -104,15 +103,15 @@ class PixelStore:
         """Names of decoded images whose kept pixels have changed since; they are decoded again when next asked for."""
         self._open()
         there = np.flatnonzero(self._digests.any(axis=1))
-        bad = np.array([r for r in there if _hash(self._pixels[r]) != self._digests[r].tobytes()], dtype=np.int64)
+        bad = np.array([r for r in there if row_digest(self._pixels[r]) != self._digests[r].tobytes()], dtype=np.int64)
         with self._lock():
-            self._write(self._digests_at, _DIGEST_BYTES, bad, [bytes(_DIGEST_BYTES)] * len(bad))
+            self._write(self._digests_at, DIGEST_BYTES, bad, [bytes(DIGEST_BYTES)] * len(bad))
         return [self.images.name(int(row)) for row in bad]
 
     def _open(self) -> None:
         if self._file is not None:
             return
-        size = self._digests_at + len(self.images) * _DIGEST_BYTES
+        size = self._digests_at + len(self.images) * DIGEST_BYTES
         for _ in range(3):  # somebody may remove the file between making and opening it
             if not self.path().is_file() or self.path().stat().st_size != size:
                 self._make(size)
@@ -125,7 +124,7 @@ class PixelStore:
             raise BenchError(f"{self.path()} vanishes again and again; end what removes it and start again")
         whole = np.memmap(file, np.uint8, "r", shape=(size,)).view(np.ndarray) if size else np.empty(0, np.uint8)
         self._pixels = whole[: len(self.images) * self._row_bytes].reshape(self._shape)
-        self._digests = whole[self._digests_at :].reshape(-1, _DIGEST_BYTES)
+        self._digests = whole[self._digests_at :].reshape(-1, DIGEST_BYTES)
         self._file = file
 
     def _make(self, size: int) -> None:
@@ -171,21 +170,16 @@ class PixelStore:
             one_by_one = map if self.workers == 0 else pool.map
             decoded = list(one_by_one(self._decode_one, rows.tolist()))
             self._write(0, self._row_bytes, rows, [pixels.data for pixels in decoded])
-            self._write(self._digests_at, _DIGEST_BYTES, rows, [_hash(pixels) for pixels in decoded])
+            self._write(self._digests_at, DIGEST_BYTES, rows, [row_digest(pixels) for pixels in decoded])
 
     def _decode_one(self, row: int) -> Pixels:
         return self.preprocessing(self.images.read(row), self.images.name(row))
 
     def _write(self, start: int, size: int, rows: np.ndarray, values: Sequence[bytes | memoryview]) -> None:
-        # Written with pwrite, not through the map: a full disk is then an error and not a signal that ends the process.
         assert self._file is not None
         try:
             for row, value in zip(rows.tolist(), values, strict=True):
-                view = memoryview(value).cast("B")
-                offset = start + row * size
-                while view:
-                    written = os.pwrite(self._file.fileno(), view, offset)
-                    view, offset = view[written:], offset + written
+                write_all(self._file.fileno(), value, start + row * size)
             os.fsync(self._file.fileno())
         except OSError as error:
             raise _full(self.path(), error) from None
@@ -196,10 +190,6 @@ def _open_for_both(path: Path) -> FileIO:
         return FileIO(path, "r+")
     except PermissionError:
         return FileIO(path, "r")  # a cache that others filled; what it lacks cannot be added
-
-
-def _hash(pixels: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=_DIGEST_BYTES).digest()
 
 
 def _full(path: Path, error: OSError) -> BenchError:
@@ -234,12 +224,4 @@ def clean(source: str = "") -> int:
         if path.name.partition(".")[0] in keys or not source:
             freed += path.stat().st_blocks * 512
             path.unlink(missing_ok=True)
-    return freed
-
-
-def clean_tables() -> int:
-    """Remove what `datasets` made of parquet files; gives the bytes that were freed."""
-    place = tables_dir()
-    freed = folder_size(place) if place.is_dir() else 0
-    shutil.rmtree(place, ignore_errors=True)
     return freed

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError, nearest
+from bench.shifts.lazy import pooled
 from bench.shifts.table import Family
 from bench.trial import CLEAN, Condition, digest_of
+from bench.trial import NATURAL as NATURAL
 from bench.trial import stream_rng as stream_rng
-from methods.base import Images, Labelled, Unlabelled
+from methods.base import Labelled, Unlabelled
 
-NATURAL = "natural"
-"""The condition of test images that are shifted as they are: collected, not made."""
 SPLITS = ("disjoint", "joint", "transductive", "dev")
 
 
@@ -48,6 +48,10 @@ class Shift(Protocol):
     severities: tuple[float, ...] | None
     has_clean: bool
     natural: bool
+
+    @property
+    def made_here(self) -> bool:
+        """Whether its shifted images are made of the clean ones by our corruptions."""
 
     @property
     def skipped(self) -> int: ...
@@ -165,48 +169,6 @@ def clean_pool(shift: Shift) -> Unlabelled:
     """All clean train images without labels, for what is cooked on them instead of shifted ones."""
     ids = shift.ids("train")
     return Unlabelled(pooled(shift, ids, [CLEAN]), "clean:" + shift.digest(ids, CLEAN))
-
-
-MEMORY_BUDGET = 1 << 30
-"""Bytes of pixels that may be held at once; larger pools are made batch by batch from the decoded images."""
-
-
-def pooled(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition], budget: int = MEMORY_BUDGET) -> Images:
-    """The images with these ids under each condition in turn: a tensor if it fits the budget, else made when read."""
-    lazy = LazyImages(shift, ids, tuple(conditions))
-    if np.prod(lazy.shape) > budget:
-        return lazy
-    return torch.cat([shift.images(ids, condition) for condition in conditions])
-
-
-class LazyImages:
-    """Images uint8 [k n, 3, h, w] of n ids under k conditions, one condition after another, made when indexed.
-
-    Indexing by a slice or an int64 or bool tensor gives a tensor, as if all were in memory. Reading the same image
-    twice gives the same pixels.
-    """
-
-    dtype = torch.uint8
-    ndim = 4
-    device = torch.device("cpu")
-
-    def __init__(self, shift: Shift, ids: np.ndarray, conditions: tuple[Condition, ...]) -> None:
-        self._shift = shift
-        self._ids = ids
-        self._conditions = conditions
-        self.shape = torch.Size((len(ids) * len(conditions), *shift.images(ids[:1], conditions[0]).shape[1:]))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        numbers = torch.arange(len(self))[rows].cpu().numpy()
-        out = torch.empty((len(numbers), *self.shape[1:]), dtype=torch.uint8)
-        which, place = np.divmod(numbers, len(self._ids))
-        for number in np.unique(which):
-            here = np.flatnonzero(which == number)
-            out[torch.from_numpy(here)] = self._shift.images(self._ids[place[here]], self._conditions[number])
-        return out
 
 
 def blended(shift: Shift, ids: np.ndarray, steps: Sequence[Condition], device: str = "cpu") -> Tensor:

@@ -54,6 +54,7 @@ class Digits:
     severities: tuple[float, ...] | None = None
     has_clean = True
     natural = False
+    made_here = True
     skipped = 0
     pool = None
 

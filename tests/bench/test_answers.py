@@ -199,7 +199,7 @@ def test_another_machine_version_or_image_measures_anew(
         case "threads":
             monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
         case "code":
-            monkeypatch.setattr(answers, "own_code", lambda: "other")
+            monkeypatch.setattr(answers, "own_code", lambda *packages: "other")
         case "versions":
             monkeypatch.setattr(answers, "environment", lambda: {**fingerprint.environment(), "torch": "9.9"})
         case "machine":

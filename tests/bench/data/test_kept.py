@@ -1,0 +1,352 @@
+"""Corrupted pools in the cache: made once for all who read them, whole or made again, never beyond the room left."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import corruptions
+from bench.costs import bill
+from bench.data import kept
+from bench.data.imageset import clean_folder
+from bench.data.kept import KeptRows, pools_dir
+from bench.plan import make_plan
+from bench.run import run
+from bench.shifts import lazy, load_shift
+from bench.shifts.lazy import LazyImages
+from bench.spec import make_spec
+from bench.trial import CLEAN, NATURAL, Condition
+from leaderboards.store import Store
+
+SHAPE = (3, 5, 7)
+ROWS = 40
+FOG = Condition("fog", 3)
+BLUR = Condition("defocus_blur", 3)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "cache"))
+
+
+WHOLE = np.random.default_rng(0).integers(0, 256, (ROWS, *SHAPE), dtype=np.uint8)
+
+
+class Maker:
+    """Gives rows of what there is, and remembers which."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        self.rows += rows.tolist()
+        return WHOLE[rows]
+
+
+def opened(key: str = "a") -> KeptRows:
+    return KeptRows(key, ROWS, SHAPE)
+
+
+def test_each_row_is_made_once_whoever_asks() -> None:
+    make, rows = Maker(), np.array([7, 0, 39, 7])
+    first = opened()
+    assert first.lacking == ROWS
+    assert not pools_dir().exists()
+    assert np.array_equal(first.take(rows, make), WHOLE[rows])
+    assert sorted(set(make.rows)) == [0, 7, 39]
+    make.rows.clear()
+    for reader in (first, opened(), pickle.loads(pickle.dumps(first))):
+        assert np.array_equal(reader.take(rows, make), WHOLE[rows])
+        assert reader.lacking == ROWS - 3
+    assert make.rows == []
+    assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
+    assert len(make.rows) == ROWS - 3
+    assert opened("b").lacking == ROWS
+
+
+def _damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    row = int(np.prod(SHAPE))
+    match how:
+        case "a pixel":
+            content[3 * row + 5] ^= 1
+        case "a digest":
+            content[ROWS * row + 3 * 16 + 2] ^= 1
+        case "pixels never written":
+            content[3 * row : 4 * row] = bytes(row)
+        case "cut off":
+            del content[2 * row :]
+        case "empty":
+            content.clear()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["a pixel", "a digest", "pixels never written", "cut off", "empty"])
+def test_damaged_rows_are_made_again(how: str) -> None:
+    opened().take(np.arange(ROWS), Maker())
+    _damage(opened().path, how)
+    make = Maker()
+    assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
+    assert make.rows == {"cut off": list(range(ROWS)), "empty": list(range(ROWS))}.get(how, [3])
+    again = Maker()
+    assert np.array_equal(opened().take(np.arange(ROWS), again), WHOLE)
+    assert again.rows == []
+    assert opened().lacking == 0
+
+
+def test_cut_off_under_a_reader_it_is_made_again() -> None:
+    reader = opened()
+    reader.take(np.arange(ROWS), Maker())
+    reader.take(np.arange(ROWS), Maker())
+    os.truncate(reader.path, 10 * reader.row_bytes)
+    make = Maker()
+    assert np.array_equal(reader.take(np.arange(ROWS), make), WHOLE)
+    assert make.rows == list(range(10, ROWS))
+
+
+def test_removed_under_a_reader_it_goes_on() -> None:
+    reader = opened()
+    reader.take(np.arange(ROWS), Maker())
+    clean_folder(pools_dir())
+    make = Maker()
+    assert np.array_equal(reader.take(np.arange(ROWS), make), WHOLE)
+    assert make.rows == []
+    assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
+    assert len(make.rows) == ROWS
+
+
+def test_what_others_filled_is_read_though_nothing_can_be_added() -> None:
+    opened().take(np.arange(10), Maker())
+    code = (
+        "import os, sys, numpy as np; from bench.data.kept import KeptRows; os.setuid(65534);"
+        f"rows = KeptRows('a', {ROWS}, {SHAPE});"
+        "made = []; make = lambda rows: (made.extend(rows.tolist()), np.ones((len(rows), 3, 5, 7), np.uint8))[1];"
+        "rows.take(np.arange(12), make); rows.take(np.arange(12), make); print(made, rows.lacking)"
+    )
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    for folder in (pools_dir(), *pools_dir().parents):
+        if folder.owner() == "root" and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o555)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"[10, 11, 10, 11] {ROWS - 10}", done.stderr
+
+
+def test_a_full_disk_costs_no_pixel(caplog: pytest.LogCaptureFixture) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    make = Maker()
+    rows = opened()
+    rows.take(np.arange(1), make)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * rows.row_bytes, limits[1]))
+    try:
+        for _ in range(2):
+            assert np.array_equal(rows.take(np.arange(ROWS), make), WHOLE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "no more corrupted images are kept" in caplog.text
+    assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
+
+
+def test_a_folder_in_the_way_costs_no_pixel(caplog: pytest.LogCaptureFixture) -> None:
+    pools_dir().parent.mkdir()
+    pools_dir().write_text("")
+    make = Maker()
+    assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
+    assert "not kept" in caplog.text
+    assert opened().lacking == ROWS
+
+
+def test_processes_that_fill_one_file_at_once_all_read_the_same() -> None:
+    code = (
+        "import sys, numpy as np; from bench.data.kept import KeptRows;"
+        "whole = np.random.default_rng(0).integers(0, 256, (40, 3, 5, 7), dtype=np.uint8);"
+        "rows = KeptRows('a', 40, (3, 5, 7)); rng = np.random.default_rng(int(sys.argv[1]));\n"
+        "for _ in range(300):\n    some = rng.integers(0, 40, 8)\n"
+        "    assert (rows.take(some, whole.__getitem__) == whole[some]).all()\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for number in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    make = Maker()
+    assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
+    assert make.rows == []
+
+
+@pytest.fixture
+def corrupted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """(corruption, ids) of each call that made corrupted images."""
+    calls: list[Any] = []
+    true = corruptions.corrupt
+
+    def counted(images: torch.Tensor, name: str, *arguments: Any, **named: Any) -> torch.Tensor:
+        calls.append((name, named["ids"]))
+        return true(images, name, *arguments, **named)
+
+    monkeypatch.setattr(corruptions, "corrupt", counted)
+    return calls
+
+
+def test_a_pool_is_made_once_for_all_pools_with_these_conditions(corrupted: list[Any]) -> None:
+    shift = load_shift("digits-c")
+    ids = shift.ids("test")[::2][:30]
+    conditions = (CLEAN, FOG, BLUR)
+    wanted = torch.cat([shift.images(ids, condition) for condition in conditions])
+    corrupted.clear()
+    pool = LazyImages(shift, ids, conditions)
+    some = torch.tensor([89, 0, 31, 60, 5, 31])
+    assert torch.equal(pool[some], wanted[some])
+    assert {name for name, _ in corrupted} == {"fog", "defocus_blur"}
+    assert torch.equal(pool[:], wanted)
+    others = (pool, LazyImages(shift, ids, conditions), LazyImages(shift, ids, (BLUR,)))
+    corrupted.clear()
+    for other in others:
+        assert torch.equal(other[len(other) - 30 :], wanted[60:])
+    again = pickle.loads(pickle.dumps(pool))
+    assert torch.equal(again[torch.arange(90) % 2 == 0], wanted[::2])
+    assert corrupted == []
+    assert torch.equal(pool.unkept()[60:], wanted[60:])
+    assert [name for name, _ in corrupted] == ["defocus_blur"]
+    assert len(list(pools_dir().glob("*.u8"))) == 2  # clean images are kept where they were decoded
+
+
+@pytest.mark.parametrize("what", ["ids", "severity", "code", "instructions", "version", "seed"])
+def test_other_pixels_have_another_file(corrupted: list[Any], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    shift: Any = load_shift("digits-c")
+    ids = shift.ids("test")[:30]
+    LazyImages(shift, ids, (FOG,))[:]
+    corrupted.clear()
+    severity = 3.0
+    match what:
+        case "ids":
+            ids = shift.ids("test")[1:31]
+        case "severity":
+            severity = 4.0
+        case "code":
+            monkeypatch.setattr(lazy, "own_code", lambda *packages: "other")
+        case "instructions":
+            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "other")
+        case "version":
+            monkeypatch.setattr(torch, "__version__", "9.9")
+        case "seed":
+            monkeypatch.setattr(type(shift), "data_seed", 1)
+    pool = LazyImages(shift, ids, (Condition("fog", severity),))
+    assert torch.equal(pool[:], shift.images(ids, Condition("fog", severity)))
+    assert len(corrupted) >= 2
+
+
+def test_what_is_not_made_here_is_not_kept_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    shift: Any = load_shift("digits-c")
+    monkeypatch.setattr(type(shift), "made_here", False)
+    pool = LazyImages(shift, shift.ids("test")[:5], (FOG,))
+    pool[:]
+    assert pool.kept == ()
+    monkeypatch.setattr(type(shift), "made_here", True)
+    assert LazyImages(shift, shift.ids("test")[:5], (CLEAN, Condition(NATURAL, 1), FOG)).kept[0].rows == 5
+    assert len(LazyImages(shift, shift.ids("test")[:5], (CLEAN, Condition(NATURAL, 1), FOG)).kept) == 1
+    assert not pools_dir().exists()
+
+
+def test_a_pool_that_would_take_half_of_the_free_disk_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    shift = load_shift("digits-c")
+    ids = shift.ids("test")[:10]
+    need = 2 * 10 * 3 * 32 * 32
+
+    def pool(free: int) -> LazyImages:
+        monkeypatch.setattr(kept.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+        return LazyImages(shift, ids, (FOG, BLUR))
+
+    assert pool(2 * need - 2).kept == ()
+    assert torch.equal(pool(2 * need - 2)[:10], shift.images(ids, FOG))
+    assert not pools_dir().exists()
+    assert len(pool(2 * need).kept) == 2
+    pool(2 * need)[:10]
+    # What is there already needs no room.
+    assert len(pool(need).kept) == 2
+    assert pool(need - 2).kept == ()
+
+
+def _spec(out: Path) -> Any:
+    settings = {
+        "method": "selfsoup",
+        "shift": "digits-c",
+        "corruption": "fog,contrast",
+        "severity": 3,
+        "limit": 20,
+        "jobs": 1,
+        "out": out,
+    }
+    options = {"selfsoup": {"steps": 40, "batch": 16, "epochs": 1, "ingredients": ["mae", "mocov3"]}}
+    return make_spec(settings, {"set": options})
+
+
+def test_trainings_on_a_large_pool_make_it_once_and_end_as_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    true: Any = KeptRows._write
+
+    def counted(self: KeptRows, file: int, rows: np.ndarray, pixels: np.ndarray) -> None:
+        made.extend(rows.tolist())
+        true(self, file, rows, pixels)
+
+    monkeypatch.setattr(KeptRows, "_write", counted)
+
+    def predictions(folder: str) -> list[Any]:
+        monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / folder / "cache"))
+        outcome = run(_spec(tmp_path / folder / "out"))
+        assert outcome.exit_code == 0
+        found = [Store(outcome.out).predictions(record) for record in outcome.records()]
+        return [part.p_label.tolist() for part in found if part is not None]
+
+    memory = predictions("memory")
+    assert made == []
+    monkeypatch.setattr(lazy.pooled, "__defaults__", (0,))
+    assert predictions("kept") == memory
+    assert sorted(made) == sorted([*range(20)] * 2)  # two corruptions, two trainings of 40 steps
+
+
+def test_a_bill_makes_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that take long to make are billed to the first training alone, and to none once they are kept."""
+    monkeypatch.setattr(lazy.pooled, "__defaults__", (0,))
+    shift: Any = type(load_shift("digits-c"))
+    true = shift.images
+    asleep = 0.0
+
+    def slow(self: Any, ids: np.ndarray, condition: Condition, device: str = "cpu") -> torch.Tensor:
+        if condition.corruption is not None:
+            time.sleep(asleep * len(ids))
+        pixels: torch.Tensor = true(self, ids, condition, device)
+        return pixels
+
+    monkeypatch.setattr(shift, "images", slow)
+
+    def ingredients() -> list[tuple[float, int]]:
+        costs = bill(make_plan(_spec(tmp_path / "out"))).costs
+        return [(cost.seconds or 0.0, cost.disk) for cost in costs if cost.label.startswith("ingredient")]
+
+    quick = ingredients()
+    assert not pools_dir().exists()
+    asleep = 0.02
+    extra = [after[0] - before[0] for after, before in zip(ingredients(), quick, strict=True)]
+    # Both draw 640 images of the 40 that there are.
+    assert extra[0] == pytest.approx(40 * asleep, abs=10 * asleep)
+    assert extra[1] == pytest.approx(0, abs=10 * asleep)
+    assert quick[0][1] - quick[1][1] == 40 * 3 * 32 * 32
+    asleep = 0.0
+    run(_spec(tmp_path / "out"))
+    for path in (tmp_path / "cache" / "weights").glob("*"):
+        path.unlink()
+    asleep = 0.02
+    again = make_plan(_spec(tmp_path / "again"))
+    probed = [cost for cost in bill(again).costs if cost.label.startswith("ingredient")]
+    assert [cost.disk for cost in probed] == [quick[1][1]] * 2
+    assert sum(cost.seconds or 0.0 for cost in probed) < sum(before for before, _ in quick) + 10 * asleep
