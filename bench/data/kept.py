@@ -113,6 +113,7 @@ class KeptRows:
             for row, pixels in zip(rows.tolist(), made, strict=True):
                 write_all(file, np.ascontiguousarray(pixels).data, row * self.row_bytes)
                 write_all(file, row_digest(pixels), self.rows * self.row_bytes + row * DIGEST_BYTES)
+                self._checked[row] = True
         except OSError as error:
             self._ended = True
             log.warning("no more corrupted images are kept: %s", error)

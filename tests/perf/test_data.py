@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -18,7 +19,11 @@ from bench.data.decode import Preprocessing
 from bench.data.folders import read_folder
 from bench.data.store import PixelStore
 from bench.run import run
+from bench.shifts import load_shift
+from bench.shifts.lazy import LazyImages
+from bench.shifts.reading import Reading
 from bench.spec import make_spec
+from bench.trial import Condition
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +101,30 @@ def test_a_run_on_decoded_pixels_against_one_that_decodes_each_time(
     benchmark.pedantic(whole, ("last",), rounds=1)
     benchmark.extra_info["decoding each time / once"] = round(float(np.median(ratios)), 2)
     assert np.median(ratios) >= 3
+
+
+def test_reading_a_kept_pool_against_corrupting_it_each_time(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Training batches from photographs under all corruptions of ImageNet-C, made and read in turn."""
+    write_photos(tmp_path / "set" / "test", 32)
+    reading = Reading(tmp_path, Preprocessing(224, 256))
+    shift = load_shift(f"folder:{tmp_path / 'set'}", reading=reading)
+    ids = shift.ids("test")
+    pool = LazyImages(shift, ids, tuple(Condition(name, 5) for name in shift.corruptions))
+    assert len(pool.kept) == len(shift.corruptions) == 15
+    made = pool.unkept()
+    for low in range(0, len(pool), 64):
+        assert torch.equal(pool[low : low + 64], made[low : low + 64])
+    draws = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0)).split(64)
+    ratios = []
+    for rows in draws:
+        times = [time.perf_counter()]
+        for images in (made, pool):
+            images[rows]
+            times.append(time.perf_counter())
+        ratios.append((times[1] - times[0]) / (times[2] - times[1]))
+    benchmark.pedantic(pool.__getitem__, (draws[0],), rounds=10)
+    benchmark.extra_info["corrupting / reading"] = round(float(np.median(ratios)), 1)
+    assert np.median(ratios) >= 10
 
 
 STREAM = """
