@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.cache import cache_dir, write_bytes
+from bench.cache import answers_dir, write_bytes
 from bench.errors import BenchError
 from bench.fingerprint import device_name, environment, own_code
 from bench.models import model_digest
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-
-
-def answers_dir() -> Path:
-    """Where answers are kept."""
-    return cache_dir() / "answers"
 
 
 class Answers:

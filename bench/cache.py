@@ -25,6 +25,11 @@ def weights_path(key: str) -> Path:
     return cache_dir() / "weights" / f"{key}.safetensors"
 
 
+def answers_dir() -> Path:
+    """Where answers of classifiers that do not adapt live."""
+    return cache_dir() / "answers"
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises BenchError where the disk is full or the folder cannot be written."""
     try:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.answers import answers_dir
+from bench.cache import answers_dir
 from bench.data import store
 from bench.data.decode import Preprocessing
 from bench.data.found import Found, kept, look, look_everywhere

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench import answers, fingerprint, stream
-from bench.answers import answers_dir
+from bench.cache import answers_dir
 from bench.costs import bill
 from bench.plan import make_plan
 from bench.predict import Evaluation, evaluate
