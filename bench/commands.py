@@ -126,7 +126,11 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
     print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     if made.costs:
         print_text("")
-        print_text(table(["to do", "seed", "", "TFLOP", "forwards", "backwards", "time"], map(_cost_cells, made.costs)))
+        print_text(
+            table(
+                ["to do", "seed", "", "TFLOP", "forwards", "backwards", "disk MB", "time"], map(_cost_cells, made.costs)
+            )
+        )
         print_text("")
     cooked = f"{len(plan.cooking)} trainings" + (f" ({made.cached} more are in the cache)" if made.cached else "")
     streams = sum(cost.count for cost in made.costs if cost.kind == "stream")
@@ -140,7 +144,7 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
             f"{made.samples[0]:,} forwards and {made.samples[1]:,} backwards in streams, "
             f"{made.disk / 1e9:.2g} GB of disk"
             + ("" if made.memory_mb is None else f", {made.memory_mb / 1024:.2g} GB of memory a process")
-            + "; probed with the first steps of each kind"
+            + "; from what was done here before, and the first steps of what was not"
         )
     return 0
 
@@ -149,7 +153,9 @@ def _cost_cells(cost: Cost) -> list[str]:
     what = "training" if cost.kind == "training" else f"{cost.count} stream{'s' if cost.count > 1 else ''}"
     passes = [f"{count:,}" if cost.kind == "stream" else "" for count in (cost.forwards, cost.backwards)]
     flops = "" if cost.flops is None else f"{cost.flops / 1e12:.3g}"
-    return [cost.label, str(cost.seed), what, flops, *passes, "" if cost.seconds is None else duration(cost.seconds)]
+    disk = f"{cost.disk / 1e6:.3g}"
+    time = "" if cost.seconds is None else duration(cost.seconds)
+    return [cost.label, str(cost.seed), what, flops, *passes, disk, time]
 
 
 def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: bool) -> int:

@@ -1,8 +1,9 @@
 """What a run will take before it is paid for: floating-point operations, hours on this device, and disk.
 
 Operations of trainings are known in closed form (methods.flops), those of streams are counted on two images. Seconds
-come from a probe: the first steps of each kind of training and the first batches of each kind of stream are really
-done, on the run's own data, and thrown away.
+come from what was done before on this hardware, trainings that are in the cache and records in the run's folder, and
+where there is none from a probe: the first steps of each kind of training and the first batches of each kind of stream
+are really done, on the run's own data, and thrown away.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import numpy as np
 
 from bench.cache import weights_path
 from bench.eta import Piece, makespan
-from bench.kitchen import all_jobs, cooked, job_key
+from bench.fingerprint import device_name
+from bench.kitchen import all_jobs, cooked, job_key, stock_of
 from bench.measure import measure
 from bench.models import save_weights
 from bench.passes import forget_peak, peak_memory_mb
-from bench.pieces import kind_of_stream, stock_of
+from bench.pieces import kind_of_stream
 from bench.plan import Lane, Plan
 from bench.predict import Evaluation, evaluate, is_answered
 from bench.probes import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, TrainingProbe, kept_of, stand_in, synchronise
@@ -30,7 +32,10 @@ from bench.protocols import Segment
 from bench.run import groups_of, missing_streams
 from bench.stream import make_pixels
 from bench.tally import Measured
+from bench.trial import Trial, digest_of
 from bench.workers import Task, set_threads
+from leaderboards.record import Record
+from leaderboards.store import Store
 from methods.base import Labelled
 from methods.flops import counted
 from methods.soup import ensemble
@@ -156,6 +161,7 @@ def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -
     """
     pixels = _Pixels(plan)
     probes: dict[str, _Stream] = {}
+    before = _seconds_before(plan)
     rows: dict[int, tuple[Lane, list[_Part]]] = {}
     for streams in passes:
         for task, lane, chain in streams:
@@ -163,7 +169,8 @@ def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -
             kind = kind_of_stream(evaluation, lane)
             if kind not in probes:
                 with _ready(evaluation, lane) as ready:
-                    probes[kind] = _probe_stream(ready, plan.device, pixels)
+                    found = _probe_stream(ready, plan.device, pixels)
+                probes[kind] = replace(found, seconds=before.get(_row(lane.trial, lane.part), found.seconds))
             # What changes nothing has answered the clean images before: they are in the cache by now.
             segments = chain if evaluation.contents is not None else evaluation.all_segments
             images = sum(len(segment.ids) for segment in segments)
@@ -172,7 +179,8 @@ def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -
             first = streams[0][0].key
             seconds[first] = seconds.get(first, 0.0) + taken
             records = sum(len(segment.conditions) for segment in chain)
-            rows.setdefault(id(lane), (lane, []))[1].append(_Part(probes[kind], images, taken, records))
+            kept = images * _PREDICTION_BYTES * (2 if evaluation.contents is not None else 1)
+            rows.setdefault(id(lane), (lane, []))[1].append(_Part(probes[kind], images, taken, records, kept))
     for lane, parts in rows.values():
         images = sum(part.images for part in parts)
         probe = parts[0].probe
@@ -185,8 +193,25 @@ def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -
             sum(part.seconds for part in parts),
             round(images * probe.forwards),
             round(images * probe.backwards),
-            sum(part.records for part in parts) * _RECORD_BYTES + images * _PREDICTION_BYTES,
+            sum(part.records * _RECORD_BYTES + part.predictions for part in parts),
         )
+
+
+def _seconds_before(plan: Plan) -> dict[str, float]:
+    """Seconds an image of each row that has records in the run's folder, measured on this hardware."""
+    sums: dict[str, list[float]] = {}
+    for record in Store(plan.out).records():
+        if record.status == "done" and record.cost and record.cost.device_name == device_name(plan.device):
+            total = sums.setdefault(_row(record, record.part), [0.0, 0.0])
+            total[0] += record.cost.predict_seconds
+            total[1] += record.n
+    return {row: seconds / images for row, (seconds, images) in sums.items()}
+
+
+def _row(of: Trial | Record, part: str | None) -> str:
+    """What a trial's streams and its records have in common whose images take equally long."""
+    options = {name: dict(values) for name, values in of.options.items()}
+    return digest_of([of.method, part, of.shift, of.model, of.batch_size, of.precision, options])
 
 
 @dataclass(frozen=True)
@@ -202,12 +227,13 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Part:
-    """One stream of a row."""
+    """One stream of a row. `predictions`: bytes, those in the cache counted."""
 
     probe: _Stream
     images: int
     seconds: float
     records: int
+    predictions: int
 
 
 class _Pixels:

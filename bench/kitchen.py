@@ -17,13 +17,14 @@ import torch
 
 from bench.cache import cache_dir, lock, weights_path
 from bench.errors import BenchError
+from bench.fingerprint import device_name
 from bench.keeper import FileKeeper
 from bench.live import Teller, training_file
-from bench.models import load_weights, save_weights
+from bench.models import facts_of, load_weights, save_weights
 from bench.spread import Call, spread
 from bench.trial import digest_of
 from bench.workers import Task
-from methods.base import Job
+from methods.base import Job, Work
 from methods.mixing import Mixed
 from methods.stock import Weights
 
@@ -86,6 +87,26 @@ def code_digest(module: str) -> str:
     return sha.hexdigest()
 
 
+_FREE = {"lr", "draw", "steps", "epochs", "weight_decay", "warmup", "head_warmup", "stop"}
+
+
+def kind_of(job: Job) -> str:
+    """What trainings have in common whose steps take equally long, whatever their rates, lengths and draws."""
+    config = described(job.config)
+    if isinstance(config, dict):
+        config = {name: value for name, value in config.items() if name not in _FREE}
+    module = job.function.__module__
+    size = [len(job.data), *job.data.images.shape[1:]] if job.data is not None else None
+    return digest_of(
+        [f"{module}.{job.function.__qualname__}", code_digest(module), config, size, repr(stock_of(job).architecture)]
+    )
+
+
+def stock_of(job: Job) -> Weights:
+    """What a job starts from, itself or through others."""
+    return next(part for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights))
+
+
 def all_jobs(targets: Iterable[Job | Weights]) -> list[Job]:
     """Every job the targets need, inputs before those that use them."""
     ordered: dict[int, Job] = {}
@@ -135,8 +156,7 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str, devices: int =
         draws = int(job_key(job, seed, code=False)[:15], 16)
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
         spent = devices if job.shared else 1
-        steps = job.work.steps if job.work is not None else 0
-        arguments = (key, draws, order, device, job.label, stocks, spent, steps)
+        arguments = (key, draws, order, device, job.label, stocks, spent, job.work, kind_of(job))
         tasks[key] = Task(key, cook, arguments, after, job.label, spent)
     return list(tasks.values())
 
@@ -149,13 +169,15 @@ def cook(
     label: str,
     stocks: Sequence[str],
     devices: int = 1,
-    steps: int = 0,
+    work: Work | None = None,
+    kind: str = "",
 ) -> None:
     """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds.
 
     `stocks` are the digests of all weights that were given and not made on the way. A shared job may be spread over so
     many `devices`, whose seconds add up. Of several processes that are to cook the same, one does and the others wait.
-    A job of so many `steps` tells people where it is.
+    A job whose `work` is known tells people where it is. `kind` is that of `kind_of`, for whoever asks how long such
+    jobs take.
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
         if cooked(key) is not None:
@@ -164,7 +186,7 @@ def cook(
         weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
         call = Call(function, weights, data, config, draws, device)
         teller = Teller(training_file(key), label)
-        keeper = FileKeeper(_checkpoint(key), tell=partial(teller.step, steps) if steps else None)
+        keeper = FileKeeper(_checkpoint(key), tell=partial(teller.step, work.steps) if work is not None else None)
         start = time.perf_counter()
         try:
             result = spread(call, keeper, devices) if devices > 1 else call.here(keeper if resumable else None)
@@ -175,6 +197,7 @@ def cook(
         if bad:
             raise FloatingPointError(f"{label} gave weights that are not finite ({bad[0]}); lower its learning rate")
         facts: dict[str, Any] = {"label": label, "seconds": seconds, "stocks": list(stocks), "torch": torch.__version__}
+        facts |= {"kind": kind, "flops": work.flops if work is not None else None, "machine": machine(device)}
         if devices > 1:
             facts["devices"] = devices
         if isinstance(result, Mixed):
@@ -183,6 +206,25 @@ def cook(
             facts["losses"] = keeper.losses
         save_weights(weights_path(key), result, facts)
         keeper.forget()
+
+
+def machine(device: str) -> list[str | int]:
+    """What the speed of a job depends on beside the job: the hardware and the threads of this process."""
+    return [device_name(device), torch.get_num_threads()]
+
+
+def seconds_before(device: str) -> dict[str, float]:
+    """What the trainings in the cache tell of this machine: by kind, seconds of an operation, or where operations are
+    not counted of a job.
+    """
+    sums: dict[str, list[float]] = {}
+    for path in sorted(weights_path("*").parent.glob("*.safetensors")):
+        facts = facts_of(path)
+        if facts.get("kind") and facts.get("machine") == machine(device):
+            total = sums.setdefault(facts["kind"], [0.0, 0.0])
+            total[0] += facts["seconds"]
+            total[1] += facts["flops"] or 1
+    return {kind: seconds / work for kind, (seconds, work) in sums.items()}
 
 
 def _checkpoint(key: str) -> Path:

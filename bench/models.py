@@ -54,6 +54,16 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise UsageError(f"{path} has damaged metadata; make it again with `bench stock`") from None
 
 
+def facts_of(path: Path) -> dict[str, Any]:
+    """The facts stored beside weights, without reading these; nothing where the file is not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def open_weights(path: Path) -> Weights:
     """Weights whose tensors are read from their file when asked for. Raises as `load_weights` does."""
     checkpoint = Checkpoint(path)

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from bench.eta import Piece
-from bench.kitchen import all_jobs, job_key
+from bench.kitchen import all_jobs, job_key, kind_of, stock_of
 from bench.plan import Lane, Plan
 from bench.trial import digest_of
 from bench.workers import Task
 from methods import flops
-from methods.base import Job
 from methods.soup import ensemble
-from methods.stock import Weights
 
-_FREE = {"lr", "draw", "steps", "epochs", "weight_decay", "warmup", "head_warmup", "stop"}
 _WITH_GRADIENT = 3.0
-
-
-def kind_of(job: Job) -> str:
-    """What trainings have in common whose steps take equally long, whatever their rates, lengths and draws."""
-    config = job.config
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _FREE} if config else {}
-    return repr((job.function, type(config), values, len(job.data or ())))
 
 
 def pieces_of(plans: Iterable[Plan], groups: Sequence[Sequence[Task]], lanes: Mapping[str, Lane]) -> list[Piece]:
@@ -60,11 +49,6 @@ def kind_of_stream(evaluation: Any, lane: Lane) -> str:
 def networks_of(lane: Lane) -> int:
     """How many networks answer for a row."""
     return len(lane.job.inputs) if lane.job is not None and lane.job.function is ensemble else 1
-
-
-def stock_of(job: Job) -> Weights:
-    """What a job starts from, itself or through others."""
-    return next(part for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights))
 
 
 def _stream(task: Task, lane: Lane) -> tuple[str, float]:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.data.kept import KeptRows
-from bench.kitchen import all_jobs
-from bench.pieces import kind_of
+from bench.kitchen import all_jobs, kind_of, seconds_before
 from bench.shifts.lazy import LazyImages
 from methods import flops as flops_of
 from methods.base import Chosen, Images, Job, Labelled
@@ -27,13 +26,15 @@ LARGEST_PROBE_ON_CPU = 1e12
 
 
 class TrainingProbe:
-    """Seconds of trainings on a device, measured once for all that differ in rates, lengths and draws alone.
+    """Seconds of trainings on a device: what such trainings took here before, else measured once for all that differ in
+    rates, lengths and draws alone.
 
     Corrupted images that will be kept in the cache are billed once: to the first training that reads them.
     """
 
     def __init__(self, device: str) -> None:
         self._device = device
+        self._before = seconds_before(device)
         self._short: dict[str, float] = {}
         self._steps: dict[str, _Steps] = {}
         self._lacking: dict[str, int] = {}
@@ -41,6 +42,10 @@ class TrainingProbe:
     def measure(self, job: Job, stock: Weights) -> tuple[float | None, int]:
         """Seconds of a job (None for what cannot be tried on a stand-in), and images that it adds to the cache."""
         kind = kind_of(job)
+        if kind in self._before:
+            if job.work is None:
+                return self._before[kind], 0
+            return self._before[kind] * job.work.flops, self._made(job)
         if job.work is None or not job.resumable:
             if kind not in self._short:
                 self._short[kind] = _seconds_of_short(job, stock, self._device) or 0.0
@@ -48,15 +53,15 @@ class TrainingProbe:
         if kind not in self._steps:
             self._steps[kind] = _probe_steps(job, stock, self._device)
         found = self._steps[kind]
-        made = self._made(job, round(found.images * job.work.flops))
+        made = self._made(job)
         return found.begin + found.rate * job.work.flops + found.making * made, made
 
-    def _made(self, job: Job, drawn: int) -> int:
+    def _made(self, job: Job) -> int:
         """How many of the images that a job draws are lacking in the cache; from here on they count as kept."""
-        if job.data is None or not (kept := kept_of(job)):
+        if job.data is None or job.work is None or not (kept := kept_of(job)):
             return 0
         lacking = self._lacking.setdefault(job.data.digest, sum(rows.lacking for rows in kept))
-        made = min(drawn, lacking)
+        made: int = min(job.work.steps * job.config.batch_size, lacking)
         self._lacking[job.data.digest] -= made
         return made
 
@@ -71,14 +76,12 @@ def kept_of(job: Job) -> tuple[KeptRows, ...]:
 class _Steps:
     """What a training takes before its first step (`begin`, seconds), and in seconds an operation.
 
-    Where corrupted images are kept: the seconds in which one is made, left out of the others, and the images drawn in
-    an operation.
+    `making`: where corrupted images are kept, the seconds in which one is made; they are in none of the others.
     """
 
     begin: float
     rate: float
     making: float
-    images: float
 
 
 def _seconds_of_short(job: Job, stock: Weights, device: str) -> float | None:
@@ -129,8 +132,7 @@ def _probe_steps(job: Job, stock: Weights, device: str) -> _Steps:
     with contextlib.suppress(_EnoughError):
         job.function(_stand_ins(job, stock), data, config, generator, keep=clock)
     each = making.seconds / max(making.rows, 1) if making is not None else 0.0
-    drawn = making.rows / clock.steps / flops if making is not None else 0.0
-    return _Steps(clock.seconds_to_begin(), clock.seconds_per_step() / flops, each, drawn)
+    return _Steps(clock.seconds_to_begin(), clock.seconds_per_step() / flops, each)
 
 
 class _Timed(Chosen):
@@ -168,11 +170,6 @@ class _Clock:
 
     def _now(self) -> float:
         return time.perf_counter() - (self._making.seconds if self._making is not None else 0.0)
-
-    @property
-    def steps(self) -> int:
-        """Steps that were seen, one that was not ended counts."""
-        return max(len(self._times), 1)
 
     def load(self) -> None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,9 +14,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import bench.kitchen
+import bench.probes
 from bench import costs
 from bench.costs import bill
 from bench.eta import Piece, makespan
+from bench.models import facts_of
 from bench.plan import make_plan
 from bench.run import run
 from bench.spec import RunSpec
@@ -175,3 +179,66 @@ def test_the_time_of_a_cifar_run_is_what_was_said(tmp_path: Path, monkeypatch: p
         ),
         monkeypatch,
     )
+
+
+def _seconds(spec: RunSpec, kind: str) -> dict[str, float | None]:
+    return {cost.label: cost.seconds for cost in bill(make_plan(spec)).costs if cost.kind == kind}
+
+
+def test_what_trainings_took_here_before_is_what_they_are_billed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"source": {"epochs": 3}}
+    run(small(tmp_path, method="source", options=steps))
+    weights = [facts_of(path) for path in (tmp_path / "cache" / "weights").glob("*")]
+    took = {facts["label"]: facts["seconds"] for facts in weights}
+    assert len(took) == 2
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("what is known needs no probe")
+
+    probes = (bench.probes, "_probe_steps"), (bench.probes, "_seconds_of_short")
+    with monkeypatch.context() as known:
+        for module, name in probes:
+            known.setattr(module, name, refuse)
+        found = _seconds(small(tmp_path, method="source", seed=1, options={"source": {"epochs": 6}}), "training")
+        tuned = next(label for label in took if label.startswith("fine-tune"))
+        assert found.keys() == took.keys()
+        for label, seconds in found.items():
+            assert seconds == pytest.approx(took[label] * (2 if label == tuned else 1), rel=1e-6)
+        # What takes another time, or was measured on another machine, is probed.
+        for change in ({"source": {"epochs": 6, "batch_size": 20}}, {"source": {"epochs": 6, "bf16": True}}):
+            with pytest.raises(AssertionError, match="needs no probe"):
+                _seconds(small(tmp_path, method="source", seed=1, options=change), "training")
+        known.setattr(bench.kitchen, "device_name", lambda device: "another")
+        with pytest.raises(AssertionError, match="needs no probe"):
+            _seconds(small(tmp_path, method="source", seed=1, options=steps), "training")
+
+
+def test_damaged_weights_tell_nothing(tmp_path: Path) -> None:
+    run(small(tmp_path, method="source"))
+    for number, path in enumerate(sorted((tmp_path / "cache" / "weights").glob("*"))):
+        path.write_bytes(path.read_bytes()[:100] if number else b"")
+    assert all(_seconds(small(tmp_path, method="source", seed=1), "training").values())
+
+
+def test_what_streams_took_before_is_what_they_are_billed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.0)
+    monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
+    run(small(tmp_path, method="tent", corruption="fog", limit=10))
+    for path in (tmp_path / "out" / "records").glob("*.json"):
+        record = json.loads(path.read_text())
+        record["cost"]["predict_seconds"] = 30.0
+        path.write_text(json.dumps(record))
+
+    def seconds(**settings: object) -> float | None:
+        (found,) = _seconds(small(tmp_path, corruption="contrast", limit=10, **settings), "stream").values()
+        return found
+
+    # One stream is left, contrast; clean and fog took three seconds an image.
+    assert seconds(method="tent") == 8 + 10 * 3.0
+    assert seconds(method="tent", batch_size=5) == 2 * (8 + 10 * 0.25)
+    assert seconds(method="tent", options={"tent": {"lr": 0.5}}) == 2 * (8 + 10 * 0.25)
+    assert seconds(method="lame") == 2 * (8 + 10 * 0.25)
+    monkeypatch.setattr(costs, "device_name", lambda device: "another")
+    assert seconds(method="tent") == 8 + 10 * 0.25
