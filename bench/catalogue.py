@@ -186,10 +186,21 @@ def _as_text(facts: dict[str, Any]) -> str:
             lines += ["", str(value)]
         elif isinstance(value, dict):
             lines.append(f"{key}:")
-            lines += [f"  {name}: {item}" for name, item in value.items()] or ["  none"]
-        else:
-            lines.append(f"{key}: {value}")
+            lines += [f"  {name}: {_in_words(item)}" for name, item in value.items()] or ["  none"]
+        elif value not in ("", None, ()):
+            lines.append(f"{key.replace('_', ' ')}: {_in_words(value)}")
     return "\n".join(lines)
+
+
+def _in_words(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{name} = {_in_words(item)}" for name, item in value.items())
+        case list() | tuple():
+            return ", ".join(f"({_in_words(item)})" if isinstance(item, tuple) else _in_words(item) for item in value)
+    return str(value)
 
 
 def print_citations(names: Sequence[str], as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -141,7 +142,7 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     for key in options:
         nearest(key, names, f"option of {row.name}")
     try:
-        return _reader(config_class).validate_python(dict(options))
+        config = _reader(config_class).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # the method's own words
@@ -154,6 +155,10 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
                 f"{first['input']!r}"
             ) from None
         raise UsageError(f"{row.name}.{where}: {first['msg']}; see `bench show method {row.name}`") from None
+    for name, value in plain_values(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{row.name}.{name} must be a finite number, not {value}")
+    return config
 
 
 def _of_row(said: str, row: Row, names: Sequence[str]) -> str:

@@ -108,6 +108,16 @@ class Labelled(Unlabelled):
         return Labelled(images, f"{self.digest}, {what}", self.labels[rows], self.classes)
 
 
+class Options:
+    """Options that say which of them is wrong."""
+
+    def check(self, holds: bool, option: str, wanted: str) -> None:
+        """Raises ValueError with a sentence naming the method and option, what it must be and what it is."""
+        if not holds:
+            method = type(self).__qualname__.partition(".")[0].lower()
+            raise ValueError(f"{method}.{option} must be {wanted}, not {getattr(self, option)!r}")
+
+
 class Chosen:
     """Some rows of images that are made when read, and read when asked for."""
 

@@ -6,6 +6,7 @@ arXiv:2602.02890): that is what makes the heads of different ingredients average
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods import flops
-from methods.base import Job, Keeper, Labelled, Unlabelled, Unsupported, Work
+from methods.base import Job, Keeper, Labelled, Options, Unlabelled, Unsupported, Work
 from methods.norms import training_statistics
 from methods.stock import Classifier, Weights
 from methods.team import ALONE, Team
@@ -33,7 +34,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class FineTune:
+class FineTune(Options):
     """How to fine-tune on clean labelled images.
 
     epochs, batch_size: the last batch of an epoch may be smaller. lr: peak learning rate of the whole network, reached
@@ -57,6 +58,17 @@ class FineTune:
     bf16: bool = False
     accumulate: int | None = None
     compile: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            self.check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("lr", "weight_decay", "probe_l2"):
+            self.check(0 <= getattr(self, name) < math.inf, name, "a finite number of at least 0")
+        self.check(0 <= self.warmup <= 1, "warmup", "in [0, 1]")
+        self.check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+        self.check(0 < self.area <= 1, "area", "in (0, 1]")
+        self.check(0 <= self.jitter <= 1, "jitter", "in [0, 1]")
+        self.check(self.accumulate is None or self.accumulate >= 1, "accumulate", "None or at least 1")
 
     @property
     def views(self) -> Views:

@@ -6,6 +6,7 @@ Self-Soup, as often as it takes, and then predict unchanged.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,8 +91,10 @@ class PoolOptions(FineTune):
     batch: int = 64
 
     def __post_init__(self) -> None:
-        if self.rate < 0 or self.passes < 1 or self.batch < 1:
-            raise ValueError("rate must be at least 0, passes and batch at least 1")
+        super().__post_init__()
+        self.check(0 <= self.rate < math.inf, "rate", "a finite number of at least 0")
+        for name in ("passes", "batch"):
+            self.check(getattr(self, name) >= 1, name, "at least 1")
 
 
 class _OnPool(Recipe):

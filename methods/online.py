@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Adapter, Source, Unsupported
+from methods.base import Adapter, Options, Source, Unsupported
 from methods.losses import entropy
 from methods.norms import norm_layers, norm_parameters, use_batch_statistics
 from methods.table import Access
@@ -24,7 +24,7 @@ _OFFICIAL_TOP = re.compile(r"(^|\.)layer4\.|(^|\.)blocks\.(9|10|11)\.|^norm\.")
 
 
 @dataclass(frozen=True)
-class NormOptions:
+class NormOptions(Options):
     """Options of a method that adapts normalisation layers."""
 
     lr: float = 2.5e-4
@@ -35,12 +35,6 @@ class NormOptions:
         self.check(math.isfinite(self.lr) and self.lr >= 0, "lr", "a finite number of at least 0")
         self.check(self.optimizer in ("sgd", "adam"), "optimizer", '"sgd" or "adam"')
         self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
-
-    def check(self, holds: bool, option: str, wanted: str) -> None:
-        """Raises ValueError with a sentence naming the method and option, what it must be and what it is."""
-        if not holds:
-            method = type(self).__qualname__.partition(".")[0].lower()
-            raise ValueError(f"{method}.{option} must be {wanted}, not {getattr(self, option)!r}")
 
 
 class NormAdapter(Adapter):

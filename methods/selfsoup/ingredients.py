@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -36,6 +37,18 @@ class Ingredient:
     bf16: bool = False
     accumulate: int | None = None
     compile: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"steps and batch of an ingredient must be at least 1, not {self.steps}, {self.batch_size}"
+            )
+        for name, value in (("rate", self.lr), ("decay", self.weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"the {name} of an ingredient must be a finite number of at least 0, not {value}")
+        for name, value in (("warmup", self.warmup), ("head_warmup", self.head_warmup)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"the {name} of an ingredient must lie in [0, 1], not {value}")
 
     @property
     def cost(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -65,6 +66,11 @@ class Mixing(FineTune):
     mixes: tuple[str, ...] = ("uniform",)
     holdout: float = 0.0
     select_on: Literal["holdout", "val"] = "holdout"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(all(0 <= scale < math.inf for scale in self.scales), "scales", "finite numbers of at least 0")
+        self.check(0 <= self.holdout < 1, "holdout", "in [0, 1)")
 
 
 def selection(source: Labelled, val: Labelled | None, config: Mixing) -> tuple[Labelled, Labelled | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
@@ -54,6 +55,13 @@ class SoupOptions(Mixing):
     lockstep: bool = False
     ssl_area: float = 0.08
     ssl_augment: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(0 <= self.rate < math.inf, "rate", "a finite number of at least 0")
+        for name in ("steps", "batch"):
+            self.check(getattr(self, name) >= 1, name, "at least 1")
+        self.check(0 < self.ssl_area <= 1, "ssl_area", "in (0, 1]")
 
 
 class SelfSoup(Recipe):

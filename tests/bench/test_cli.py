@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from bench import cli
+from bench.shifts import SHIFTS
 from methods import METHODS
 
 Bench = Callable[..., "Done"]
@@ -96,6 +97,21 @@ def test_protocols_are_listed_as_their_classes_are(bench: Bench) -> None:
         }
         for name, kind in PROTOCOLS.items()
     ]
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_a_shift_is_shown_in_words(bench: Bench, name: str) -> None:
+    facts = dict(line.split(": ", 1) for line in bench("show", "shift", name).out.splitlines())
+    assert facts["name"] == name
+    for key, value in facts.items():
+        assert value.strip()
+        assert value not in ("None", "False", "True")
+        assert not value.startswith(("(", "[", "{")), key
+
+
+def test_tables_are_shown_in_words(bench: Bench) -> None:
+    assert "  imagenet224: (1.5, 2, 256), (2, 2, 256)," in bench("show", "corruption", "fog").out
+    assert "  digits-c: rate = 3e-05, passes = 3" in bench("show", "method", "tent_pool").out
 
 
 @pytest.mark.parametrize("name", METHODS)
