@@ -101,7 +101,7 @@ def test_the_class_token_is_always_there(encoder: nn.Module, images: Tensor) -> 
     ids = torch.zeros(5, 0, dtype=torch.int64)
     alone = vit.encode_visible(encoder, mae.patchify(images, 4), ids)
     assert alone.shape == (5, 1, 16)
-    assert torch.equal(alone[0], alone[4])
+    assert torch.allclose(alone[0], alone[4], rtol=0, atol=1e-6)  # rows of a product may be rounded apart
 
 
 def slow_loss(encoder: nn.Module, decoder: mae.Decoder, images: Tensor, order: Tensor, *, norm_pix: bool) -> Tensor:
