@@ -21,7 +21,7 @@ from bench.keeper import SECONDS, FileKeeper, Tell
 from bench.kitchen import job_key
 from bench.models import preprocessing_of, save_weights
 from bench.registry import plain_values
-from bench.shifts import SHIFTS, find_row, load_shift
+from bench.shifts import SHIFTS, find_row, load_by, load_shift
 from bench.shifts.anywhere import train_source
 from bench.shifts.base import Shift, limit_ids
 from bench.shifts.lazy import pooled
@@ -231,7 +231,9 @@ def _usual_lr(shape: AnyArchitecture, batch_size: int) -> float:
 
 def _clean_source(data: str, reading: Reading) -> Shift:
     row = _row_of(data)
-    return train_source(row, reading) if row.name.startswith("folder:") else load_shift(row.name, reading=reading)
+    return (
+        load_by(train_source, row, reading) if row.name.startswith("folder:") else load_shift(row.name, reading=reading)
+    )
 
 
 def _normalised(shape: AnyArchitecture, images: Any) -> AnyArchitecture:

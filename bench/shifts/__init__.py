@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from bench.shifts.base import Shift
     from bench.shifts.reading import Reading
 
-__all__ = ["SHIFTS", "ShiftRow", "find_row", "load_shift"]
+__all__ = ["SHIFTS", "ShiftRow", "find_row", "load_by", "load_shift"]
 
 
 def find_row(name: str) -> ShiftRow:
@@ -40,5 +41,12 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
 
     row = find_row(name)
     module, _, function = row.path.partition(":")
-    shift: Shift = getattr(importlib.import_module(module), function)(row, reading or Reading(data_root))
+    return load_by(getattr(importlib.import_module(module), function), row, reading or Reading(data_root))
+
+
+def load_by(load: Callable[[ShiftRow, Reading], Shift], row: ShiftRow, reading: Reading) -> Shift:
+    """What a loader makes of a row; it can then be sent to other processes, which load it in the same way."""
+    shift = load(row, reading)
+    if hasattr(shift, "made_by"):
+        shift.made_by = (load, row, reading)
     return shift

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from bench.data.imageset import ImageSet, Labels
 from bench.data.store import PixelStore
 from bench.errors import MissingDataError, UsageError
 from bench.shifts.base import NATURAL
-from bench.shifts.table import Family
+from bench.shifts.reading import Reading
+from bench.shifts.table import Family, ShiftRow
 from bench.trial import Condition, digest_of
 from corruptions.tiles import TilePool
 
@@ -90,6 +91,7 @@ class Shifted(Protocol):
 
 
 Stores = Callable[[ImageSet], PixelStore]
+Loader = Callable[[ShiftRow, Reading], "ImageShift"]
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,13 @@ class ImageShift:
         self._shifted = shifted
         self._stores = stores
         self._answers = answers
+        self.made_by: tuple[Loader, ShiftRow, Reading] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes how it was loaded, and it is loaded there once."""
+        if self.made_by is None:
+            raise TypeError(f"{self.name} was not loaded by its name, so another process cannot load it")
+        return _loaded_again, self.made_by
 
     @property
     def skipped(self) -> int:
@@ -286,6 +295,13 @@ class ImageShift:
     def _part(self, ids: np.ndarray) -> Part:
         """The part that these ids belong to; all must belong to one."""
         return self._train() if len(ids) and ids[0] >= TRAIN_FROM else self.open_test()
+
+
+@lru_cache(maxsize=2)
+def _loaded_again(load: Loader, row: ShiftRow, reading: Reading) -> ImageShift:
+    shift = load(row, reading)
+    shift.made_by = (load, row, reading)
+    return shift
 
 
 def stores_at(preprocessing: Preprocessing, workers: int) -> Stores:

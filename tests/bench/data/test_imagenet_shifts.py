@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from bench.errors import MissingDataError, UsageError
 from bench.shifts import load_shift
 from bench.shifts.base import pick_conditions, pick_corruptions
 from bench.shifts.imagenet import LAION, SUPERCLASSES, synsets
+from bench.shifts.parts import ImageShift
 from bench.shifts.reading import Reading
 from bench.trial import CLEAN, Condition
 
@@ -79,6 +82,25 @@ def test_imagenet_c_is_read_as_it_was_published(root: Path) -> None:
     assert np.array_equal(clean, by_torchvision(root / "imagenet/val/n01443537/ILSVRC2012_val_00000001.JPEG"))
     assert shift.labels(shift.ids("dev")).tolist() == [0]
     assert len(shift.ids("train")) == 5
+
+
+def test_a_shift_in_another_process_is_the_same(root: Path) -> None:
+    """What is sent is how to load it, once for all that is sent."""
+    write_c(root)
+    for name in ("imagenet-c", "imagenet-c-gen", f"folder:{root / 'imagenet'}"):
+        shift: Any = load_shift(name, root)
+        sent = pickle.dumps(shift)
+        assert len(sent) < 4096
+        again, twice = pickle.loads(sent), pickle.loads(sent)
+        assert again is twice
+        assert again is not shift
+        ids = shift.ids("test")
+        condition = FOG if name.startswith("imagenet") else Condition("natural", 1)
+        assert again.digest(ids, condition) == shift.digest(ids, condition)
+        assert torch.equal(again.images(ids, condition), shift.images(ids, condition))
+    unnamed = ImageShift(shift.facts, shift.open_test, None, None, shift._stores)
+    with pytest.raises(TypeError, match="was not loaded by its name"):
+        pickle.dumps(unnamed)
 
 
 def test_imagenet_c_alone_has_no_clean_images_and_says_so(root: Path) -> None:

@@ -28,6 +28,8 @@ from bench.spec import make_spec
 from bench.trial import CLEAN, NATURAL, Condition
 from leaderboards.store import Store
 
+from .conftest import picture, save
+
 SHAPE = (3, 5, 7)
 ROWS = 40
 FOG = Condition("fog", 3)
@@ -323,6 +325,37 @@ def test_trainings_on_a_large_pool_make_it_once_and_end_as_from_memory(
     monkeypatch.setattr(lazy.pooled, "__defaults__", (0,))
     assert predictions("kept") == memory
     assert sorted(made) == sorted([*range(20)] * 2)  # two corruptions, two trainings of 40 steps
+
+
+def test_trainings_in_processes_of_their_own_read_one_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs in folders, whose shift is loaded anew where it is sent."""
+    for number in range(40):
+        part, label = ("train" if number % 2 else "test"), f"c{number % 4 // 2}"
+        save(tmp_path / "set" / part / label / f"{number}.png", picture(number, (32, 32)))
+    monkeypatch.setattr(lazy.pooled, "__defaults__", (0,))
+
+    def predictions(jobs: int) -> list[Any]:
+        monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / f"cache{jobs}"))
+        settings = {
+            "method": "selfsoup",
+            "shift": f"folder:{tmp_path / 'set'}",
+            "stock": "digits",
+            "corruption": "fog,contrast",
+            "severity": 3,
+            "jobs": jobs,
+            "labels": 4,
+            "out": tmp_path / f"out{jobs}",
+        }
+        options = {"steps": 4, "batch": 8, "epochs": 1, "ingredients": ["mae", "mae:mask_ratio=0.5"]}
+        outcome = run(make_spec(settings, {"set": {"selfsoup": options}}))
+        assert outcome.errors == ()
+        found = [Store(outcome.out).predictions(record) for record in outcome.records()]
+        return [part.p_label.tolist() for part in found if part is not None]
+
+    alone = predictions(1)
+    assert len(alone) == 9
+    assert predictions(2) == alone
+    assert len(list(pools_dir().glob("*.u8"))) == 2
 
 
 def test_a_bill_makes_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
