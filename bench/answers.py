@@ -36,14 +36,14 @@ class Answers:
 
     They are named by all that they and their cost follow from: the classifier's numbers and layers, the images and
     labels of the condition, batch size and precision, device, threads and versions, and this project's own code. So
-    order, seed, protocol and run may differ. A classifier from somebody's own file is not kept, because what that file
-    imports is unknown. A damaged file counts as none.
+    order, seed, protocol and run may differ. Nothing is kept of a classifier or shift from somebody's own file, because
+    what that file imports is unknown. A damaged file counts as none.
     """
 
     def __init__(self, job: Evaluation, shift: Shift, model: nn.Module, *, alone: bool) -> None:
         self._job, self._shift, self._alone = job, shift, alone
         self._name: list[Any] | None = None
-        if job.contents is not None and not (job.model and ".py:" in job.model):
+        if job.contents is not None and ".py:" not in (job.model or "") and ".py:" not in job.shift:
             self._name = [
                 _digest(model),
                 repr(model),

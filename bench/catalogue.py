@@ -27,11 +27,10 @@ def _methods() -> Rows:
 
 
 def _shifts() -> Rows:
-    from bench.shifts import SHIFTS
+    from bench.shifts import OWN, SHIFTS
 
-    return [
-        {"name": row.name, "size": row.size, "licence": row.licence, "summary": row.summary} for row in SHIFTS.values()
-    ]
+    rows = (*SHIFTS.values(), OWN)
+    return [{"name": row.name, "size": row.size, "licence": row.licence, "summary": row.summary} for row in rows]
 
 
 def _corruptions() -> Rows:
@@ -144,11 +143,23 @@ def _published(row: Row) -> dict[str, Any]:
 def _shift(name: str) -> dict[str, Any]:
     from bench.shifts import SHIFTS
 
+    if ".py" in name:
+        return _own_shift(name)
     return {
         key: value
         for key, value in asdict(SHIFTS[nearest(name.partition(":")[0], SHIFTS, "shift")]).items()
         if key != "path"
     }
+
+
+def _own_shift(path: str) -> dict[str, Any]:
+    from bench.extend_shift import named
+    from bench.shifts.own import told_by
+    from bench.shifts.reading import Reading
+
+    told = told_by(named(path), Reading())
+    facts = ("classes", "corruptions", "tuning_corruptions", "severities", "family", "default_labels")
+    return {"name": path, **{key: getattr(told, key) for key in facts}, "description": told.__doc__ or ""}
 
 
 def _corruption(name: str) -> dict[str, Any]:

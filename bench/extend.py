@@ -6,10 +6,10 @@ import importlib.util
 import inspect
 import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import UsageError
 from bench.output import print_json, print_text
@@ -17,6 +17,9 @@ from bench.outside import load_file, load_object
 from bench.registry import PLUGINS, build_config, parse_method, parse_setting
 from methods import METHODS
 from methods.table import Row
+
+if TYPE_CHECKING:
+    from methods.conformance import Finding
 
 _METHOD = '''"""{title}: one sentence that says what it does (authors and year)."""
 
@@ -113,20 +116,30 @@ publish it:  in the pyproject.toml of your package, so that --method {name} find
 
 def write_method(name: str, folder: Path) -> None:
     """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that is taken."""
+    write_first("method", name, METHODS, folder, (_METHOD, _TEST), _NEXT.replace("{group}", PLUGINS))
+
+
+def write_first(
+    kind: str, name: str, taken: Container[str], folder: Path, texts: tuple[str, str], then: str, example: str = "tent"
+) -> None:
+    """Write the file of a new method or shift and its test, and say what comes next.
+
+    In the texts and in `then` {name}, {title}, {file} and {test} are filled in. Raises UsageError for a name or file
+    that is taken.
+    """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise UsageError(f"'{name}' cannot name a method; use small letters, digits and _, as in my_tent")
-    if name in METHODS or importlib.util.find_spec(name) is not None:
-        raise UsageError(f"'{name}' is taken by a method or module that exists; choose another name")
-    title = "".join(part.capitalize() for part in name.split("_"))
-    texts = {folder / f"{name}.py": _METHOD, folder / f"test_{name}.py": _TEST}
-    for file in texts:
-        if file.exists():
-            raise UsageError(f"{file} exists and is left alone; choose another name or --out")
+        raise UsageError(f"'{name}' cannot name a {kind}; use small letters, digits and _, as in my_{example}")
+    if name in taken or importlib.util.find_spec(name) is not None:
+        raise UsageError(f"'{name}' is taken by a {kind} or module that exists; choose another name")
+    file, test = folder / f"{name}.py", folder / f"test_{name}.py"
+    for path in (file, test):
+        if path.exists():
+            raise UsageError(f"{path} exists and is left alone; choose another name or --out")
     folder.mkdir(parents=True, exist_ok=True)
-    for file, text in texts.items():
-        file.write_text(text.format(name=name, title=title))
-    file, test = texts
-    print_text(_NEXT.format(file=file, test=test, title=title, name=name, group=PLUGINS))
+    title = "".join(part.capitalize() for part in name.split("_"))
+    for path, text in zip((file, test), texts, strict=True):
+        path.write_text(text.format(name=name, title=title))
+    print_text(then.format(file=file, test=test, title=title, name=name))
 
 
 def check_method(method: str, settings: Sequence[str], *, as_json: bool) -> int:
@@ -134,15 +147,20 @@ def check_method(method: str, settings: Sequence[str], *, as_json: bool) -> int:
     row = _row(method)
     if row.kind != "adapter":
         raise UsageError(f"{row.name} is a recipe, whose rules are tested by running it; give an adapter, as tent")
-    from methods.conformance import Finding, conform
+    from methods.conformance import conform
 
     cls = load_object(row.path)
     given = {key: value for _, key, value in (parse_setting(f"x.{text}") for text in settings)}
     config = build_config(row, {**cls.checked_with, **given}) if given else None
     findings = list(conform(cls, config))
+    return tell_findings("method", row.name, "models", findings, as_json=as_json)
+
+
+def tell_findings(kind: str, name: str, places: str, findings: Sequence[Finding], *, as_json: bool) -> int:
+    """Print what was found; 0 where no rule is broken, else 4."""
     failed = [finding for finding in findings if finding.status == "failed"]
     if as_json:
-        print_json({"method": row.name, "failed": len(failed), "findings": [asdict(finding) for finding in findings]})
+        print_json({kind: name, "failed": len(failed), "findings": [asdict(finding) for finding in findings]})
         return 4 if failed else 0
     by_check: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -150,11 +168,11 @@ def check_method(method: str, settings: Sequence[str], *, as_json: bool) -> int:
     for check, found in by_check.items():
         passed = sum(finding.status == "passed" for finding in found)
         if passed:
-            print_text(f"{'ok' if passed == len(found) else 'BROKEN':8}{check}: {passed} of {len(found)} models")
+            print_text(f"{'ok' if passed == len(found) else 'BROKEN':8}{check}: {passed} of {len(found)} {places}")
         for finding in found:
             if finding.status != "passed":
                 print_text(f"{finding.status:8}{check} {finding.model}: {finding.said}")
-    print_text(f"{row.name} breaks {len({finding.check for finding in failed})} rules")
+    print_text(f"{name} breaks {len({finding.check for finding in failed})} rules")
     return 4 if failed else 0
 
 

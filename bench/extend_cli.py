@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-new = typer.Typer(no_args_is_help=True, help="Write the file of a new method, and its test.")
-check = typer.Typer(no_args_is_help=True, help="Try a method against the rules that every method keeps.")
+new = typer.Typer(no_args_is_help=True, help="Write the file of a new method or shift, and its test.")
+check = typer.Typer(no_args_is_help=True, help="Try a method or shift against the rules that each keeps.")
 
 
 @new.command("method")
@@ -34,10 +34,24 @@ def check_method(
     raise typer.Exit(extend.check_method(method, set_ or [], as_json=json))
 
 
-# A group of a single command would run it without its name.
-@new.callback()
-def _new() -> None: ...
+@new.command("shift")
+def new_shift(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in my_shift: small letters, digits and _.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")] = Path(),
+) -> None:
+    """Write NAME.py, a shift that works, and test_NAME.py, which tries it; nothing is overwritten."""
+    from bench import extend_shift
+
+    extend_shift.write_shift(name, out)
 
 
-@check.callback()
-def _check() -> None: ...
+@check.command("shift")
+def check_shift(
+    shift: Annotated[str, typer.Argument(metavar="FILE[:CLASS]", help="A file that defines a shift.")],
+    data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of the data sets.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Say which rules a shift breaks, on a few of its images. Exit 0 where it breaks none, 4 otherwise."""
+    from bench import extend_shift
+
+    raise typer.Exit(extend_shift.check_shift(shift, data_root, as_json=json))

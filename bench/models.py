@@ -140,6 +140,8 @@ def find_stock(row: ShiftRow, root: Path) -> str:
     """What `load_stock` takes for the default stock of a shift. Raises MissingDataError with the command that helps."""
     if row.default_stock in BUNDLED:
         return row.default_stock
+    if not row.default_stock:
+        raise MissingDataError(f"{row.name} has no stock; give one with --stock, or a classifier with --model")
     wanted = origin(row, root)
     found = next((path for path in wanted.places if path.is_file()), None)
     if found is None:

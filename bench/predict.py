@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bench.answers import Answers
 from bench.cache import weights_path
 from bench.classifiers import for_classes
+from bench.errors import UsageError
 from bench.live import Teller
 from bench.models import classifier, load_model, load_weights
 from bench.outside import load_object
@@ -39,7 +40,8 @@ class Evaluation:
     `clean` is streamed after the last segment to see what was forgotten (None: not measured); the adapted state is
     then thrown away. `weights` is the cache key of a cooked classifier, `model` a user's "file.py:factory"; one of them
     is set. `contents` says by digest what the images of each condition are if the adapter changes nothing, so that its
-    answers may be kept in the cache; `fresh`: they are measured even if they are there.
+    answers may be kept in the cache; `fresh`: they are measured even if they are there. `profile` is the shift's when
+    the run was planned (None: whatever it is).
     """
 
     method: str
@@ -57,6 +59,7 @@ class Evaluation:
     device: str
     contents: Mapping[Condition, str] | None = None
     fresh: bool = False
+    profile: str | None = None
 
     @property
     def all_segments(self) -> tuple[Segment, ...]:
@@ -107,7 +110,7 @@ def is_answered(job: Evaluation, *, alone: bool) -> bool:
     """Whether the cache has all answers of a stream that runs alone or in company."""
     if job.contents is None or (job.weights is not None and not weights_path(job.weights).is_file()):
         return False
-    answers = Answers(job, _shift(job.shift, job.reading), _loaded(job.weights, job.model), alone=alone)
+    answers = Answers(job, _shift(job.shift, job.reading, job.profile), _loaded(job.weights, job.model), alone=alone)
     return all(answers.recall(segment) is not None for segment in job.all_segments)
 
 
@@ -115,7 +118,7 @@ def _steps(
     job: Evaluation, keep: Keeper | None, teller: Teller | None, latest: Latest | None
 ) -> Generator[int, None, list[Measured]]:
     """Evaluate one batch at a time; yields how many images are done, at first those of a killed attempt."""
-    shift = _shift(job.shift, job.reading)
+    shift = _shift(job.shift, job.reading, job.profile)
     model = _classifier(job, shift)
     answers = Answers(job, shift, _loaded(job.weights, job.model), alone=latest is None)
     generator = torch.Generator(device=job.device)
@@ -257,8 +260,11 @@ def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
 
 
 @lru_cache(maxsize=2)
-def _shift(name: str, reading: Reading) -> Shift:
-    return load_shift(name, reading=reading)
+def _shift(name: str, reading: Reading, profile: str | None) -> Shift:
+    shift = load_shift(name, reading=reading)
+    if profile not in (None, shift.profile):
+        raise UsageError(f"{name} has changed since the run was planned; start the run again")
+    return shift
 
 
 def _classifier(job: Evaluation, shift: Shift) -> nn.Module:

@@ -255,6 +255,7 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
         device=plan.device,
         contents=lane.digests if lane.adapter is PLAIN else None,
         fresh=plan.spec.rerun,
+        profile=plan.shift.profile,
     )
     name = lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})"
     where = ", ".join(str(c) for segment in chain for c in segment.conditions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -17,7 +19,7 @@ from bench.outside import load_object
 from bench.progress import RunProgress
 from bench.registry import parse_method, parse_setting
 from bench.run import Outcome, run_all
-from bench.shifts import load_shift
+from bench.shifts import SHIFTS, load_shift
 from bench.shifts.base import stream_rng
 from bench.spec import make_spec
 from leaderboards.record import Record
@@ -70,7 +72,7 @@ def tune(
     """
     if split != "dev":
         raise UsageError(f"tuning on split '{split}' would spoil the numbers reported on it; use --split dev")
-    loaded = load_shift(shift)
+    loaded = load_shift(shift, run.get("data_root"))
     names = tuple(corruption.split(",")) if corruption else loaded.tuning_corruptions
     if reported := [name for name in names if name not in loaded.tuning_corruptions]:
         raise UsageError(
@@ -89,7 +91,7 @@ def tune(
         fixed.setdefault(owner, {})[key] = value
     free = {key: values for key, values in space.items() if key not in fixed.get(name, {})}
     tried = every_set(read_grid(grid)) if grid else candidates(free, trials)
-    folder = run.get("out") or Path("runs") / f"tune-{shift}-{row.name}"
+    folder = run.get("out") or Path("runs") / f"tune-{loaded.name}-{row.name}".replace("/", "_").replace(":", "_")
     base = {**run, "method": method, "shift": shift, "split": "dev", "corruption": names, "out": folder}
     specs = [make_spec(base, {"set": {name: options}}, {"set": fixed}) for options in tried]
     with RunProgress(folder) as progress:
@@ -103,8 +105,14 @@ def tune(
         for options, summary in rows
     ]
     print_text(table(["dev accuracy", "sd of seeds", "clean", "options"], shown))
-    best = tomli_w.dumps({name: rows[0][0]}) if rows[0][0] else "# the defaults won"
-    print_text(f"\nto keep the best, in bench/assets/{shift}.toml:\n{best}")
+    if not rows[0][0]:
+        print_text("\nthe defaults won")
+        return
+    # JSON of numbers, texts and lists is TOML too, on one line.
+    flags = (shlex.quote(f"{name}.{key}={json.dumps(value)}") for key, value in rows[0][0].items())
+    print_text("\nto run with the best: " + " ".join(f"--set {flag}" for flag in flags))
+    if shift in SHIFTS:
+        print_text(f"to make it the default, in bench/assets/{shift}.toml:\n{tomli_w.dumps({name: rows[0][0]})}")
 
 
 def _summary(outcome: Outcome) -> dict[str, float]:

@@ -6,24 +6,40 @@ import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bench.errors import UsageError, nearest
 from bench.shifts.table import OPEN, SHIFTS, ShiftRow
 
 if TYPE_CHECKING:
     from bench.shifts.base import Shift
+    from bench.shifts.parts import Loader
     from bench.shifts.reading import Reading
 
-__all__ = ["SHIFTS", "ShiftRow", "find_row", "load_by", "load_shift"]
+__all__ = ["OWN", "SHIFTS", "ShiftRow", "find_row", "load_by", "load_shift"]
+
+
+OWN = ShiftRow(
+    name="FILE.py:CLASS",
+    path="bench.shifts.own:own",
+    summary="your own images and what happens to them, in one small file: bench new shift NAME",
+    size="yours",
+    licence="yours",
+    citation="",
+    default_stock="",
+)
 
 
 def find_row(name: str) -> ShiftRow:
-    """The row of a shift; what follows a colon (`folder:PATH`) stays in the name of the row that is given.
+    """The row of a shift; what follows a colon (`folder:PATH`, `FILE.py:CLASS`) stays in the name of that row.
 
     Raises UsageError for an unknown name, or where the part after the colon is missing or too much.
     """
     kind, colon, argument = name.partition(":")
+    if name.rpartition(":")[0].endswith(".py"):
+        return replace(OWN, name=name)
+    if name.endswith(".py"):
+        raise UsageError(f"say which class of {name} the shift is, as in {name}:MyShift")
     row = SHIFTS[nearest(kind, SHIFTS, "shift")]
     if colon and kind not in OPEN:
         raise UsageError(f"{kind} takes nothing after a colon; write {kind}")
@@ -46,7 +62,9 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
 
 def load_by(load: Callable[[ShiftRow, Reading], Shift], row: ShiftRow, reading: Reading) -> Shift:
     """What a loader makes of a row; it can then be sent to other processes, which load it in the same way."""
+    from bench.shifts.parts import ImageShift
+
     shift = load(row, reading)
-    if hasattr(shift, "made_by"):
-        shift.made_by = (load, row, reading)
+    if isinstance(shift, ImageShift) and shift.made_by is None:
+        shift.made_by = (cast("Loader", load), row, reading)
     return shift

@@ -95,19 +95,23 @@ def limit_ids(ids: np.ndarray, limit: int | None) -> np.ndarray:
 
 def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> tuple[str, ...]:
     """The corruptions of a run in the shift's order: the reported ones by default, on dev images the tuning ones."""
-    from corruptions import canonical
-
     if wanted is None:
         return shift.tuning_corruptions if split == "dev" else shift.corruptions
     known = (*shift.corruptions, *shift.tuning_corruptions, *((NATURAL,) if shift.natural else ()))
-    try:
-        asked = [name if name in known else canonical(name) for name in wanted]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    asked = [_canonical(name) if name not in known else name for name in wanted]
     for name in asked:
-        if name not in known:
-            raise UsageError(f"{shift.name} has no corruption '{name}'; it has {', '.join(known)}")
+        nearest(name, known, f"corruption of {shift.name}")
     return tuple(name for name in known if name in asked)
+
+
+def _canonical(name: str) -> str:
+    """The usual name of a corruption, or this one where it is none of ours."""
+    from corruptions import canonical
+
+    try:
+        return canonical(name)
+    except ValueError:
+        return name
 
 
 def pick_conditions(shift: Shift, asked: Sequence[Condition]) -> tuple[Condition, ...]:

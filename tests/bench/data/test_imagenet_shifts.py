@@ -401,7 +401,7 @@ def test_ones_own_photographs_may_be_scored_as_they_are(root: Path) -> None:
     ids = shift.ids("test")
     assert torch.equal(shift.images(ids, Condition("natural", 1)), shift.images(ids, CLEAN))
     assert torch.equal(shift.images(ids, FOG), load_shift("imagenet-c-gen", root).images(ids, FOG))
-    with pytest.raises(UsageError, match="unknown corruption 'natural'"):
+    with pytest.raises(UsageError, match="unknown corruption of imagenet-c-gen 'natural'"):
         pick_corruptions(load_shift("imagenet-c-gen", root), ["natural"], "disjoint")
     both = load_shift("folder:imagenet", root)
     assert len(both.ids("train")) == 5
