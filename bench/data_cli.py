@@ -96,7 +96,7 @@ def clean(
     shift: Annotated[str | None, typer.Argument(help="Only what was decoded of this shift.")] = None,
     data_root: Root = None,
 ) -> None:
-    """Remove decoded pixels and tables from the cache; they are made again when next asked for."""
+    """Remove pixels, tables, pools and answers from the cache; they are made again when next asked for."""
     from bench import data_commands
 
     data_commands.clean(shift, data_root)

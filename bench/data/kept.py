@@ -46,8 +46,8 @@ class KeptRows:
         return {**vars(self), **fresh}
 
     def __del__(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
+        if (file := getattr(self, "_file", None)) is not None:
+            os.close(file)
 
     @property
     def path(self) -> Path:
