@@ -37,17 +37,13 @@ class KeptRows:
     def __init__(self, key: str, rows: int, shape: tuple[int, ...]) -> None:
         self.key, self.rows, self.shape = key, rows, shape
         self.row_bytes = int(np.prod(shape))
-        self._file: int | None = None
+        self._file: OpenFile | None = None
         self._opened = self._ended = False
         self._checked = np.zeros(rows, bool)
 
     def __getstate__(self) -> dict[str, Any]:
         fresh = {"_file": None, "_opened": False, "_ended": False, "_checked": np.zeros(self.rows, bool)}
         return {**vars(self), **fresh}
-
-    def __del__(self) -> None:
-        if (file := getattr(self, "_file", None)) is not None:
-            os.close(file)
 
     @property
     def path(self) -> Path:
@@ -61,7 +57,7 @@ class KeptRows:
         self._open()
         if self._file is None:
             return self.rows
-        found = os.pread(self._file, self.rows * DIGEST_BYTES, self.rows * self.row_bytes)
+        found = os.pread(self._file.number, self.rows * DIGEST_BYTES, self.rows * self.row_bytes)
         whole = np.frombuffer(found.ljust(self.rows * DIGEST_BYTES, b"\0"), np.uint8)
         return int((~whole.reshape(-1, DIGEST_BYTES).any(axis=1)).sum())
 
@@ -70,11 +66,12 @@ class KeptRows:
         self._open()
         if self._file is None:
             return make(rows)
+        file = self._file.number
         out = np.empty((len(rows), *self.shape), np.uint8)
-        lacking = np.array([not self._read(self._file, int(row), into) for row, into in zip(rows, out, strict=True)])
+        lacking = np.array([not self._read(file, int(row), into) for row, into in zip(rows, out, strict=True)])
         if lacking.any():
             out[lacking] = made = make(rows[lacking])
-            self._write(self._file, rows[lacking], made)
+            self._write(file, rows[lacking], made)
         return out
 
     def _open(self) -> None:
@@ -84,13 +81,10 @@ class KeptRows:
         size = self.rows * (self.row_bytes + DIGEST_BYTES)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            except PermissionError:
-                self._file = os.open(self.path, os.O_RDONLY)  # filled by others: what it lacks cannot be added
-                self._ended = True
-            if os.fstat(self._file).st_size < size and not self._ended:
-                os.ftruncate(self._file, size)
+            self._file = OpenFile(self.path, create=True)
+            self._ended = not self._file.writable
+            if os.fstat(self._file.number).st_size < size and self._file.writable:
+                os.ftruncate(self._file.number, size)
         except OSError as error:
             log.warning("corrupted images are not kept: %s", error)
 
@@ -117,6 +111,22 @@ class KeptRows:
         except OSError as error:
             self._ended = True
             log.warning("no more corrupted images are kept: %s", error)
+
+
+class OpenFile:
+    """A file that is open until this object goes, to read and write, or to read where others filled it."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        try:
+            self.number = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+            self.writable = True
+        except PermissionError:
+            self.number = os.open(path, os.O_RDONLY)
+            self.writable = False
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 def room_for(kept: Sequence[KeptRows]) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from bench.cache import cache_dir, write_bytes
 from bench.data.decode import Pixels, Preprocessing
 from bench.data.imageset import ImageSet
-from bench.data.kept import DIGEST_BYTES, row_digest, write_all
+from bench.data.kept import DIGEST_BYTES, OpenFile, row_digest, write_all
 from bench.errors import BenchError
 from bench.trial import digest_of
 
@@ -57,7 +56,7 @@ class PixelStore:
         self._row_bytes = 3 * preprocessing.size**2
         # Digests start on a page of their own, so that one of them is never torn in two.
         self._digests_at = -(-len(images) * self._row_bytes // _PAGE) * _PAGE
-        self._file: FileIO | None = None
+        self._file: OpenFile | None = None
         self._pixels: Pixels = np.empty(0, np.uint8)
         self._digests: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -116,13 +115,16 @@ class PixelStore:
             if not self.path().is_file() or self.path().stat().st_size != size:
                 self._make(size)
             try:
-                file = _open_for_both(self.path())
+                file = OpenFile(self.path())
                 break
             except FileNotFoundError:
                 continue
         else:
             raise BenchError(f"{self.path()} vanishes again and again; end what removes it and start again")
-        whole = np.memmap(file, np.uint8, "r", shape=(size,)).view(np.ndarray) if size else np.empty(0, np.uint8)
+        whole = np.empty(0, np.uint8)
+        if size:
+            with os.fdopen(os.dup(file.number), "rb") as same:
+                whole = np.memmap(same, np.uint8, "r", shape=(size,)).view(np.ndarray)
         self._pixels = whole[: len(self.images) * self._row_bytes].reshape(self._shape)
         self._digests = whole[self._digests_at :].reshape(-1, DIGEST_BYTES)
         self._file = file
@@ -179,17 +181,10 @@ class PixelStore:
         assert self._file is not None
         try:
             for row, value in zip(rows.tolist(), values, strict=True):
-                write_all(self._file.fileno(), value, start + row * size)
-            os.fsync(self._file.fileno())
+                write_all(self._file.number, value, start + row * size)
+            os.fsync(self._file.number)
         except OSError as error:
             raise _full(self.path(), error) from None
-
-
-def _open_for_both(path: Path) -> FileIO:
-    try:
-        return FileIO(path, "r+")
-    except PermissionError:
-        return FileIO(path, "r")  # a cache that others filled; what it lacks cannot be added
 
 
 def _full(path: Path, error: OSError) -> BenchError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +77,24 @@ def test_pixels_are_decoded_once_and_read_from_the_file(photos: Path) -> None:
     assert len(images.read_rows) == 12
     assert isinstance(again._pixels.base.base, np.memmap)
     assert pickle.loads(pickle.dumps(PixelStore(images.images, SMALL))).key == store.key
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_files_are_closed_with_their_stores_without_a_word(photos: Path) -> None:
+    def opened() -> int:
+        return sum(os.path.realpath(entry).endswith(".u8") for entry in Path("/proc/self/fd").iterdir())
+
+    store: Any = PixelStore(read_folder(photos), SMALL)
+    store.ring = [store]  # as a shift whose parts know one another
+    pixels = store.read(np.arange(12))
+    assert opened() > 0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        del store
+        gc.collect()
+    assert said == []
+    assert opened() == 0
+    assert pixels.shape == (12, 3, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
