@@ -327,35 +327,58 @@ def test_trainings_on_a_large_pool_make_it_once_and_end_as_from_memory(
     assert sorted(made) == sorted([*range(20)] * 2)  # two corruptions, two trainings of 40 steps
 
 
-def test_trainings_in_processes_of_their_own_read_one_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Photographs in folders, whose shift is loaded anew where it is sent."""
-    for number in range(40):
+_BRIEF = {"steps": 4, "batch": 8, "epochs": 1, "ingredients": ["mae", "mae:mask_ratio=0.5"]}
+_CHOOSING = {"shift_pool": "per_corruption", "mixes": ["uniform", "greedy", "fisher", "learned"], "holdout": 0.25}
+LARGE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "selfsoup": ({"method": "selfsoup"}, {"selfsoup": _BRIEF}),
+    "lockstep": ({"method": "selfsoup"}, {"selfsoup": {**_BRIEF, "lockstep": True}}),
+    "choosing": ({"method": "selfsoup"}, {"selfsoup": {**_BRIEF, **_CHOOSING}}),
+    "val": ({"method": "selfsoup"}, {"selfsoup": {**_BRIEF, "select_on": "val", "mixes": ["greedy"]}}),
+    "adapters": ({"method": "eata,rmt,santa"}, {"source": {"epochs": 1}}),
+    "baselines": (
+        {"method": "selfsoup", "with_baselines": True},
+        {
+            "selfsoup": _BRIEF,
+            "source": {"epochs": 1},
+            "supervised_soup": {"epochs": 1, "scales": [1.0, 2.0]},
+            "tent_pool": {"epochs": 1, "passes": 1},
+            "shot_im_pool": {"epochs": 1, "passes": 1},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ["selfsoup", *(pytest.param(c, marks=pytest.mark.slow) for c in list(LARGE)[1:])])
+def test_images_too_many_for_memory_give_the_same_numbers_in_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Photographs in folders, whose shift is loaded anew where it is sent, against all in memory and one process."""
+    for number in range(120):
         part, label = ("train" if number % 2 else "test"), f"c{number % 4 // 2}"
         save(tmp_path / "set" / part / label / f"{number}.png", picture(number, (32, 32)))
-    monkeypatch.setattr(lazy.pooled, "__defaults__", (0,))
+    flags, options = LARGE[case]
 
-    def predictions(jobs: int) -> list[Any]:
+    def predictions(budget: int, jobs: int) -> dict[Any, list[float]]:
+        monkeypatch.setattr(lazy.pooled, "__defaults__", (budget,))
         monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / f"cache{jobs}"))
         settings = {
-            "method": "selfsoup",
+            **flags,
             "shift": f"folder:{tmp_path / 'set'}",
             "stock": "digits",
             "corruption": "fog,contrast",
             "severity": 3,
             "jobs": jobs,
-            "labels": 4,
+            "labels": 8,
             "out": tmp_path / f"out{jobs}",
         }
-        options = {"steps": 4, "batch": 8, "epochs": 1, "ingredients": ["mae", "mae:mask_ratio=0.5"]}
-        outcome = run(make_spec(settings, {"set": {"selfsoup": options}}))
+        outcome = run(make_spec(settings, {"set": options}))
         assert outcome.errors == ()
-        found = [Store(outcome.out).predictions(record) for record in outcome.records()]
-        return [part.p_label.tolist() for part in found if part is not None]
+        return {r.key: Store(outcome.out).predictions(r).p_label.tolist() for r in outcome.records() if r.predictions}
 
-    alone = predictions(1)
-    assert len(alone) == 9
-    assert predictions(2) == alone
-    assert len(list(pools_dir().glob("*.u8"))) == 2
+    memory = predictions(1 << 30, 1)
+    assert not pools_dir().exists()
+    assert memory == predictions(0, 2)
+    assert len(list(pools_dir().glob("*.u8"))) == (0 if case == "adapters" else 2)
 
 
 def test_a_bill_makes_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
