@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,20 @@ from torch import nn
 
 from bench.classifiers import for_classes
 from bench.data.offline import go_offline
-from bench.devices import cores, has_bf16, pick_device, pick_jobs, pick_precision
+from bench.devices import cores, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
 from bench.inherit import Inherited, inherit
 from bench.kitchen import all_jobs, cooking_tasks
 from bench.models import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
+from bench.options import Options
 from bench.outside import load_object
 from bench.pools import Group, Pantry, groups
 from bench.protocols import Segment, chains, parse_protocol, plan_stream
 from bench.registry import (
     Method,
-    build_config,
     file_digest,
     parse_method,
     plain_values,
-    preset_options,
     source_digest,
 )
 from bench.shifts import find_row, load_shift
@@ -41,10 +40,9 @@ from bench.shifts.base import (
 from bench.shifts.reading import Reading
 from bench.spec import RunSpec
 from bench.trial import CLEAN, Condition, Trial, digest_of
-from bench.tuned import tuned_options
 from bench.workers import Task
 from leaderboards.store import Store
-from methods import METHODS, PLAIN
+from methods import PLAIN
 from methods.base import Job, Labelled, Recipe
 from methods.norms import norm_family
 from methods.selfsoup.mixes import CONNECTIVITY
@@ -64,8 +62,6 @@ BASELINES = (
     "tent_pool",
     "shot_im_pool",
 )
-_COMPARED_MIXES = ("uniform", "greedy", "best", "ensemble")
-_HELD_OUT = 0.02
 
 
 @dataclass(frozen=True)
@@ -241,17 +237,17 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
             f"{name} tells {base.classes} classes apart but {shift.name} has {shift.classes}; give a run of that task"
         )
     from_stock = isinstance(base, Weights)
-    training = _training(spec, device)
+    chosen = Options(spec, shift, norm, device)
     pantry = Pantry(shift, adapt, spec.split)
     for seed in spec.seed_list:
         source = labelled_source(shift, labels, seed) if from_stock else None
         for method in methods:
-            options = _options(spec, shift, method, norm, training, from_stock)
+            rows = [*([method.recipe] if from_stock else []), *([method.adapter] if method.adapter else [])]
             trial = Trial(
                 method=method.text,
                 recipe=method.recipe.name,
                 adapter=method.adapter.name if method.adapter else None,
-                options=options,
+                options={row.options_of or row.name: plain_values(chosen.config(row)) for row in rows},
                 shift=shift.name,
                 conditions=conditions,
                 model=model_name,
@@ -270,8 +266,8 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
                     content = [shift.digest(scored, CLEAN), *map(str, conditions), shift.profile, shift.storage]
                     digests[segment.conditions[0]] = "sha256:" + digest_of([*content, shift.data_seed])
             adapter = method.adapter or PLAIN
-            adapter_config = build_config(adapter, _given(spec, shift, adapter, norm, training))
-            recipe = _recipe(method, spec, shift, norm, training, from_stock)
+            adapter_config = chosen.config(adapter)
+            recipe = _recipe(method, chosen, from_stock=from_stock)
             pooled = method.recipe.access.test == "pool"
             for group in _groups(recipe, conditions, segments):
                 own = segments if group is None else _of_group(segments, group)
@@ -313,9 +309,7 @@ def _met(base: Base) -> tuple[str, ...]:
     return base.met if isinstance(base, Inherited) else ()
 
 
-def _recipe(
-    method: Method, spec: RunSpec, shift: Shift, norm: str, training: Mapping[str, Any], from_stock: bool
-) -> Recipe | None:
+def _recipe(method: Method, chosen: Options, *, from_stock: bool) -> Recipe | None:
     """The recipe with its options; None where a ready classifier is given."""
     if not from_stock:
         if method.recipe.name != "source":
@@ -323,9 +317,7 @@ def _recipe(
                 f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead"
             )
         return None
-    recipe: Recipe = load_object(method.recipe.path)(
-        build_config(method.recipe, _given(spec, shift, method.recipe, norm, training))
-    )
+    recipe: Recipe = load_object(method.recipe.path)(chosen.config(method.recipe))
     return recipe
 
 
@@ -361,51 +353,6 @@ def _methods(spec: RunSpec) -> list[Method]:
     if spec.with_baselines:
         names += [name for name in BASELINES if name not in names]
     return [parse_method(name) for name in names]
-
-
-def _given(spec: RunSpec, shift: Shift, row: Row, norm: str, training: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over a method's defaults: what was published for such data and norms, then tuned, then asked for.
-
-    Recipes that train get `training` below all of these.
-    """
-    name = row.options_of or row.name
-    published = preset_options(row, shift.family, norm, spec.batch_size)
-    known = {field.name for field in fields(load_object(row.path).Config)} if row.kind == "recipe" else set()
-    start = dict(training)
-    if row.starts_as is not None:
-        start = _given(spec, shift, METHODS[row.starts_as], norm, training)
-    start = {key: value for key, value in start.items() if key in known}
-    given = {**start, **published, **tuned_options(shift.name, name), **spec.options.get(name, {})}
-    if spec.with_baselines and row.kind == "recipe" and hasattr(load_object(row.path).Config, "mixes"):
-        return {**_compared(given), **given}
-    return given
-
-
-def _training(spec: RunSpec, device: str) -> dict[str, Any]:
-    """Options of training that the machine and the flags decide: half precision where a GPU is fast at it."""
-    known = spec.launch != "slurm" and device.startswith("cuda") and has_bf16(device)
-    half = device.startswith("cuda") and (spec.precision == "bf16" or (spec.precision == "auto" and known))
-    return {**({"bf16": True} if half else {}), **({"compile": True} if spec.compile else {})}
-
-
-def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The mixes that a comparison needs, unless a recipe's options say otherwise."""
-    if "mixes" in given or given.get("order", "tune_then_soup") != "tune_then_soup":
-        return {}
-    chosen_on_val = given.get("select_on") == "val" or "holdout" in given
-    return {"mixes": _COMPARED_MIXES, **({} if chosen_on_val else {"holdout": _HELD_OUT})}
-
-
-def _options(
-    spec: RunSpec, shift: Shift, method: Method, norm: str, training: Mapping[str, Any], from_stock: bool
-) -> dict[str, dict[str, Any]]:
-    rows = [method.recipe] if from_stock else []
-    if method.adapter:
-        rows.append(method.adapter)
-    return {
-        row.options_of or row.name: plain_values(build_config(row, _given(spec, shift, row, norm, training)))
-        for row in rows
-    }
 
 
 def _parts(

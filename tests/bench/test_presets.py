@@ -70,7 +70,7 @@ def test_presets_go_over_defaults_and_under_what_is_asked_for(
     monkeypatch.setattr(Digits, "family", "cifar")
     assert resolved() == {"lr": pytest.approx(0.2), "steps": 3, "margin": 0.5}
     assert resolved(lr=7.0) == {"lr": 7.0, "steps": 3, "margin": 0.5}
-    monkeypatch.setattr("bench.plan.tuned_options", lambda _, name: {} if name == "source" else {"steps": 9})
+    monkeypatch.setattr("bench.options.tuned_options", lambda _, name: {} if name == "source" else {"steps": 9})
     assert resolved() == {"lr": pytest.approx(0.2), "steps": 9, "margin": 0.5}
     assert resolved(steps=2)["steps"] == 2
 
