@@ -176,7 +176,7 @@ def cook(
 
     `stocks` are the digests of all weights that were given and not made on the way. A shared job may be spread over so
     many `devices`, whose seconds add up. Of several processes that are to cook the same, one does and the others wait.
-    A job whose `work` is known tells people where it is. `kind` is that of `kind_of`, for whoever asks how long such
+    A job whose steps are known tells people where it is. `kind` is that of `kind_of`, for whoever asks how long such
     jobs take.
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
@@ -186,7 +186,8 @@ def cook(
         weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
         call = Call(function, weights, data, config, draws, device)
         teller = Teller(training_file(key), label)
-        keeper = FileKeeper(_checkpoint(key), tell=partial(teller.step, work.steps) if work is not None else None)
+        steps = work.steps if work is not None else 0
+        keeper = FileKeeper(_checkpoint(key), tell=partial(teller.step, steps) if steps else None)
         start = time.perf_counter()
         try:
             result = spread(call, keeper, devices) if devices > 1 else call.here(keeper if resumable else None)

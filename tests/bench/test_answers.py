@@ -276,17 +276,20 @@ def test_a_damaged_file_is_measured_anew(
     assert not batches
 
 
-def test_labels_that_moved_are_measured_anew(settings: dict[str, Any], batches: list[int]) -> None:
-    job = _stream(settings)
+def rewrite(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """Other predictions in every kept file, whole and with the digests that belong to them."""
     for path in answers_dir().glob("*.npz"):
         with np.load(path) as kept:
-            columns = dict(kept)
-        columns["id"] = np.roll(columns["id"], 1)
-        kept_as = Predictions(**columns)
-        kept_as.save(path)
+            other = Predictions(**change(dict(kept)))
+        other.save(path)
         facts, _ = json.loads(path.with_suffix(".json").read_text())
-        facts["predictions"] = kept_as.digest()
+        facts["predictions"] = other.digest()
         path.with_suffix(".json").write_text(json.dumps([facts, digest_of(facts)]))
+
+
+def test_labels_that_moved_are_measured_anew(settings: dict[str, Any], batches: list[int]) -> None:
+    job = _stream(settings)
+    rewrite(lambda columns: {**columns, "id": np.roll(columns["id"], 1)})
     batches.clear()
     evaluate(job)
     assert batches
@@ -295,16 +298,13 @@ def test_labels_that_moved_are_measured_anew(settings: dict[str, Any], batches: 
 def test_answers_that_lack_an_image_are_measured_anew(settings: dict[str, Any], batches: list[int]) -> None:
     """Also where the next image, whose answer stands in its place, has the same label."""
     job = _stream({**settings, "limit": 100})
-    for path in answers_dir().glob("*.npz"):
-        with np.load(path) as kept:
-            columns = dict(kept)
+
+    def without_one(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         order = np.argsort(columns["id"])
         same = np.flatnonzero(np.diff(columns["label"][order]) == 0)
-        fewer = Predictions(**{name: np.delete(column, order[same[0]]) for name, column in columns.items()})
-        fewer.save(path)
-        facts, _ = json.loads(path.with_suffix(".json").read_text())
-        facts["predictions"] = fewer.digest()
-        path.with_suffix(".json").write_text(json.dumps([facts, digest_of(facts)]))
+        return {name: np.delete(column, order[same[0]]) for name, column in columns.items()}
+
+    rewrite(without_one)
     batches.clear()
     evaluate(job)
     assert batches
