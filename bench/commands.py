@@ -135,7 +135,7 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
     cooked = f"{len(plan.cooking)} trainings" + (f" ({made.cached} more are in the cache)" if made.cached else "")
     streams = sum(cost.count for cost in made.costs if cost.kind == "stream")
     shared = f" from {streams} streams in {made.passes} passes over images" if made.passes < streams else ""
-    kept = f"; {made.answered} streams more are answered in the cache" if made.answered else ""
+    kept = f"; {made.answered} streams are answered from the cache" if made.answered else ""
     print_text(f"{cooked}, {len(plan.missing)} of {len(plan.keys)} records to make{shared}{kept} in {plan.out}")
     if made.costs:
         print_text(
