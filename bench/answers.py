@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from bench.cache import answers_dir, write_bytes
+from bench.components import HARNESS, identity
 from bench.errors import BenchError
-from bench.fingerprint import device_name, environment, own_code
+from bench.fingerprint import device_name, environment
 from bench.models import model_digest
 from bench.protocols import Segment
 from bench.shifts.base import Shift
@@ -35,15 +36,15 @@ class Answers:
     """The answers of a model to one stream, condition by condition, with what they cost where they were measured.
 
     They are named by all that they and their cost follow from: the classifier's numbers and layers, the images and
-    labels of the condition, batch size and precision, device, threads and versions, and this project's own code. So
-    order, seed, protocol and run may differ. Nothing is kept of a classifier or shift from somebody's own file, because
-    what that file imports is unknown. A damaged file counts as none.
+    labels of the condition, batch size and precision, device, threads and versions, and the code of streams and
+    predictions. So order, seed, protocol and run may differ. Nothing is kept of a classifier or shift from somebody's
+    own file, which may read other files. A damaged file counts as none.
     """
 
     def __init__(self, job: Evaluation, shift: Shift, model: nn.Module, *, alone: bool) -> None:
         self._job, self._shift, self._alone = job, shift, alone
         self._name: list[Any] | None = None
-        if job.contents is not None and ".py:" not in (job.model or "") and ".py:" not in job.shift:
+        if job.plain and job.expected is not None and ".py:" not in (job.model or "") and ".py:" not in job.shift:
             self._name = [
                 _digest(model),
                 repr(model),
@@ -54,7 +55,7 @@ class Answers:
                 device_name(job.device),
                 torch.get_num_threads(),
                 {name: value for name, value in environment().items() if name not in ("git", "dirty")},
-                own_code("bench", "corruptions", "methods"),
+                identity(HARNESS),
             ]
 
     def recall(self, segment: Segment) -> Tally | None:
@@ -96,8 +97,8 @@ class Answers:
                 return
 
     def _path(self, condition: Condition) -> Path:
-        assert self._job.contents is not None
-        return answers_dir() / digest_of([self._name, str(condition), self._job.contents[condition]])
+        assert self._job.expected is not None
+        return answers_dir() / digest_of([self._name, str(condition), self._job.expected.digests[condition]])
 
     def _load(self, condition: Condition, ids: np.ndarray) -> tuple[Predictions, dict[str, Any]] | None:
         """Predictions for these ids in this order, and costs per image."""

@@ -172,14 +172,14 @@ def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -
                     found = _probe_stream(ready, plan.device, pixels)
                 probes[kind] = replace(found, seconds=before.get(_row(lane.trial, lane.part), found.seconds))
             # What changes nothing has answered the clean images before: they are in the cache by now.
-            segments = chain if evaluation.contents is not None else evaluation.all_segments
+            segments = chain if evaluation.plain else evaluation.all_segments
             images = sum(len(segment.ids) for segment in segments)
             made = sum(pixels.seconds(segment, evaluation.batch_size) for segment in segments) / len(streams)
             taken = probes[kind].start + images * probes[kind].seconds + made
             first = streams[0][0].key
             seconds[first] = seconds.get(first, 0.0) + taken
             records = sum(len(segment.conditions) for segment in chain)
-            kept = images * _PREDICTION_BYTES * (2 if evaluation.contents is not None else 1)
+            kept = images * _PREDICTION_BYTES * (2 if evaluation.plain else 1)
             rows.setdefault(id(lane), (lane, []))[1].append(_Part(probes[kind], images, taken, records, kept))
     for lane, parts in rows.values():
         images = sum(part.images for part in parts)
@@ -329,4 +329,4 @@ def _shortened(evaluation: Evaluation, batch_size: int, images: int) -> Evaluati
         which=first.which[keep],
         blend=first.blend[keep] if first.blend is not None else None,
     )
-    return replace(evaluation, segments=(short,), clean=None, batch_size=batch_size, contents=None)
+    return replace(evaluation, segments=(short,), clean=None, batch_size=batch_size, plain=False)

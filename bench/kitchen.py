@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import pickle
-import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.cache import cache_dir, lock, weights_path
+from bench.components import identity_of, name_of
 from bench.errors import BenchError
 from bench.fingerprint import device_name
 from bench.keeper import FileKeeper
@@ -29,62 +27,57 @@ from methods.mixing import Mixed
 from methods.stock import Weights
 
 
-def job_key(job: Job | Weights, seed: int, *, code: bool = True) -> str:
-    """What a job's result depends on: its code, options, inputs, data and seed. Weights are their own digest.
-
-    Without `code` it names the job's random numbers, which must not change when a comment does.
-    """
+def job_key(job: Job | Weights, seed: int) -> str:
+    """What a job's result depends on: its code, options, inputs, data and seed. Weights are their own digest."""
     if isinstance(job, Weights):
         return job.digest
-    module = job.function.__module__
     return digest_of(
         {
-            "function": f"{module}.{job.function.__qualname__}",
-            "code": code_digest(module) if code else None,
-            "config": described(job.config),
-            "inputs": [job_key(part, seed, code=code) for part in job.inputs],
+            "function": identity_of(job.function),
+            "config": described(job.config, identity_of),
+            "inputs": [[job_key(part, seed), *_architecture(part)] for part in job.inputs],
             "data": job.data.digest if job.data is not None else None,
             "seed": seed if job.data is not None else None,
         }
     )
 
 
-def described(config: Any) -> Any:
-    """Options as plain values, each nested object with its full type, so that two kinds never share a key.
+def _architecture(part: Job | Weights) -> list[str]:
+    return identity_of(type(part.architecture)) if isinstance(part, Weights) else []
+
+
+def draw_key(job: Job | Weights, seed: int) -> str:
+    """What seeds the random numbers of a job: all that its result depends on but code, which may change without them.
+
+    The names in it are declared (`methods.identity`), so that they are the same wherever the code lies.
+    """
+    if isinstance(job, Weights):
+        return job.digest
+    return digest_of(
+        {
+            "function": name_of(job.function),
+            "code": None,
+            "config": described(job.config, name_of),
+            "inputs": [draw_key(part, seed) for part in job.inputs],
+            "data": job.data.digest if job.data is not None else None,
+            "seed": seed if job.data is not None else None,
+        }
+    )
+
+
+def described(config: Any, call: Callable[[type], Any]) -> Any:
+    """Options as plain values, each nested object with what `call` gives for its type, so that two kinds never share a
+    key.
 
     What is None is left out, so that an option that is added with this default changes no key and no random number.
     """
     if is_dataclass(config) and not isinstance(config, type):
-        kind = f"{type(config).__module__}.{type(config).__qualname__}"
         values = {field.name: getattr(config, field.name) for field in fields(config)}
-        return {"type": kind} | {name: described(value) for name, value in values.items() if value is not None}
+        plain = {name: described(value, call) for name, value in values.items() if value is not None}
+        return {"type": call(type(config))} | plain
     if isinstance(config, tuple | list):
-        return [described(item) for item in config]
+        return [described(item, call) for item in config]
     return config
-
-
-@cache
-def code_digest(module: str) -> str:
-    """Hash of a module's source and of every module of its own package that it imports, however far."""
-    package = module.partition(".")[0]
-    seen: set[str] = set()
-    todo = [module]
-    sha = hashlib.sha256()
-    while todo:
-        name = todo.pop()
-        loaded = sys.modules.get(name)
-        if name in seen or loaded is None or not getattr(loaded, "__file__", None):
-            continue
-        seen.add(name)
-        source = Path(str(loaded.__file__)).read_bytes()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package):
-                todo += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                todo += [alias.name for alias in node.names if alias.name.startswith(package)]
-    for name in sorted(seen):
-        sha.update(Path(str(sys.modules[name].__file__)).read_bytes())
-    return sha.hexdigest()
 
 
 _FREE = {"lr", "draw", "steps", "epochs", "weight_decay", "warmup", "head_warmup", "stop"}
@@ -92,14 +85,11 @@ _FREE = {"lr", "draw", "steps", "epochs", "weight_decay", "warmup", "head_warmup
 
 def kind_of(job: Job) -> str:
     """What trainings have in common whose steps take equally long, whatever their rates, lengths and draws."""
-    config = described(job.config)
+    config = described(job.config, identity_of)
     if isinstance(config, dict):
         config = {name: value for name, value in config.items() if name not in _FREE}
-    module = job.function.__module__
     size = [len(job.data), *job.data.images.shape[1:]] if job.data is not None else None
-    return digest_of(
-        [f"{module}.{job.function.__qualname__}", code_digest(module), config, size, repr(stock_of(job).architecture)]
-    )
+    return digest_of([identity_of(job.function), config, size, repr(stock_of(job).architecture)])
 
 
 def stock_of(job: Job) -> Weights:
@@ -153,7 +143,7 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str, devices: int =
         inputs = tuple(part if isinstance(part, Weights) else job_key(part, seed) for part in job.inputs)
         after = frozenset(part for part in inputs if isinstance(part, str))
         order = Order((job.function, job.config, inputs, job.data, job.resumable))
-        draws = int(job_key(job, seed, code=False)[:15], 16)
+        draws = int(draw_key(job, seed)[:15], 16)
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
         spent = devices if job.shared else 1
         arguments = (key, draws, order, device, job.label, stocks, spent, job.work, kind_of(job))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from bench.errors import UsageError
+from bench.source_code import brought_along, content_digest, files_digest, package_of
 
 
 def load_object(path: str) -> Any:
@@ -31,26 +34,108 @@ def load_object(path: str) -> Any:
     return getattr(module, name)
 
 
-def load_file(file: Path) -> ModuleType:
-    """A Python file as a module; one that changed is read again. Raises UsageError where there is none."""
-    if not file.is_file():
-        raise UsageError(f"no file {file}; give the path of a Python file, as in path/to/file.py:Name")
-    return _load_file(file.resolve(), file.read_bytes())
+def code_of(path: str) -> str:
+    """What identifies the code behind "path/to/file.py:Name" or "package.module:Name" of other people: a digest of what
+    its files do (`bench.source_code.files_digest`) as this process has loaded them, and the version of a package.
+    """
+    place = path.rpartition(":")[0]
+    if place.endswith(".py"):
+        return code_of_module(load_file(Path(place)).__name__)
+    importlib.import_module(place)
+    return code_of_module(place)
 
 
-_PREFIX = "_plugin_"
+def code_of_module(module: str) -> str:
+    """The same by the name of a module that is loaded."""
+    return module[len(_PREFIX) :].partition("_")[0] if is_file_module(module) else _installed(module)
 
 
 @cache
-def _load_file(file: Path, source: bytes) -> ModuleType:
-    name = f"{_PREFIX}{hashlib.sha256(source).hexdigest()[:16]}_{str(file).encode().hex()}"
+def _installed(module: str) -> str:
+    """The version of an installed package, where it has one, and what its code does."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or not Path(file).is_file():
+        raise UsageError(f"the code of {module} is in no file, so nothing can tell when it changes; put it into one")
+    try:
+        version = metadata.version(module.partition(".")[0]) + "/"
+    except metadata.PackageNotFoundError:
+        version = ""
+    return version + files_digest(Path(file))
+
+
+def is_file_module(module: str) -> bool:
+    """Whether a module is one that `load_file` made."""
+    return module.startswith(_PREFIX)
+
+
+def load_file(file: Path) -> ModuleType:
+    """A Python file as a module; one that changed, or whose helpers changed, is read again with them.
+
+    Modules beside the file can be imported by it, and relative imports work where its folder is a package. Raises
+    UsageError where there is no such file.
+    """
+    if not file.is_file():
+        raise UsageError(f"no file {file}; give the path of a Python file, as in path/to/file.py:Name")
+    place = file.resolve()
+    return _load_file(place, files_digest(place))
+
+
+_PREFIX = "_plugin_"
+_loaded: dict[Path, str] = {}
+"""The digest of each file that other people's code has brought along, as it was when this process loaded it."""
+
+
+@cache
+def _load_file(file: Path, digest: str) -> ModuleType:
+    name = f"{_PREFIX}{digest}_{str(file).encode().hex()}"
     spec = importlib.util.spec_from_loader(name, loader=None, origin=str(file))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     module.__file__ = str(file)
+    package, above = package_of(file)
+    if package:
+        module.__package__, module.__spec__ = package, None
+    helpers = {place: called for place, called in brought_along(file).items() if called}
+    _forget_changed(helpers)
     sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
-    exec(compile(source, file, "exec"), module.__dict__)
+    with _folder_searched(above):
+        exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
+    _loaded.update({place: content_digest(place) for place in helpers})
+    if files_digest(file) != digest:
+        raise UsageError(f"{file} was changed while it was read; run the same command again")
     return module
+
+
+def _forget_changed(helpers: dict[Path, str]) -> None:
+    """Let Python import all of these again if one has changed since it was imported, or stands in another's name."""
+    if not any(_is_stale(place, sys.modules.get(called)) for place, called in helpers.items()):
+        return
+    for called in helpers.values():
+        parent, _, last = called.rpartition(".")
+        sys.modules.pop(called, None)
+        if hasattr(sys.modules.get(parent), last):
+            delattr(sys.modules[parent], last)
+    importlib.invalidate_caches()
+
+
+def _is_stale(place: Path, module: ModuleType | None) -> bool:
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return False
+    return Path(file).resolve() != place or _loaded.get(place, content_digest(place)) != content_digest(place)
+
+
+@contextmanager
+def _folder_searched(folder: Path) -> Iterator[None]:
+    """Modules beside a file are found first while it is loaded, and last from then on."""
+    place = str(folder)
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        if place not in sys.path:
+            sys.path.append(place)
 
 
 class _Files(MetaPathFinder, Loader):

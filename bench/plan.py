@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from bench.classifiers import for_classes
+from bench.components import HARNESS, corruption_marks, corruption_name, identity, identity_of_path, method_name
 from bench.data.offline import go_offline
 from bench.devices import cores, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
@@ -18,16 +20,10 @@ from bench.inherit import Inherited, inherit
 from bench.kitchen import all_jobs, cooking_tasks
 from bench.models import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
 from bench.options import Options
-from bench.outside import load_object
+from bench.outside import code_of, load_object
 from bench.pools import Group, Pantry, groups
 from bench.protocols import Segment, chains, parse_protocol, plan_stream
-from bench.registry import (
-    Method,
-    file_digest,
-    parse_method,
-    plain_values,
-    source_digest,
-)
+from bench.registry import Method, parse_method, plain_values
 from bench.shifts import find_row, load_shift
 from bench.shifts.base import (
     Shift,
@@ -39,8 +35,9 @@ from bench.shifts.base import (
 )
 from bench.shifts.reading import Reading
 from bench.spec import RunSpec
-from bench.trial import CLEAN, Condition, Trial, digest_of
+from bench.trial import CLEAN, NATURAL, Condition, Trial, digest_of
 from bench.workers import Task
+from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
 from methods import PLAIN
 from methods.base import Job, Labelled, Recipe
@@ -68,7 +65,9 @@ BASELINES = (
 class Lane:
     """One row of a trial: a classifier (cooked by `job`, or the user's own) and the adapter that runs on it.
 
-    `report` measures what the classifier was mixed from; see methods.soup.connectivity.
+    `report` measures what the classifier was mixed from; see methods.soup.connectivity. `identities` holds, for each
+    condition, the fields of its record that its key is made of; `digests` say what the images of each condition are,
+    `scored` which images these are.
     """
 
     trial: Trial
@@ -80,7 +79,9 @@ class Lane:
     access: Access
     segments: tuple[Segment, ...]
     keys: Mapping[Condition, str]
+    identities: Mapping[Condition, Mapping[str, Any]]
     digests: Mapping[Condition, str]
+    scored: np.ndarray
     base_digest: str
     history: tuple[str, ...]
 
@@ -211,7 +212,9 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
         if asked not in known:
             raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
     base_digest = model_digest(base) if isinstance(base, nn.Module) else base.digest
-    own_code = [file_digest(name)] if ".py:" in name else []
+    made_by = {"model": code_of(name)} if ".py:" in name else {}
+    if shift.members is not None:
+        made_by["classes"] = digest_of(shift.members)
     norm = norm_family(base if isinstance(base, nn.Module) else base.architecture.build())
     model_name = name if isinstance(base, Inherited) else shown_name(name, base)
     conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
@@ -264,11 +267,16 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
                 if segment.blends:
                     # The whole stream is one cell: its identity is the clean images and all that may be done to them.
                     content = [shift.digest(scored, CLEAN), *map(str, conditions), shift.profile, shift.storage]
+                    content += [mark for condition in conditions for mark in corruption_marks(condition.corruption)]
                     digests[segment.conditions[0]] = "sha256:" + digest_of([*content, shift.data_seed])
             adapter = method.adapter or PLAIN
             adapter_config = chosen.config(adapter)
             recipe = _recipe(method, chosen, from_stock=from_stock)
             pooled = method.recipe.access.test == "pool"
+            made = (
+                {HARNESS: identity(HARNESS)} | made_by | {method_name(row): identity_of_path(row.path) for row in rows}
+            )
+            met = shifted if pooled or len(chains(segments)) < len(conditions) else _met(base)
             for group in _groups(recipe, conditions, segments):
                 own = segments if group is None else _of_group(segments, group)
                 parts = _parts(method, recipe, base, source, pantry, group)
@@ -276,9 +284,17 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
                 if isinstance(base, Inherited):
                     parts = {"": base.jobs[seed]}
                 for number, (part, job) in enumerate(_named(parts, method).items()):
-                    history = [base_digest, source_digest(method.recipe), source_digest(adapter), *own_code]
-                    if pooled and group is not None:
-                        history.append(pantry.shifted(group).digest)
+                    identities = _identities(
+                        trial,
+                        part,
+                        own,
+                        shift,
+                        made,
+                        digests,
+                        {"digest": base_digest, "ready": not from_stock},
+                        met,
+                        pantry.shifted(group).digest if pooled and group is not None else None,
+                    )
                     yield Lane(
                         trial,
                         part or None,
@@ -288,10 +304,12 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
                         adapter_config,
                         method.access | base.access if isinstance(base, Inherited) else method.access,
                         own,
-                        _keys(trial, part, own, digests, history),
+                        {condition: key_of(content) for condition, content in identities.items()},
+                        identities,
                         digests,
+                        scored,
                         base_digest,
-                        shifted if pooled or len(chains(segments)) < len(conditions) else _met(base),
+                        met,
                     )
 
 
@@ -381,18 +399,62 @@ def _named(parts: Mapping[str, Job | None], method: Method) -> Mapping[str, Job 
     return parts
 
 
-def _keys(
-    trial: Trial, part: str, segments: Sequence[Segment], digests: Mapping[Condition, str], history: list[Any]
-) -> dict[Condition, str]:
-    """A key for each condition: the trial's identity, the condition's data, and what the adapter saw before."""
-    identity = {**trial.identity(), "part": part or None}
-    keys: dict[Condition, str] = {}
+def _identities(
+    trial: Trial,
+    part: str,
+    segments: Sequence[Segment],
+    shift: Shift,
+    made: Mapping[str, str],
+    digests: Mapping[Condition, str],
+    weights: Mapping[str, Any],
+    met: tuple[str, ...],
+    pool: str | None,
+) -> dict[Condition, dict[str, Any]]:
+    """What identifies the record of each condition (`leaderboards.identity`): the trial, what made the number, the
+    condition's images, and those that were met before them or in a pool.
+    """
+    found: dict[Condition, dict[str, Any]] = {}
     before: list[Any] = []
     for segment in segments:
         content = [digests[condition] for condition in segment.conditions]
         if segment.reset:
             before = []
-        for condition in segment.conditions:
-            keys[condition] = digest_of([identity, str(condition), digests[condition], content, before, history])
+        beside = content if len(content) > 1 else []
+        for number, condition in enumerate(segment.conditions):
+            ids = segment.ids if len(content) == 1 else segment.ids[segment.which == number]
+            found[condition] = {
+                "method": trial.method,
+                "part": part or None,
+                "shift": trial.shift,
+                "corruption": condition.corruption,
+                "severity": condition.severity,
+                "model": trial.model,
+                "protocol": trial.protocol,
+                "split": trial.split,
+                "seed": trial.seed,
+                "batch_size": trial.batch_size,
+                "precision": trial.precision,
+                "options": trial.options,
+                "limit": trial.limit,
+                "components": {**made, **_corruption_of(shift, condition)},
+                "weights": weights,
+                "data": {
+                    "digest": digests[condition],
+                    "seed": shift.data_seed,
+                    "storage": shift.storage,
+                    "profile": shift.profile,
+                    "labels_per_class": trial.labels_per_class,
+                    "history": list(met),
+                    "tiles": shift.tiles,
+                    "labels": labels_digest(ids, shift.labels(ids)),
+                    "seen": digest_of([beside, before, pool]) if beside or before or pool else None,
+                },
+            }
         before = [*before, content]
-    return keys
+    return found
+
+
+def _corruption_of(shift: Shift, condition: Condition) -> dict[str, str]:
+    if not shift.made_here or condition.corruption in (None, NATURAL):
+        return {}
+    return {corruption_name(str(condition.corruption)): identity(corruption_name(str(condition.corruption)))}

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from bench.answers import Answers
 from bench.cache import weights_path
 from bench.classifiers import for_classes
-from bench.errors import UsageError
+from bench.components import identity, identity_of_path, is_component
+from bench.errors import BenchError
 from bench.live import Teller
-from bench.models import classifier, load_model, load_weights
-from bench.outside import load_object
+from bench.models import classifier, load_model, load_weights, model_digest
+from bench.outside import code_of, load_object
 from bench.passes import Passes, forget_peak, peak_memory_mb
 from bench.protocols import Segment
 from bench.shifts import load_shift
@@ -27,10 +29,30 @@ from bench.shifts.base import Shift, stream_rng
 from bench.shifts.reading import Reading
 from bench.stream import Latest, Stream
 from bench.tally import Measured, Tally
-from bench.trial import CLEAN, Condition
+from bench.trial import CLEAN, Condition, digest_of
 from methods.base import Adapter, Keeper, Source, SourceBatch
 from methods.stock import Classifier
 from methods.table import Access
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What a run was planned for. Whoever computes holds what it finds against it, maybe hours later and elsewhere.
+
+    `digests` say what the images `scored` (ids, int64 [n]) of each condition are, `model` what a ready classifier is
+    (its digest), `components` and `adapter` what code is used.
+    """
+
+    scored: np.ndarray
+    digests: Mapping[Condition, str]
+    model: str | None
+    components: Mapping[str, str]
+    adapter: str
+
+    @property
+    def data(self) -> str:
+        """One digest of all images."""
+        return digest_of([[str(condition), digest] for condition, digest in self.digests.items()])
 
 
 @dataclass(frozen=True)
@@ -39,9 +61,8 @@ class Evaluation:
 
     `clean` is streamed after the last segment to see what was forgotten (None: not measured); the adapted state is
     then thrown away. `weights` is the cache key of a cooked classifier, `model` a user's "file.py:factory"; one of them
-    is set. `contents` says by digest what the images of each condition are if the adapter changes nothing, so that its
-    answers may be kept in the cache; `fresh`: they are measured even if they are there. `profile` is the shift's when
-    the run was planned (None: whatever it is).
+    is set. `expected` is what the run was planned for (None: whatever there is). `plain`: the adapter changes nothing,
+    so that its answers may be kept in the cache; `fresh`: they are measured even if they are there.
     """
 
     method: str
@@ -57,9 +78,9 @@ class Evaluation:
     batch_size: int
     precision: str
     device: str
-    contents: Mapping[Condition, str] | None = None
+    expected: Expected | None = None
+    plain: bool = False
     fresh: bool = False
-    profile: str | None = None
 
     @property
     def all_segments(self) -> tuple[Segment, ...]:
@@ -108,9 +129,9 @@ def evaluate_together(
 
 def is_answered(job: Evaluation, *, alone: bool) -> bool:
     """Whether the cache has all answers of a stream that runs alone or in company."""
-    if job.contents is None or (job.weights is not None and not weights_path(job.weights).is_file()):
+    if not job.plain or (job.weights is not None and not weights_path(job.weights).is_file()):
         return False
-    answers = Answers(job, _shift(job.shift, job.reading, job.profile), _loaded(job.weights, job.model), alone=alone)
+    answers = Answers(job, _shift_of(job), _model_of(job), alone=alone)
     return all(answers.recall(segment) is not None for segment in job.all_segments)
 
 
@@ -118,9 +139,10 @@ def _steps(
     job: Evaluation, keep: Keeper | None, teller: Teller | None, latest: Latest | None
 ) -> Generator[int, None, list[Measured]]:
     """Evaluate one batch at a time; yields how many images are done, at first those of a killed attempt."""
-    shift = _shift(job.shift, job.reading, job.profile)
+    _check_code(job)
+    shift = _shift_of(job)
     model = _classifier(job, shift)
-    answers = Answers(job, shift, _loaded(job.weights, job.model), alone=latest is None)
+    answers = Answers(job, shift, _model_of(job), alone=latest is None)
     generator = torch.Generator(device=job.device)
     generator.manual_seed(int(stream_rng(job.seed, "adapter", job.method).integers(2**62)))
     adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
@@ -136,6 +158,7 @@ def _steps(
         teller.begin(done / images)
     yield done
     for number, segment in enumerate(segments):
+        _check_images(job, shift, segment)
         if number == len(tallies):
             tallies.append(answers.recall(segment) or Tally.empty(len(segment.ids)))
             if segment.reset:
@@ -259,16 +282,51 @@ def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
     return Source(read, -(-len(ids) // job.batch_size))
 
 
+def _shift_of(job: Evaluation) -> Shift:
+    return _shift(job.shift, job.reading, job.expected.data if job.expected is not None else None)
+
+
 @lru_cache(maxsize=2)
-def _shift(name: str, reading: Reading, profile: str | None) -> Shift:
-    shift = load_shift(name, reading=reading)
-    if profile not in (None, shift.profile):
-        raise UsageError(f"{name} has changed since the run was planned; start the run again")
-    return shift
+def _shift(name: str, reading: Reading, data: str | None) -> Shift:
+    """A shift that stays open from stream to stream; `data` tells apart what has lain at one place at two times."""
+    return load_shift(name, reading=reading)
+
+
+_checked: WeakKeyDictionary[Shift, set[tuple[Condition, str]]] = WeakKeyDictionary()
+
+
+def _check_images(job: Evaluation, shift: Shift, segment: Segment) -> None:
+    """Raise BenchError where the images of a segment are not those that the run was planned for."""
+    if job.expected is None:
+        return
+    checked = _checked.setdefault(shift, set())
+    for condition in (CLEAN,) if segment.blends else segment.conditions:
+        digest = job.expected.digests.get(condition)
+        if digest is None or (condition, digest) in checked:
+            continue
+        if shift.digest(job.expected.scored, condition) != digest:
+            raise BenchError(
+                f"the images of {job.shift}, {condition}, have changed since the run was planned; start the run again"
+            )
+        checked.add((condition, digest))
+
+
+def _check_code(job: Evaluation) -> None:
+    """Raise BenchError where code is not what the run was planned with."""
+    if job.expected is None:
+        return
+    now = {name: identity(name) for name in job.expected.components if is_component(name)}
+    if ".py:" in (job.model or ""):
+        now["model"] = code_of(str(job.model))
+    changed = [name for name, found in now.items() if job.expected.components[name] != found]
+    if identity_of_path(job.adapter) != job.expected.adapter:
+        changed.append(job.adapter)
+    if changed:
+        raise BenchError(f"the code of {changed[0]} has changed since the run was planned; start the run again")
 
 
 def _classifier(job: Evaluation, shift: Shift) -> nn.Module:
-    model = _loaded(job.weights, job.model).to(job.device)
+    model = _model_of(job).to(job.device)
     if job.model is None and (not isinstance(model, Classifier) or model.head.out_features == shift.classes):
         return model
     first = job.segments[0]
@@ -276,10 +334,18 @@ def _classifier(job: Evaluation, shift: Shift) -> nn.Module:
     return for_classes(model, shift, image.float() / 255)
 
 
+def _model_of(job: Evaluation) -> nn.Module:
+    return _loaded(job.weights, job.model, job.expected.model if job.expected is not None else None)
+
+
 @lru_cache(maxsize=2)
-def _loaded(weights: str | None, model: str | None) -> nn.Module:
+def _loaded(weights: str | None, model: str | None, digest: str | None) -> nn.Module:
+    """A classifier that stays in memory from stream to stream; `digest` tells apart what had one name at two times."""
     if model is not None:
-        return load_model(model)
+        found = load_model(model)
+        if digest is not None and model_digest(found) != digest:
+            raise BenchError(f"the weights of {model} have changed since the run was planned; start the run again")
+        return found
     assert weights is not None
     return classifier(load_weights(weights_path(weights))[0])
 

@@ -88,18 +88,6 @@ def _outside(name: str, path: str) -> Row:
     return Row(name, kind, path, summary, cls.access, "")  # type: ignore[arg-type]
 
 
-def source_digest(row: Row) -> str | None:
-    """The hash of a plug-in's file, which is part of what its numbers depend on; None for methods of the table."""
-    return None if row is PLAIN or row.name in METHODS else file_digest(row.path)
-
-
-def file_digest(path: str) -> str:
-    """The hash of the file of "path/to/file.py:Name" or "module:Name"."""
-    import hashlib
-
-    return hashlib.sha256(_file(path.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
-
-
 def parse_setting(text: str) -> tuple[str, str, Any]:
     """Read "NAME.key=value"; the value is TOML, or a plain string where it is not."""
     import tomllib

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from bench.cache import write_bytes
+from bench.components import identity_of_path
 from bench.errors import BenchError, UsageError, ValidationError
 from bench.fingerprint import environment
 from bench.kitchen import connectivity_of, fit_seconds, job_key, mixture_of
@@ -21,7 +22,7 @@ from bench.ledger import Planned, write_ledger
 from bench.measure import checkpoint, forget, measure
 from bench.pieces import pieces_of
 from bench.plan import Lane, Plan, default_folder, make_plan
-from bench.predict import Evaluation
+from bench.predict import Evaluation, Expected
 from bench.protocols import Segment, chains
 from bench.spec import RunSpec
 from bench.tally import Measured
@@ -31,7 +32,7 @@ from bench.trial import CLEAN, Condition, digest_of
 from bench.watch import Watcher
 from bench.workers import Executor, Finished, Task
 from leaderboards.metrics import diagnose, score
-from leaderboards.record import Record
+from leaderboards.record import SCHEMA, Record
 from leaderboards.store import Store, StoreError
 from methods import PLAIN
 
@@ -253,9 +254,15 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
         batch_size=lane.trial.batch_size,
         precision=lane.trial.precision,
         device=plan.device,
-        contents=lane.digests if lane.adapter is PLAIN else None,
+        expected=Expected(
+            lane.scored,
+            lane.digests,
+            lane.base_digest if plan.model is not None else None,
+            _components(lane, chain),
+            identity_of_path(lane.adapter.path),
+        ),
+        plain=lane.adapter is PLAIN,
         fresh=plan.spec.rerun,
-        profile=plan.shift.profile,
     )
     name = lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})"
     where = ", ".join(str(c) for segment in chain for c in segment.conditions)
@@ -265,6 +272,13 @@ def _evaluation_task(plan: Plan, lane: Lane, chain: tuple[Segment, ...], number:
     keys = None if again else [lane.keys[c] for segment in chain for c in segment.conditions]
     label = f"{name} seed {lane.trial.seed}"
     return Task(key, measure, (evaluation, plan.out.absolute(), key, keys, label), after, f"{label}: {where}")
+
+
+def _components(lane: Lane, chain: tuple[Segment, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for condition in (condition for segment in chain for condition in segment.conditions):
+        found |= lane.identities[condition]["components"]
+    return found
 
 
 def _clean_after(lane: Lane, chain: tuple[Segment, ...]) -> Segment | None:
@@ -314,8 +328,8 @@ def _record(
     error: str | None = None,
 ) -> Record:
     """The one place where records are made."""
-    trial = lane.trial
     key = lane.keys[condition]
+    identified = lane.identities[condition]
     cost: dict[str, Any] = {"fit_seconds": fit, "device_name": measured.device_name if measured else plan.device}
     for name in ("predict_seconds", "forwards", "backwards"):
         cost[name] = getattr(measured, name) if measured else 0
@@ -326,41 +340,23 @@ def _record(
     )
     return Record.model_validate(
         {
-            "schema": 1,
+            **identified,
+            "schema": SCHEMA,
             "key": key,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "status": "failed" if error else "done",
-            "method": trial.method,
-            "part": lane.part,
             "access": {name: getattr(lane.access, name) for name in ("source", "test", "state", "backprop")},
             "track": lane.access.track,
-            "shift": trial.shift,
-            "corruption": condition.corruption,
-            "severity": condition.severity,
-            "model": trial.model,
-            "protocol": trial.protocol,
-            "split": trial.split,
-            "seed": trial.seed,
-            "batch_size": trial.batch_size,
-            "precision": trial.precision,
-            "options": {name: dict(values) for name, values in trial.options.items()},
-            "limit": trial.limit,
             "n": n,
             "metrics": score(measured.predictions) if measured else None,
             "diagnostics": diagnose(measured.predictions, measured.clean_accuracy_after) if measured else None,
             "cost": cost,
             **(found or {}),
             "data": {
-                "digest": lane.digests[condition],
-                "seed": plan.shift.data_seed,
-                "storage": plan.shift.storage,
-                "profile": plan.shift.profile,
-                "labels_per_class": trial.labels_per_class,
-                "history": lane.history,
+                **identified["data"],
+                "history": tuple(identified["data"]["history"]),
                 "skipped": plan.shift.skipped,
-                "pool": plan.shift.pool,
             },
-            "weights": {"digest": lane.base_digest, "ready": plan.ready},
             "env": measured.env if measured else environment(),
             "predictions": f"predictions/{key}.npz" if measured else None,
             "error": error,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from leaderboards.identity import digest_of as digest_of
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -56,18 +57,6 @@ class Trial:
     precision: str
     labels_per_class: int | None
     limit: int | None
-
-    def identity(self) -> dict[str, Any]:
-        """What names the trial: everything that changes its numbers, nothing else (no date, host or path)."""
-        fields = asdict(self)
-        del fields["conditions"]  # they enter each key through the condition, its history and the pool digest
-        return fields
-
-
-def digest_of(value: Any) -> str:
-    """A short content key of plain values: 32 hexadecimal digits of the SHA-256 of their canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def stream_rng(seed: int, *purpose: str) -> np.random.Generator:

@@ -17,7 +17,8 @@ Group = Literal["noise", "blur", "weather", "digital", "extra", "pasted", "patte
 class Row:
     """One corruption. `path` is "module:function"; a random one has a second function, `draw_<function>`, beside it.
 
-    `pool` says that it is made of the pictures of a pool (`tiles.TilePool`).
+    `pool` says that it is made of the pictures of a pool (`tiles.TilePool`). `version` is raised when the same image
+    and draws give other pixels.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Row:
     path: str
     random: bool
     pool: bool = False
+    version: int = 1
 
 
 ROWS = (

@@ -23,10 +23,20 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA = 1
+SCHEMA = 2
+"""Raised whenever a field is added, removed, renamed or gets another meaning, with a migration from the schema before;
+so a reader that meets an unknown field of its own schema knows that the record is not one."""
+
+
+def _from_first(content: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 called the pictures of tiles `data.pool` and did not say what its key was made of."""
+    data = dict(content.get("data") or {})
+    data["tiles"] = data.pop("pool", None)
+    return content | {"data": data, "components": {}}
+
 
 # From the content of a record of schema k to that of schema k + 1, for every k below SCHEMA.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_first}
 
 Track = Literal["R", "A", "B", "C", "D"]
 
@@ -174,8 +184,10 @@ class Data(_Part):
     `labels_per_class` is the number of labelled source images per class, None if all were used. `history` names the
     conditions ("fog@5") whose images the method met beside the scored ones, in a pool or along the stream, in order:
     with it the run can be planned again from the record alone. It is empty where only the scored condition counts.
-    `skipped` counts test images that the user left out; such a result is not published. `pool` names the pictures that
-    tiles pasted over images were made of, where the shift has such corruptions.
+    `skipped` counts test images that the user left out; such a result is not published. `tiles` names the pictures that
+    tiles pasted over images were made of, where the shift has such corruptions. `labels` is the digest of the scored
+    images' ids and labels (`leaderboards.identity.labels_digest`). `seen` is a digest of all images that the method met
+    beside the scored ones, those of `history`; None where it met none.
     """
 
     digest: Name
@@ -185,7 +197,9 @@ class Data(_Part):
     labels_per_class: Annotated[int, Field(ge=1)] | None = None
     history: tuple[Name, ...] = ()
     skipped: Count = 0
-    pool: Name | None = None
+    tiles: Name | None = None
+    labels: Name | None = None
+    seen: Name | None = None
 
 
 class Weights(_Part):
@@ -209,13 +223,15 @@ class Record(_Part):
 
     `method` is the string as given (`selfsoup+sar`); `part` names a row inside a method ("soup",
     "ingredient:mae-2e-5") and is None for the method itself. `corruption` None is clean, with severity 0. `options`
-    holds the resolved options by method name. `n` is the number of scored images. A failed record carries an error
-    and no metrics or predictions; a done one carries both, and its predictions lie at `predictions/<key>.npz`.
+    holds the resolved options by method name. `components` names what made the number ("harness", "method:tent",
+    "corruption:fog", …) with its version, or for other people's code with a digest of it. `n` is the number of scored
+    images. A failed record carries an error and no metrics or predictions; a done one carries both, and its predictions
+    lie at `predictions/<key>.npz`. `key` follows from the other fields (`leaderboards.identity`).
 
     Raises pydantic's ValidationError (a ValueError) if anything is missing, unknown, out of range or contradictory.
     """
 
-    schema_number: Literal[1] = Field(default=1, alias="schema")
+    schema_number: Literal[2] = Field(default=2, alias="schema")
     key: Key
     created: str
     status: Literal["done", "failed"]
@@ -233,6 +249,7 @@ class Record(_Part):
     batch_size: Annotated[int, Field(ge=1)]
     precision: Name
     options: dict[str, dict[str, JsonValue]]
+    components: dict[Name, Name]
     limit: Annotated[int, Field(ge=1)] | None
     n: Count
     metrics: Metrics | None
@@ -315,7 +332,7 @@ class Record(_Part):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise RecordError(f"{_first(error)}; correct the field or delete the record and rerun") from error
+            raise RecordError(f"{_first(error)}; {_mend(error)}") from error
 
 
 def schema() -> dict[str, Any]:
@@ -366,6 +383,12 @@ def _finite(value: object) -> bool:
         case list():
             return all(map(_finite, value))
     return True
+
+
+def _mend(error: ValidationError) -> str:
+    if any(first["type"] == "extra_forbidden" for first in error.errors(include_url=False, include_context=False)):
+        return f"a record of schema {SCHEMA} has no such field: if nobody added it, install a newer soupbench"
+    return "correct the field or delete the record and rerun"
 
 
 def _first(error: ValidationError) -> str:

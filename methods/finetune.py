@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from methods import flops
 from methods.base import Job, Keeper, Labelled, Options, Unlabelled, Unsupported, Work
+from methods.identity import component
 from methods.norms import training_statistics
 from methods.stock import Classifier, Weights
 from methods.team import ALONE, Team
@@ -26,6 +27,7 @@ _FEATURE_BATCH = 512
 _SMALLEST_DEVIATION = 1e-5
 
 
+@component("methods.finetune.Probe")
 @dataclass(frozen=True)
 class Probe:
     """How to fit a linear probe. l2: weight of half the squared norm of the weights beside the mean loss."""
@@ -33,6 +35,7 @@ class Probe:
     l2: float = 1e-2
 
 
+@component("methods.finetune.FineTune")
 @dataclass(frozen=True)
 class FineTune(Options):
     """How to fine-tune on clean labelled images.
@@ -75,6 +78,7 @@ class FineTune(Options):
         return Views((self.area, 1.0), flip=self.flip, three_augment=self.three_augment, jitter=self.jitter)
 
 
+@component("methods.finetune.Repeat")
 @dataclass(frozen=True)
 class Repeat(FineTune):
     """One of several fine-tunings with the same options, which differ in their random numbers only."""
@@ -129,6 +133,7 @@ def steps_of(options: FineTune, source: Labelled) -> int:
     return options.epochs * (whole + ragged)
 
 
+@component("methods.finetune.join")
 def join(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
@@ -141,6 +146,7 @@ def join(
     return Weights(body.architecture, tensors | found)
 
 
+@component("methods.finetune.fine_tune")
 def fine_tune(
     inputs: Sequence[Weights],
     data: Labelled,
@@ -206,6 +212,7 @@ def fine_tune(
     return model.weights()
 
 
+@component("methods.finetune.probe")
 def probe(inputs: Sequence[Weights], data: Labelled, config: Probe, generator: torch.Generator) -> Weights:
     """The encoder of `inputs[0]`, unchanged, with a linear probe of it as head; a job function (methods.base.Job).
 

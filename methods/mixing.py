@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from methods.identity import component
 from methods.stock import Weights
 
 _CACHED = 2**16  # numbers that are averaged at once, so that their sum in float64 stays in a processor's cache
@@ -41,6 +42,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, (tensor.double() for tensor in tensors)) / len(tensors)
 
 
+@component("methods.mixing.Uniform")
 @dataclass(frozen=True)
 class Uniform:
     """The arithmetic mean (model soups, Wortsman et al. 2022, arXiv:2203.05482)."""
@@ -58,6 +60,7 @@ class Uniform:
         return made
 
 
+@component("methods.mixing.Weighted")
 @dataclass(frozen=True)
 class Weighted:
     """sum_i w_i theta_i. Weights sum to 1, so equal tensors stay what they are; single ones may be negative."""
@@ -83,6 +86,7 @@ class Weighted:
         return total.to(tensors[0].dtype)
 
 
+@component("methods.mixing.Wise")
 @dataclass(frozen=True)
 class Wise:
     """(1 - a) stock + a mean (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903); a = 1 is the uniform soup."""
@@ -99,6 +103,7 @@ class Wise:
         return ((1 - self.alpha) * start + self.alpha * _mean(tensors)).to(tensors[0].dtype)
 
 
+@component("methods.mixing.ModelStock")
 @dataclass(frozen=True)
 class ModelStock:
     """t mean + (1 - t) stock with t = k cos / ((k - 1) cos + 1) for each tensor (Jang et al. 2024, arXiv:2403.19522).
@@ -125,6 +130,7 @@ class ModelStock:
         return (start + share * moves.mean(0).view_as(start)).to(tensors[0].dtype)
 
 
+@component("methods.mixing.TaskArithmetic")
 @dataclass(frozen=True)
 class TaskArithmetic:
     """stock + scale * sum of the displacements (Ilharco et al. 2023, arXiv:2212.04089); 1 / k is the uniform soup."""
@@ -142,6 +148,7 @@ class TaskArithmetic:
         return (start + self.scale * total).to(tensors[0].dtype)
 
 
+@component("methods.mixing.Ties")
 @dataclass(frozen=True)
 class Ties:
     """Trim, elect signs, merge (TIES, Yadav et al. 2023, arXiv:2306.01708), for each tensor.

@@ -17,6 +17,7 @@ import torch
 from methods import flops
 from methods.base import Adapter, Job, Keeper, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.finetune import FineTune, fine_tunings
+from methods.identity import component
 from methods.shot_im import ShotIM
 from methods.stock import Classifier, Weights
 from methods.table import Access
@@ -26,6 +27,7 @@ from methods.training import Batches, check_size, take
 _ADAPTERS: Mapping[type, type[Adapter]] = {Tent.Config: Tent, ShotIM.Config: ShotIM}
 
 
+@component("methods.offline.Adaptation")
 @dataclass(frozen=True)
 class Adaptation:
     """How to adapt on a pool: the options of an adapter, and how often and in which batches it meets every image."""
@@ -35,6 +37,7 @@ class Adaptation:
     batch_size: int = 64
 
 
+@component("methods.offline.adapt")
 def adapt(
     inputs: Sequence[Weights],
     data: Unlabelled,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from methods.base import Keeper, Unlabelled
+from methods.identity import component
 from methods.selfsoup.ingredients import pool_order, tensors_of, view_batches
 from methods.selfsoup.objectives import base, mae
 from methods.stock import AnyArchitecture, Architecture, Weights
@@ -17,6 +18,7 @@ from methods.training import Group, Progress, train
 from methods.views import Views
 
 
+@component("methods.pretrain.Pretraining")
 @dataclass(frozen=True)
 class Pretraining:
     """How to make a stock. lr: peak learning rate; weight decay, betas, mask ratio and crops are the paper's (table 8).
@@ -40,6 +42,7 @@ class Pretraining:
     objective: base.Config | None = None
 
 
+@component("methods.pretrain.pretrain")
 def pretrain(
     inputs: Sequence[Weights],
     data: Unlabelled,

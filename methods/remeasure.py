@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Unlabelled
+from methods.identity import component
 from methods.norms import batch_norm_layers
 from methods.stock import Normalise, Weights
 from methods.training import check_size, take
 
 
+@component("methods.remeasure.Remeasure")
 @dataclass(frozen=True)
 class Remeasure:
     """How to measure. images: at most so many, drawn at random; batch_size: about so many at a time."""
@@ -26,6 +28,7 @@ class Remeasure:
             raise ValueError("statistics need at least two images, and batches of at least two")
 
 
+@component("methods.remeasure.remeasured")
 def remeasured(inputs: Sequence[Weights], data: Unlabelled, config: Remeasure, generator: torch.Generator) -> Weights:
     """The encoder or classifier `inputs[0]` with statistics of clean images as they are; a job function.
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Labelled, Unlabelled
+from methods.identity import component
 from methods.mixing import Mixed, Weighted
 from methods.norms import batch_norm_layers, use_batch_statistics
 from methods.soup import combine_tensor, uniform_soup
@@ -121,6 +122,7 @@ def layer_of(name: str) -> str:
     return ".".join(parts[:-1]) or name
 
 
+@component("methods.season.Schedule")
 @dataclass(frozen=True)
 class Schedule:
     """How to learn coefficients. lr, last_lr: first and last rate of Adam, a cosine between. layerwise: see Mixture.
@@ -190,6 +192,7 @@ def neighbour_entropy(features: Tensor, neighbours: int = 16, temperature: float
     return -(log_p.exp() * log_p).sum(1).mean()
 
 
+@component("methods.season.SelfSeasoning")
 @dataclass(frozen=True)
 class SelfSeasoning(Schedule):
     """Options of self-seasoning: the schedule, and neighbours and temperature of the entropy."""
@@ -198,6 +201,7 @@ class SelfSeasoning(Schedule):
     temperature: float = 0.07
 
 
+@component("methods.season.self_seasoned")
 def self_seasoned(
     inputs: Sequence[Weights], data: Unlabelled, config: SelfSeasoning, generator: torch.Generator
 ) -> Mixed:
@@ -219,6 +223,7 @@ def self_seasoned(
     return _apply([_encoder_of(weights) for weights in inputs], shares, config.layerwise, "encoder.")
 
 
+@component("methods.season.learned_soup")
 def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, generator: torch.Generator) -> Mixed:
     """Classifiers mixed with the coefficients that lower the cross-entropy of held-out clean images; a job function.
 
@@ -294,6 +299,7 @@ def nearest_neighbour_accuracy(
     return float((votes.sum(1).argmax(1) == labels).float().mean())
 
 
+@component("methods.season.Supervised")
 @dataclass(frozen=True)
 class Supervised:
     """Options of supervised seasoning by random search. draws: of Dirichlet(1) coefficients, the first one uniform."""
@@ -304,6 +310,7 @@ class Supervised:
 
 
 @torch.no_grad()
+@component("methods.season.supervised_seasoned")
 def supervised_seasoned(
     inputs: Sequence[Weights], data: Labelled, config: Supervised, generator: torch.Generator
 ) -> Mixed:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Adapter, Source, Unsupported
+from methods.identity import component
 from methods.losses import at_least_float32, entropy, gradients, recordable
 from methods.split import split
 from methods.table import Access
@@ -30,6 +31,7 @@ class ShotIM(Adapter):
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (5e-6, 5e-5, 5e-4), "steps": (1, 3)}
     checked_with: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
 
+    @component("methods.shot_im.ShotIM.Config")
     @dataclass(frozen=True)
     class Config:
         """The release of T3A tries a tenth, once and ten times the rate of the source, there 5e-5, and 1 or 3 steps.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Labelled, Unlabelled
+from methods.identity import component
 from methods.mixing import Mixed, Mixer, Uniform, Wise
 from methods.remeasure import Remeasure, remeasured
 from methods.stock import Classifier, Weights
@@ -17,6 +18,7 @@ from methods.stock import Classifier, Weights
 _BATCH = 512
 
 
+@component("methods.soup.Interpolation")
 @dataclass(frozen=True)
 class Interpolation:
     """Where between two models to stop: 0 is the first, 1 the second."""
@@ -24,6 +26,7 @@ class Interpolation:
     position: float = 0.5
 
 
+@component("methods.soup.uniform_soup")
 def uniform_soup(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
@@ -39,6 +42,7 @@ def uniform_soup(
     return _combine(inputs, lambda name, tensors: Uniform().mix(tensors))
 
 
+@component("methods.soup.mixed_soup")
 def mixed_soup(
     inputs: Sequence[Weights], data: None, config: Mixer, generator: torch.Generator | None = None
 ) -> Weights:
@@ -61,6 +65,7 @@ def mixed_soup(
     return _combine(ingredients, mix)
 
 
+@component("methods.soup.interpolate")
 def interpolate(
     inputs: Sequence[Weights], data: None, config: Interpolation, generator: torch.Generator | None = None
 ) -> Weights:
@@ -74,6 +79,7 @@ def interpolate(
     return _combine(inputs, lambda name, tensors: rule.mix(tensors[1:], tensors[0]))
 
 
+@component("methods.soup.Greedy")
 @dataclass(frozen=True)
 class Greedy:
     """Options of the greedy soup. ties: also accept an ingredient that leaves the accuracy as it is."""
@@ -81,6 +87,7 @@ class Greedy:
     ties: bool = True
 
 
+@component("methods.soup.greedy_soup")
 def greedy_soup(
     inputs: Sequence[Weights], data: Labelled, config: Greedy, generator: torch.Generator | None = None
 ) -> Weights:
@@ -108,6 +115,7 @@ def shares_of(chosen: Sequence[int], count: int) -> dict[str, tuple[float, ...]]
     return {"all": tuple(1 / len(chosen) if number in chosen else 0.0 for number in range(count))}
 
 
+@component("methods.soup.best_ingredient")
 def best_ingredient(
     inputs: Sequence[Weights], data: Labelled, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
@@ -118,6 +126,7 @@ def best_ingredient(
     return Mixed(inputs[best].architecture, inputs[best].tensors, shares_of([best], len(inputs)))
 
 
+@component("methods.soup.ensemble")
 def ensemble(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
@@ -138,6 +147,7 @@ def ensemble(
     return Weights(inputs[0].architecture, tensors)
 
 
+@component("methods.soup.Line")
 @dataclass(frozen=True)
 class Line:
     """Where on the line between two classifiers to measure. points: how many, both ends among them; at least three."""
@@ -149,6 +159,7 @@ class Line:
             raise ValueError(f"a line needs its ends and a point between them, so 3 points, not {self.points}")
 
 
+@component("methods.soup.connectivity")
 def connectivity(
     inputs: Sequence[Weights], data: Labelled, config: Line, generator: torch.Generator | None = None
 ) -> Weights:
@@ -179,6 +190,7 @@ def connectivity(
     return Weights(inputs[0].architecture, tensors)
 
 
+@component("methods.soup.Fisher")
 @dataclass(frozen=True)
 class Fisher:
     """Options of Fisher merging. floor: added to every diagonal entry, so that unused weights are averaged."""
@@ -187,6 +199,7 @@ class Fisher:
     batch_size: int = 64
 
 
+@component("methods.soup.fisher_soup")
 def fisher_soup(
     inputs: Sequence[Weights], data: Unlabelled, config: Fisher, generator: torch.Generator | None = None
 ) -> Weights:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from methods import flops
+from methods.identity import component
 
 
 class AnyArchitecture(Protocol):
@@ -86,6 +87,7 @@ class AnyArchitecture(Protocol):
         """
 
 
+@component("methods.stock.Architecture")
 @dataclass(frozen=True)
 class Architecture:
     """The shape of a stock. `mean` and `std` normalise images in [0, 1]; `pool` makes an image's representation."""

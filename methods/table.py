@@ -73,7 +73,8 @@ class Row:
 
     `path` is "module:Class". `options_of` names the method whose options this one shares (a control of it),
     `starts_as` the one whose classifier it starts from: options of the same name are taken from there unless given.
-    `citation` is one line: authors, title, venue, year, identifier.
+    `citation` is one line: authors, title, venue, year, identifier. `version` is raised when the same inputs give other
+    numbers.
     """
 
     name: str
@@ -84,3 +85,4 @@ class Row:
     citation: str
     options_of: str | None = None
     starts_as: str | None = None
+    version: int = 1

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from methods.identity import component
 from methods.losses import gradients, recordable
 from methods.online import NormAdapter, NormOptions
 
@@ -35,6 +36,7 @@ class Tent(NormAdapter):
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam"},
     }
 
+    @component("methods.tent.Tent.Config")
     @dataclass(frozen=True)
     class Config(NormOptions):
         """Defaults of the paper for ImageNet.

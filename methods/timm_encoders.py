@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from methods.flops import Operations, counted
+from methods.identity import component
 from methods.vit import encode, encode_visible, is_plain
 
 Option = bool | int | float | str
@@ -43,6 +44,7 @@ _DECODERS = ((64, (32, 1, 4)), (96, (64, 2, 4)), (192, (128, 4, 4)), (384, (256,
 _LARGE_DECODER = (512, 8, 16)
 
 
+@component("methods.timm_encoders.TimmArchitecture")
 @dataclass(frozen=True)
 class TimmArchitecture:
     """A network by its timm name: its pooled features, the input of timm's classifier, are the representation.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from methods.identity import component
 from methods.taps import bicubic_taps, gaussian_taps, weigh_rows
 from methods.team import Share
 
@@ -36,6 +37,7 @@ class _Drawn(NamedTuple):
     factors: Tensor
 
 
+@component("methods.views.Views")
 @dataclass(frozen=True)
 class Views:
     """A random view of each image of a batch: uint8 [n, 3, h, w] to float32 [n, 3, h, w] in [0, 1], not normalised.

@@ -156,7 +156,7 @@ def _settings(shift: Shift, layout: Layout, ids: np.ndarray) -> dict[str, Any]:
         "side": side,
         "seed": shift.data_seed,
         "random_numbers": VERSION,
-        "pool": shift.pool,
+        "tiles": shift.tiles,
         "profile": profile_for(side, side) if shift.profile == "auto" else shift.profile,
         "layout": layout.name,
         "storage": {"jpeg": dict(layout.jpeg)} if layout.jpeg else "uint8",

@@ -30,7 +30,7 @@ class Shift(Protocol):
     model's other classes are masked; several: mean member probability); None where both have the same classes.
     `severities` are the only ones there are (None: those asked for); `has_clean` says whether the test images exist
     unshifted, `natural` whether they may be scored as a shift of their own (corruption "natural", severity 1);
-    `skipped` counts test images that the user left out; `pool` names the pictures that pasted tiles are made of (None:
+    `skipped` counts test images that the user left out; `tiles` names the pictures that pasted tiles are made of (None:
     there are no tiles).
     """
 
@@ -57,7 +57,7 @@ class Shift(Protocol):
     def skipped(self) -> int: ...
 
     @property
-    def pool(self) -> str | None: ...
+    def tiles(self) -> str | None: ...
 
     def ids(self, part: str) -> np.ndarray:
         """Sorted ids of the clean images of a part: "train", "dev" or "test"; int64 [n]."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import corruptions
+from bench.components import corruption_marks
 from bench.shifts.base import stream_rng
 from bench.shifts.reading import Reading
 from bench.shifts.table import Family, ShiftRow
@@ -56,7 +57,7 @@ class Digits:
     natural = False
     made_here = True
     skipped = 0
-    pool = None
+    tiles = None
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
@@ -95,7 +96,9 @@ class Digits:
     def digest(self, ids: np.ndarray, condition: Condition) -> str:
         rows = torch.from_numpy(ids)
         sha = hashlib.sha256(ids.tobytes() + self._labels[ids].tobytes() + self._images[rows].numpy().tobytes())
-        how = [] if condition.corruption is None else [self.data_seed, self.profile, self.storage]
+        how: list[object] = []
+        if condition.corruption is not None:
+            how = [self.data_seed, self.profile, self.storage, *corruption_marks(condition.corruption)]
         return "sha256:" + digest_of([sha.hexdigest(), str(condition), how])
 
 

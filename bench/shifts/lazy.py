@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench.components import corruption_name, identity
 from bench.data.kept import KeptRows, room_for
-from bench.fingerprint import own_code
+from bench.errors import BenchError
 from bench.trial import NATURAL, Condition, digest_of
 from methods.base import Images
 
@@ -45,7 +46,14 @@ class LazyImages:
 
     def __init__(self, shift: Shift, ids: np.ndarray, conditions: tuple[Condition, ...], *, keep: bool = True) -> None:
         self._shift, self._ids, self._conditions, self._keep = shift, ids, conditions, keep
+        self._expected: dict[Condition, str] = {}
         self.shape = torch.Size((len(ids) * len(conditions), *shift.images(ids[:1], conditions[0]).shape[1:]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To another process go no pixels but what they must be."""
+        expected = {condition: self._shift.digest(self._ids, condition) for condition in self._conditions}
+        state = {name: value for name, value in vars(self).items() if name != "_kept"}
+        return state | {"_expected": self._expected or expected}
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -70,6 +78,11 @@ class LazyImages:
 
     def _take(self, number: int, places: np.ndarray) -> np.ndarray:
         condition = self._conditions[number]
+        if (expected := self._expected.pop(condition, None)) and self._shift.digest(self._ids, condition) != expected:
+            raise BenchError(
+                f"the images of {self._shift.name}, {condition}, have changed since the run was planned; start the run "
+                "again"
+            )
 
         def make(chosen: np.ndarray) -> np.ndarray:
             pixels: np.ndarray = self._shift.images(self._ids[chosen], condition).numpy()
@@ -88,5 +101,9 @@ class LazyImages:
 
     def _key(self, condition: Condition) -> str:
         # Processors with other instructions may round otherwise; one machine always does the same.
-        by = [own_code("corruptions"), torch.backends.cpu.get_cpu_capability(), torch.__version__]
+        by = [
+            identity(corruption_name(str(condition.corruption))),
+            torch.backends.cpu.get_cpu_capability(),
+            torch.__version__,
+        ]
         return digest_of([self._shift.digest(self._ids, condition), list(self.shape[1:]), by])

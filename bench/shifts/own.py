@@ -20,8 +20,7 @@ from bench.data.arrays import ArraySet
 from bench.data.decode import Preprocessing
 from bench.data.imageset import checked_labels
 from bench.errors import MissingDataError, UsageError
-from bench.outside import load_object
-from bench.registry import file_digest
+from bench.outside import code_of, load_object
 from bench.shifts.parts import Facts, ImageShift, Part, Stores, stores_at
 from bench.shifts.reading import Reading
 from bench.shifts.table import Family, ShiftRow
@@ -91,12 +90,12 @@ class _Told:
 def own(row: ShiftRow, reading: Reading) -> ImageShift:
     """The shift that a class of a file tells. Raises UsageError for a class that is none, or tells what cannot be.
 
-    `row.profile` is the file's hash where the shift was loaded before, in another process: a file that has changed
+    `row.profile` says what the file does where the shift was loaded before, in another process: a file that has changed
     since is refused.
     """
     file, _, cls = row.name.rpartition(":")
     told = told_by(row.name, reading)
-    code = f"file:{file_digest(row.name)}"
+    code = f"file:{code_of(row.name)}"
     if row.profile not in ("auto", code):
         raise UsageError(f"{file} has changed since the run was planned; start the run again")
     name = f"{Path(file).name}:{cls}"

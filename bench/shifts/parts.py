@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 import corruptions
+from bench.components import corruption_marks
 from bench.data.decode import Preprocessing
 from bench.data.folders import FolderSet
 from bench.data.imageset import ImageSet, Labels
 from bench.data.store import PixelStore
-from bench.errors import MissingDataError, UsageError
+from bench.errors import BenchError, MissingDataError, UsageError
 from bench.shifts.base import NATURAL
 from bench.shifts.reading import Reading
 from bench.shifts.table import Family, ShiftRow
@@ -125,6 +126,7 @@ class OurCorruptions:
 
     def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
         settings = [self.stores(part.images).digest(part.at(ids)), self.seed, self.profile, self.storage]
+        settings += corruption_marks(condition.corruption)
         return digest_of([*settings, self.pool().name] if self.pool is not None and _of_tiles(condition) else settings)
 
 
@@ -216,7 +218,7 @@ class ImageShift:
         """To another process goes how it was loaded, and it is loaded there once."""
         if self.made_by is None:
             raise TypeError(f"{self.name} was not loaded by its name, so another process cannot load it")
-        return _loaded_again, self.made_by
+        return _loaded_again, (*self.made_by, self.open_test().images.key)
 
     @property
     def skipped(self) -> int:
@@ -242,7 +244,7 @@ class ImageShift:
         return self._answers(ids) if self._answers is not None else None
 
     @property
-    def pool(self) -> str | None:
+    def tiles(self) -> str | None:
         """The name of the pictures that tiles are made of, None where no corruption of the shift has any."""
         made = self._shifted
         return made.pool().name if isinstance(made, OurCorruptions) and made.pool is not None else None
@@ -298,9 +300,11 @@ class ImageShift:
 
 
 @lru_cache(maxsize=2)
-def _loaded_again(load: Loader, row: ShiftRow, reading: Reading) -> ImageShift:
+def _loaded_again(load: Loader, row: ShiftRow, reading: Reading, test: str) -> ImageShift:
     shift = load(row, reading)
     shift.made_by = (load, row, reading)
+    if shift.open_test().images.key != test:
+        raise BenchError(f"the images of {shift.name} have changed since the run was planned; start the run again")
     return shift
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Keeper, Labelled, Unlabelled
+from methods.identity import component
 from methods.selfsoup.objectives import base, mae
 from methods.stock import Normalise, Weights
 from methods.team import ALONE, Team
@@ -17,6 +18,7 @@ from methods.training import Batches, Group, Progress, check_size, compile_block
 from methods.views import Views
 
 
+@component("methods.selfsoup.ingredients.Ingredient")
 @dataclass(frozen=True)
 class Ingredient:
     """How to make one ingredient (Fuller et al. 2026, arXiv:2602.02890, section 4 and the released code).
@@ -56,6 +58,7 @@ class Ingredient:
         return self.objective.cost * self.batch_size / 128
 
 
+@component("methods.selfsoup.ingredients.inter_train")
 def inter_train(
     inputs: Sequence[Weights],
     data: Unlabelled,

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from methods.base import Keeper, Labelled, Unlabelled, Unsupported
+from methods.identity import component
 from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
 from methods.stock import Normalise, Weights
 from methods.team import ALONE, Team
 from methods.training import Group, Progress, check_size, compile_blocks, take, train
 
 
+@component("methods.selfsoup.lockstep.Together")
 @dataclass(frozen=True)
 class Together:
     """Ingredients of one length, batch size and precision, which share their images. Raises Unsupported otherwise."""
@@ -37,6 +39,7 @@ class Together:
             raise Unsupported("ingredients in lockstep take whole batches; leave accumulate or lockstep out")
 
 
+@component("methods.selfsoup.lockstep.Member")
 @dataclass(frozen=True)
 class Member:
     """Which of several encoders to take."""
@@ -57,6 +60,7 @@ class Draws:
         self.generator.set_state(state)
 
 
+@component("methods.selfsoup.lockstep.inter_train_together")
 def inter_train_together(
     inputs: Sequence[Weights],
     data: Unlabelled,
@@ -122,6 +126,7 @@ def inter_train_together(
     return Weights(stock.architecture, tensors)
 
 
+@component("methods.selfsoup.lockstep.member")
 def member(inputs: Sequence[Weights], data: None, config: Member, generator: torch.Generator | None = None) -> Weights:
     """One of the encoders of `inter_train_together`; a job function."""
     return Weights(inputs[0].architecture, inputs[0].part(f"members.{config.number}"))

@@ -11,6 +11,7 @@ import torch
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.finetune import fine_tunings, join, probe_of, refuse_cut
+from methods.identity import component
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.lockstep import Member, Together, inter_train_together, member
 from methods.selfsoup.mixes import Mixing, mix_classifiers, mix_job, selection
@@ -278,6 +279,7 @@ def ingredient_job(
     return Job(inter_train, config, inputs, pool, label, resumable=True, work=work, shared=not stock.batch_norm)
 
 
+@component("methods.selfsoup.recipe.encoder_alone")
 def encoder_alone(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
@@ -286,6 +288,7 @@ def encoder_alone(
     return Weights(body.architecture, {n: t for n, t in body.tensors.items() if n.startswith("encoder.")})
 
 
+@component("methods.selfsoup.recipe.encoder_and_decoder")
 def encoder_and_decoder(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:

@@ -199,14 +199,16 @@ def test_another_machine_version_or_image_measures_anew(
         case "threads":
             monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
         case "code":
-            monkeypatch.setattr(answers, "own_code", lambda *packages: "other")
+            monkeypatch.setattr(answers, "identity", lambda name: "2")
         case "versions":
             monkeypatch.setattr(answers, "environment", lambda: {**fingerprint.environment(), "torch": "9.9"})
         case "machine":
             monkeypatch.setattr(answers, "device_name", lambda device: "another processor")
         case "images":
-            assert job.contents is not None
-            job = replace(job, contents=dict.fromkeys(job.contents, "sha256:other"))
+            assert job.expected is not None
+            job = replace(
+                job, expected=replace(job.expected, digests=dict.fromkeys(job.expected.digests, "sha256:other"))
+            )
         case "numbers":
             monkeypatch.setattr(answers, "_digest", lambda model: "other")
         case "layers":

@@ -15,7 +15,8 @@ import torch
 
 from bench import kitchen
 from bench.cache import weights_path
-from bench.kitchen import all_jobs, code_digest, cooked, cooking_tasks, fit_seconds, job_key
+from bench.components import identity_of
+from bench.kitchen import all_jobs, cooked, cooking_tasks, fit_seconds, job_key
 from bench.models import load_stock, load_weights
 from bench.workers import Task, run_tasks
 from methods.base import Job, Unlabelled
@@ -116,12 +117,6 @@ def test_equal_jobs_have_one_key_and_every_difference_another(stock: str, pool: 
     assert len({key(), *other}) == 7
 
 
-def test_the_code_behind_a_job_is_part_of_its_key() -> None:
-    digest = code_digest(inter_train.__module__)
-    assert digest != code_digest(uniform_soup.__module__)
-    assert code_digest.__wrapped__(inter_train.__module__) == digest
-
-
 def test_random_numbers_do_not_move_with_the_code(
     stock: str, pool: Unlabelled, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +124,7 @@ def test_random_numbers_do_not_move_with_the_code(
     job = Job(inter_train, config, (load_stock(stock),), pool, "x")
     list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
     before = load_weights(weights_path(job_key(job, 0)))[0].digest
-    monkeypatch.setattr(kitchen, "code_digest", lambda module: f"{module}, edited")
+    monkeypatch.setattr(kitchen, "identity_of", lambda thing: [*identity_of(thing), "edited"])
     assert len(cooking_tasks([job], 0, "cpu")) == 1  # edited code is run again …
     list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
     assert load_weights(weights_path(job_key(job, 0)))[0].digest == before  # … on the same draws

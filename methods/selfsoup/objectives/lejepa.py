@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from methods import flops
+from methods.identity import component
 from methods.selfsoup.objectives import base
 from methods.stock import AnyArchitecture, Weights
 
@@ -16,6 +17,7 @@ _KNOTS = 17
 _LIMIT = 3.0
 
 
+@component("methods.selfsoup.objectives.lejepa.Config")
 @dataclass(frozen=True)
 class Config:
     """Options of the predictive objective.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from methods import flops
+from methods.identity import component
 from methods.selfsoup.objectives import base
 from methods.selfsoup.objectives.lejepa import random_slices, sigreg
 from methods.stock import AnyArchitecture, Weights
@@ -18,6 +19,7 @@ from methods.vit import encode
 _LOCAL_SIDE = 3 / 7  # 96 of 224 pixels
 
 
+@component("methods.selfsoup.objectives.lejepa_official.Config")
 @dataclass(frozen=True)
 class Config:
     """Options of LeJEPA; defaults are the recommended ones.

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods import flops
+from methods.identity import component
 from methods.selfsoup.objectives import base
 from methods.stock import AnyArchitecture, Weights, sine_cosine_positions
 from methods.training import reset
 from methods.vit import encode_visible, pick
 
 
+@component("methods.selfsoup.objectives.mae.Config")
 @dataclass(frozen=True)
 class Config:
     """Options of masked autoencoding.

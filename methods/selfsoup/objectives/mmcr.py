@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods import flops
+from methods.identity import component
 from methods.selfsoup.objectives import base
 from methods.stock import AnyArchitecture, Weights
 
 _SMALLEST = 1e-6
 
 
+@component("methods.selfsoup.objectives.mmcr.Config")
 @dataclass(frozen=True)
 class Config:
     """Options of the manifold-capacity objective. local: add the nuclear norms of each image's own pair of views."""

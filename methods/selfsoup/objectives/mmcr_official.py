@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods import flops
+from methods.identity import component
 from methods.selfsoup.objectives import base
 from methods.stock import AnyArchitecture, Weights
 
 
+@component("methods.selfsoup.objectives.mmcr_official.Config")
 @dataclass(frozen=True)
 class Config:
     """Options of MMCR; defaults are those of its ImageNet training.

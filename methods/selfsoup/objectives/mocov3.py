@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods import flops
+from methods.identity import component
 from methods.selfsoup.objectives import base
 from methods.stock import AnyArchitecture, Weights
 
 
+@component("methods.selfsoup.objectives.mocov3.Config")
 @dataclass(frozen=True)
 class Config:
     """Options of the contrastive objective; left out, it is the simplified one.

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from methods import flops
+from methods.identity import component
 from methods.selfsoup.objectives import base
 from methods.selfsoup.objectives.mocov3 import info_nce
 from methods.stock import AnyArchitecture, Weights
 
 
+@component("methods.selfsoup.objectives.mocov3_official.Config")
 @dataclass(frozen=True)
 class Config:
     """Options of MoCo v3; defaults are those of its ViT-B.

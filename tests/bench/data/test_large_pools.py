@@ -84,7 +84,7 @@ def test_other_pixels_have_another_file(corrupted: list[Any], monkeypatch: pytes
         case "severity":
             severity = 4.0
         case "code":
-            monkeypatch.setattr(lazy, "own_code", lambda *packages: "other")
+            monkeypatch.setattr(lazy, "identity", lambda name: "2")
         case "instructions":
             monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "other")
         case "version":

@@ -32,12 +32,12 @@ def test_every_distortion_and_the_named_procedural_pool(root: Path) -> None:
     ids = shift.ids("test")
     clean = shift.images(ids, Condition(None, 0))
     assert shift.corruptions == LAION
-    assert shift.pool == "plasma-4096"
+    assert shift.tiles == "plasma-4096"
     for name in LAION:
         images = shift.images(ids, Condition(name, 3))
         assert images.shape == clean.shape == (4, 3, 224, 224)
         assert not torch.equal(images, clean)
-    assert load_shift("imagenet-c-bar-gen", root).pool is None
+    assert load_shift("imagenet-c-bar-gen", root).tiles is None
 
 
 def test_a_folder_in_the_data_root_takes_its_place(root: Path) -> None:
@@ -51,8 +51,8 @@ def test_a_folder_in_the_data_root_takes_its_place(root: Path) -> None:
     for level in (0, 128, 255):
         Image.new("RGB", (300, 260), (level,) * 3).save(tiles / f"{level}.png")
     after = load_shift("laion-c-gen", root)
-    assert after.pool is not None
-    assert after.pool.startswith("laion-c-tiles-3-")
+    assert after.tiles is not None
+    assert after.tiles.startswith("laion-c-tiles-3-")
     assert set(after.images(ids, Condition("mosaic", 5)).unique().tolist()) <= {0, 128, 255}
     changed = {name for name in LAION if after.digest(ids, Condition(name, 5)) != digests[name]}
     assert changed == {"mosaic", "stickers"}
