@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from bench.fingerprint import device_name
 from bench.keeper import FileKeeper
 from bench.live import Teller, training_file
 from bench.models import facts_of, load_weights, save_weights
+from bench.outside import search_for, searched_for
 from bench.spread import Call, spread
 from bench.trial import digest_of
 from bench.workers import Task
@@ -44,6 +45,11 @@ def job_key(job: Job | Weights, seed: int) -> str:
 
 def _architecture(part: Job | Weights) -> list[str]:
     return identity_of(type(part.architecture)) if isinstance(part, Weights) else []
+
+
+def code_key(job: Job) -> str:
+    """What says whether a process has the code that a job was planned with."""
+    return digest_of([identity_of(job.function), described(job.config, identity_of)])
 
 
 def draw_key(job: Job | Weights, seed: int) -> str:
@@ -122,10 +128,11 @@ class Order:
     parts: tuple[Any, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (pickle.dumps(self.parts),)
+        return _received, (pickle.dumps(self.parts), searched_for())
 
 
-def _received(message: bytes) -> Order:
+def _received(message: bytes, modules: Mapping[str, str]) -> Order:
+    search_for(modules)
     return Order(pickle.loads(message))
 
 
@@ -146,7 +153,7 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str, devices: int =
         draws = int(draw_key(job, seed)[:15], 16)
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
         spent = devices if job.shared else 1
-        arguments = (key, draws, order, device, job.label, stocks, spent, job.work, kind_of(job))
+        arguments = (key, draws, order, device, job.label, stocks, spent, job.work, kind_of(job), code_key(job))
         tasks[key] = Task(key, cook, arguments, after, job.label, spent)
     return list(tasks.values())
 
@@ -161,18 +168,21 @@ def cook(
     devices: int = 1,
     work: Work | None = None,
     kind: str = "",
+    code: str = "",
 ) -> None:
     """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds.
 
     `stocks` are the digests of all weights that were given and not made on the way. A shared job may be spread over so
     many `devices`, whose seconds add up. Of several processes that are to cook the same, one does and the others wait.
     A job whose steps are known tells people where it is. `kind` is that of `kind_of`, for whoever asks how long such
-    jobs take.
+    jobs take. `code` is that of `code_key` where the job was planned: BenchError where it is another one here.
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
         if cooked(key) is not None:
             return
         function, config, inputs, data, resumable = order.parts
+        if code and code != digest_of([identity_of(function), described(config, identity_of)]):
+            raise BenchError(f"the code of {label} has changed since the run was planned; start the run again")
         weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
         call = Call(function, weights, data, config, draws, device)
         teller = Teller(training_file(key), label)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,9 +96,10 @@ def _load_file(file: Path, digest: str) -> ModuleType:
         module.__package__, module.__spec__ = package, None
     helpers = {place: called for place, called in brought_along(file).items() if called}
     _forget_changed(helpers)
+    beside = {called.partition(".")[0] for place, called in helpers.items() if place.is_relative_to(above)}
+    search_for(dict.fromkeys(beside, str(above)))
     sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
-    with _folder_searched(above):
-        exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
+    exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
     _loaded.update({place: content_digest(place) for place in helpers})
     if files_digest(file) != digest:
         raise UsageError(f"{file} was changed while it was read; run the same command again")
@@ -125,23 +125,28 @@ def _is_stale(place: Path, module: ModuleType | None) -> bool:
     return Path(file).resolve() != place or _loaded.get(place, content_digest(place)) != content_digest(place)
 
 
-@contextmanager
-def _folder_searched(folder: Path) -> Iterator[None]:
-    """Modules beside a file are found first while it is loaded, and last from then on."""
-    place = str(folder)
-    sys.path.insert(0, place)
-    try:
-        yield
-    finally:
-        sys.path.remove(place)
-        if place not in sys.path:
-            sys.path.append(place)
+_folders: dict[str, str] = {}
+
+
+def search_for(modules: Mapping[str, str]) -> None:
+    """Find these top-level modules in these folders, before others of their names."""
+    _folders.update(modules)
+
+
+def searched_for() -> dict[str, str]:
+    """Modules that other people's files import from beside them, and their folders: another process needs them too."""
+    return dict(_folders)
 
 
 class _Files(MetaPathFinder, Loader):
-    """Finds the module of a file by its name in a process that has not loaded it: objects of it can be sent there."""
+    """Finds the module of a file by its name in a process that has not loaded it: objects of it can be sent there.
+
+    It also finds what such files import from beside them.
+    """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name in _folders:
+            return PathFinder.find_spec(name, [_folders[name]])
         return importlib.util.spec_from_loader(name, self) if name.startswith(_PREFIX) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -155,4 +160,4 @@ class _Files(MetaPathFinder, Loader):
         """Nothing is left to do."""
 
 
-sys.meta_path.append(_Files())
+sys.meta_path.insert(0, _Files())

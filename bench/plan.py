@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+import corruptions
 from bench.classifiers import for_classes
 from bench.components import HARNESS, corruption_marks, corruption_name, identity, identity_of_path, method_name
 from bench.data.offline import go_offline
@@ -35,7 +36,7 @@ from bench.shifts.base import (
 )
 from bench.shifts.reading import Reading
 from bench.spec import RunSpec
-from bench.trial import CLEAN, NATURAL, Condition, Trial, digest_of
+from bench.trial import CLEAN, Condition, Trial, digest_of
 from bench.workers import Task
 from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
@@ -436,7 +437,7 @@ def _identities(
                 "precision": trial.precision,
                 "options": trial.options,
                 "limit": trial.limit,
-                "components": {**made, **_corruption_of(shift, condition)},
+                "components": {**made, **_corruptions_of(shift, segment, condition)},
                 "weights": weights,
                 "data": {
                     "digest": digests[condition],
@@ -454,7 +455,10 @@ def _identities(
     return found
 
 
-def _corruption_of(shift: Shift, condition: Condition) -> dict[str, str]:
-    if not shift.made_here or condition.corruption in (None, NATURAL):
+def _corruptions_of(shift: Shift, segment: Segment, condition: Condition) -> dict[str, str]:
+    """The corruptions of ours that make a condition's images."""
+    if not shift.made_here:
         return {}
-    return {corruption_name(str(condition.corruption)): identity(corruption_name(str(condition.corruption)))}
+    steps = [step for blend in segment.blends for step in blend] if segment.blends else [condition]
+    ours = sorted({str(step.corruption) for step in steps} & set(corruptions.names()))
+    return {corruption_name(name): identity(corruption_name(name)) for name in ours}

@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 
 import tomli_w
@@ -21,6 +20,7 @@ from leaderboards import site
 from leaderboards.bundle import Bundle, BundleError, read_bundle, write_bundle
 from leaderboards.comparable import BoardError
 from leaderboards.files import StoreError
+from leaderboards.identity import labels_digest
 from leaderboards.record import Access, Record, schema
 from leaderboards.store import find_predictions
 from leaderboards.submit import (
@@ -32,6 +32,7 @@ from leaderboards.submit import (
     check_folder,
     check_predictions,
     check_run,
+    known,
     make_bundle,
     read_known,
 )
@@ -43,8 +44,7 @@ _TOO_LONG = 100  # problems of one submission shown to a reader
 
 def checker() -> Checker:
     """The table of methods, and the data and weights that ship with the project as the known ones."""
-    with resources.as_file(resources.files("leaderboards") / "reference" / "known.json") as path:
-        return Checker(access_of, read_known(path))
+    return Checker(access_of, known())
 
 
 def access_of(method: str) -> Access | None:
@@ -174,6 +174,7 @@ def write_known(shift_name: str, out: Path) -> None:
             {
                 "ids": [tuple(run) for run in runs_of(scored)],
                 "conditions": {str(condition): shift.digest(scored, condition) for condition in conditions},
+                "labels": labels_digest(scored, shift.labels(scored)),
             }
         )
     known = read_known(out) if out.is_file() else Known()

@@ -29,6 +29,7 @@ from leaderboards.memory import Memory
 from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read, state_of
+from leaderboards.submit import known
 from leaderboards.verify import verify
 
 
@@ -291,7 +292,7 @@ def print_verification(folder: Path, as_json: bool) -> int:
     open_folder = (folder / "records").is_dir() or (folder / "records.jsonl").is_file()
     if not open_folder:
         raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")
-    report = verify(folder)
+    report = verify(folder, known().labels_of)
     if as_json:
         problems = [{"key": p.key, "file": p.file, "message": p.message} for p in report.problems]
         print_json({"checked": len(report.checked), "problems": problems})

@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 
 from leaderboards.comparable import BoardError as BoardError
-from leaderboards.comparable import Line, check_comparable, condition_name, line_name, line_of
+from leaderboards.comparable import Line, check_comparable, condition_name, line_name, line_of, version_notes
 from leaderboards.memory import Memory
 from leaderboards.ranking import ReadPredictions, Resampling, measure, read_scores
 from leaderboards.record import Access, Record, Track
@@ -120,6 +120,7 @@ class Board:
     """Rows over one comparable group of records, by track (R, A, B, C, D), then from best to worst, incomplete last.
 
     `n` is the number of images scored in each corrupted condition, `level` the confidence of all intervals and ranks.
+    `versions` says in sentences where different versions of code made the numbers.
     """
 
     shift: str
@@ -134,6 +135,7 @@ class Board:
     n: int | None
     level: float
     rows: tuple[BoardRow, ...]
+    versions: tuple[str, ...] = ()
 
 
 def make_board(
@@ -178,6 +180,7 @@ def make_board(
         n=next((row.n for row in rows.values() if row.n is not None), None),
         level=level,
         rows=tuple(sorted(rows.values(), key=_order)),
+        versions=version_notes(lines),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from leaderboards.record import Record
 
@@ -105,8 +105,30 @@ def _check_line(name: str, group: Sequence[Record]) -> None:
         cell = (record.corruption, record.severity, record.seed)
         if cell in seen:
             condition = condition_name(record.corruption, record.severity)
-            raise BoardError(f"{where} hold {condition} with seed {record.seed} twice; {_SEPARATE}")
+            made = next(iter(_versions(group)), "")
+            raise BoardError(
+                f"{where} hold {condition} with seed {record.seed} twice{made and f', made by {made}'}; "
+                f"{'run it again in a new folder with --out' if made else _SEPARATE}"
+            )
         seen.add(cell)
+
+
+def version_notes(lines: Mapping[Line, Sequence[Record]]) -> tuple[str, ...]:
+    """A sentence for each row, and one for all rows, whose numbers were made by different versions of one component."""
+    notes = [
+        f"{line_name(line)}: its numbers were made by {each}" for line, own in lines.items() for each in _versions(own)
+    ]
+    told = {note.partition("made by ")[2] for note in notes}
+    everywhere = _versions([record for group in lines.values() for record in group])
+    return (*notes, *(f"the rows were made by {each}" for each in everywhere if each not in told))
+
+
+def _versions(records: Iterable[Record]) -> list[str]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for name, version in record.components.items():
+            found[name].add(version)
+    return [f"versions {' and '.join(sorted(made))} of {name}" for name, made in sorted(found.items()) if len(made) > 1]
 
 
 def _same(where: str, what: str, values: Iterable[Hashable], remedy: str) -> None:

@@ -62,11 +62,11 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """Where the two did not see the same information."""
+        """Where different versions of code made the numbers, or the two did not see the same information."""
         if self.a.access == self.b.access:
-            return []
+            return list(self.board.versions)
         words = [f"{row.name}: track {row.track}, {access_words(row.access)}" for row in (self.a, self.b)]
-        return [f"the two saw different information: {'; '.join(words)}"]
+        return [*self.board.versions, f"the two saw different information: {'; '.join(words)}"]
 
 
 def compare_rows(

@@ -28,16 +28,18 @@ def identity_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a record's content that its key is made of.
 
     Where and when it was made, what it cost and what came out are left out; so are `access` and `track`, which follow
-    from the method. A field of `data` that is None is left out, so that one that is added with this default changes no
-    key.
+    from the method. A field of `data` that is None or empty is left out, so that one that is added with this default
+    changes no key.
     """
     found = {name: content[name] for name in _FIELDS} | {"severity": float(content["severity"])}
-    found["data"] = {name: value for name, value in content["data"].items() if name != "skipped" and value is not None}
+    found["weights"] = {"ready": False, **content["weights"]}
+    empty: tuple[Any, ...] = (None, [], ())
+    found["data"] = {name: value for name, value in content["data"].items() if name != "skipped" and value not in empty}
     return found
 
 
 _FIELDS = (
-    *("method", "part", "components", "options", "shift", "corruption", "model", "weights"),
+    *("method", "part", "components", "options", "shift", "corruption", "model"),
     *("protocol", "split", "seed", "batch_size", "precision", "limit"),
 )
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from leaderboards.metrics import score
 from leaderboards.plausible import clean_doubts
 from leaderboards.predictions import Predictions
 from leaderboards.record import Access, Name, Record, strict_json
-from leaderboards.verify import TOLERANCE, Problem, verify
+from leaderboards.verify import TOLERANCE, Problem, verify, wrong_key
 
 AccessOf = Callable[[str], Access | None]
 Runs = list[tuple[int, int, int]]
@@ -40,10 +41,13 @@ class _Part(BaseModel):
 
 
 class KnownSplit(_Part):
-    """The scored images of a split as runs [first id, step, count], and the digest of each condition ("fog@5")."""
+    """The scored images of a split as runs [first id, step, count], the digest of each condition ("fog@5"), and that of
+    the images' labels (`leaderboards.identity.labels_digest`).
+    """
 
     ids: Runs
     conditions: dict[Name, Name]
+    labels: Name | None = None
 
     @property
     def n(self) -> int:
@@ -60,6 +64,11 @@ class Known(_Part):
     shifts: dict[Name, dict[Name, KnownSplit]] = Field(default_factory=dict)
     models: dict[Name, Name] = Field(default_factory=dict)
 
+    def labels_of(self, record: Record) -> str | None:
+        """The digest of the labels of a record's images; None where they are not those of a known split."""
+        split = self.shifts.get(record.shift, {}).get(record.split)
+        return split.labels if split is not None and record.limit is None and record.n == split.n else None
+
 
 @dataclass(frozen=True, slots=True)
 class Checker:
@@ -67,6 +76,12 @@ class Checker:
 
     access_of: AccessOf
     known: Known
+
+
+def known() -> Known:
+    """The data and weights that ship with the project as the known ones."""
+    with resources.as_file(resources.files("leaderboards") / "reference" / "known.json") as path:
+        return read_known(path)
 
 
 def read_known(path: Path) -> Known:
@@ -226,7 +241,7 @@ def check_folder(folder: Path, checker: Checker) -> tuple[dict[str, Bundle], lis
 
 def check_run(folder: Path, checker: Checker, card: str | None = None) -> list[Problem]:
     """Everything that would be said of the bundle of a results folder, and that its numbers follow from its files."""
-    problems = list(verify(folder).problems)
+    problems = list(verify(folder, checker.known.labels_of).problems)
     if problems:
         return problems
     from leaderboards.store import Store
@@ -259,10 +274,10 @@ def check_predictions(bundle: Bundle, predictions: Callable[[Record], Prediction
 def check_bundle(bundle: Bundle, checker: Checker) -> Iterator[tuple[str | None, str]]:
     """Everything that keeps a bundle from being published, as (record key, sentence that ends with what to do).
 
-    Strings must be plain text; records comparable and none failed or limited; the method known, with just the access it
-    has; data, images and weights the known ones; every corruption of the shift there for every method, part, severity
-    and seed; accuracy the mean of the bits, and other metrics possible beside it; clean accuracy plausible; the code a
-    clean commit or a release.
+    Strings must be plain text; keys those that follow from the records; records comparable and none failed or limited;
+    the method known, with just the access it has; data, labels, images and weights the known ones; every corruption of
+    the shift there for every method, part, severity and seed; accuracy the mean of the bits, and other metrics possible
+    beside it; clean accuracy plausible; the code a clean commit or a release.
     """
     for place, text in _strings(bundle):
         if reason := _unsafe(text):
@@ -332,6 +347,7 @@ def _record_problems(record: Record, access_of: AccessOf) -> Iterator[str]:
         yield f"{_place(record)} was limited to {record.limit} images; run it again without --limit"
     if record.data.skipped:
         yield f"{_place(record)} left out {record.data.skipped} test images; mend them and run it again on all of them"
+    yield from (f"{_place(record)} {message}" for message in wrong_key(record))
     known = access_of(record.method)
     if known is None:
         yield f"the method {record.method} is not in the table of methods; add it there in the same pull request"
@@ -360,6 +376,8 @@ def _data_problems(record: Record, known: Known, bits: Bits) -> Iterator[str]:
         yield f"{record.shift} has no published condition {condition}; leave it out"
     elif digest != record.data.digest:
         yield f"the data of {_place(record)} are not those of {record.shift}; see `bench data verify {record.shift}`"
+    if split.labels is not None and record.data.labels != split.labels:
+        yield f"the labels of {_place(record)} are not those of {record.shift}; see `bench data verify {record.shift}`"
     if record.n != len(bits):
         yield f"{_place(record)} says n = {record.n} and has {len(bits)} outcomes; bundle the run again"
     if not np.array_equal(np.unique(bits.id), np.unique(ids_of(split.ids))):

@@ -313,8 +313,11 @@ def _count(number: int | None, noun: str) -> str:
 
 
 def notes_of(board: Board) -> list[str]:
-    """What failed or is missing, a line for each incomplete row."""
-    return [f"{row.name}: {' '.join(row.incomplete.split())}" for row in board.rows if row.incomplete]
+    """Where different versions of code made the numbers, and what failed or is missing in each incomplete row."""
+    return [
+        *board.versions,
+        *(f"{row.name}: {' '.join(row.incomplete.split())}" for row in board.rows if row.incomplete),
+    ]
 
 
 def _flat(board: Board, row: BoardRow, per_corruption: bool) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leaderboards.files import lines_of
-from leaderboards.metrics import score
+from leaderboards.identity import key_of_record, labels_digest
+from leaderboards.metrics import diagnose, score
 from leaderboards.record import Record, RecordError
 from leaderboards.store import Predictions, Store, StoreError, read_record
 
@@ -39,12 +40,17 @@ class Report:
         return not self.problems
 
 
-def verify(folder: Path | str) -> Report:
+LabelsOf = Callable[[Record], str | None]
+"""The digest of the labels that a record's images have by what is known of its shift; None where nothing is."""
+
+
+def verify(folder: Path | str, labels_of: LabelsOf = lambda _: None) -> Report:
     """Check a results folder; what is broken becomes a problem, never an exception.
 
-    Every metric of every done record must follow from its predictions to 1e-9, and `n` be their number. The same image
-    must have the same label in all records of a condition, methods must be scored on the same images of a stream, and
-    no two conditions may share their predictions. records.jsonl, if there, must say what records/ says. No
+    The key of every record must follow from its other fields. Every metric and diagnostic of every done record must
+    follow from its predictions to 1e-9, and `n` be their number. An image must have one label in all records of a
+    shift, those of the digest in the record, and those of `labels_of`; methods must be scored on the same images of a
+    stream, and no two conditions may share their predictions. records.jsonl, if there, must say what records/ says. No
     file may be missing, named wrongly or belong to no record.
     """
     store = Store(folder)
@@ -65,6 +71,7 @@ def verify(folder: Path | str) -> Report:
     contents: dict[str, Record] = {}
     for key in sorted(records):
         record = records[key]
+        problems += [Problem(key, f"records/{key}.json", message) for message in wrong_key(record)]
         if record.predictions is None:
             continue
         try:
@@ -75,7 +82,8 @@ def verify(folder: Path | str) -> Report:
         checked.append(key)
         problems += [Problem(key, record.predictions, message) for message in _wrong_numbers(record, predictions)]
         problems += [
-            Problem(key, record.predictions, message) for message in _wrong_labels(record, predictions, labels)
+            Problem(key, record.predictions, message)
+            for message in _wrong_labels(record, predictions, labels, labels_of(record))
         ]
         problems += [
             Problem(key, record.predictions, message) for message in _wrong_images(record, predictions, streams)
@@ -83,6 +91,14 @@ def verify(folder: Path | str) -> Report:
         problems += [Problem(key, record.predictions, message) for message in _copied(record, predictions, contents)]
     problems += _orphans(store, records)
     return Report(tuple(checked), tuple(problems))
+
+
+def wrong_key(record: Record) -> Iterator[str]:
+    """Sentences that say why a record is not what its key names."""
+    if not record.components:
+        yield "was written before keys could be checked; run the trial again with this version"
+    elif key_of_record(record) != record.key:
+        yield f"has fields of another key, {key_of_record(record)}: one was changed; run the trial again with --rerun"
 
 
 def _read_files(store: Store) -> tuple[dict[str, Record], list[Problem]]:
@@ -142,13 +158,28 @@ def _wrong_numbers(record: Record, predictions: Predictions) -> Iterator[str]:
         published = getattr(record.metrics, name)
         if not abs(published - value) <= TOLERANCE:
             yield f"gives {name} {value!r} where the record says {published!r}; run the trial again with --rerun"
+    if record.diagnostics is None:
+        return
+    after = record.diagnostics.clean_accuracy_after  # of images that are not in this file
+    for name, value in diagnose(predictions, after).model_dump(exclude={"clean_accuracy_after"}).items():
+        published = getattr(record.diagnostics, name)
+        if not abs(published - value) <= TOLERANCE:
+            yield f"gives {name} {value!r} where the record says {published!r}; run the trial again with --rerun"
 
 
 def _wrong_labels(
-    record: Record, predictions: Predictions, known: dict[object, tuple[str, NDArray[np.int64], NDArray[np.int64]]]
+    record: Record,
+    predictions: Predictions,
+    known: dict[object, tuple[str, NDArray[np.int64], NDArray[np.int64]]],
+    expected: str | None,
 ) -> Iterator[str]:
-    """Labels are the same for every method, so a record that scores itself on other labels shows against the rest."""
-    place = (record.shift, record.corruption, record.severity, record.data.digest)
+    """Labels are the same under every condition and for every method, so other ones show against the rest."""
+    place = record.shift
+    made = labels_digest(predictions.id, predictions.label)
+    if expected is not None and made != expected:
+        yield f"has other labels than {record.shift} has; run the trial again with --rerun"
+    elif record.components and made != record.data.labels:
+        yield "has other labels than the record says (data.labels); run the trial again with --rerun"
     ids, first = np.unique(predictions.id, return_index=True)
     labels = predictions.label[first]
     if np.any(labels[np.searchsorted(ids, predictions.id)] != predictions.label):
@@ -160,6 +191,9 @@ def _wrong_labels(
     _, here, there = np.intersect1d(ids, other_ids, assume_unique=True, return_indices=True)
     if np.any(labels[here] != other_labels[there]):
         yield f"has other labels than the record {other} for the same images; run the wrong one again with --rerun"
+    elif len(here) < len(ids):
+        new = np.setdiff1d(np.arange(len(ids)), here)
+        known[place] = (other, np.append(other_ids, ids[new]), np.append(other_labels, labels[new]))
 
 
 def _wrong_images(

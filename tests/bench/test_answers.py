@@ -175,7 +175,7 @@ def _stream(settings: dict[str, Any], **changes: Any) -> Evaluation:
         {"batch_size": 4},
         {"precision": "bf16"},
         {"fresh": True},
-        {"contents": None},
+        {"plain": False},
     ],
 )
 def test_what_changes_answers_or_their_cost_measures_anew(
@@ -206,9 +206,9 @@ def test_another_machine_version_or_image_measures_anew(
             monkeypatch.setattr(answers, "device_name", lambda device: "another processor")
         case "images":
             assert job.expected is not None
-            job = replace(
-                job, expected=replace(job.expected, digests=dict.fromkeys(job.expected.digests, "sha256:other"))
-            )
+            digests = dict.fromkeys(job.expected.digests, "sha256:other")
+            monkeypatch.setattr(Digits, "digest", lambda self, ids, condition: "sha256:other")
+            job = replace(job, expected=replace(job.expected, digests=digests))
         case "numbers":
             monkeypatch.setattr(answers, "_digest", lambda model: "other")
         case "layers":

@@ -17,7 +17,7 @@ from leaderboards.record import Record
 
 def record(accuracy: float, **changes: Any) -> Record:
     content = {
-        "schema": 1,
+        "schema": 2,
         "key": "a" * 32,
         "created": "2026-01-01T00:00:00+00:00",
         "status": "done",
@@ -35,6 +35,7 @@ def record(accuracy: float, **changes: Any) -> Record:
         "batch_size": 64,
         "precision": "fp32",
         "options": {},
+        "components": {},
         "limit": None,
         "n": 25000,
         "metrics": {"accuracy": accuracy, "nll": 1.0, "ece": 0.1, "brier": 0.5},

@@ -13,6 +13,7 @@ import pytest
 
 import leaderboards
 from leaderboards import Predictions, Record, Store, make_bundle, score, write_bundle
+from leaderboards.identity import key_of, labels_digest
 
 Content = dict[str, Any]
 MakePredictions = Callable[..., Predictions]
@@ -53,43 +54,56 @@ def content() -> Content:
 
 
 def done_record() -> Content:
-    key = "0f" * 16
-    return {
-        "schema": 1,
-        "key": key,
-        "created": "2026-11-22T20:00:00Z",
-        "status": "done",
-        "method": "tent",
-        "part": None,
-        "access": {"source": "none", "test": "stream", "state": "online", "backprop": "norm"},
-        "track": "A",
-        "shift": "imagenet-c",
-        "corruption": "fog",
-        "severity": 5,
-        "model": "resnet50.tv_in1k",
-        "protocol": "reset_each_shift",
-        "split": "disjoint",
-        "seed": 0,
-        "batch_size": 64,
-        "precision": "fp32",
-        "options": {"tent": {"lr": 0.00025, "layers": ["bn", None], "steps": 1}},
-        "limit": None,
-        "n": 50,
-        "metrics": {"accuracy": 0.43, "nll": 2.81, "ece": 0.071, "brier": 0.68},
-        "cost": {
-            "fit_seconds": 0,
-            "predict_seconds": 7.5,
-            "forwards": 50,
-            "backwards": 50,
-            "peak_memory_mb": None,
-            "device_name": "cpu",
-        },
-        "data": {"digest": "sha256:aa", "seed": 0, "storage": "uint8", "profile": "imagenet224"},
-        "weights": {"digest": "sha256:bb"},
-        "env": {"torch": "2.14.1", "git_dirty": False, "cuda": None},
-        "predictions": f"predictions/{key}.npz",
-        "error": None,
-    }
+    return keyed(
+        {
+            "schema": 2,
+            "created": "2026-11-22T20:00:00Z",
+            "status": "done",
+            "method": "tent",
+            "part": None,
+            "access": {"source": "none", "test": "stream", "state": "online", "backprop": "norm"},
+            "track": "A",
+            "shift": "imagenet-c",
+            "corruption": "fog",
+            "severity": 5,
+            "model": "resnet50.tv_in1k",
+            "protocol": "reset_each_shift",
+            "split": "disjoint",
+            "seed": 0,
+            "batch_size": 64,
+            "precision": "fp32",
+            "options": {"tent": {"lr": 0.00025, "layers": ["bn", None], "steps": 1}},
+            "components": {"harness": "1", "method:tent": "1"},
+            "limit": None,
+            "n": 50,
+            "metrics": {"accuracy": 0.43, "nll": 2.81, "ece": 0.071, "brier": 0.68},
+            "cost": {
+                "fit_seconds": 0,
+                "predict_seconds": 7.5,
+                "forwards": 50,
+                "backwards": 50,
+                "peak_memory_mb": None,
+                "device_name": "cpu",
+            },
+            "data": {
+                "digest": "sha256:aa",
+                "seed": 0,
+                "storage": "uint8",
+                "profile": "imagenet224",
+                "labels": labels_digest(np.arange(50), np.arange(50) % 10),
+            },
+            "weights": {"digest": "sha256:bb"},
+            "env": {"torch": "2.14.1", "git_dirty": False, "cuda": None},
+            "error": None,
+        }
+    )
+
+
+def keyed(content: Content) -> Content:
+    """The content with the key that follows from it, and its predictions named after that."""
+    key = key_of(content)
+    done = content["status"] == "done"
+    return content | {"key": key, "predictions": f"predictions/{key}.npz" if done else None}
 
 
 _ACCESS = {
@@ -113,28 +127,25 @@ class Results:
     def add(self, method: str, corruption: str | None = "fog", *, hits: Any = None, **fields: Any) -> Record:
         """A done record whose metrics follow from its predictions, or a failed one if `error` is given."""
         self._count += 1
-        key = f"{self._count:032x}"
         ids = fields.pop("ids", None)
         track = fields.get("track", "A")
         made = None
         if "error" in fields:
-            fields |= {"status": "failed", "metrics": None, "predictions": None, "cost": None}
+            fields |= {"status": "failed", "metrics": None, "cost": None}
         else:
             made = self._make_predictions(50 if hits is None else len(hits), hits=hits, seed=self._count, ids=ids)
-            fields = {
-                "metrics": score(made).model_dump(),
-                "predictions": f"predictions/{key}.npz",
-                "n": len(made),
-            } | fields
+            fields = {"metrics": score(made).model_dump(), "n": len(made)} | fields
+            fields["data"] = {"labels": labels_digest(made.id, made.label)} | fields.get("data", {})
         for name in ("data", "cost"):
             if fields.get(name):
                 fields[name] = self._content[name] | fields[name]
-        record = Record.model_validate(
+        content = keyed(
             self._content
-            | {"key": key, "method": method, "corruption": corruption, "severity": 0 if corruption is None else 5}
+            | {"method": method, "corruption": corruption, "severity": 0 if corruption is None else 5}
             | {"access": _ACCESS[track], "track": track}
             | fields
         )
+        record = Record.model_validate_json(json.dumps(content))
         self.store.write(record, made)
         return record
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leaderboards import BoardError, make_board, make_boards
+from leaderboards import BoardError, compare_rows, make_board, make_boards, to_markdown
 from leaderboards.uncertainty import Outcomes, image_scores, mean_accuracy_interval
 
 
@@ -316,7 +316,10 @@ class TestRefusal:
         results.add("tent", severity=3)
         results.add("tent", severity=5)
         results.add("sar", severity=5)
-        with pytest.raises(BoardError, match=r"tent has severity 3, 5 and sar has 5; .*--where severity=5"):
+        with pytest.raises(
+            BoardError,
+            match=r"(tent has severity 3, 5 and sar has 5|sar has severity 5 and tent has 3, 5); .*--where severity=5",
+        ):
             board_of(results)
 
     @pytest.mark.parametrize("corruption", ["fog", None])
@@ -362,9 +365,32 @@ class TestRefusal:
 
     def test_one_cell_twice(self, results: Any) -> None:
         results.add("tent")
-        results.add("tent")
-        with pytest.raises(BoardError, match="fog at severity 5 with seed 0 twice"):
+        results.add("tent", components={"harness": "1", "method:tent": "2"})
+        with pytest.raises(
+            BoardError, match="fog at severity 5 with seed 0 twice, made by versions 1 and 2 of method:tent"
+        ):
             board_of(results)
+
+    def test_one_cell_of_two_sets_of_weights(self, results: Any) -> None:
+        results.add("tent")
+        results.add("tent", data={"seen": "other"})
+        with pytest.raises(BoardError, match="fog at severity 5 with seed 0 twice; make a board of one results folder"):
+            board_of(results)
+
+    def test_versions_within_a_row_and_between_rows_are_noted(self, results: Any) -> None:
+        for method in ("tent", "sar"):
+            results.add(method, "fog", components={"harness": "1", f"method:{method}": "1", "corruption:fog": "1"})
+        assert board_of(results).versions == ()
+        results.add("tent", "snow", components={"harness": "1", "method:tent": "2", "corruption:snow": "2"})
+        results.add("sar", "snow", components={"harness": "1+0f", "method:sar": "1", "corruption:snow": "2"})
+        board = board_of(results)
+        assert board.versions == (
+            "tent: its numbers were made by versions 1 and 2 of method:tent",
+            "sar: its numbers were made by versions 1 and 1+0f of harness",
+        )
+        assert all(note in to_markdown(board) for note in board.versions)
+        found = compare_rows(results.records, "tent", "sar", results.store.predictions, resamples=100)
+        assert set(board.versions) <= set(found.notes)
 
     def test_different_images_of_equal_number(self, results: Any) -> None:
         results.add("tent", hits=hits(0.5), ids=range(100))

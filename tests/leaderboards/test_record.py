@@ -36,7 +36,7 @@ def test_text_gives_the_record_back(content: Content) -> None:
         "diagnostics": None,
         "connectivity": None,
         "mixture": None,
-        "data": content["data"] | {"labels_per_class": None, "history": [], "skipped": 0, "pool": None},
+        "data": content["data"] | {"labels_per_class": None, "history": [], "skipped": 0, "tiles": None, "seen": None},
         "weights": content["weights"] | {"ready": False},
     }
     assert "\n" not in record.to_json()
@@ -200,11 +200,11 @@ def test_earlier_schemas_are_migrated_step_by_step(content: Content, monkeypatch
     def from_zero(old: Content) -> Content:
         return old | {"severity": old["severity"] / 10}
 
-    monkeypatch.setattr(record_module, "MIGRATIONS", {-1: from_minus_one, 0: from_zero})
+    monkeypatch.setattr(record_module, "MIGRATIONS", {0: from_minus_one, 1: from_zero})
     old = {("name" if name == "method" else name): value for name, value in content.items()}
-    migrated = Record.from_json(json.dumps(old | {"schema": -1, "severity": 50}))
+    migrated = Record.from_json(json.dumps(old | {"schema": 0, "severity": 50}))
     assert migrated == Record.from_json(json.dumps(content))
-    for unknown in (-2, 2, True, "1", 1.0, None):
+    for unknown in (-1, 3, True, "1", 1.0, None):
         with pytest.raises(RecordError, match="schema"):
             Record.from_json(json.dumps(content | {"schema": unknown}))
 
@@ -214,7 +214,7 @@ def test_the_json_schema_takes_what_is_written_and_refuses_the_rest(content: Con
     jsonschema.Draft202012Validator.check_schema(record_module.schema())
     written = json.loads(Record.from_json(json.dumps(content)).to_json())
     assert check.is_valid(written)
-    for change in ({"surprise": 1}, {"schema": 2}, {"n": -1}, {"severity": 6}, {"method": "=1+1"}, {"track": "E"}):
+    for change in ({"surprise": 1}, {"schema": 1}, {"n": -1}, {"severity": 6}, {"method": "=1+1"}, {"track": "E"}):
         assert not check.is_valid(written | change), change
     assert not check.is_valid({name: value for name, value in written.items() if name != "access"})
 

@@ -216,9 +216,9 @@ class TestStore:
         results.store.compile()
         shutil.rmtree(results.store.folder / "records")
         second = results.add("sar")
-        assert results.records == [first, second]
+        assert results.records == sorted([first, second], key=lambda record: record.key)
         results.store.compile()
-        assert [record.method for record in read([results.store.folder])] == ["tent", "sar"]
+        assert {record.method for record in read([results.store.folder])} == {"tent", "sar"}
         assert verify(results.store.folder).ok
 
     def test_a_failed_record_never_replaces_a_done_one(

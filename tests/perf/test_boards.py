@@ -79,7 +79,7 @@ def record_of(number: int, method: int, access: Access, seed: int, condition: in
     key = sha256(str(number).encode()).hexdigest()[:32]
     accuracy = (number * 7 + method) % IMAGES / IMAGES
     return {
-        "schema": 1,
+        "schema": 2,
         "key": key,
         "created": "2026-11-22T20:00:00Z",
         "status": "done",
@@ -97,6 +97,7 @@ def record_of(number: int, method: int, access: Access, seed: int, condition: in
         "batch_size": 64,
         "precision": "fp32",
         "options": {f"method{method:03}": {"lr": 0.00025, "steps": 1}},
+        "components": {"harness": "1"},
         "limit": None,
         "n": IMAGES,
         "metrics": {"accuracy": accuracy, "nll": 2.5, "ece": 0.1, "brier": 0.8},
