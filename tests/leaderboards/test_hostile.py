@@ -24,6 +24,7 @@ import pytest
 import leaderboards
 from bench import publishing, reading
 from leaderboards import bundle as bundle_module
+from leaderboards.identity import key_of
 
 Lines = list[dict[str, Any]]
 ROOT = Path(leaderboards.__file__).parents[1]
