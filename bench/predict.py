@@ -22,7 +22,7 @@ from bench.models import classifier, load_model, load_weights
 from bench.outside import load_object
 from bench.passes import Passes, forget_peak, peak_memory_mb
 from bench.protocols import Segment
-from bench.shifts import load_shift
+from bench.shifts import opened_shift
 from bench.shifts.base import Shift, stream_rng
 from bench.shifts.reading import Reading
 from bench.stream import Latest, Stream
@@ -259,9 +259,8 @@ def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
     return Source(read, -(-len(ids) // job.batch_size))
 
 
-@lru_cache(maxsize=2)
 def _shift(name: str, reading: Reading, profile: str | None) -> Shift:
-    shift = load_shift(name, reading=reading)
+    shift = opened_shift(name, reading)
     if profile not in (None, shift.profile):
         raise UsageError(f"{name} has changed since the run was planned; start the run again")
     return shift

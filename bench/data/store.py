@@ -170,7 +170,10 @@ class PixelStore:
         with self._lock():
             rows = rows[~self._digests[rows].any(axis=1)]
             one_by_one = map if self.workers == 0 else pool.map
+            # Before: what is mapped from a file that was cut off ends the process when it is touched.
+            self.images.check()
             decoded = list(one_by_one(self._decode_one, rows.tolist()))
+            self.images.check()
             self._write(0, self._row_bytes, rows, [pixels.data for pixels in decoded])
             self._write(self._digests_at, DIGEST_BYTES, rows, [row_digest(pixels) for pixels in decoded])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from bench.shifts.parts import Loader
     from bench.shifts.reading import Reading
 
-__all__ = ["OWN", "SHIFTS", "ShiftRow", "find_row", "load_by", "load_shift"]
+__all__ = ["OWN", "SHIFTS", "ShiftRow", "find_row", "load_by", "load_shift", "opened_shift"]
 
 
 OWN = ShiftRow(
@@ -51,19 +52,36 @@ def find_row(name: str) -> ShiftRow:
 def load_shift(name: str, data_root: Path | None = None, reading: Reading | None = None) -> Shift:
     """The shift of that name, read as `reading` says (by default: from `data_root` at the shift's usual size).
 
+    Its files are opened anew each time, and what `opened_shift` keeps is forgotten, for they may have changed.
     Raises UsageError for an unknown name, MissingDataError where its files are not found.
     """
     from bench.shifts.reading import Reading
 
+    _opened.cache_clear()
+    return _load(name, reading or Reading(data_root))
+
+
+def opened_shift(name: str, reading: Reading) -> Shift:
+    """The shift of that name as it was opened last, for the many streams of one run."""
+    return _opened(name, reading)
+
+
+@lru_cache(maxsize=2)
+def _opened(name: str, reading: Reading) -> Shift:
+    return _load(name, reading)
+
+
+def _load(name: str, reading: Reading) -> Shift:
     row = find_row(name)
     module, _, function = row.path.partition(":")
-    return load_by(getattr(importlib.import_module(module), function), row, reading or Reading(data_root))
+    return load_by(getattr(importlib.import_module(module), function), row, reading)
 
 
 def load_by(load: Callable[[ShiftRow, Reading], Shift], row: ShiftRow, reading: Reading) -> Shift:
     """What a loader makes of a row; it can then be sent to other processes, which load it in the same way."""
-    from bench.shifts.parts import ImageShift
+    from bench.shifts.parts import ImageShift, loaded_again
 
+    loaded_again.cache_clear()
     shift = load(row, reading)
     if isinstance(shift, ImageShift) and shift.made_by is None:
         shift.made_by = (cast("Loader", load), row, reading)

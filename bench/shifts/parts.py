@@ -216,7 +216,7 @@ class ImageShift:
         """To another process goes how it was loaded, and it is loaded there once."""
         if self.made_by is None:
             raise TypeError(f"{self.name} was not loaded by its name, so another process cannot load it")
-        return _loaded_again, self.made_by
+        return loaded_again, self.made_by
 
     @property
     def skipped(self) -> int:
@@ -298,7 +298,8 @@ class ImageShift:
 
 
 @lru_cache(maxsize=2)
-def _loaded_again(load: Loader, row: ShiftRow, reading: Reading) -> ImageShift:
+def loaded_again(load: Loader, row: ShiftRow, reading: Reading) -> ImageShift:
+    """A shift that another process sent, until one is loaded by its name: the files may have changed by then."""
     shift = load(row, reading)
     shift.made_by = (load, row, reading)
     return shift
