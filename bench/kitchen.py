@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import logging
 import pickle
 import sys
 import time
@@ -16,17 +17,19 @@ from typing import Any
 import torch
 
 from bench.cache import cache_dir, lock, weights_path
-from bench.errors import BenchError
+from bench.errors import BenchError, MissingDataError
 from bench.fingerprint import device_name
 from bench.keeper import FileKeeper
 from bench.live import Teller, training_file
-from bench.models import facts_of, load_weights, save_weights
+from bench.models import facts_of, load_weights, save_weights, whole_facts
 from bench.spread import Call, spread
 from bench.trial import digest_of
 from bench.workers import Task
 from methods.base import Job, Work
 from methods.mixing import Mixed
 from methods.stock import Weights
+
+log = logging.getLogger(__name__)
 
 
 def job_key(job: Job | Weights, seed: int, *, code: bool = True) -> str:
@@ -234,11 +237,12 @@ def _checkpoint(key: str) -> Path:
 
 def cooked(key: str) -> dict[str, Any] | None:
     """The facts of a job's weights if they are whole in the cache; None where they must be made (again)."""
-    if not weights_path(key).exists():
-        return None
     try:
-        return load_weights(weights_path(key))[1]
-    except BenchError:
+        return whole_facts(weights_path(key))
+    except MissingDataError:
+        return None
+    except BenchError as error:
+        log.warning("%s; it is made again", str(error).partition(";")[0])
         weights_path(key).unlink(missing_ok=True)
         return None
 
