@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -77,7 +78,7 @@ def test_reading_decoded_pixels_against_decoding_them(benchmark: BenchmarkFixtur
 def test_naming_a_file_by_its_content_against_reading_it(
     benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processor time of 64 MB in a .npy file: hashed, read only, and opened again by another process."""
+    """Processor time of 61 MB in a .npy file: opened first, only read, only hashed, and opened by another process."""
     monkeypatch.setattr(identity, "UNSETTLED_NS", -3_600_000_000_000)
     path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).integers(0, 256, (20_000, 32, 32, 3), dtype=np.uint8))
@@ -87,23 +88,22 @@ def test_naming_a_file_by_its_content_against_reading_it(
         identity._hashed.clear()
         read_npy(path, tmp_path / "labels.npy", ["one"])
 
-    def plain() -> None:
-        buffer = bytearray(1 << 20)
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-
-    seconds: dict[str, list[float]] = {"first": [], "plain": [], "again": []}
+    content = path.read_bytes()
+    acts = {"first": opened, "read": path.read_bytes, "hashed": lambda: hashlib.sha256(content), "again": opened}
+    seconds: dict[str, list[float]] = {name: [] for name in acts}
     for _ in range(7):
         shutil.rmtree(identity.identities_dir(), ignore_errors=True)
-        for name, act in (("first", opened), ("plain", plain), ("again", opened)):
+        for name, act in acts.items():
             start = time.process_time()
             act()
             seconds[name].append(time.process_time() - start)
     benchmark.pedantic(opened, rounds=20)
-    first, plainly, again = (float(np.median(seconds[name])) for name in ("first", "plain", "again"))
-    benchmark.extra_info |= {"hashed / read": round(first / plainly, 1), "again / first": round(again / first, 3)}
-    assert first <= 15 * plainly  # where the processor has no instructions for SHA-256; 4 where it has
+    first, read, hashed, again = (float(np.median(seconds[name])) for name in acts)
+    benchmark.extra_info["first / read"] = round(first / read, 1)
+    benchmark.extra_info["first / (read and hashed)"] = round(first / (read + hashed), 2)
+    benchmark.extra_info["again / first"] = round(again / first, 3)
+    assert first <= 1.5 * (read + hashed)
+    assert first <= 15 * read  # where the processor has no instructions for SHA-256; 3 where it has
     assert again <= 0.15 * first
 
 
