@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from bench.data.decode import decode
-from bench.data.identity import Files, open_tree
+from bench.data.identity import Files, open_tree, stamps_of
 from bench.data.imageset import Labels
 from bench.errors import MissingDataError, UsageError
 
@@ -120,7 +120,7 @@ def listed_folder(
         raise UsageError(f"{skip_list} lists {unknown}, which is not in {root}; take that line out")
     kept = [place for place, file in enumerate(files) if file not in left_out]
     names = tuple(files[place] for place in kept)
-    contents = open_tree(root, names, [_image_file(f"{root}/{name}", skip_list) for name in names])
+    contents = open_tree(root, names, stamps_of(_image_file(f"{root}/{name}", skip_list) for name in names))
     return FolderSet(
         root,
         names,

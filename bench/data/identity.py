@@ -39,10 +39,18 @@ _63_BITS = (1 << 63) - 1
 Stamp = tuple[int, int, int, int, int]
 """What the disk says of a file: device, inode, size, and when its content and its entry changed (in nanoseconds)."""
 
+Stamps = NDArray[np.int64]
+Marks = NDArray[np.uint8]
+
 
 def stamp_of(facts: os.stat_result) -> Stamp:
     """The stamp in what `os.stat` or `os.fstat` gave."""
     return facts.st_dev & _63_BITS, facts.st_ino & _63_BITS, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def stamps_of(facts: Iterable[os.stat_result]) -> Stamps:
+    """The stamps of many files, int64 [n, 5]; they are taken one by one, for millions of `os.stat_result` are large."""
+    return np.fromiter((value for each in facts for value in stamp_of(each)), np.int64).reshape(-1, _FACTS)
 
 
 def is_settled(stamp: Stamp, when: int) -> bool:
@@ -65,8 +73,8 @@ class Files:
     where `by_content`; otherwise by their resolved paths and stamps.
     """
 
-    def __init__(self, paths: Sequence[str], stamps: list[Stamp], marks: Sequence[bytes] | None, digest: str) -> None:
-        self._paths, self._stamps, self._marks = paths, stamps, marks
+    def __init__(self, root: str, names: Sequence[str], stamps: Stamps, marks: Marks | None, digest: str) -> None:
+        self._root, self._names, self._stamps, self._marks = root, names, stamps, marks
         self.digest = digest
 
     @property
@@ -75,30 +83,35 @@ class Files:
 
     def read(self, number: int) -> bytes:
         """The bytes of a file. Raises UsageError where they are not those that were opened, OSError as `open` does."""
-        path = self._paths[number]
+        path = _join(self._root, self._names[number])
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - one call a file, of which there are millions
             content = file.read()
             stamp = stamp_of(os.fstat(file.fileno()))
         if self._marks is None:
-            same = stamp == self._stamps[number]
+            same = stamp == tuple(self._stamps[number].tolist())
         else:
-            same = hashlib.sha256(content).digest() == self._marks[number]
+            same = hashlib.sha256(content).digest() == self._marks[number].tobytes()
         if not same:
             raise _changed(path)
         return content
 
     def check(self) -> None:
         """Raise UsageError where a file is no longer what was opened."""
-        for number, path in enumerate(self._paths):
+        for number, name in enumerate(self._names):
+            path = _join(self._root, name)
             try:
                 stamp = stamp_of(os.stat(path))  # noqa: PTH116
             except OSError:
                 raise _changed(path) from None
-            if stamp == self._stamps[number]:
+            if stamp == tuple(self._stamps[number].tolist()):
                 continue
-            if self._marks is None or content_digest(Path(path)) != self._marks[number]:
+            if self._marks is None or content_digest(Path(path)) != self._marks[number].tobytes():
                 raise _changed(path)
             self._stamps[number] = stamp  # another copy of the same content
+
+
+def _join(root: str, name: str) -> str:
+    return os.path.join(root, name)  # noqa: PTH118 - one call a file, of which there are millions
 
 
 def _changed(path: str) -> UsageError:
@@ -110,32 +123,28 @@ def open_files(paths: Sequence[Path], missing: str = "") -> Files:
 
     Raises MissingDataError that ends with `missing` where one is not there, UsageError where one cannot be read.
     """
-    stamps = []
-    for path in paths:
-        try:
-            stamps.append(stamp_of(path.stat()))
-        except FileNotFoundError:
-            raise MissingDataError(f"no file {path}; {missing}") from None
     names = [str(path) for path in paths]
+    try:
+        stamps = stamps_of(path.stat() for path in paths)
+    except FileNotFoundError as error:
+        raise MissingDataError(f"no file {error.filename}; {missing}") from None
     if _too_large(stamps):
-        return Files(names, stamps, None, _by_place((os.path.realpath(name) for name in names), stamps))
+        return Files("", names, stamps, None, _by_place((os.path.realpath(name) for name in names), stamps))
     marks = [content_digest(path) for path in paths]
-    return Files(names, stamps, marks, _digest(marks))
+    return Files("", names, stamps, _marks_of(marks), _digest(marks))
 
 
-def open_tree(root: Path, names: Sequence[str], facts: Sequence[os.stat_result]) -> Files:
-    """Image files at these paths below a folder, of which `os.stat` gave `facts`.
+def open_tree(root: Path, names: Sequence[str], stamps: Stamps) -> Files:
+    """Image files at these paths below a folder that have these stamps.
 
     Raises UsageError where one cannot be read or changes meanwhile.
     """
-    stamps = [stamp_of(each) for each in facts]
-    paths = [os.path.join(root, name) for name in names]  # noqa: PTH118 - strings take a fifth of the memory
+    place = os.path.realpath(root)
     if _too_large(stamps):
-        place = os.path.realpath(root)
-        return Files(paths, stamps, None, _by_place((f"{place}/{name}" for name in names), stamps))
-    marks, _ = _contents(os.path.realpath(root), paths, names, stamps)
-    named = (part for name, mark in zip(names, marks, strict=True) for part in (os.fsencode(name), mark))
-    return Files(paths, stamps, marks, _digest(named))
+        return Files(str(root), names, stamps, None, _by_place((_join(place, name) for name in names), stamps))
+    marks, _ = _contents(place, str(root), names, stamps)
+    named = (part for name, mark in zip(names, marks, strict=True) for part in (os.fsencode(name), mark.tobytes()))
+    return Files(str(root), names, stamps, marks, _digest(named))
 
 
 def content_digest(path: Path) -> bytes:
@@ -150,17 +159,27 @@ def content_digest(path: Path) -> bytes:
         raise UsageError(f"{path} cannot be read ({error.strerror}); mend the link or the rights") from None
     if _hashed.get(place, (None, b""))[0] == stamp:
         return _hashed[place][1]
-    (mark,), settled = _contents(place, [str(path)], [""], [stamp])
+    (found,), settled = _contents(place, *_split(place), np.array([stamp], np.int64))
+    mark: bytes = found.tobytes()
     if settled:
         _hashed[place] = stamp, mark
     return mark
 
 
+def _split(path: str) -> tuple[str, list[str]]:
+    root, name = os.path.split(path)
+    return root, [name]
+
+
 _hashed: dict[str, tuple[Stamp, bytes]] = {}
 
 
-def _too_large(stamps: Sequence[Stamp]) -> bool:
-    return sum(stamp[2] for stamp in stamps) > MOST_READ
+def _too_large(stamps: Stamps) -> bool:
+    return int(stamps[:, 2].sum()) > MOST_READ
+
+
+def _marks_of(marks: Sequence[bytes]) -> Marks:
+    return np.frombuffer(b"".join(marks), np.uint8).reshape(-1, _DIGEST_BYTES)
 
 
 def _digest(parts: Iterable[bytes]) -> str:
@@ -171,24 +190,21 @@ def _digest(parts: Iterable[bytes]) -> str:
     return sha.hexdigest()[:32]
 
 
-def _by_place(paths: Iterable[str], stamps: Sequence[Stamp]) -> str:
-    return _digest(os.fsencode(f"{path}|{stamp}") for path, stamp in zip(paths, stamps, strict=True))
+def _by_place(paths: Iterable[str], stamps: Stamps) -> str:
+    return _digest(os.fsencode(f"{path}|{stamp.tolist()}") for path, stamp in zip(paths, stamps, strict=True))
 
 
-def _contents(
-    place: str, paths: Sequence[str], names: Sequence[str], stamps: Sequence[Stamp]
-) -> tuple[list[bytes], bool]:
-    """SHA-256 of each file, with what is remembered of those names at that place, and whether all are settled."""
+def _contents(place: str, root: str, names: Sequence[str], stamps: Stamps) -> tuple[Marks, bool]:
+    """SHA-256 of files below `root`, with what is remembered of that place, and whether all of them are settled."""
     now = time.time_ns()
-    table = np.array(stamps, dtype=np.int64).reshape(-1, _FACTS)
-    marks = _remembered(place, names, table)
+    marks = _remembered(place, names, stamps)
     lacking = np.flatnonzero(~marks.any(axis=1))
     if not len(lacking):
-        return [mark.tobytes() for mark in marks], True
+        return marks, True
     with (
         ThreadPoolExecutor() as pool,
         tqdm(
-            total=int(table[lacking, 2].sum()),
+            total=int(stamps[lacking, 2].sum()),
             desc="hashing",
             unit="B",
             unit_scale=True,
@@ -199,16 +215,16 @@ def _contents(
     ):
 
         def hashed(rows: NDArray[np.int64]) -> list[bytes]:
-            return [_hash(paths[row], stamps[row], bar.update) for row in rows.tolist()]
+            return [_hash(_join(root, names[row]), tuple(stamps[row].tolist()), bar.update) for row in rows.tolist()]
 
         parts = [lacking[low : low + _FILES_AT_ONCE] for low in range(0, len(lacking), _FILES_AT_ONCE)]
         for rows, found in zip(parts, pool.map(hashed, parts), strict=True):
-            marks[rows] = np.frombuffer(b"".join(found), np.uint8).reshape(-1, _DIGEST_BYTES)
-    settled = np.array([is_settled(stamp, now) for stamp in stamps])
+            marks[rows] = _marks_of(found)
+    settled = np.array([is_settled(tuple(stamp.tolist()), now) for stamp in stamps])
     kept = np.where(settled[:, None], marks, 0).astype(np.uint8)
     if kept[lacking].any():
-        _remember(place, names, table, kept)
-    return [mark.tobytes() for mark in marks], bool(settled.all())
+        _remember(place, names, stamps, kept)
+    return marks, bool(settled.all())
 
 
 def _hash(path: str, stamp: Stamp, tell: Callable[[int], object]) -> bytes:
@@ -236,7 +252,7 @@ def _memo(place: str) -> Path:
     return identities_dir() / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
 
 
-def _remembered(place: str, names: Sequence[str], stamps: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _remembered(place: str, names: Sequence[str], stamps: Stamps) -> Marks:
     """SHA-256 uint8 [n, 32] of files that have these stamps still; zeros where none is remembered."""
     marks = np.zeros((len(names), _DIGEST_BYTES), np.uint8)
     try:
@@ -267,7 +283,7 @@ def _remembered(place: str, names: Sequence[str], stamps: NDArray[np.int64]) -> 
     return marks
 
 
-def _remember(place: str, names: Sequence[str], stamps: NDArray[np.int64], marks: NDArray[np.uint8]) -> None:
+def _remember(place: str, names: Sequence[str], stamps: Stamps, marks: Marks) -> None:
     body = b"".join(
         [
             len(names).to_bytes(8, "little"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench.cache import cache_dir
 from bench.data.decode import decode
-from bench.data.identity import Files, open_files, open_tree
+from bench.data.identity import Files, open_files, open_tree, stamps_of
 from bench.data.imageset import Labels, checked_labels
 from bench.errors import MissingDataError, UsageError
 
@@ -197,10 +197,10 @@ def _outside(table: Any, column: str, where: str) -> tuple[Files | None, dict[in
                     paths.append(str(Path(value["path"]).absolute()))
         first += len(chunk)
     try:
-        facts = [Path(path).stat() for path in paths]
+        stamps = stamps_of(Path(path).stat() for path in paths)
     except OSError as error:
         raise UsageError(f"{where}: {error.filename} cannot be read ({error.strerror}); bring it there again") from None
-    return open_tree(Path(where) / "outside", paths, facts), places
+    return open_tree(Path(where) / "outside", paths, stamps), places
 
 
 def _label_column(table: Any, where: str, known: Sequence[str] | None) -> str:

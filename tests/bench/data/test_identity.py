@@ -233,6 +233,24 @@ def test_what_is_in_memory_or_in_the_cache_stays_what_it_was(kind: str, tmp_path
     assert all(np.array_equal(found[row], np.atleast_3d(wanted[row]).transpose(2, 0, 1)) for row in range(10))
 
 
+@pytest.mark.parametrize("kind", ["npy", "arrow"])
+def test_a_set_that_changes_while_it_is_decoded_gives_no_pixels(kind: str, tmp_path: Path) -> None:
+    make(kind, tmp_path / "set", 1)
+    store: Any = PixelStore(KINDS[kind][1](tmp_path / "set"), USUAL)
+    true = store._decode_one
+
+    def decode_one(row: int) -> np.ndarray:
+        if row == 5:
+            make(kind, tmp_path / "set", 2, LONG_AGO + 1)
+        found: np.ndarray = true(row)
+        return found
+
+    store._decode_one = decode_one
+    with pytest.raises(UsageError, match="has changed since it was opened"):
+        store.read(np.arange(10))
+    assert not store.path(".u8").read_bytes().strip(b"\0")
+
+
 def test_a_file_cut_off_under_a_map_is_a_sentence(tmp_path: Path) -> None:
     make("npy", tmp_path, 1)
     store = PixelStore(KINDS["npy"][1](tmp_path), USUAL)
@@ -301,6 +319,10 @@ def test_a_folder_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(identity, "_hash", lambda path, *rest: hashed.append(Path(path).name) or true(path, *rest))
     found = read_folder(tmp_path / "set")
     assert hashed == ["a new one.png"]
+    (tmp_path / "set" / "c0" / "a third one.png").write_bytes(encoded(pixels(4)[0], "PNG"))
+    (tmp_path / "set" / "c0" / "a new one.png").write_bytes(encoded(pixels(5)[0], "PNG"))
+    found = read_folder(tmp_path / "set")
+    assert hashed[1:] == ["a new one.png", "a third one.png"]
     shutil.copytree(tmp_path / "set", tmp_path / "copy")
     assert read_folder(tmp_path / "copy").key == found.key
 
@@ -418,6 +440,48 @@ def test_a_session_sees_what_is_there_when_it_loads_a_shift(kind: str, tmp_path:
         )
 
 
+_MODEL = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.GroupNorm(2, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+"""
+
+
+def test_two_runs_of_a_session_are_of_what_each_found(tmp_path: Path, run_quick: Callable[..., Any]) -> None:
+    """A data set replaced between them gives the numbers that the same set elsewhere gives."""
+    (tmp_path / "model.py").write_text(_MODEL)
+
+    def measured(root: Path, out: str) -> dict[str, tuple[str, bytes]]:
+        done = run_quick(
+            {"method": "source+tent", "model": f"{tmp_path / 'model.py'}:build", "shift": f"folder:{root}"},
+            corruption="fog",
+            severity=5,
+            batch_size=4,
+            jobs=1,
+            out=tmp_path / out,
+        )
+        found = {}
+        for record in done.records():
+            with np.load(done.out / "predictions" / f"{record.key}.npz") as columns:
+                found[str(record.corruption)] = (record.key, columns["confidence"].tobytes())
+        return found
+
+    make("png", tmp_path, 1)
+    first = measured(tmp_path / "set", "first")
+    time.sleep(0.02)
+    make("png", tmp_path, 2)
+    second = measured(tmp_path / "set", "second")
+    make("png", tmp_path / "elsewhere", 2)
+    assert second == measured(tmp_path / "elsewhere" / "set", "third")
+    assert second.keys() == first.keys()
+    assert all(second[name][0] != first[name][0] and second[name][1] != first[name][1] for name in first)
+
+
 _OPEN = """
 import sys
 from pathlib import Path
@@ -433,6 +497,14 @@ def test_processes_that_open_one_folder_at_once_agree(tmp_path: Path, own_cache:
     keys = {process.communicate(timeout=120)[0] for process in running}
     assert len(keys) == 1
     assert "folder:" in keys.pop()
+
+
+def test_a_file_that_changes_between_its_stamp_and_its_hash_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"half")
+    stamps = identity.stamps_of([(tmp_path / "x.png").stat()])
+    (tmp_path / "x.png").write_bytes(b"whole")
+    with pytest.raises(UsageError, match=r"x.png changes while it is read; wait until it is whole and start again$"):
+        identity.open_tree(tmp_path, ["x.png"], stamps)
 
 
 def test_the_hash_is_that_of_the_standard_library(tmp_path: Path) -> None:
