@@ -32,8 +32,35 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+CHECKSUM = "checksum"
+"""Where the metadata of a safetensors file of this project says what its tensors and the rest of its metadata are."""
+
+_TO_COME = "sha256:" + "-" * 64
 # Where training code keeps the model inside what it saves.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def checksum(metadata: Mapping[str, str], tensors: Mapping[str, str]) -> str:
+    """The SHA-256 of what a file says of itself and of all its tensors, each by its `tensor_digest`."""
+    said = sorted((name, text) for name, text in metadata.items() if name != CHECKSUM)
+    return "sha256:" + hashlib.sha256(json.dumps([said, sorted(tensors.items())]).encode()).hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's type, shape and numbers."""
+    plain = tensor.detach().cpu().contiguous()
+    sha = hashlib.sha256(f"{plain.dtype}|{tuple(plain.shape)}|".encode())
+    if plain.numel():
+        sha.update(plain.view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def verify(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Raise UsageError where tensors or metadata are not those that were written. Files of others carry no checksum."""
+    if CHECKSUM not in metadata:
+        return
+    if checksum(metadata, {name: tensor_digest(tensors[name]) for name in tensors}) != metadata[CHECKSUM]:
+        raise UsageError(f"{path} is damaged, its content is not what its checksum says; make or copy it again")
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -80,6 +107,11 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    def verified(self) -> Checkpoint:
+        """The same, read once. Raises UsageError where it carries a checksum and is not what that says."""
+        verify(self.path, self.metadata, self)
+        return self
+
     def digest(self) -> str:
         """The SHA-256 of the file."""
         with self.path.open("rb") as file:
@@ -88,7 +120,10 @@ class Checkpoint(Mapping[str, Tensor]):
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, as copies that do not change when somebody writes over it. Raises as Checkpoint does."""
-    return {name: tensor.clone() for name, tensor in Checkpoint(path).items()}
+    checkpoint = Checkpoint(path)
+    tensors = {name: tensor.clone() for name, tensor in checkpoint.items()}
+    verify(path, checkpoint.metadata, tensors)
+    return tensors
 
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
@@ -129,12 +164,15 @@ def write_tensors(
     make: Callable[[str], Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file tensor by tensor, whole or not at all; no more than one tensor is held.
+    """Write a safetensors file tensor by tensor, whole or not at all, with its checksum; only one tensor is held.
 
     `shapes` gives the type and shape of what `make` returns for each name. Raises BenchError where the disk is full or
     the folder cannot be written, UsageError for a type that safetensors does not have.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    # The checksum is known when the last tensor is made, so its place is kept free until then.
+    said = {name: text for name, text in metadata.items() if name != CHECKSUM}
+    header: dict[str, Any] = {"__metadata__": {CHECKSUM: _TO_COME} | said}
+    digests: dict[str, str] = {}
     start = 0
     for name, (dtype, shape) in shapes.items():
         if dtype not in _NAMES:
@@ -158,6 +196,9 @@ def write_tensors(
                     raise BenchError(f"{name} was mixed to another shape or type than was announced; report this")
                 if tensor.numel():
                     tensor.view(-1).view(torch.uint8).numpy().tofile(file)
+                digests[name] = tensor_digest(tensor)
+            file.seek(8 + text.index(_TO_COME.encode()))
+            file.write(checksum(metadata, digests).encode())
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)

@@ -10,6 +10,7 @@ from bench.cache import answers_dir
 from bench.data import store
 from bench.data.decode import Preprocessing
 from bench.data.found import Found, kept, look, look_everywhere
+from bench.data.identity import identities_dir
 from bench.data.imageset import clean_folder
 from bench.data.kept import pools_dir
 from bench.data.offline import go_offline
@@ -148,7 +149,7 @@ def export(
 def clean(shift: str | None, data_root: Path | None) -> None:
     """Remove decoded pixels of one shift, or all that is kept of data and can be made again; print what was freed."""
     if shift is None:
-        freed = store.clean() + sum(map(clean_folder, (tables_dir(), pools_dir(), answers_dir())))
+        freed = store.clean() + sum(map(clean_folder, (tables_dir(), pools_dir(), answers_dir(), identities_dir())))
         print_text(f"{_size(freed)} freed")
         return
     found = look(shift, Reading(data_root))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import pickle
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 SECONDS = 60.0
 """Time between two checkpoints: what a kill costs at most."""
 
+_MARK = b"soupbench checkpoint 1\n"
+_DIGEST_BYTES = 32
 _POINTS = 500
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LOOK_AT_MOST = 100.0
@@ -31,11 +34,11 @@ Tell = Callable[[int, float | None], None]
 class FileKeeper:
     """Keeps a state in one file, written whole or not at all and at most once in `seconds`.
 
-    A damaged file counts as none, and where the disk is full the work goes on without. Tensors come back on `place`
-    (None: where they were). `seconds_before` is the time that earlier attempts spent up to their last
-    checkpoint; `losses` are those of a finished training, thinned to 500 points. `tell` gets the steps that are done
-    and the loss over the last ten of them (None: unknown) at the start and about every second, but never so often that
-    looking takes more than a hundredth of the time.
+    The file begins with the SHA-256 of the rest. A damaged one counts as none, and where the disk is full the work goes
+    on without. Tensors come back on `place` (None: where they were). `seconds_before` is the time that earlier attempts
+    spent up to their last checkpoint; `losses` are those of a finished training, thinned to 500 points. `tell` gets the
+    steps that are done and the loss over the last ten of them (None: unknown) at the start and about every second, but
+    never so often that looking takes more than a hundredth of the time.
     """
 
     def __init__(
@@ -59,7 +62,8 @@ class FileKeeper:
         if not self._path.is_file():
             return None
         try:
-            state: dict[str, Any] = torch.load(self._path, map_location=self._place, weights_only=True)
+            content = _checked(self._path)
+            state: dict[str, Any] = torch.load(content, map_location=self._place, weights_only=True)
             self.seconds_before = float(state["seconds"])
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged (%s); this starts again", self._path, error)
@@ -84,7 +88,11 @@ class FileKeeper:
             if now - self._last < self._seconds:
                 return
         buffer = io.BytesIO()
+        buffer.write(_MARK + bytes(_DIGEST_BYTES))
         torch.save(state | {"seconds": self.seconds_before + time.monotonic() - self._began}, buffer)
+        with buffer.getbuffer() as content:
+            start = len(_MARK) + _DIGEST_BYTES
+            content[len(_MARK) : start] = hashlib.sha256(content[start:]).digest()
         try:
             write_bytes(self._path, buffer.getvalue())
         except BenchError as error:
@@ -98,6 +106,15 @@ class FileKeeper:
     def forget(self) -> None:
         """Remove the checkpoint: the training is finished, or the file is of no use."""
         self._path.unlink(missing_ok=True)
+
+
+def _checked(path: Path) -> io.BytesIO:
+    """What was kept in a file. Raises ValueError where the file is not what was written."""
+    with path.open("rb") as file:
+        mark, digest, content = file.read(len(_MARK)), file.read(_DIGEST_BYTES), file.read()
+    if mark != _MARK or hashlib.sha256(content).digest() != digest:
+        raise ValueError("its content is not what its checksum says")
+    return io.BytesIO(content)
 
 
 def _recent(state: dict[str, Any]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +15,11 @@ import torch
 
 from bench.cache import cache_dir, lock, weights_path
 from bench.components import identity_of, name_of
-from bench.errors import BenchError
+from bench.errors import BenchError, MissingDataError
 from bench.fingerprint import device_name
 from bench.keeper import FileKeeper
 from bench.live import Teller, training_file
-from bench.models import facts_of, load_weights, save_weights
+from bench.models import facts_of, load_weights, save_weights, whole_facts
 from bench.outside import search_for, searched_for
 from bench.spread import Call, spread
 from bench.trial import digest_of
@@ -26,6 +27,8 @@ from bench.workers import Task
 from methods.base import Job, Work
 from methods.mixing import Mixed
 from methods.stock import Weights
+
+log = logging.getLogger(__name__)
 
 
 def job_key(job: Job | Weights, seed: int) -> str:
@@ -234,11 +237,12 @@ def _checkpoint(key: str) -> Path:
 
 def cooked(key: str) -> dict[str, Any] | None:
     """The facts of a job's weights if they are whole in the cache; None where they must be made (again)."""
-    if not weights_path(key).exists():
-        return None
     try:
-        return load_weights(weights_path(key))[1]
-    except BenchError:
+        return whole_facts(weights_path(key))
+    except MissingDataError:
+        return None
+    except BenchError as error:
+        log.warning("%s; it is made again", str(error).partition(";")[0])
         weights_path(key).unlink(missing_ok=True)
         return None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -15,8 +17,9 @@ from safetensors.torch import save
 from torch import nn
 
 from bench.cache import write_bytes
-from bench.checkpoints import Checkpoint
+from bench.checkpoints import CHECKSUM, Checkpoint, checksum, tensor_digest, verify
 from bench.data.decode import Preprocessing
+from bench.data.identity import Stamp, is_settled, stamp_of
 from bench.errors import MissingDataError, UsageError
 from bench.outside import load_object
 from bench.shifts.table import ShiftRow
@@ -30,14 +33,26 @@ MAE_BASE_URL = "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_b
 
 
 def save_weights(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
-    """Write weights and their architecture, with `facts` (where they come from) as JSON in the file's metadata."""
+    """Write weights and their architecture, with `facts` (where they come from) as JSON in the file's metadata.
+
+    A checksum of all of it goes there too.
+    """
     metadata = {"architecture": json.dumps(asdict(weights.architecture)), "facts": json.dumps(dict(facts))}
     tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
+    metadata[CHECKSUM] = checksum(metadata, {name: tensor_digest(tensor) for name, tensor in tensors.items()})
     write_bytes(path, save(tensors, metadata=metadata))
 
 
 def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
-    """Weights and the facts stored beside them. Raises UsageError where the file is not one of ours or is damaged."""
+    """Weights and the facts stored beside them. Raises UsageError where the file is not one of ours or is damaged.
+
+    What carries a checksum is held against it.
+    """
+    weights, facts, _ = _read(path)
+    return weights, facts
+
+
+def _read(path: Path) -> tuple[Weights, dict[str, Any], Mapping[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -47,9 +62,10 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise MissingDataError(f"no weights at {path}; make a stock with `bench stock digits -o {path}`") from None
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is not a whole safetensors file ({error}); make it again or give another") from None
+    verify(path, metadata, tensors)
     architecture = _architecture(metadata, path)
     try:
-        return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}"))
+        return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}")), metadata
     except (ValueError, RecursionError):
         raise UsageError(f"{path} has damaged metadata; make it again with `bench stock`") from None
 
@@ -64,9 +80,33 @@ def facts_of(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def whole_facts(path: Path) -> dict[str, Any]:
+    """The facts beside weights that are whole; these are read once in a process as long as the file stays as it is.
+
+    Raises MissingDataError for a missing file, UsageError for one that is damaged or carries no checksum.
+    """
+    try:
+        now, stamp = time.time_ns(), stamp_of(path.stat())
+    except OSError:
+        raise MissingDataError(f"no weights at {path}; start the run again to make them") from None
+    key = str(path.absolute())
+    if _whole.get(key, (None, {}))[0] != stamp:
+        _whole.pop(key, None)
+        _, facts, metadata = _read(path)
+        if CHECKSUM not in metadata:
+            raise UsageError(f"{path} carries no checksum; start the run again to make it anew")
+        if not is_settled(stamp, now):
+            return facts
+        _whole[key] = stamp, facts
+    return copy.deepcopy(_whole[key][1])
+
+
+_whole: dict[str, tuple[Stamp, dict[str, Any]]] = {}
+
+
 def open_weights(path: Path) -> Weights:
     """Weights whose tensors are read from their file when asked for. Raises as `load_weights` does."""
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path).verified()
     return Weights(_architecture(checkpoint.metadata, path), checkpoint)
 
 

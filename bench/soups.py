@@ -37,8 +37,8 @@ def mix(
     rule = _rule(how, weights)
     if rule.needs_stock and stock is None:
         raise UsageError(f"'{how}' measures from the weights that all ingredients came from; give them with --stock")
-    ingredients = [Checkpoint(path) for path in files]
-    start = Checkpoint(stock) if stock is not None and rule.needs_stock else None
+    ingredients = [Checkpoint(path).verified() for path in files]
+    start = Checkpoint(stock).verified() if stock is not None and rule.needs_stock else None
     _refuse_strangers(ingredients, average_statistics)
     first = ingredients[0]
 
@@ -146,8 +146,8 @@ class Displacement:
 
 def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
     """Show what files hold, how far each is from the stock, and the cosines between their displacements."""
-    start = Checkpoint(stock) if stock is not None else None
-    found = [Checkpoint(path) for path in files]
+    start = Checkpoint(stock).verified() if stock is not None else None
+    found = [Checkpoint(path).verified() for path in files]
     rows = [_displacement(checkpoint, start) for checkpoint in found]
     cosines = _cosines(found, start) if start is not None and len(found) > 1 else None
     if as_json:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.data.decode import decode_array
-from bench.data.imageset import Labels, checked_labels, stat_digest
+from bench.data.identity import Files, open_files
+from bench.data.imageset import Labels, checked_labels
 from bench.errors import MissingDataError, UsageError
 
 
 @dataclass(frozen=True, eq=False)
 class ArraySet:
-    """Images uint8 [n, h, w, 3] or [n, h, w] in memory or mapped from a file, some rows of them."""
+    """Images uint8 [n, h, w, 3] or [n, h, w] in memory, or mapped from `files`, some rows of them."""
 
     where: str
     images: NDArray[np.uint8]
@@ -28,6 +29,7 @@ class ArraySet:
     key: str
     first: int = 0
     skipped: int = 0
+    files: Files | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,6 +40,10 @@ class ArraySet:
     def read(self, row: int) -> Image.Image:
         return decode_array(np.asarray(self.images[self.first + row]), self.name(row))
 
+    def check(self) -> None:
+        if self.files is not None:
+            self.files.check()
+
 
 def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int | None = None) -> ArraySet:
     """Images and labels of `.npy` files; with `severity`, that fifth of a published corruption file.
@@ -45,6 +51,7 @@ def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int |
     A labels file may be as long as all images or as one fifth of them. Pickled arrays are refused.
     Raises MissingDataError or UsageError naming the file.
     """
+    files = open_files([images, labels], "fetch the published files and give their folder")
     pixels, numbers = _load_npy(images), _load_npy(labels)
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
         raise UsageError(f"{images} holds {pixels.dtype} {list(pixels.shape)}; it must be uint8 [n, height, width, 3]")
@@ -60,14 +67,10 @@ def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int |
         raise UsageError(
             f"{labels} holds {len(numbers)} labels but {images} {len(pixels)} images; fetch both from one release"
         )
-    return ArraySet(
-        str(images),
-        pixels,
-        checked_labels(np.asarray(numbers), len(classes), str(labels)),
-        tuple(classes),
-        f"npy:{stat_digest([images, labels])}:{first}",
-        first,
-    )
+    checked = checked_labels(np.asarray(numbers), len(classes), str(labels))
+    files.check()
+    key = f"npy:{files.digest}:{first}:{count}"
+    return ArraySet(str(images), pixels, checked, tuple(classes), key, first, files=files)
 
 
 def _load_npy(path: Path) -> Any:
@@ -81,21 +84,21 @@ def _load_npy(path: Path) -> Any:
 
 def read_idx(images: Path, labels: Path, classes: Sequence[str]) -> ArraySet:
     """Grey images of the IDX files of MNIST and Fashion-MNIST, gzipped or not."""
+    files = open_files([images, labels], "fetch the IDX files and give their folder")
     pixels, numbers = _read_idx_file(images), _read_idx_file(labels)
+    files.check()
     if pixels.ndim != 3 or numbers.ndim != 1:
         raise UsageError(f"{images} and {labels} are not images and labels in IDX; fetch them again")
     if len(pixels) != len(numbers):
         raise UsageError(f"{labels} holds {len(numbers)} labels but {images} {len(pixels)} images; fetch both again")
     checked = checked_labels(numbers, len(classes), str(labels))
-    return ArraySet(str(images), pixels, checked, tuple(classes), f"idx:{stat_digest([images, labels])}")
+    return ArraySet(str(images), pixels, checked, tuple(classes), f"idx:{files.digest}")
 
 
 def _read_idx_file(path: Path) -> NDArray[np.uint8]:
     """IDX: two zero bytes, type 8 (unsigned byte), number of dimensions, each as big-endian int32, then the values."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except FileNotFoundError:
-        raise MissingDataError(f"no file {path}; fetch the IDX files and give their folder") from None
     except (OSError, EOFError) as error:
         raise UsageError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
     if len(content) < 4 or content[:3] != b"\0\0\x08":
@@ -110,19 +113,18 @@ def _read_idx_file(path: Path) -> NDArray[np.uint8]:
 
 def read_cifar_binary(files: Sequence[Path], classes: Sequence[str], label_bytes: int = 1) -> ArraySet:
     """The "binary version" of CIFAR: records of `label_bytes` labels (the last counts) and 3072 pixel bytes."""
+    opened = open_files(files, "fetch the binary version of CIFAR")
     parts = []
     for path in files:
-        try:
-            raw = np.fromfile(path, dtype=np.uint8)
-        except FileNotFoundError:
-            raise MissingDataError(f"no file {path}; fetch the binary version of CIFAR") from None
+        raw = np.fromfile(path, dtype=np.uint8)
         if raw.size == 0 or raw.size % (label_bytes + 3072):
             raise UsageError(f"{path} is not a whole file of CIFAR's binary version; fetch it again")
         parts.append(raw.reshape(-1, label_bytes + 3072))
+    opened.check()
     rows = np.concatenate(parts)
     labels = checked_labels(rows[:, label_bytes - 1], len(classes), str(files[0]))
     pixels = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return ArraySet(str(files[0]), pixels, labels, tuple(classes), f"cifar:{stat_digest(files)}")
+    return ArraySet(str(files[0]), pixels, labels, tuple(classes), f"cifar:{opened.digest}:{label_bytes}")
 
 
 def numbered(labels: Path) -> tuple[str, ...]:

@@ -92,10 +92,10 @@ def _in_hub_cache(repo: str) -> bool:
 
 
 def kept() -> dict[str, Any]:
-    """Everything in the cache that comes from data: decoded pixels, corrupted ones, tables of parquet files, what
-    classifiers answered, and fetched data sets.
+    """Everything in the cache that comes from data: decoded pixels, corrupted ones, tables of parquet files, hashes of
+    files, what classifiers answered, and fetched data sets.
     """
     from bench.data.imageset import folder_size
 
-    places = {name: cache_dir() / name for name in ("pixels", "pools", "tables", "answers", "data")}
+    places = {name: cache_dir() / name for name in ("pixels", "pools", "tables", "identities", "answers", "data")}
     return {name: {"path": str(path), "bytes": folder_size(path)} for name, path in places.items() if path.is_dir()}

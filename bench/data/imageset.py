@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +18,9 @@ Labels = NDArray[np.int64]
 class ImageSet(Protocol):
     """Images with labels, in an order that never changes while the files do not.
 
-    `classes` names them, `labels` (int64 [n]) are positions in it. `key` changes when the files do. `skipped` counts
-    images that the user chose to leave out.
+    `classes` names them, `labels` (int64 [n]) are positions in it. `key` says which pixels each row is: it follows from
+    the content of the files (see `bench.data.identity` for very large sets) and from which rows of them are taken.
+    `skipped` counts images that the user chose to leave out.
     """
 
     @property
@@ -44,6 +43,9 @@ class ImageSet(Protocol):
     def read(self, row: int) -> Image.Image:
         """The image in RGB. Raises UsageError where it cannot be read."""
 
+    def check(self) -> None:
+        """Raise UsageError where rows that were read since the last check may be others than `key` says."""
+
 
 def checked_labels(labels: NDArray[Any], classes: int, where: str) -> Labels:
     """Labels as int64 [n]. Raises UsageError where they are not whole numbers of that many classes."""
@@ -53,12 +55,6 @@ def checked_labels(labels: NDArray[Any], classes: int, where: str) -> Labels:
         bad = labels.min() if labels.min() < 0 else labels.max()
         raise UsageError(f"{where} has the label {bad}, outside of 0 .. {classes - 1}; check that it fits the classes")
     return labels.astype(np.int64)
-
-
-def stat_digest(paths: Sequence[Path]) -> str:
-    """A hash of the names, sizes and times of files: it changes when they do, and costs no reading."""
-    facts = [f"{path.name}|{path.stat().st_size}|{path.stat().st_mtime_ns}" for path in paths]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
 
 
 def clean_folder(path: Path) -> int:

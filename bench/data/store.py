@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bench.cache import cache_dir, write_bytes
+from bench.components import DECODER, identity
 from bench.data.decode import Pixels, Preprocessing
 from bench.data.imageset import ImageSet
 from bench.data.kept import DIGEST_BYTES, OpenFile, row_digest, write_all
@@ -51,7 +52,7 @@ class PixelStore:
         self.images = images
         self.preprocessing = preprocessing
         self.workers = workers
-        self.key = digest_of([images.key, asdict(preprocessing)])
+        self.key = digest_of([images.key, asdict(preprocessing), identity(DECODER)])
         self._shape = (len(images), 3, preprocessing.size, preprocessing.size)
         self._row_bytes = 3 * preprocessing.size**2
         # Digests start on a page of their own, so that one of them is never torn in two.
@@ -170,7 +171,10 @@ class PixelStore:
         with self._lock():
             rows = rows[~self._digests[rows].any(axis=1)]
             one_by_one = map if self.workers == 0 else pool.map
+            # Before: what is mapped from a file that was cut off ends the process when it is touched.
+            self.images.check()
             decoded = list(one_by_one(self._decode_one, rows.tolist()))
+            self.images.check()
             self._write(0, self._row_bytes, rows, [pixels.data for pixels in decoded])
             self._write(self._digests_at, DIGEST_BYTES, rows, [row_digest(pixels) for pixels in decoded])
 

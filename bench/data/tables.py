@@ -13,13 +13,17 @@ from PIL import Image
 
 from bench.cache import cache_dir
 from bench.data.decode import decode
-from bench.data.imageset import Labels, checked_labels, stat_digest
+from bench.data.identity import Files, open_files, open_tree, stamps_of
+from bench.data.imageset import Labels, checked_labels
 from bench.errors import MissingDataError, UsageError
 
 
 @dataclass(frozen=True, eq=False)
 class TableSet:
-    """Images in a table that `datasets` reads (parquet, arrow, the hub)."""
+    """Images in a table that `datasets` reads (parquet, arrow, the hub).
+
+    The table is mapped from `files`. `outside` are image files that some rows only name, `places` where in it each is.
+    """
 
     where: str
     table: Any = field(repr=False)
@@ -29,6 +33,9 @@ class TableSet:
     key: str
     as_published: bool
     skipped: int = 0
+    files: Files | None = None
+    outside: Files | None = None
+    places: Mapping[int, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,12 +47,18 @@ class TableSet:
         value = self._images[row][self.image_column]
         content = value["bytes"]
         if content is None:
+            if self.outside is None or row not in self.places:
+                raise UsageError(f"{self.name(row)} holds no image; write the table again with the images in it")
             try:
-                content = Path(value["path"]).read_bytes()
+                content = self.outside.read(self.places[row])
             except OSError as error:
                 raise UsageError(f"{self.name(row)}: {value['path']} cannot be read ({error.strerror})") from None
         fix = "write the table again without it"
         return decode(content, self.name(row), fix, as_published=self.as_published)
+
+    def check(self) -> None:
+        if self.files is not None:
+            self.files.check()
 
     @cached_property
     def _images(self) -> Any:
@@ -67,16 +80,17 @@ def read_parquet(
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    missing = next((path for path in files if not path.is_file()), None)
-    if missing is not None:
-        raise MissingDataError(f"no file {missing}; give the parquet files of the data set")
+    opened = open_files(files, "give the parquet files of the data set")
+    # By itself `datasets` knows a file by its path and time only.
+    kept = tables_dir() / opened.digest
     try:
         table = datasets.load_dataset(
-            "parquet", data_files=[str(path) for path in files], split="train", cache_dir=str(tables_dir())
+            "parquet", data_files=[str(path) for path in files], split="train", cache_dir=str(kept)
         )
     except (DatasetGenerationError, OSError, ValueError) as error:
         raise UsageError(f"{files[0]} is not a whole parquet file ({_first_line(error)}); fetch it again") from None
-    key = f"parquet:{stat_digest(files)}"
+    opened.check()
+    key = f"parquet:{opened.digest}"
     return _table_set(table, str(files[0]), key, label_column, classes, as_published=as_published)
 
 
@@ -90,15 +104,17 @@ def read_arrow(
     """Images of a folder written by `Dataset.save_to_disk`."""
     import datasets
 
+    told = [path for path in (folder / "state.json", folder / "dataset_info.json") if path.is_file()]
+    files = open_files([*told, *sorted(folder.glob("*.arrow"))])
     try:
         table = datasets.load_from_disk(str(folder))
     except (FileNotFoundError, OSError, ValueError) as error:
         raise UsageError(f"{folder} is not a saved data set ({_first_line(error)}); save it again") from None
     if isinstance(table, Mapping):
         raise UsageError(f"{folder} holds the parts {', '.join(table)}; give the folder of one of them")
-    files = sorted(folder.glob("*.arrow"))
-    key = f"arrow:{stat_digest(files)}"
-    return _table_set(table, str(folder), key, label_column, classes, as_published=as_published)
+    files.check()
+    key = f"arrow:{files.digest}"
+    return _table_set(table, str(folder), key, label_column, classes, as_published=as_published, files=files)
 
 
 def read_hub(
@@ -126,8 +142,9 @@ def read_hub(
         raise MissingDataError(
             f"hf:{name} ({split}) is not here ({_first_line(error)}); {how}bench data fetch hf:{name}"
         ) from None
-    key = f"hub:{name}:{split}:{table._fingerprint}"
-    return _table_set(table, f"hf:{name} {split}", key, label_column, classes, as_published=as_published)
+    files = open_files([Path(file["filename"]) for file in table.cache_files])
+    key = f"hub:{files.digest}" if table.cache_files else f"hub:{name}:{split}:{table._fingerprint}"
+    return _table_set(table, f"hf:{name} {split}", key, label_column, classes, as_published=as_published, files=files)
 
 
 def _first_line(error: Exception) -> str:
@@ -135,7 +152,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _table_set(
-    table: Any, where: str, key: str, label_column: str | None, known: Sequence[str] | None, *, as_published: bool
+    table: Any,
+    where: str,
+    key: str,
+    label_column: str | None,
+    known: Sequence[str] | None,
+    *,
+    as_published: bool,
+    files: Files | None = None,
 ) -> TableSet:
     import datasets
 
@@ -148,7 +172,35 @@ def _table_set(
     elif label_column not in features:
         raise UsageError(f"{where} has no column {label_column}; it has {', '.join(features)}")
     classes, labels = _classes_of(table, label_column, where, known)
-    return TableSet(where, table, images[0], labels, classes, key, as_published)
+    key = f"{key}:{as_published:d}"
+    outside, places = _outside(table, images[0], where)
+    if outside is not None:
+        key = f"{key}:{outside.digest}"
+    return TableSet(
+        where, table, images[0], labels, classes, key, as_published, files=files, outside=outside, places=places
+    )
+
+
+def _outside(table: Any, column: str, where: str) -> tuple[Files | None, dict[int, int]]:
+    """The image files that rows name without holding their bytes, and where among them that of each such row is."""
+    chunks = table.data.column(column).chunks
+    if table._indices is not None or not any(chunk.field("bytes").null_count for chunk in chunks):
+        return None, {}
+    places: dict[int, int] = {}
+    paths: list[str] = []
+    first = 0
+    for chunk in chunks:
+        if chunk.field("bytes").null_count:
+            for row, value in enumerate(chunk.to_pylist(), start=first):
+                if value["bytes"] is None and value["path"] is not None:
+                    places[row] = len(paths)
+                    paths.append(str(Path(value["path"]).absolute()))
+        first += len(chunk)
+    try:
+        stamps = stamps_of(Path(path).stat() for path in paths)
+    except OSError as error:
+        raise UsageError(f"{where}: {error.filename} cannot be read ({error.strerror}); bring it there again") from None
+    return open_tree(Path(where) / "outside", paths, stamps), places
 
 
 def _label_column(table: Any, where: str, known: Sequence[str] | None) -> str:

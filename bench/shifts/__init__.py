@@ -51,6 +51,7 @@ def find_row(name: str) -> ShiftRow:
 def load_shift(name: str, data_root: Path | None = None, reading: Reading | None = None) -> Shift:
     """The shift of that name, read as `reading` says (by default: from `data_root` at the shift's usual size).
 
+    Its files are opened anew each time, for they may have changed.
     Raises UsageError for an unknown name, MissingDataError where its files are not found.
     """
     from bench.shifts.reading import Reading

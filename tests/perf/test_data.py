@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.data import identity
+from bench.data.arrays import read_npy
 from bench.data.decode import Preprocessing
 from bench.data.folders import read_folder
 from bench.data.store import PixelStore
@@ -69,6 +73,63 @@ def test_reading_decoded_pixels_against_decoding_them(benchmark: BenchmarkFixtur
     ratio = float(np.median(np.divide(seconds["decoded"], seconds["read"])))
     benchmark.extra_info["decoding / reading"] = round(ratio, 1)
     assert ratio >= 15
+
+
+def test_naming_a_file_by_its_content_against_reading_it(
+    benchmark: BenchmarkFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processor time of 61 MB in a .npy file: opened first, only read, only hashed, and opened by another process."""
+    monkeypatch.setattr(identity, "UNSETTLED_NS", -3_600_000_000_000)
+    path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (20_000, 32, 32, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", np.zeros(20_000, np.int64))
+
+    def opened() -> None:
+        identity._hashed.clear()
+        read_npy(path, tmp_path / "labels.npy", ["one"])
+
+    content = path.read_bytes()
+    acts = {"first": opened, "read": path.read_bytes, "hashed": lambda: hashlib.sha256(content), "again": opened}
+    seconds: dict[str, list[float]] = {name: [] for name in acts}
+    for _ in range(7):
+        shutil.rmtree(identity.identities_dir(), ignore_errors=True)
+        for name, act in acts.items():
+            start = time.process_time()
+            act()
+            seconds[name].append(time.process_time() - start)
+    benchmark.pedantic(opened, rounds=20)
+    first, read, hashed, again = (float(np.median(seconds[name])) for name in acts)
+    benchmark.extra_info["first / read"] = round(first / read, 1)
+    benchmark.extra_info["first / (read and hashed)"] = round(first / (read + hashed), 2)
+    benchmark.extra_info["again / first"] = round(again / first, 3)
+    assert first <= 1.5 * (read + hashed)
+    assert first <= 15 * read  # where the processor has no instructions for SHA-256; 3 where it has
+    assert again <= 0.15 * first
+
+
+def test_naming_a_folder_by_its_content_against_decoding_it(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Processor time of photographs: hashed, and decoded and cut; and listed again with what is remembered."""
+    write_photos(tmp_path / "photos", 64)
+    time.sleep(2.1)  # only then are they remembered
+    usual = Preprocessing(224, 256)
+    seconds: dict[str, list[float]] = {"first": [], "decoded": [], "again": []}
+    for _ in range(5):
+        shutil.rmtree(identity.identities_dir(), ignore_errors=True)
+        marks = [time.process_time()]
+        images = read_folder(tmp_path / "photos")
+        marks.append(time.process_time())
+        for row in range(len(images)):
+            usual(images.read(row), "x")
+        marks.append(time.process_time())
+        read_folder(tmp_path / "photos")
+        marks.append(time.process_time())
+        for name, spent in zip(seconds, np.diff(marks), strict=True):
+            seconds[name].append(float(spent))
+    benchmark.pedantic(read_folder, (tmp_path / "photos",), rounds=20)
+    first, decoded, again = (float(np.median(seconds[name])) for name in ("first", "decoded", "again"))
+    benchmark.extra_info |= {"hashed / decoded": round(first / decoded, 3), "again / first": round(again / first, 2)}
+    assert first <= 0.2 * decoded
+    assert again <= 0.6 * first
 
 
 def test_a_run_on_decoded_pixels_against_one_that_decodes_each_time(
