@@ -101,7 +101,6 @@ class Predictions:
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
-            allow_pickle=False,
             **{name: column.astype(_COLUMNS[name]) for name, column in self._columns().items()},
         )
         write_atomically(path, buffer.getvalue())
