@@ -180,7 +180,10 @@ class TestPush:
 @pytest.mark.slow
 def test_the_known_data_are_those_of_the_code(tmp_path: Path) -> None:
     committed = publishing.checker().known
+    before = {"shifts": {}, "models": {}, "releases": {"9.9.9": "a" * 16}}
+    (tmp_path / "known.json").write_text(json.dumps(before))
     publishing.write_known("digits-c", tmp_path / "known.json")
     made = publishing.read_known(tmp_path / "known.json")
     assert made.shifts["digits-c"] == committed.shifts["digits-c"]
     assert made.models["digits"] == committed.models["digits"]
+    assert made.releases == {"9.9.9": "a" * 16}
