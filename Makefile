@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST ?= .venv-lowest
 
-.PHONY: demo check test test-all test-slurm perf clean
+.PHONY: demo check test test-lowest test-all test-slurm perf clean
 
 demo: $(VENV)/.installed
 	$(BIN)/bench run --demo
@@ -16,6 +17,10 @@ check: $(VENV)/.installed-dev
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# The suite's fast part on the lowest versions that pyproject.toml allows; PYTHON=python3.11 for the lowest Python too.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not gpu"
@@ -39,5 +44,12 @@ $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps 'corrupt-tta>=0.1.7' 'imagecorruptions-imaug>=1.1.5'
 	touch $@ $(VENV)/.installed
 
+$(LOWEST)/.installed: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q -c $(LOWEST)/constraints.txt -e '.[dev]'
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q --no-deps 'corrupt-tta>=0.1.7' 'imagecorruptions-imaug>=1.1.5'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks dist
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks dist

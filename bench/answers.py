@@ -37,8 +37,9 @@ class Answers:
 
     They are named by all that they and their cost follow from: the classifier's numbers and layers, the images and
     labels of the condition, batch size and precision, device, threads and versions, and the code of streams and
-    predictions. So order, seed, protocol and run may differ. Nothing is kept of a classifier or shift from somebody's
-    own file, which may read other files. A damaged file counts as none.
+    predictions. So order, seed, protocol and run may differ. Nothing is kept of a classifier whose state a forward pass
+    changes, nor of a classifier or shift from somebody's own file, which may read other files. A damaged file counts as
+    none.
     """
 
     def __init__(self, job: Evaluation, shift: Shift, model: nn.Module, *, alone: bool) -> None:
@@ -54,9 +55,14 @@ class Answers:
                 job.device.partition(":")[0],
                 device_name(job.device),
                 torch.get_num_threads(),
-                {name: value for name, value in environment().items() if name not in ("git", "dirty")},
+                {name: value for name, value in environment().items() if name not in ("git", "dirty", "package")},
                 identity(HARNESS),
             ]
+
+    @property
+    def may_keep(self) -> bool:
+        """Whether answers of this classifier are kept, as long as it does not change."""
+        return self._name is not None
 
     def recall(self, segment: Segment) -> Tally | None:
         """The finished tally of a segment; None where it has to be streamed.

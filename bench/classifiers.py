@@ -21,6 +21,7 @@ from bench.checkpoints import read_tensors
 from bench.data.decode import Preprocessing
 from bench.data.offline import is_offline
 from bench.errors import MissingDataError, UsageError
+from methods.state import Unsaved, untouched
 from methods.stock import Normalise
 
 if TYPE_CHECKING:
@@ -82,11 +83,15 @@ class OfClasses(nn.Module):
 def for_classes(model: nn.Module, shift: Shift, image: Tensor) -> nn.Module:
     """The model with the classes of a shift, after one forward pass of one of its images ([1, 3, h, w] in [0, 1]).
 
-    A model with the shift's classes stays as it is; of one with the classes that the shift chooses from, the others are
-    masked, or several make one. Raises UsageError where the outputs fit neither.
+    The pass leaves no trace in the model, whose answers may depend on what it has seen. One with the shift's classes
+    stays as it is; of one with the classes that the shift chooses from, the others are masked, or several make one.
+    Raises UsageError where the outputs fit neither, or where the model keeps something that cannot be put back.
     """
-    with torch.no_grad():
-        scores = model(image)
+    try:
+        with untouched(model), torch.no_grad():
+            scores = model(image)
+    except Unsaved as error:
+        raise UsageError(str(error)) from None
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 1:
         what = f"the shape {list(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         raise UsageError(f"the model gave {what} for one image; it must return a tensor [images, classes] of logits")

@@ -111,7 +111,7 @@ def run(
             "--with-baselines", help="Add source, soups with other information, controls, and ways to choose."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the records.  [default: runs/<shift>-<methods>]")] = None,
     launch: Annotated[
         str | None, typer.Option(help="local (processes on this machine; the default), serial, or slurm.")
     ] = None,
@@ -273,7 +273,7 @@ def tune(
     method: Annotated[str, typer.Argument(help="The method to choose options for.")],
     shift: Annotated[str, typer.Option(help="The shift whose dev images decide.")],
     trials: Annotated[int, typer.Option(min=1, help="Option sets to try; the same number for every method.")] = 8,
-    out: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the records.  [default: runs/<shift>-<methods>]")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each trial.")] = 2,
     severity: Annotated[str, typer.Option(help="Severities of the tuning corruptions.")] = "5",
     labels: Annotated[int | None, typer.Option(help="Labelled clean images a class; 0 for all.")] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import shlex
 import signal
@@ -33,7 +32,7 @@ def run_spec(
     base: Mapping[str, Any] = {}
     if demo:
         with resources.as_file(resources.files("bench") / "assets" / "demo.toml") as path:
-            base = {"out": Path("runs") / f"{datetime.date.today():%Y-%m-%d}-demo", **read_run_file(path)}
+            base = {"out": Path("runs") / "demo", **read_run_file(path)}
     elif file is not None:
         base = read_run_file(file)
     options: dict[str, dict[str, Any]] = {}

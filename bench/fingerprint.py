@@ -16,7 +16,10 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 @cache
 def environment() -> dict[str, str | bool | None]:
-    """Versions of the project, Python and the libraries that move numbers; the git commit if this is a checkout."""
+    """Versions of the project, Python and the libraries that move numbers; the git commit if this is a checkout.
+
+    `package` is the content of this project's code, because a version alone says nothing of a tree that was changed.
+    """
     home = Path(__file__).resolve().parent.parent
     commit = _git(home, "rev-parse", "--short=12", "HEAD") if (home / ".git").exists() else None
     state = _git(home, "status", "--porcelain", "--untracked-files=no") if commit else None
@@ -24,10 +27,16 @@ def environment() -> dict[str, str | bool | None]:
         "project": __version__,
         "git": commit,
         "dirty": bool(state) if commit else None,
+        "package": package_digest(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         **{library: _version(library) for library in _LIBRARIES},
     }
+
+
+def package_digest() -> str:
+    """The content of the four packages as they are installed here, 16 hexadecimal digits."""
+    return own_code("bench", "corruptions", "methods", "leaderboards")[:16]
 
 
 @cache

@@ -23,6 +23,7 @@ from bench.data.identity import Stamp, is_settled, stamp_of
 from bench.errors import MissingDataError, UsageError
 from bench.outside import load_object
 from bench.shifts.table import ShiftRow
+from methods.state import constants
 from methods.stock import AnyArchitecture, Architecture, Weights, ready
 from methods.timm_encoders import TimmArchitecture
 
@@ -225,8 +226,9 @@ def shown_name(name: str, base: Weights | nn.Module) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Identifies a classifier by all its numbers, constants of its normalisation among them."""
-    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Identifies a classifier by all its numbers: parameters, buffers, and what its modules keep as attributes."""
+    beside = {f"attribute {name}": value for name, value in constants(model).items()}
+    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers()), **beside}
     return Weights(Architecture(), numbers).digest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,9 +178,9 @@ def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
 
 
 def default_folder(spec: RunSpec) -> Path:
-    """`runs/<date>-<name>`: the methods and the shift tell one run of a day from another."""
+    """`runs/<shift>-<methods>`: the same command means the same folder, today and tomorrow."""
     name = "-".join([spec.shift, *spec.method])[:80].replace("/", "_").replace(":", "_")
-    return Path("runs") / f"{datetime.date.today():%Y-%m-%d}-{name}"
+    return Path("runs") / name
 
 
 def _base(spec: RunSpec, device: str) -> tuple[str, Base]:

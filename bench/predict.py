@@ -157,21 +157,28 @@ def _steps(
     if teller is not None:
         teller.begin(done / images)
     yield done
+    # Only an adapter that is still as it was gives, in any order, the answers that are kept.
+    still = answers.may_keep and not adapter.changed()
     for number, segment in enumerate(segments):
         _check_images(job, shift, segment)
         if number == len(tallies):
-            tallies.append(answers.recall(segment) or Tally.empty(len(segment.ids)))
             if segment.reset:
                 adapter.reset()
+                still = answers.may_keep
+            tallies.append((answers.recall(segment) if still else None) or Tally.empty(len(segment.ids)))
         if tallies[number].done < len(segment.ids):
             before = sum(tally.done for tally in tallies[:number])
-            for _ in _run_segment(adapter, shift, segment, job, passes, tallies[number], latest):
+            for batch, _ in enumerate(_run_segment(adapter, shift, segment, job, passes, tallies[number], latest)):
+                # After one batch too: what changes may come back by the end.
+                still = still and (batch > 0 or not adapter.changed())
                 progress.look(adapter, tallies)
                 done = before + tallies[number].done
                 if teller is not None and teller.due():
                     _tell(teller, shift, segment, job, tallies[number], done / images)
                 yield done
-            answers.keep(segment, tallies[number])
+            still = still and not adapter.changed()
+            if still:
+                answers.keep(segment, tallies[number])
     measured = [
         part
         for segment, tally in zip(job.segments, tallies, strict=False)
@@ -184,6 +191,9 @@ def _steps(
     return measured[:last] + [replace(part, clean_accuracy_after=float(np.mean(hits))) for part in measured[last:]]
 
 
+_LAYOUT = 2  # of an adapter's state; what was kept in another one is not continued
+
+
 class _Progress:
     """The adapter and the tallies of a chain in a keeper, saved when that is due."""
 
@@ -193,7 +203,7 @@ class _Progress:
     def restore(self, adapter: Adapter) -> list[Tally]:
         """Put the adapter into the state that was kept; gives the tallies that belong to it, [] for a new start."""
         state = self._keep.load() if self._keep is not None else None
-        if state is None or state["device"] != self._device:
+        if state is None or state["device"] != self._device or state.get("layout") != _LAYOUT:
             return []
         adapter.load_state_dict(state["adapter"])
         return [Tally(**values) for values in state["tallies"]]
@@ -202,7 +212,9 @@ class _Progress:
         if self._keep is None or not self._keep.due():
             return
         state = {"adapter": adapter.state_dict(), "tallies": [vars(tally) for tally in tallies]}
-        self._keep.save({"step": sum(tally.done for tally in tallies), "device": self._device, **state})
+        self._keep.save(
+            {"step": sum(tally.done for tally in tallies), "device": self._device, "layout": _LAYOUT, **state}
+        )
 
 
 def _run_segment(

@@ -179,7 +179,9 @@ def write_known(shift_name: str, out: Path) -> None:
         )
     known = read_known(out) if out.is_file() else Known()
     known = Known(
-        shifts=dict(known.shifts) | {shift_name: splits}, models=dict(known.models) | {stock: load_stock(stock).digest}
+        shifts=dict(known.shifts) | {shift_name: splits},
+        models=dict(known.models) | {stock: load_stock(stock).digest},
+        releases=dict(known.releases),
     )
     write_bytes(out, (json.dumps(known.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode())
 

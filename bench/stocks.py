@@ -315,7 +315,7 @@ def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) 
         "check": check(train(CHECK_STEPS, None), plan.data, plan.recipe),
         "threads": plan.threads,
         "seconds": round(seconds, 1),
-        "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty")},
+        "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty", "package")},
     }
     return weights, facts
 

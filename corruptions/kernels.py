@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, reduce
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -59,11 +60,16 @@ def kept_from(planes: Tensor, least: float) -> Tensor:
     return F.threshold(planes, below, 0.0)
 
 
+def added(values: Sequence[float]) -> float:
+    """The sum from left to right, rounded at each step: that of `sum` corrects itself from Python 3.12 on."""
+    return reduce(add, values, 0.0)
+
+
 def gaussian_taps(sigma: float, truncate: float) -> list[float]:
     """Normalised Gaussian weights at -radius .. radius, radius = int(truncate * sigma + 0.5), as scipy cuts them."""
     radius = int(truncate * sigma + 0.5)
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(1, radius + 1)]
-    total = 1.0 + 2.0 * sum(weights)
+    total = 1.0 + 2.0 * added(weights)
     return [w / total for w in [*reversed(weights), 1.0, *weights]]
 
 
@@ -315,7 +321,7 @@ def _resampling(size: int, target: int, kind: Filter, device: torch.device) -> T
         centre = (out + 0.5) * scale
         window = range(max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), size))
         weights = [kind.weight((i - centre + 0.5) / spread) for i in window]
-        total = sum(weights)
+        total = added(weights)
         for i, weight in zip(window, weights, strict=True):
             matrix[i, out] = math.trunc(weight / total * (1 << 22) + math.copysign(0.5, weight))
     return matrix.to(device)

@@ -99,11 +99,9 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Write the columns as a compressed npz, atomically; equal predictions give equal bytes."""
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            allow_pickle=False,
-            **{name: column.astype(_COLUMNS[name]) for name, column in self._columns().items()},
-        )
+        # Without allow_pickle, which older versions of numpy write as one more column.
+        columns: dict[str, Any] = {name: column.astype(_COLUMNS[name]) for name, column in self._columns().items()}
+        np.savez_compressed(buffer, **columns)
         write_atomically(path, buffer.getvalue())
 
     @staticmethod

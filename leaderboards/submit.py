@@ -31,7 +31,6 @@ AccessOf = Callable[[str], Access | None]
 Runs = list[tuple[int, int, int]]
 
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.jsonl")
-_RELEASE = re.compile(r"\d+\.\d+\.\d+")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _LINK = re.compile(r"(?i)(javascript|vbscript|data)\s*:")
 
@@ -56,13 +55,15 @@ class KnownSplit(_Part):
 
 
 class Known(_Part):
-    """Data and weights that published results must have been made with: splits by shift and name, digests by model.
+    """What published results must have been made with: splits by shift and name, digests of weights by model, and the
+    content of the packages (`package` in `env`) by release.
 
     A split holds the reported conditions only, so results on tuning corruptions or dev images are never published.
     """
 
     shifts: dict[Name, dict[Name, KnownSplit]] = Field(default_factory=dict)
     models: dict[Name, Name] = Field(default_factory=dict)
+    releases: dict[Name, Name] = Field(default_factory=dict)
 
     def labels_of(self, record: Record) -> str | None:
         """The digest of the labels of a record's images; None where they are not those of a known split."""
@@ -293,7 +294,7 @@ def check_bundle(bundle: Bundle, checker: Checker) -> Iterator[tuple[str | None,
     shared: dict[str, Record] = {}
     for record in bundle.records:
         checks = (
-            _record_problems(record, checker.access_of),
+            _record_problems(record, checker),
             _data_problems(record, checker.known, bundle.bits[record.key]),
             _number_problems(record, bundle.bits[record.key]),
         )
@@ -340,7 +341,7 @@ def _unsafe(text: str) -> str | None:
     return None
 
 
-def _record_problems(record: Record, access_of: AccessOf) -> Iterator[str]:
+def _record_problems(record: Record, checker: Checker) -> Iterator[str]:
     if record.status != "done":
         yield f"{_place(record)} failed; run it again with --only-failed"
     if record.limit is not None:
@@ -348,15 +349,17 @@ def _record_problems(record: Record, access_of: AccessOf) -> Iterator[str]:
     if record.data.skipped:
         yield f"{_place(record)} left out {record.data.skipped} test images; mend them and run it again on all of them"
     yield from (f"{_place(record)} {message}" for message in wrong_key(record))
-    known = access_of(record.method)
+    known = checker.access_of(record.method)
     if known is None:
         yield f"the method {record.method} is not in the table of methods; add it there in the same pull request"
     elif known != record.access:
         yield f"the access of {_place(record)} is not that of {record.method}; see `bench show method {record.method}`"
     commit, project = record.env.get("git"), record.env.get("project")
     if commit is None:
-        if not (isinstance(project, str) and _RELEASE.fullmatch(project)):
-            yield f"{_place(record)} was made with neither a commit nor a release; run it from one of them"
+        released = checker.known.releases.get(project) if isinstance(project, str) else None
+        if released is None or record.env.get("package") != released:
+            place = _place(record)
+            yield f"{place} was made with neither a commit nor a release; run it from a clean commit or a release"
     elif not (isinstance(commit, str) and _COMMIT.fullmatch(commit)) or record.env.get("dirty") is not False:
         yield f"{_place(record)} was made with uncommitted changes; commit them and run it again"
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from methods.state import load_module, same, save_module
 from methods.stock import Weights
 from methods.table import Access
 
@@ -253,7 +254,8 @@ class Adapter(ABC):
 
     A subclass implements `configure` (choose parameters, build optimisers) and `predict`. All it keeps on `self` is its
     state: modules, optimisers, generators, tensors, numbers, strings, None, and lists, tuples or dicts of them are
-    saved by `state_dict` and put back by `reset`, without further code. `self.model` is a private copy of the
+    saved by `state_dict` and put back by `reset`, without further code; of a module all that it holds (see
+    `methods.state`), also what its own forward pass changes. `self.model` is a private copy of the
     classifier in eval mode, `self.config` the options and `self.generator` the only source of randomness.
     """
 
@@ -319,7 +321,15 @@ class Adapter(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that distinguishes this adapter from one just built, in plain values and copies of tensors."""
-        return {name: _save(name, value) for name, value in vars(self).items() if name not in ("config", "_initial")}
+        return self._saved(copied=True)
+
+    def changed(self) -> bool:
+        """Whether anything that it keeps differs from what it was after `prepare`."""
+        return not same(self._saved(copied=False), self._initial)
+
+    def _saved(self, *, copied: bool) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if name not in ("config", "_initial")}
+        return {name: _save(name, value, copied) for name, value in kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`; tensors are copied, so one state can be loaded many times.
@@ -332,22 +342,24 @@ class Adapter(ABC):
             setattr(self, name, _load(vars(self).get(name), saved))
 
 
-def _save(name: str, value: Any) -> Any:
+def _save(name: str, value: Any, copied: bool) -> Any:
     match value:
-        case nn.Module() | torch.optim.Optimizer():
+        case nn.Module():
+            return save_module(value, copied=copied)
+        case torch.optim.Optimizer():
             return copy.deepcopy(value.state_dict())
         case torch.Generator():
             return value.get_state()
         case nn.Parameter():
             return None  # belongs to a module that is saved itself
         case Tensor():
-            return value.detach().clone()
+            return value.detach().clone() if copied else value.detach()
         case None | bool() | int() | float() | str():
             return value
         case list() | tuple():
-            return type(value)(_save(name, item) for item in value)
+            return type(value)(_save(name, item, copied) for item in value)
         case dict():
-            return {key: _save(name, item) for key, item in value.items()}
+            return {key: _save(name, item, copied) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and cast(Any, value).__dataclass_params__.frozen:
         return None  # options, which never change
     raise TypeError(
@@ -360,7 +372,7 @@ def _load(current: Any, saved: Any) -> Any:
     """What the attribute becomes: objects take the saved state in place, at any depth; values become copies."""
     match current:
         case nn.Module():
-            current.load_state_dict(saved)
+            load_module(current, saved)
             return current
         case torch.optim.Optimizer():
             current.load_state_dict(copy.deepcopy(saved))

@@ -17,6 +17,7 @@ from methods.augment import Crop, augmix, draw
 from methods.base import Adapter, Source
 from methods.losses import gradients, marginal_entropy, recordable
 from methods.norms import blend_statistics
+from methods.state import load_module, same, save_module
 from methods.table import Access
 
 # Bounds on what one pass holds: values of the views that go through the model together (its activations are some tens
@@ -125,15 +126,19 @@ class Memo(Adapter):
             flip=self.config.flip,
         ).to(images.dtype)
         if self.together and len(images) > 1:
+            before = save_module(self.model, weights=False)
             try:
-                return self._all_at_once(images, views)
+                logits = self._all_at_once(images, views)
+                if same(save_module(self.model, weights=False, copied=False), before):
+                    return logits
+                why = "a forward pass of the model changes what it keeps"
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                warnings.warn(
-                    f"memo adapts to one image at a time, since vmap refuses the model: {error}", stacklevel=4
-                )
-                self.together = False
+                why = f"vmap refuses the model: {error}"
+            load_module(self.model, before)
+            warnings.warn(f"memo adapts to one image at a time, since {why}", stacklevel=4)
+            self.together = False
         return torch.stack([self._one(image, own) for image, own in zip(images, views, strict=True)])
 
     def _one(self, image: Tensor, views: Tensor) -> Tensor:

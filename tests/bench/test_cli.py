@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from bench import cli
+from bench import __version__, cli
+from bench.plan import default_folder
 from bench.shifts import SHIFTS
+from bench.spec import make_spec
 from methods import METHODS
 
 Bench = Callable[..., "Done"]
@@ -141,6 +143,36 @@ def test_a_run_that_cannot_be_planned_leaves_no_folder(
     assert not list(tmp_path.glob("runs/*"))
     assert bench("run", "--method", "source", *asked, "--out", mine).code == code
     assert mine.is_dir()
+
+
+def test_the_same_command_means_the_same_folder(
+    bench: Bench, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tomorrow too: the clock of the second run is a day ahead."""
+    monkeypatch.chdir(tmp_path)
+    del settings["out"]
+    assert bench("run", *flags(settings), *FAST).code == 0
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 86_400)
+    again = bench("run", *flags(settings), *FAST)
+    assert "3 from before" in again.err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-c-source"]
+
+
+def test_no_folder_is_named_after_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec({"method": "source,sel/f.py:Own", "shift": "folder:my/photos"})
+    assert default_folder(spec) == Path("runs/folder_my_photos-source-sel_f.py_Own")
+    for name in ("commands", "plan"):
+        assert "datetime" not in Path(cli.__file__).with_name(f"{name}.py").read_text()
+
+
+def test_runs_are_left_out_of_the_repository_and_run_files_are_not() -> None:
+    home = Path(cli.__file__).parents[1]
+    if not (home / ".git").exists():
+        pytest.skip("no checkout")
+    paths = ["runs/demo/run.toml", "runs/digits-c-tent/records.jsonl", "runs/new.toml", "runs/tuning/x/tent.jsonl"]
+    done = subprocess.run(["git", "check-ignore", *paths], cwd=home, capture_output=True, text=True, timeout=20)
+    assert done.stdout.split() == paths[:2]
 
 
 def test_rows_of_the_table_agree_with_their_classes() -> None:
@@ -357,7 +389,7 @@ def test_the_module_runs_like_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--version"], capture_output=True, text=True, timeout=60, env={**os.environ}
     )
-    assert done.stdout.strip() == "0.1.0"
+    assert done.stdout.strip() == __version__
 
 
 def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[str, Any], own_cache: Path) -> None:

@@ -165,6 +165,10 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "uncommitted code": (lambda e: e["record"]["env"].update(dirty=True), "uncommitted"),
     "state of the code left out": (lambda e: e["record"]["env"].pop("dirty"), "uncommitted"),
     "no commit, no release": (lambda e: e["record"]["env"].update(git=None, project="0.2.dev0"), "nor a release"),
+    "a release nobody knows": (lambda e: e["record"]["env"].update(git=None, project="0.1.0"), "nor a release"),
+    "a release with a changed file": (
+        lambda e: e["record"]["env"].update(git=None, project="9.9.9", package="0" * 16), "nor a release"
+    ),
     "no forward pass": (lambda e: e["record"]["cost"].update(forwards=0), "fewer forward passes"),
     "no access": (lambda e: e["record"].pop("access"), "access"),
     "unhashed predictions": (lambda e: e.pop("predictions_sha256"), "predictions_sha256"),

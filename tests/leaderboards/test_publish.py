@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bench.spec import make_spec, read_run_file
 from leaderboards import make_board, read_bundle, write_bundle
 from leaderboards.bundle import ids_of, runs_of
 from leaderboards.store import find_scored
+from leaderboards.submit import check_bundle
 
 
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=60))
@@ -42,6 +44,28 @@ def test_a_bundle_holds_what_the_folder_holds(digits_run: Any, submission: Path)
         assert np.array_equal(bundle.bits[record.key].id, made.id[order])
         assert np.array_equal(bundle.bits[record.key].hits, made.hits[order])
         assert bundle.digests[record.key] == made.digest()
+
+
+@pytest.mark.parametrize(
+    ("env", "taken"),
+    [
+        ({"project": "9.9.9", "git": None, "package": "a" * 16}, True),
+        ({"project": "9.9.9", "git": None, "package": "b" * 16}, False),  # a file of the installed package was changed
+        ({"project": "9.9.9", "git": None}, False),
+        ({"project": "9.9.8", "git": None, "package": "a" * 16}, False),
+        ({"project": "9.9.9.dev0", "git": None, "package": "a" * 16}, False),
+        ({"project": None, "git": None, "package": None}, False),
+        ({"project": "9.9.9", "git": "0123456789ab", "dirty": False, "package": "b" * 16}, True),
+    ],
+)
+def test_a_release_is_known_by_its_content(submission: Path, env: dict[str, Any], taken: bool) -> None:
+    bundle = read_bundle(submission)
+    made = replace(bundle, records=tuple(record.model_copy(update={"env": env}) for record in bundle.records))
+    ours = publishing.checker()
+    known = ours.known.model_copy(update={"releases": {"9.9.9": "a" * 16}})
+    said = [message for _, message in check_bundle(made, replace(ours, known=known))]
+    assert taken == (said == [])
+    assert all(message.endswith("run it from a clean commit or a release") for message in said)
 
 
 def test_equal_bundles_are_equal_files(submission: Path, tmp_path: Path) -> None:
@@ -160,7 +184,10 @@ class TestPush:
 @pytest.mark.slow
 def test_the_known_data_are_those_of_the_code(tmp_path: Path) -> None:
     committed = publishing.checker().known
+    before = {"shifts": {}, "models": {}, "releases": {"9.9.9": "a" * 16}}
+    (tmp_path / "known.json").write_text(json.dumps(before))
     publishing.write_known("digits-c", tmp_path / "known.json")
     made = publishing.read_known(tmp_path / "known.json")
     assert made.shifts["digits-c"] == committed.shifts["digits-c"]
     assert made.models["digits"] == committed.models["digits"]
+    assert made.releases == {"9.9.9": "a" * 16}

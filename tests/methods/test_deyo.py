@@ -98,7 +98,9 @@ def test_where_no_image_is_left_nothing_moves(
         object.__setattr__(adapter.config, name, value)
     adapter.predict(batches[1])
     after = adapter.state_dict()
-    assert all(torch.equal(after["model"][name], value) for name, value in before["model"].items())
+    assert all(
+        torch.equal(after["model"]["weights"][name], value) for name, value in before["model"]["weights"].items()
+    )
     for place, state in before["optimizer"]["state"].items():
         assert torch.equal(after["optimizer"]["state"][place]["momentum_buffer"], state["momentum_buffer"])
 

@@ -178,7 +178,9 @@ def test_where_no_image_is_kept_nothing_moves_not_even_by_momentum(make_net: Net
     object.__setattr__(adapter.config, "margin", 1e-9)
     adapter.predict(batches[1])
     after = adapter.state_dict()
-    assert all(torch.equal(after["model"][name], value) for name, value in before["model"].items())
+    assert all(
+        torch.equal(after["model"]["weights"][name], value) for name, value in before["model"]["weights"].items()
+    )
     assert torch.equal(after["mean"], before["mean"])
     for place, state in before["optimizer"]["state"].items():
         assert torch.equal(after["optimizer"]["state"][place]["momentum_buffer"], state["momentum_buffer"])

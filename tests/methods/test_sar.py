@@ -142,10 +142,12 @@ def test_where_no_image_is_reliable_only_the_release_moves(make_net: Nets, batch
     object.__setattr__(adapter.config, "margin", 1e-9)
     adapter.predict(batches[1])
     after = adapter.state_dict()
-    moved = any(not torch.equal(after["model"][name], value) for name, value in before["model"].items())
+    moved = any(
+        not torch.equal(after["model"]["weights"][name], value) for name, value in before["model"]["weights"].items()
+    )
     assert moved == quirks
     assert torch.equal(after["average"], before["average"])
-    assert all(torch.isfinite(value).all() for value in after["model"].values())
+    assert all(torch.isfinite(value).all() for value in after["model"]["weights"].values())
 
 
 def test_parameters_return_from_the_climb_when_the_second_pass_keeps_none(make_net: Nets, batches: Tensor) -> None:
