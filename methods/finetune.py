@@ -35,7 +35,6 @@ class Probe:
     l2: float = 1e-2
 
 
-@component("methods.finetune.FineTune")
 @dataclass(frozen=True)
 class FineTune(Options):
     """How to fine-tune on clean labelled images.

@@ -42,7 +42,6 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, (tensor.double() for tensor in tensors)) / len(tensors)
 
 
-@component("methods.mixing.Uniform")
 @dataclass(frozen=True)
 class Uniform:
     """The arithmetic mean (model soups, Wortsman et al. 2022, arXiv:2203.05482)."""
@@ -60,7 +59,6 @@ class Uniform:
         return made
 
 
-@component("methods.mixing.Weighted")
 @dataclass(frozen=True)
 class Weighted:
     """sum_i w_i theta_i. Weights sum to 1, so equal tensors stay what they are; single ones may be negative."""

@@ -18,7 +18,6 @@ from methods.stock import Classifier, Weights
 _BATCH = 512
 
 
-@component("methods.soup.Interpolation")
 @dataclass(frozen=True)
 class Interpolation:
     """Where between two models to stop: 0 is the first, 1 the second."""
@@ -65,7 +64,6 @@ def mixed_soup(
     return _combine(ingredients, mix)
 
 
-@component("methods.soup.interpolate")
 def interpolate(
     inputs: Sequence[Weights], data: None, config: Interpolation, generator: torch.Generator | None = None
 ) -> Weights:
