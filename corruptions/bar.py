@@ -3,7 +3,7 @@ natural corruption robustness", arXiv:2102.11273).
 
 A severity is a level of at most 10; `_share` of it scales a corruption's largest strength. Lengths follow the shorter
 side S of the image, so an image looks alike at every size. x is a pixel in [0, 1], 255 the unit of published numbers.
-All is computed in float64, as the published code does: before truncation a float32 may end on the other side of a level.
+All is computed in float64, as the published code does: before truncation float32 may end on the other side of a level.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corruptions.kernels import blur, half_mirror
+from corruptions.kernels import blur, half_mirror, levels_of, unit_of
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -41,23 +41,7 @@ def _each(draws: Tensor) -> list[Tensor]:
     return [column[:, None, None] for column in draws.double().unbind(1)]
 
 
-def _levels(images: Tensor) -> Tensor:
-    """Images in [0, 1] as levels 0 .. 255, float64; 8-bit images become whole ones."""
-    levels = images.double() * 255
-    whole = levels.round()
-    return torch.where((levels - whole).abs() < 1e-4, whole, levels)
-
-
-def _unit(levels: Tensor) -> Tensor:
-    """Levels, clipped, as float32 in [0, 1] that have the same whole part when they are multiplied by 255."""
-    levels = levels.clamp_(0, 255)
-    unit = (levels / 255).float()
-    amiss = (unit * 255).floor_() - levels.floor().float()
-    # A step away from where float32 lands on the other side of a level.
-    return torch.where(amiss == 0, unit, torch.nextafter(unit, unit - amiss))
-
-
-def _draw_phases(stream: Stream, planes: Size | tuple[()], size: Size) -> Draws:
+def _draw_phases(stream: Stream, planes: tuple[int, ...], size: Size) -> Draws:
     height, width = size
     phases = stream.uniform(*planes, height, width // 2)
     # The middle column of an odd width is its own mirror image.
@@ -82,12 +66,13 @@ def _noise_of_random_phase(draws: Draws, size: Size, power: int) -> Tensor:
     spectrum = torch.polar(amplitude.expand_as(phase), phase).roll((height // 2, width // 2), (-2, -1))
     noise = torch.fft.ifft2(spectrum).real
     deviation: Tensor = noise.std((-2, -1), correction=0, keepdim=True)
-    return noise / deviation.clamp_min(1e-12)
+    unit: Tensor = noise / deviation.clamp_min(1e-12)
+    return unit
 
 
 @lru_cache(maxsize=16)
 def _amplitude(height: int, width: int, power: int, device: torch.device) -> Tensor:
-    """Amplitudes float64 [h, w] of a spectrum whose centre lies at (h / 2, w / 2), between pixels where a side is odd."""
+    """Amplitudes float64 [h, w] of a spectrum about (h / 2, w / 2), which lies between pixels where a side is odd."""
     side = min(height, width)
     down = (torch.arange(height, dtype=torch.float64) - height / 2)[:, None] * (side / height)
     across = (torch.arange(width, dtype=torch.float64) - width / 2) * (side / width)
@@ -103,7 +88,8 @@ def draw_blue_noise_sample(stream: Stream, size: Size, parameters: Parameters) -
 def blue_noise_sample(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Black where noise of high frequencies does not exceed 3 p - 2.5."""
     noise = _noise_of_random_phase(draws, (images.shape[-2], images.shape[-1]), 1)
-    return images * (noise > 3 * _share(parameters) - 2.5)[:, None]
+    kept: Tensor = images * (noise > 3 * _share(parameters) - 2.5)[:, None]
+    return kept
 
 
 def draw_brownish_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -114,7 +100,7 @@ def draw_brownish_noise(stream: Stream, size: Size, parameters: Parameters) -> D
 def brownish_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """x + 64 p noise of low frequencies, independent per channel."""
     noise = _noise_of_random_phase(draws, (images.shape[-2], images.shape[-1]), -2)
-    return _unit(_levels(images) + noise * (64 * _share(parameters)))
+    return unit_of(levels_of(images) + noise * (64 * _share(parameters)))
 
 
 def draw_caustic_refraction(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -143,7 +129,7 @@ def caustic_refraction(images: Tensor, draws: Draws, parameters: Parameters) -> 
     row, column = _grid((height, width), images.device)
     seen = _seen_at(images, row + (reach * down).round(decimals=3), column + (reach * across).round(decimals=3))
     lit = (down - across) * (2 * share)
-    return _unit((seen + lit[:, None]).clamp_(0, 1) * 255)
+    return unit_of((seen + lit[:, None]).clamp_(0, 1) * 255)
 
 
 def _seen_at(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -187,7 +173,7 @@ def checkerboard_cutout(images: Tensor, draws: Draws, parameters: Parameters) ->
 
     As published, cell numbers are cut towards zero, so the cells on both sides of an axis share one draw.
     """
-    n, _, height, width = images.shape
+    height, width = images.shape[-2:]
     angle, extent = _each(draws["uniform"])
     row, column = _grid((height, width), images.device)
     sine, cosine = torch.sin(angle * _TURN), torch.cos(angle * _TURN)
@@ -217,7 +203,7 @@ def cocentric_sine_waves(images: Tensor, draws: Draws, parameters: Parameters) -
     distance = (down.square() + across.square()).sqrt_() + torch.sin(angle) * (tall * (side / 10))
     ring = (ring * (side / 10)).clamp_min(1e-4)
     saw = distance.remainder(ring).div_(ring).sub_(0.5)
-    return _unit(_levels(images) + (saw * (128 * _share(parameters)))[:, None])
+    return unit_of(levels_of(images) + (saw * (128 * _share(parameters)))[:, None])
 
 
 def _burst(size: Size, centre: Tensor, rays: Tensor, length: Tensor, power: float) -> Tensor:
@@ -259,13 +245,13 @@ def sparkles(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     height, width = images.shape[-2:]
     rays, length = _rays(draws, _share(parameters) * 0.1 * min(height, width))
     centre = draws["uniform"][..., :2].double() * torch.tensor([height, width], device=images.device)
-    levels = _levels(images)
+    levels = levels_of(images)
     for burst in range(_BURSTS):
         light = _burst((height, width), centre[:, burst], rays[:, burst], length[:, burst].clamp_min(1), 1.0)
         # Each burst is laid over a picture in float32, as published.
         levels = levels.float().double()
         levels += light[:, None] * (255 - levels)
-    return _unit(levels)
+    return unit_of(levels)
 
 
 def draw_inverse_sparkles(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -280,7 +266,7 @@ def inverse_sparkles(images: Tensor, draws: Draws, parameters: Parameters) -> Te
     centre = (0.25 + 0.5 * draws["uniform"][:, 0, :2].double()) * torch.tensor([height, width], device=images.device)
     power = (100 - (100 - 65 * _share(parameters))) / 50
     light = _burst((height, width), centre, rays[:, 0], length[:, 0], power)
-    return _unit(255 + light[:, None] * (_levels(images) - 255))
+    return unit_of(255 + light[:, None] * (levels_of(images) - 255))
 
 
 def draw_perlin_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -315,15 +301,19 @@ def perlin_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor
         turbulence.add_(noise.abs_(), alpha=1.5 / octave)
     share = 0.5 * _share(parameters)
     white = turbulence.mul_(0.5).add_(0.5).clamp_(0, 1).mul_(255 * share)
-    return _unit(_levels(images) * (1 - share) + white[:, None])
+    # The image is paler in float32, as published.
+    paler = levels_of(images).float().mul_(1 - share)
+    return unit_of(paler.double() + white[:, None])
 
 
 @lru_cache(maxsize=64)
 def _lattice(length: int, octave: int, cell: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Perlin's fade of every pixel to every lattice line, and fade times offset: float64 [length, lines]."""
-    place = torch.arange(length, dtype=torch.float64) * (1 / cell) * octave
+    # As published, counted from 4096, which leaves fewer bits for what lies behind the point.
+    place = torch.arange(length, dtype=torch.float64) * (1 / cell) * octave + 4096
     line = place.floor()
     part = place - line
+    line -= 4096
     fade = part.square() * (3 - 2 * part)
     pixel, index = torch.arange(length), line.long()
     fades = torch.zeros(length, int(line[-1]) + 2, dtype=torch.float64)
@@ -353,7 +343,7 @@ def plasma_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor
         x, y = x + (along - 0.3 * aside), y + (aside + 0.3 * along)
     noise = torch.stack([torch.sin(x - time), torch.sin((x + y + torch.sin(time)) * 0.5), torch.sin(y + time)], 1)
     strength = 64 * _share(parameters)
-    return _unit((1 - strength / 255) * _levels(images) + strength * noise)
+    return unit_of((1 - strength / 255) * levels_of(images) + strength * noise)
 
 
 def draw_single_frequency_greyscale(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -372,4 +362,4 @@ def single_frequency_greyscale(images: Tensor, draws: Draws, parameters: Paramet
     # sin(a + b) as a product of two thin matrices needs no sine of a pixel.
     left = torch.cat([down.sin(), down.cos()], 2)
     right = torch.cat([across.cos(), across.sin()], 1)
-    return _unit(_levels(images) + ((left @ right) * (196 * _share(parameters)))[:, None])
+    return unit_of(levels_of(images) + ((left @ right) * (196 * _share(parameters)))[:, None])

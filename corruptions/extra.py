@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corruptions.kernels import blur, edge, kept_from, pad, whole_mirror
+from corruptions.colours import hsv_of, rgb_of
+from corruptions.kernels import blur, edge, kept_from, pad, to_the_bit, whole_mirror
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -185,12 +186,16 @@ def _equalised(levels: Tensor) -> Tensor:
 
 
 def saturate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """HSV saturation times a factor plus an offset, clipped; without the colour space, V - (V - x) S' / S.
+    """HSV saturation times a factor plus an offset, clipped; in small images V - (V - x) S' / S, the same but for the
+    last bits.
 
     A grey pixel has the hue 0, which is red, so it turns red where the offset is positive, as published. A severity
     between 2 and 3 passes from paler to gaudier, close to the unchanged image.
     """
     factor, offset = parameters
+    if to_the_bit(images):
+        hue, saturation, value = hsv_of(images)
+        return rgb_of(hue, saturation.mul_(factor).add_(offset).clamp_(0, 1), value)
     value, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     spread = value - least
     wanted = (spread / value.clamp_min(1e-12)).mul_(factor).add_(offset).clamp_(0, 1)

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from corruptions.blur import zoomed
-from corruptions.kernels import edge, kept_from, plasma, trail
+from corruptions.colours import hsv_of, rgb_of
+from corruptions.kernels import edge, kept_from, levels_of, plasma, to_the_bit, trail, unit_of
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -41,9 +42,16 @@ def snow(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     mean, deviation, zoom, threshold, radius, sigma, share = parameters
     flakes = zoomed(draws["normal"].mT[:, None], zoom).mul_(deviation).add_(mean)
     flakes = kept_from(flakes, threshold).clamp_(0, 1).mul_(255).floor_()
-    # ImageMagick's trail is 8 bit and rounded down; the float sum of a flat region may end just below its level.
-    flakes = trail(flakes, draws["angle"], radius, sigma).add_(1e-3).floor_().div_(255)
+    # ImageMagick's trail is 8 bit and rounded down, from 16 bits (see motion_blur). In small images, whose pixels stay,
+    # more is added than half a step of 16 bits.
+    nudge = 0.5 / 257 if to_the_bit(images) else 1e-3
+    flakes = trail(flakes, draws["angle"], radius, sigma).add_(nudge).floor_().div_(255)
     red, green, blue = images.unbind(1)
+    if to_the_bit(images):
+        # OpenCV's grey and the mixture in float32, the flakes in float64.
+        grey = (red * 0.299 + green * 0.587) + blue * 0.114
+        paler = torch.maximum(images, (grey * 1.5 + 0.5)[:, None]) * (1 - share)
+        return unit_of(((images * share + paler).double() + flakes.double() + flakes.flip((2, 3)).double()).mul_(255))
     grey = torch.add(0.299 * red, green, alpha=0.587).add_(blue, alpha=0.114)
     paler = torch.maximum(images, grey.mul_(1.5).add_(0.5)[:, None])
     return paler.lerp_(images, share).add_(flakes + flakes.flip((2, 3))).clamp_(0, 1)
@@ -63,14 +71,19 @@ def frost(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """
     weight, frost_weight, scale = parameters
     height, width = images.shape[-2:]
-    out = weight * images
+    exact = to_the_bit(images)
+    out = weight * (levels_of(images) if exact else images)
     for image, (which, down, across) in zip(out, draws["uniform"].tolist(), strict=True):
         number = int(which * len(_FROST_FILES))
-        photograph = _frost_texture(number, scale, height, width, images.device)
+        photograph = _frost_texture(number, scale, height, width, images.device, in_steps=exact)
         top = int(down * (photograph.shape[1] - height))
         left = int(across * (photograph.shape[2] - width))
-        image.add_(photograph[:, top : top + height, left : left + width], alpha=frost_weight / 255)
-    return out.clamp_(0, 1)
+        crop = photograph[:, top : top + height, left : left + width]
+        if exact:
+            image += frost_weight * crop.double()
+        else:
+            image.add_(crop, alpha=frost_weight / 255)
+    return unit_of(out) if exact else out.clamp_(0, 1)
 
 
 @cache
@@ -105,14 +118,19 @@ def frost_folder() -> Path | None:
 
 
 @cache
-def _frost_texture(number: int, scale: float, height: int, width: int, device: torch.device) -> Tensor:
+def _frost_texture(
+    number: int, scale: float, height: int, width: int, device: torch.device, *, in_steps: bool = False
+) -> Tensor:
     """Photograph `number` at a scale, larger than height and width: whole levels, float32 [3, h, w].
 
-    Bilinear without smoothing, as OpenCV resizes: sizes round down, pixel o lies at (o + 1/2) / scale - 1/2.
+    Bilinear without smoothing, as OpenCV resizes: sizes round down, pixel o lies at (o + 1/2) / scale - 1/2. `in_steps`
+    takes OpenCV's weights, which are whole multiples of 2^-11, and its roundings.
     """
     photograph = _frost_photographs()[number].float()
     rows, columns = photograph.shape[1:]
     scale = max(scale, (height + 1) / rows, (width + 1) / columns)
+    if in_steps and scale != 1:
+        return _resized_in_steps(photograph.double(), scale).float().to(device)
     for dim, side in ((1, rows), (2, columns)):
         # A hair more than the product, which may fall just below a whole number.
         target = int(side * scale + 1e-6)
@@ -122,6 +140,26 @@ def _frost_texture(number: int, scale: float, height: int, width: int, device: t
         first, second = (photograph.index_select(dim, edge(i, side)) for i in (low, low + 1))
         photograph = first * (1 - share) + second * share
     return photograph.add_(0.5).floor_().to(device)
+
+
+def _resized_in_steps(levels: Tensor, scale: float) -> Tensor:
+    """OpenCV's bilinear resizing of 8-bit images [3, h, w] in its fixed-point arithmetic: float64 whole levels."""
+    parts = []
+    for side in levels.shape[1:]:
+        place = ((torch.arange(int(side * scale + 1e-6), dtype=torch.float64) + 0.5) / scale - 0.5).float()
+        low = place.floor()
+        share = (place - low).where((low >= 0) & (low < side - 1), 0)
+        first = low.long().clamp(0, side - 1)
+        second = (first + 1).clamp(max=side - 1)
+        parts.append((first, second, (2048 * (1 - share)).round().double(), (2048 * share).round().double()))
+    (top, below, up, down), (left, right, here, there) = parts
+    across = levels.index_select(2, left) * here + levels.index_select(2, right) * there
+    # Sixteenths, then 2^-16 of each product, then a quarter, the last one rounded.
+    products = (
+        (across.index_select(1, rows).div_(16).floor_() * weight[:, None]).div_(1 << 16).floor_()
+        for rows, weight in ((top, up), (below, down))
+    )
+    return sum(products, torch.tensor(2.0, dtype=torch.float64)).div_(4).floor_()
 
 
 def draw_frost_procedural(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -162,8 +200,11 @@ def fog(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
 
 
 def brightness(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """HSV value + c, clipped at 1. Scaling a pixel by V' / V is the same thing without the colour space."""
+    """HSV value + c, clipped at 1. In small images a pixel is scaled by V' / V, the same but for the last bits."""
     (amount,) = parameters
+    if to_the_bit(images):
+        hue, saturation, value = hsv_of(images)
+        return rgb_of(hue, saturation, (value + amount).clamp_(max=1))
     value = images.amax(1, keepdim=True)
     raised = (value + amount).clamp_(max=1)
     # Divided first, the brightest channel becomes exactly V'.

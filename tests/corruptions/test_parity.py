@@ -216,8 +216,11 @@ def test_motion_blur(profile: str, height: int, width: int, severity: int, pictu
     images = pictures(3, height, width)
     out, draws = ours("motion_blur", severity, images, profile)
     for image, angle, result in zip(unit(images), draws["angle"], out, strict=True):
-        expected = slow_trail(image, angle, *parameters("motion_blur", severity, profile))
-        assert abs(result - clipped(expected)).max() < 1e-3
+        expected = 255 * slow_trail(image, angle, *parameters("motion_blur", severity, profile))
+        if min(height, width) > 48:
+            # ImageMagick rounds to 16 bits, then cuts to 8: a level is reached half a step of 16 bits earlier.
+            expected += 0.5 / 257
+        assert abs(result - np.clip(expected, 0, 255)).max() < 1e-3
 
 
 def test_a_trail_leads_from_a_bright_pixel_to_the_left() -> None:
