@@ -111,7 +111,9 @@ def blur(images: Tensor, sigma: float, *, truncate: float = 4.0, border: Border 
 
 
 def levels_of(images: Tensor) -> Tensor:
-    """Images in [0, 1] as levels 0 .. 255, float64; 8-bit images become whole ones."""
+    """Images uint8, or in [0, 1], as levels 0 .. 255, float64; what was 8 bit becomes whole ones."""
+    if images.dtype == torch.uint8:
+        return images.double()
     levels = images.double() * 255
     whole = levels.round()
     return torch.where((levels - whole).abs() < 1e-4, whole, levels)

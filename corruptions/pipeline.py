@@ -15,6 +15,7 @@ from torch import Tensor
 
 from corruptions.catalog import Row, check_profile, check_severity, describe, parameters
 from corruptions.digital import jpeg_round_trip
+from corruptions.kernels import to_the_bit
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream, image_keys
 from corruptions.tables import Parameters
@@ -35,11 +36,13 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Storage(NamedTuple):
     """How corrupted images in [0, 1] are kept: as values in [0, 1], or as levels whose whole part is the byte.
 
-    Both may overwrite what they are given. `lossless` says that whole levels stay what they are.
+    `of_levels` makes such levels of levels. All may overwrite what they are given. `lossless` says that whole levels
+    stay what they are.
     """
 
     values: Callable[[Tensor], Tensor]
     levels: Callable[[Tensor], Tensor]
+    of_levels: Callable[[Tensor], Tensor]
     lossless: bool
 
 
@@ -69,9 +72,9 @@ def _jpeg85_levels(images: Tensor) -> Tensor:
 
 STORAGES: Mapping[str, Storage] = MappingProxyType(
     {
-        "none": Storage(_kept, _rounded, True),
-        "uint8": Storage(_truncated, _scaled, True),
-        "jpeg85": Storage(_jpeg85, _jpeg85_levels, False),
+        "none": Storage(_kept, _rounded, torch.Tensor.round_, True),
+        "uint8": Storage(_truncated, _scaled, _kept, True),
+        "jpeg85": Storage(_jpeg85, _jpeg85_levels, partial(jpeg_round_trip, quality=85), False),
     }
 )
 """How a corrupted image is kept: exactly, truncated to 8 bits (CIFAR-10-C), or as JPEG of quality 85 (ImageNet-C)."""
@@ -129,9 +132,11 @@ def corrupt(
         out.copy_(batch)
         return out if images.ndim == 4 else out[0]
     settings = parameters(row.name, severity, profile)
-    draw, function, function_of_bytes = _functions(row.name)
+    draw, function, function_of_bytes, to_levels = _functions(row.name)
     function = function if pool is None else partial(function, pool=pool)
-    in_bytes = function_of_bytes if images.dtype == torch.uint8 and STORAGES[storage].lossless else None
+    is_bytes = images.dtype == torch.uint8
+    in_bytes = function_of_bytes if is_bytes and STORAGES[storage].lossless else None
+    in_levels = to_levels if is_bytes and to_the_bit(batch) else None
     keys = None
     if draw is not None:
         keys = image_keys(row.name, _content_ids(batch) if ids is None else _checked(ids, n), seed).to(batch.device)
@@ -142,8 +147,12 @@ def corrupt(
             if in_bytes is not None:
                 out[part] = in_bytes(batch[part].expand(-1, 3, -1, -1), settings)[:, :channels]
                 continue
-            colour = _to_unit(batch[part]).expand(-1, 3, -1, -1).contiguous()
             draws = draw(Stream(keys[part]), (height, width), settings) if draw and keys is not None else {}
+            if in_levels is not None:
+                levels = in_levels(batch[part].expand(-1, 3, -1, -1), draws, settings)
+                out[part] = STORAGES[storage].of_levels(levels)[:, :channels].to(torch.int16)
+                continue
+            colour = _to_unit(batch[part]).expand(-1, 3, -1, -1).contiguous()
             result = function(colour, draws, settings)
             if images.is_floating_point():
                 out[part] = STORAGES[storage].values(result)[:, :channels]
@@ -168,7 +177,7 @@ def sample(
     They can be inspected, replaced and passed to `apply`. Raises as `corrupt` does, and ValueError for severity 0.
     """
     settings = parameters(name, severity, check_profile(profile, *size))
-    draw, _, _ = _functions(describe(name).name)
+    draw, *_ = _functions(describe(name).name)
     if draw is None:
         return {}
     keys = image_keys(describe(name).name, _checked(ids, len(ids)), seed)
@@ -200,7 +209,7 @@ def apply(
             raise ValueError(f"draw {key!r} is for {len(value)} images, not {len(images)}; sample one id per image")
     row = describe(name)
     pool = check_pool(row, pool)
-    _, function, _ = _functions(row.name)
+    _, function, *_ = _functions(row.name)
     function = function if pool is None else partial(function, pool=pool)
     with torch.no_grad():
         return function(images.detach(), draws, settings)
@@ -217,13 +226,15 @@ def check_pool(row: Row, pool: TilePool | None) -> TilePool | None:
 
 
 @cache
-def _functions(name: str) -> tuple[Draw | None, Apply, ApplyToBytes | None]:
-    """What draws, what applies, and what applies to uint8 images, where that needs no other numbers."""
+def _functions(name: str) -> tuple[Draw | None, Apply, ApplyToBytes | None, Apply | None]:
+    """What draws, what applies, what applies to uint8 images where that needs no other numbers, and what gives levels
+    of images that are computed to the bit."""
     row = describe(name)
     module_name, function = row.path.split(":")
     module = importlib.import_module(module_name)
     draw = getattr(module, f"draw_{function}") if row.random else None
-    return draw, getattr(module, function), getattr(module, f"{function}_bytes", None)
+    in_bytes, in_levels = (getattr(module, f"{function}_{kind}", None) for kind in ("bytes", "levels"))
+    return draw, getattr(module, function), in_bytes, in_levels
 
 
 def _check_images(images: Tensor) -> None:
