@@ -29,13 +29,15 @@ def recoloured(images: Tensor, change: Change) -> Tensor:
     if images.device.type != "cpu":
         made = _recoloured(planes, change)
     else:
-        made = torch.cat([_recoloured(part, change) for part in planes.split(_CACHED_PIXELS, 1)], 1)
+        made = torch.cat([_recoloured(part, change) for part in torch.split(planes, _CACHED_PIXELS, 1)], 1)
     return made.view(3, len(images), -1).transpose(0, 1).reshape(images.shape)
 
 
 def _recoloured(levels: Tensor, change: Change) -> Tensor:
-    """`recoloured` of planes [3, pixels]. What is chosen is summed with weights of 0 and 1, which is exact and many times
-    faster than masks on CPUs."""
+    """`recoloured` of planes [3, pixels].
+
+    What is chosen is summed with weights of 0 and 1, which is exact and many times faster than masks on CPUs.
+    """
     red, green, blue = (levels / 255).unbind(0)
     value = torch.maximum(torch.maximum(red, green), blue)
     spread = value - torch.minimum(torch.minimum(red, green), blue)

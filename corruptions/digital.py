@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from corruptions.kernels import blur, box_windows, half_mirror
-from corruptions.native import jpeg_by_opencv, opencv_for_jpeg
+from corruptions.native import into_planes, jpeg_by_opencv, opencv_for_jpeg
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -97,11 +97,11 @@ def _pixelated_by_pillow(images: Tensor, share: float) -> Tensor:
     (rows,), _, _ = _box_places(size[1], height, images.device)
     (columns,), _, _ = _box_places(size[0], width, images.device)
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
+    small = np.empty((3, size[1], size[0]), np.uint8)
     for image, target in zip(images, out.numpy(), strict=True):
-        small = np.asarray(_picture(image).resize(size, Image.Resampling.BOX))
-        for channel, plane in enumerate(target):
-            wide = np.ascontiguousarray(small[:, :, channel]).take(columns.numpy(), axis=1)
-            np.take(wide, rows.numpy(), axis=0, out=plane, mode="clip")
+        into_planes(np.asarray(_picture(image).resize(size, Image.Resampling.BOX)), small)
+        for plane, large in zip(small, target, strict=True):
+            np.take(plane.take(columns.numpy(), axis=1), rows.numpy(), axis=0, out=large, mode="clip")
     return out
 
 
@@ -138,7 +138,7 @@ def _box_rows(levels: Tensor, target: int) -> Tensor:
     total = levels.index_select(-2, places[0])
     for place, weight in zip(places[1:], inside[1:], strict=True):
         total.addcmul_(levels.index_select(-2, place), weight)
-    # Pillow's arithmetic: a share is a whole multiple of 2^-22, which of ten pixels or more may be too little for a half.
+    # Pillow's arithmetic: a share is a whole multiple of 2^-22, and those of ten pixels or more may miss a half.
     return total.int().mul_(shares).add_(1 << 21).bitwise_right_shift_(22).float()
 
 
@@ -184,6 +184,5 @@ def jpeg_round_trip(levels: Tensor, quality: int) -> Tensor:
         file = io.BytesIO()
         _picture(image).save(file, "JPEG", quality=quality)
         with Image.open(file) as read:
-            for plane, place in zip(read.split(), target, strict=True):
-                place[:] = np.asarray(plane)
+            into_planes(np.asarray(read), target)
     return stored.to(levels.device)

@@ -54,6 +54,15 @@ def opencv_for_jpeg() -> Any | None:
     return cv2
 
 
+def into_planes(image: Bytes, planes: Bytes) -> None:
+    """Copy an image [h, w, 3] into planes [3, h, w]."""
+    cv2 = opencv()
+    if cv2 is None:
+        np.copyto(planes, image.transpose(2, 0, 1))
+    else:
+        cv2.split(image, list(planes))
+
+
 def water_relief(cv2: Any, levels: Bytes, furthest: int, edges: tuple[int, int], relief: Bytes) -> Bytes:
     """The shading of water of one plane of levels [h, w], uint8: see `extra.spatter`."""
     distance = cv2.distanceTransform(255 - cv2.Canny(levels, *edges), cv2.DIST_L2, 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from corruptions.rng import Stream, image_keys
 from corruptions.tables import Parameters
 from corruptions.tiles import TilePool, procedural_pool
 
-Ids = Sequence[int | str]
+Ids = Iterable[int | str]
 Draw = Callable[[Stream, Size, Parameters], Draws]
 Apply = Callable[..., Tensor]
 ApplyToBytes = Callable[[Tensor, Parameters], Tensor]
@@ -99,7 +99,8 @@ def corrupt(
     severity: 0 .. 5, or one for each image (a sequence or a tensor [n], which is read on the CPU). 0 returns an exact
         copy; a fraction interpolates the parameters of its neighbours.
     seed: of the random corruptions, together with name and id; severities share their random numbers.
-    ids: one int or string per image that names it in its data set, so that it is corrupted alike in every batch.
+    ids: one int or string per image (any iterable) that names it in its data set, so that it is corrupted alike in
+        every batch.
         None: an image is named by its own 8-bit content (equal images then get equal noise; costs a copy to the CPU).
     profile: a table of parameters, see `catalog.PROFILES`; "auto" goes by the shorter side, see `profile_for`.
     storage: "none", "uint8" (truncated, as in CIFAR-10-C) or "jpeg85" (truncated, then JPEG of quality 85, 4:2:0, as in
@@ -180,7 +181,7 @@ def sample(
     draw, *_ = _functions(describe(name).name)
     if draw is None:
         return {}
-    keys = image_keys(describe(name).name, _checked(ids, len(ids)), seed)
+    keys = image_keys(describe(name).name, _checked(ids, None), seed)
     with torch.no_grad():
         return draw(Stream(keys.to(device)), size, settings)
 
@@ -243,9 +244,10 @@ def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 and images.dtype not in _FLOATS:
         raise TypeError(f"images must be uint8 in 0 .. 255 or float in [0, 1], not {images.dtype}; convert them first")
     if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
-        raise ValueError(
-            f"images must be [n, c, h, w] or [c, h, w] with 1 or 3 channels, not {_told(images)}; permute them"
-        )
+        last = images.ndim in (3, 4) and images.shape[-1] in (1, 3)
+        alpha = images.ndim in (3, 4) and images.shape[-3] in (2, 4)
+        fix = "permute them" if last or not alpha else "leave out the last channel, which is alpha"
+        raise ValueError(f"images must be [n, c, h, w] or [c, h, w] with 1 or 3 channels, not {_told(images)}; {fix}")
     if 0 in images.shape[-2:]:
         raise ValueError(f"images must have at least one pixel, not {_told(images)}; drop the empty ones")
     if images.is_floating_point() and images.numel():
@@ -279,12 +281,14 @@ def _to_unit(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float().clamp(max=1)
 
 
-def _checked(ids: Ids, n: int) -> Ids:
+def _checked(ids: Ids, n: int | None) -> Sequence[int | str]:
+    """The ids as a sequence of n, any number of them if n is None."""
     if isinstance(ids, str):
         raise TypeError("ids must be a sequence with one int or string per image, not a string; wrap it in a list")
-    if len(ids) != n:
-        raise ValueError(f"{n} images need {n} ids, not {len(ids)}; give one id per image")
-    return ids
+    known: Sequence[int | str] = ids if isinstance(ids, Sequence) else list(ids)
+    if n is not None and len(known) != n:
+        raise ValueError(f"{n} images need {n} ids, not {len(known)}; give one id per image")
+    return known
 
 
 def _content_ids(images: Tensor) -> list[str]:
