@@ -56,14 +56,15 @@ def _noise_of_random_phase(draws: Draws, size: Size, power: int) -> Tensor:
     """
     height, width = size
     left = draws["phase"].double() * _TURN
+    left = torch.complex(left.cos(), left.sin())
     parts = [left, left.flip((-2, -1))]
     if width % 2:
         half = draws["middle"].double()[..., None] * _TURN
-        centre = half.new_zeros(*half.shape[:-2], height % 2, 1)
+        half = torch.complex(half.cos(), half.sin())
+        centre = half.new_ones(*half.shape[:-2], height % 2, 1)
         parts.insert(1, torch.cat([half, centre, half.flip(-2)], -2))
-    phase = torch.cat(parts, -1)
-    amplitude = _amplitude(height, width, power, phase.device)
-    spectrum = torch.polar(amplitude.expand_as(phase), phase).roll((height // 2, width // 2), (-2, -1))
+    amplitude = _amplitude(height, width, power, left.device)
+    spectrum = torch.cat(parts, -1).mul_(amplitude).roll((height // 2, width // 2), (-2, -1))
     noise = torch.fft.ifft2(spectrum).real
     deviation: Tensor = noise.std((-2, -1), correction=0, keepdim=True)
     unit: Tensor = noise / deviation.clamp_min(1e-12)
