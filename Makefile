@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 
-.PHONY: demo check test test-lowest test-all test-slurm perf clean
+.PHONY: demo check test test-lowest test-all test-slurm perf clean components
 
 demo: $(VENV)/.installed
 	$(BIN)/bench run --demo
@@ -50,6 +50,10 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.py
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q -c $(LOWEST)/constraints.txt -e '.[dev]'
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q --no-deps 'corrupt-tta>=0.1.7' 'imagecorruptions-imaug>=1.1.5'
 	touch $@
+
+# After a change of code: the digests and the numbers that the versions of components stand for.
+components: $(VENV)/.installed-dev
+	$(BIN)/python tests/component_numbers.py
 
 clean:
 	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks dist

@@ -86,7 +86,9 @@ def run(
         typer.Option(metavar="RUN[:METHOD]", help="Start from the classifier that another run's folder cooked."),
     ] = None,
     severity: Annotated[str | None, typer.Option(help="5, 3,5 or 1-5.")] = None,
-    corruption: Annotated[str | None, typer.Option(help="Some of the shift's corruptions, with commas.")] = None,
+    corruption: Annotated[
+        str | None, typer.Option(help="Some of the shift's corruptions, or FILE.py:NAME, with commas.")
+    ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="NAME or NAME:parameter=value; see `bench list protocols`.")
     ] = None,

@@ -127,9 +127,7 @@ def corruption_marks(name: str | None) -> list[str]:
     """What a digest of corrupted images names beside their parameters: nothing for the first version of a corruption,
     so that digests which were published before versions were declared stay the same.
     """
-    if name is None or name not in catalog.names():
-        return []
-    found = identity(corruption_name(name))
+    found = "1" if name is None or name not in catalog.names() else identity(corruption_name(name))
     return [] if found == "1" else [f"{name} {found}"]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-new = typer.Typer(no_args_is_help=True, help="Write the file of a new method or shift, and its test.")
+new = typer.Typer(no_args_is_help=True, help="Write the file of a new method, shift or corruption, and its test.")
 check = typer.Typer(no_args_is_help=True, help="Try a method or shift against the rules that each keeps.")
 
 
@@ -43,6 +43,17 @@ def new_shift(
     from bench import extend_shift
 
     extend_shift.write_shift(name, out)
+
+
+@new.command("corruption")
+def new_corruption(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in my_grain: small letters, digits and _.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")] = Path(),
+) -> None:
+    """Write NAME.py, a corruption that works, and test_NAME.py, which tries it; nothing is overwritten."""
+    from bench import extend_corruption
+
+    extend_corruption.write_corruption(name, out)
 
 
 @check.command("shift")

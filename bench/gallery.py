@@ -17,6 +17,7 @@ from bench.cache import write_bytes
 from bench.data.decode import Pixels, Preprocessing, decode, decode_array
 from bench.errors import MissingDataError, UsageError
 from bench.output import print_text
+from bench.shifts.added import apply_own, is_own, shown
 from bench.spec import read_severities
 
 _USUAL = Preprocessing(224, 256)
@@ -50,7 +51,8 @@ def gallery(
         raise UsageError(str(error)) from None
     except FileNotFoundError as error:
         raise MissingDataError(str(error)) from None
-    figure = draw([[cell.permute(1, 2, 0).numpy() for cell in row] for row in rows], names, levels)
+    titles = [shown(name) if is_own(name) else name for name in names]
+    figure = draw([[cell.permute(1, 2, 0).numpy() for cell in row] for row in rows], titles, levels)
     content = io.BytesIO()
     undated = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     figure.savefig(content, format=out.suffix[1:].lower(), dpi=_DPI, metadata=undated[out.suffix.lower()])
@@ -64,7 +66,10 @@ def _chosen(wanted: str | None) -> tuple[str, ...]:
         return tuple(_with_photographs(corruptions.names("imagenet_c")))
     suites = {corruptions.describe(name).suite for name in corruptions.names()}
     parts = [part.strip() for part in wanted.split(",") if part.strip()]
-    found = [corruptions.names(part) if part in suites else (corruptions.canonical(part),) for part in parts]
+    found = [
+        corruptions.names(part) if part in suites else (part if is_own(part) else corruptions.canonical(part),)
+        for part in parts
+    ]
     if not found:
         raise UsageError("--corruption names nothing; see bench list corruptions")
     return tuple(dict.fromkeys(name for group in found for name in group))
@@ -103,6 +108,8 @@ def _square(path: Path | None, size: int | None) -> Pixels:
 def corrupted(picture: torch.Tensor, name: str, levels: Sequence[float], profile: str, seed: int) -> list[torch.Tensor]:
     """A picture uint8 [3, h, w] at each severity."""
     batch = picture.expand(len(levels), -1, -1, -1)
+    if is_own(name):
+        return [apply_own(name, picture[None], level, [0])[0] for level in levels]
     return list(corruptions.corrupt(batch, name, levels, seed=seed, profile=profile))
 
 

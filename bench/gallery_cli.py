@@ -11,7 +11,7 @@ def gallery(
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A photograph; default: scikit-learn's.")] = None,
     corruption: Annotated[
         str | None,
-        typer.Option(help="Names or whole suites (imagenet_c, …), with commas; default: those of ImageNet-C."),
+        typer.Option(help="Names, whole suites (imagenet_c, …) or FILE.py:NAME, with commas; default: ImageNet-C."),
     ] = None,
     severity: Annotated[str, typer.Option(help="The columns: 1-5, or numbers with commas, as in 0.5,1,3.")] = "1-5",
     profile: Annotated[str, typer.Option(help="The table of severities; default: by the size.")] = "auto",

@@ -25,6 +25,7 @@ from bench.pools import Group, Pantry, groups
 from bench.protocols import Segment, chains, parse_protocol, plan_stream
 from bench.registry import Method, parse_method, plain_values
 from bench.shifts import find_row, load_shift
+from bench.shifts.added import added
 from bench.shifts.base import (
     Shift,
     labelled_source,
@@ -122,7 +123,8 @@ def make_plan(spec: RunSpec) -> Plan:
         raise UsageError(f"{row.name} is one stream, not conditions side by side; add --protocol {row.protocol}")
     name, base = _base(spec, device)
     workers = cores() if spec.workers is None else spec.workers
-    reading = Reading(spec.data_root, preprocessing_of(base), spec.offline, workers)
+    own = added(spec.corruption)
+    reading = Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, own)
     shift = load_shift(spec.shift, reading=reading)
     lanes = tuple(_lanes(spec, shift, device, name, base))
     store = Store(out)

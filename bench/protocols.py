@@ -314,6 +314,11 @@ class CccUncalibrated(Protocol):
     pair; here both severities always sum to that of the run, so difficulty varies and numbers cannot be compared
     with published ones. Images are shown in random order, again and again; the whole stream is one record.
 
+    Left out of the published stream are its random flips and crops (RandomResizedCrop to 224), its storage as JPEG of
+    quality 85 and its lists of corruptions: 14 without brightness (easy), 13 without JPEG too (medium), or gaussian,
+    shot and impulse noise and contrast (hard); name such a list with --corruption. The corruptions themselves, at
+    quarters of a severity too, are those of the published code.
+
     speed: images per step (1000, 2000 or 5000 in the paper). images: length of the stream; 0 is as long as that of
     the other protocols, all images under all corruptions.
     """

@@ -8,7 +8,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from corruptions.kernels import blur, correlate, disc, trail, whole_mirror
+from corruptions.kernels import (
+    blur,
+    blur_in_order,
+    correlate,
+    disc,
+    levels_of,
+    to_the_bit,
+    trail,
+    unit_of,
+    whole_mirror,
+)
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -27,14 +37,27 @@ def draw_glass_blur(stream: Stream, size: Size, parameters: Parameters) -> Draws
 
 def glass_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Blur, truncate to 8 bits, let pixels copy near ones in a few sweeps, blur again."""
+    if to_the_bit(images):
+        return unit_of(glass_blur_levels(images, draws, parameters))
     sigma, reach, _ = parameters
-    height, width = images.shape[-2:]
     levels = (blur(images, sigma) * 255).add_(1e-4).floor_()
+    return blur(_moved(levels, draws["uniform"], reach).div_(255), sigma).clamp(0, 1)
+
+
+def glass_blur_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """`glass_blur` of uint8 or float images, to the bit: levels, float64."""
+    sigma, reach, _ = parameters
+    levels = blur_in_order(levels_of(images).div_(255), sigma).mul_(255).floor_()
+    return blur_in_order(_moved(levels, draws["uniform"], reach).div_(255), sigma).clamp_(0, 1).mul_(255)
+
+
+def _moved(levels: Tensor, uniform: Tensor, reach: float) -> Tensor:
+    """Levels [n, 3, h, w] after the sweeps."""
+    n, _, height, width = levels.shape
     furthest = max(1, round(reach))
-    source = glass_map(*glass_jumps(draws["uniform"], furthest), furthest)
-    index = source.long().view(len(images), 1, -1).expand(-1, 3, -1)
-    moved = levels.flatten(2).gather(2, index).view(-1, 3, height, width).div_(255)
-    return blur(moved, sigma).clamp(0, 1)
+    source = glass_map(*glass_jumps(uniform, furthest), furthest)
+    index = source.long().view(n, 1, -1).expand(-1, 3, -1)
+    return levels.flatten(2).gather(2, index).view(-1, 3, height, width)
 
 
 def glass_jumps(uniform: Tensor, reach: int) -> tuple[Tensor, Tensor]:
@@ -86,7 +109,11 @@ def draw_motion_blur(stream: Stream, size: Size, parameters: Parameters) -> Draw
 def motion_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """A one-sided trail in the direction of each image (see `kernels.trail`); it also shifts the picture."""
     radius, sigma = parameters
-    return trail(images, draws["angle"], radius, sigma).clamp_(0, 1)
+    blurred = trail(images, draws["angle"], radius, sigma)
+    if to_the_bit(images):
+        # ImageMagick rounds to 16 bits before it truncates to 8: half a step of 16 bits more says the same.
+        blurred += 0.5 / 257 / 255
+    return blurred.clamp_(0, 1)
 
 
 def zoom_factors(stop: float, step: float) -> list[float]:

@@ -12,9 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from corruptions.kernels import blur, box_windows, half_mirror
+from corruptions.native import into_planes, jpeg_by_opencv, opencv_for_jpeg
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
+
+# From so many pixels on Pillow makes an image small and large again in less time than tensors in batches do.
+_PIXELS_FOR_PILLOW = 1 << 14
 
 
 def contrast(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
@@ -79,8 +83,35 @@ def pixelate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
 
 
 def pixelate_bytes(images: Tensor, parameters: Parameters) -> Tensor:
-    """`pixelate` of uint8 images, as whole levels in int16."""
+    """`pixelate` of uint8 images, as whole levels in an integer type."""
+    large = images.shape[-2] * images.shape[-1] >= _PIXELS_FOR_PILLOW
+    if images.device.type == "cpu" and (large or len(images) == 1):
+        return _pixelated_by_pillow(images, *parameters)
     return _enlarged(_shrunk(images.float(), *parameters).to(torch.int16), images)
+
+
+def _pixelated_by_pillow(images: Tensor, share: float) -> Tensor:
+    """One by one, which is quicker than in tensors for few and for large images."""
+    height, width = images.shape[-2:]
+    size = max(int(width * share), 1), max(int(height * share), 1)
+    (rows,), _, _ = _box_places(size[1], height, images.device)
+    (columns,), _, _ = _box_places(size[0], width, images.device)
+    out = torch.empty_like(images, memory_format=torch.contiguous_format)
+    small = np.empty((3, size[1], size[0]), np.uint8)
+    for image, target in zip(images, out.numpy(), strict=True):
+        into_planes(np.asarray(_picture(image).resize(size, Image.Resampling.BOX)), small)
+        for plane, large in zip(small, target, strict=True):
+            np.take(plane.take(columns.numpy(), axis=1), rows.numpy(), axis=0, out=large, mode="clip")
+    return out
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """An image uint8 [3, h, w] as a picture of Pillow."""
+    last = image.permute(1, 2, 0)
+    if last.is_contiguous():
+        return Image.fromarray(last.numpy())
+    # Plane by plane, as Pillow interleaves channels faster than arrays do.
+    return Image.merge("RGB", [Image.fromarray(plane) for plane in image.contiguous().numpy()])
 
 
 def _shrunk(levels: Tensor, share: float) -> Tensor:
@@ -103,24 +134,25 @@ def _nearest_rows(levels: Tensor, target: int) -> Tensor:
 
 def _box_rows(levels: Tensor, target: int) -> Tensor:
     """Pillow's BOX filter of whole levels [..., h, w] to `target` rows, rounded half up to whole levels."""
-    places, inside, counts = _box_places(levels.shape[-2], target, levels.device)
+    places, inside, shares = _box_places(levels.shape[-2], target, levels.device)
     total = levels.index_select(-2, places[0])
     for place, weight in zip(places[1:], inside[1:], strict=True):
         total.addcmul_(levels.index_select(-2, place), weight)
-    # A mean that ends in one half must go up whatever the last bit of the quotient.
-    return total.div_(counts).add_(0.5 + 1e-4).floor_()
+    # Pillow's arithmetic: a share is a whole multiple of 2^-22, and those of ten pixels or more may miss a half.
+    return total.int().mul_(shares).add_(1 << 21).bitwise_right_shift_(22).float()
 
 
 @lru_cache(maxsize=64)
 def _box_places(size: int, target: int, device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
     """Windows of Pillow's BOX filter of one axis: places [target] of their pixels, first to last, whether each is
-    inside (float [target, 1]; shorter windows repeat their last pixel), and how many are (float [target, 1])."""
+    inside (float [target, 1]; shorter windows repeat their last pixel), and the share of one times 2^22 (int32
+    [target, 1])."""
     windows = box_windows(size, target)
     longest = max(map(len, windows))
     places = torch.tensor([[window[min(i, len(window) - 1)] for window in windows] for i in range(longest)])
     inside = torch.tensor([[float(i < len(window)) for window in windows] for i in range(longest)])
-    counts = torch.tensor([[float(len(window))] for window in windows])
-    return tuple(places.to(device)), tuple(inside[:, :, None].to(device)), counts.to(device)
+    shares = torch.tensor([[int((1 << 22) / len(window) + 0.5)] for window in windows], dtype=torch.int32)
+    return tuple(places.to(device)), tuple(inside[:, :, None].to(device)), shares.to(device)
 
 
 def jpeg_compression(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
@@ -138,16 +170,19 @@ def jpeg_compression_bytes(images: Tensor, parameters: Parameters) -> Tensor:
 def jpeg_round_trip(levels: Tensor, quality: int) -> Tensor:
     """Levels 0 .. 255 [n, 3, h, w], truncated to bytes, through Pillow's JPEG, uint8.
 
-    The codec runs on the CPU whatever the device: the one corruption that leaves it, by way of Pillow.
+    The codec runs on the CPU whatever the device: the one corruption that leaves it. Where OpenCV is installed and its
+    codec gives the same pixels as Pillow's, it is taken, which needs less time.
     """
     # By way of 16 bits, as casting floats to bytes is slow on CPUs.
     images = (levels.to(torch.int16) if levels.is_floating_point() else levels).to("cpu", torch.uint8)
     stored = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for image, target in zip(images.contiguous().numpy(), stored.numpy(), strict=True):
+    cv2 = opencv_for_jpeg()
+    for image, target in zip(images, stored.numpy(), strict=True):
+        if cv2 is not None:
+            jpeg_by_opencv(cv2, image.contiguous().numpy(), target, quality)
+            continue
         file = io.BytesIO()
-        # Plane by plane, as Pillow interleaves channels faster than arrays do.
-        Image.merge("RGB", [Image.fromarray(plane) for plane in image]).save(file, "JPEG", quality=quality)
+        _picture(image).save(file, "JPEG", quality=quality)
         with Image.open(file) as read:
-            for plane, place in zip(read.split(), target, strict=True):
-                place[:] = np.asarray(plane)
+            into_planes(np.asarray(read), target)
     return stored.to(levels.device)

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corruptions.kernels import blur, edge, kept_from, pad, whole_mirror
+from corruptions.colours import recoloured
+from corruptions.kernels import blur, edge, kept_from, pad, to_the_bit, unit_of, whole_mirror
+from corruptions.native import opencv, water_relief
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -21,6 +24,7 @@ _FURTHEST = 20
 # Costs of a step aside, a diagonal and a knight's move in OpenCV's 5 x 5 distance transform (Borgefors 1986).
 _ASIDE, _DIAGONAL, _KNIGHT = 1.0, 1.4, 2.1969
 _WEAK, _STRONG = 50, 150
+_RELIEF = ((-2.0, -1.0, 0.0), (-1.0, 1.0, 1.0), (0.0, 1.0, 2.0))
 
 
 def draw_speckle_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -67,15 +71,19 @@ def _colour(rgb: tuple[float, float, float], images: Tensor) -> Tensor:
 
 def _shading(levels: Tensor) -> Tensor:
     """The published relief of water from its levels [n, 1, h, w]: distance to edges, equalised, embossed, smoothed."""
+    cv2 = opencv()
+    if cv2 is not None and levels.device.type == "cpu":
+        planes = levels.to(torch.int16).to(torch.uint8).numpy()
+        shades = [water_relief(cv2, plane[0], _FURTHEST, (_WEAK, _STRONG), np.array(_RELIEF)) for plane in planes]
+        return torch.from_numpy(np.stack(shades))[:, None].float()
     distance = _distance_to(_edges(levels)).clamp_(max=_FURTHEST)
     shade = _equalised(_box(distance).add_(1e-4).floor_())
-    relief = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]], device=levels.device)
     height, width = shade.shape[-2:]
     padded = pad(shade, 1, 1, whole_mirror)
     embossed = torch.zeros_like(shade)
     for row in range(3):
         for column in range(3):
-            embossed += relief[row, column] * padded[..., row : row + height, column : column + width]
+            embossed += _RELIEF[row][column] * padded[..., row : row + height, column : column + width]
     return _box(embossed.clamp_(0, 255)).add_(0.5).floor_()
 
 
@@ -177,7 +185,8 @@ def _equalised(levels: Tensor) -> Tensor:
     )
     total = counts.cumsum(1)
     lowest = counts.gather(1, (counts > 0).float().argmax(1, keepdim=True))
-    scale = 255 / (flat.shape[1] - lowest).clamp_min(1)
+    # A true division: a number over a tensor is the number times a rounded reciprocal.
+    scale = torch.full_like(lowest, 255) / (flat.shape[1] - lowest).clamp_min(1)
     table = ((total - lowest).clamp_min(0) * scale).round_()
     # A plane of a single level keeps it.
     table = torch.where(lowest == flat.shape[1], torch.arange(_FURTHEST + 1, device=levels.device), table)
@@ -185,12 +194,15 @@ def _equalised(levels: Tensor) -> Tensor:
 
 
 def saturate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """HSV saturation times a factor plus an offset, clipped; without the colour space, V - (V - x) S' / S.
+    """HSV saturation times a factor plus an offset, clipped; in small images V - (V - x) S' / S, the same but for the
+    last bits.
 
     A grey pixel has the hue 0, which is red, so it turns red where the offset is positive, as published. A severity
     between 2 and 3 passes from paler to gaudier, close to the unchanged image.
     """
     factor, offset = parameters
+    if to_the_bit(images):
+        return unit_of(saturate_levels(images, draws, parameters))
     value, least = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     spread = value - least
     wanted = (spread / value.clamp_min(1e-12)).mul_(factor).add_(offset).clamp_(0, 1)
@@ -200,3 +212,9 @@ def saturate(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     if offset:
         out[:, 1:].sub_(wanted.mul_(spread == 0))
     return out.clamp_(0, 1)
+
+
+def saturate_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """`saturate` of uint8 or float images, to the bit: levels, float64."""
+    factor, offset = parameters
+    return recoloured(images, lambda saturation, value: (saturation.mul_(factor).add_(offset).clamp_(0, 1), value))

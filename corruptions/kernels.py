@@ -11,13 +11,24 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 Border = Callable[[Tensor, int], Tensor]
 
+_MOST_IN_FLOAT32 = 48
 # Blurs of a larger radius are matrix products, this many rows at a time: narrow enough to leave most zeros out.
 _SHIFTED_RADIUS = 5
 _ROWS_AT_ONCE = 32
+
+
+def to_the_bit(images: Tensor) -> bool:
+    """Whether images are computed in float64 and in the published order, so that truncation gives the published level.
+
+    Images of at most 48 pixels keep float32, in which the records that this project publishes were made; there up to a
+    seventh of the values of a corruption are a level off.
+    """
+    return min(images.shape[-2:]) > _MOST_IN_FLOAT32
 
 
 def edge(positions: Tensor, size: int) -> Tensor:
@@ -105,6 +116,43 @@ def blur(images: Tensor, sigma: float, *, truncate: float = 4.0, border: Border 
     return images
 
 
+def levels_of(images: Tensor) -> Tensor:
+    """Images uint8, or in [0, 1], as levels 0 .. 255, float64; what was 8 bit becomes whole ones."""
+    if images.dtype == torch.uint8:
+        return images.double()
+    levels = images.double() * 255
+    whole = levels.round()
+    return torch.where((levels - whole).abs() < 1e-4, whole, levels)
+
+
+def unit_of(levels: Tensor) -> Tensor:
+    """Levels float64, clipped, as float32 in [0, 1] that have the same whole part when they are multiplied by 255."""
+    levels = levels.clamp_(0, 255)
+    unit = (levels / 255).float()
+    amiss = (unit * 255).floor_() - levels.floor().float()
+    # A step away from where float32 lands on the other side of a level.
+    return torch.where(amiss == 0, unit, torch.nextafter(unit, unit - amiss))
+
+
+def blur_in_order(planes: Tensor, sigma: float) -> Tensor:
+    """`blur` of float64 [..., h, w] with edges repeated, summed in scipy's order: rows first, the middle tap, then from
+    the outermost pair inwards. Flat parts then come out just above or below their level as there."""
+    if planes.device.type == "cpu":
+        sides = (0.0,) * (planes.ndim - 2)
+        array: np.ndarray = gaussian_filter(planes.numpy(), (*sides, sigma, sigma), mode="nearest", truncate=4.0)
+        return torch.from_numpy(array)
+    taps = gaussian_taps(sigma, 4.0)
+    radius = len(taps) // 2
+    for dim in (-2, -1):
+        size = planes.shape[dim]
+        padded = pad(planes, *((radius, 0) if dim == -2 else (0, radius)), edge)
+        planes = padded.narrow(dim, radius, size) * taps[radius]
+        for i in range(radius, 0, -1):
+            # Product and sum apart, so that no processor fuses them.
+            planes += (padded.narrow(dim, radius - i, size) + padded.narrow(dim, radius + i, size)) * taps[radius + i]
+    return planes
+
+
 @lru_cache(maxsize=64)
 def _blur_matrices(
     size: int, sigma: float, truncate: float, border: Border, device: torch.device, dtype: torch.dtype
@@ -129,13 +177,15 @@ def _blur_matrices(
 
 @lru_cache(maxsize=64)
 def disc(radius: float, sigma: float) -> Tensor:
-    """The defocus kernel: a disc smoothed by a small Gaussian, float64 [2 r + 1, 2 r + 1].
+    """The defocus kernel: a disc smoothed by a small Gaussian, float64 [side, side].
 
     The smoothing mirrors at the kernel's own border, where larger discs touch it: their sum exceeds 1
     (1.012975 for radius 8, 1.010786 for radius 10), which brightens the image as in the published set.
     """
-    reach, half = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
-    axis = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    half = 1 if radius <= 8 else 2
+    # A radius beyond 8 that is not whole gives a grid beside the pixels, of an even side where it ends in one half.
+    first, side = (-8.0, 17) if radius <= 8 else (-radius, math.ceil(2 * radius + 1))
+    axis = torch.arange(side, dtype=torch.float64) + first
     kernel = (axis[:, None] ** 2 + axis**2 <= radius**2).double()
     kernel /= kernel.sum()
     weights = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=torch.float64) / sigma) ** 2)
@@ -147,7 +197,10 @@ def disc(radius: float, sigma: float) -> Tensor:
 
 
 def correlate(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
-    """Correlate every plane of float [..., h, w] with one odd-sided kernel (on the CPU), output of the same size."""
+    """Correlate every plane of float [..., h, w] with one square kernel (on the CPU), output of the same size.
+
+    The middle of an even side is its upper half, as in OpenCV.
+    """
     height, width = images.shape[-2:]
     half = kernel.shape[0] // 2
     used = (kernel.abs() > 1e-9).nonzero().tolist()

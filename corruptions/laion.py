@@ -19,7 +19,7 @@ from torch import Tensor
 from corruptions.kernels import BICUBIC, edge, resized
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
-from corruptions.tables import Parameters
+from corruptions.tables import IMAGENET224, Parameters
 from corruptions.tiles import TilePool
 
 DEFINED_AT = 224
@@ -231,19 +231,53 @@ def mosaic(images: Tensor, draws: Draws, parameters: Parameters, pool: TilePool)
     """The image laid out of tiles: each cell becomes the tile whose mean colour is nearest to the cell's.
 
     Cells are pixels of the image as Pillow's bicubic filter makes it small. Where tiles do not fit (6 pixels in 224),
-    the grid is centred and edge pixels are repeated to its border, as the published crop of a larger picture cuts it.
+    the grid is centred and edge pixels are repeated to its border; see `published_mosaic` for the published frame.
     """
-    n, _, height, width = images.shape
-    side = whole_pixels(parameters[0], (height, width))
+    side = whole_pixels(parameters[0], (images.shape[-2], images.shape[-1]))
+    return _laid(whole_levels(images), side, pool).float().div_(255)
+
+
+def mosaic_frame(severity: int) -> tuple[int, int]:
+    """Of the published mosaic at a whole severity: the shorter side to resize a picture to, and the square to cut.
+
+    Pillow's or torchvision's `Resize` and `CenterCrop`: 256 and 224 for all distortions, but tiles of 6 and 28 pixels
+    start from 252, and those of 6 are laid over all 252, of which 224 are kept.
+    """
+    side = IMAGENET224["mosaic"][severity - 1]
+    assert isinstance(side, int)
+    resized_to = 256 - 256 % side
+    return resized_to, DEFINED_AT if DEFINED_AT % side == 0 else resized_to
+
+
+def published_mosaic(images: Tensor, severity: int, pool: TilePool) -> Tensor:
+    """The mosaic of pictures uint8 [n, 3, s, s] cut as `mosaic_frame` says, as published: uint8 [n, 3, 224, 224].
+
+    Raises ValueError for pictures of another size.
+    """
+    square = mosaic_frame(severity)[1]
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, square, square):
+        raise ValueError(
+            f"the mosaic of severity {severity} is made of uint8 [n, 3, {square}, {square}], not "
+            f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}; cut pictures as mosaic_frame says"
+        )
+    side = IMAGENET224["mosaic"][severity - 1]
+    assert isinstance(side, int)
+    edge_of = (square - DEFINED_AT) // 2
+    kept = slice(edge_of, edge_of + DEFINED_AT)
+    return _laid(images.float(), side, pool)[:, :, kept, kept].contiguous()
+
+
+def _laid(levels: Tensor, side: int, pool: TilePool) -> Tensor:
+    """Whole levels float [n, 3, h, w] laid out of tiles of a side in pixels: uint8 [n, 3, h, w]."""
+    n, _, height, width = levels.shape
     rows, columns = -(-height // side), -(-width // side)
     top, left = (rows * side - height) // 2, (columns * side - width) // 2
-    framed = whole_levels(images)
     for dim, length, count, before in ((-1, width, columns, left), (-2, height, rows, top)):
-        place = torch.arange(count * side, device=images.device) - before
-        framed = framed.index_select(dim, edge(place, length))
-    small = resized(framed, rows, columns, BICUBIC)
-    tiles = pool.tiles(side, images.device)
+        if count * side > length:
+            place = torch.arange(count * side, device=levels.device) - before
+            levels = levels.index_select(dim, edge(place, length))
+    small = resized(levels, rows, columns, BICUBIC)
+    tiles = pool.tiles(side, levels.device)
     nearest = pool.nearest(small.permute(0, 2, 3, 1).reshape(-1, 3), side)
     laid = tiles.index_select(0, nearest).view(n, rows, columns, 3, side, side).permute(0, 3, 1, 4, 2, 5)
-    laid = laid.reshape(n, 3, rows * side, columns * side)[:, :, top : top + height, left : left + width]
-    return laid.float().div_(255)
+    return laid.reshape(n, 3, rows * side, columns * side)[:, :, top : top + height, left : left + width]

@@ -21,7 +21,7 @@ _PULL = 40
 class Layout(NamedTuple):
     """What the lines of all images of a size share.
 
-    Line i starts at `start`[i] = i w / lines; its cells reach over the columns `low`[i] .. `high`[i] - 1 and have
+    Line i starts at `start`[i] = (i / lines) w; its cells reach over the columns `low`[i] .. `high`[i] - 1 and have
     `area` pixels [cell, line]. Segment k of a line leads to its cell k and passes the rows `row` [cell, step + 1, 1];
     `number` [cell, step + 1, line] tells which is drawn later in a row. `colour` [number] + `above` [h, 1] is the place
     of a segment's colour in rows of cells that each begin with black.
@@ -80,7 +80,8 @@ def vertical_lines_bytes(images: Tensor, parameters: Parameters) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _layout(lines: int, step: int, height: int, width: int, device: torch.device) -> Layout:
-    starts = [line * width / lines for line in range(lines)]
+    # In this order, which decides on which side of a pixel's edge a line begins.
+    starts = [line / lines * width for line in range(lines)]
     low = torch.tensor([int(start) for start in starts])
     high = torch.tensor([min(int(start + width / lines), width) for start in starts])
     cells = -(-height // step)
@@ -96,7 +97,9 @@ def _layout(lines: int, step: int, height: int, width: int, device: torch.device
     colour = F.pad((torch.arange(1, lines + 1)[:, None] + torch.tensor([0, lines + 1])).flatten(), (1, 0))
     above = (torch.arange(height) // step * (lines + 1))[:, None]
     start = torch.tensor(starts, dtype=torch.float64)
-    parts = (start, low, high, heights[:, None] * (high - low), row, number, colour, above)
+    # A cell narrower than a pixel may have none, and is black.
+    area = (heights[:, None] * (high - low)).clamp(min=1)
+    parts = (start, low, high, area, row, number, colour, above)
     return Layout(*(part.to(device) for part in parts))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from corruptions.catalog import Row, check_profile, check_severity, describe, parameters
 from corruptions.digital import jpeg_round_trip
+from corruptions.kernels import to_the_bit
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream, image_keys
 from corruptions.tables import Parameters
 from corruptions.tiles import TilePool, procedural_pool
 
-Ids = Sequence[int | str]
+Ids = Iterable[int | str]
 Draw = Callable[[Stream, Size, Parameters], Draws]
 Apply = Callable[..., Tensor]
 ApplyToBytes = Callable[[Tensor, Parameters], Tensor]
@@ -35,11 +36,13 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Storage(NamedTuple):
     """How corrupted images in [0, 1] are kept: as values in [0, 1], or as levels whose whole part is the byte.
 
-    Both may overwrite what they are given. `lossless` says that whole levels stay what they are.
+    `of_levels` makes such levels of levels. All may overwrite what they are given. `lossless` says that whole levels
+    stay what they are.
     """
 
     values: Callable[[Tensor], Tensor]
     levels: Callable[[Tensor], Tensor]
+    of_levels: Callable[[Tensor], Tensor]
     lossless: bool
 
 
@@ -69,9 +72,9 @@ def _jpeg85_levels(images: Tensor) -> Tensor:
 
 STORAGES: Mapping[str, Storage] = MappingProxyType(
     {
-        "none": Storage(_kept, _rounded, True),
-        "uint8": Storage(_truncated, _scaled, True),
-        "jpeg85": Storage(_jpeg85, _jpeg85_levels, False),
+        "none": Storage(_kept, _rounded, torch.Tensor.round_, True),
+        "uint8": Storage(_truncated, _scaled, _kept, True),
+        "jpeg85": Storage(_jpeg85, _jpeg85_levels, partial(jpeg_round_trip, quality=85), False),
     }
 )
 """How a corrupted image is kept: exactly, truncated to 8 bits (CIFAR-10-C), or as JPEG of quality 85 (ImageNet-C)."""
@@ -96,7 +99,8 @@ def corrupt(
     severity: 0 .. 5, or one for each image (a sequence or a tensor [n], which is read on the CPU). 0 returns an exact
         copy; a fraction interpolates the parameters of its neighbours.
     seed: of the random corruptions, together with name and id; severities share their random numbers.
-    ids: one int or string per image that names it in its data set, so that it is corrupted alike in every batch.
+    ids: one int or string per image (any iterable) that names it in its data set, so that it is corrupted alike in
+        every batch.
         None: an image is named by its own 8-bit content (equal images then get equal noise; costs a copy to the CPU).
     profile: a table of parameters, see `catalog.PROFILES`; "auto" goes by the shorter side, see `profile_for`.
     storage: "none", "uint8" (truncated, as in CIFAR-10-C) or "jpeg85" (truncated, then JPEG of quality 85, 4:2:0, as in
@@ -129,9 +133,11 @@ def corrupt(
         out.copy_(batch)
         return out if images.ndim == 4 else out[0]
     settings = parameters(row.name, severity, profile)
-    draw, function, function_of_bytes = _functions(row.name)
+    draw, function, function_of_bytes, to_levels = _functions(row.name)
     function = function if pool is None else partial(function, pool=pool)
-    in_bytes = function_of_bytes if images.dtype == torch.uint8 and STORAGES[storage].lossless else None
+    is_bytes = images.dtype == torch.uint8
+    in_bytes = function_of_bytes if is_bytes and STORAGES[storage].lossless else None
+    in_levels = to_levels if is_bytes and to_the_bit(batch) else None
     keys = None
     if draw is not None:
         keys = image_keys(row.name, _content_ids(batch) if ids is None else _checked(ids, n), seed).to(batch.device)
@@ -142,8 +148,12 @@ def corrupt(
             if in_bytes is not None:
                 out[part] = in_bytes(batch[part].expand(-1, 3, -1, -1), settings)[:, :channels]
                 continue
-            colour = _to_unit(batch[part]).expand(-1, 3, -1, -1).contiguous()
             draws = draw(Stream(keys[part]), (height, width), settings) if draw and keys is not None else {}
+            if in_levels is not None:
+                levels = in_levels(batch[part].expand(-1, 3, -1, -1), draws, settings)
+                out[part] = STORAGES[storage].of_levels(levels)[:, :channels].to(torch.int16)
+                continue
+            colour = _to_unit(batch[part]).expand(-1, 3, -1, -1).contiguous()
             result = function(colour, draws, settings)
             if images.is_floating_point():
                 out[part] = STORAGES[storage].values(result)[:, :channels]
@@ -168,10 +178,10 @@ def sample(
     They can be inspected, replaced and passed to `apply`. Raises as `corrupt` does, and ValueError for severity 0.
     """
     settings = parameters(name, severity, check_profile(profile, *size))
-    draw, _, _ = _functions(describe(name).name)
+    draw, *_ = _functions(describe(name).name)
     if draw is None:
         return {}
-    keys = image_keys(describe(name).name, _checked(ids, len(ids)), seed)
+    keys = image_keys(describe(name).name, _checked(ids, None), seed)
     with torch.no_grad():
         return draw(Stream(keys.to(device)), size, settings)
 
@@ -200,7 +210,7 @@ def apply(
             raise ValueError(f"draw {key!r} is for {len(value)} images, not {len(images)}; sample one id per image")
     row = describe(name)
     pool = check_pool(row, pool)
-    _, function, _ = _functions(row.name)
+    _, function, *_ = _functions(row.name)
     function = function if pool is None else partial(function, pool=pool)
     with torch.no_grad():
         return function(images.detach(), draws, settings)
@@ -217,13 +227,15 @@ def check_pool(row: Row, pool: TilePool | None) -> TilePool | None:
 
 
 @cache
-def _functions(name: str) -> tuple[Draw | None, Apply, ApplyToBytes | None]:
-    """What draws, what applies, and what applies to uint8 images, where that needs no other numbers."""
+def _functions(name: str) -> tuple[Draw | None, Apply, ApplyToBytes | None, Apply | None]:
+    """What draws, what applies, what applies to uint8 images where that needs no other numbers, and what gives levels
+    of images that are computed to the bit."""
     row = describe(name)
     module_name, function = row.path.split(":")
     module = importlib.import_module(module_name)
     draw = getattr(module, f"draw_{function}") if row.random else None
-    return draw, getattr(module, function), getattr(module, f"{function}_bytes", None)
+    in_bytes, in_levels = (getattr(module, f"{function}_{kind}", None) for kind in ("bytes", "levels"))
+    return draw, getattr(module, function), in_bytes, in_levels
 
 
 def _check_images(images: Tensor) -> None:
@@ -232,9 +244,10 @@ def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 and images.dtype not in _FLOATS:
         raise TypeError(f"images must be uint8 in 0 .. 255 or float in [0, 1], not {images.dtype}; convert them first")
     if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
-        raise ValueError(
-            f"images must be [n, c, h, w] or [c, h, w] with 1 or 3 channels, not {_told(images)}; permute them"
-        )
+        last = images.ndim in (3, 4) and images.shape[-1] in (1, 3)
+        alpha = images.ndim in (3, 4) and images.shape[-3] in (2, 4)
+        fix = "permute them" if last or not alpha else "leave out the last channel, which is alpha"
+        raise ValueError(f"images must be [n, c, h, w] or [c, h, w] with 1 or 3 channels, not {_told(images)}; {fix}")
     if 0 in images.shape[-2:]:
         raise ValueError(f"images must have at least one pixel, not {_told(images)}; drop the empty ones")
     if images.is_floating_point() and images.numel():
@@ -268,12 +281,14 @@ def _to_unit(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float().clamp(max=1)
 
 
-def _checked(ids: Ids, n: int) -> Ids:
+def _checked(ids: Ids, n: int | None) -> Sequence[int | str]:
+    """The ids as a sequence of n, any number of them if n is None."""
     if isinstance(ids, str):
         raise TypeError("ids must be a sequence with one int or string per image, not a string; wrap it in a list")
-    if len(ids) != n:
-        raise ValueError(f"{n} images need {n} ids, not {len(ids)}; give one id per image")
-    return ids
+    known: Sequence[int | str] = ids if isinstance(ids, Sequence) else list(ids)
+    if n is not None and len(known) != n:
+        raise ValueError(f"{n} images need {n} ids, not {len(known)}; give one id per image")
+    return known
 
 
 def _content_ids(images: Tensor) -> list[str]:

@@ -82,8 +82,9 @@ def philox_on_cpu(keys: Tensor, draw: int, blocks: int) -> Tensor:
     low, half = np.uint64(_LOW), np.uint64(32)
     rounds = np.arange(_ROUNDS, dtype=np.uint64)[:, None]
     # Key words [round, lane, n, 1], the lanes as they lie after that round.
-    round_keys = np.stack([(words[:, i] + rounds * np.uint64(_KEY_STEPS[i])) & low for i in (0, 1)], axis=1)[..., None]
-    round_keys[::2] = round_keys[::2, ::-1]
+    all_keys = np.stack([(words[:, i] + rounds * np.uint64(_KEY_STEPS[i])) & low for i in (0, 1)], axis=1)[..., None]
+    all_keys[::2] = all_keys[::2, ::-1]
+    round_keys = list(all_keys)
     factors = np.array(_MULTIPLIERS, dtype=np.uint64)
     turned = (factors[:, None], factors[::-1, None])
     out = np.empty((n, 4, blocks), dtype=np.uint32)
@@ -96,12 +97,13 @@ def philox_on_cpu(keys: Tensor, draw: int, blocks: int) -> Tensor:
         # Upper halves are read as if the row began half a word later: whole rows of halves are several times faster
         # than every second one. What is not meant to be there is masked away.
         halves = buffers[:, :, : count + 1].view(np.uint32)
-        mixed, upper, others = halves[0, :, :-2], halves[1:, :, 1:-1], halves[1:, ::-1, :-2]
+        # Of few numbers most time goes into finding parts of arrays, so each is found once.
+        mixed, upper, others = halves[0, :, :-2], list(halves[1:, :, 1:-1]), list(halves[1:, ::-1, :-2])
         by_image = state.reshape(2, n, width)
         # The first round is simple, as two of the counter words are zero and one is the same in all blocks.
         product = np.arange(start, start + width, dtype=np.uint64) * factors[0]
-        np.bitwise_xor(product >> half, round_keys[0, 0], out=by_image[0])
-        by_image[1] = round_keys[0, 1] ^ np.uint64(draw)
+        np.bitwise_xor(product >> half, round_keys[0][0], out=by_image[0])
+        by_image[1] = round_keys[0][1] ^ np.uint64(draw)
         products[0].reshape(2, n, width)[0], products[0][1] = product, 0
         for i in range(1, _ROUNDS):
             now = i % 2
@@ -150,6 +152,11 @@ class Stream:
     def uniform(self, *shape: int) -> Tensor:
         """Uniform in [0, 1), multiples of 2^-24: float32 [n, *shape]."""
         count = math.prod(shape)
+        if self.keys.device.type == "cpu" and len(self) * count > 4 * _FEW_BLOCKS:
+            words = self._blocks(count).numpy().view(np.uint32).reshape(len(self), -1)[:, :count]
+            # As signed numbers of 24 bits, which are converted faster.
+            found = (words >> np.uint32(8)).view(np.int32).astype(np.float32)
+            return torch.from_numpy(np.multiply(found, np.float32(2.0**-24), out=found)).view(len(self), *shape)
         # The mask removes the copies of the sign that shift into 32-bit words.
         unit = self._blocks(count).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF).float().mul_(2.0**-24)
         return unit.flatten(1)[:, :count].reshape(len(self), *shape)

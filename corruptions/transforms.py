@@ -18,6 +18,9 @@ from corruptions.tiles import TilePool
 
 Picture = TypeVar("Picture", Image.Image, NDArray[Any])
 
+# Modes of Pillow that data sets hold, and what they become.
+_CONVERTED = {"P": "RGB", "CMYK": "RGB", "1": "L", "LA": "L"}
+
 
 class Corruption(v2.Transform):  # type: ignore[misc]
     """A corruption in a pipeline of `torchvision.transforms.v2`, or as a module.
@@ -76,21 +79,25 @@ def corrupt_image(
 ) -> Picture:
     """Corrupt one picture; a new one of the same kind, never the same object.
 
-    image: a Pillow image of mode RGB or L, or an array [h, w, 3] or [h, w], uint8 in 0 .. 255 or float in [0, 1].
+    image: a Pillow image of mode RGB or L, or an array [h, w, 3], [h, w, 1] or [h, w], uint8 in 0 .. 255 or float in
+        [0, 1]. Pillow's other modes are converted as by its `convert`, and the result has the new mode: a palette (P)
+        and CMYK become RGB, 1 bit becomes L, and LA becomes L without its alpha channel.
     id: names the picture in its data set; None: it is named by its content. The others are as in `corrupt`, and so are
         the pixels.
-    Raises TypeError or ValueError for other pictures (with an alpha channel, say) and as `corrupt` does.
+    Raises TypeError or ValueError for other pictures (colours with an alpha channel, say) and as `corrupt` does.
     """
-    pixels = np.asarray(image) if isinstance(image, Image.Image) else image
-    if isinstance(image, Image.Image):
-        if image.mode not in ("RGB", "L"):
+    if isinstance(image, Image.Image) and image.mode not in ("RGB", "L"):
+        if image.mode not in _CONVERTED:
             raise ValueError(f"the image has mode {image.mode}, not RGB or L; convert it: image.convert('RGB')")
-    elif not isinstance(image, np.ndarray):
+        image = image.convert(_CONVERTED[image.mode])
+    pixels = np.asarray(image) if isinstance(image, Image.Image) else image
+    if not isinstance(image, Image.Image | np.ndarray):
         raise TypeError(
             f"the image must be a Pillow image or a numpy array, not {type(image).__name__}; corrupt() takes tensors"
         )
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError(f"the image must be [h, w, 3] or [h, w], not {list(pixels.shape)}; drop an alpha channel")
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        shape = list(pixels.shape)
+        raise ValueError(f"the image must be [h, w, 3], [h, w, 1] or [h, w], not {shape}; drop an alpha channel")
     if pixels.dtype not in (np.uint8, np.float16, np.float32, np.float64):
         raise TypeError(f"the image must be uint8 in 0 .. 255 or float in [0, 1], not {pixels.dtype}; convert it first")
     channels = pixels.shape[2] if pixels.ndim == 3 else 1

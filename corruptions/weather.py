@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from corruptions.blur import zoomed
-from corruptions.kernels import edge, kept_from, plasma, trail
+from corruptions.colours import recoloured
+from corruptions.kernels import edge, kept_from, levels_of, plasma, to_the_bit, trail, unit_of
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -38,15 +40,34 @@ def draw_snow(stream: Stream, size: Size, parameters: Parameters) -> Draws:
 
 def snow(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Thresholded, enlarged noise with trails, added twice (once upside down) to a paler image."""
-    mean, deviation, zoom, threshold, radius, sigma, share = parameters
-    flakes = zoomed(draws["normal"].mT[:, None], zoom).mul_(deviation).add_(mean)
-    flakes = kept_from(flakes, threshold).clamp_(0, 1).mul_(255).floor_()
-    # ImageMagick's trail is 8 bit and rounded down; the float sum of a flat region may end just below its level.
-    flakes = trail(flakes, draws["angle"], radius, sigma).add_(1e-3).floor_().div_(255)
+    if to_the_bit(images):
+        return unit_of(snow_levels(images, draws, parameters))
+    flakes = _flakes(draws, parameters, 1e-3).div_(255)
     red, green, blue = images.unbind(1)
     grey = torch.add(0.299 * red, green, alpha=0.587).add_(blue, alpha=0.114)
     paler = torch.maximum(images, grey.mul_(1.5).add_(0.5)[:, None])
-    return paler.lerp_(images, share).add_(flakes + flakes.flip((2, 3))).clamp_(0, 1)
+    return paler.lerp_(images, parameters[6]).add_(flakes + flakes.flip((2, 3))).clamp_(0, 1)
+
+
+def snow_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """`snow` of uint8 or float images, to the bit: levels, float64. OpenCV's grey and the mixture are float32."""
+    share = parameters[6]
+    flakes = _flakes(draws, parameters, 0.5 / 257).double().div_(255)
+    unit = (images.float() / 255) if images.dtype == torch.uint8 else images
+    red, green, blue = unit.unbind(1)
+    grey = (red * 0.299 + green * 0.587) + blue * 0.114
+    paler = torch.maximum(unit, (grey * 1.5 + 0.5)[:, None]) * (1 - share)
+    mixed = (unit * share + paler).double()
+    return mixed.add_(flakes).add_(flakes.flip((2, 3))).clamp_(0, 1).mul_(255)
+
+
+def _flakes(draws: Draws, parameters: Parameters, nudge: float) -> Tensor:
+    """The layer of snow [n, 1, h, w], whole levels. ImageMagick's trail is 8 bit, cut down from 16 bits: half a step of
+    these, 1 / 514, is the nudge that says the same; more is added in small images, whose pixels stay as they were."""
+    mean, deviation, zoom, threshold, radius, sigma, _ = parameters
+    flakes = zoomed(draws["normal"].mT[:, None], zoom).mul_(deviation).add_(mean)
+    flakes = kept_from(flakes, threshold).clamp_(0, 1).mul_(255).floor_()
+    return trail(flakes, draws["angle"], radius, sigma).add_(nudge).floor_()
 
 
 def draw_frost(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -61,16 +82,37 @@ def frost(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     (above 314 pixels), which is not defined, it is enlarged until it is. Raises FileNotFoundError where the
     photographs are missing.
     """
-    weight, frost_weight, scale = parameters
-    height, width = images.shape[-2:]
+    if to_the_bit(images):
+        return unit_of(frost_levels(images, draws, parameters))
+    weight, frost_weight, _ = parameters
     out = weight * images
-    for image, (which, down, across) in zip(out, draws["uniform"].tolist(), strict=True):
+    for image, crop in zip(out, _frost_crops(images, draws, parameters), strict=True):
+        image.add_(crop, alpha=frost_weight / 255)
+    return out.clamp_(0, 1)
+
+
+def frost_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """`frost` of uint8 or float images, to the bit: levels, float64."""
+    weight, frost_weight, _ = parameters
+    out = torch.empty(images.shape, dtype=torch.float64, device=images.device)
+    for image, made, crop in zip(images, out, _frost_crops(images, draws, parameters), strict=True):
+        # Plane by plane, which stays in a CPU's cache; product and sum apart, so that no processor fuses them.
+        for plane, target, ice in zip(image, made, crop, strict=True):
+            torch.mul(levels_of(plane), weight, out=target)
+            target.add_(ice.double().mul_(frost_weight)).clamp_(0, 255)
+    return out
+
+
+def _frost_crops(images: Tensor, draws: Draws, parameters: Parameters) -> Iterator[Tensor]:
+    """The piece of a photograph for each image, whole levels float32 [3, h, w]."""
+    height, width = images.shape[-2:]
+    for which, down, across in draws["uniform"].tolist():
         number = int(which * len(_FROST_FILES))
-        photograph = _frost_texture(number, scale, height, width, images.device)
+        in_steps = to_the_bit(images)
+        photograph = _frost_texture(number, parameters[2], height, width, images.device, in_steps=in_steps)
         top = int(down * (photograph.shape[1] - height))
         left = int(across * (photograph.shape[2] - width))
-        image.add_(photograph[:, top : top + height, left : left + width], alpha=frost_weight / 255)
-    return out.clamp_(0, 1)
+        yield photograph[:, top : top + height, left : left + width]
 
 
 @cache
@@ -105,14 +147,19 @@ def frost_folder() -> Path | None:
 
 
 @cache
-def _frost_texture(number: int, scale: float, height: int, width: int, device: torch.device) -> Tensor:
+def _frost_texture(
+    number: int, scale: float, height: int, width: int, device: torch.device, *, in_steps: bool = False
+) -> Tensor:
     """Photograph `number` at a scale, larger than height and width: whole levels, float32 [3, h, w].
 
-    Bilinear without smoothing, as OpenCV resizes: sizes round down, pixel o lies at (o + 1/2) / scale - 1/2.
+    Bilinear without smoothing, as OpenCV resizes: sizes round down, pixel o lies at (o + 1/2) / scale - 1/2. `in_steps`
+    takes OpenCV's weights, which are whole multiples of 2^-11, and its roundings.
     """
     photograph = _frost_photographs()[number].float()
     rows, columns = photograph.shape[1:]
     scale = max(scale, (height + 1) / rows, (width + 1) / columns)
+    if in_steps and scale != 1:
+        return _resized_in_steps(photograph.double(), scale).float().to(device)
     for dim, side in ((1, rows), (2, columns)):
         # A hair more than the product, which may fall just below a whole number.
         target = int(side * scale + 1e-6)
@@ -122,6 +169,26 @@ def _frost_texture(number: int, scale: float, height: int, width: int, device: t
         first, second = (photograph.index_select(dim, edge(i, side)) for i in (low, low + 1))
         photograph = first * (1 - share) + second * share
     return photograph.add_(0.5).floor_().to(device)
+
+
+def _resized_in_steps(levels: Tensor, scale: float) -> Tensor:
+    """OpenCV's bilinear resizing of 8-bit images [3, h, w] in its fixed-point arithmetic: float64 whole levels."""
+    parts = []
+    for side in levels.shape[1:]:
+        place = ((torch.arange(int(side * scale + 1e-6), dtype=torch.float64) + 0.5) / scale - 0.5).float()
+        low = place.floor()
+        share = (place - low).where((low >= 0) & (low < side - 1), 0)
+        first = low.long().clamp(0, side - 1)
+        second = (first + 1).clamp(max=side - 1)
+        parts.append((first, second, (2048 * (1 - share)).round().double(), (2048 * share).round().double()))
+    (top, below, up, down), (left, right, here, there) = parts
+    across = levels.index_select(2, left) * here + levels.index_select(2, right) * there
+    # Sixteenths, then 2^-16 of each product, then a quarter, the last one rounded.
+    products = (
+        (across.index_select(1, rows).div_(16).floor_() * weight[:, None]).div_(1 << 16).floor_()
+        for rows, weight in ((top, up), (below, down))
+    )
+    return sum(products, torch.tensor(2.0, dtype=torch.float64)).div_(4).floor_()
 
 
 def draw_frost_procedural(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -162,9 +229,17 @@ def fog(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
 
 
 def brightness(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """HSV value + c, clipped at 1. Scaling a pixel by V' / V is the same thing without the colour space."""
+    """HSV value + c, clipped at 1. In small images a pixel is scaled by V' / V, the same but for the last bits."""
     (amount,) = parameters
+    if to_the_bit(images):
+        return unit_of(brightness_levels(images, draws, parameters))
     value = images.amax(1, keepdim=True)
     raised = (value + amount).clamp_(max=1)
     # Divided first, the brightest channel becomes exactly V'.
     return (images / value).mul_(raised).where(value > 0, raised)
+
+
+def brightness_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
+    """`brightness` of uint8 or float images, to the bit: levels, float64."""
+    (amount,) = parameters
+    return recoloured(images, lambda saturation, value: (saturation, value.add_(amount).clamp_(max=1)))

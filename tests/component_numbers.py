@@ -6,6 +6,13 @@ refuses where the numbers of a component changed and its version did not.
 
 from __future__ import annotations
 
+import os
+
+if __name__ == "__main__":
+    # As in the tests: the kernels that every processor of the last ten years has, on one thread.
+    os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import argparse
 import io
 import json

@@ -58,7 +58,13 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
 
     row = find_row(name)
     module, _, function = row.path.partition(":")
-    return load_by(getattr(importlib.import_module(module), function), row, reading or Reading(data_root))
+    reading = reading or Reading(data_root)
+    shift = load_by(getattr(importlib.import_module(module), function), row, reading)
+    if not reading.added:
+        return shift
+    from bench.shifts.added import with_added
+
+    return with_added(shift, reading.added)
 
 
 def load_by(load: Callable[[ShiftRow, Reading], Shift], row: ShiftRow, reading: Reading) -> Shift:

@@ -108,6 +108,8 @@ def _canonical(name: str) -> str:
     """The usual name of a corruption, or this one where it is none of ours."""
     from corruptions import canonical
 
+    if name.rpartition(":")[0].endswith(".py"):
+        return name.rpartition("/")[2]
     try:
         return canonical(name)
     except ValueError:

@@ -17,6 +17,7 @@ from bench.data.sources import find_set
 from bench.data.tables import read_hub
 from bench.errors import MissingDataError, UsageError
 from bench.shifts.base import NATURAL, stream_rng
+from bench.shifts.laion import LaionCorruptions
 from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
 from bench.shifts.reading import Reading
 from bench.shifts.table import ShiftRow
@@ -187,6 +188,7 @@ def laion_generated(row: ShiftRow, reading: Reading) -> ImageShift:
     """laion-c-gen: clean validation images of the superclasses under our version of LAION-C.
 
     Mosaic and stickers are made of the pictures in the folder laion-c-tiles of the data root, else of procedural ones.
+    Mosaic starts from pictures resized and cut as published wherever images are 224 pixels.
     """
 
     @cache
@@ -344,7 +346,9 @@ def _generated(
         members=members,
         source_classes=len(synsets()),
     )
-    shifted = OurCorruptions(stores, row.profile, row.storage, pool=pool)
+    usual = reading.preprocessing in (None, USUAL)
+    kind = LaionCorruptions if pool is not None and usual else OurCorruptions
+    shifted = kind(stores, row.profile, row.storage, pool=pool)
     return ImageShift(facts, test, _train(row, reading, members), shifted, stores)
 
 

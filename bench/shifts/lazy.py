@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.components import corruption_name, identity
 from bench.data.kept import KeptRows, room_for
 from bench.errors import BenchError
 from bench.trial import NATURAL, Condition, digest_of
@@ -101,9 +100,5 @@ class LazyImages:
 
     def _key(self, condition: Condition) -> str:
         # Processors with other instructions may round otherwise; one machine always does the same.
-        by = [
-            identity(corruption_name(str(condition.corruption))),
-            torch.backends.cpu.get_cpu_capability(),
-            torch.__version__,
-        ]
+        by = [torch.backends.cpu.get_cpu_capability(), torch.__version__]
         return digest_of([self._shift.digest(self._ids, condition), list(self.shape[1:]), by])

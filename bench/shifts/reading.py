@@ -15,12 +15,16 @@ from bench.shifts.table import ShiftRow
 
 @dataclass(frozen=True)
 class Reading:
-    """`preprocessing` is the model's (None: the shift's usual one); `workers` threads decode, 0 the calling one."""
+    """`preprocessing` is the model's (None: the shift's usual one); `workers` threads decode, 0 the calling one.
+
+    `added` are corruptions of files beside those of the shift; see `bench.shifts.added`.
+    """
 
     data_root: Path | None = None
     preprocessing: Preprocessing | None = None
     offline: bool = False
     workers: int = 0
+    added: tuple[tuple[str, str], ...] = ()
 
     @property
     def root(self) -> Path:

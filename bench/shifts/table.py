@@ -203,7 +203,8 @@ _IMAGENET_ROWS = (
     ShiftRow(
         "ccc",
         "bench.shifts.imagenet:ccc",
-        "Continuously changing corruptions: two corruptions on an image, their severities walking; made from your copy",
+        "Continuously changing corruptions: two on an image, their severities walking; made from your copy, without "
+        "the published calibration, flips, random crops, JPEG storage and shorter lists of corruptions",
         "50,000 images of ImageNet val",
         _TERMS,
         "O. Press, S. Schneider, M. Kümmerer, M. Bethge. RDumb: A simple approach that questions our progress in "

@@ -97,7 +97,7 @@ def vertical_lines(image: Array, draws: Draws, settings: Settings) -> Array:
     canvas = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(canvas)
     for i in range(lines):
-        x = i * width / lines
+        x = i / lines * width
         point = (x, 0)
         for y in range(0, height, step):
             cell = [(u, v) for u in range(int(x), int(x + width / lines)) for v in range(y, min(y + step, height))]
@@ -106,8 +106,8 @@ def vertical_lines(image: Array, draws: Draws, settings: Settings) -> Array:
                 luma += grey.getpixel(place)
                 for channel, level in enumerate(picture.getpixel(place)):
                     total[channel] += level
-            following = (x - 40 * min(height, width) / 224 * (1 - luma // len(cell) / 255), y)
-            draw.line([point, following], fill=tuple(part // len(cell) for part in total), width=1)
+            following = (x - 40 * min(height, width) / 224 * (1 - luma // max(len(cell), 1) / 255), y)
+            draw.line([point, following], fill=tuple(part // max(len(cell), 1) for part in total), width=1)
             point = following
     return np.asarray(canvas).astype(float)
 
@@ -154,25 +154,29 @@ def part_of(settings: Settings, most: float) -> float:
     return settings[0] * most / 10
 
 
-def random_phase(uniform: Array, amplitude: Callable[[float], float]) -> Array:
-    """Noise [h, w] whose spectrum, centred, has the amplitude of the distance to its centre in waves a side."""
-    height, width = uniform.shape
+def random_phase(left: Array, middle: Array, amplitude: Callable[[float], float]) -> Array:
+    """Noise [h, w] whose spectrum, with its centre at (h / 2, w / 2), has the amplitude of the distance to the centre
+    in waves of the shorter side. Its phases are the left half, then that half turned round; between them, where the
+    width is odd, the middle column, its own mirror image."""
+    height, width = len(left), 2 * left.shape[1] + bool(len(middle))
+    side = min(height, width)
     spectrum = np.zeros((height, width), complex)
-    for y, x in pixels(uniform):
-        waves_down, waves_across = (
-            (place if 2 * place < length else place - length) / length * min(height, width)
-            for place, length in ((y, height), (x, width))
-        )
-        phase = 2 * math.pi * uniform[y, x]
-        size = amplitude(math.sqrt(waves_down**2 + waves_across**2))
-        spectrum[y, x] = complex(size * math.cos(phase), size * math.sin(phase))
-    noise = np.fft.ifft2(spectrum).real
+    for y, x in pixels(spectrum):
+        if 2 * x + 1 < width:
+            turn = left[y, x]
+        elif 2 * x + 1 > width:
+            turn = left[height - 1 - y, width - 1 - x]
+        else:
+            turn = 0.0 if 2 * y + 1 == height else middle[min(y, height - 1 - y)]
+        distance = math.hypot((y - height / 2) / height, (x - width / 2) / width) * side
+        spectrum[y, x] = amplitude(distance) * complex(math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn))
+    noise = np.fft.ifft2(np.roll(spectrum, (height // 2, width // 2), (0, 1))).real
     result: Array = noise / noise.std()
     return result
 
 
 def blue_noise_sample(image: Array, draws: Draws, settings: Settings) -> Array:
-    noise = random_phase(draws["phase"], lambda distance: distance)
+    noise = random_phase(draws["phase"], draws["middle"], lambda distance: distance)
     out = image.copy()
     for y, x in pixels(image):
         if noise[y, x] <= part_of(settings, 3) - 2.5:
@@ -181,7 +185,8 @@ def blue_noise_sample(image: Array, draws: Draws, settings: Settings) -> Array:
 
 
 def brownish_noise(image: Array, draws: Draws, settings: Settings) -> Array:
-    noise = [random_phase(phase, lambda distance: 1 / (distance**2 + 1)) for phase in draws["phase"]]
+    pairs = zip(draws["phase"], draws["middle"], strict=True)
+    noise = [random_phase(phase, middle, lambda distance: 1 / (distance**2 + 1)) for phase, middle in pairs]
     return clipped(image + part_of(settings, 64) * np.stack(noise, -1))
 
 
@@ -207,10 +212,13 @@ def plasma_noise(image: Array, draws: Draws, settings: Settings) -> Array:
 
 
 def perlin_noise(image: Array, draws: Draws, settings: Settings) -> Array:
-    angles = 2 * math.pi * draws["angle"]
+    """Perlin's noise of 1985 with its table of 256 gradients, drawn from a square, and its factor of 1.5."""
     cell = 32 * min(image.shape[:2]) / 224
     share = part_of(settings, 0.5)
     out = np.zeros_like(image)
+    slopes = [np.floor(512 * pair) - 256 for pair in draws["slope"]]
+    slopes = [slope / max(float(np.linalg.norm(slope)), 1e-9) for slope in slopes]
+    order = sorted(range(256), key=lambda i: draws["order"][i])
 
     def noise(y: float, x: float) -> float:
         top, left = int(y), int(x)
@@ -219,16 +227,15 @@ def perlin_noise(image: Array, draws: Draws, settings: Settings) -> Array:
             for j in (left, left + 1):
                 dy, dx = y - i, x - j
                 weight = 1.0
-                for distance in (abs(dy), abs(dx)):
-                    t = 1 - distance
-                    weight *= 6 * t**5 - 15 * t**4 + 10 * t**3
-                if weight > 0:
-                    total += weight * (dy * math.cos(angles[i, j]) + dx * math.sin(angles[i, j]))
-        return total
+                for t in (1 - abs(dy), 1 - abs(dx)):
+                    weight *= 3 * t**2 - 2 * t**3
+                slope = slopes[order[(order[i % 256] + j) % 256]]
+                total += weight * (dy * slope[0] + dx * slope[1])
+        return 1.5 * total
 
     for row, column in pixels(image):
         turbulence = sum(abs(noise(row / cell * f, column / cell * f)) / f for f in (1, 2, 4, 8, 16))
-        out[row, column] = (1 - share) * image[row, column] + share * 255 * (0.5 * turbulence + 0.5)
+        out[row, column] = (1 - share) * image[row, column] + share * 255 * min(0.5 * turbulence + 0.5, 1)
     return clipped(out)
 
 
@@ -256,15 +263,15 @@ def cocentric_sine_waves(image: Array, draws: Draws, settings: Settings) -> Arra
 
 
 def checkerboard_cutout(image: Array, draws: Draws, settings: Settings) -> Array:
-    angle, down, across = draws["uniform"]
-    sides = [(0.1 + 0.15 * part) * min(image.shape[:2]) for part in (down, across)]
+    angle, extent = draws["uniform"]
+    side = max((0.1 + 0.15 * extent) * min(image.shape[:2]), 1)
     middle = len(draws["cell"]) // 2
     out = image.copy()
     for y, x in pixels(image):
-        along = y * math.cos(2 * math.pi * angle) + x * math.sin(2 * math.pi * angle)
-        aside = x * math.cos(2 * math.pi * angle) - y * math.sin(2 * math.pi * angle)
-        i, j = math.floor(along / sides[0]), math.floor(aside / sides[1])
-        if (i + j) % 2 == 0 and draws["cell"][middle + i, middle + j] < part_of(settings, 1):
+        along = (y * math.cos(2 * math.pi * angle) + x * math.sin(2 * math.pi * angle)) / side
+        aside = (x * math.cos(2 * math.pi * angle) - y * math.sin(2 * math.pi * angle)) / side
+        black = (math.floor(along) + math.floor(aside)) % 2 == 0
+        if black and draws["cell"][middle + int(along), middle + int(aside)] < part_of(settings, 1):
             out[y, x] = 128
     return out
 
@@ -279,8 +286,8 @@ def burst_at(y: int, x: int, centre: Array, lengths: list[float], power: float) 
     return min(max(light * (1 - (part - 0.5) ** 2), 0.0), 1.0)
 
 
-def ray_lengths(uniform: float, normals: Array, radius: float) -> list[float]:
-    return [max(1.0, radius + 0.25 * radius * z) for z in normals[: 50 + int(150 * uniform)]]
+def ray_lengths(uniform: float, normals: Array, radius: float, least: float = -math.inf) -> list[float]:
+    return [max(least, radius + 0.25 * radius * z) for z in normals[: 50 + int(150 * uniform)]]
 
 
 def sparkles(image: Array, draws: Draws, settings: Settings) -> Array:
@@ -288,7 +295,7 @@ def sparkles(image: Array, draws: Draws, settings: Settings) -> Array:
     out = image.copy()
     for (row, column, rays), normals in zip(draws["uniform"], draws["normal"], strict=True):
         centre = np.array([row, column]) * image.shape[:2]
-        lengths = ray_lengths(rays, normals, radius)
+        lengths = ray_lengths(rays, normals, radius, 1.0)
         for y, x in pixels(image):
             light = burst_at(y, x, centre, lengths, 1.0)
             out[y, x] = (1 - light) * out[y, x] + light * 255
@@ -343,7 +350,7 @@ def caustic_refraction(image: Array, draws: Draws, settings: Settings) -> Array:
     light = np.zeros((height, width))
     for y, x in pixels(light):
         light[y, x] = caustic_light(y, x, 0.5 + 1.5 * one, (0.75 + 0.5 * two) * side)
-    light = gaussian_filter(light, 1, mode="nearest", truncate=4)
+    light = gaussian_filter(light, 1, mode="reflect", truncate=4)
 
     def at(plane: Array, y: int, x: int) -> Any:
         return plane[y, x] if 0 <= y < height and 0 <= x < width else 0.0
@@ -353,7 +360,7 @@ def caustic_refraction(image: Array, draws: Draws, settings: Settings) -> Array:
         north, south, west, east = at(light, y, x - 1), at(light, y, x + 1), at(light, y - 1, x), at(light, y + 1, x)
         normal = np.array([east - west, south - north, 1.0])
         ray = refracted(normal / np.linalg.norm(normal)) * part_of(settings, 0.5 * side)
-        v, u = y + ray[0], x + ray[1]
+        v, u = y + round(ray[0], 3), x + round(ray[1], 3)
         top, left = math.floor(v), math.floor(u)
         dv, du = v - top, u - left
         pixel = (1 - dv) * ((1 - du) * at(image, top, left) + du * at(image, top, left + 1))

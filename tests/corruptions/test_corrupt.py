@@ -305,7 +305,13 @@ IMAGES = torch.full((2, 3, 16, 16), 0.5)
         ({"images": IMAGES.long()}, TypeError, "not torch.int64"),
         ({"images": IMAGES.numpy()}, TypeError, "torch.as_tensor"),
         ({"images": IMAGES[:, :2]}, ValueError, "1 or 3 channels"),
-        ({"images": torch.zeros(2, 4, 8, 8)}, ValueError, "1 or 3 channels"),
+        (
+            {"images": torch.zeros(2, 4, 8, 8)},
+            ValueError,
+            "1 or 3 channels.*leave out the last channel, which is alpha",
+        ),
+        ({"images": torch.zeros(4, 8, 8)}, ValueError, "leave out the last channel, which is alpha"),
+        ({"images": torch.zeros(2, 8, 8, 3)}, ValueError, "permute them"),
         ({"images": torch.zeros(8, 8)}, ValueError, "permute"),
         ({"images": IMAGES[..., :0]}, ValueError, "at least one pixel"),
     ],
@@ -321,3 +327,16 @@ def test_one_image_does_not_change_its_neighbour() -> None:
     for name in HERE:
         alone = corrupt(dark, name, 5, ids=["dark"])
         assert torch.equal(corrupt(torch.cat([dark, bright]), name, 5, ids=["dark", "bright"])[:1], alone)
+
+
+def test_ids_may_be_any_iterable(pictures: Pictures) -> None:
+    images = pictures(3, 32, 32)
+    expected = corruptions.corrupt(images, "fog", 3, ids=[4, 5, 6])
+    for ids in ((i for i in (4, 5, 6)), iter([4, 5, 6]), torch.tensor([4, 5, 6]).numpy(), {4: 0, 5: 0, 6: 0}):
+        assert torch.equal(corruptions.corrupt(images, "fog", 3, ids=ids), expected)
+    each = corruptions.corrupt(images, "fog", [3, 3, 3], ids=(i for i in (4, 5, 6)))
+    assert torch.equal(each, expected)
+    drawn = corruptions.sample("fog", 3, (32, 32), ids=(i for i in (4, 5)))["uniform"]
+    assert torch.equal(drawn, corruptions.sample("fog", 3, (32, 32), ids=[4, 5])["uniform"])
+    with pytest.raises(ValueError, match="3 images need 3 ids, not 2"):
+        corruptions.corrupt(images, "fog", 3, ids=(i for i in (4, 5)))

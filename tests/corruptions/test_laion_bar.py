@@ -69,17 +69,10 @@ def differences(
     return found
 
 
-# Levels, and the share of pixels that may differ by more: where a float32 falls on the other side of a border.
+# Levels, and the share of pixels that may differ by more.
 TOLERANCES = dict.fromkeys((*LAION, *BAR), (1e-3, 0.0)) | {
     "geometric_shapes": (1e-3, 0.004),  # Pillow cuts star corners outside of the image towards zero, not downwards
-    "blue_noise_sample": (1e-3, 0.002),
-    "checkerboard_cutout": (1e-3, 0.002),
-    "cocentric_sine_waves": (0.05, 0.005),
-    "caustic_refraction": (0.25, 0.002),
-    "plasma_noise": (0.1, 0.0),
     "mosaic": (1e-3, 0.002),  # of two tiles at the same distance either may be taken
-    "inverse_sparkles": (0.02, 0.0),
-    "sparkles": (0.02, 0.0),
 }
 
 
@@ -181,7 +174,8 @@ def test_vertical_lines_of_white_are_upright_and_of_black_are_black() -> None:
     images = torch.tensor([255, 0], dtype=torch.uint8).view(2, 1, 1, 1).expand(-1, 3, 224, 224)
     out = corruptions.corrupt(images, "vertical_lines", 3, ids=range(2))
     expected = torch.zeros(224, 224, dtype=torch.uint8)
-    expected[:221, ::2] = 255  # the last point of a line is the first row of its last cell
+    # The last point of a line is the first row of its last cell; some lines begin just before a pixel's edge.
+    expected[:221, [int(i / 112 * 224) for i in range(112)]] = 255
     assert torch.equal(out[0], expected.expand(3, -1, -1))
     assert not out[1].any()
 

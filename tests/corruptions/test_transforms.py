@@ -64,11 +64,26 @@ def test_grey_read_only_and_reversed_arrays(pictures: Pictures) -> None:
     assert not np.shares_memory(same, array)
 
 
+@pytest.mark.parametrize(("mode", "becomes"), [("P", "RGB"), ("CMYK", "RGB"), ("1", "L"), ("LA", "L")])
+def test_other_modes_of_data_sets_are_converted(mode: str, becomes: str, pictures: Pictures) -> None:
+    picture = Image.fromarray(pictures(1, 32, 40)[0].permute(1, 2, 0).numpy()).convert(mode)
+    found = corrupt_image(picture, "snow", 3, id=4)
+    assert found.mode == becomes
+    assert (np.asarray(found) == np.asarray(corrupt_image(picture.convert(becomes), "snow", 3, id=4))).all()
+
+
+def test_grey_arrays_may_have_a_channel(pictures: Pictures) -> None:
+    grey = pictures(1, 32, 40)[0, 0].numpy()
+    found = corrupt_image(grey[..., None], "fog", 3, id="a")
+    assert found.shape == (32, 40, 1)
+    assert (found[..., 0] == corrupt_image(grey, "fog", 3, id="a")).all()
+
+
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
         (Image.new("RGBA", (9, 9)), ValueError, r"mode RGBA, not RGB or L; convert it: image.convert\('RGB'\)"),
-        (Image.new("P", (9, 9)), ValueError, "mode P"),
+        (Image.new("PA", (9, 9)), ValueError, "mode PA"),
         (np.zeros((9, 9, 4), np.uint8), ValueError, "drop an alpha channel"),
         (np.zeros(9, np.uint8), ValueError, r"not \[9\]"),
         (np.zeros((9, 9, 3), np.int64), TypeError, "not int64"),

@@ -1,7 +1,8 @@
 """Our corruptions against the index package that is their oracle on a CPU: one thread, one run, taking turns.
 
-The oracle has only the parameters of 224 pixels, so both use those at every size. `floor` is the time in which the
-machine copies what cannot be avoided: the image in, the result out, and the random draws written and read once.
+In batches, and one by one as data loaders call. The oracle has only the parameters of 224 pixels; at 32 pixels ours are
+those of CIFAR-10-C, as it makes plasma for the size that it is given. `floor` is the time in which the machine copies
+what cannot be avoided: the image in, the result out, and the random draws written and read once.
 """
 
 from __future__ import annotations
@@ -31,19 +32,21 @@ BATCH = {224: 2, 32: 64}
 Work = Callable[[], object]
 GATES = {
     "zoom_blur": 10.0,
-    "frost": 15.0,
-    "brightness": 25.0,
-    "saturate": 25.0,
+    "frost": 8.0,
+    "brightness": 4.0,
+    "saturate": 4.0,
     "contrast": 8.0,
-    "snow": 6.0,
-    "elastic_transform": 4.0,
+    "snow": 3.0,
+    "elastic_transform": 3.5,
     "motion_blur": 3.0,
-    "gaussian_noise": 2.0,
-    "speckle_noise": 2.0,
-    "shot_noise": 2.5,
-    "glass_blur": 1.5,
+    "gaussian_noise": 1.5,
+    "speckle_noise": 1.5,
+    "shot_noise": 2.0,
+    "glass_blur": 1.0,
 }
-LEAST, MEAN, SEQUENTIAL_GLASS = 0.75, 4.5, 150.0
+LEAST, SEQUENTIAL_GLASS = 0.75, 150.0
+# The geometric means wanted in batches.
+MEANS = {224: 5.0, 32: 6.0}
 # A loaded machine slows the many passes of arrays more than the loops of compiled code: what fails a test is less.
 TOLERANCE = 0.4
 
@@ -108,26 +111,30 @@ def plain_sweeps(levels: np.ndarray, reach: int, sweeps: int, rng: np.random.Ran
                 levels[row, column], levels[there] = levels[there], levels[row, column]
 
 
+@pytest.mark.parametrize("way", ["batches", "one by one"])
 @pytest.mark.parametrize("side", [224, 32])
 def test_against_the_oracle(
-    side: int, oracle: Callable[..., Any], benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
+    side: int, way: str, oracle: Callable[..., Any], benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = pictures(side)
+    images = pictures(side) if way == "batches" else pictures(side)[:4]
+    profile = "imagenet224" if side == 224 else "auto"
     arrays = [image.permute(1, 2, 0).contiguous().numpy() for image in images]
     names = [name for name in NAMES if name != "frost" or frost_folder()]
     bandwidth = copied_a_second()
     lines, ratios = [], {}
 
-    def ours(name: str) -> Tensor:
-        return corruptions.corrupt(images, name, SEVERITY, ids=range(len(images)), profile="imagenet224")
+    def ours(name: str) -> object:
+        if way == "batches":
+            return corruptions.corrupt(images, name, SEVERITY, ids=range(len(images)), profile=profile)
+        return [corruptions.corrupt(image, name, SEVERITY, ids=[i], profile=profile) for i, image in enumerate(images)]
 
     def theirs(name: str) -> list[np.ndarray]:
         return [oracle(array, corruption_name=name, severity=SEVERITY) for array in arrays]
 
-    best = paired({name: (partial(ours, name), partial(theirs, name)) for name in names}, patience=60)
+    best = paired({name: (partial(ours, name), partial(theirs, name)) for name in names}, patience=45)
     for name, times in best.items():
         mine, other = (1e3 / len(images) * least for least in times)
-        draws = corruptions.sample(name, SEVERITY, (side, side), ids=[0], profile="imagenet224")
+        draws = corruptions.sample(name, SEVERITY, (side, side), ids=[0], profile=profile)
         moved = 2 * images[0].numel() + 2 * sum(draw.numel() * draw.element_size() for draw in draws.values())
         floor = 1e3 * moved / bandwidth
         ratios[name] = other / mine
@@ -136,15 +143,16 @@ def test_against_the_oracle(
         lines.append(f"{name:18} {numbers} {moved / 1e3:9.0f} {floor:9.3f} {mine / floor:7.1f}")
     mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
     head = "corruption           ours ms oracle ms   ratio   goal   kB moved  floor ms x floor"
-    title = f"{side} px, severity {SEVERITY}, ms an image, one thread"
-    table = "\n".join([title, head, *lines, f"geometric mean {mean:.2f}, goal {MEAN}"])
+    title = f"{side} px, severity {SEVERITY}, {way}, ms an image, one thread"
+    table = "\n".join([title, head, *lines, f"geometric mean {mean:.2f}, goal in batches {MEANS[side]}"])
     with capsys.disabled():
         sys.stdout.write(f"\n{table}\n")
     benchmark.extra_info |= {name: round(ratio, 2) for name, ratio in ratios.items()} | {"mean": round(mean, 2)}
     benchmark.pedantic(lambda: [ours(name) for name in names], rounds=1)
     if side == 224:
         assert not {name: r for name, r in ratios.items() if r < TOLERANCE * GATES.get(name, LEAST)}
-        assert mean >= TOLERANCE * MEAN
+    if way == "batches":
+        assert mean >= TOLERANCE * MEANS[side]
 
 
 def test_glass_against_plain_sweeps(benchmark: BenchmarkFixture) -> None:

@@ -26,7 +26,9 @@ from corruptions.tiles import procedural_pool
 pytestmark = pytest.mark.slow
 LAION, BAR = corruptions.names("laion_c"), corruptions.names("imagenet_c_bar")
 SIDE, SEVERITY, BATCH = 224, 3, 16
-GATES = {"vertical_lines": 50.0, "stickers": 50.0} | dict.fromkeys(BAR, 50.0)
+GATES = {"vertical_lines": 35.0, "stickers": 50.0} | dict.fromkeys(BAR, 20.0)
+# Nearly all is a Fourier transform in float64, which the restatement leaves to numpy.
+GATES |= {"blue_noise_sample": 10.0, "brownish_noise": 8.0}
 # What Pillow and numpy do in C leaves little to win.
 LEAST = 0.75
 

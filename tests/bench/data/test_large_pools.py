@@ -17,7 +17,7 @@ from bench.data import kept
 from bench.data.kept import KeptRows, pools_dir
 from bench.plan import make_plan
 from bench.run import run
-from bench.shifts import lazy, load_shift
+from bench.shifts import digits, lazy, load_shift
 from bench.shifts.lazy import LazyImages
 from bench.spec import make_spec
 from bench.trial import CLEAN, NATURAL, Condition
@@ -84,7 +84,7 @@ def test_other_pixels_have_another_file(corrupted: list[Any], monkeypatch: pytes
         case "severity":
             severity = 4.0
         case "code":
-            monkeypatch.setattr(lazy, "identity", lambda name: "2")
+            monkeypatch.setattr(digits, "corruption_marks", lambda name: ["fog 2"])
         case "instructions":
             monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "other")
         case "version":

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2 as v2
 from PIL import Image
 
 from bench.errors import UsageError
 from bench.shifts import load_shift
 from bench.shifts.imagenet import LAION, SUPERCLASSES, synsets
 from bench.trial import Condition
+from corruptions.laion import published_mosaic
+from corruptions.tiles import procedural_pool
 
 
 @pytest.fixture
@@ -56,3 +59,17 @@ def test_a_folder_in_the_data_root_takes_its_place(root: Path) -> None:
     assert set(after.images(ids, Condition("mosaic", 5)).unique().tolist()) <= {0, 128, 255}
     changed = {name for name in LAION if after.digest(ids, Condition(name, 5)) != digests[name]}
     assert changed == {"mosaic", "stickers"}
+
+
+@pytest.mark.parametrize(("severity", "resize", "square"), [(2, 252, 252), (3, 256, 224), (5, 252, 224)])
+def test_mosaic_starts_from_the_published_frame(severity: int, resize: int, square: int, root: Path) -> None:
+    shift = load_shift("laion-c-gen", root)
+    ids = shift.ids("test")
+    found = shift.images(ids, Condition("mosaic", severity))
+    files = sorted((root / "imagenet" / "val").rglob("*.JPEG"), key=lambda file: (file.parent.name, file.name))
+    cut = v2.Compose([v2.Resize(resize), v2.CenterCrop(square), v2.PILToTensor()])
+    framed = torch.stack([cut(Image.open(file).convert("RGB")) for file in files])
+    assert torch.equal(found, published_mosaic(framed, severity, procedural_pool()))
+    assert shift.digest(ids, Condition("mosaic", severity)) != shift.digest(ids, Condition("mosaic", 4))
+    with pytest.raises(ValueError, match=r"is made of uint8 .* cut pictures as mosaic_frame says"):
+        published_mosaic(framed[:, :, 1:], severity, procedural_pool())

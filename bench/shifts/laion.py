@@ -1,0 +1,53 @@
+"""LAION-C made here: its mosaic starts from pictures cut in a way of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.data.decode import Preprocessing
+from bench.data.store import PixelStore
+from bench.shifts.parts import OurCorruptions, Part, stores_at
+from bench.trial import Condition, digest_of
+from corruptions.laion import DEFINED_AT, mosaic_frame, published_mosaic
+from corruptions.tiles import procedural_pool
+
+
+@dataclass(frozen=True)
+class LaionCorruptions(OurCorruptions):
+    """Images of 224 pixels under the corruptions of LAION-C.
+
+    Mosaic of tiles of 6 and of 28 pixels is laid over pictures that were resized to 252 pixels, not to 256, before they
+    were cut; so these are decoded once more.
+    """
+
+    def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
+        store = self._framed(part, condition)
+        if store is None:
+            return super().pixels(part, ids, condition, device)
+        framed = torch.from_numpy(store.read(part.at(ids))).to(device)
+        pool = self.pool() if self.pool is not None else procedural_pool()
+        return published_mosaic(framed, int(condition.severity), pool)
+
+    def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
+        store = self._framed(part, condition)
+        if store is None:
+            return super().digest(part, ids, condition)
+        return digest_of([super().digest(part, ids, condition), store.digest(part.at(ids))])
+
+    def _framed(self, part: Part, condition: Condition) -> PixelStore | None:
+        """The pictures cut for a mosaic, None where they are cut as all others are."""
+        if condition.corruption != "mosaic" or condition.severity not in (1, 2, 3, 4, 5):
+            return None
+        resize, square = mosaic_frame(int(condition.severity))
+        if (resize, square) == (256, DEFINED_AT):
+            return None
+        clean = self.stores(part.images)
+        return _stores(Preprocessing(square, resize), clean.workers)(part.images)
+
+
+_stores = cache(stores_at)
