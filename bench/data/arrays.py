@@ -39,10 +39,14 @@ class ArraySet:
         return decode_array(np.asarray(self.images[self.first + row]), self.name(row))
 
 
-def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int | None = None) -> ArraySet:
+def read_npy(
+    images: Path, labels: Path, classes: Sequence[str], severity: int | None = None, whole: int | None = None
+) -> ArraySet:
     """Images and labels of `.npy` files; with `severity`, that fifth of a published corruption file.
 
-    A labels file may be as long as all images or as one fifth of them. Pickled arrays are refused.
+    A labels file may be as long as all images or as one fifth of them; the five severities show the same images, so
+    labels of all five must be the same five times. `whole` is how many images one severity has as it was published.
+    Pickled arrays are refused.
     Raises MissingDataError or UsageError naming the file.
     """
     pixels, numbers = _load_npy(images), _load_npy(labels)
@@ -50,6 +54,7 @@ def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int |
         raise UsageError(f"{images} holds {pixels.dtype} {list(pixels.shape)}; it must be uint8 [n, height, width, 3]")
     count, first = len(pixels), 0
     if severity is not None:
+        _need_five_severities(images, len(pixels), np.asarray(numbers), whole)
         if count % 5:
             raise UsageError(f"{images} holds {count} images, not five severities of equal size; fetch it again")
         count //= 5
@@ -68,6 +73,16 @@ def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int |
         f"npy:{stat_digest([images, labels])}:{first}",
         first,
     )
+
+
+def _need_five_severities(images: Path, count: int, labels: NDArray[Any], whole: int | None) -> None:
+    """Raise UsageError for a file that holds one severity, which is no fifth of anything."""
+    alike = len(labels) != count or count % 5 or (labels.reshape(5, -1) == labels[: count // 5]).all()
+    if count == whole or not alike:
+        raise UsageError(
+            f"{images} holds one severity, not the published five: its {count} images are not five times the same "
+            f"ones; get the whole file, or score it as it is with: --shift folder:{images} --corruption natural"
+        )
 
 
 def _load_npy(path: Path) -> Any:

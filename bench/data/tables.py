@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bench.cache import cache_dir
+from bench.data.classes import Known, in_order, match, natural_order, places_of
 from bench.data.decode import decode
 from bench.data.imageset import Labels, checked_labels, stat_digest
 from bench.errors import MissingDataError, UsageError
@@ -29,6 +32,8 @@ class TableSet:
     key: str
     as_published: bool
     skipped: int = 0
+    label_column: str = ""
+    told: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,8 +43,12 @@ class TableSet:
 
     def read(self, row: int) -> Image.Image:
         value = self._images[row][self.image_column]
+        if value is None:
+            raise UsageError(f"{self.name(row)} has no image; write the table again without that row")
         content = value["bytes"]
         if content is None:
+            if not value["path"]:
+                raise UsageError(f"{self.name(row)} has no image; write the table again without that row")
             try:
                 content = Path(value["path"]).read_bytes()
             except OSError as error:
@@ -61,7 +70,7 @@ def read_parquet(
     label_column: str | None = None,
     *,
     as_published: bool = False,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Known | None = None,
 ) -> TableSet:
     """Images of parquet files in the hub's layout (features Image and ClassLabel)."""
     import datasets
@@ -77,7 +86,7 @@ def read_parquet(
     except (DatasetGenerationError, OSError, ValueError) as error:
         raise UsageError(f"{files[0]} is not a whole parquet file ({_first_line(error)}); fetch it again") from None
     key = f"parquet:{stat_digest(files)}"
-    return _table_set(table, str(files[0]), key, label_column, classes, as_published=as_published)
+    return _table_set(table, str(files[0]), key, label_column, Known.of(classes), as_published=as_published)
 
 
 def read_arrow(
@@ -85,7 +94,7 @@ def read_arrow(
     label_column: str | None = None,
     *,
     as_published: bool = False,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Known | None = None,
 ) -> TableSet:
     """Images of a folder written by `Dataset.save_to_disk`."""
     import datasets
@@ -98,7 +107,7 @@ def read_arrow(
         raise UsageError(f"{folder} holds the parts {', '.join(table)}; give the folder of one of them")
     files = sorted(folder.glob("*.arrow"))
     key = f"arrow:{stat_digest(files)}"
-    return _table_set(table, str(folder), key, label_column, classes, as_published=as_published)
+    return _table_set(table, str(folder), key, label_column, Known.of(classes), as_published=as_published)
 
 
 def read_hub(
@@ -109,7 +118,7 @@ def read_hub(
     offline: bool,
     label_column: str | None = None,
     as_published: bool = False,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Known | None = None,
 ) -> TableSet:
     """Images of a data set on the hub, downloaded once by `datasets`. Scripts of a repository are never run.
 
@@ -127,15 +136,19 @@ def read_hub(
             f"hf:{name} ({split}) is not here ({_first_line(error)}); {how}bench data fetch hf:{name}"
         ) from None
     key = f"hub:{name}:{split}:{table._fingerprint}"
-    return _table_set(table, f"hf:{name} {split}", key, label_column, classes, as_published=as_published)
+    return _table_set(table, f"hf:{name} {split}", key, label_column, Known.of(classes), as_published=as_published)
+
+
+class UnlabelledError(UsageError):
+    """A part has images and no labels, as the test parts of some data sets have."""
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160, placeholder=" …")
 
 
 def _table_set(
-    table: Any, where: str, key: str, label_column: str | None, known: Sequence[str] | None, *, as_published: bool
+    table: Any, where: str, key: str, label_column: str | None, known: Known | None, *, as_published: bool
 ) -> TableSet:
     import datasets
 
@@ -143,65 +156,142 @@ def _table_set(
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     if len(images) != 1:
         raise UsageError(f"{where} has {len(images)} image columns ({', '.join(features)}); one is needed")
+    if known is not None and known.unlabelled:
+        labels = np.zeros(len(table), dtype=np.int64)
+        return TableSet(where, table, images[0], labels, ("image",), key, as_published)
     if label_column is None:
         label_column = _label_column(table, where, known)
     elif label_column not in features:
-        raise UsageError(f"{where} has no column {label_column}; it has {', '.join(features)}")
+        raise UsageError(f"{where} has no column {label_column}; choose one of {', '.join(features)} with --label")
     classes, labels = _classes_of(table, label_column, where, known)
-    return TableSet(where, table, images[0], labels, classes, key, as_published)
+    return TableSet(where, table, images[0], labels, classes, key, as_published, label_column=label_column)
 
 
-def _label_column(table: Any, where: str, known: Sequence[str] | None) -> str:
-    """The column of class names that are `known`, else the only one of classes, else one that is called label."""
+def _label_column(table: Any, where: str, known: Known | None) -> str:
+    """The column of labels: the one that was used for the other part, else the only one of classes, else one that is
+    called as labels are. Where classes are known, a column that names them comes before one that does not.
+    """
     import datasets
 
     features = table.features
+    if known is not None and known.column in features:
+        return str(known.column)
+    usual = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    usual = usual or [name for name in _LABELS if name in features]
     if known is not None and len(table):
         texts = [name for name, kind in features.items() if getattr(kind, "dtype", "") == "string"]
-        named = [name for name in texts if not isinstance(features[name], datasets.ClassLabel)]
-        fitting = [name for name in named if table[0][name] in known] if named else []
+        ranks = {name: _fit(table, name, known) for name in dict.fromkeys((*usual, *texts))}
+        best = min(ranks.values(), default=_NO_FIT)
+        fitting = [name for name, rank in ranks.items() if rank == best] if best < _NO_FIT else []
+        fitting = [name for name in fitting if name in usual] or fitting
         if len(fitting) == 1:
             return str(fitting[0])
-    likely = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    likely = likely or [name for name in ("label", "labels") if name in features]
-    if len(likely) != 1:
-        found = ", ".join(likely) or "none"
-        raise UsageError(f"{where} has no single label column (found: {found}); keep one ClassLabel column in it")
-    return str(likely[0])
+    if not usual:
+        raise UnlabelledError(
+            f"{where} has no single label column (found: none in {', '.join(features)}); name one with --label COLUMN"
+        )
+    if len(usual) > 1:
+        raise UsageError(
+            f"{where} has no single label column (found: {', '.join(usual)}); name one with --label COLUMN"
+        )
+    return str(usual[0])
 
 
-def _classes_of(table: Any, column: str, where: str, known: Sequence[str] | None) -> tuple[tuple[str, ...], Labels]:
-    """Class names and labels of a column; in the order of the `known` classes where it names those."""
-    import datasets
+_LABELS = ("label", "labels", "cls")
+_NO_FIT = 3
 
-    values = np.asarray(table[column][:])
+
+def _fit(table: Any, column: str, known: Known) -> int:
+    """How well a column names known classes: 0 by the same names, 1 by others for them, 2 by their numbers, 3 not."""
+    values = table.unique(column)
+    if None in values or len(values) > 4 * len(known.classes):
+        return _NO_FIT
     kind = table.features[column]
-    if isinstance(kind, datasets.ClassLabel):
-        names = tuple(kind.names)
-        labels = checked_labels(values, len(names), where)
-    elif values.dtype.kind in "iu" and len(values):
-        checked_labels(values, int(values.max()) + 1, where)
-        names = tuple(str(number) for number in range(int(values.max()) + 1))
-        labels = values.astype(np.int64)
-    else:
-        names = tuple(sorted({str(value) for value in values}))
-        places = {name: place for place, name in enumerate(names)}
-        labels = np.array([places[str(value)] for value in values], dtype=np.int64)
+    if hasattr(kind, "names"):
+        if min(values, default=0) < 0:
+            return _NO_FIT
+        values = [kind.names[value] for value in values]
+    names = [str(value) for value in values]
+    if set(names) <= set(known.classes):
+        return 0
+    if None not in match(names, known.classes):
+        return 1
+    return 2 if None not in match(names, known.classes, published=known.published) else _NO_FIT
+
+
+def _classes_of(table: Any, column: str, where: str, known: Known | None) -> tuple[tuple[str, ...], Labels]:
+    """Class names and labels of a column; in the order of the known classes where there are any."""
+    names, labels = _named(table, column, where)
     if known is None:
         return names, labels
-    if set(names) <= set(known):
-        order = {name: place for place, name in enumerate(known)}
-        return tuple(known), np.array([order[name] for name in names], dtype=np.int64)[labels]
-    if len(names) > len(known) or (len(names) < len(known) and isinstance(kind, datasets.ClassLabel)):
-        raise UsageError(f"{where} has {len(names)} classes in {column}, not {len(known)}; give another data set")
-    return tuple(known), labels
+    if known.order is not None and not known.classes:
+        ordered = in_order(names, known.order, where)
+        return ordered, np.array(places_of(names, ordered, where), dtype=np.int64)[labels]
+    used = np.unique(labels)
+    wanted = known.classes
+    found = [names[label] for label in used]
+    if len(names) > len(wanted) and set(match(found, wanted, published=known.published)) == {None}:
+        raise UsageError(f"{where} has {len(names)} classes in {column}, not {len(wanted)}; give another data set")
+    places = np.zeros(len(names), dtype=np.int64)
+    places[used] = places_of(found, wanted, f"{column} of {where}", published=known.published)
+    return wanted, places[labels]
 
 
-def tables_of(root: Path, split: str) -> list[Path]:
-    """All parquet files of a split in a folder as the hub lays it out: below it or below its `data`."""
-    return sorted(root.glob(f"{split}*.parquet")) or sorted((root / "data").glob(f"{split}*.parquet"))
+def _named(table: Any, column: str, where: str) -> tuple[tuple[str, ...], Labels]:
+    """The names of a column's classes and the labels, positions among them."""
+    import datasets
+
+    kind = table.features[column]
+    listed = list(table[column][:])
+    empty = [row for row, value in enumerate(listed) if value is None or value == -1]
+    if empty and len(empty) == len(listed):
+        raise UnlabelledError(f"{where} has no labels in {column}; choose another part with --part, or another column")
+    if empty:
+        what = "no label" if listed[empty[0]] is None else "the label -1"
+        raise UsageError(
+            f"{where}, row {empty[0]} has {what} in {column}; write the table again without the {len(empty)} such rows"
+        )
+    values = np.asarray(listed)
+    if values.ndim != 1:
+        raise UsageError(f"{where} has lists in {column}, not one label an image; name another column with --label")
+    if isinstance(kind, datasets.ClassLabel):
+        return tuple(kind.names), checked_labels(values, len(kind.names), where)
+    if values.dtype.kind == "f" and bool((values == values.round()).all()):
+        values = values.astype(np.int64)
+    if values.dtype.kind in "iu" and len(values):
+        checked_labels(values, int(values.max()) + 1, where)
+        return tuple(str(number) for number in range(int(values.max()) + 1)), values.astype(np.int64)
+    if values.dtype.kind == "f":
+        raise UsageError(f"{where} has fractions in {column}, not classes; name another column with --label")
+    texts = [str(value) for value in listed]
+    names = natural_order(set(texts))
+    places = {name: place for place, name in enumerate(names)}
+    return names, np.array([places[text] for text in texts], dtype=np.int64)
 
 
 def tables_dir() -> Path:
     """Where `datasets` keeps what it makes of parquet files."""
     return cache_dir() / "tables"
+
+
+def named_in(files: Sequence[Path], column: str) -> tuple[str, ...] | None:
+    """The class names in a column of parquet files, None where it is not there; no image is read."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        schema = parquet.read_schema(files[0])
+        if column not in schema.names:
+            return None
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        kind = told.get("info", {}).get("features", {}).get(column, {})
+        if isinstance(kind, dict) and isinstance(kind.get("names"), list):
+            return tuple(map(str, kind["names"]))
+        values = {
+            value for file in files for value in set(parquet.read_table(file, columns=[column])[column].to_pylist())
+        }
+    except (ArrowException, OSError, ValueError, TypeError, AttributeError):
+        return None  # whoever reads the table says what is wrong with it
+    values.discard(None)
+    if values and all(isinstance(value, int | float) and value == int(value) for value in values):
+        return tuple(str(number) for number in range(int(max(values)) + 1))
+    return natural_order(str(value) for value in values)
