@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from bench.cache import write_bytes
-from bench.checkpoints import Checkpoint
+from bench.checkpoints import Checkpoint, split_key
 from bench.data.decode import Preprocessing
 from bench.errors import MissingDataError, UsageError
 from bench.outside import load_object
@@ -103,8 +103,9 @@ def load_stock(name: str) -> Weights:
     if name.startswith("timm:"):
         return timm_stocks.timm_stock(name.removeprefix("timm:"))
     path = Path(name).expanduser()
-    if not path.is_file():
-        if path.suffix not in (".safetensors", ".pth", ".pt"):
+    file = split_key(path)[0]
+    if not file.is_file():
+        if file.suffix not in (".safetensors", ".pth", ".pt"):
             raise UsageError(
                 f"no stock '{name}'; --stock takes {', '.join(BUNDLED)}, a file of `bench stock`, a file of MAE's "
                 "release (.pth) or timm:NAME, and a ready classifier is given with --model"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from bench.shifts.base import (
     pick_corruptions,
     split_ids,
 )
+from bench.shifts.fitting import fitted
 from bench.shifts.reading import Reading
 from bench.spec import RunSpec
 from bench.trial import CLEAN, Condition, Trial, digest_of
@@ -121,8 +122,8 @@ def make_plan(spec: RunSpec) -> Plan:
         raise UsageError(f"{row.name} is one stream, not conditions side by side; add --protocol {row.protocol}")
     name, base = _base(spec, device)
     workers = cores() if spec.workers is None else spec.workers
-    reading = Reading(spec.data_root, preprocessing_of(base), spec.offline, workers)
-    shift = load_shift(spec.shift, reading=reading)
+    reading = _as_said(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers))
+    shift, reading = fitted(spec.shift, base, reading)
     lanes = tuple(_lanes(spec, shift, device, name, base))
     store = Store(out)
     if spec.rerun:
@@ -152,8 +153,12 @@ def make_plan(spec: RunSpec) -> Plan:
         lanes=lanes,
         missing=frozenset(missing),
         cooking=tuple(cooking.values()),
-        notes=_notes(base, name, lanes),
+        notes=(*getattr(base, "notes", ()), *getattr(shift, "notes", ()), *_notes(base, name, lanes)),
     )
+
+
+def _as_said(spec: RunSpec, reading: Reading) -> Reading:
+    return replace(reading, classes=spec.classes, label=spec.label, part=spec.part)
 
 
 def _notes(base: Base, name: str, lanes: Sequence[Lane]) -> tuple[str, ...]:
@@ -196,7 +201,7 @@ def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
     if spec.stock:
         return spec.stock, load_stock(spec.stock)
     # The files of the shift are looked for first: they are what most people lack.
-    load_shift(spec.shift, reading=Reading(spec.data_root, offline=spec.offline))
+    load_shift(spec.shift, reading=_as_said(spec, Reading(spec.data_root, offline=spec.offline)))
     if row.default_model and all(m.recipe.name == "source" for m in _methods(spec)):
         return row.default_model, load_model(row.default_model)
     stock = find_stock(row, Reading(spec.data_root).root)

@@ -359,6 +359,7 @@ def _record(
                 "history": lane.history,
                 "skipped": plan.shift.skipped,
                 "pool": plan.shift.pool,
+                **plan.reading.said,
             },
             "weights": {"digest": lane.base_digest, "ready": plan.ready},
             "env": measured.env if measured else environment(),

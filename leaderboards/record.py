@@ -175,7 +175,8 @@ class Data(_Part):
     conditions ("fog@5") whose images the method met beside the scored ones, in a pool or along the stream, in order:
     with it the run can be planned again from the record alone. It is empty where only the scored condition counts.
     `skipped` counts test images that the user left out; such a result is not published. `pool` names the pictures that
-    tiles pasted over images were made of, where the shift has such corruptions.
+    tiles pasted over images were made of, where the shift has such corruptions. `classes`, `label` and `part` are what
+    the user said of the order of the classes, the column of labels and the scored part, None where it was found out.
     """
 
     digest: Name
@@ -186,6 +187,9 @@ class Data(_Part):
     history: tuple[Name, ...] = ()
     skipped: Count = 0
     pool: Name | None = None
+    classes: Name | None = None
+    label: Name | None = None
+    part: Name | None = None
 
 
 class Weights(_Part):

@@ -127,7 +127,10 @@ def _unknown(found: Sequence[str], lost: int, wanted: Sequence[str], where: str)
             f"{where} has the numbers {low} to {high} for its classes, which are no places from 0 on among the "
             f"{len(wanted)} classes {shown}; write the names in their place"
         )
-    return f"{where} has the class {name}{hint}, which is not one of the {len(wanted)} classes {shown}; rename it"
+    return (
+        f"{where} has the class {name}{hint}, which is not one of the {len(wanted)} classes {shown}, or could be "
+        "several; rename it"
+    )
 
 
 def match(found: Sequence[str], wanted: Sequence[str], *, published: bool = False) -> list[int | None]:

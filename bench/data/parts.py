@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.data.flat import is_flat
 from bench.data.folders import Listing, list_folder
 from bench.errors import MissingDataError, UsageError
 
@@ -98,7 +99,7 @@ def find_parts(root: Path) -> Parts:
     known = {name for names in ROLES.values() for name in names}
     called = [folder for folder in listing.folders if folder.name.lower() in known]
     others = [folder for folder in listing.folders if folder not in called]
-    if others and any(_is_class(folder) for folder in called):
+    if others and any(_is_class(folder) and not is_flat(folder) for folder in called):
         called, others = [], list(listing.folders)
     if not called:
         return Parts(root, (), ())

@@ -230,7 +230,8 @@ def _classes_of(table: Any, column: str, where: str, known: Known | None) -> tup
     used = np.unique(labels)
     wanted = known.classes
     found = [names[label] for label in used]
-    if len(names) > len(wanted) and set(match(found, wanted, published=known.published)) == {None}:
+    named = hasattr(table.features[column], "names")
+    if named and len(names) > len(wanted) and set(match(found, wanted, published=known.published)) == {None}:
         raise UsageError(f"{where} has {len(names)} classes in {column}, not {len(wanted)}; give another data set")
     places = np.zeros(len(names), dtype=np.int64)
     places[used] = places_of(found, wanted, f"{column} of {where}", published=known.published)

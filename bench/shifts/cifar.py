@@ -72,7 +72,7 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
             test = cache(lambda: Part.whole(clean))
         else:
             told = (
-                f"{clean_root} has {len(clean)} test images whose labels are not those of {root}: they are not scored",
+                f"{clean_root}: the labels of {len(clean)} test images are not those of {root}; they are not scored",
             )
     facts = Facts(row.name, classes, COMMON, EXTRA, row.profile, row.storage, row.family, has_clean=has_clean)
     shift = ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores)

@@ -241,6 +241,11 @@ class ImageShift:
         return (*self.told, *getattr(self.open_test().images, "told", ()))
 
     @property
+    def has_train(self) -> bool:
+        """Whether it has train images."""
+        return self._open_train is not None
+
+    @property
     def skipped(self) -> int:
         """Images of the test part that the user left out."""
         return self.open_test().images.skipped

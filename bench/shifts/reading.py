@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -30,6 +31,15 @@ class Reading:
     classes: str | None = None
     label: str | None = None
     part: str | None = None
+
+    @property
+    def said(self) -> dict[str, str | None]:
+        """What the user said of the images, for records: a file of classes by its name and content."""
+        classes = self.classes
+        if classes is not None and classes not in ("natural", "imagefolder"):
+            digest = hashlib.sha256(Path(classes).expanduser().read_bytes()).hexdigest()
+            classes = f"{Path(classes).name} sha256:{digest[:16]}"
+        return {"classes": classes, "label": self.label, "part": self.part}
 
     @property
     def root(self) -> Path:

@@ -115,8 +115,6 @@ def test_what_cannot_be_mixed_is_one_sentence_and_writes_nothing(files: list[Pat
     refused(
         "is not finite", [files[0], file("nan.safetensors", tensors(0, count=count) | {"b": torch.tensor(torch.nan)})]
     )
-    half = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors(0, count=count).items()}
-    refused("bfloat16", [file("half.safetensors", half)])
     refused("differ between", [files[0], file("count.safetensors", tensors(0, count=torch.tensor(8)))])
     refused("shape|float32", [files[0], file("shape.safetensors", tensors(0, count=count) | {"b": torch.ones(2)})])
     norm = file("norm.safetensors", tensors(0, count=count) | {"n.running_mean": torch.zeros(2)})
