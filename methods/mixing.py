@@ -224,7 +224,7 @@ class Dare:
         content = hashlib.sha256(origin.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         total = torch.zeros_like(start)
         for place, tensor in enumerate(tensors):
-            drawn = hashlib.sha256(f"{self.seed}|{place}|{content.hexdigest()}".encode()).digest()
+            drawn = hashlib.sha256(f"{int(self.seed)}|{place}|{content.hexdigest()}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
             stays = torch.rand(start.shape, generator=generator, dtype=torch.float64).to(start.device) < self.keep
             total += torch.where(stays, tensor.double() - start, 0.0) / self.keep

@@ -17,6 +17,7 @@ from bench.cache import cache_dir
 from bench.data.classes import Known, in_order, match, natural_order, places_of
 from bench.data.decode import decode
 from bench.data.imageset import Labels, checked_labels, stat_digest
+from bench.data.offline import go_offline, is_offline, is_reachable
 from bench.errors import MissingDataError, UsageError
 
 
@@ -127,14 +128,16 @@ def read_hub(
     import datasets
 
     name = repo + (f":{config}" if config else "")
-    options = datasets.DownloadConfig(local_files_only=offline)
+    unreachable = not (offline or is_offline() or is_reachable())
+    if unreachable:
+        go_offline()
+    options = datasets.DownloadConfig(local_files_only=offline or unreachable)
     try:
         table = datasets.load_dataset(repo, config, split=split, download_config=options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         how = "leave --offline out once, or run: " if offline else "check the name and the network, then run: "
-        raise MissingDataError(
-            f"hf:{name} ({split}) is not here ({_first_line(error)}); {how}bench data fetch hf:{name}"
-        ) from None
+        why = "the hub does not answer" if unreachable else _first_line(error)
+        raise MissingDataError(f"hf:{name} ({split}) is not here ({why}); {how}bench data fetch hf:{name}") from None
     key = f"hub:{name}:{split}:{table._fingerprint}"
     return _table_set(table, f"hf:{name} {split}", key, label_column, Known.of(classes), as_published=as_published)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_a_name_that_is_not_there(bench: Any) -> None:
     assert done.returncode == 3
     assert len(done.stderr.strip().splitlines()[-1]) < 400
     assert "Traceback" not in done.stderr
+
+
+def test_no_network_is_said_at_once(bench: Any) -> None:
+    started = time.monotonic()
+    done = bench("data", "fetch", "hf:me/photos", up=False)
+    assert done.returncode == 3, done.stderr
+    assert "the hub does not answer" in done.stderr
+    assert "Retrying" not in done.stderr
+    assert time.monotonic() - started < 30
 
 
 def test_the_pixels_are_those_of_the_files(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
