@@ -53,8 +53,35 @@ class ReadyClassifier(nn.Module):
         self.notes: tuple[str, ...] = tuple(getattr(network, "notes", ()))
 
     def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.network(self.normalise(images))
-        return scores
+        return scores_of(self.network(self.normalise(images)))
+
+
+def scores_of(output: Any) -> Tensor:
+    """The scores [images, classes] in what a network gives: itself, or what it calls its logits.
+
+    Raises UsageError for anything in which they are not named.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if found is None and isinstance(output, list | tuple) and len(output) == 1:
+        found = output[0]
+    if isinstance(found, Tensor):
+        return found
+    raise UsageError(
+        f"the model gave a {type(output).__name__} in which no logits are named; let it return a tensor [images, "
+        "classes], or a dict with one as 'logits'"
+    )
+
+
+def gives_scores(model: nn.Module) -> nn.Module:
+    """The same model, whose output becomes its scores (`scores_of`), whoever calls it and whatever copies are made."""
+    model.register_forward_hook(_to_scores)
+    return model
+
+
+def _to_scores(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    return scores_of(output)
 
 
 class OfClasses(nn.Module):
@@ -117,7 +144,8 @@ def load_ready(name: str) -> ReadyClassifier:
 
     "timm:NAME" (or any timm name) from the hub, also "timm:hf-hub:REPO" and "timm:local-dir:FOLDER"; "timm:NAME@FILE"
     from a local .safetensors, .pth or .pt file; "torchvision:NAME" or "torchvision:NAME.WEIGHTS";
-    "lite:efficientnet_lite0" from the extra `lite`.
+    "lite:efficientnet_lite0" from the extra `lite`; "hf:REPO", "openclip:NAME/TAG" and "robustbench:SET/THREAT/NAME"
+    (see bench.zoo).
     Raises UsageError for an unknown name or weights that do not fit, MissingDataError where they cannot be had.
     """
     kind, _, rest = name.partition(":")
@@ -276,7 +304,24 @@ def _lite(name: str) -> ReadyClassifier:
     return _with_timm_data(network, LITE)
 
 
-_LOADERS: dict[str, Callable[[str], ReadyClassifier]] = {"timm": _timm, "torchvision": _torchvision, "lite": _lite}
+def _of_zoo(function: str) -> Callable[[str], ReadyClassifier]:
+    def load(name: str) -> ReadyClassifier:
+        from bench import zoo
+
+        made: ReadyClassifier = getattr(zoo, function)(name)
+        return made
+
+    return load
+
+
+_LOADERS: dict[str, Callable[[str], ReadyClassifier]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "lite": _lite,
+    "hf": _of_zoo("hugging_face"),
+    "openclip": _of_zoo("open_clip"),
+    "robustbench": _of_zoo("robust_bench"),
+}
 
 
 _LITE_ENDS = {

@@ -158,13 +158,14 @@ def load_model(name: str) -> nn.Module:
 
     factory() gives a module from images in [0, 1] to logits.
     """
-    from bench.classifiers import is_ready, load_ready
+    from bench.classifiers import gives_scores, is_ready, load_ready
 
     if ".py:" not in name:
         if not is_ready(name):
             raise UsageError(
-                f"--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0 or "
-                f"path/to/file.py:factory, not '{name}'; a stock is given with --stock"
+                f"--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, "
+                f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME or path/to/file.py:factory, not '{name}'; a stock is "
+                "given with --stock"
             )
         return load_ready(name)
     factory = load_object(name)
@@ -173,7 +174,7 @@ def load_model(name: str) -> nn.Module:
     model = factory()
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} gave a {type(model).__name__}, not a torch module; return the classifier from it")
-    return model.eval()
+    return gives_scores(model.eval())
 
 
 def shown_name(name: str, base: Weights | nn.Module) -> str:

@@ -251,8 +251,8 @@ def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
         ids = stream_rng(job.seed, "source", shift.name).permutation(shift.ids("train"))
     except MissingDataError:
         raise MissingDataError(
-            f"{job.method} needs clean train images, and {shift.name} has none; put them into a folder train beside the "
-            f"scored ones (for published sets see bench data status), or leave {job.method} out"
+            f"{job.method} needs clean train images, and {shift.name} has none; put them into a folder train beside "
+            f"the scored ones (for published sets see bench data status), or leave {job.method} out"
         ) from None
 
     def read(number: int) -> SourceBatch:
