@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.data.classes import CIFAR10, CIFAR100, joined, match, places_of
 from bench.data.explain import explain
+from bench.data.found import look
 from bench.data.verify import verify
 from bench.errors import MissingDataError, UsageError
 from bench.shifts import load_shift
@@ -542,6 +543,7 @@ class TestOneReader:
         assert verify(name, Reading()).images == 3
         told = explain(name, Reading())
         assert (told.images, told.train, told.part, told.parts) == (3, 40, "test", ("test", "train"))
+        assert look(name, Reading()).train == str(root / "data/train-00000-of-00002.parquet")
         by_hub = explain(f"hf:{root}", Reading())
         assert (by_hub.images, by_hub.classes) == (3, told.classes)
 
