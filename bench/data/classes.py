@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -191,7 +192,7 @@ def joined(test: Sequence[str], train: Sequence[str], test_where: str, train_whe
 
 
 def _normal(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _keys(name: str) -> tuple[tuple[str, ...], ...]:

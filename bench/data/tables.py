@@ -156,7 +156,7 @@ def _table_set(
     import datasets
 
     features = table.features
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image) or _is_plain_image(kind)]
     if len(images) != 1:
         raise UsageError(f"{where} has {len(images)} image columns ({', '.join(features)}); one is needed")
     if known is not None and known.unlabelled:
@@ -198,6 +198,11 @@ def _label_column(table: Any, where: str, known: Known | None) -> str:
             f"{where} has no single label column (found: {', '.join(usual)}); name one with --label COLUMN"
         )
     return str(usual[0])
+
+
+def _is_plain_image(kind: Any) -> bool:
+    """Whether a column holds what an Image column does, as other programs write it."""
+    return isinstance(kind, dict) and set(kind) == {"bytes", "path"}
 
 
 _LABELS = ("label", "labels", "cls")
@@ -247,11 +252,11 @@ def _named(table: Any, column: str, where: str) -> tuple[tuple[str, ...], Labels
 
     kind = table.features[column]
     listed = list(table[column][:])
-    empty = [row for row, value in enumerate(listed) if value is None or value == -1]
+    empty = [row for row, value in enumerate(listed) if value in (None, -1, "") or value != value]
     if empty and len(empty) == len(listed):
         raise UnlabelledError(f"{where} has no labels in {column}; choose another part with --part, or another column")
     if empty:
-        what = "no label" if listed[empty[0]] is None else "the label -1"
+        what = "the label -1" if listed[empty[0]] == -1 else "no label"
         raise UsageError(
             f"{where}, row {empty[0]} has {what} in {column}; write the table again without the {len(empty)} such rows"
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +47,13 @@ def folder(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def train_source(row: ShiftRow, reading: Reading) -> ImageShift:
-    """The train images of folder:PATH alone, to learn from without labels: its train part, or all of it where it has no
-    parts. Raises UsageError where there are only parts to be scored: a stock is never made of test images.
+    """The train images of folder:PATH or hf:REPO alone, to learn from without labels: its train part, or all of a
+    folder that has no parts. Raises UsageError where there are only parts to be scored: a stock is never made of test
+    images.
     """
+    kind, _, argument = row.name.partition(":")
+    if kind == "hf" and not Path(argument).expanduser().is_dir():
+        return _hub_train(row, reading)
     root, row = _place(row, reading)
     found = find_parts(root)
     part = found.named(reading.part) if reading.part is not None else found.one_of_role("train")
@@ -68,6 +72,19 @@ def train_source(row: ShiftRow, reading: Reading) -> ImageShift:
             with contextlib.suppress(UnlabelledError):
                 return reader.read(part, _known(found, reading))
         return reader.read(part, Known(unlabelled=True))
+
+    return _shift(row, reading, Sources(images(), images))
+
+
+def _hub_train(row: ShiftRow, reading: Reading) -> ImageShift:
+    repo, config = row.repository
+
+    @cache
+    def images() -> ImageSet:
+        read = partial(read_hub, repo, config, reading.part or "train", offline=reading.offline)
+        with contextlib.suppress(UnlabelledError):
+            return read(label_column=reading.label)
+        return read(classes=Known(unlabelled=True))
 
     return _shift(row, reading, Sources(images(), images))
 
@@ -267,19 +284,6 @@ def _shift(row: ShiftRow, reading: Reading, sources: Sources) -> ImageShift:
         OurCorruptions(stores, row.profile, row.storage),
         stores,
     )
-    shift.told = (*sources.told, *_missing_classes(test, reading))
+    shift.told = sources.told
     shift.sources = sources
     return shift
-
-
-def _missing_classes(test: ImageSet, reading: Reading) -> Sequence[str]:
-    """A sentence on classes without a scored image, where not all of ImageNet's were to be expected."""
-    if test.classes == synsets():
-        return ()
-    without = [
-        test.classes[label] for label in np.flatnonzero(np.bincount(test.labels, minlength=len(test.classes)) == 0)
-    ]
-    if not without:
-        return ()
-    shown = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
-    return (f"no scored image is of {len(without)} of the {len(test.classes)} classes: {shown}",)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import corruptions
+from bench.data.classes import synsets
 from bench.data.decode import Preprocessing
 from bench.data.folders import FolderSet
 from bench.data.imageset import ImageSet, Labels
@@ -185,6 +186,17 @@ def _photographs(images: FolderSet) -> Iterator[str]:
     return (_LAION_SUFFIX.sub("", Path(file).stem) for file in images.files)
 
 
+def _without_images(part: Part, classes: int) -> Sequence[str]:
+    """A sentence on classes of which no image is scored, but for folders of some of ImageNet's."""
+    missing = np.flatnonzero(np.bincount(part.labels, minlength=classes) == 0)
+    names = part.images.classes
+    if not len(missing) or names == synsets():
+        return ()
+    shown = ", ".join(names[label] if len(names) == classes else str(label) for label in missing[:5])
+    more = ", …" if len(missing) > 5 else ""
+    return (f"no scored image is of {len(missing)} of the {classes} classes: {shown}{more}",)
+
+
 class ImageShift:
     """A shift of images on disk or from the hub. Parts are opened when they are first asked for.
 
@@ -238,7 +250,8 @@ class ImageShift:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of how the images were found and read."""
-        return (*self.told, *getattr(self.open_test().images, "told", ()))
+        part = self.open_test()
+        return (*self.told, *getattr(part.images, "told", ()), *_without_images(part, self.classes))
 
     @property
     def has_train(self) -> bool:

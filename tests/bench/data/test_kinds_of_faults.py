@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,19 @@ class TestIdentityByName:
         assert joined(("a", "c"), ("a", "b", "c"), "test", "train") == ("a", "b", "c")
         assert joined(("b", "a"), ("A", "B"), "test", "train") == ("b", "a")
 
+    def test_names_of_other_systems(self, tmp_path: Path) -> None:
+        """macOS writes letters and their accents apart."""
+        tree(tmp_path / "test", [unicodedata.normalize("NFC", name) for name in ("Möwe", "Ente")])
+        tree(tmp_path / "train", [unicodedata.normalize("NFD", name) for name in ("Möwe", "Ente")])
+        shift = load_shift(f"folder:{tmp_path}")
+        assert shift.classes == 2
+        assert len(everything(shift)) == 8
+
+    def test_a_natural_set_without_some_classes_says_so(self, tmp_path: Path, knower: Any) -> None:
+        tree(tmp_path / "laion-c/mosaic/intensity_level_1", list(SUPERCLASSES)[1:], side=224)
+        shift: Any = load_shift("laion-c", tmp_path)
+        assert shift.notes == ("no scored image is of 1 of the 16 classes: ball",)
+
 
 class TestOrderOfTypes:
     @pytest.mark.parametrize(
@@ -225,6 +239,17 @@ class TestOrderOfTypes:
         table(tmp_path / "test-0.parquet", truth, 12, list(map(written, truth)), kind)
         shift = load_shift(f"folder:{tmp_path}")
         assert knows(shift, shift.ids("test"), 12) == 1
+
+    @pytest.mark.parametrize(("missing", "kind"), [("", Value("string")), (float("nan"), Value("float64"))])
+    def test_what_is_empty_is_no_class(self, missing: Any, kind: Any, tmp_path: Path) -> None:
+        written = [str(k) if missing == "" else float(k) for k in (0, 1)]
+        table(tmp_path / "test-0.parquet", [0, 1, 0], 2, [*written, missing], kind)
+        with pytest.raises(
+            UsageError, match=r"row 2 has no label in label; write the table"
+        ):
+            load_shift(f"folder:{tmp_path}")
+        table(tmp_path / "test-0.parquet", [0, 1], 2, written, kind)
+        assert labels_of(load_shift(f"folder:{tmp_path}")) == [0, 1]
 
     def test_fractions_are_no_classes(self, tmp_path: Path) -> None:
         table(tmp_path / "test-0.parquet", [0, 1], 2, [0.5, 1.0], Value("float32"))
@@ -284,6 +309,14 @@ class TestNoGuesses:
         assert labels_of(load_shift(f"folder:{tmp_path}", reading=Reading(label="fine"))) == [0, 1]
         with pytest.raises(UsageError, match="has no column x; choose one of image, fine, coarse with --label"):
             load_shift(f"folder:{tmp_path}", reading=Reading(label="x"))
+
+    def test_images_in_a_table_of_another_program(self, tmp_path: Path) -> None:
+        import pandas
+
+        rows = [{"image": {"bytes": png(grey(k, 2)), "path": None}, "label": "ab"[k]} for k in (0, 1, 1)]
+        pandas.DataFrame(rows).to_parquet(tmp_path / "test.parquet")
+        shift = load_shift(f"folder:{tmp_path}")
+        assert knows(shift, shift.ids("test"), 2) == 1
 
 
 class TestNothingIsDropped:
@@ -457,6 +490,12 @@ class TestExceptions:
         os.system(f"iconv -f LATIN1 -t UTF-8 {file} > {file}.utf8")
         file.with_name("skipped.txt.utf8").replace(file)
         assert load_shift(f"folder:{tmp_path}/d").skipped == 1  # type: ignore[attr-defined]
+
+    def test_checksums_in_an_unknown_encoding(self, tmp_path: Path) -> None:
+        arrays(tmp_path)
+        (tmp_path / "cifar10-c/SHA256SUMS").write_bytes(b"0" * 64 + b"  f\xf6g.npy\n")
+        with pytest.raises(UsageError, match=r"SHA256SUMS is not text in UTF-8"):
+            verify("cifar10-c", Reading(tmp_path))
 
     def test_damaged_exif_in_jpeg(self, tmp_path: Path) -> None:
         tree(tmp_path, ["a", "b"])
