@@ -37,8 +37,9 @@ class Reading:
         """What the user said of the images, for records: a file of classes by its name and content."""
         classes = self.classes
         if classes is not None and classes not in ("natural", "imagefolder"):
-            digest = hashlib.sha256(Path(classes).expanduser().read_bytes()).hexdigest()
-            classes = f"{Path(classes).name} sha256:{digest[:16]}"
+            file = Path(classes).expanduser()
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "gone"
+            classes = f"{file.name} sha256:{digest}"
         return {"classes": classes, "label": self.label, "part": self.part}
 
     @property

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from bench.classifiers import load_ready
 from bench.cli import app
+from bench.data.tables import read_parquet
 from bench.errors import MissingDataError, UsageError
 from bench.shifts import load_shift
 from bench.stocks import StockSpec, plan_stock
@@ -64,6 +65,8 @@ def test_the_label_is_not_the_fold(tmp_path: Path) -> None:
     )
     shift = load_shift(f"folder:{tmp_path}")
     assert knows(shift, shift.ids("train"), 3) == knows(shift, shift.ids("test"), 3) == 1
+    alone = read_parquet([tmp_path / "train-0.parquet"], classes=["0", "1", "2"])
+    assert alone.labels.tolist() == truth
 
 
 def test_cifar_under_the_names_of_a_tutorial(knower: Any, tmp_path: Path) -> None:
@@ -162,7 +165,9 @@ def test_tiny_imagenet_c_is_not_made_of_tiny_imagenet(knower: Any, tmp_path: Pat
     (val / "images").mkdir(parents=True)
     lines = []
     for number in range(16):
-        Image.fromarray(grey(number // 4, 4, number, 64)).save(val / f"images/val_{number}.JPEG")
+        pixels = grey(number // 4, 4, number, 64)
+        pixels[:8, :8] = 128  # what the corrupted ones do not have
+        Image.fromarray(pixels).save(val / f"images/val_{number}.JPEG")
         lines.append(f"val_{number}.JPEG\t{FOUR[number // 4]}\t0\t0\t63\t63\n")
     (val / "val_annotations.txt").write_text("".join(lines))
     found, notes = knower("tiny-imagenet-c", 4, 64, "fog", data_root=tmp_path)

@@ -244,9 +244,7 @@ class TestOrderOfTypes:
     def test_what_is_empty_is_no_class(self, missing: Any, kind: Any, tmp_path: Path) -> None:
         written = [str(k) if missing == "" else float(k) for k in (0, 1)]
         table(tmp_path / "test-0.parquet", [0, 1, 0], 2, [*written, missing], kind)
-        with pytest.raises(
-            UsageError, match=r"row 2 has no label in label; write the table"
-        ):
+        with pytest.raises(UsageError, match=r"row 2 has no label in label; write the table"):
             load_shift(f"folder:{tmp_path}")
         table(tmp_path / "test-0.parquet", [0, 1], 2, written, kind)
         assert labels_of(load_shift(f"folder:{tmp_path}")) == [0, 1]
