@@ -80,8 +80,8 @@ def explain(name: str, reading: Reading, sheet: Path | None = None) -> Explained
     )
 
 
-def _count(shift: ImageShift) -> int | None:
-    return len(shift.ids("train")) + len(shift.ids("dev")) if shift.has_train else None
+def _count(shift: ImageShift) -> int:
+    return len(shift.ids("train")) + len(shift.ids("dev")) if shift.has_train else 0
 
 
 def contact_sheet(
