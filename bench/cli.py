@@ -104,6 +104,16 @@ def run(
         bool | None, typer.Option("--compile", help="Compile trainings; pays for itself on a GPU.")
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|natural|imagefolder", help="Order of the classes of folder: and hf:."),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds labels.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Score this part (test, validation, …) of folder: and hf:.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="An option of a method.")
     ] = None,
@@ -164,6 +174,9 @@ def run(
         "precision": precision,
         "compile": compile_,
         "data_root": data_root,
+        "classes": classes,
+        "label": label,
+        "part": part,
         "with_baselines": with_baselines,
         "out": out,
         "jobs": jobs,
@@ -318,7 +331,9 @@ def tune(
 soup = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mix weights in files: mix, season, inspect, lmc.")
 app.add_typer(soup, name="soup")
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Weights: .safetensors, .pt or .pth.")]
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Weights: .safetensors, .pt, .pth, a folder or index of shards.")
+]
 SoupFile = Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")]
 StockFile = Annotated[Path | None, typer.Option(help="The weights that all ingredients came from.")]
 SoupModel = Annotated[
@@ -335,7 +350,8 @@ def soup_mix(
     how: Annotated[
         str,
         typer.Option(
-            help="uniform, weighted, wise, model_stock, task_arithmetic or ties; those that choose: bench soup season."
+            help="uniform, weighted, wise, model_stock, task_arithmetic, ties, dare or slerp; "
+            "those that choose: bench soup season."
         ),
     ] = "uniform",
     stock: StockFile = None,

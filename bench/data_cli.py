@@ -54,6 +54,27 @@ def verify(
 
 
 @app.command()
+def explain(
+    shift: Annotated[str, typer.Argument(help="A shift, folder:PATH or hf:REPO[:CONFIG].")],
+    data_root: Root = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE|natural|imagefolder", help="Order of the classes of folder: and hf:.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table with labels.")] = None,
+    part: Annotated[str | None, typer.Option(metavar="NAME", help="The part of folder: and hf: to look at.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="SHEET.png", help="Write the first pictures there.")
+    ] = None,
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Say what is read: which part, column and classes in which order, how many images, and what is skipped and why."""
+    from bench import data_commands
+
+    data_commands.explain(shift, data_root, classes, label, part, out, offline, as_json=json)
+
+
+@app.command()
 def export(
     shift: Annotated[str, typer.Argument(help="A shift made here (imagenet-c-gen, …), folder:PATH or hf:REPO.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write.")],

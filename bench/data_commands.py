@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,6 +94,55 @@ def verify(shift: str, data_root: Path | None, workers: int | None, offline: boo
         state = f"{len(report.problems)} problems" if report.problems else "whole"
         print_text(f"{shift}: {report.images:,} images read{left_out}{sums}: {state}")
     return 4 if report.problems else 0
+
+
+def explain(
+    shift: str,
+    data_root: Path | None,
+    classes: str | None,
+    label: str | None,
+    part: str | None,
+    out: Path | None,
+    offline: bool,
+    *,
+    as_json: bool,
+) -> None:
+    """Print what a shift reads, and write its first pictures where that is asked for."""
+    from bench.data.explain import explain as explained
+
+    if offline:
+        go_offline()
+    found = explained(shift, Reading(data_root, None, offline, cores(), classes, label, part), out)
+    if as_json:
+        print_json({**asdict(found), "classes": [{"name": name, "images": n} for name, n in found.classes]})
+        return
+    without = sum(count == 0 for _, count in found.classes)
+    lines = [
+        f"shift: {found.shift}",
+        f"first image: {found.where}",
+        *([f"scored part: {found.part} (of {', '.join(found.parts) or 'the splits'})"] if found.part else []),
+        *([f"label column: {found.column}"] if found.column else []),
+        f"scored images: {found.images:,}" + (f", {found.left_out} left out by skipped.txt" if found.left_out else ""),
+        f"train images: {'not looked for' if found.train is None else f'{found.train:,}'}",
+        f"classes: {len(found.classes)}, in this order" + (f"; {without} have no scored image" if without else ""),
+    ]
+    print_text("\n".join(lines))
+    print_text(table(["label", "class", "scored images"], _shown_classes(found.classes)))
+    for skipped in found.skipped:
+        print_text(f"skipped: {skipped}")
+    for note in found.notes:
+        print_text(f"note: {note}")
+    if out is not None:
+        print_text(f"pictures: {out}")
+
+
+_CLASSES_SHOWN = 40
+
+
+def _shown_classes(classes: Sequence[tuple[str, int]]) -> list[list[str]]:
+    rows = [[str(label), name, str(count)] for label, (name, count) in enumerate(classes) if count]
+    more = len(rows) - _CLASSES_SHOWN
+    return rows[:_CLASSES_SHOWN] + ([["…", f"{more} more, see --json", ""]] if more > 0 else [])
 
 
 def export(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bench.errors import MissingDataError, UsageError, nearest
 from bench.kitchen import all_jobs, job_key
+from bench.shifts.fitting import class_names
 from bench.spec import make_spec, read_run_file
 from bench.trial import digest_of
 from methods.base import Job, Labelled
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class Inherited:
     """The classifier of a method in another run, by seed: the job that makes it, in the cache or to be done again.
 
-    `access` is what it has seen; whoever starts from it has seen that too. `met` names the conditions of its pool.
+    `access` is what it has seen; whoever starts from it has seen that too. `met` names the conditions of its pool,
+    `class_names` its classes, where they have names.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Inherited:
     architecture: AnyArchitecture
     classes: int
     met: tuple[str, ...]
+    class_names: tuple[str, ...] | None = None
 
     @property
     def digest(self) -> str:
@@ -53,7 +56,8 @@ def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
         raise MissingDataError(f"no run at {folder or text}; give the folder of one, which holds run.toml")
     first, *more = seeds
     asked = {"seed": first, "seeds": 1 + len(more), "device": device, "out": folder}
-    lanes = make_plan(make_spec(read_run_file(settings), asked)).lanes
+    plan = make_plan(make_spec(read_run_file(settings), asked))
+    lanes = plan.lanes
     cooked = [lane for lane in lanes if lane.job is not None and lane.part in (None, "soup")]
     names = list(dict.fromkeys(lane.trial.method for lane in cooked))
     if not names:
@@ -69,7 +73,8 @@ def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
                 )
             jobs[lane.trial.seed] = lane.job
     lane = next(lane for lane in cooked if lane.trial.method == chosen)
-    return Inherited(f"{chosen}@{Path(folder).name}", jobs, _access(lane), *_shape(lane), lane.history)
+    name = f"{chosen}@{Path(folder).name}"
+    return Inherited(name, jobs, _access(lane), *_shape(lane), lane.history, class_names(plan.shift))
 
 
 def _access(lane: Lane) -> Access:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bench.checkpoints import read_tensors
+from bench.checkpoints import read_tensors, renamed_for
 from bench.classifiers import Channels, refuse_misfits
 from bench.errors import UsageError
 from methods.selfsoup.objectives.mae import Decoder, need_patches
@@ -35,9 +35,15 @@ def read_mae(path: Path) -> Weights:
     by patch; both load alike, and the objective's `norm_pix` says which it is. Files of the encoder alone load too.
     Raises UsageError where the file is no such model, or was made for another position embedding.
     """
-    tensors = read_tensors(path)
+    tensors = _of_encoder(read_tensors(path))
     named = from_official(tensors, str(path))
     return whole(Weights(architecture_of(tensors, str(path)), named), str(path))
+
+
+def _of_encoder(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a vision transformer, where other training code put a prefix before their names."""
+    names, _ = renamed_for(("patch_embed.proj.weight", "pos_embed"), list(tensors))
+    return {here: tensors[there] for there, here in names.items()}
 
 
 def architecture_of(tensors: Mapping[str, Tensor], where: str) -> Architecture:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from bench.cache import write_bytes
-from bench.checkpoints import CHECKSUM, Checkpoint, checksum, tensor_digest, verify
+from bench.checkpoints import CHECKSUM, Checkpoint, checksum, split_key, tensor_digest, verify
 from bench.data.decode import Preprocessing
 from bench.data.identity import Stamp, is_settled, stamp_of
 from bench.errors import MissingDataError, UsageError
@@ -144,8 +144,9 @@ def load_stock(name: str) -> Weights:
     if name.startswith("timm:"):
         return timm_stocks.timm_stock(name.removeprefix("timm:"))
     path = Path(name).expanduser()
-    if not path.is_file():
-        if path.suffix not in (".safetensors", ".pth", ".pt"):
+    file = split_key(path)[0]
+    if not file.is_file():
+        if file.suffix not in (".safetensors", ".pth", ".pt"):
             raise UsageError(
                 f"no stock '{name}'; --stock takes {', '.join(BUNDLED)}, a file of `bench stock`, a file of MAE's "
                 "release (.pth) or timm:NAME, and a ready classifier is given with --model"
@@ -198,13 +199,14 @@ def load_model(name: str) -> nn.Module:
 
     factory() gives a module from images in [0, 1] to logits.
     """
-    from bench.classifiers import is_ready, load_ready
+    from bench.classifiers import gives_scores, is_ready, load_ready
 
     if ".py:" not in name:
         if not is_ready(name):
             raise UsageError(
-                f"--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0 or "
-                f"path/to/file.py:factory, not '{name}'; a stock is given with --stock"
+                f"--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, "
+                f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME or path/to/file.py:factory, not '{name}'; a stock is "
+                "given with --stock"
             )
         return load_ready(name)
     factory = load_object(name)
@@ -213,7 +215,7 @@ def load_model(name: str) -> nn.Module:
     model = factory()
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} gave a {type(model).__name__}, not a torch module; return the classifier from it")
-    return model.eval()
+    return gives_scores(model.eval())
 
 
 def shown_name(name: str, base: Weights | nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from bench.shifts.base import (
     pick_corruptions,
     split_ids,
 )
+from bench.shifts.fitting import fitted
 from bench.shifts.reading import Reading
 from bench.spec import RunSpec
 from bench.trial import CLEAN, Condition, Trial, digest_of
@@ -124,8 +125,8 @@ def make_plan(spec: RunSpec) -> Plan:
     name, base = _base(spec, device)
     workers = cores() if spec.workers is None else spec.workers
     own = added(spec.corruption)
-    reading = Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, own)
-    shift = load_shift(spec.shift, reading=reading)
+    reading = _as_said(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
+    shift, reading = fitted(spec.shift, base, reading)
     lanes = tuple(_lanes(spec, shift, device, name, base))
     store = Store(out)
     if spec.rerun:
@@ -155,8 +156,12 @@ def make_plan(spec: RunSpec) -> Plan:
         lanes=lanes,
         missing=frozenset(missing),
         cooking=tuple(cooking.values()),
-        notes=_notes(base, name, lanes),
+        notes=(*getattr(base, "notes", ()), *getattr(shift, "notes", ()), *_notes(base, name, lanes)),
     )
+
+
+def _as_said(spec: RunSpec, reading: Reading) -> Reading:
+    return replace(reading, classes=spec.classes, label=spec.label, part=spec.part)
 
 
 def _notes(base: Base, name: str, lanes: Sequence[Lane]) -> tuple[str, ...]:
@@ -199,7 +204,7 @@ def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
     if spec.stock:
         return spec.stock, load_stock(spec.stock)
     # The files of the shift are looked for first: they are what most people lack.
-    load_shift(spec.shift, reading=Reading(spec.data_root, offline=spec.offline))
+    load_shift(spec.shift, reading=_as_said(spec, Reading(spec.data_root, offline=spec.offline)))
     if row.default_model and all(m.recipe.name == "source" for m in _methods(spec)):
         return row.default_model, load_model(row.default_model)
     stock = find_stock(row, Reading(spec.data_root).root)

@@ -18,7 +18,7 @@ from bench.answers import Answers
 from bench.cache import weights_path
 from bench.classifiers import for_classes
 from bench.components import identity, identity_of_path, is_component
-from bench.errors import BenchError
+from bench.errors import BenchError, MissingDataError
 from bench.live import Teller
 from bench.models import classifier, load_model, load_weights, model_digest
 from bench.outside import code_of, load_object
@@ -282,7 +282,13 @@ def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
     """Clean train images in a random order of the seed, as much of them as the method declared."""
     if access.source == "none":
         return None
-    ids = stream_rng(job.seed, "source", shift.name).permutation(shift.ids("train"))
+    try:
+        ids = stream_rng(job.seed, "source", shift.name).permutation(shift.ids("train"))
+    except MissingDataError:
+        raise MissingDataError(
+            f"{job.method} needs clean train images, and {shift.name} has none; put them into a folder train beside "
+            f"the scored ones (for published sets see bench data status), or leave {job.method} out"
+        ) from None
 
     def read(number: int) -> SourceBatch:
         chosen = ids[number * job.batch_size : (number + 1) * job.batch_size]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.data.classes import ORDERS
 from bench.run import run
 from bench.spec import make_spec
 from leaderboards.record import Record
@@ -34,6 +35,9 @@ def spec_of(record: Record) -> dict[str, Any]:
     elif record.corruption is not None:
         settings["corruption"] = [record.corruption]
         settings["severity"] = [record.severity]
+    settings |= {name: said for name in ("label", "part") if (said := getattr(record.data, name))}
+    if record.data.classes in ORDERS:  # a file of classes has to be given again
+        settings["classes"] = record.data.classes
     settings["model" if record.weights.ready else "stock"] = record.model
     return settings
 

@@ -356,6 +356,7 @@ def _record(
                 **identified["data"],
                 "history": tuple(identified["data"]["history"]),
                 "skipped": plan.shift.skipped,
+                **plan.reading.said,
             },
             "env": measured.env if measured else environment(),
             "predictions": f"predictions/{key}.npz" if measured else None,

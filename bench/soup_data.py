@@ -230,7 +230,9 @@ def bring(files: Sequence[Path], name: str) -> Brought:
     Raises UsageError naming the file and the first tensor that does not fit.
     """
     opened = tuple(Checkpoint(path).verified() for path in files)
-    own = ".py:" in name or name.startswith(("torchvision:", "lite:")) or "@" in name
+    own = (
+        ".py:" in name or name.startswith(("torchvision:", "lite:", "hf:", "openclip:", "robustbench:")) or "@" in name
+    )
     model = load_model(name if own else f"{name}@{files[0]}")
     network = getattr(model, "network", model)
     state = network.state_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -37,16 +38,18 @@ def mix(
     rule = _rule(how, weights)
     if rule.needs_stock and stock is None:
         raise UsageError(f"'{how}' measures from the weights that all ingredients came from; give them with --stock")
-    ingredients = [Checkpoint(path).verified() for path in files]
     start = Checkpoint(stock).verified() if stock is not None and rule.needs_stock else None
+    ingredients = [Checkpoint(path).verified() for path in files]
+    _same_names([*ingredients, *([start] if start is not None else [])])
     _refuse_strangers(ingredients, average_statistics)
     first = ingredients[0]
+    halves = {name for ingredient in ingredients for name in ingredient if ingredient.is_half(name)}
 
     def make(name: str) -> Tensor:
-        every = [ingredient[name] for ingredient in ingredients]
+        every = [_whole(ingredient[name]) for ingredient in ingredients]
         for path, tensor in zip(files, every, strict=True):
             refuse_tensor(f"{name} of {path}", tensor, every[0], str(files[0]))
-        origin = start[name] if start is not None and name in start else None
+        origin = _whole(start[name]) if start is not None and name in start else None
         if origin is not None:
             refuse_tensor(f"{name} of {stock}", origin, every[0], str(files[0]))
         chosen: Mixer = Uniform() if rule.needs_stock and origin is None else rule
@@ -55,7 +58,7 @@ def mix(
     shapes = {}
     for name in first:
         tensor = first[name]
-        shapes[name] = (tensor.dtype, tuple(tensor.shape))
+        shapes[name] = (_whole(tensor[:0] if tensor.ndim else tensor).dtype, tuple(tensor.shape))
     if not any(dtype.is_floating_point for dtype, _ in shapes.values()):
         raise UsageError(
             f"{first.path} holds no floating-point tensor, so there is nothing to mix; give trained weights"
@@ -76,12 +79,42 @@ def mix(
     except ValueError as error:
         raise UsageError(str(error)) from None
     print_text(f"{out}: {how} soup of {len(files)}, {sum(math.prod(s) for _, s in shapes.values()):,} numbers")
+    for checkpoint in (*ingredients, *([start] if start is not None else [])):
+        for sentence in checkpoint.said:
+            print_text(sentence)
+    if halves:
+        print_text(f"{len(halves)} tensors were stored in half precision; they were mixed and written in float32")
     for number, path in enumerate(files):
         if (first_of := digests.index(digests[number])) != number:
             print_text(f"{path} and {files[first_of]} hold the same weights, which were counted twice")
     untouched = [name for name in shapes if start is not None and name not in start]
     if untouched:
         print_text(f"not in the stock and so averaged: {', '.join(untouched[:4])}" + (" …" if untouched[4:] else ""))
+
+
+_HALF = (torch.float16, torch.bfloat16)
+_LORA = re.compile(r"lora_(?:A|B|up|down|embedding_A|embedding_B)\b")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor in float32 where it is stored in half precision, else as it is."""
+    return tensor.float() if tensor.dtype in _HALF else tensor
+
+
+def _same_names(checkpoints: Sequence[Checkpoint]) -> None:
+    """Take the prefixes of training code off names where files differ in them. Raises UsageError for factors of LoRA:
+    the mean of products is not the product of means.
+    """
+    for checkpoint in checkpoints:
+        factor = next((name for name in checkpoint if _LORA.search(name)), None)
+        if factor is not None:
+            raise UsageError(
+                f"{checkpoint.path} holds factors of LoRA ({factor}), whose means do not multiply to the mean of the "
+                "products; merge them into the weights first (in peft: model.merge_and_unload()) and mix those"
+            )
+    if any(checkpoint.keys() != checkpoints[0].keys() for checkpoint in checkpoints):
+        for checkpoint in checkpoints:
+            checkpoint.bare()
 
 
 def _rule(how: str, weights: Sequence[float]) -> Mixer:
@@ -148,10 +181,15 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
     """Show what files hold, how far each is from the stock, and the cosines between their displacements."""
     start = Checkpoint(stock).verified() if stock is not None else None
     found = [Checkpoint(path).verified() for path in files]
+    every = [*found, *([start] if start is not None else [])]
+    if any(checkpoint.keys() != every[0].keys() for checkpoint in every):
+        for checkpoint in every:
+            checkpoint.bare()
     rows = [_displacement(checkpoint, start) for checkpoint in found]
     cosines = _cosines(found, start) if start is not None and len(found) > 1 else None
+    shared = [_shared(checkpoint, start) for checkpoint in found] if start is not None else None
     if as_json:
-        print_json({"files": [asdict(row) for row in rows], "cosines": cosines})
+        print_json({"files": [asdict(row) for row in rows], "cosines": cosines, "shared": shared})
         return
     columns = ["file", "tensors", "numbers", "types", "finite", "norm", "distance from stock"]
     print_text(
@@ -171,6 +209,11 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
             ],
         )
     )
+    for path, count in zip(files, shared or [], strict=False):
+        if count == 0:
+            print_text(
+                f"{path} and {stock} share no tensor of one name and shape, so there is no distance between them"
+            )
     if cosines is not None:
         print_text("\ncosine between displacements from the stock:")
         print_text(
@@ -184,8 +227,15 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
         )
 
 
+def _shared(checkpoint: Checkpoint, start: Checkpoint) -> int:
+    """How many floating tensors of one name and shape two files have."""
+    both = (name for name in checkpoint if name in start)
+    return sum(checkpoint[n].is_floating_point() and checkpoint[n].shape == start[n].shape for n in both)
+
+
 def _displacement(checkpoint: Checkpoint, start: Mapping[str, Tensor] | None) -> Displacement:
     norm = distance = 0.0
+    shared = 0
     finite = True
     types: dict[str, None] = {}
     numbers = 0
@@ -198,6 +248,7 @@ def _displacement(checkpoint: Checkpoint, start: Mapping[str, Tensor] | None) ->
         finite = finite and bool(torch.isfinite(tensor).all())
         norm += float(tensor.double().square().sum())
         if start is not None and name in start and start[name].shape == tensor.shape:
+            shared += 1
             distance += float((tensor.double() - start[name].double()).square().sum())
     return Displacement(
         checkpoint.path.name,
@@ -206,12 +257,14 @@ def _displacement(checkpoint: Checkpoint, start: Mapping[str, Tensor] | None) ->
         ", ".join(types),
         finite,
         math.sqrt(norm) if math.isfinite(norm) else None,
-        math.sqrt(distance) if start is not None and math.isfinite(distance) else None,
+        math.sqrt(distance) if shared and math.isfinite(distance) else None,
     )
 
 
 def _cosines(found: Sequence[Checkpoint], start: Checkpoint) -> list[list[float | None]]:
-    """Between displacements, over tensors that all have in one shape; None with one that is not finite."""
+    """Between displacements, over tensors that all have in one shape; None with one that is not finite or that did not
+    move, and where there is no such tensor.
+    """
     products = torch.zeros(len(found), len(found), dtype=torch.float64)
     for name in start:
         origin = start[name]
@@ -221,8 +274,8 @@ def _cosines(found: Sequence[Checkpoint], start: Checkpoint) -> list[list[float 
         products += moves @ moves.T
     lengths = products.diagonal().sqrt()
     scale = lengths[:, None] * lengths
-    cosines = torch.where(scale > 0, products / scale.clamp(min=1e-300), 0.0).tolist()
+    cosines = (products / scale.clamp(min=1e-300)).tolist()
     return [
-        [value if math.isfinite(float(scale[i, j])) else None for j, value in enumerate(row)]
+        [value if 0 < float(scale[i, j]) < math.inf else None for j, value in enumerate(row)]
         for i, row in enumerate(cosines)
     ]

@@ -41,7 +41,9 @@ class RunSpec(BaseModel):
     """Resolved settings of one run; field names are the flags' names.
 
     `method`, `severity` and `corruption` take lists or comma-separated text ("1-5" is a range). `set` holds options by
-    method name. `labels` is the number of labelled clean images a class (None: the shift's default, 0: all of them).
+    method name. `classes`, `label` and `part` say how a folder or table is to be read (None: as it looks; see
+    `bench.shifts.reading.Reading`). `labels` is the number of labelled clean images a class (None: the shift's default,
+    0: all of them).
     `devices` is how many GPUs, or processes on a CPU, share each training (None: one, or the GPUs of a SLURM job).
     """
 
@@ -65,6 +67,9 @@ class RunSpec(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     data_root: Path | None = None
+    classes: str | None = None
+    label: str | None = None
+    part: str | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict, alias="set")
     with_baselines: bool = False
     out: Path | None = None

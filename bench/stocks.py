@@ -231,9 +231,8 @@ def _usual_lr(shape: AnyArchitecture, batch_size: int) -> float:
 
 def _clean_source(data: str, reading: Reading) -> Shift:
     row = _row_of(data)
-    return (
-        load_by(train_source, row, reading) if row.name.startswith("folder:") else load_shift(row.name, reading=reading)
-    )
+    own = row.name.startswith(("folder:", "hf:"))
+    return load_by(train_source, row, reading) if own else load_shift(row.name, reading=reading)
 
 
 def _normalised(shape: AnyArchitecture, images: Any) -> AnyArchitecture:

@@ -14,8 +14,7 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from bench.checkpoints import read_tensors
-from bench.classifiers import load_strictly, need_known, timm_data, timm_network
+from bench.classifiers import load_strictly, need_known, read_fitting, timm_data, timm_network
 from bench.errors import UsageError
 from bench.mae_files import computes_the_same, plain_architecture, whole
 from methods.stock import AnyArchitecture, Weights
@@ -70,7 +69,7 @@ def _of_file(name: str, file: Path, side: int | None) -> tuple[AnyArchitecture, 
     if name.startswith(("hf-hub:", "local-dir:")):
         raise UsageError(f"timm:{name} brings its own weights; leave @{file} out")
     network = _any_size(name)
-    tensors = _without_head(read_tensors(file), network)
+    tensors = _without_head(read_fitting(file, network)[0], network)
     shape = timm_architecture(name, side or _side_of(tensors, network), network)
     built: Any = shape.build()
     load_strictly(built, _resampled(tensors, built), str(file))

@@ -34,7 +34,8 @@ def identity_of(content: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: content[name] for name in _FIELDS} | {"severity": float(content["severity"])}
     found["weights"] = {"ready": False, **content["weights"]}
     empty: tuple[Any, ...] = (None, [], ())
-    told = ("skipped", "history")  # `seen` says by content what `history` says by name
+    # The digests say by content what these say in words.
+    told = ("skipped", "history", "classes", "label", "part")
     found["data"] = {name: value for name, value in content["data"].items() if name not in told and value not in empty}
     return found
 

@@ -187,7 +187,8 @@ class Data(_Part):
     `skipped` counts test images that the user left out; such a result is not published. `tiles` names the pictures that
     tiles pasted over images were made of, where the shift has such corruptions. `labels` is the digest of the scored
     images' ids and labels (`leaderboards.identity.labels_digest`). `seen` is a digest of all images that the method met
-    beside the scored ones, those of `history`; None where it met none.
+    beside the scored ones, those of `history`; None where it met none. `classes`, `label` and `part` are what the user
+    said of the order of the classes, the column of labels and the scored part, None where it was found out.
     """
 
     digest: Name
@@ -200,6 +201,9 @@ class Data(_Part):
     tiles: Name | None = None
     labels: Name | None = None
     seen: Name | None = None
+    classes: Name | None = None
+    label: Name | None = None
+    part: Name | None = None
 
 
 class Weights(_Part):

@@ -6,6 +6,7 @@ started from) to the mixed one. All arithmetic is in float64; the result has the
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,9 +108,11 @@ class ModelStock:
     """t mean + (1 - t) stock with t = k cos / ((k - 1) cos + 1) for each tensor (Jang et al. 2024, arXiv:2403.19522).
 
     cos is the mean cosine between the displacements of the k ingredients from the stock; a negative one counts as 0,
-    and a tensor that no ingredient moved stays.
+    and a tensor that no ingredient moved stays. `filter_wise`: t is chosen for each output of a layer (each row along
+    the first dimension) on its own, as the paper's second variant.
     """
 
+    filter_wise: bool = False
     needs_stock: ClassVar[bool] = True
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:
@@ -117,6 +120,8 @@ class ModelStock:
         if len(tensors) < 2:
             raise ValueError("Model Stock compares ingredients with one another; give at least two")
         start = given(stock).double()
+        if self.filter_wise and start.ndim > 1:
+            return self._of_rows(tensors, start).to(tensors[0].dtype)
         moves = torch.stack([(tensor.double() - start).flatten() for tensor in tensors])
         lengths = moves.norm(dim=1)
         products = moves @ moves.T
@@ -126,6 +131,17 @@ class ModelStock:
         cos = float(cosine.mean().clamp(0, 1))
         share = len(moves) * cos / ((len(moves) - 1) * cos + 1)
         return (start + share * moves.mean(0).view_as(start)).to(tensors[0].dtype)
+
+    def _of_rows(self, tensors: Sequence[Tensor], start: Tensor) -> Tensor:
+        count = len(tensors)
+        moves = torch.stack([(tensor.double() - start).flatten(1) for tensor in tensors])
+        lengths = moves.norm(dim=2)
+        first, second = torch.triu_indices(count, count, offset=1)
+        scale = lengths[first] * lengths[second]
+        products = (moves[first] * moves[second]).sum(2)
+        cos = torch.where(scale > 0, products / scale.clamp(min=1e-300), 0.0).mean(0).clamp(0, 1)
+        share = count * cos / ((count - 1) * cos + 1)
+        return start + (share[:, None] * moves.mean(0)).view_as(start)
 
 
 @component("methods.mixing.TaskArithmetic")
@@ -151,8 +167,9 @@ class TaskArithmetic:
 class Ties:
     """Trim, elect signs, merge (TIES, Yadav et al. 2023, arXiv:2306.01708), for each tensor.
 
-    Of each displacement the fraction `keep` of largest magnitude stays; each entry takes the sign of the sum; the mean
-    of the entries that agree with it, times `scale`, is added to the stock.
+    Of each displacement the fraction `keep` of largest magnitude stays, rounded down to whole numbers as mergekit does
+    (at least one); each entry takes the sign of the sum; the mean of the entries that agree with it, times `scale`, is
+    added to the stock.
     """
 
     keep: float = 0.2
@@ -182,9 +199,74 @@ class Ties:
     def _trim(self, move: Tensor) -> Tensor:
         if move.numel() == 0:
             return move
-        kept = max(1, round(self.keep * move.numel()))
+        kept = max(1, int(self.keep * move.numel()))
         threshold = move.abs().flatten().kthvalue(move.numel() - kept + 1).values
         return torch.where(move.abs() >= threshold, move, 0.0)
+
+
+@dataclass(frozen=True)
+class Dare:
+    """Drop and rescale (DARE, Yu et al. 2024, arXiv:2311.03099), for each tensor.
+
+    Of each displacement every entry stays with probability `keep`, divided by it; the mean of what stays, times
+    `scale`, is added to the stock. The draw is fixed by `seed`, the ingredient's place and the stock's tensor.
+    """
+
+    keep: float = 0.5
+    scale: float = 1.0
+    seed: int = 0
+    needs_stock: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must lie in (0, 1], not {self.keep}")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be a finite number, not {self.scale}")
+
+    def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:
+        origin = given(stock)
+        start = origin.double()
+        content = hashlib.sha256(origin.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        total = torch.zeros_like(start)
+        for place, tensor in enumerate(tensors):
+            drawn = hashlib.sha256(f"{int(self.seed)}|{place}|{content.hexdigest()}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
+            stays = torch.rand(start.shape, generator=generator, dtype=torch.float64).to(start.device) < self.keep
+            total += torch.where(stays, tensor.double() - start, 0.0) / self.keep
+        return (start + self.scale * total / len(tensors)).to(tensors[0].dtype)
+
+
+@dataclass(frozen=True)
+class Slerp:
+    """From one model to another along a great circle (Shoemake 1985), for each tensor as one vector; `position` is 0
+    for the first and 1 for the second. Vectors that are nearly parallel, or of which one is 0, are mixed on a straight
+    line.
+    """
+
+    position: float = 0.5
+    needs_stock: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.position <= 1:
+            raise ValueError(f"position must lie in [0, 1], not {self.position}")
+
+    def mix(self, tensors: Sequence[Tensor], stock: Tensor | None = None) -> Tensor:
+        """Raises ValueError unless there are two ingredients."""
+        if len(tensors) != 2:
+            raise ValueError(f"slerp goes from one model to another; give two, not {len(tensors)}")
+        if torch.equal(tensors[0], tensors[1]):
+            return tensors[0].clone()
+        first, second = (tensor.double() for tensor in tensors)
+        lengths = first.norm() * second.norm()
+        cos = float(((first * second).sum() / lengths).clamp(-1, 1)) if lengths > 0 else 1.0
+        if abs(cos) > _PARALLEL:
+            return ((1 - self.position) * first + self.position * second).to(tensors[0].dtype)
+        angle = math.acos(cos)
+        shares = math.sin((1 - self.position) * angle), math.sin(self.position * angle)
+        return ((shares[0] * first + shares[1] * second) / math.sin(angle)).to(tensors[0].dtype)
+
+
+_PARALLEL = 0.9995
 
 
 def given(stock: Tensor | None) -> Tensor:
@@ -201,4 +283,6 @@ MIXERS: dict[str, type] = {
     "model_stock": ModelStock,
     "task_arithmetic": TaskArithmetic,
     "ties": Ties,
+    "dare": Dare,
+    "slerp": Slerp,
 }

@@ -11,6 +11,7 @@ import os
 if __name__ == "__main__":
     # As in the tests: the kernels that every processor of the last ten years has, on one thread.
     os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse

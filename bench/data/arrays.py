@@ -45,10 +45,14 @@ class ArraySet:
             self.files.check()
 
 
-def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int | None = None) -> ArraySet:
+def read_npy(
+    images: Path, labels: Path, classes: Sequence[str], severity: int | None = None, whole: int | None = None
+) -> ArraySet:
     """Images and labels of `.npy` files; with `severity`, that fifth of a published corruption file.
 
-    A labels file may be as long as all images or as one fifth of them. Pickled arrays are refused.
+    A labels file may be as long as all images or as one fifth of them; the five severities show the same images, so
+    labels of all five must be the same five times. `whole` is how many images one severity has as it was published.
+    Pickled arrays are refused.
     Raises MissingDataError or UsageError naming the file.
     """
     files = open_files([images, labels], "fetch the published files and give their folder")
@@ -57,6 +61,7 @@ def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int |
         raise UsageError(f"{images} holds {pixels.dtype} {list(pixels.shape)}; it must be uint8 [n, height, width, 3]")
     count, first = len(pixels), 0
     if severity is not None:
+        _need_five_severities(images, len(pixels), np.asarray(numbers), whole)
         if count % 5:
             raise UsageError(f"{images} holds {count} images, not five severities of equal size; fetch it again")
         count //= 5
@@ -71,6 +76,16 @@ def read_npy(images: Path, labels: Path, classes: Sequence[str], severity: int |
     files.check()
     key = f"npy:{files.digest}:{first}:{count}"
     return ArraySet(str(images), pixels, checked, tuple(classes), key, first, files=files)
+
+
+def _need_five_severities(images: Path, count: int, labels: NDArray[Any], whole: int | None) -> None:
+    """Raise UsageError for a file that holds one severity, which is no fifth of anything."""
+    alike = len(labels) != count or count % 5 or (labels.reshape(5, -1) == labels[: count // 5]).all()
+    if count == whole or not alike:
+        raise UsageError(
+            f"{images} holds one severity, not the published five: its {count} images are not five times the same "
+            f"ones; get the whole file, or score it as it is with: --shift folder:{images} --corruption natural"
+        )
 
 
 def _load_npy(path: Path) -> Any:

@@ -116,7 +116,11 @@ def _refuse_surprises(image: Image.Image, name: str) -> None:
     if image.mode not in _PLAIN_MODES:
         kind = "a CMYK image" if image.mode == "CMYK" else f"an image of mode {image.mode}, not 8-bit RGB"
         raise UsageError(f"{name} is {kind}; save it as RGB: mogrify -colorspace sRGB -depth 8 '{name}'")
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE:
+        return  # what cannot be read says nothing, as to every other program
+    if turned in range(2, 9):
         raise UsageError(f"{name} is rotated by its EXIF tag only; turn its pixels: mogrify -auto-orient '{name}'")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tarfile import TarError
+from textwrap import shorten
 from typing import Any
 
 import pooch
@@ -124,7 +125,7 @@ def _ask(url: str, what: str) -> requests.Response:
 
 
 def _short(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:160]
+    return shorten((str(error) or type(error).__name__).splitlines()[0], 160, placeholder=" …")
 
 
 def _need_room(root: Path, total: int) -> None:

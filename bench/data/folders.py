@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from bench.data.classes import Known, in_order, match, places_of
 from bench.data.decode import decode
 from bench.data.identity import Files, open_tree, stamps_of
 from bench.data.imageset import Labels
+from bench.data.lists import read_lines
 from bench.errors import MissingDataError, UsageError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -23,7 +24,10 @@ SKIP_LIST = "skipped.txt"
 
 @dataclass(frozen=True, eq=False)
 class FolderSet:
-    """A tree CLASS/IMAGE; made by `read_folder`. `files` are paths below `root`, `contents` what was in them then."""
+    """A tree CLASS/IMAGE; made by `read_folder`. `files` are paths below `root`, `contents` what was in them then.
+
+    `told` is what a person should know of how it was read, `passed_over` what was not looked at, and why.
+    """
 
     root: Path
     files: tuple[str, ...]
@@ -34,6 +38,8 @@ class FolderSet:
     skipped: int
     skip_list: Path
     as_published: bool
+    told: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -57,50 +63,141 @@ def _skip_it(skip_list: Path) -> str:
     return f"replace it, or list it in {skip_list} to leave it out (the record counts it)"
 
 
+def is_no_class(name: str) -> bool:
+    """Whether a file or folder is one that systems leave behind, not somebody's images."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+_LEFTOVERS = frozenset(
+    {"__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin", "system volume information", "__pycache__"}
+    | {"thumbs.db", "desktop.ini"}
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a folder: sub-folders and files in sorted order, and what is neither read nor counted, with why."""
+
+    folders: tuple[Path, ...]
+    files: tuple[Path, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files that are images by their ending."""
+        return tuple(file for file in self.files if file.suffix.lower() in EXTENSIONS)
+
+
+def list_folder(root: Path) -> Listing:
+    """Look into a folder. Raises MissingDataError without it, UsageError for a link to nothing or a name that is no
+    UTF-8.
+    """
+    if not root.is_dir():
+        raise MissingDataError(f"no folder {root}; give the folder that holds one folder for each class")
+    folders, files, skipped = [], [], []
+    for entry in sorted(root.iterdir()):
+        readable(entry)
+        if is_no_class(entry.name):
+            if not entry.name.startswith("."):
+                skipped.append(f"{entry.name}: left behind by a system")
+            elif entry.is_dir():
+                skipped.append(f"{entry.name}: hidden")
+        elif entry.is_symlink() and not entry.exists():
+            raise UsageError(f"{entry} is a link to nothing; mend or remove it")
+        elif entry.is_dir():
+            folders.append(entry)
+        else:
+            files.append(entry)
+    return Listing(tuple(folders), tuple(files), tuple(skipped))
+
+
+def readable(path: Path) -> None:
+    """Raise UsageError for a path that is not named in UTF-8: neither records nor messages can hold such a name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise UsageError(f"{shown} is not named in UTF-8; rename it") from None
+
+
 def read_folder(
     root: Path,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Known | None = None,
     *,
     as_published: bool = False,
     skip_list: Path | None = None,
     inner: str | None = None,
+    beside: Collection[str] = (),
 ) -> FolderSet:
     """Images of a tree CLASS/IMAGE in the order of sorted class, then sorted file.
 
-    `classes` fixes the labels: a folder may be missing (a subset), but not be one too many. Without it the class
-    folders themselves are the classes; folders named by numbers only are sorted as numbers. Hidden files are no
-    images; everything else inside a class folder must be one. Links are followed. Files that `skip_list` names (one
-    CLASS/IMAGE a line; by default `skipped.txt` in `root`) are left out and counted. Images may also lie in a folder
-    `inner` of their class folder, beside which other files are then allowed.
+    `classes` fixes the labels: a folder may be missing (a subset), but not be one too many. Folders are matched with
+    them by name (`bench.data.classes.places_of`). Without it the class folders themselves are the classes; folders
+    named by numbers only are sorted as numbers. Hidden files and what systems leave behind are no images; everything
+    else inside a class folder must be one. Links are followed. Files that `skip_list` names (one CLASS/IMAGE a line; by
+    default `skipped.txt` in `root`) are left out and counted. Images may also lie in a folder `inner` of their class
+    folder, beside which other files are then allowed. Folders `beside` those of the classes are not read.
     Raises MissingDataError without the folder, UsageError for a layout that is not this one.
     """
-    if not root.is_dir():
-        raise MissingDataError(f"no folder {root}; give the folder that holds one folder for each class")
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
-    folders = [entry for entry in entries if entry.is_dir()]
-    loose = next((entry for entry in entries if entry.is_file() and entry.suffix.lower() in EXTENSIONS), None)
-    if loose is not None:
-        raise UsageError(f"{loose} lies outside of a class folder; sort the images of {root} into one folder a class")
+    listing = list_folder(root)
+    if listing.images:
+        raise UsageError(
+            f"{listing.images[0]} lies outside of a class folder; sort the images of {root} into one folder a class"
+        )
+    known = Known.of(classes)
+    folders = listing.folders
+    told: list[str] = []
+    if beside:
+        wanted = set(known.classes) if known is not None else set()
+        left = [folder.name for folder in folders if folder.name in beside and folder.name not in wanted]
+        folders = tuple(folder for folder in folders if folder.name not in left)
+        told += [f"{root} has {len(left)} folders of other classes ({left[0]}, …), which are not read"] if left else []
     if not folders:
         raise UsageError(f"{root} has no class folders; put the images into one folder for each class")
-    names = tuple(classes) if classes is not None else _class_order([folder.name for folder in folders])
-    places = {name: place for place, name in enumerate(names)}
-    extra = next((folder for folder in folders if folder.name not in places), None)
-    if extra is not None:
-        raise UsageError(
-            f"{extra} is not one of the {len(names)} classes ({names[0]}, {names[1 % len(names)]}, …); "
-            "move that folder elsewhere"
-        )
+    names, places = _labelled(folders, known, root)
     files: list[str] = []
     labels: list[int] = []
-    for folder in sorted(folders, key=lambda entry: places[entry.name]):
+    empty: list[str] = []
+    for place, folder in sorted(zip(places, folders, strict=True)):
         below = f"{folder.name}/{inner}" if inner is not None and (folder / inner).is_dir() else folder.name
-        found = sorted(entry.name for entry in (root / below).iterdir() if not entry.name.startswith("."))
+        found = sorted(entry.name for entry in (root / below).iterdir() if not is_no_class(entry.name))
+        for name in found:
+            if not name.isascii():
+                readable(root / below / name)
         files += [f"{below}/{name}" for name in found]
-        labels += [places[folder.name]] * len(found)
+        labels += [place] * len(found)
+        empty += [] if found else [folder.name]
     if not files:
         raise UsageError(f"{root} has class folders but no images in them; copy the images there")
-    return listed_folder(root, files, names, labels, as_published=as_published, skip_list=skip_list)
+    if empty:
+        told.append(f"{len(empty)} class folders of {root} are empty: {', '.join(empty[:5])}")
+    made = listed_folder(root, files, names, labels, as_published=as_published, skip_list=skip_list)
+    return replace(made, told=tuple(told), passed_over=listing.skipped)
+
+
+def _labelled(folders: Sequence[Path], known: Known | None, root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The classes, and the place of each class folder among them."""
+    found = [folder.name for folder in folders]
+    if known is None or known.unlabelled or not known.classes:
+        classes = in_order(found, known.order if known is not None else None, str(root))
+        return classes, places_of(found, classes, str(root))
+    wanted = known.classes
+    extra = next(
+        (n for n, place in zip(found, match(found, wanted, published=known.published), strict=True) if place is None),
+        None,
+    )
+    if extra is not None:
+        raise UsageError(
+            f"{root / extra} is not one of the {len(wanted)} classes ({wanted[0]}, {wanted[1 % len(wanted)]}, …); "
+            "move that folder elsewhere, or rename it if it is one of them"
+        )
+    return wanted, places_of(found, wanted, str(root), published=known.published)
+
+
+def unsorted_folder(root: Path) -> FolderSet:
+    """All images that lie in a folder itself, in sorted order and without labels: all are of the one class "image"."""
+    files = [file.name for file in list_folder(root).images]
+    return listed_folder(root, files, ("image",), [0] * len(files))
 
 
 def listed_folder(
@@ -134,14 +231,8 @@ def listed_folder(
     )
 
 
-def _class_order(names: list[str]) -> tuple[str, ...]:
-    if all(re.fullmatch(r"\d+", name) for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
-
-
 def _lines(path: Path) -> set[str]:
-    return {line.strip() for line in path.read_text().splitlines() if line.strip()} if path.is_file() else set()
+    return set(read_lines(path)) if path.is_file() else set()
 
 
 def _image_file(path: str, skip_list: Path) -> os.stat_result:

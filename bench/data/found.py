@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cache import cache_dir
+from bench.data.parts import find_parts
 from bench.data.store import stored
 from bench.shifts import SHIFTS, ShiftRow, find_row
 from bench.shifts.reading import Reading
@@ -47,6 +48,9 @@ def look(name: str, reading: Reading) -> Found:
     row = find_row(name)
     clean, train = (str(reading.find(places) or "") for places in (row.clean, row.train))
     root = reading.find(_places(row))
+    if row.name.startswith("folder:") and root is not None:
+        part = find_parts(root).one_of_role("train")
+        train = part.where if part is not None else ""
     repo, config = row.repository
     here, source = "", ""
     if row.name == "digits-c":

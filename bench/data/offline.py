@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 
 
 def go_offline() -> None:
@@ -14,6 +15,19 @@ def go_offline() -> None:
         for name in names:
             if loaded is not None and hasattr(loaded, name):
                 setattr(loaded, name, True)
+
+
+@cache
+def is_reachable() -> bool:
+    """Whether the hub answers at all, asked once: its library would ask for most of a minute."""
+    import requests
+    from huggingface_hub import constants
+
+    try:
+        requests.head(constants.ENDPOINT, timeout=5, allow_redirects=False)
+    except requests.RequestException:
+        return False
+    return True
 
 
 def is_offline() -> bool:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from bench.data.found import SUMS, look
 from bench.data.imageset import ImageSet
+from bench.data.lists import read_lines
 from bench.errors import BenchError, MissingDataError
 from bench.shifts import load_shift
 from bench.shifts.parts import ImageShift
@@ -94,7 +95,7 @@ def _unreadable(images: ImageSet, where: str, workers: int) -> list[str]:
 def check_sums(root: Path) -> tuple[int, list[str]]:
     """How many files of a folder agree with its SHA256SUMS, and a sentence for each that does not or is missing."""
     good, problems = 0, []
-    for line in tqdm((root / SUMS).read_text().splitlines(), desc=SUMS, leave=False, disable=None):
+    for line in tqdm(read_lines(root / SUMS), desc=SUMS, leave=False, disable=None):
         match = re.fullmatch(r"([0-9a-f]{64})[ ][ *](.+)", line)
         if match is None:
             problems.append(f"{root / SUMS} has the line '{line[:80]}', which is none of sha256sum; write it again")

@@ -57,6 +57,8 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
     from bench.shifts.reading import Reading
 
     row = find_row(name)
+    if reading is not None:
+        _refuse_settings(row, reading)
     module, _, function = row.path.partition(":")
     reading = reading or Reading(data_root)
     shift = load_by(getattr(importlib.import_module(module), function), row, reading)
@@ -65,6 +67,14 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
     from bench.shifts.added import with_added
 
     return with_added(shift, reading.added)
+
+
+def _refuse_settings(row: ShiftRow, reading: Reading) -> None:
+    """Raise UsageError for what is said of images whose published layout is known."""
+    kind = row.name.partition(":")[0]
+    if kind not in ("folder", "hf") and (said := reading.classes or reading.part):
+        option = "--classes" if reading.classes else "--part"
+        raise UsageError(f"{option} {said} belongs to folder:PATH and hf:REPO, not to {row.name}; leave it out")
 
 
 def load_by(load: Callable[[ShiftRow, Reading], Shift], row: ShiftRow, reading: Reading) -> Shift:

@@ -7,10 +7,12 @@ from functools import cache, partial
 from pathlib import Path
 
 from bench.data.arrays import read_cifar_binary, read_npy
+from bench.data.classes import CIFAR10, CIFAR100, Known
 from bench.data.decode import Preprocessing
 from bench.data.imageset import ImageSet
+from bench.data.parts import find_parts, tables_of
 from bench.data.sources import find_set
-from bench.data.tables import read_hub, read_parquet, tables_of
+from bench.data.tables import read_hub, read_parquet
 from bench.errors import MissingDataError, UsageError
 from bench.shifts.imagenet import COMMON, EXTRA
 from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
@@ -19,6 +21,8 @@ from bench.shifts.table import SHIFTS, ShiftRow
 from bench.trial import Condition
 
 USUAL = Preprocessing(32, 32)
+_IMAGES = 10_000
+"""Test images, as many as each severity was published with."""
 
 
 def generated(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -47,7 +51,7 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
     clean_root = reading.find(row.clean)
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
     untouched = stores_at(Preprocessing((reading.preprocessing or USUAL).size), reading.workers)
-    open_one = cache(partial(_open_condition, root, tuple(str(label) for label in range(classes))))
+    open_one = cache(partial(_open_condition, root, _names(row)))
 
     @cache
     def test() -> Part:
@@ -58,6 +62,7 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
 
     train: Callable[[], Part] | None = None
     has_clean = False
+    told: tuple[str, ...] = ()
     if clean_root is not None:
         train = lambda: Part.whole(read_clean(clean_row, clean_root, "train", reading))  # noqa: E731
         clean = read_clean(clean_row, clean_root, "test", reading)
@@ -65,18 +70,29 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
         if len(clean) == len(labels) and bool((clean.labels == labels).all()):
             has_clean = True
             test = cache(lambda: Part.whole(clean))
+        else:
+            told = (
+                f"{clean_root}: the labels of {len(clean)} test images are not those of {root}; they are not scored",
+            )
     facts = Facts(row.name, classes, COMMON, EXTRA, row.profile, row.storage, row.family, has_clean=has_clean)
-    return ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores)
+    shift = ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores)
+    shift.told = told
+    return shift
+
+
+def _names(row: ShiftRow) -> tuple[str, ...]:
+    return CIFAR100 if row.name.startswith("cifar100") else CIFAR10
 
 
 def _classes(row: ShiftRow) -> int:
-    return 100 if row.name.startswith("cifar100") else 10
+    return len(_names(row))
 
 
 def _open_condition(root: Path, classes: tuple[str, ...], condition: Condition) -> ImageSet:
     if condition.severity != int(condition.severity):
         raise UsageError(f"published files have the severities 1 to 5, not {condition.severity:g}; choose one of them")
-    return read_npy(root / f"{condition.corruption}.npy", root / "labels.npy", classes, int(condition.severity))
+    images = root / f"{condition.corruption}.npy"
+    return read_npy(images, root / "labels.npy", classes, int(condition.severity), _IMAGES)
 
 
 def read_clean(row: ShiftRow, root: Path | None, split: str, reading: Reading) -> ImageSet:
@@ -84,17 +100,21 @@ def read_clean(row: ShiftRow, root: Path | None, split: str, reading: Reading) -
 
     CIFAR's "python version" is a pickle, which is never loaded.
     """
-    label = "fine_label" if _classes(row) == 100 else None
+    names = _names(row)
+    known = Known(names, published=True)
+    label = reading.label or ("fine_label" if len(names) == 100 else None)
     if root is None:
-        return read_hub(row.hub, None, split, offline=reading.offline, label_column=label, as_published=True)
+        return read_hub(
+            row.hub, None, split, offline=reading.offline, label_column=label, as_published=True, classes=known
+        )
     if tables := tables_of(root, split):
-        return read_parquet(tables, label, as_published=True)
-    names = tuple(str(number) for number in range(_classes(row)))
+        return read_parquet(tables, label, as_published=True, classes=known)
     binary = _binary_files(root, split, _classes(row))
     if binary:
         return read_cifar_binary(binary, names, 2 if _classes(row) == 100 else 1)
-    if (root / split).is_dir():
-        return find_set(root / split, as_published=True)
+    part = find_parts(root).one_of_role(split)
+    if part is not None:
+        return find_set(part.places[0], known, as_published=True)
     if any(root.rglob("data_batch_1")) or any(root.rglob("meta")):
         raise UsageError(
             f"{root} holds CIFAR's python version, a pickle, which can run code and is not loaded; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.data.arrays import read_idx
+from bench.data.classes import Known
 from bench.data.decode import Preprocessing
 from bench.data.imageset import ImageSet
 from bench.data.tables import read_hub
@@ -53,7 +54,10 @@ def load(row: ShiftRow, reading: Reading) -> ImageShift:
 
 def _read(row: ShiftRow, root: Path | None, split: str, reading: Reading) -> ImageSet:
     if root is None:
-        return read_hub(row.hub, None, split, offline=reading.offline, as_published=True)
+        known = Known(CLASSES, published=True)
+        return read_hub(
+            row.hub, None, split, offline=reading.offline, label_column=reading.label, as_published=True, classes=known
+        )
     stem = _PREFIX[split]
     images, labels = (root / f"{stem}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
     if not images.is_file():

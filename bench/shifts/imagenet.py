@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from bench.data.classes import Known, synsets
 from bench.data.decode import Preprocessing
-from bench.data.folders import SKIP_LIST, listed_folder, read_folder
+from bench.data.flat import is_flat, read_flat
+from bench.data.folders import SKIP_LIST, list_folder, listed_folder, read_folder
 from bench.data.imageset import ImageSet
+from bench.data.lists import read_lines
 from bench.data.sources import find_set
 from bench.data.tables import read_hub
 from bench.errors import MissingDataError, UsageError
@@ -22,6 +26,7 @@ from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, Publishe
 from bench.shifts.reading import Reading
 from bench.shifts.table import ShiftRow
 from bench.trial import Condition
+from corruptions.tables import PROFILES
 from corruptions.tiles import TilePool, folder_pool, procedural_pool
 
 COMMON = (
@@ -71,6 +76,47 @@ ReadFolder = Callable[..., ImageSet]
 """(folder, classes, *, as_published) to images."""
 
 
+Level = Callable[[Path, int], Path]
+"""(the folder of a corruption, a severity from 1 to 5) to the folder of its images."""
+
+
+def _plain_level(folder: Path, severity: int) -> Path:
+    return folder / str(severity)
+
+
+def _intensity_level(folder: Path, severity: int) -> Path:
+    """As LAION-C was published."""
+    return folder / f"intensity_level_{severity}"
+
+
+def _value_level(folder: Path, severity: int) -> Path:
+    """As the official generator of ImageNet-C-bar names folders: by the parameter's value with two decimals, as in
+    perlin_noise/4.60; else by the severity. Raises UsageError where both are there.
+    """
+    plain = folder / str(severity)
+    values = PROFILES["imagenet224"].get(folder.name, ())
+    named = folder / f"{values[severity - 1]:.2f}" if len(values) == 5 else plain
+    if named != plain and named.is_dir():
+        if plain.is_dir():
+            raise UsageError(f"{named} and {plain} are both severity {severity}; move one of them elsewhere")
+        return named
+    return plain
+
+
+def read_tiny(root: Path, classes: Sequence[str], *, as_published: bool = False) -> ImageSet:
+    """A part of tiny-imagenet-200: class folders, with an inner folder `images` or without, or val_annotations.txt."""
+    listed = root / "val_annotations.txt"
+    if not listed.is_file():
+        return read_folder(root, classes, as_published=as_published, inner="images")
+    places = {name: place for place, name in enumerate(classes)}
+    rows = [line.split("\t")[:2] for line in read_lines(listed)]
+    unknown = next((row for row in rows if len(row) < 2 or row[1] not in places), None)
+    if unknown is not None:
+        raise UsageError(f"{listed} has the line '{' '.join(unknown)[:80]}', not IMAGE and synset; get it again")
+    found = sorted((places[synset], synset, f"images/{name}") for name, synset in rows)
+    return listed_folder(root, [file for _, _, file in found], tuple(classes), [place for place, _, _ in found])
+
+
 def _span(*ranges: int | tuple[int, int]) -> tuple[int, ...]:
     return tuple(
         number for part in ranges for number in (range(part[0], part[1] + 1) if isinstance(part, tuple) else (part,))
@@ -98,12 +144,6 @@ SUPERCLASSES: dict[str, tuple[int, ...]] = {
 """LAION-C's 16 superclasses (folder names, sorted) and the ImageNet classes each is made of: 285 of the 1000."""
 
 
-@cache
-def synsets() -> tuple[str, ...]:
-    """The 1000 synsets in the order of the usual class indices."""
-    return tuple(_listed("imagenet_synsets.txt"))
-
-
 def _listed(name: str) -> list[str]:
     return (resources.files("timm.data") / "_info" / name).read_text().split()
 
@@ -118,7 +158,7 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
 
 def bar(row: ShiftRow, reading: Reading) -> ImageShift:
     """imagenet-c-bar: the same layout with ten other corruptions."""
-    return _published_tree(row, reading, BAR, (), synsets(), None)
+    return _published_tree(row, reading, BAR, (), synsets(), None, _value_level)
 
 
 def tiny(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -127,9 +167,23 @@ def tiny(row: ShiftRow, reading: Reading) -> ImageShift:
     Clean and train images come from tiny-imagenet-200 as it was published, where it is there.
     """
     root = reading.need(row, "the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG (2 GB)")
-    first = next((folder for name in COMMON if (folder := _condition_folder(root, name) / "1").is_dir()), root)
-    classes = tuple(sorted(entry.name for entry in first.iterdir() if entry.is_dir()))
-    return _tree_shift(row, reading, root, COMMON, EXTRA, classes, Preprocessing(64, 64), read_tiny)
+    classes = _most_common_classes(root, row)
+    others = frozenset(synsets()) - set(classes)
+    return _tree_shift(
+        row, reading, root, COMMON, EXTRA, classes, Preprocessing(64, 64), read_tiny, paired=False, beside=others
+    )
+
+
+def _most_common_classes(root: Path, row: ShiftRow) -> tuple[str, ...]:
+    """The class folders that most conditions of a tree have; the published frost has those of all of ImageNet."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for name in (*COMMON, *EXTRA):
+        below = _condition_folder(root, name)
+        levels = [below / str(level) for level in range(1, 6) if (below / str(level)).is_dir()]
+        counts.update(tuple(folder.name for folder in list_folder(level).folders) for level in levels)
+    if not counts:
+        raise MissingDataError(f"{root} has none of the folders {COMMON[0]}/1, {COMMON[0]}/2, …; {_again(row)}")
+    return min(counts, key=lambda classes: (-counts[classes], len(classes)))
 
 
 def subset(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -146,7 +200,7 @@ def subset(row: ShiftRow, reading: Reading) -> ImageShift:
         if not path.is_file():
             rows = stream_rng(0, "subset", row.name).permutation(len(part.rows))[:_SUBSET]
             return part.keep(np.sort(rows))
-        wanted = [Path(line.strip()).name for line in path.read_text().splitlines() if line.strip()]
+        wanted = [Path(line).name for line in read_lines(path)]
         places = {Path(part.images.name(int(number))).name: place for place, number in enumerate(part.rows)}
         unknown = next((name for name in wanted if name not in places), None)
         if unknown is not None:
@@ -169,7 +223,7 @@ def laion(row: ShiftRow, reading: Reading) -> ImageShift:
         (),
         tuple(SUPERCLASSES),
         USUAL,
-        level="intensity_level_{}",
+        level=_intensity_level,
         members=members,
     )
 
@@ -223,8 +277,17 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
     @cache
     def images() -> ImageSet:
         if root is None:
-            return read_hub(row.hub, None, row.hub_test, offline=reading.offline, as_published=True, classes=classes)
-        return _read_classes(root, classes)
+            known = Known(tuple(classes), published=True)
+            return read_hub(
+                row.hub,
+                None,
+                row.hub_test,
+                offline=reading.offline,
+                label_column=reading.label,
+                as_published=True,
+                classes=known,
+            )
+        return _read_classes(root, classes, reading.label)
 
     facts = Facts(
         row.name,
@@ -243,12 +306,9 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
     return ImageShift(facts, lambda: Part.whole(images()), _train(row, reading, members), shifted, stores)
 
 
-def _read_classes(root: Path, classes: Sequence[str]) -> ImageSet:
-    """Class folders named by synset, or by number from 0 as in ImageNetV2."""
-    names = [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
-    if names and all(name.isdigit() for name in names):
-        return read_folder(root, [str(number) for number in range(len(classes))], as_published=True)
-    return find_set(root, classes, as_published=True)
+def _read_classes(root: Path, classes: Sequence[str], label: str | None) -> ImageSet:
+    """Class folders named by synset or by words, or by number from 0 as in ImageNetV2; tables likewise."""
+    return find_set(root, Known(tuple(classes), published=True), as_published=True, label_column=label)
 
 
 def real(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -299,7 +359,16 @@ def _number(name: str) -> int:
 
 def _val(row: ShiftRow, reading: Reading) -> ImageSet:
     root = reading.need(row, "clean ImageNet val as class folders (6.7 GB)")
-    return find_set(root, synsets(), as_published=True)
+    return _read_imagenet(root, synsets(), as_published=True, label_column=reading.label)
+
+
+def _read_imagenet(
+    root: Path, classes: Sequence[str], *, as_published: bool = False, label_column: str | None = None
+) -> ImageSet:
+    """A part of ImageNet: class folders or tables, or one flat folder with the labels that lie beside."""
+    if is_flat(root):
+        return read_flat(root, as_published=as_published)
+    return find_set(root, Known(tuple(classes), published=True), as_published=as_published, label_column=label_column)
 
 
 def _train(
@@ -307,7 +376,7 @@ def _train(
     reading: Reading,
     members: Sequence[Sequence[int]] | None,
     classes: Sequence[str] | None = None,
-    read: ReadFolder = find_set,
+    read: ReadFolder = _read_imagenet,
 ) -> Callable[[], Part] | None:
     root = reading.find(row.train)
     if root is None:
@@ -359,11 +428,12 @@ def _published_tree(
     tuning: Sequence[str],
     classes: Sequence[str],
     missing: str | None,
+    level: Level | None = None,
 ) -> ImageShift:
     if reading.find(row.places) is None and missing is not None:
         raise MissingDataError(missing)
     root = reading.need(row, f"the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG ({row.size})")
-    return _tree_shift(row, reading, root, names, tuning, classes, USUAL)
+    return _tree_shift(row, reading, root, names, tuning, classes, USUAL, level=level or _plain_level)
 
 
 def _tree_shift(
@@ -374,26 +444,41 @@ def _tree_shift(
     tuning: Sequence[str],
     classes: Sequence[str],
     usual: Preprocessing,
-    read: ReadFolder = find_set,
-    level: str = "{}",
+    read: ReadFolder = _read_imagenet,
+    level: Level = _plain_level,
     members: tuple[tuple[int, ...], ...] | None = None,
+    paired: bool = True,
+    beside: Collection[str] = (),
 ) -> ImageShift:
+    """`paired`: the clean images are the ones that were corrupted; else they are a condition of their own."""
     preprocessing = reading.preprocessing or usual
     stores = stores_at(preprocessing, reading.workers)
     untouched = stores_at(Preprocessing(preprocessing.size), reading.workers)
-    open_one = cache(partial(_open_condition, root, tuple(classes), level))
+    open_one = cache(partial(_open_condition, root, tuple(classes), level, beside))
     clean = reading.find(row.clean)
+    told: list[str] = []
+
+    @cache
+    def unshifted() -> ImageSet:
+        assert clean is not None
+        return read(clean, tuple(classes), as_published=True)
+
+    @cache
+    def corrupted() -> ImageSet:
+        found = ((name, s) for name in (*names, *tuning) for s in range(1, 6))
+        first = next((pair for pair in found if level(_condition_folder(root, pair[0]), pair[1]).is_dir()), None)
+        if first is None:
+            raise MissingDataError(f"{root} has none of the folders {', '.join(names)}; {_again(row)}")
+        return open_one(Condition(*first))
 
     @cache
     def test() -> Part:
-        if clean is not None:
-            return Part.whole(read(clean, tuple(classes), as_published=True))
-        first = next((name for name in (*names, *tuning) if _condition_folder(root, name).is_dir()), None)
-        if first is None:
-            raise MissingDataError(f"{root} has none of the folders {', '.join(names)}; {_again(row)}")
-        there = _condition_folder(root, first)
-        severity = next((s for s in range(1, 6) if (there / level.format(s)).is_dir()), 1)
-        return Part.whole(open_one(Condition(first, severity)))
+        return Part.whole(unshifted() if clean is not None and paired else corrupted())
+
+    own_clean: Callable[[], ImageSet] | None = None
+    has_clean = clean is not None
+    if clean is not None and not paired:
+        own_clean, has_clean = _own_clean(unshifted(), corrupted(), told)
 
     facts = Facts(
         row.name,
@@ -405,10 +490,42 @@ def _tree_shift(
         row.family,
         members=members,
         source_classes=len(synsets()) if members is not None else None,
-        has_clean=clean is not None,
+        has_clean=has_clean,
     )
     train = _train(row, reading, members, None if members is not None else classes, read)
-    return ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores)
+    shift = ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores, clean=own_clean)
+    shift.told = (*told, *_other_classes(root, names, level, classes, beside))
+    return shift
+
+
+def _own_clean(clean: ImageSet, shifted: ImageSet, told: list[str]) -> tuple[Callable[[], ImageSet] | None, bool]:
+    """Clean images that are not those that were corrupted, where as many of each class are there."""
+    if np.array_equal(clean.labels, shifted.labels):
+        told.append(
+            f"the clean images ({clean.name(0)}, …) are not those that were corrupted ({shifted.name(0)}, …): clean is "
+            "a condition of its own, and no image is seen both ways"
+        )
+        return (lambda: clean), True
+    told.append(
+        f"{clean.name(0)}, …: {len(clean)} clean images, not as many of each class as are corrupted; not scored"
+    )
+    return None, False
+
+
+def _other_classes(
+    root: Path, names: Sequence[str], level: Level, classes: Sequence[str], beside: Collection[str]
+) -> Sequence[str]:
+    """A sentence for each corruption with folders of classes that are none of the shift's."""
+    told = []
+    for name in names if beside else ():
+        folders = [level(_condition_folder(root, name), s) for s in range(1, 6)]
+        found = {entry.name for folder in folders if folder.is_dir() for entry in list_folder(folder).folders}
+        if other := sorted(found.intersection(beside)):
+            told.append(
+                f"{root / name} has {len(other)} folders of classes that the other corruptions lack ({other[0]}, …), "
+                f"as published; its images of the {len(classes)} classes are read"
+            )
+    return told
 
 
 def _again(row: ShiftRow) -> str:
@@ -417,35 +534,31 @@ def _again(row: ShiftRow) -> str:
 
 
 def _condition_folder(root: Path, name: str) -> Path:
-    """Where a corruption's folders are: below the root, or below its group (noise, blur, …) as some unpack it."""
+    """Where a corruption's folders are: below the root, or below its group (noise, blur, …) as some unpack it.
+
+    Raises UsageError where several groups have one.
+    """
     direct = root / name
-    return direct if direct.is_dir() else next(iter(sorted(root.glob(f"*/{name}"))), direct)
+    if direct.is_dir():
+        return direct
+    found = sorted(root.glob(f"*/{name}"))
+    if len(found) > 1:
+        raise UsageError(f"{found[0]} and {found[1]} are both {name}; move one of them elsewhere")
+    return found[0] if found else direct
 
 
-def read_tiny(root: Path, classes: Sequence[str], *, as_published: bool = False) -> ImageSet:
-    """A part of tiny-imagenet-200: class folders, with an inner folder `images` or without, or val_annotations.txt."""
-    listed = root / "val_annotations.txt"
-    if not listed.is_file():
-        return read_folder(root, classes, as_published=as_published, inner="images")
-    places = {name: place for place, name in enumerate(classes)}
-    rows = [line.split("\t")[:2] for line in listed.read_text().splitlines() if line.strip()]
-    unknown = next((row for row in rows if len(row) < 2 or row[1] not in places), None)
-    if unknown is not None:
-        raise UsageError(f"{listed} has the line '{' '.join(unknown)[:80]}', not IMAGE and synset; get it again")
-    found = sorted((places[synset], synset, f"images/{name}") for name, synset in rows)
-    return listed_folder(root, [file for _, _, file in found], tuple(classes), [place for place, _, _ in found])
-
-
-def _open_condition(root: Path, classes: tuple[str, ...], level: str, condition: Condition) -> ImageSet:
+def _open_condition(
+    root: Path, classes: tuple[str, ...], level: Level, beside: Collection[str], condition: Condition
+) -> ImageSet:
     assert condition.corruption is not None
     if condition.severity != int(condition.severity):
         raise UsageError(f"published files have the severities 1 to 5, not {condition.severity:g}; choose one of them")
-    folder = _condition_folder(root, condition.corruption) / level.format(int(condition.severity))
+    folder = level(_condition_folder(root, condition.corruption), int(condition.severity))
     if not folder.is_dir():
         there = sorted(entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else []
         has = f"{folder.parent.name} has {', '.join(there)}" if there else f"there is no {folder.parent}"
         raise MissingDataError(f"{folder} is missing ({has}); unpack the published archive of that corruption again")
-    return read_folder(folder, classes, as_published=True, skip_list=root / SKIP_LIST)
+    return read_folder(folder, classes, as_published=True, skip_list=root / SKIP_LIST, beside=beside)
 
 
 def _headline_missing(row: ShiftRow, reading: Reading) -> str:

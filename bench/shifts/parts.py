@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import corruptions
 from bench.components import corruption_marks
+from bench.data.classes import synsets
 from bench.data.decode import Preprocessing
 from bench.data.folders import FolderSet
 from bench.data.imageset import ImageSet, Labels
@@ -25,6 +27,9 @@ from bench.shifts.reading import Reading
 from bench.shifts.table import Family, ShiftRow
 from bench.trial import Condition, digest_of
 from corruptions.tiles import TilePool
+
+if TYPE_CHECKING:
+    from bench.shifts.anywhere import Sources
 
 TRAIN_FROM = 1 << 40
 """Ids of train images start here, so that those of test images do not depend on how many there are."""
@@ -165,7 +170,7 @@ class PublishedFiles:
                 "fetch both from one release"
             )
         if isinstance(images, FolderSet) and isinstance(part.images, FolderSet):
-            here, there = (Path(file).stem for file in images.files), (Path(file).stem for file in part.images.files)
+            here, there = map(_photographs, (images, part.images))
             pairs = enumerate(zip(here, there, strict=True))
             for row in (row for row, (one, other) in pairs if one != other):
                 raise UsageError(
@@ -175,10 +180,30 @@ class PublishedFiles:
         return images
 
 
+_LAION_SUFFIX = re.compile(r"\.?_(?:glitched|mosaic|stickers?|vertical_lines|geometric_shapes|luminance\w*)_[1-5]$")
+
+
+def _photographs(images: FolderSet) -> Iterator[str]:
+    """The names of the photographs that files were made of: LAION-C's end in the distortion and its level."""
+    return (_LAION_SUFFIX.sub("", Path(file).stem) for file in images.files)
+
+
+def _without_images(part: Part, classes: int) -> Sequence[str]:
+    """A sentence on classes of which no image is scored, but for folders of some of ImageNet's."""
+    missing = np.flatnonzero(np.bincount(part.labels, minlength=classes) == 0)
+    names = part.images.classes
+    if not len(missing) or names == synsets():
+        return ()
+    shown = ", ".join(names[label] if len(names) == classes else str(label) for label in missing[:5])
+    more = ", …" if len(missing) > 5 else ""
+    return (f"no scored image is of {len(missing)} of the {classes} classes: {shown}{more}",)
+
+
 class ImageShift:
     """A shift of images on disk or from the hub. Parts are opened when they are first asked for.
 
-    `dev` is every tenth train image (5000 at most), which `train` then lacks; `test` is what is shifted. Decoded
+    `dev` is every tenth train image (5000 at most), which `train` then lacks; `test` is what is shifted. `clean`:
+    images of the same labels that stand for unshifted ones, where those that were shifted are not published. Decoded
     pixels are kept in `PixelStore`s, so memory does not grow with the data.
     """
 
@@ -192,6 +217,7 @@ class ImageShift:
         shifted: Shifted | None,
         stores: Stores,
         answers: Callable[[np.ndarray], np.ndarray] | None = None,
+        clean: Callable[[], ImageSet] | None = None,
     ) -> None:
         self.facts = facts
         self.name = facts.name
@@ -212,13 +238,27 @@ class ImageShift:
         self._shifted = shifted
         self._stores = stores
         self._answers = answers
+        self._own_clean = clean
         self.made_by: tuple[Loader, ShiftRow, Reading] | None = None
+        self.told: tuple[str, ...] = ()
+        self.sources: Sources | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process goes how it was loaded, and it is loaded there once."""
         if self.made_by is None:
             raise TypeError(f"{self.name} was not loaded by its name, so another process cannot load it")
         return _loaded_again, (*self.made_by, self.open_test().images.key)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how the images were found and read."""
+        part = self.open_test()
+        return (*self.told, *getattr(part.images, "told", ()), *_without_images(part, self.classes))
+
+    @property
+    def has_train(self) -> bool:
+        """Whether it has train images."""
+        return self._open_train is not None
 
     @property
     def skipped(self) -> int:
@@ -254,7 +294,7 @@ class ImageShift:
         if condition.corruption is None:
             if not self.has_clean and part is self.open_test():
                 raise MissingDataError(f"{self.name} has no clean images of its own; ask for its corruptions only")
-            return torch.from_numpy(self._stores(part.images).read(part.at(ids))).to(device)
+            return torch.from_numpy(self._stores(self._clean(part)).read(part.at(ids))).to(device)
         if self._shifted is None:
             raise UsageError(f"{self.name} has no corruptions; ask for its images as they are")
         return self._shifted.pixels(part, ids, condition, device)
@@ -263,10 +303,15 @@ class ImageShift:
         part = self._part(ids)
         labels = hashlib.sha256(ids.tobytes() + self.labels(ids).tobytes()).hexdigest()
         if condition.corruption is None or self._shifted is None:
-            pixels = self._stores(part.images).digest(part.at(ids))
+            pixels = self._stores(self._clean(part)).digest(part.at(ids))
         else:
             pixels = self._shifted.digest(part, ids, condition)
         return "sha256:" + digest_of([labels, pixels, str(condition)])
+
+    def _clean(self, part: Part) -> ImageSet:
+        """The unshifted images of a part: for test images others of the same classes, where those are not published."""
+        own = self._own_clean is not None and part is self.open_test()
+        return self._own_clean() if own and self._own_clean is not None else part.images
 
     def published(self, condition: Condition) -> ImageSet | None:
         """The files of a condition, None where its images are the test images themselves or made of them.

@@ -9,9 +9,9 @@ import numpy as np
 
 from bench.data.decode import Preprocessing
 from bench.data.imageset import ImageSet
-from bench.data.sources import find_set
-from bench.data.tables import read_hub, read_parquet, tables_of
-from bench.errors import nearest
+from bench.data.tables import read_hub
+from bench.errors import MissingDataError, nearest
+from bench.shifts.anywhere import Sources, sources_of
 from bench.shifts.base import NATURAL, stream_rng
 from bench.shifts.imagenet import COMMON, EXTRA
 from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
@@ -41,12 +41,29 @@ def _task(row: ShiftRow, reading: Reading, *, corrupted: bool) -> ImageShift:
     stores = stores_at(reading.preprocessing or Preprocessing(224, 224, "bicubic"), reading.workers)
 
     @cache
+    def local() -> Sources:
+        assert root is not None
+        return sources_of(root, reading, as_published=True)
+
+    @cache
     def images(split: str) -> ImageSet:
         if root is None:
-            return read_hub(TASKS[task], None, split, offline=reading.offline, label_column="cls", as_published=True)
-        if tables := tables_of(root, split):
-            return read_parquet(tables, as_published=True)
-        return find_set(root / split, as_published=True)
+            return read_hub(
+                TASKS[task],
+                None,
+                split,
+                offline=reading.offline,
+                label_column=reading.label or "cls",
+                as_published=True,
+            )
+        if split == "test":
+            return local().test
+        opened = local().train
+        if opened is None:
+            raise MissingDataError(
+                f"{root} has no train images; fetch the task again with: bench data fetch {row.name}"
+            )
+        return opened()
 
     def part(split: str) -> Callable[[], Part]:
         def opened() -> Part:

@@ -148,7 +148,8 @@ def _model(folder: Path) -> tuple[dict[str, Any], Path, Callable[[str], str]]:
     (folder / "helper_of_model.py").write_text("def squeeze(scores):\n    return scores\n")
     (folder / "net.py").write_text(
         "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        torch.manual_seed(0)\n        self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))\n\n"
+        "        torch.manual_seed(0)\n"
+        "        self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))\n\n"
         "    def forward(self, images):\n        from helper_of_model import squeeze\n"
         "        return squeeze(self.body(images))\n\n\ndef make():\n    return Net()\n"
     )
@@ -201,8 +202,9 @@ def test_a_helper_that_changes_in_a_session_is_loaded_again(
     (tmp_path / "scales_of_session.py").write_text("def scale_of():\n    return 0.0\n")
     second = run_quick(settings)
     assert not set(first.keys) & set(second.keys)
-    assert accuracies(first) != accuracies(second)
-    assert len(set(np.round(accuracies(second), 6))) <= 2  # a head of zeros says one class
+    sharp, flat = ([record.metrics.nll for record in outcome.records()] for outcome in (first, second))
+    assert min(sharp) > 2.5
+    assert flat == pytest.approx([np.log(10)] * len(flat))  # a head of zeros says nothing
     (tmp_path / "scales_of_session.py").write_text(HELPER)
     assert run_quick(settings).reused == len(first.keys)
 
@@ -331,8 +333,8 @@ def test_comments_docstrings_messages_and_new_functions_change_no_identity(check
 @pytest.mark.parametrize(
     ("edit", "moved"),
     [
-        (("methods/tent.py", "def predict", "surprise = 1\n\n    def predict"), {"method:tent", "library"} - {"library"}),
-        (("methods/losses.py", "def entropy(logits: Tensor) -> Tensor:", "def entropy(logits: Tensor, _: int = 0) -> Tensor:"),
+        (("methods/tent.py", "def predict", "surprise = 1\n\n    def predict"), {"method:tent"}),
+        (("methods/losses.py", "def entropy(logits: Tensor)", "def entropy(logits: Tensor, _: int = 0)"),
          {"method:tent", "method:sar", "library"}),
         (("corruptions/weather.py", "def fog(images: Tensor", "def fog(images: Tensor | Tensor"), {"corruption:fog"}),
         (("methods/finetune.py", "def linear_probe(", "def linear_probe(_: int, "),
@@ -379,6 +381,8 @@ def test_the_lock_file_is_that_of_this_code() -> None:
 
 @pytest.mark.parametrize("kind", ["corruption:", "method:", "methods.", ""])
 def test_numbers_of_a_component_change_with_its_version_only(kind: str) -> None:
+    if kind in ("method:", "methods.") and torch.backends.cpu.get_cpu_capability() != "AVX2":
+        pytest.skip("the first steps of a training amplify rounding, so its numbers are those of AVX2 kernels")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     kinds = ("corruption:", "method:", "methods.")
@@ -430,8 +434,9 @@ def test_a_checkpoint_overwritten_in_a_session_gives_its_own_numbers(
     del settings["stock"]
     settings |= {"model": name, "shift": "digits-c"}
     first = run_quick(settings)
-    flipped = {key: (-value if key == "conv1.weight" else value) for key, value in load_file(stock).items()}
-    save_file(flipped, stock)
+    tensors = load_file(stock)
+    first_layer = next(key for key in tensors if key.endswith("conv.weight") or key.endswith("conv1.0.weight"))
+    save_file({key: (-value if key == first_layer else value) for key, value in tensors.items()}, stock)
     second = run_quick(settings)
     assert not set(first.keys) & set(second.keys)
     assert accuracies(first) != accuracies(second)
@@ -447,7 +452,7 @@ def _checkpoint(folder: Path) -> tuple[str, Path]:
     network = timm.create_model("resnet10t", num_classes=10)
     path = folder / "net.safetensors"
     save_file(network.state_dict(), path)
-    return f"timm:resnet10t@{path}", path
+    return f"timm:resnet10t@{path}", path  # stem: conv1.0, conv1.3, conv1.6
 
 
 def test_a_model_replaced_between_planning_and_loading_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -456,7 +461,7 @@ def test_a_model_replaced_between_planning_and_loading_is_refused(tmp_path: Path
     settings |= {"model": name}
     job = next(task.arguments[0] for task, *_ in missing_streams(make_plan(make_spec(settings))))
     save_file({key: value + 1 if key == "fc.bias" else value for key, value in load_file(path).items()}, path)
-    with pytest.raises(BenchError, match="the weights of timm:resnet10t@.* have changed since the run was planned"):
+    with pytest.raises(BenchError, match=r"the weights of timm:resnet10t@.* have changed since the run was planned"):
         evaluate(job)
 
 
@@ -476,7 +481,7 @@ def test_images_replaced_between_planning_and_loading_are_refused(tmp_path: Path
     job = next(task.arguments[0] for task, *_ in missing_streams(make_plan(make_spec(settings))))
     assert evaluate(job)
     fill(100)
-    with pytest.raises(BenchError, match="have changed since the run was planned|has changed since it was opened"):
+    with pytest.raises(BenchError, match=r"have changed since the run was planned|has changed since it was opened"):
         evaluate(replace(job, reading=replace(job.reading, workers=3)))
 
 

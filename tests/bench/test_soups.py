@@ -115,8 +115,6 @@ def test_what_cannot_be_mixed_is_one_sentence_and_writes_nothing(files: list[Pat
     refused(
         "is not finite", [files[0], file("nan.safetensors", tensors(0, count=count) | {"b": torch.tensor(torch.nan)})]
     )
-    half = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors(0, count=count).items()}
-    refused("bfloat16", [file("half.safetensors", half)])
     refused("differ between", [files[0], file("count.safetensors", tensors(0, count=torch.tensor(8)))])
     refused("shape|float32", [files[0], file("shape.safetensors", tensors(0, count=count) | {"b": torch.ones(2)})])
     norm = file("norm.safetensors", tensors(0, count=count) | {"n.running_mean": torch.zeros(2)})
@@ -243,3 +241,203 @@ def test_inspection_measures_from_the_stock(files: list[Path], capsys: pytest.Ca
     assert found["cosines"][1][1] == pytest.approx(1)
     inspect(files, None, as_json=False)
     assert "numbers" in capsys.readouterr().out
+
+
+class TestFilesOfOthers:
+    def test_shards_of_the_hub(self, tmp_path: Path) -> None:
+        whole = tensors(0, count=torch.tensor(7))
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            names = {"a.weight": "model-00001-of-00002.safetensors"}
+            names |= dict.fromkeys(("b", "count"), "model-00002-of-00002.safetensors")
+            for shard in sorted(set(names.values())):
+                save_file({n: whole[n] for n, own in names.items() if own == shard}, tmp_path / folder / shard)
+            (tmp_path / folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+        mix([tmp_path / "a", tmp_path / "b/model.safetensors.index.json"], tmp_path / "soup.safetensors", "uniform",
+            None, (), False)  # fmt: skip
+        found = load_file(tmp_path / "soup.safetensors")
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+        (tmp_path / "b/model-00002-of-00002.safetensors").unlink()
+        with pytest.raises(MissingDataError, match=r"names model-00002-of-00002\.safetensors, which is not beside"):
+            Checkpoint(tmp_path / "b")
+
+    def test_prefixes_of_training_code(self, tmp_path: Path) -> None:
+        for number, prefix in enumerate(("", "_orig_mod.module.", "model.", "backbone.")):
+            torch.save({"state_dict": {prefix + n: t for n, t in tensors(number).items()}}, tmp_path / f"{number}.pth")
+        found = mixed([tmp_path / f"{number}.pth" for number in range(4)])
+        mean = torch.stack([tensors(number)["b"].double() for number in range(4)]).mean().float()
+        assert torch.equal(found["b"], mean)
+
+    def test_half_precision_is_mixed_in_single(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        save_file({n: t.half() for n, t in tensors(0).items()}, tmp_path / "0.safetensors")
+        save_file(tensors(1), tmp_path / "1.safetensors")
+        found = mixed([tmp_path / "0.safetensors", tmp_path / "1.safetensors"])
+        first = tensors(0)["b"].half().float()
+        assert found["b"].dtype == torch.float32
+        assert torch.equal(found["b"], ((first.double() + tensors(1)["b"].double()) / 2).float())
+        assert (
+            "2 tensors were stored in half precision; they were mixed and written in float32" in capsys.readouterr().out
+        )
+
+    def test_factors_of_lora_are_refused_and_merged_ones_are_not(self, tmp_path: Path) -> None:
+        generator = torch.Generator().manual_seed(0)
+        merged = []
+        for number in range(2):
+            a, b = torch.randn(2, 4, generator=generator), torch.randn(5, 2, generator=generator)
+            factors = {"base.q.lora_A.weight": a, "base.q.lora_B.weight": b}
+            save_file(factors, tmp_path / f"{number}.safetensors")
+            merged.append(b @ a)
+            save_file({"q": b @ a}, tmp_path / f"merged{number}.safetensors")
+        with pytest.raises(UsageError, match=r"holds factors of LoRA \(base\.q\.lora_A\.weight\).*merge them into"):
+            mixed([tmp_path / "0.safetensors", tmp_path / "1.safetensors"])
+        found = mixed([tmp_path / "merged0.safetensors", tmp_path / "merged1.safetensors"])
+        torch.testing.assert_close(found["q"], (merged[0] + merged[1]) / 2)
+
+    def test_numbers_of_numpy_beside_the_weights(self, tmp_path: Path) -> None:
+        import numpy as np
+
+        content = {"model": tensors(0), "loss": np.float64(0.5), "step": np.int64(3), "ok": np.bool_(True)}
+        torch.save(content, tmp_path / "0.pth")
+        torch.save({"model": tensors(1), "acc": np.float32(1)}, tmp_path / "1.pth")
+        assert torch.equal(mixed([tmp_path / "0.pth", tmp_path / "1.pth"])["b"], mixed([tmp_path / "0.pth",
+                           tmp_path / "1.pth"])["b"])  # fmt: skip
+
+    def test_files_that_share_nothing_have_no_cosine(
+        self, files: list[Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        save_file({"other": torch.ones(3)}, files[0].parent / "other.safetensors")
+        other = files[0].parent / "other.safetensors"
+        inspect(files[:2], other, as_json=True)
+        found = json.loads(capsys.readouterr().out)
+        assert found["cosines"] == [[None, None], [None, None]]
+        assert found["shared"] == [0, 0]
+        assert found["files"][0]["distance"] is None
+        inspect(files[:2], other, as_json=False)
+        assert "share no tensor of one name and shape" in capsys.readouterr().out
+        inspect(files[:2], files[0], as_json=True)
+        found = json.loads(capsys.readouterr().out)
+        assert found["cosines"][0] == [None, None], "a file that did not move has no direction"
+        assert found["cosines"][1][1] == pytest.approx(1)
+        assert found["shared"] == [2, 2]
+
+
+class TestMoreWaysOfMixing:
+    def test_dare_keeps_a_part_and_rescales_it(self, tmp_path: Path) -> None:
+        stock = {"w": torch.zeros(400, 100)}
+        one, two = {"w": torch.full((400, 100), 2.0)}, {"w": torch.full((400, 100), 4.0)}
+        paths = [tmp_path / f"{n}.safetensors" for n in ("stock", "one", "two")]
+        for path, content in zip(paths, (stock, one, two), strict=True):
+            save_file(content, path)
+        found = mixed(paths[1:], "dare:keep=0.25", stock=paths[0])["w"]
+        assert set(found.unique().tolist()) == {0, 4.0, 8.0, 12.0}  # (2 / 0.25) / 2, (4 / 0.25) / 2, both
+        assert float(found.mean()) == pytest.approx(3, abs=0.1)
+        assert float((found == 0).float().mean()) == pytest.approx(0.75**2, abs=0.02)
+        assert torch.equal(found, mixed(paths[1:], "dare:keep=0.25", stock=paths[0])["w"])
+        assert not torch.equal(found, mixed(paths[1:], "dare:keep=0.25:seed=1", stock=paths[0])["w"])
+        assert torch.equal(mixed(paths[1:], "dare:keep=1", stock=paths[0])["w"], torch.full((400, 100), 3.0))
+
+    def test_slerp_goes_along_the_circle(self, tmp_path: Path) -> None:
+        angle = 1.1
+        first, second = torch.tensor([2.0, 0]), 2 * torch.tensor([angle, angle]).cos() * torch.tensor([1.0, 0])
+        second = second + 2 * torch.tensor([0.0, 1]) * torch.tensor(angle).sin()
+        for name, tensor in (("a", first), ("b", second)):
+            save_file({"w": tensor}, tmp_path / f"{name}.safetensors")
+        files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+        for position in (0, 0.25, 0.5, 1):
+            found = mixed(files, f"slerp:position={position}")["w"]
+            at = torch.tensor(angle * position)
+            torch.testing.assert_close(found, 2 * torch.stack([at.cos(), at.sin()]))
+        with pytest.raises(UsageError, match="slerp goes from one model to another; give two, not 3"):
+            mixed([*files, files[0]], "slerp")
+
+    def test_model_stock_for_each_filter(self, tmp_path: Path) -> None:
+        """Each row mixed as the same rule mixes it alone."""
+        generator = torch.Generator().manual_seed(0)
+        stock, *others = (torch.randn(6, 3, 2, 2, generator=generator) for _ in range(4))
+        others = [stock + 0.1 * other for other in others]
+        for number, tensor in enumerate((stock, *others)):
+            save_file({"w": tensor, "b": tensor[:, 0, 0, 0].contiguous()}, tmp_path / f"{number}.safetensors")
+        paths = [tmp_path / f"{number}.safetensors" for number in range(4)]
+        found = mixed(paths[1:], "model_stock:filter_wise=1", stock=paths[0])
+        for row in range(6):
+            for number, tensor in enumerate((stock, *others)):
+                save_file({"w": tensor[row].contiguous()}, tmp_path / f"row{number}.safetensors")
+            rows = [tmp_path / f"row{number}.safetensors" for number in range(4)]
+            alone = mixed(rows[1:], "model_stock", stock=rows[0])
+            torch.testing.assert_close(found["w"][row], alone["w"])
+        torch.testing.assert_close(found["b"], mixed(paths[1:], "model_stock", stock=paths[0])["b"])
+
+    @pytest.mark.parametrize(("keep", "kept"), [(0.5, 2), (0.39, 1), (0.79, 3), (0.05, 1)])
+    def test_ties_keeps_as_many_as_mergekit(self, keep: float, kept: int, tmp_path: Path) -> None:
+        """Of 5 entries int(5 keep), and one at least."""
+        save_file({"w": torch.zeros(5)}, tmp_path / "stock.safetensors")
+        save_file({"w": torch.tensor([1.0, 2, 3, 4, 5])}, tmp_path / "one.safetensors")
+        found = mixed([tmp_path / "one.safetensors"], f"ties:keep={keep}", stock=tmp_path / "stock.safetensors")["w"]
+        assert found.tolist() == [0.0] * (5 - kept) + [float(value) for value in range(6 - kept, 6)]
+
+
+class TestWhichWeights:
+    """What timm's own loader takes of a file; the prefixes of other code; any by its key."""
+
+    def saved(self, tmp_path: Path, **content: Any) -> Path:
+        torch.save(content, tmp_path / "x.pth")
+        return tmp_path / "x.pth"
+
+    def networks(self) -> tuple[Any, Any]:
+        import timm
+
+        torch.manual_seed(0)
+        return timm.create_model("test_resnet", num_classes=5), timm.create_model("test_resnet", num_classes=5)
+
+    @pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model_ema",),
+                                      ("model", "state_dict"), ("state_dict_ema",)])  # fmt: skip
+    def test_those_of_timm(self, keys: tuple[str, ...], tmp_path: Path) -> None:
+        import timm
+
+        from bench.classifiers import load_ready
+
+        path = self.saved(tmp_path, **{key: n.state_dict() for key, n in zip(keys, self.networks(), strict=False)})
+        reference = timm.create_model("test_resnet", num_classes=5, checkpoint_path=str(path)).state_dict()
+        model = load_ready(f"timm:test_resnet@{path}")
+        assert all(torch.equal(tensor, reference[name]) for name, tensor in model.network.state_dict().items())
+        assert bool(model.notes) == (len(keys) > 1)
+        for key, network in zip(keys, self.networks(), strict=False):
+            chosen = load_ready(f"timm:test_resnet@{path}#{key}")
+            assert torch.equal(chosen.network.state_dict()["fc.weight"], network.state_dict()["fc.weight"])
+            assert chosen.name.endswith(f"x.pth#{key}")
+
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "model.", "backbone.",
+                                        "teacher.backbone.", "net."])  # fmt: skip
+    def test_prefixes(self, prefix: str, tmp_path: Path) -> None:
+        from bench.classifiers import load_ready
+
+        first, second = self.networks()
+        content = {prefix + name: tensor for name, tensor in first.state_dict().items()}
+        if prefix.startswith("teacher"):
+            content |= {f"student.backbone.{name}": tensor for name, tensor in second.state_dict().items()}
+            content["teacher.head.mlp.weight"] = torch.ones(2)
+        model = load_ready(f"timm:test_resnet@{self.saved(tmp_path, state_dict=content)}")
+        assert torch.equal(model.network.state_dict()["fc.weight"], first.state_dict()["fc.weight"])
+        assert bool(model.notes) == (prefix not in ("module.", "_orig_mod.", "_orig_mod.module."))
+        if prefix.startswith("teacher"):
+            assert "left out" in model.notes[0]
+
+    def test_a_teacher_and_its_student(self, tmp_path: Path) -> None:
+        from bench.timm_stocks import timm_stock
+
+        first, second = self.networks()
+        of = [
+            {f"backbone.{n}": t for n, t in net.state_dict().items() if not n.startswith("fc.")}
+            for net in (first, second)
+        ]
+        path = self.saved(tmp_path, student=of[1], teacher={**of[0], "head.mlp.0.weight": torch.ones(3)}, epoch=3)
+        weights = timm_stock(f"test_resnet@{path}")
+        assert torch.equal(weights.tensors["encoder.conv1.0.weight"], first.state_dict()["conv1.0.weight"])
+        weights = timm_stock(f"test_resnet@{path}#student")
+        assert torch.equal(weights.tensors["encoder.conv1.0.weight"], second.state_dict()["conv1.0.weight"])
+
+    def test_a_key_that_is_not_there(self, tmp_path: Path) -> None:
+        path = self.saved(tmp_path, model=tensors(0), model_ema=tensors(1))
+        with pytest.raises(UsageError, match="has no weights under modle, but model, model_ema; name one of these"):
+            Checkpoint(Path(f"{path}#modle"))
+        assert torch.equal(Checkpoint(Path(f"{path}#model"))["b"], tensors(0)["b"])

@@ -29,6 +29,9 @@ def changed(content: Content, **fields: Any) -> str:
     return json.dumps(content | fields)
 
 
+UNSAID = {"classes": None, "label": None, "part": None}
+
+
 def test_text_gives_the_record_back(content: Content) -> None:
     record = Record.from_json(json.dumps(content))
     assert Record.from_json(record.to_json()) == record
@@ -36,7 +39,8 @@ def test_text_gives_the_record_back(content: Content) -> None:
         "diagnostics": None,
         "connectivity": None,
         "mixture": None,
-        "data": content["data"] | {"labels_per_class": None, "history": [], "skipped": 0, "tiles": None, "seen": None},
+        "data": content["data"]
+        | {"labels_per_class": None, "history": [], "skipped": 0, "tiles": None, "seen": None, **UNSAID},
         "weights": content["weights"] | {"ready": False},
     }
     assert "\n" not in record.to_json()

@@ -17,6 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.run import Outcome, run
+from bench.spec import make_spec
+
+from .greys import FACTORIES, Listener
+
 
 def picture(number: int, size: tuple[int, int] = (224, 224)) -> np.ndarray:
     """A smooth picture of its own for each number, uint8 [height, width, 3]."""
@@ -183,3 +188,26 @@ def hub() -> Iterator[Hub]:
     yield made
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def knower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the model that knows on a shift; gives accuracies by condition, and the notes."""
+    monkeypatch.setenv("SOUPBENCH_DATA", str(tmp_path / "nothing"))
+    (tmp_path / "greys.py").write_text(Path(__file__).with_name("greys.py").read_text())
+    factories = tmp_path / "knows.py"
+    factories.write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n" + FACTORIES.format(module="greys"))
+    count = iter(range(100))
+
+    def go(shift: str, n: int, side: int = 32, corruption: str = "natural", **more: Any) -> tuple[Any, list[str]]:
+        settings = {
+            "method": "source", "shift": shift, "model": f"{factories}:of{n}s{side}", "corruption": corruption,
+            "split": "transductive", "jobs": 1, "launch": "serial", "out": tmp_path / f"out{next(count)}", **more,
+        }  # fmt: skip
+        heard = Listener()
+        outcome: Outcome = run(make_spec(settings), heard)
+        assert outcome.exit_code == 0, outcome.errors
+        found = {r.corruption or "clean": (r.metrics.accuracy, r.n) for r in outcome.records() if r.metrics is not None}
+        return found, heard.notes
+
+    return go

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
@@ -87,6 +89,10 @@ def test_a_set_of_one_part_has_no_train_images(bench: Any) -> None:
     done = bench(*asked)
     assert done.returncode == 3
     assert "hf:me/one has no train images" in done.stderr
+    made = bench("stock", "hf:me/one", "--arch", "vit_micro_patch8_32", "--steps", "1", "--device", "cpu", "-o",
+                 "s.safetensors")  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert "10 clean train images of hf:me/one" in made.stderr
 
 
 @pytest.mark.slow
@@ -104,6 +110,34 @@ def test_a_name_that_is_not_there(bench: Any) -> None:
     assert done.returncode == 3
     assert len(done.stderr.strip().splitlines()[-1]) < 400
     assert "Traceback" not in done.stderr
+
+
+def test_a_test_split_without_labels(bench: Any, hub: Hub) -> None:
+    """As ImageNet has it on the hub; and a column that must be named."""
+    kind = {"fine": (datasets.ClassLabel(names=NAMES), [1, 2, 3, 0])}
+    blind, seen = ([picture(number, (40, 36)) for number in range(4)] for _ in range(2))
+    hub.repos["me/blind"] = {
+        "test-00000-of-00001.parquet": table(blind, [-1] * 4, NAMES),
+        "validation-00000-of-00001.parquet": table(seen, [3, 2, 1, 0], NAMES),
+    }
+    hub.repos["me/two"] = {"test.parquet": table(seen, [0, 1, 2, 3], NAMES, kind)}
+    told = bench("data", "explain", "hf:me/blind")
+    assert told.returncode == 0, told.stderr
+    assert "scored part: validation" in told.stdout
+    assert "has no labels in its split test, which is not scored; its split validation is" in told.stdout
+    asked = bench("data", "explain", "hf:me/two")
+    assert asked.returncode == 2
+    assert "(found: label, fine); name one with --label COLUMN" in asked.stderr
+    assert "label column: fine" in bench("data", "explain", "hf:me/two", "--label", "fine").stdout
+
+
+def test_no_network_is_said_at_once(bench: Any) -> None:
+    started = time.monotonic()
+    done = bench("data", "fetch", "hf:me/photos", up=False)
+    assert done.returncode == 3, done.stderr
+    assert "the hub does not answer" in done.stderr
+    assert "Retrying" not in done.stderr
+    assert time.monotonic() - started < 30
 
 
 def test_the_pixels_are_those_of_the_files(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

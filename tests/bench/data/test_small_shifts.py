@@ -179,7 +179,7 @@ def test_small_tasks_are_cut_to_a_thousand_images(tmp_path: Path, monkeypatch: p
 COLUMNS = {
     "two label columns": (
         {"other": (datasets.ClassLabel(names=TEN), [0, 1])},
-        r"no single label column \(found: label, other\); keep one",
+        r"no single label column \(found: label, other\); name one with --label COLUMN",
     ),
     "two image columns": (
         {"mask": (datasets.Image(), [Image.fromarray(picture(0, (32, 32)))] * 2)},
@@ -255,8 +255,13 @@ def test_folders_with_their_own_parts(tmp_path: Path) -> None:
     resized = np.asarray(Image.fromarray(stored).resize((256, 256), Image.Resampling.BILINEAR))[16:240, 16:240]
     assert np.array_equal(shift.images(np.array([0]), CLEAN)[0].numpy(), resized.transpose(2, 0, 1))
     save(tmp_path / "train" / "c9" / "1.jpg", picture(0, (260, 260)))
-    with pytest.raises(UsageError, match="c9 is not one of the 2 classes"):
-        load_shift(f"folder:{tmp_path}").ids("train")
+    shift = load_shift(f"folder:{tmp_path}")
+    assert shift.classes == 3
+    train = np.concatenate([shift.ids("dev"), shift.ids("train")])
+    assert sorted(shift.labels(train).tolist()) == [0, 0, 1, 1, 2]
+    save(tmp_path / "val" / "c8" / "1.jpg", picture(0, (260, 260)))
+    with pytest.raises(UsageError, match=r"val has the class c8, which .*train lacks, and that has c9; name"):
+        load_shift(f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize(("name", "sentence"), [

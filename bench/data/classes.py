@@ -1,0 +1,246 @@
+"""Lists of class names: which are the same classes, in which order. By name, never by position."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from bench.data.lists import read_lines
+from bench.errors import UsageError
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
+ORDERS = ("natural", "imagefolder")
+"""Orders of class folders: numbers as numbers, or all names as text, as torchvision's ImageFolder sorts them."""
+
+_ALIASES = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile", "auto": "automobile"}
+_SYNSET = re.compile(r"(n\d{8})(?:\D.*)?")
+_ENOUGH = 20  # names that must be told apart before the place of a whole list says what the few others are
+_MOST = 0.95
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the labels before images are read: the classes, or the order that theirs shall have.
+
+    `published`: everybody uses the classes in this order, so that numbers are places in it. `column` is where another
+    part has its labels. `unlabelled`: labels are not asked for.
+    """
+
+    classes: tuple[str, ...] = ()
+    published: bool = False
+    column: str | None = None
+    order: str | None = None
+    unlabelled: bool = False
+
+    @staticmethod
+    def of(classes: Sequence[str] | Known | None) -> Known | None:
+        """These classes, known by nothing but their names; what is a `Known` already stays."""
+        return classes if classes is None or isinstance(classes, Known) else Known(tuple(classes))
+
+
+def natural_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names as classes: numbers sorted as numbers where all are such, else as text."""
+    found = list(names)
+    if found and all(_is_number(name) for name in found):
+        return tuple(sorted(found, key=float))
+    return tuple(sorted(found))
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(?:\.\d+)?", name) is not None and name.isascii()
+
+
+def in_order(names: Iterable[str], order: str | None, where: str) -> tuple[str, ...]:
+    """The classes of found names in an asked order: `natural` (also for None), `imagefolder`, or that of a file.
+
+    Raises UsageError where the file lacks one of the names.
+    """
+    if order in (None, "natural"):
+        return natural_order(names)
+    if order == "imagefolder":
+        return tuple(sorted(names))
+    classes = read_classes(Path(str(order)))
+    places_of(list(names), classes, where)
+    return classes
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names in the order of a model's outputs from a text file, one a line.
+
+    Names on one line with tabs between them are names of one class. Raises MissingDataError without the file,
+    UsageError for a class that stands there twice.
+    """
+    lines = read_lines(path.expanduser())
+    if len(lines) < 2:
+        raise UsageError(f"{path} lists {len(lines)} classes; write one class a line, two or more")
+    names = [name for line in lines for name in line.split("\t")]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise UsageError(f"{path} lists {twice} twice; keep one line for each class")
+    return tuple(lines)
+
+
+def places_of(found: Sequence[str], wanted: Sequence[str], where: str, *, published: bool = False) -> tuple[int, ...]:
+    """The place in `wanted` of each class found somewhere; names match whole, else without case, spaces and signs, else
+    by what is known to mean the same: CIFAR's short names, ImageNet's synsets and words.
+
+    `published`: `wanted` is an order that everybody uses, so that numbers from 0 are places in it. Raises UsageError,
+    naming `where` and the class, for one that is none of them, could be several, or is there twice.
+    """
+    places = match(found, wanted, published=published)
+    lost = next((number for number, place in enumerate(places) if place is None), None)
+    if lost is not None:
+        raise UsageError(_unknown(found, lost, wanted, where))
+    whole = [place for place in places if place is not None]
+    twice = next((number for number, place in enumerate(whole) if whole.index(place) < number), None)
+    if twice is not None:
+        first = found[whole.index(whole[twice])]
+        raise UsageError(f"{where} has the classes {first} and {found[twice]}, which are one class; merge them")
+    return tuple(whole)
+
+
+def _unknown(found: Sequence[str], lost: int, wanted: Sequence[str], where: str) -> str:
+    name = found[lost]
+    shown = ", ".join(wanted[:3]) + (", …" if len(wanted) > 3 else "")
+    close = difflib.get_close_matches(name, wanted, n=1, cutoff=0.8)
+    hint = f" (near to {close[0]})" if close else ""
+    if all(_is_number(each) for each in found) and not all(_is_number(each) for each in wanted):
+        low, high = natural_order(found)[0], natural_order(found)[-1]
+        return (
+            f"{where} has the numbers {low} to {high} for its classes, which are no places from 0 on among the "
+            f"{len(wanted)} classes {shown}; write the names in their place"
+        )
+    return (
+        f"{where} has the class {name}{hint}, which is not one of the {len(wanted)} classes {shown}, or could be "
+        "several; rename it"
+    )
+
+
+def match(found: Sequence[str], wanted: Sequence[str], *, published: bool = False) -> list[int | None]:
+    """As `places_of`, with None for a class that is none of the wanted ones, or could be several."""
+    exact = {name: place for place, line in enumerate(wanted) for name in line.split("\t")}
+    if set(found) <= exact.keys():
+        return [exact[name] for name in found]
+    if published and all(name.isdigit() for name in found):
+        numbers = [int(name) for name in found]
+        if max(numbers) < len(wanted):
+            return list(numbers)
+        return [None] * len(found)
+    index = _by_key(wanted)
+    options: list[set[int]] = []
+    for name in found:
+        if name in exact:
+            options.append({exact[name]})
+        else:
+            keys = _keys(name)
+            near = [set[int]().union(*(index.get(key, set()) for key in level)) for level in keys]
+            options.append(next((places for places in near if places), set()))
+    places: list[int | None] = [next(iter(each)) if len(each) == 1 else None for each in options]
+    _settle(places, options, len(wanted))
+    return places
+
+
+def _settle(places: list[int | None], options: Sequence[set[int]], count: int) -> None:
+    """Names that could be several classes: those that are left; in a long list in order, the place that they have."""
+    for number, place in enumerate(places):
+        if place is None and len(left := options[number] - {taken for taken in places if taken is not None}) == 1:
+            places[number] = next(iter(left))
+    settled = [(number, place) for number, place in enumerate(places) if place is not None]
+    in_step = sum(number == place for number, place in settled)
+    if len(places) != count or count < _ENOUGH or in_step < _MOST * count or in_step < len(settled):
+        return
+    for number, place in enumerate(places):
+        if place is None and (not options[number] or number in options[number]):
+            places[number] = number
+
+
+def joined(test: Sequence[str], train: Sequence[str], test_where: str, train_where: str) -> tuple[str, ...]:
+    """The classes of a shift whose parts have these: those of the part that has more.
+
+    Raises UsageError where each part has a class that the other lacks: whether they are the same is not known.
+    """
+    beyond = [name for name, place in zip(train, match(train, test), strict=True) if place is None]
+    if not beyond:
+        places_of(train, test, train_where)
+        return tuple(test)
+    lacking = [name for name, place in zip(test, match(test, train), strict=True) if place is None]
+    if not lacking:
+        places_of(test, train, test_where)
+        return tuple(train)
+    raise UsageError(
+        f"{test_where} has the class {lacking[0]}, which {train_where} lacks, and that has {beyond[0]}; name the "
+        "classes alike, or list all of them with --classes FILE, names of one class on one line with tabs between them"
+    )
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _keys(name: str) -> tuple[tuple[str, ...], ...]:
+    """What a name may be found by, the surest first."""
+    if _is_number(name):
+        return ((f"{float(name):g}",),)
+    synset = _SYNSET.fullmatch(name)
+    if synset is not None:
+        words = _words().get(synset[1], ())
+        return ((synset[1],), tuple(f"={word}" for word in words), _normals(words))
+    whole = name.split("\t")
+    plain = _normals(whole)
+    known = tuple(_ALIASES[key] for key in plain if key in _ALIASES)
+    return (tuple(f"={each}" for each in whole), plain, known, _normals(re.split(r",\s|\t", name)))
+
+
+def _normals(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, map(_normal, names))))
+
+
+def _by_key(wanted: Sequence[str]) -> dict[str, set[int]]:
+    index: dict[str, set[int]] = {}
+    for place, name in enumerate(wanted):
+        for level in _keys(name):
+            for key in level:
+                index.setdefault(key, set()).add(place)
+    return index
+
+
+@cache
+def synsets() -> tuple[str, ...]:
+    """The 1000 synsets of ImageNet in the order of the usual class indices."""
+    return tuple(_timm_list("imagenet_synsets.txt").split())
+
+
+def _timm_list(name: str) -> str:
+    return (resources.files("timm.data") / "_info" / name).read_text()
+
+
+@cache
+def _words() -> Mapping[str, tuple[str, ...]]:
+    """What each of the 1000 synsets is called: by WordNet, all words together and each, and by torchvision."""
+    from torchvision.models import ResNet18_Weights
+
+    lines = (line.partition("\t") for line in _timm_list("imagenet_synset_to_lemma.txt").splitlines())
+    lemmas = {synset: words for synset, _, words in lines}
+    short: Sequence[str] = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    return {
+        synset: tuple(dict.fromkeys((lemmas[synset], short[place], *lemmas[synset].split(", "))))
+        for place, synset in enumerate(synsets())
+    }
