@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
+from bench.fingerprint import package_digest
 from bench.outside import code_of, code_of_module, is_file_module
 from bench.source_code import HOME, Root, definitions_digest, definitions_of, is_own
 from corruptions import catalog, tables
@@ -123,11 +124,17 @@ def corruption_name(name: str) -> str:
     return f"corruption:{name}"
 
 
+@cache
+def is_corruption(name: str) -> bool:
+    """Whether a name is that of one of this project's corruptions."""
+    return name in catalog.names()
+
+
 def corruption_marks(name: str | None) -> list[str]:
     """What a digest of corrupted images names beside their parameters: nothing for the first version of a corruption,
     so that digests which were published before versions were declared stay the same.
     """
-    found = "1" if name is None or name not in catalog.names() else identity(corruption_name(name))
+    found = "1" if name is None or not is_corruption(name) else identity(corruption_name(name))
     return [] if found == "1" else [f"{name} {found}"]
 
 
@@ -189,7 +196,7 @@ def _declared_at() -> dict[str, tuple[Identity, Root]]:
 
 def is_component(name: str) -> bool:
     """Whether a name is one of this project's components."""
-    return name in _SHARED or name in _lock()
+    return name in _SHARED or (name in _lock() and name != _PACKAGE)
 
 
 def all_components() -> list[str]:
@@ -206,12 +213,23 @@ def _lock() -> Mapping[str, tuple[int, str]]:
 
 
 @cache
+def _as_released() -> bool:
+    """Whether all files are, to the byte, those that the lock file was written for: then nothing has to be parsed."""
+    return _lock().get(_PACKAGE, (0, ""))[1] == package_digest()
+
+
+_PACKAGE = "package"
+
+
+@cache
 def identity(name: str) -> str:
     """What identifies a component in keys: "2", its version, or "2+CODE" where its code is not what the lock says."""
     return _as_locked(name, component_of(name))
 
 
 def _as_locked(name: str, found: Component) -> str:
+    if _as_released() and _lock().get(name, (0,))[0] == found.version:
+        return str(found.version)
     code = found.code
     return str(found.version) if _lock().get(name) == (found.version, code) else f"{found.version}+{code}"
 
@@ -221,9 +239,12 @@ def write_lock(path: Path | None = None) -> list[str]:
     file = path or HOME / "bench" / "assets" / "components.json"
     before = json.loads(file.read_text()) if file.is_file() else {}
     now = {name: [component_of(name).version, component_of(name).code] for name in all_components()}
+    now[_PACKAGE] = [0, package_digest()]
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in now.items())
     file.write_text("{\n" + lines + "\n}\n")
-    return [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    return [
+        name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name) and name != _PACKAGE
+    ]
 
 
 # --- functions and classes ------------------------------------------------------------------------------------------
@@ -244,13 +265,14 @@ def name_of(thing: Callable[..., Any]) -> str:
     return f"{package}:{thing.__qualname__}"
 
 
-def identity_of(thing: Callable[..., Any]) -> list[str]:
+@cache
+def identity_of(thing: Callable[..., Any]) -> tuple[str, str]:
     """What identifies a job function or a class of options in keys: its name, and its version or what its code does."""
     found = declared(thing)
     if found is None or not is_own(thing.__module__):
-        return [name_of(thing), f"{code_of_module(thing.__module__)}/{identity(LIBRARY)}"]
+        return name_of(thing), f"{code_of_module(thing.__module__)}/{identity(LIBRARY)}"
     root = thing.__module__, thing.__qualname__.partition(".")[0]
-    return [found.name, _identity_at(found.name, found.version, root)]
+    return found.name, _identity_at(found.name, found.version, root)
 
 
 @cache

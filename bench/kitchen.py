@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from bench.outside import search_for, searched_for
 from bench.spread import Call, spread
 from bench.trial import digest_of
 from bench.workers import Task
-from methods.base import Job, Work
+from methods.base import Job, JobFunction, Work
 from methods.mixing import Mixed
 from methods.stock import Weights
 
@@ -46,13 +46,27 @@ def job_key(job: Job | Weights, seed: int) -> str:
     )
 
 
-def _architecture(part: Job | Weights) -> list[str]:
-    return identity_of(type(part.architecture)) if isinstance(part, Weights) else []
+def _architecture(part: Job | Weights) -> tuple[str, ...]:
+    return identity_of(type(part.architecture)) if isinstance(part, Weights) else ()
 
 
 def code_key(job: Job) -> str:
     """What says whether a process has the code that a job was planned with."""
-    return digest_of([identity_of(job.function), described(job.config, identity_of)])
+    return _code_key(job.function, job.config)
+
+
+def _code_key(function: JobFunction, config: Any) -> str:
+    return digest_of([identity_of(function), *(identity_of(kind) for kind in _types(config))])
+
+
+def _types(config: Any) -> Iterator[type]:
+    if is_dataclass(config) and not isinstance(config, type):
+        yield type(config)
+        for field in fields(config):
+            yield from _types(getattr(config, field.name))
+    elif isinstance(config, tuple | list):
+        for item in config:
+            yield from _types(item)
 
 
 def draw_key(job: Job | Weights, seed: int) -> str:
@@ -184,7 +198,7 @@ def cook(
         if cooked(key) is not None:
             return
         function, config, inputs, data, resumable = order.parts
-        if code and code != digest_of([identity_of(function), described(config, identity_of)]):
+        if code and code != _code_key(function, config):
             raise BenchError(f"the code of {label} has changed since the run was planned; start the run again")
         weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
         call = Call(function, weights, data, config, draws, device)

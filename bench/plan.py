@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-import corruptions
 from bench.classifiers import for_classes
-from bench.components import HARNESS, corruption_marks, corruption_name, identity, identity_of_path, method_name
+from bench.components import (
+    HARNESS,
+    corruption_marks,
+    corruption_name,
+    identity,
+    identity_of_path,
+    is_corruption,
+    method_name,
+)
 from bench.data.offline import go_offline
 from bench.devices import cores, pick_device, pick_jobs, pick_precision
 from bench.errors import UsageError
@@ -250,6 +257,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
     chosen = Options(spec, shift, norm, device)
     pantry = Pantry(shift, adapt, spec.split)
     for seed in spec.seed_list:
+        labelled = _Labels(shift)
         source = labelled_source(shift, labels, seed) if from_stock else None
         for method in methods:
             rows = [*([method.recipe] if from_stock else []), *([method.adapter] if method.adapter else [])]
@@ -301,6 +309,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
                         {"digest": base_digest, "ready": not from_stock},
                         met,
                         pantry.shifted(group).digest if pooled and group is not None else None,
+                        labelled,
                     )
                     yield Lane(
                         trial,
@@ -416,6 +425,7 @@ def _identities(
     weights: Mapping[str, Any],
     met: tuple[str, ...],
     pool: str | None,
+    labels: Callable[[np.ndarray], str],
 ) -> dict[Condition, dict[str, Any]]:
     """What identifies the record of each condition (`leaderboards.identity`): the trial, what made the number, the
     condition's images, and those that were met before them or in a pool.
@@ -453,7 +463,7 @@ def _identities(
                     "labels_per_class": trial.labels_per_class,
                     "history": list(met),
                     "tiles": shift.tiles,
-                    "labels": labels_digest(ids, shift.labels(ids)),
+                    "labels": labels(ids),
                     "seen": digest_of([beside, before, pool]) if beside or before or pool else None,
                 },
             }
@@ -461,10 +471,24 @@ def _identities(
     return found
 
 
+class _Labels:
+    """The digest of the labels of images, for orders that several methods share."""
+
+    def __init__(self, shift: Shift) -> None:
+        self._shift = shift
+        self._known: dict[bytes, str] = {}
+
+    def __call__(self, ids: np.ndarray) -> str:
+        name = ids.tobytes()
+        if name not in self._known:
+            self._known[name] = labels_digest(ids, self._shift.labels(ids))
+        return self._known[name]
+
+
 def _corruptions_of(shift: Shift, segment: Segment, condition: Condition) -> dict[str, str]:
     """The corruptions of ours that make a condition's images."""
     if not shift.made_here:
         return {}
     steps = [step for blend in segment.blends for step in blend] if segment.blends else [condition]
-    ours = sorted({str(step.corruption) for step in steps} & set(corruptions.names()))
+    ours = sorted({str(step.corruption) for step in steps if is_corruption(str(step.corruption))})
     return {corruption_name(name): identity(corruption_name(name)) for name in ours}

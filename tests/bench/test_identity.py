@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bench import components, source_code
+from bench import kitchen, source_code
 from bench.components import all_components, component_of, identity, identity_of, name_of
 from bench.errors import BenchError
 from bench.kitchen import draw_key, job_key
@@ -408,7 +408,7 @@ def test_names_are_declared_and_unique() -> None:
     def same_name() -> None: ...
 
     assert name_of(component("methods.finetune.fine_tune")(same_name)) == "methods.finetune.fine_tune"
-    assert identity_of(fine_tune) == ["methods.finetune.fine_tune", "1"]
+    assert identity_of(fine_tune) == ("methods.finetune.fine_tune", "1")
 
     def undeclared() -> None: ...
 
@@ -423,7 +423,7 @@ def test_a_version_moves_keys_and_no_draw(stock: str, monkeypatch: pytest.Monkey
 
     job = Job(fine_tune, None, (load_stock(stock),), None, "x")
     before = job_key(job, 0), draw_key(job, 0)
-    monkeypatch.setattr(components, "_identity_at", lambda name, version, root: "2")
+    monkeypatch.setattr(kitchen, "identity_of", lambda thing: (name_of(thing), "2"))
     assert job_key(job, 0) != before[0]
     assert draw_key(job, 0) == before[1]
 

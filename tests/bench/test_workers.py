@@ -124,7 +124,7 @@ def test_random_numbers_do_not_move_with_the_code(
     job = Job(inter_train, config, (load_stock(stock),), pool, "x")
     list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
     before = load_weights(weights_path(job_key(job, 0)))[0].digest
-    monkeypatch.setattr(kitchen, "identity_of", lambda thing: [*identity_of(thing), "edited"])
+    monkeypatch.setattr(kitchen, "identity_of", lambda thing: (*identity_of(thing), "edited"))
     assert len(cooking_tasks([job], 0, "cpu")) == 1  # edited code is run again …
     list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
     assert load_weights(weights_path(job_key(job, 0)))[0].digest == before  # … on the same draws
