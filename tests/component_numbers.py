@@ -273,8 +273,22 @@ def _of_library() -> Numbers:
 
 def golden() -> dict[str, tuple[int, Numbers]]:
     """The version and the numbers of each component, as they were when its version was declared."""
-    found = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    found = json.loads(FILE.read_text())["components"] if FILE.is_file() else {}
     return {name: (version, numbers) for name, (version, numbers) in found.items()}
+
+
+def made_with() -> str:
+    """The release of torch that the numbers were made with; trainings round otherwise with others."""
+    return str(json.loads(FILE.read_text())["torch"])
+
+
+def _torch() -> str:
+    return torch.__version__.partition("+")[0]
+
+
+def comparable() -> bool:
+    """Whether trainings give the same numbers here as where the file was made, by kernels and release of torch."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" and _torch() == made_with()
 
 
 def differ(one: Numbers, other: Numbers) -> bool:
@@ -302,7 +316,7 @@ def main() -> int:
         f"{json.dumps(name)}: {json.dumps([version, [float(f'{number:.7g}') for number in numbers]])}"
         for name, (version, numbers) in sorted(kept.items())
     )
-    FILE.write_text("{\n" + lines + "\n}\n")
+    FILE.write_text(f'{{"torch": "{_torch()}", "components": {{\n{lines}\n}}}}\n')
     sys.stdout.write(f"{len(now)} components, {len(changed)} of them with other code than before\n")
     return 0
 

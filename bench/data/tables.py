@@ -223,7 +223,7 @@ def _outside(table: Any, column: str, where: str) -> tuple[Files | None, dict[in
     for chunk in chunks:
         if chunk.field("bytes").null_count:
             for row, value in enumerate(chunk.to_pylist(), start=first):
-                if value["bytes"] is None and value["path"] is not None:
+                if value is not None and value["bytes"] is None and value["path"]:
                     places[row] = len(paths)
                     paths.append(str(Path(value["path"]).absolute()))
         first += len(chunk)

