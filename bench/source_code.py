@@ -262,16 +262,13 @@ def brought_along(file: Path) -> dict[Path, str]:
 
 def _content(path: Path) -> tuple[str, tuple[tuple[str, str | None], ...]]:
     """The digest of one file in its normal form, and what it imports."""
-    facts = path.stat()
-    return _content_once(path, (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+    source = path.read_bytes()
+    return _content_of(source, str(path)) if path.suffix == ".py" else (hashlib.sha256(source).hexdigest(), ())
 
 
 @lru_cache(maxsize=4096)
-def _content_once(path: Path, facts: tuple[int, ...]) -> tuple[str, tuple[tuple[str, str | None], ...]]:
-    source = path.read_bytes()
-    if path.suffix != ".py":
-        return hashlib.sha256(source).hexdigest(), ()
-    tree = ast.parse(source, str(path))
+def _content_of(source: bytes, name: str) -> tuple[str, tuple[tuple[str, str | None], ...]]:
+    tree = ast.parse(source, name)
     imports = list(_imports(tree, ""))
     # Modules of this project may move, so they are no part of it; what is taken from them, under which name, is.
     named = sorted(repr(("" if is_own(module) else module, name, alias)) for module, name, alias in imports)
