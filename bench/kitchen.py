@@ -56,17 +56,18 @@ def code_key(job: Job) -> str:
 
 
 def _code_key(function: JobFunction, config: Any) -> str:
-    return digest_of([identity_of(function), *(identity_of(kind) for kind in _types(config))])
+    return digest_of([identity_of(function), *(identity_of(kind) for kind in types_of(config))])
 
 
-def _types(config: Any) -> Iterator[type]:
+def types_of(config: Any) -> Iterator[type]:
+    """The classes of options and of all that they hold."""
     if is_dataclass(config) and not isinstance(config, type):
         yield type(config)
         for field in fields(config):
-            yield from _types(getattr(config, field.name))
+            yield from types_of(getattr(config, field.name))
     elif isinstance(config, tuple | list):
         for item in config:
-            yield from _types(item)
+            yield from types_of(item)
 
 
 def draw_key(job: Job | Weights, seed: int) -> str:

@@ -112,7 +112,7 @@ class ModelStock:
     the first dimension) on its own, as the paper's second variant.
     """
 
-    filter_wise: bool = False
+    filter_wise: bool | None = None
     needs_stock: ClassVar[bool] = True
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from bench.components import (
     write_lock,
 )
 from bench.data.decode import Preprocessing
-from bench.kitchen import all_jobs, draw_key
+from bench.kitchen import all_jobs, draw_key, types_of
 from bench.outside import load_object
 from bench.protocols import parse_protocol, plan_stream
 from bench.shifts import load_shift
@@ -188,7 +188,7 @@ def _made() -> tuple[dict[str, Numbers], dict[str, Numbers]]:
             generator = torch.Generator().manual_seed(int(draw_key(job, 0)[:15], 16))
             inputs = [part if isinstance(part, Weights) else results[id(part)] for part in job.inputs]
             results[id(job)] = made = job.function(inputs, job.data, job.config, generator)
-            for thing in (job.function, *_types(job.config)):
+            for thing in (job.function, *types_of(job.config)):
                 identity = declared(thing)
                 if identity is not None:
                     declared_things.setdefault(identity.name, _of_weights(made))
@@ -199,16 +199,6 @@ def _made() -> tuple[dict[str, Numbers], dict[str, Numbers]]:
 
 
 _kept: list[Any] = []
-
-
-def _types(config: Any) -> Iterator[type]:
-    if is_dataclass(config) and not isinstance(config, type):
-        yield type(config)
-        for field in fields(config):
-            yield from _types(getattr(config, field.name))
-    elif isinstance(config, tuple | list):
-        for item in config:
-            yield from _types(item)
 
 
 def _of_weights(weights: Weights) -> Numbers:
