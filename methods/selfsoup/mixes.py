@@ -149,7 +149,11 @@ def _first(part: Job | Weights) -> Weights:
 
 def read_options(config: type | None, pairs: Sequence[str], text: str) -> Any:
     """The options of a way of mixing from "key=value" pairs. Raises Unsupported for what it does not have."""
-    known: dict[str, Any] = {f.name: type(f.default) for f in fields(config)} if config is not None else {}
+    # A switch that was added later is None by default, which changes no key and no draw.
+    known: dict[str, Any] = {
+        field.name: bool if field.default is None else type(field.default)
+        for field in (fields(config) if config is not None else ())
+    }
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
