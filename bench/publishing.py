@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
@@ -138,11 +139,20 @@ def open_bundle(path: Path) -> Bundle:
 
 def write_settings(path: Path, out: Path | None) -> None:
     """Print or write the run file that repeats a bundle."""
-    text = tomli_w.dumps({key: value for key, value in open_bundle(path).settings.items() if value is not None})
+    text = tomli_w.dumps(_said(open_bundle(path).settings))
     if out is None:
         print_text(text)
     else:
         write_bytes(out, text.encode())
+
+
+def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that are None, at any depth: TOML has no word for nothing, and they are so by default."""
+    return {
+        name: _said(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if value is not None
+    }
 
 
 def write_schema(out: Path | None) -> None:

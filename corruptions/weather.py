@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import math
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +188,7 @@ def _resized_in_steps(levels: Tensor, scale: float) -> Tensor:
         (across.index_select(1, rows).div_(16).floor_() * weight[:, None]).div_(1 << 16).floor_()
         for rows, weight in ((top, up), (below, down))
     )
-    return sum(products, torch.tensor(2.0, dtype=torch.float64)).div_(4).floor_()
+    return reduce(torch.add, products, torch.tensor(2.0, dtype=torch.float64)).div_(4).floor_()
 
 
 def draw_frost_procedural(stream: Stream, size: Size, parameters: Parameters) -> Draws:
