@@ -174,26 +174,23 @@ def _wrong_labels(
     expected: str | None,
 ) -> Iterator[str]:
     """Labels are the same under every condition and for every method, so other ones show against the rest."""
-    place = record.shift
-    made = labels_digest(predictions.id, predictions.label)
-    if expected is not None and made != expected:
-        yield f"has other labels than {record.shift} has; run the trial again with --rerun"
-    elif record.components and made != record.data.labels:
-        yield "has other labels than the record says (data.labels); run the trial again with --rerun"
     ids, first = np.unique(predictions.id, return_index=True)
     labels = predictions.label[first]
     if np.any(labels[np.searchsorted(ids, predictions.id)] != predictions.label):
         yield "gives one image two labels; run the trial again with --rerun"
-    if place not in known:
-        known[place] = (record.key, ids, labels)
         return
-    other, other_ids, other_labels = known[place]
+    other, other_ids, other_labels = known.setdefault(record.shift, (record.key, ids, labels))
     _, here, there = np.intersect1d(ids, other_ids, assume_unique=True, return_indices=True)
+    made = labels_digest(ids, labels)
     if np.any(labels[here] != other_labels[there]):
         yield f"has other labels than the record {other} for the same images; run the wrong one again with --rerun"
-    elif len(here) < len(ids):
-        new = np.setdiff1d(np.arange(len(ids)), here)
-        known[place] = (other, np.append(other_ids, ids[new]), np.append(other_labels, labels[new]))
+    elif expected is not None and made != expected:
+        yield f"has other labels than {record.shift} has; run the trial again with --rerun"
+    elif record.components and made != record.data.labels:
+        yield "has other images or labels than the record says (data.labels); run the trial again with --rerun"
+    new = np.setdiff1d(np.arange(len(ids)), here)
+    if len(new):
+        known[record.shift] = (other, np.append(other_ids, ids[new]), np.append(other_labels, labels[new]))
 
 
 def _wrong_images(

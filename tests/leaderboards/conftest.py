@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 import leaderboards
 from leaderboards import Predictions, Record, Store, make_bundle, score, write_bundle
@@ -23,9 +24,10 @@ MakePredictions = Callable[..., Predictions]
 def make_predictions() -> MakePredictions:
     """Predictions of given hits (or of random ones), with consistent probabilities over ten classes."""
 
-    def make(n: int = 50, *, hits: Any = None, seed: int = 0, ids: Any = None) -> Predictions:
+    def make(n: int = 50, *, hits: Any = None, seed: int = 0, ids: Any = None, labels: Any = None) -> Predictions:
         rng = np.random.default_rng(seed)
         label = np.arange(n) % 10 if ids is None else np.asarray(ids) % 10
+        label = label if labels is None else np.asarray(labels)
         right = rng.random(n) < 0.6 if hits is None else np.asarray(hits, dtype=bool)
         predicted = np.where(right, label, (label + 1) % 10)
         probabilities = rng.dirichlet(np.ones(10), n)
@@ -127,13 +129,13 @@ class Results:
     def add(self, method: str, corruption: str | None = "fog", *, hits: Any = None, **fields: Any) -> Record:
         """A done record whose metrics follow from its predictions, or a failed one if `error` is given."""
         self._count += 1
-        ids = fields.pop("ids", None)
+        given = {name: fields.pop(name, None) for name in ("ids", "labels")}
         track = fields.get("track", "A")
         made = None
         if "error" in fields:
             fields |= {"status": "failed", "metrics": None, "cost": None}
         else:
-            made = self._make_predictions(50 if hits is None else len(hits), hits=hits, seed=self._count, ids=ids)
+            made = self._make_predictions(50 if hits is None else len(hits), hits=hits, seed=self._count, **given)
             fields = {"metrics": score(made).model_dump(), "n": len(made)} | fields
             fields["data"] = {"labels": labels_digest(made.id, made.label)} | fields.get("data", {})
         for name in ("data", "cost"):
@@ -172,6 +174,7 @@ def digits_run(new_results: Callable[[Path], Results], tmp_path_factory: pytest.
     split = known["shifts"]["digits-c"]["disjoint"]
     ids = [first + step * i for first, step, count in split["ids"] for i in range(count)]
     made = new_results(tmp_path_factory.mktemp("digits") / "run")
+    labels = load_digits().target.astype(np.int64)
     for method, track, seed in product(("tent", "source"), ("A",), (0, 1)):
         for condition, digest in split["conditions"].items():
             name, _, level = condition.partition("@")
@@ -181,7 +184,8 @@ def digits_run(new_results: Callable[[Path], Results], tmp_path_factory: pytest.
                 method,
                 None if name == "clean" else name,
                 track="R" if method == "source" else track,
-                ids=np.random.default_rng(seed).permutation(ids),
+                ids=(order := np.random.default_rng(seed).permutation(ids)),
+                labels=labels[order],
                 hits=np.random.default_rng(len(made.records)).random(len(ids)) < 0.6,
                 seed=seed,
                 severity=3.0 if level else 0,

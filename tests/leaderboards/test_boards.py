@@ -384,10 +384,10 @@ class TestRefusal:
         results.add("tent", "snow", components={"harness": "1", "method:tent": "2", "corruption:snow": "2"})
         results.add("sar", "snow", components={"harness": "1+0f", "method:sar": "1", "corruption:snow": "2"})
         board = board_of(results)
-        assert board.versions == (
+        assert set(board.versions) == {
             "tent: its numbers were made by versions 1 and 2 of method:tent",
             "sar: its numbers were made by versions 1 and 1+0f of harness",
-        )
+        }
         assert all(note in to_markdown(board) for note in board.versions)
         found = compare_rows(results.records, "tent", "sar", results.store.predictions, resamples=100)
         assert set(board.versions) <= set(found.notes)

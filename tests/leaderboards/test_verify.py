@@ -210,5 +210,4 @@ def test_lost_and_repeated_images(honest: Any, rows: Any) -> None:
     made = Predictions.load(honest.store.folder / record.predictions)
     columns = ("id", "label", "predicted", "confidence", "p_label", "sum_p2")
     replace_predictions(honest, record, Predictions(**{name: getattr(made, name)[list(rows)] for name in columns}))
-    (message,) = messages(honest)
-    assert "has other images than the record" in message
+    assert any("has other images than the record" in message for message in messages(honest))
