@@ -1,6 +1,6 @@
 """What a record is, as a key: a digest of every field that can change its number, and of nothing else.
 
-`identity_of` lists those fields. A plan makes keys of them before anything runs, and whoever holds a record makes the
+`identifying_fields` lists those fields. A plan makes keys of them before anything runs, and whoever holds a record makes the
 same key again from the record alone.
 """
 
@@ -24,7 +24,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def identity_of(content: Mapping[str, Any]) -> dict[str, Any]:
+def identifying_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a record's content that its key is made of.
 
     Where and when it was made, what it cost and what came out are left out; so are `access` and `track`, which follow
@@ -48,7 +48,7 @@ _FIELDS = (
 
 def key_of(content: Mapping[str, Any]) -> str:
     """The key of a record with this content: plain values by field name, as JSON has them."""
-    return digest_of(identity_of(content))
+    return digest_of(identifying_fields(content))
 
 
 def key_of_record(record: Record) -> str:
