@@ -1,7 +1,7 @@
 """What a record is, as a key: a digest of every field that can change its number, and of nothing else.
 
-`identifying_fields` lists those fields. A plan makes keys of them before anything runs, and whoever holds a record makes the
-same key again from the record alone.
+`identifying_fields` lists those fields. A plan makes keys of them before anything runs, and whoever holds a record
+makes the same key again from the record alone.
 """
 
 from __future__ import annotations
