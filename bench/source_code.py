@@ -219,8 +219,18 @@ class _Walk:
 
 
 def _without_docstring(node: ast.AST, body: list[ast.stmt]) -> list[ast.stmt]:
+    """The body without docstrings and, in a class, without what only tells of it: no number comes of those."""
     has = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
-    return [each for each in body if not (has and isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
+    kept = [each for each in body if not (has and isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
+    return [each for each in kept if not (isinstance(node, ast.ClassDef) and _tells(each))]
+
+
+def _tells(statement: ast.stmt) -> bool:
+    """Whether a class attribute is for tuning, tests or `bench show`; chosen options are in a key by their values."""
+    match statement:
+        case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+            return name in ("search", "presets", "tested_against", "checked_with")
+    return False
 
 
 # --- other people's files -------------------------------------------------------------------------------------------

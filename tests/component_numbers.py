@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from bench.components import (
     all_components,
     component_of,
+    identity,
     write_lock,
 )
 from bench.data.decode import Preprocessing
@@ -55,6 +57,8 @@ from methods.views import Views
 
 FILE = Path(__file__).resolve().parent / "golden" / "components.json"
 TOLERANCE = 1e-3
+# Components whose numbers come of a training, which amplifies rounding.
+TRAININGS = ("method:", "methods.")
 
 Numbers = list[float]
 
@@ -189,9 +193,9 @@ def _made() -> tuple[dict[str, Numbers], dict[str, Numbers]]:
             inputs = [part if isinstance(part, Weights) else results[id(part)] for part in job.inputs]
             results[id(job)] = made = job.function(inputs, job.data, job.config, generator)
             for thing in (job.function, *types_of(job.config)):
-                identity = declared(thing)
-                if identity is not None:
-                    declared_things.setdefault(identity.name, _of_weights(made))
+                found = declared(thing)
+                if found is not None:
+                    declared_things.setdefault(found.name, _of_weights(made))
         if recipe is not None:
             recipes[recipe] = _of_weights(results[id(next(iter(parts.values())))])
         _kept.append(parts)  # so that no job is freed and its number given to another
@@ -222,9 +226,9 @@ def _jobs() -> dict[str, Numbers]:
 
 
 def _name(thing: Any) -> str:
-    identity = declared(thing)
-    assert identity is not None
-    return identity.name
+    found = declared(thing)
+    assert found is not None
+    return found.name
 
 
 def _of_harness() -> Numbers:
@@ -267,9 +271,10 @@ def golden() -> dict[str, tuple[int, Numbers]]:
     return {name: (version, numbers) for name, (version, numbers) in found.items()}
 
 
-def made_with() -> str:
-    """The release of torch that the numbers were made with; trainings round otherwise with others."""
-    return str(json.loads(FILE.read_text())["torch"])
+def made_with() -> tuple[str, str]:
+    """The release of torch and the rounding that the numbers were made with; trainings give others elsewhere."""
+    found = json.loads(FILE.read_text())
+    return str(found["torch"]), str(found.get("rounding", ""))
 
 
 def _torch() -> str:
@@ -277,8 +282,25 @@ def _torch() -> str:
 
 
 def comparable() -> bool:
-    """Whether trainings give the same numbers here as where the file was made, by kernels and release of torch."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX2" and _torch() == made_with()
+    """Whether trainings give the same numbers here as where the file was made, by rounding and release of torch."""
+    return (_torch(), _rounding()) == made_with()
+
+
+def _rounding() -> str:
+    """A digest of how this processor rounds in the operations of a training: convolution, products, sums, roots."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        images = example_pictures(8).float().div(255).requires_grad_()
+        kernel = torch.linspace(-1, 1, 16 * 3 * 9).sin().view(16, 3, 3, 3)
+        maps = torch.nn.functional.conv2d(images, kernel, stride=2).flatten(2)
+        scores = (maps @ maps.transpose(1, 2)).div(7).softmax(-1) @ maps
+        normal = torch.nn.functional.layer_norm(scores, scores.shape[-1:])
+        normal.logsumexp(-1).std().backward()  # type: ignore[no-untyped-call]
+        assert images.grad is not None
+        return sha256(images.grad.numpy().tobytes() + normal.detach().numpy().tobytes()).hexdigest()[:16]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def differ(one: Numbers, other: Numbers) -> bool:
@@ -291,22 +313,33 @@ def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     before = golden()
     now = {name: (component_of(name).version, numbers_of(name)) for name in all_components()}
+    anew = set() if comparable() else {name for name in now if name.startswith(TRAININGS)}
+    unknown = [name for name in anew if name in before and identity(name) != str(now[name][0])]
+    if unknown:
+        sys.stderr.write(
+            f"the code of {', '.join(unknown)} changed, and this processor or torch rounds otherwise than that "
+            "of the stored numbers; run `make components` on the code as committed first, then on the changed one\n"
+        )
+        return 1
     wrong = [
         name
         for name, (version, numbers) in now.items()
-        if name in before and before[name][0] == version and differ(before[name][1], numbers)
+        if name not in anew and name in before and before[name][0] == version and differ(before[name][1], numbers)
     ]
     for name in wrong:
         sys.stderr.write(f"{name} gives other numbers than its version {now[name][0]} did; raise its version\n")
     if wrong:
         return 1
     changed = write_lock()
-    kept = {name: before[name] if before.get(name, (0,))[0] == entry[0] else entry for name, entry in now.items()}
+    kept = {
+        name: before[name] if name not in anew and before.get(name, (0,))[0] == entry[0] else entry
+        for name, entry in now.items()
+    }
     lines = ",\n".join(
         f"{json.dumps(name)}: {json.dumps([version, [float(f'{number:.7g}') for number in numbers]])}"
         for name, (version, numbers) in sorted(kept.items())
     )
-    FILE.write_text(f'{{"torch": "{_torch()}", "components": {{\n{lines}\n}}}}\n')
+    FILE.write_text(f'{{"torch": "{_torch()}", "rounding": "{_rounding()}", "components": {{\n{lines}\n}}}}\n')
     sys.stdout.write(f"{len(now)} components, {len(changed)} of them with other code than before\n")
     return 0
 

@@ -329,6 +329,7 @@ def test_comments_docstrings_messages_and_new_functions_change_no_identity(check
             "def new_helper() -> int:\n    return 3\n\n\nclass Keeper(Protocol)",
         ),
         ("methods/base.py", "call prepare() before reset()", "prepare first"),
+        ("methods/sar.py", '"margin": 0.7}', '"margin": 0.6}'),
         ("corruptions/weather.py", "def fog(", "# fog\ndef fog("),
     )
     assert set(found.values()) == {"1"}
@@ -386,7 +387,9 @@ def test_the_lock_file_is_that_of_this_code() -> None:
 @pytest.mark.parametrize("kind", ["corruption:", "method:", "methods.", ""])
 def test_numbers_of_a_component_change_with_its_version_only(kind: str) -> None:
     if kind in ("method:", "methods.") and not comparable():
-        pytest.skip("the first steps of a training amplify rounding, so its numbers are those of one torch and AVX2")
+        pytest.skip(
+            "the first steps of a training amplify rounding; stored numbers are those of another processor or torch"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     kinds = ("corruption:", "method:", "methods.")

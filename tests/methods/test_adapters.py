@@ -34,7 +34,7 @@ def test_does_something_and_only_the_plain_one_nothing(row: Any) -> None:
     with torch.no_grad():
         untouched = example_model(case.model)(case.stream.flatten(0, 1))
     difference = float((case.answers - untouched).abs().max())
-    assert (difference == 0.0) if row is PLAIN else (difference > 1e-2)
+    assert (difference < 1e-5) if row is PLAIN else (difference > 1e-2)
 
 
 def test_inference_mode_works_or_is_refused_in_words(row: Any) -> None:
