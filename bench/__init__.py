@@ -14,25 +14,25 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+from bench.core.version import __version__
 
 _EXPORTS = {
-    "Condition": "bench.trial",
-    "Trial": "bench.trial",
-    "RunSpec": "bench.spec",
-    "Outcome": "bench.run",
-    "run": "bench.run",
+    "Condition": "bench.core.conditions",
+    "Trial": "bench.core.conditions",
+    "RunSpec": "bench.settings.run_spec",
+    "Outcome": "bench.runs.run",
+    "run": "bench.runs.run",
     "load_shift": "bench.shifts",
-    "load_stock": "bench.models",
+    "load_stock": "bench.models.weights_io",
 }
 __all__ = ["Condition", "Outcome", "RunSpec", "Trial", "__version__", "load_shift", "load_stock", "run"]
 
 if TYPE_CHECKING:
-    from bench.models import load_stock
-    from bench.run import Outcome, run
+    from bench.core.conditions import Condition, Trial
+    from bench.models.weights_io import load_stock
+    from bench.runs.run import Outcome, run
+    from bench.settings.run_spec import RunSpec
     from bench.shifts import load_shift
-    from bench.spec import RunSpec
-    from bench.trial import Condition, Trial
 
 
 def __getattr__(name: str) -> Any:

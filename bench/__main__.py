@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    from bench.cli import start
+    from bench.cli.main import start
 
     start()
 

@@ -92,13 +92,13 @@ _CHAKRABARTY = (
     "Test Time Adaptation. TMLR 2023."
 )
 
-PLAIN = Row("plain", "adapter", "methods.plain:Plain", "Predicts and changes nothing", Access(), "")
+PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
     Row(
         "source",
         "recipe",
-        "methods.source:Source",
+        "methods.recipes.source:Source",
         "The stock fine-tuned on clean labelled images (LP-FT)",
         Access(),
         _KUMAR,
@@ -106,7 +106,7 @@ _ROWS = (
     Row(
         "supervised_soup",
         "recipe",
-        "methods.supervised_soup:SupervisedSoup",
+        "methods.recipes.supervised_soup:SupervisedSoup",
         "Average of several fine-tunings of one stock on clean labelled images",
         Access(),
         _WORTSMAN,
@@ -158,7 +158,7 @@ _ROWS = (
     Row(
         "tent_pool",
         "recipe",
-        "methods.offline:PoolTent",
+        "methods.recipes.pool_adaptation:PoolTent",
         "TENT for several epochs over the shifted images that a Self-Soup sees, then fixed",
         Access(test="pool", state="offline", backprop="norm"),
         _WANG,
@@ -167,7 +167,7 @@ _ROWS = (
     Row(
         "shot_im_pool",
         "recipe",
-        "methods.offline:PoolShotIM",
+        "methods.recipes.pool_adaptation:PoolShotIM",
         "SHOT-IM for several epochs over the shifted images that a Self-Soup sees, then fixed",
         Access(test="pool", state="offline", backprop="full"),
         _LIANG,
@@ -176,7 +176,7 @@ _ROWS = (
     Row(
         "bn",
         "adapter",
-        "methods.bn:BatchNormStatistics",
+        "methods.adapters.bn:BatchNormStatistics",
         "Batch normalisation with the statistics of each test batch",
         Access(test="stream", state="fixed"),
         _NADO,
@@ -184,7 +184,7 @@ _ROWS = (
     Row(
         "bn_alpha",
         "adapter",
-        "methods.bn_alpha:BatchNormAlpha",
+        "methods.adapters.bn_alpha:BatchNormAlpha",
         "Batch normalisation with a blend of the source statistics and those of each test batch",
         Access(test="stream", state="fixed"),
         _SCHNEIDER,
@@ -192,7 +192,7 @@ _ROWS = (
     Row(
         "bn_ema",
         "adapter",
-        "methods.bn_ema:BatchNormAverage",
+        "methods.adapters.bn_ema:BatchNormAverage",
         "Batch normalisation with source statistics that follow the stream by a moving average",
         Access(test="stream", state="online"),
         _LI,
@@ -200,7 +200,7 @@ _ROWS = (
     Row(
         "lame",
         "adapter",
-        "methods.lame:Lame",
+        "methods.adapters.lame:Lame",
         "Corrects the predictions of each batch so that images with near features get near labels",
         Access(test="stream", state="fixed"),
         _BOUDIAF,
@@ -208,7 +208,7 @@ _ROWS = (
     Row(
         "t3a",
         "adapter",
-        "methods.t3a:T3A",
+        "methods.adapters.t3a:T3A",
         "Replaces the last layer by prototypes of the most certain test features of each class",
         Access(test="stream", state="online"),
         _IWASAWA,
@@ -216,7 +216,7 @@ _ROWS = (
     Row(
         "shot_im",
         "adapter",
-        "methods.shot_im:ShotIM",
+        "methods.adapters.shot_im:ShotIM",
         "Makes each prediction certain and their mean diverse, over all parameters before the last layer",
         Access(test="stream", state="online", backprop="full"),
         _LIANG,
@@ -224,7 +224,7 @@ _ROWS = (
     Row(
         "foa",
         "adapter",
-        "methods.foa:FOA",
+        "methods.adapters.foa:FOA",
         "Searches prompts of a vision transformer by CMA-ES and shifts its last features, by forward passes alone",
         Access(source="statistics", test="stream", state="online"),
         _NIU_FOA,
@@ -232,7 +232,7 @@ _ROWS = (
     Row(
         "tent",
         "adapter",
-        "methods.tent:Tent",
+        "methods.adapters.tent:Tent",
         "Minimises the entropy of predictions over the affine parameters of normalisation layers",
         Access(test="stream", state="online", backprop="norm"),
         _WANG,
@@ -240,7 +240,7 @@ _ROWS = (
     Row(
         "memo",
         "adapter",
-        "methods.memo:Memo",
+        "methods.adapters.memo:Memo",
         "Minimises the marginal entropy over augmented views of one image, then predicts it and forgets",
         Access(test="image", state="episodic", backprop="full"),
         _ZHANG,
@@ -248,7 +248,7 @@ _ROWS = (
     Row(
         "eta",
         "adapter",
-        "methods.eta:Eta",
+        "methods.adapters.eta:Eta",
         "Minimises the entropy of reliable images that are unlike those learnt from before",
         Access(test="stream", state="online", backprop="norm"),
         _NIU_EATA,
@@ -256,7 +256,7 @@ _ROWS = (
     Row(
         "eata",
         "adapter",
-        "methods.eata:Eata",
+        "methods.adapters.eata:Eata",
         "ETA with parameters held near the source where they matter for it (Fisher information)",
         Access(source="unlabelled", test="stream", state="online", backprop="norm"),
         _NIU_EATA,
@@ -264,7 +264,7 @@ _ROWS = (
     Row(
         "rdumb",
         "adapter",
-        "methods.rdumb:Rdumb",
+        "methods.adapters.rdumb:Rdumb",
         "ETA that returns to the source after every 1000 batches",
         Access(test="stream", state="online", backprop="norm"),
         _PRESS,
@@ -272,7 +272,7 @@ _ROWS = (
     Row(
         "rpl",
         "adapter",
-        "methods.rpl:Rpl",
+        "methods.adapters.rpl:Rpl",
         "Learns from its own most probable class by a loss that is robust to wrong labels",
         Access(test="stream", state="online", backprop="norm"),
         _RUSAK,
@@ -280,7 +280,7 @@ _ROWS = (
     Row(
         "sar",
         "adapter",
-        "methods.sar:Sar",
+        "methods.adapters.sar:Sar",
         "Minimises the entropy of reliable images, sharpness-aware, and starts anew before it collapses",
         Access(test="stream", state="online", backprop="norm"),
         _NIU_SAR,
@@ -288,7 +288,7 @@ _ROWS = (
     Row(
         "deyo",
         "adapter",
-        "methods.deyo:Deyo",
+        "methods.adapters.deyo:Deyo",
         "Minimises the entropy of images whose prediction changes when their patches are shuffled",
         Access(test="stream", state="online", backprop="norm"),
         _LEE,
@@ -296,7 +296,7 @@ _ROWS = (
     Row(
         "come_tent",
         "adapter",
-        "methods.come:ComeTent",
+        "methods.adapters.come:ComeTent",
         "TENT on the entropy of opinions, which leave room for not knowing",
         Access(test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
@@ -304,7 +304,7 @@ _ROWS = (
     Row(
         "come_eata",
         "adapter",
-        "methods.come:ComeEata",
+        "methods.adapters.come:ComeEata",
         "EATA on the entropy of opinions, which leave room for not knowing",
         Access(source="unlabelled", test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
@@ -312,7 +312,7 @@ _ROWS = (
     Row(
         "come_sar",
         "adapter",
-        "methods.come:ComeSar",
+        "methods.adapters.come:ComeSar",
         "SAR on the entropy of opinions, which leave room for not knowing",
         Access(test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
@@ -320,7 +320,7 @@ _ROWS = (
     Row(
         "cotta",
         "adapter",
-        "methods.cotta:Cotta",
+        "methods.adapters.cotta:Cotta",
         "Learns its running average's predictions over views, and returns single weights to the source",
         Access(test="stream", state="online", backprop="full"),
         _WANG_COTTA,
@@ -328,7 +328,7 @@ _ROWS = (
     Row(
         "rotta",
         "adapter",
-        "methods.rotta:Rotta",
+        "methods.adapters.rotta:Rotta",
         "Learns its running average's predictions of a class-balanced memory, with robust statistics",
         Access(test="stream", state="online", backprop="norm"),
         _YUAN,
@@ -336,7 +336,7 @@ _ROWS = (
     Row(
         "roid",
         "adapter",
-        "methods.roid:Roid",
+        "methods.adapters.roid:Roid",
         "Learns from certain and diverse images by likelihood ratio and consistency, held near the source",
         Access(test="stream", state="online", backprop="norm"),
         _MARSDEN,
@@ -344,7 +344,7 @@ _ROWS = (
     Row(
         "cmf",
         "adapter",
-        "methods.cmf:Cmf",
+        "methods.adapters.cmf:Cmf",
         "ROID with parameters that follow a hidden state inferred by a Kalman filter",
         Access(test="stream", state="online", backprop="norm"),
         _LEE_CMF,
@@ -352,7 +352,7 @@ _ROWS = (
     Row(
         "adacontrast",
         "adapter",
-        "methods.adacontrast:AdaContrast",
+        "methods.adapters.adacontrast:AdaContrast",
         "Learns labels that near features vote for, and features that tell images of other labels apart",
         Access(test="stream", state="online", backprop="full"),
         _CHEN,
@@ -360,7 +360,7 @@ _ROWS = (
     Row(
         "rmt",
         "adapter",
-        "methods.rmt:Rmt",
+        "methods.adapters.rmt:Rmt",
         "Learns its running average's predictions, gathers features around source prototypes, replays the source",
         Access(source="labelled", test="stream", state="online", backprop="full"),
         _DOEBLER,
@@ -368,7 +368,7 @@ _ROWS = (
     Row(
         "santa",
         "adapter",
-        "methods.santa:Santa",
+        "methods.adapters.santa:Santa",
         "Keeps predictions near the source model's and gathers features around source prototypes",
         Access(source="labelled", test="stream", state="online", backprop="norm"),
         _CHAKRABARTY,

@@ -17,13 +17,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from methods.errors import Unsupported as Unsupported
+from methods.nets.weights import Weights
 from methods.state import load_module, same, save_module
-from methods.stock import Weights
 from methods.table import Access
-
-
-class Unsupported(ValueError):
-    """A method cannot work on this model or data; the message says why and what to do."""
 
 
 class Images(Protocol):

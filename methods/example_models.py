@@ -11,7 +11,7 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from methods.stock import Architecture, Classifier
+from methods.nets.weights import Architecture, Classifier
 
 SIDE = 32
 CLASSES = 10

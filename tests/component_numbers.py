@@ -30,19 +30,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.components import (
-    all_components,
-    component_of,
-    identity,
-    write_lock,
-)
+from bench.core.components import all_components, component_of, identity, write_lock
+from bench.core.conditions import CLEAN, Condition
+from bench.core.import_object import load_object
 from bench.data.decode import Preprocessing
-from bench.kitchen import all_jobs, draw_key, types_of
-from bench.outside import load_object
-from bench.protocols import parse_protocol, plan_stream
+from bench.evaluation.protocols import parse_protocol, plan_stream
 from bench.shifts import load_shift
-from bench.shifts.base import labelled_source, limit_ids, split_ids
-from bench.trial import CLEAN, Condition
+from bench.shifts.shift import labelled_source, limit_ids, split_ids
+from bench.training.job_cache import all_jobs, draw_key, types_of
 from corruptions import corrupt, profile_for
 from methods import METHODS, PLAIN
 from methods.base import Job, Labelled, Unlabelled
@@ -50,10 +45,10 @@ from methods.conformance import Case, play
 from methods.example_models import EXAMPLES, example_images, example_model
 from methods.identity import declared
 from methods.losses import entropy, marginal_entropy
-from methods.pretrain import Pretraining, pretrain
-from methods.stock import Architecture, Classifier, Weights
-from methods.timm_encoders import TimmArchitecture
-from methods.views import Views
+from methods.nets.timm_encoders import TimmArchitecture
+from methods.nets.weights import Architecture, Classifier, Weights
+from methods.selfsoup.pretraining import Pretraining, pretrain
+from methods.views.ssl_views import Views
 
 FILE = Path(__file__).resolve().parent / "golden" / "components.json"
 TOLERANCE = 1e-3
@@ -262,7 +257,11 @@ def _of_decoder() -> Numbers:
 def _of_library() -> Numbers:
     logits = torch.linspace(-3, 3, 40).view(8, 5).sin() * 4
     losses = [*_summary(entropy(logits)), *_summary(marginal_entropy(logits[None]))]
-    return [*losses, *_of_adapter("methods.tent:Tent"), *_of_adapter("methods.bn:BatchNormStatistics")]
+    return [
+        *losses,
+        *_of_adapter("methods.adapters.tent:Tent"),
+        *_of_adapter("methods.adapters.bn:BatchNormStatistics"),
+    ]
 
 
 def golden() -> dict[str, tuple[int, Numbers]]:

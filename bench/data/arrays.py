@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.core.errors import MissingDataError, UsageError
+from bench.data.content_hash import Files, open_files
 from bench.data.decode import decode_array
-from bench.data.identity import Files, open_files
 from bench.data.imageset import Labels, checked_labels
-from bench.errors import MissingDataError, UsageError
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from bench.errors import UsageError
+from bench.core.errors import UsageError
 
 Pixels = NDArray[np.uint8]
 

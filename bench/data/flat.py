@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from bench.core.errors import UsageError
 from bench.data.classes import places_of, synsets
 from bench.data.folders import FolderSet, Listing, list_folder, listed_folder
+from bench.data.hf_tables import UnlabelledError
 from bench.data.lists import read_lines
-from bench.data.tables import UnlabelledError
-from bench.errors import UsageError
 
 _NAME = re.compile(r"ILSVRC2012_(?:val|test)_(\d{8})", re.IGNORECASE)
 _SYNSET = re.compile(r"n\d{8}")

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench.core.errors import MissingDataError, UsageError
 from bench.data.classes import Known, in_order, match, places_of
+from bench.data.content_hash import Files, open_tree, stamps_of
 from bench.data.decode import decode
-from bench.data.identity import Files, open_tree, stamps_of
 from bench.data.imageset import Labels
 from bench.data.lists import read_lines
-from bench.errors import MissingDataError, UsageError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 SKIP_LIST = "skipped.txt"

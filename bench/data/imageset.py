@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.errors import UsageError
+from bench.core.errors import UsageError
 
 Labels = NDArray[np.int64]
 
@@ -19,7 +19,7 @@ class ImageSet(Protocol):
     """Images with labels, in an order that never changes while the files do not.
 
     `classes` names them, `labels` (int64 [n]) are positions in it. `key` says which pixels each row is: it follows from
-    the content of the files (see `bench.data.identity` for very large sets) and from which rows of them are taken.
+    the content of the files (see `bench.data.content_hash` for very large sets) and from which rows of them are taken.
     `skipped` counts images that the user chose to leave out.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-from bench.errors import MissingDataError, UsageError
+from bench.core.errors import MissingDataError, UsageError
 
 
 def read_text(path: Path) -> str:

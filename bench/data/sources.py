@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.core.errors import UsageError
 from bench.data.arrays import numbered, read_npy
 from bench.data.classes import Known
 from bench.data.folders import read_folder
+from bench.data.hf_tables import read_arrow, read_parquet
 from bench.data.imageset import ImageSet
-from bench.data.tables import read_arrow, read_parquet
-from bench.errors import UsageError
 
 
 def find_set(

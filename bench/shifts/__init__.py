@@ -8,20 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from bench.errors import UsageError, nearest
-from bench.shifts.table import OPEN, SHIFTS, ShiftRow
+from bench.core.errors import UsageError, nearest
+from bench.shifts.catalog import OPEN, SHIFTS, ShiftRow
 
 if TYPE_CHECKING:
-    from bench.shifts.base import Shift
-    from bench.shifts.parts import Loader
-    from bench.shifts.reading import Reading
+    from bench.shifts.data_root import Reading
+    from bench.shifts.image_shift import Loader
+    from bench.shifts.shift import Shift
 
 __all__ = ["OWN", "SHIFTS", "ShiftRow", "find_row", "load_by", "load_shift"]
 
 
 OWN = ShiftRow(
     name="FILE.py:CLASS",
-    path="bench.shifts.own:own",
+    path="bench.shifts.user_shift:own",
     summary="your own images and what happens to them, in one small file: bench new shift NAME",
     size="yours",
     licence="yours",
@@ -54,7 +54,7 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
     Its files are opened anew each time, for they may have changed.
     Raises UsageError for an unknown name, MissingDataError where its files are not found.
     """
-    from bench.shifts.reading import Reading
+    from bench.shifts.data_root import Reading
 
     row = find_row(name)
     if reading is not None:
@@ -64,7 +64,7 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
     shift = load_by(getattr(importlib.import_module(module), function), row, reading)
     if not reading.added:
         return shift
-    from bench.shifts.added import with_added
+    from bench.shifts.user_corruption import with_added
 
     return with_added(shift, reading.added)
 
@@ -79,7 +79,7 @@ def _refuse_settings(row: ShiftRow, reading: Reading) -> None:
 
 def load_by(load: Callable[[ShiftRow, Reading], Shift], row: ShiftRow, reading: Reading) -> Shift:
     """What a loader makes of a row; it can then be sent to other processes, which load it in the same way."""
-    from bench.shifts.parts import ImageShift
+    from bench.shifts.image_shift import ImageShift
 
     shift = load(row, reading)
     if isinstance(shift, ImageShift) and shift.made_by is None:

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
+from bench.core.conditions import Condition
+from bench.core.errors import MissingDataError, UsageError
 from bench.data.arrays import read_cifar_binary, read_npy
 from bench.data.classes import CIFAR10, CIFAR100, Known
 from bench.data.decode import Preprocessing
+from bench.data.hf_tables import read_hub, read_parquet
 from bench.data.imageset import ImageSet
-from bench.data.parts import find_parts, tables_of
 from bench.data.sources import find_set
-from bench.data.tables import read_hub, read_parquet
-from bench.errors import MissingDataError, UsageError
+from bench.data.split_folders import find_parts, tables_of
+from bench.shifts.catalog import SHIFTS, ShiftRow
+from bench.shifts.data_root import Reading
+from bench.shifts.image_shift import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
 from bench.shifts.imagenet import COMMON, EXTRA
-from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
-from bench.shifts.reading import Reading
-from bench.shifts.table import SHIFTS, ShiftRow
-from bench.trial import Condition
 
 USUAL = Preprocessing(32, 32)
 _IMAGES = 10_000

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 import corruptions
-from bench.components import corruption_marks
-from bench.shifts.base import stream_rng
-from bench.shifts.reading import Reading
-from bench.shifts.table import Family, ShiftRow
-from bench.trial import Condition, digest_of
+from bench.core.components import corruption_marks
+from bench.core.conditions import Condition, digest_of
+from bench.shifts.catalog import Family, ShiftRow
+from bench.shifts.data_root import Reading
+from bench.shifts.shift import stream_rng
 
 _PARTS = {"train": 697, "dev": 400, "test": 700}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from bench.data.arrays import read_idx
 from bench.data.classes import Known
 from bench.data.decode import Preprocessing
+from bench.data.hf_tables import read_hub
 from bench.data.imageset import ImageSet
-from bench.data.tables import read_hub
+from bench.shifts.catalog import ShiftRow
+from bench.shifts.data_root import Reading
 from bench.shifts.digits import Digits
-from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, stores_at
-from bench.shifts.reading import Reading
-from bench.shifts.table import ShiftRow
+from bench.shifts.image_shift import Facts, ImageShift, OurCorruptions, Part, stores_at
 
 CLASSES = (
     "T-shirt/top",

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.core.conditions import Condition
+from bench.core.errors import MissingDataError, UsageError
 from bench.data.classes import Known, synsets
 from bench.data.decode import Preprocessing
 from bench.data.flat import is_flat, read_flat
 from bench.data.folders import SKIP_LIST, list_folder, listed_folder, read_folder
+from bench.data.hf_tables import read_hub
 from bench.data.imageset import ImageSet
 from bench.data.lists import read_lines
 from bench.data.sources import find_set
-from bench.data.tables import read_hub
-from bench.errors import MissingDataError, UsageError
-from bench.shifts.base import NATURAL, stream_rng
+from bench.shifts.catalog import ShiftRow
+from bench.shifts.data_root import Reading
+from bench.shifts.image_shift import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
 from bench.shifts.laion import LaionCorruptions
-from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
-from bench.shifts.reading import Reading
-from bench.shifts.table import ShiftRow
-from bench.trial import Condition
+from bench.shifts.shift import NATURAL, stream_rng
 from corruptions.tables import PROFILES
 from corruptions.tiles import TilePool, folder_pool, procedural_pool
 

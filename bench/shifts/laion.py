@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.conditions import Condition, digest_of
 from bench.data.decode import Preprocessing
-from bench.data.store import PixelStore
-from bench.shifts.parts import OurCorruptions, Part, stores_at
-from bench.trial import Condition, digest_of
+from bench.data.decoded_store import PixelStore
+from bench.shifts.image_shift import OurCorruptions, Part, stores_at
 from corruptions.laion import DEFINED_AT, mosaic_frame, published_mosaic
 from corruptions.tiles import procedural_pool
 

@@ -7,16 +7,16 @@ from functools import cache
 
 import numpy as np
 
+from bench.core.errors import MissingDataError, nearest
 from bench.data.decode import Preprocessing
+from bench.data.hf_tables import read_hub
 from bench.data.imageset import ImageSet
-from bench.data.tables import read_hub
-from bench.errors import MissingDataError, nearest
-from bench.shifts.anywhere import Sources, sources_of
-from bench.shifts.base import NATURAL, stream_rng
+from bench.shifts.catalog import TASKS, ShiftRow
+from bench.shifts.data_root import Reading
+from bench.shifts.folder_or_hub import Sources, sources_of
+from bench.shifts.image_shift import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
 from bench.shifts.imagenet import COMMON, EXTRA
-from bench.shifts.parts import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
-from bench.shifts.reading import Reading
-from bench.shifts.table import TASKS, ShiftRow
+from bench.shifts.shift import NATURAL, stream_rng
 
 _IMAGES = 1000
 

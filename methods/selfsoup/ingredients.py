@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Keeper, Labelled, Unlabelled
+from methods.data_parallel import ALONE, Team
 from methods.identity import component
+from methods.nets.weights import Normalise, Weights
 from methods.selfsoup.objectives import base, mae
-from methods.stock import Normalise, Weights
-from methods.team import ALONE, Team
-from methods.training import Batches, Group, Progress, check_size, compile_blocks, take, train
-from methods.views import Views
+from methods.training.loop import Batches, Group, Progress, check_size, compile_blocks, take, train
+from methods.views.ssl_views import Views
 
 
 @component("methods.selfsoup.ingredients.Ingredient")

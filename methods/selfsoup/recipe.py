@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported, Work
-from methods.finetune import fine_tunings, join, probe_of, refuse_cut
 from methods.identity import component
+from methods.nets.weights import Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
-from methods.selfsoup.lockstep import Member, Together, inter_train_together, member
-from methods.selfsoup.mixes import Mixing, mix_classifiers, mix_job, selection
+from methods.selfsoup.joint_training import Member, Together, inter_train_together, member
+from methods.selfsoup.mixing_options import Mixing, mix_classifiers, mix_job, selection
 from methods.selfsoup.objectives import OBJECTIVES
-from methods.stock import Weights
 from methods.table import Access
-from methods.views import Views
+from methods.training.finetune import fine_tunings, join, probe_of, refuse_cut
+from methods.views.ssl_views import Views
 
 STOCK = "stock"
 """The ingredient that is the stock itself."""

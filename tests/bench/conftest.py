@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench.answers import Answers
-from bench.models import save_weights
-from bench.run import Outcome, run
-from bench.spec import make_spec
+from bench.evaluation.prediction_cache import Answers
+from bench.models.weights_io import save_weights
+from bench.runs.run import Outcome, run
+from bench.settings.run_spec import make_spec
+from methods.nets.weights import Architecture, Weights, build_encoder
 from methods.selfsoup.objectives import mae
-from methods.stock import Architecture, Weights, build_encoder
-from methods.training import reset
+from methods.training.loop import reset
 
 FAST: dict[str, dict[str, Any]] = {
     "source": {"epochs": 2, "batch_size": 50},
@@ -70,7 +70,7 @@ def settings(stock: str, tmp_path: Path) -> dict[str, Any]:
 
 def quick(settings: dict[str, Any], **changes: Any) -> Outcome:
     """Run with fast options for the methods that are asked for."""
-    from bench.registry import parse_method
+    from bench.settings.methods import parse_method
 
     merged = {**settings, **changes}
     names = merged["method"].split(",")

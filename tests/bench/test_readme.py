@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from bench.registry import parse_method, parse_setting
-from bench.run import Outcome
+from bench.runs.run import Outcome
+from bench.settings.methods import parse_method, parse_setting
+from bench.settings.run_spec import make_spec, read_run_file
 from bench.shifts import find_row
-from bench.spec import make_spec, read_run_file
 
 HOME = Path(__file__).resolve().parents[2]
 README = (HOME / "README.md").read_text()

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.models import MAE_BASE
+from bench.models.weights_io import MAE_BASE
 from bench.shifts.imagenet import synsets
+from methods.nets.weights import Architecture, build_encoder, sine_cosine_positions
 from methods.selfsoup.objectives.mae import Decoder
-from methods.stock import Architecture, build_encoder, sine_cosine_positions
-from methods.training import reset
+from methods.training.loop import reset
 
 Bench = Callable[..., subprocess.CompletedProcess[str]]
 PIXELS = 64

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.run import run
-from bench.spec import RunSpec
+from bench.runs.run import run
+from bench.settings.run_spec import RunSpec
 from leaderboards.boards import Board, Cell
 from leaderboards.page import to_page
 

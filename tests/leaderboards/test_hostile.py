@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 import leaderboards
-from bench import publishing, reading
+from bench.runs import open_results as reading
+from bench.runs import publishing
 from leaderboards import bundle as bundle_module
 from leaderboards.identity import key_of
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import publishing
-from bench.errors import BenchError, MissingDataError, UsageError
-from bench.errors import ValidationError as InvalidResults
-from bench.spec import make_spec, read_run_file
+from bench.core.errors import BenchError, MissingDataError, UsageError
+from bench.core.errors import ValidationError as InvalidResults
+from bench.runs import publishing
+from bench.settings.run_spec import make_spec, read_run_file
 from leaderboards import make_board, read_bundle, write_bundle
 from leaderboards.bundle import ids_of, runs_of
 from leaderboards.store import find_scored

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import publishing
-from bench.spec import make_spec, read_run_file
+from bench.runs import publishing
+from bench.settings.run_spec import make_spec, read_run_file
 from leaderboards import Board, make_board, read_bundle, to_markdown
 from leaderboards.store import find_scored
 

@@ -14,17 +14,17 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from methods.adapters.come import ComeEata, ComeSar, ComeTent
+from methods.adapters.deyo import Deyo
+from methods.adapters.eata import Eata
+from methods.adapters.eta import Eta
+from methods.adapters.rdumb import Rdumb
+from methods.adapters.rpl import Rpl
+from methods.adapters.sar import Sar
+from methods.adapters.tent import Tent
 from methods.base import Adapter, Source, SourceBatch, Unsupported
-from methods.come import ComeEata, ComeSar, ComeTent
-from methods.deyo import Deyo
-from methods.eata import Eata
-from methods.eta import Eta
 from methods.norms import norm_parameters
 from methods.online import below_the_official_top, below_the_top, margin
-from methods.rdumb import Rdumb
-from methods.rpl import Rpl
-from methods.sar import Sar
-from methods.tent import Tent
 
 Nets = Callable[[str], nn.Sequential]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from methods.base import Job, Labelled, Unlabelled, Unsupported
-from methods.season import Schedule, SelfSeasoning, Supervised
+from methods.nets.weights import Architecture, Classifier, Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.selfsoup.recipe import ContinuedSoup, SelfSoup, SingleIngredient, read_ingredient
-from methods.stock import Architecture, Classifier, Weights
+from methods.soups.season import Schedule, SelfSeasoning, Supervised
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
 

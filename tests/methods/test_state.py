@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from methods.adapters.memo import Memo
+from methods.adapters.plain import Plain
+from methods.adapters.tent import Tent
 from methods.base import Adapter
-from methods.memo import Memo
-from methods.plain import Plain
 from methods.state import Unsaved, constants, load_module, same, save_module, untouched
-from methods.tent import Tent
 
 
 class Slotted:

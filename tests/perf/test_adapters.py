@@ -17,18 +17,18 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torchvision.transforms import functional as vision
 
-from bench.outside import load_object
-from bench.predict import Evaluation, evaluate
-from bench.protocols import parse_protocol, plan_stream
+from bench.core.conditions import CLEAN
+from bench.core.import_object import load_object
+from bench.evaluation.evaluate import Evaluation, evaluate
+from bench.evaluation.protocols import parse_protocol, plan_stream
 from bench.shifts import load_shift
-from bench.shifts.reading import Reading
-from bench.trial import CLEAN
+from bench.shifts.data_root import Reading
 from methods import METHODS
-from methods.augment import augmix, draw
+from methods.adapters.memo import Memo
+from methods.adapters.plain import Plain
 from methods.base import Adapter, Source, SourceBatch
-from methods.memo import Memo
-from methods.plain import Plain
-from methods.stock import Architecture, Classifier
+from methods.nets.weights import Architecture, Classifier
+from methods.views.augmix import augmix, draw
 
 pytestmark = pytest.mark.slow
 
@@ -270,7 +270,7 @@ def test_a_run_takes_hardly_longer_than_a_bare_loop(benchmark: BenchmarkFixture,
         reading=Reading(),
         weights=None,
         model=model,
-        adapter="methods.plain:Plain",
+        adapter="methods.adapters.plain:Plain",
         config=None,
         seed=0,
         segments=segments,

@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.data import identity
+from bench.core.conditions import Condition
+from bench.data import content_hash as identity
 from bench.data.arrays import read_npy
 from bench.data.decode import Preprocessing
+from bench.data.decoded_store import PixelStore
 from bench.data.folders import read_folder
-from bench.data.store import PixelStore
-from bench.run import run
+from bench.runs.run import run
+from bench.settings.run_spec import make_spec
 from bench.shifts import load_shift
-from bench.shifts.lazy import LazyImages
-from bench.shifts.reading import Reading
-from bench.spec import make_spec
-from bench.trial import Condition
+from bench.shifts.data_root import Reading
+from bench.shifts.lazy_images import LazyImages
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.devices import cores
-from bench.plan import make_plan
-from bench.run import run
-from bench.spec import make_spec
+from bench.core.devices import cores
+from bench.planning.plan import make_plan
+from bench.runs.run import run
+from bench.settings.run_spec import make_spec
 from leaderboards.store import Store
 
 DATA = Path(os.environ.get("SOUPBENCH_TEST_DATA", ""))

@@ -14,7 +14,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from safetensors.torch import save_file
 
-from bench.soups import mix
+from bench.soups.mix_files import mix
 
 pytestmark = pytest.mark.slow
 

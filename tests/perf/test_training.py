@@ -18,13 +18,13 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torchvision import transforms
 
-from bench.keeper import FileKeeper
-from bench.live import Teller
-from methods import vit
+from bench.execution.checkpointing import FileKeeper
+from bench.execution.progress_files import Teller
+from methods.nets import vit
+from methods.nets.weights import Architecture, build_encoder
 from methods.selfsoup.objectives import mae
-from methods.stock import Architecture, build_encoder
-from methods.training import Group, Progress, reset, schedule, train
-from methods.views import Views
+from methods.training.loop import Group, Progress, reset, schedule, train
+from methods.views.ssl_views import Views
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from methods.stock import AnyArchitecture, Weights
-from methods.team import Share
-from methods.training import reset
-from methods.views import Views
+from methods.data_parallel import Share
+from methods.nets.weights import AnyArchitecture, Weights
+from methods.training.loop import reset
+from methods.views.ssl_views import Views
 
 
 class Objective(nn.Module, ABC):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods import flops
 from methods.identity import component
+from methods.nets import flops
+from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
-from methods.stock import AnyArchitecture, Weights
 
 _KNOTS = 17
 _LIMIT = 3.0

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from methods import flops
 from methods.identity import component
+from methods.nets import flops
+from methods.nets.vit import encode
+from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
 from methods.selfsoup.objectives.lejepa import random_slices, sigreg
-from methods.stock import AnyArchitecture, Weights
-from methods.views import Views
-from methods.vit import encode
+from methods.views.ssl_views import Views
 
 _LOCAL_SIDE = 3 / 7  # 96 of 224 pixels
 

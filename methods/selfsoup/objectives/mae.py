@@ -12,12 +12,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods import flops
 from methods.identity import component
+from methods.nets import flops
+from methods.nets.vit import encode_visible, pick
+from methods.nets.weights import AnyArchitecture, Weights, sine_cosine_positions
 from methods.selfsoup.objectives import base
-from methods.stock import AnyArchitecture, Weights, sine_cosine_positions
-from methods.training import reset
-from methods.vit import encode_visible, pick
+from methods.training.loop import reset
 
 
 @component("methods.selfsoup.objectives.mae.Config")

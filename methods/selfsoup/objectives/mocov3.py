@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods import flops
 from methods.identity import component
+from methods.nets import flops
+from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
-from methods.stock import AnyArchitecture, Weights
 
 
 @component("methods.selfsoup.objectives.mocov3.Config")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods import flops
 from methods.identity import component
+from methods.nets import flops
+from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
 from methods.selfsoup.objectives.mocov3 import info_nce
-from methods.stock import AnyArchitecture, Weights
 
 
 @component("methods.selfsoup.objectives.mocov3_official.Config")

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.run import Outcome, run
-from bench.spec import make_spec
+from bench.runs.run import Outcome, run
+from bench.settings.run_spec import make_spec
 
 from .greys import FACTORIES, Listener
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from bench.core.conditions import CLEAN
 from bench.data.decode import Preprocessing
-from bench.trial import CLEAN
-from bench.watch import Watcher
+from bench.runs.callbacks import Watcher
 
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.core.errors import MissingDataError, UsageError
 from bench.data.arrays import read_cifar_binary, read_idx, read_npy
-from bench.errors import MissingDataError, UsageError
 
 TEN = [str(number) for number in range(10)]
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)

@@ -14,13 +14,13 @@ from datasets import ClassLabel, Value
 from PIL import Image
 from typer.testing import CliRunner
 
-from bench.classifiers import load_ready
-from bench.cli import app
-from bench.data.tables import read_parquet
-from bench.errors import MissingDataError, UsageError
+from bench.cli.main import app
+from bench.core.conditions import CLEAN
+from bench.core.errors import MissingDataError, UsageError
+from bench.data.hf_tables import read_parquet
+from bench.models.classifiers import load_ready
 from bench.shifts import load_shift
-from bench.stocks import StockSpec, plan_stock
-from bench.trial import CLEAN
+from bench.training.pretrain_stock import StockSpec, plan_stock
 
 from .greys import CIFAR, arrays, grey, knows, png, table, tree
 

@@ -13,12 +13,12 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from bench.cli import app
-from bench.data.store import PixelStore
-from bench.errors import BenchError
+from bench.cli.main import app
+from bench.core.conditions import CLEAN, Condition
+from bench.core.errors import BenchError
+from bench.data.decoded_store import PixelStore
 from bench.shifts import load_shift
-from bench.shifts.table import OPEN, SHIFTS
-from bench.trial import CLEAN, Condition
+from bench.shifts.catalog import OPEN, SHIFTS
 from leaderboards.store import Store
 
 from .conftest import picture, save, write_tree
@@ -130,7 +130,7 @@ def test_verify_reads_every_image_of_every_condition(root: Path) -> None:
 
 
 def test_verify_holds_files_against_their_sums_and_kept_pixels_against_their_digests(root: Path) -> None:
-    from bench.data.verify import file_digest
+    from bench.data_tools.verify import file_digest
 
     tree = root / "imagenet-c"
     files = sorted(path for path in tree.rglob("*.JPEG"))

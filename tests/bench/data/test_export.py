@@ -19,15 +19,15 @@ from filelock import FileLock
 from PIL import Image
 
 import corruptions
+from bench.core.conditions import CLEAN, Condition
+from bench.core.errors import MissingDataError, UsageError
 from bench.data.arrays import read_npy
 from bench.data.decode import Preprocessing
-from bench.data.export import LAYOUTS, export, usual_layout
-from bench.data.verify import check_sums
-from bench.errors import MissingDataError, UsageError
+from bench.data_tools.export import LAYOUTS, export, usual_layout
+from bench.data_tools.verify import check_sums
 from bench.shifts import load_shift
-from bench.shifts.base import Shift
-from bench.shifts.reading import Reading
-from bench.trial import CLEAN, Condition
+from bench.shifts.data_root import Reading
+from bench.shifts.shift import Shift
 from corruptions import weather
 
 SYNSETS = ("n01440764", "n01443537")

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import requests
 
-from bench.data import fetch as fetching
-from bench.data.fetch import download, fetch
-from bench.errors import BenchError, MissingDataError, UsageError
+from bench.core.conditions import Condition
+from bench.core.errors import BenchError, MissingDataError, UsageError
+from bench.data_tools import fetch as fetching
+from bench.data_tools.fetch import download, fetch
 from bench.shifts import load_shift
-from bench.shifts.reading import Reading
-from bench.trial import Condition
+from bench.shifts.data_root import Reading
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
+from bench.core.errors import BenchError, MissingDataError, UsageError
 from bench.data.decode import Preprocessing, decode
+from bench.data.decoded_store import PixelStore
 from bench.data.folders import read_folder
-from bench.data.store import PixelStore
-from bench.errors import BenchError, MissingDataError, UsageError
 
 from .conftest import picture, save
 

@@ -142,10 +142,10 @@ def test_no_network_is_said_at_once(bench: Any) -> None:
 
 def test_the_pixels_are_those_of_the_files(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in the layout of the hub, read by the same code."""
+    from bench.core.conditions import CLEAN
     from bench.data.decode import Preprocessing
     from bench.shifts import load_shift
-    from bench.shifts.reading import Reading
-    from bench.trial import CLEAN
+    from bench.shifts.data_root import Reading
 
     place = tmp_path / "clone" / "data"
     place.mkdir(parents=True)

@@ -17,14 +17,14 @@ from torch import nn
 from torchvision.transforms import v2
 
 import corruptions
-from bench.classifiers import OfClasses
-from bench.errors import MissingDataError, UsageError
+from bench.core.conditions import CLEAN, Condition
+from bench.core.errors import MissingDataError, UsageError
+from bench.models.classifiers import OfClasses
 from bench.shifts import load_shift
-from bench.shifts.base import pick_conditions, pick_corruptions
+from bench.shifts.data_root import Reading
+from bench.shifts.image_shift import ImageShift
 from bench.shifts.imagenet import LAION, SUPERCLASSES, synsets
-from bench.shifts.parts import ImageShift
-from bench.shifts.reading import Reading
-from bench.trial import CLEAN, Condition
+from bench.shifts.shift import pick_conditions, pick_corruptions
 
 from .conftest import picture, save, write_tree
 

@@ -18,18 +18,18 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import ResNet18_Weights
 from typer.testing import CliRunner
 
-from bench.cli import app
+from bench.cli.main import app
+from bench.core.conditions import Condition
+from bench.core.errors import MissingDataError, UsageError
 from bench.data.classes import CIFAR10, CIFAR100, joined, match, places_of
-from bench.data.explain import explain
-from bench.data.found import look
-from bench.data.verify import verify
-from bench.errors import MissingDataError, UsageError
+from bench.data_tools.explain import explain
+from bench.data_tools.locate import look
+from bench.data_tools.verify import verify
 from bench.shifts import load_shift
+from bench.shifts.data_root import Reading
 from bench.shifts.fashion import CLASSES
 from bench.shifts.imagenet import BAR, LAION, SUPERCLASSES, synsets
-from bench.shifts.reading import Reading
-from bench.stocks import StockSpec, plan_stock
-from bench.trial import Condition
+from bench.training.pretrain_stock import StockSpec, plan_stock
 
 from .conftest import as_stored, picture, save
 from .greys import CIFAR, arrays, grey, knows, png, table, tree
@@ -183,8 +183,8 @@ class TestIdentityByName:
         assert knows(clean, everything(clean), 3) == 1
 
     def test_a_classifier_of_another_run_has_its_own_order(self, tmp_path: Path, stock: str) -> None:
-        from bench.run import run
-        from bench.spec import make_spec
+        from bench.runs.run import run
+        from bench.settings.run_spec import make_spec
 
         tree(tmp_path / "a/train", ["x", "y", "z"], each=10)
         tree(tmp_path / "a/test", ["x", "y", "z"])
@@ -556,7 +556,7 @@ class TestAdvice:
         assert len(labels_of(load_shift(f"folder:{tmp_path}", reading=Reading(part="test")))) == 8
 
     def test_a_repeated_record_reads_the_same_part(self, tmp_path: Path, knower: Any) -> None:
-        from bench.repeat import spec_of
+        from bench.runs.repeat import spec_of
         from leaderboards.store import Store
 
         for part, each in (("test", 4), ("val", 3)):

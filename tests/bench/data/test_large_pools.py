@@ -12,15 +12,16 @@ import pytest
 import torch
 
 import corruptions
-from bench.costs import bill
-from bench.data import kept
-from bench.data.kept import KeptRows, pools_dir
-from bench.plan import make_plan
-from bench.run import run
-from bench.shifts import digits, lazy, load_shift
-from bench.shifts.lazy import LazyImages
-from bench.spec import make_spec
-from bench.trial import CLEAN, NATURAL, Condition
+from bench.core.conditions import CLEAN, NATURAL, Condition
+from bench.data import pixel_cache as kept
+from bench.data.pixel_cache import KeptRows, pools_dir
+from bench.planning.cost_estimate import bill
+from bench.planning.plan import make_plan
+from bench.runs.run import run
+from bench.settings.run_spec import make_spec
+from bench.shifts import digits, load_shift
+from bench.shifts import lazy_images as lazy
+from bench.shifts.lazy_images import LazyImages
 from leaderboards.store import Store
 
 from .conftest import picture, save

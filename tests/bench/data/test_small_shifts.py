@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 import corruptions
-from bench.data.tables import read_parquet
-from bench.errors import MissingDataError, UsageError
+from bench.core.conditions import CLEAN, Condition
+from bench.core.errors import MissingDataError, UsageError
+from bench.data.hf_tables import read_parquet
 from bench.shifts import find_row, load_shift
-from bench.shifts.base import pick_conditions
-from bench.shifts.reading import Reading
-from bench.shifts.table import TASKS
-from bench.trial import CLEAN, Condition
+from bench.shifts.catalog import TASKS
+from bench.shifts.data_root import Reading
+from bench.shifts.shift import pick_conditions
 
 from .conftest import as_stored, picture, save, table
 

@@ -10,10 +10,10 @@ import torch
 import torchvision.transforms.v2 as v2
 from PIL import Image
 
-from bench.errors import UsageError
+from bench.core.conditions import Condition
+from bench.core.errors import UsageError
 from bench.shifts import load_shift
 from bench.shifts.imagenet import LAION, SUPERCLASSES, synsets
-from bench.trial import Condition
 from corruptions.laion import published_mosaic
 from corruptions.tiles import procedural_pool
 

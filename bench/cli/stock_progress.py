@@ -1,0 +1,71 @@
+"""What `bench stock` shows while it trains: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.core.console import print_text, say
+from bench.core.errors import Interrupted
+from bench.shifts import SHIFTS
+from bench.training import pretrain_stock as stocks
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def make(spec: stocks.StockSpec, out: Path | None) -> None:
+    """Pretrain and write a stock; ends with the line that uses it."""
+    out = stocks.where_to(spec, out)
+    plan = stocks.plan_stock(spec)
+    shape = plan.recipe.architecture
+    batch = min(plan.recipe.batch_size, len(plan.data))
+    say(
+        f"{plan.source}; {shape.image_size} px, {shape.description}; {plan.recipe.steps} steps of {plan.objective}, "
+        f"{batch} images each, on {plan.device}"
+    )
+    start = time.perf_counter()
+    try:
+        with _Shown(plan.recipe.steps) as shown:
+            weights = stocks.make_stock(spec, out, shown.tell, plan)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted; the same command goes on from the last checkpoint (one is kept every minute)"
+        ) from None
+    print_text(
+        f"{out}: {out.stat().st_size / 1000:.0f} kB, {weights.digest}, {time.perf_counter() - start:.0f} s; "
+        f"loss in {out.with_suffix('.png')}"
+    )
+    shift = stocks.SOURCES.get(spec.data, spec.data)
+    if shift.partition(":")[0] in SHIFTS:
+        print_text(f"use it: bench run --method source,selfsoup --shift {shift} --stock {out}")
+
+
+class _Shown:
+    def __init__(self, steps: int) -> None:
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
+        self._task = self._bar.add_task("pretraining", total=steps)
+        self._steps = steps
+        self._spoke = time.monotonic()
+
+    def __enter__(self) -> _Shown:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def tell(self, done: int, loss: float | None) -> None:
+        text = "" if loss is None else f", loss {loss:.4f}"
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=done, description=f"pretraining{text}")
+            return
+        now = time.monotonic()
+        if done == self._steps or now - self._spoke >= _SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            say(f"[{done}/{self._steps}] steps{text}")

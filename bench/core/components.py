@@ -1,0 +1,298 @@
+"""What made a number: the identity of every part whose code can change it.
+
+A part of this project is a *component* with a name and a declared version. The lock file holds, for each, the version
+and the digest of the code that goes with it. Code that agrees with the lock is identified by its version alone, so a
+comment, a moved file or a release changes no key. Code that does not (an edited checkout) is identified by version and
+digest, so everything that depends on it is measured again, and nothing else. Code of other people is identified by what
+its files do (`bench.core.source_code.files_digest`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bench.core.environment import package_digest
+from bench.core.errors import UsageError
+from bench.core.import_object import code_of, code_of_module, is_file_module
+from bench.core.source_code import HOME, Root, definitions_digest, definitions_of, is_own
+from corruptions import catalog, tables
+from methods import METHODS, PLAIN
+from methods.identity import Identity, declared
+from methods.table import Row
+
+HARNESS = "harness"
+"""Streams, splits, predictions and metrics: what every number passes through."""
+
+DECODER = "decoder"
+"""How files become pixels."""
+
+LIBRARY = "library"
+"""What methods of other people build on: base classes, losses, norms, nets and views."""
+
+_NOTHING = (
+    "bench.core.errors",
+    "bench.execution.progress_files",
+    "methods.table",
+    "methods.nets.flops",
+    "methods.identity",
+    "leaderboards.files",
+)
+"""Modules that change no number: errors, progress, tables for people, counts of operations."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of this project: the definitions that it consists of, and plain values that count as its code."""
+
+    version: int
+    roots: tuple[Root, ...]
+    values: str = ""
+    stop: tuple[str, ...] = field(default=_NOTHING)
+
+    @property
+    def code(self) -> str:
+        """A digest of the code as it is in the files now."""
+        found = definitions_digest(self.roots, self.stop)
+        return hashlib.sha256(f"{found}\n{self.values}".encode()).hexdigest()[:16] if self.values else found
+
+
+_SHARED: dict[str, Component] = {
+    HARNESS: Component(
+        1,
+        (
+            ("bench.evaluation.protocols", "*"),
+            ("bench.shifts.shift", "split_ids"),
+            ("bench.shifts.shift", "limit_ids"),
+            ("bench.shifts.shift", "labelled_source"),
+            ("bench.shifts.shift", "adapt_pool"),
+            ("bench.shifts.shift", "clean_labelled"),
+            ("bench.shifts.shift", "clean_pool"),
+            ("bench.evaluation.evaluate", "_run_segment"),
+            ("bench.evaluation.evaluate", "_source"),
+            ("bench.evaluation.evaluate", "_autocast"),
+            ("bench.evaluation.stream_results", "Tally"),
+            ("bench.models.classifiers", "OfClasses"),
+            ("bench.models.classifiers", "ReadyClassifier"),
+            ("bench.models.classifiers", "for_classes"),
+            ("methods.adapters.plain", "Plain"),
+            ("methods.nets.weights", "ready"),
+            ("methods.nets.weights", "Architecture"),
+            ("methods.nets.timm_encoders", "TimmArchitecture"),
+            ("leaderboards.metrics", "score"),
+        ),
+        stop=(
+            *_NOTHING,
+            "corruptions.pipeline",
+            "bench.evaluation.evaluate:Evaluation",
+            "bench.evaluation.evaluate:_tell",
+            "bench.evaluation.pass_counter",
+            "bench.core.environment",
+            "bench.shifts.lazy_images",
+            "bench.shifts.catalog",
+            "bench.shifts.data_root",
+        ),
+    ),
+    DECODER: Component(1, (("bench.data.decode", "*"),)),
+    LIBRARY: Component(
+        1,
+        tuple(
+            (f"methods.{module}", name)
+            for module, names in {
+                "base": ("Adapter", "Recipe", "Labelled", "Unlabelled", "Job"),
+                "losses": ("*",),
+                "norms": ("*",),
+                "online": ("*",),
+                "nets.feature_head_split": ("*",),
+                "nets.weights": ("Weights", "ready"),
+                "views.ssl_views": ("Views",),
+            }.items()
+            for name in names
+        ),
+    ),
+}
+
+
+def method_name(row: Row) -> str:
+    """The name of the component behind a row of the table of methods."""
+    return f"method:{row.name}"
+
+
+def corruption_name(name: str) -> str:
+    """The name of the component behind a corruption."""
+    return f"corruption:{name}"
+
+
+@cache
+def is_corruption(name: str) -> bool:
+    """Whether a name is that of one of this project's corruptions."""
+    return name in catalog.names()
+
+
+def corruption_marks(name: str | None) -> list[str]:
+    """What a digest of corrupted images names beside their parameters: nothing for the first version of a corruption,
+    so that digests which were published before versions were declared stay the same.
+    """
+    found = "1" if name is None or not is_corruption(name) else identity(corruption_name(name))
+    return [] if found == "1" else [f"{name} {found}"]
+
+
+@cache
+def component_of(name: str) -> Component:
+    """A component by its name. Raises KeyError where there is none of that name."""
+    if name in _SHARED:
+        found = _SHARED[name]
+        roots = tuple(each for root in found.roots for each in _expanded(root))
+        return Component(found.version, roots, found.values, found.stop)
+    kind, _, rest = name.partition(":")
+    if kind == "method":
+        row = PLAIN if rest == PLAIN.name else METHODS[rest]
+        module, _, cls = row.path.partition(":")
+        return Component(row.version, ((module, cls),))
+    if kind == "corruption":
+        return _corruption(catalog.describe(rest))
+    identity, root = _declared_at()[name]
+    return Component(identity.version, (root,))
+
+
+def _expanded(root: Root) -> Iterable[Root]:
+    """The root itself; of "*" all definitions of its module."""
+    module, name = root
+    return ((module, each) for each in definitions_of(module)) if name == "*" else (root,)
+
+
+def _corruption(row: catalog.Row) -> Component:
+    module, _, function = row.path.partition(":")
+    there = definitions_of(module)
+    own = [name for name in (function, f"draw_{function}", f"{function}_bytes") if name in there]
+    profiles = sorted(tables.PROFILES)
+    values = repr([(profile, tables.PROFILES[profile].get(row.name)) for profile in profiles])
+    lists = ("ROWS", "_BY_NAME", "ALIASES", "Row", "names", "canonical")
+    stop = (*_NOTHING, "corruptions.tables", *(f"corruptions.catalog:{name}" for name in lists))
+    roots = (*((module, name) for name in own), ("corruptions.pipeline", "corrupt"))
+    return Component(row.version, roots, values + repr(tables.CLEAN.get(row.name)), stop)
+
+
+@cache
+def _declared_at() -> dict[str, tuple[Identity, Root]]:
+    """What job functions and their options declare, by name, and where they are defined now."""
+    import methods
+
+    found: dict[str, tuple[Identity, Root]] = {}
+    for info in pkgutil.walk_packages(methods.__path__, "methods."):
+        module = importlib.import_module(info.name)
+        for name, thing in vars(module).items():
+            if getattr(thing, "__module__", None) != info.name:
+                continue
+            for each in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
+                identity = declared(each) if callable(each) else None
+                if identity is None or each.__module__ != info.name or each.__qualname__.partition(".")[0] != name:
+                    continue
+                if found.setdefault(identity.name, (identity, (info.name, name)))[1] != (info.name, name):
+                    raise ValueError(f"two components are called {identity.name}; give one of them another name")
+    return found
+
+
+def is_component(name: str) -> bool:
+    """Whether a name is one of this project's components."""
+    return name in _SHARED or (name in _lock() and name != _PACKAGE)
+
+
+def all_components() -> list[str]:
+    """The names of all components, sorted."""
+    methods = [method_name(row) for row in (PLAIN, *METHODS.values())]
+    corruptions = [corruption_name(name) for name in catalog.names()]
+    return sorted([*_SHARED, *methods, *corruptions, *_declared_at()])
+
+
+@cache
+def _lock() -> Mapping[str, tuple[int, str]]:
+    text = (resources.files("bench") / "assets" / "components.json").read_text()
+    return {name: (version, code) for name, (version, code) in json.loads(text).items()}
+
+
+@cache
+def _as_released() -> bool:
+    """Whether all files are, to the byte, those that the lock file was written for: then nothing has to be parsed."""
+    return _lock().get(_PACKAGE, (0, ""))[1] == package_digest()
+
+
+_PACKAGE = "package"
+
+
+@cache
+def identity(name: str) -> str:
+    """What identifies a component in keys: "2", its version, or "2+CODE" where its code is not what the lock says."""
+    return _as_locked(name, component_of(name))
+
+
+def _as_locked(name: str, found: Component) -> str:
+    if _as_released() and _lock().get(name, (0,))[0] == found.version:
+        return str(found.version)
+    code = found.code
+    return str(found.version) if _lock().get(name) == (found.version, code) else f"{found.version}+{code}"
+
+
+def write_lock(path: Path | None = None) -> list[str]:
+    """Write the lock file anew; gives the names of the components whose entry changed."""
+    file = path or HOME / "bench" / "assets" / "components.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    now = {name: [component_of(name).version, component_of(name).code] for name in all_components()}
+    now[_PACKAGE] = [0, package_digest()]
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in now.items())
+    file.write_text("{\n" + lines + "\n}\n")
+    return [
+        name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name) and name != _PACKAGE
+    ]
+
+
+# --- functions and classes ------------------------------------------------------------------------------------------
+
+
+def name_of(thing: Callable[..., Any]) -> str:
+    """The name of a job function or of a class of options, which seeds random numbers: declared, or of other people's
+    code its own name in its package ("package:Class"), which is the same wherever the file lies.
+
+    Raises UsageError for one of this project that declares none.
+    """
+    found = declared(thing)
+    if found is not None:
+        return found.name
+    if is_own(thing.__module__):
+        raise UsageError(f"{thing.__module__}.{thing.__qualname__} has no identity; add @component to it")
+    package = "" if is_file_module(thing.__module__) else thing.__module__.partition(".")[0]
+    return f"{package}:{thing.__qualname__}"
+
+
+@cache
+def identity_of(thing: Callable[..., Any]) -> tuple[str, str]:
+    """What identifies a job function or a class of options in keys: its name, and its version or what its code does."""
+    found = declared(thing)
+    if found is None or not is_own(thing.__module__):
+        return name_of(thing), f"{code_of_module(thing.__module__)}/{identity(LIBRARY)}"
+    root = thing.__module__, thing.__qualname__.partition(".")[0]
+    return found.name, _identity_at(found.name, found.version, root)
+
+
+@cache
+def _identity_at(name: str, version: int, root: Root) -> str:
+    return _as_locked(name, Component(version, (root,)))
+
+
+def identity_of_path(path: str) -> str:
+    """What identifies a method by the path of its class: its version, or for other people's what their code does."""
+    row = _rows_by_path().get(path)
+    return identity(method_name(row)) if row is not None else f"{code_of(path)}/{identity(LIBRARY)}"
+
+
+@cache
+def _rows_by_path() -> dict[str, Row]:
+    return {row.path: row for row in (PLAIN, *METHODS.values())}

@@ -1,0 +1,150 @@
+"""Pixels that took work to make, by content key in a sparse file, where each row is checked when it is first read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.core.cache_dir import cache_dir
+from bench.data.decode import Pixels
+
+log = logging.getLogger(__name__)
+
+DIGEST_BYTES = 16
+
+
+def pools_dir() -> Path:
+    """Where pixels of pools are kept."""
+    return cache_dir() / "pools"
+
+
+class KeptRows:
+    """Images uint8 [rows, 3, h, w] that are made when they are first asked for, by whichever process does.
+
+    What is made follows from the key alone, so nobody waits for anybody: who writes a row that another one writes too
+    writes the same bytes. After the rows the file holds a digest of each, zeros where there is none yet. A row that was
+    half written or damaged has another digest and is made again. Where the file cannot be opened or the disk is full,
+    what is lacking is made each time.
+    """
+
+    def __init__(self, key: str, rows: int, shape: tuple[int, ...]) -> None:
+        self.key, self.rows, self.shape = key, rows, shape
+        self.row_bytes = int(np.prod(shape))
+        self._file: OpenFile | None = None
+        self._opened = self._ended = False
+        self._checked = np.zeros(rows, bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        fresh = {"_file": None, "_opened": False, "_ended": False, "_checked": np.zeros(self.rows, bool)}
+        return {**vars(self), **fresh}
+
+    @property
+    def path(self) -> Path:
+        return pools_dir() / f"{self.key}.u8"
+
+    @property
+    def lacking(self) -> int:
+        """Rows that are not there yet, as far as their digests tell. Makes no file."""
+        if self._file is None and not self.path.is_file():
+            return self.rows
+        self._open()
+        if self._file is None:
+            return self.rows
+        found = os.pread(self._file.number, self.rows * DIGEST_BYTES, self.rows * self.row_bytes)
+        whole = np.frombuffer(found.ljust(self.rows * DIGEST_BYTES, b"\0"), np.uint8)
+        return int((~whole.reshape(-1, DIGEST_BYTES).any(axis=1)).sum())
+
+    def take(self, rows: np.ndarray, make: Callable[[np.ndarray], Pixels]) -> Pixels:
+        """Rows [n] as pixels [n, 3, h, w]; `make` gives those of the rows that are lacking."""
+        self._open()
+        if self._file is None:
+            return make(rows)
+        file = self._file.number
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        lacking = np.array([not self._read(file, int(row), into) for row, into in zip(rows, out, strict=True)])
+        if lacking.any():
+            out[lacking] = made = make(rows[lacking])
+            self._write(file, rows[lacking], made)
+        return out
+
+    def _open(self) -> None:
+        if self._opened:
+            return
+        self._opened = True
+        size = self.rows * (self.row_bytes + DIGEST_BYTES)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = OpenFile(self.path, create=True)
+            self._ended = not self._file.writable
+            if os.fstat(self._file.number).st_size < size and self._file.writable:
+                os.ftruncate(self._file.number, size)
+        except OSError as error:
+            log.warning("corrupted images are not kept: %s", error)
+
+    def _read(self, file: int, row: int, into: Pixels) -> bool:
+        if not self._checked[row]:
+            digest = os.pread(file, DIGEST_BYTES, self.rows * self.row_bytes + row * DIGEST_BYTES)
+            if not any(digest):
+                return False
+        view = into.data.cast("B")
+        if os.preadv(file, [view], row * self.row_bytes) != self.row_bytes:
+            return False
+        if not self._checked[row]:
+            self._checked[row] = row_digest(into) == digest
+        return bool(self._checked[row])
+
+    def _write(self, file: int, rows: np.ndarray, made: Pixels) -> None:
+        if self._ended:
+            return
+        try:
+            for row, pixels in zip(rows.tolist(), made, strict=True):
+                write_all(file, np.ascontiguousarray(pixels).data, row * self.row_bytes)
+                write_all(file, row_digest(pixels), self.rows * self.row_bytes + row * DIGEST_BYTES)
+                self._checked[row] = True
+        except OSError as error:
+            self._ended = True
+            log.warning("no more corrupted images are kept: %s", error)
+
+
+class OpenFile:
+    """A file that is open until this object goes, to read and write, or to read where others filled it."""
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        try:
+            self.number = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+            self.writable = True
+        except PermissionError:
+            self.number = os.open(path, os.O_RDONLY)
+            self.writable = False
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+def room_for(kept: Sequence[KeptRows]) -> bool:
+    """Whether what is lacking of these takes no more than half of what is free on the disk."""
+    folder = next(path for path in (pools_dir(), *pools_dir().parents) if path.exists())
+    return sum(rows.lacking * rows.row_bytes for rows in kept) <= shutil.disk_usage(folder).free // 2
+
+
+def write_all(file: int, content: bytes | memoryview, offset: int) -> None:
+    """Write at a place of an open file, not through a map: a full disk is then an error and not a signal that ends the
+    process.
+    """
+    view = memoryview(content).cast("B")
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def row_digest(pixels: np.ndarray) -> bytes:
+    """A hash of one image."""
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=DIGEST_BYTES).digest()

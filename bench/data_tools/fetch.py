@@ -1,0 +1,234 @@
+"""Published data sets from where they were published: archives of Zenodo through pooch, the hub through `datasets`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tarfile import TarError
+from textwrap import shorten
+from typing import Any
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from bench.core.cache_dir import write_bytes
+from bench.core.errors import BenchError, MissingDataError, UsageError
+from bench.data.hf_tables import read_hub
+from bench.data_tools.locate import SUMS
+from bench.shifts import ShiftRow, find_row
+from bench.shifts.data_root import Reading
+
+ZENODO = "https://zenodo.org/api/records"
+_CHUNK = 1 << 16
+_TRIES = 5
+_TIMEOUT = 60
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file to fetch: its path below the data set's folder, size in bytes (0: not said), checksum and address."""
+
+    name: str
+    size: int
+    checksum: str
+    url: str
+
+
+def fetch(name: str, reading: Reading, mirror: str | None, say: Callable[[str], object]) -> Path | str:
+    """Bring the data of a shift below the data root (or into the cache of `datasets`) and give where it lies.
+
+    What is there already is not fetched again, what was interrupted goes on where it stopped, and nothing counts
+    before its checksum is right. `mirror` is the address of a folder that holds the files and their SHA256SUMS.
+    Raises UsageError when offline, MissingDataError where it cannot be reached or has to be got by hand, BenchError
+    for a full disk.
+    """
+    row = find_row(name)
+    if reading.offline:
+        raise UsageError("offline forbids fetching; leave --offline out")
+    say(f"{name}: {row.size}; licence: {row.licence}")
+    if mirror is None and not row.doi:
+        return _from_hub(row)
+    if not row.places:
+        raise UsageError(f"{name} has no folder below the data root; fetch it without --mirror")
+    root = reading.root / row.places[0]
+    remotes = _listed_at(mirror) if mirror is not None else _of_zenodo(row)
+    total = sum(remote.size for remote in remotes)
+    say(f"{len(remotes)} files, {total / 1e9:.3g} GB, into {root}" if total else f"{len(remotes)} files into {root}")
+    _need_room(root, total)
+    pooch.get_logger().setLevel("WARNING")  # the bar says it
+    for remote in tqdm(remotes, unit=" files", leave=False, disable=None):
+        _get(remote, root)
+    if mirror is not None and not any(remote.name.endswith(_ARCHIVES) for remote in remotes):
+        sums = "".join(f"{remote.checksum.partition(':')[2]}  {remote.name}\n" for remote in remotes)
+        write_bytes(root / SUMS, sums.encode())
+    return root
+
+
+def _from_hub(row: ShiftRow) -> str:
+    repo, config = row.repository
+    if not repo:
+        raise MissingDataError(f"{row.name} cannot be fetched from here; get it from {row.how_to_get}")
+    brought = []
+    for split in dict.fromkeys((row.hub_test, "train", "validation", "val")):
+        try:
+            brought.append(f"{split}: {len(read_hub(repo, config, split, offline=False)):,} images")
+        except MissingDataError as error:
+            if "nknown split" not in str(error):
+                raise
+    if not brought:
+        raise MissingDataError(f"{repo} has no split test, train or validation; choose another data set")
+    return f"hub cache ({repo}: {', '.join(brought)})"
+
+
+def _of_zenodo(row: ShiftRow) -> list[Remote]:
+    number = row.doi.rpartition(".")[2]
+    facts = _ask(f"{ZENODO}/{number}", row.name).json()
+    return [
+        Remote(_safe(file["key"]), int(file["size"]), file["checksum"], file["links"]["self"])
+        for file in facts["files"]
+    ]
+
+
+def _listed_at(mirror: str) -> list[Remote]:
+    base = mirror.rstrip("/")
+    lines = _ask(f"{base}/{SUMS}", mirror).text.splitlines()
+    found = [re.fullmatch(r"([0-9a-f]{64})[ ][ *](.+)", line) for line in lines if line.strip()]
+    if not found or None in found:
+        raise UsageError(f"{base}/{SUMS} is not a list of sha256sum; write it there with: sha256sum FILE… > {SUMS}")
+    named = [(match[1], _safe(match[2])) for match in found if match is not None]
+    return [Remote(name, 0, f"sha256:{digest}", f"{base}/{name}") for digest, name in named]
+
+
+def _safe(name: str) -> str:
+    """A name from elsewhere, which must stay below the folder that it is written to."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or not name.strip():
+        raise UsageError(f"the list of files holds the path {name!r}, which leads elsewhere; do not use this source")
+    return name
+
+
+def _ask(url: str, what: str) -> requests.Response:
+    try:
+        answer = requests.get(url, timeout=_TIMEOUT)
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise MissingDataError(
+            f"{what} cannot be reached ({_short(error)}); check the network and run the same command again"
+        ) from None
+    return answer
+
+
+def _short(error: Exception) -> str:
+    return shorten((str(error) or type(error).__name__).splitlines()[0], 160, placeholder=" …")
+
+
+def _need_room(root: Path, total: int) -> None:
+    nearest_there = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    free = shutil.disk_usage(nearest_there).free
+    if total > free:
+        raise BenchError(
+            f"{total / 1e9:.3g} GB do not fit into the {free / 1e9:.3g} GB left at {nearest_there}; free space or "
+            "choose another disk with --data-root"
+        )
+
+
+def _get(remote: Remote, root: Path) -> None:
+    """One file, checked; an archive is unpacked whole or not at all, and a mark says that it was."""
+    mark = root / ".fetched" / f"{remote.name}.{remote.checksum.rpartition(':')[2]}"
+    if mark.is_file():
+        return
+    target = root / remote.name
+    part = target.with_name(target.name + ".part")
+    try:
+        pooch.retrieve(
+            remote.url,
+            remote.checksum,
+            fname=target.name,
+            path=target.parent,
+            downloader=partial(download, part=part),
+        )
+        part.unlink(missing_ok=True)
+        if target.name.endswith(_ARCHIVES):
+            _unpack(target, root)
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            target.unlink()
+    except requests.RequestException as error:
+        raise MissingDataError(
+            f"{remote.name} broke off ({_short(error)}); run the same command again, it goes on where it stopped"
+        ) from None
+    except ValueError as error:
+        part.unlink(missing_ok=True)
+        raise MissingDataError(
+            f"{remote.name} is not what its checksum says and was thrown away ({_short(error)}); "
+            "run the same command again"
+        ) from None
+    except (TarError, zipfile.BadZipFile, shutil.ReadError, EOFError) as error:
+        raise UsageError(f"{target} cannot be unpacked ({_short(error)}); remove it and fetch again") from None
+    except OSError as error:
+        raise BenchError(f"cannot write below {root} ({error.strerror or error}); free space, then run again") from None
+
+
+def download(url: str, output: str, _: Any, *, part: Path) -> None:
+    """Fetch an address into a file as pooch asks for it, by way of `part`, which a later call continues.
+
+    A connection that breaks is taken up again. Raises requests.RequestException where that does not help.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            _download_rest(url, part)
+            break
+        except requests.HTTPError:
+            raise
+        except requests.RequestException:
+            if attempt == _TRIES:
+                raise
+    # A copy would need the space twice; the checksum is checked next, and a wrong file is thrown away whole.
+    part.replace(output)
+
+
+def _download_rest(url: str, part: Path) -> None:
+    have = part.stat().st_size if part.is_file() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # all of it is here already
+        answer.raise_for_status()
+        if answer.status_code != requests.codes.partial_content:
+            have = 0
+        length = int(answer.headers.get("Content-Length", 0))
+        bar = tqdm(
+            total=have + length or None, initial=have, unit="B", unit_scale=True, desc=part.stem, leave=False,
+            disable=None,
+        )  # fmt: skip
+        with part.open("ab" if have else "wb") as file, bar:
+            for chunk in answer.iter_content(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if length and part.stat().st_size != have + length:
+            raise requests.ConnectionError("fewer bytes came than were promised")
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    """Unpack beside, then move into place; a folder around all is taken off. What was there before stays."""
+    beside = root / ".unpacking"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    if archive.suffix == ".zip":
+        shutil.unpack_archive(archive, beside)
+    else:
+        shutil.unpack_archive(archive, beside, filter="data")
+    inside = list(beside.iterdir())
+    wrapped = len(inside) == 1 and inside[0].is_dir() and _bare(inside[0].name) == _bare(root.name)
+    shutil.copytree(inside[0] if wrapped else beside, root, dirs_exist_ok=True, copy_function=shutil.move)
+    shutil.rmtree(beside)
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,1 @@
+"""Stream images past a method and keep what it predicts."""

@@ -1,0 +1,374 @@
+"""The stream loop: batches out, log-probabilities in, and what becomes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.core.cache_dir import weights_path
+from bench.core.components import identity, identity_of_path, is_component
+from bench.core.conditions import CLEAN, Condition, digest_of
+from bench.core.errors import BenchError, MissingDataError
+from bench.core.import_object import code_of, load_object
+from bench.evaluation.pass_counter import Passes, forget_peak, peak_memory_mb
+from bench.evaluation.prediction_cache import Answers
+from bench.evaluation.protocols import Segment
+from bench.evaluation.stream import Latest, Stream
+from bench.evaluation.stream_results import Measured, Tally
+from bench.execution.progress_files import Teller
+from bench.models.classifiers import for_classes
+from bench.models.weights_io import classifier, load_model, load_weights, model_digest
+from bench.shifts import load_shift
+from bench.shifts.data_root import Reading
+from bench.shifts.shift import Shift, stream_rng
+from methods.base import Adapter, Keeper, Source, SourceBatch
+from methods.nets.weights import Classifier
+from methods.table import Access
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What a run was planned for. Whoever computes holds what it finds against it, maybe hours later and elsewhere.
+
+    `digests` say what the images `scored` (ids, int64 [n]) of each condition are, `model` what a ready classifier is
+    (its digest), `components` and `adapter` what code is used.
+    """
+
+    scored: np.ndarray
+    digests: Mapping[Condition, str]
+    model: str | None
+    components: Mapping[str, str]
+    adapter: str
+
+    @property
+    def data(self) -> str:
+        """One digest of all images."""
+        return digest_of([[str(condition), digest] for condition, digest in self.digests.items()])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All a worker needs to run one chain of segments: names and plain values, no tensors.
+
+    `clean` is streamed after the last segment to see what was forgotten (None: not measured); the adapted state is
+    then thrown away. `weights` is the cache key of a cooked classifier, `model` a user's "file.py:factory"; one of them
+    is set. `expected` is what the run was planned for (None: whatever there is). `plain`: the adapter changes nothing,
+    so that its answers may be kept in the cache; `fresh`: they are measured even if they are there.
+    """
+
+    method: str
+    shift: str
+    reading: Reading
+    weights: str | None
+    model: str | None
+    adapter: str
+    config: Any
+    seed: int
+    segments: tuple[Segment, ...]
+    clean: Segment | None
+    batch_size: int
+    precision: str
+    device: str
+    expected: Expected | None = None
+    plain: bool = False
+    fresh: bool = False
+
+    @property
+    def all_segments(self) -> tuple[Segment, ...]:
+        """The chain and the clean images after it."""
+        return (*self.segments, *([self.clean] if self.clean is not None else []))
+
+
+def evaluate(job: Evaluation, keep: Keeper | None = None, teller: Teller | None = None) -> list[Measured]:
+    """Run an adapter along a chain of segments that share its state, and measure each condition.
+
+    `teller` is told where the stream is, for people; the adapter never sees it.
+    With `keep` it goes on where it was killed, with the same predictions to the bit on the same kind of machine.
+    Raises FloatingPointError where outputs are not finite: they are reported, never averaged.
+    """
+    (outcome,) = evaluate_together([(job, keep, teller)])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def evaluate_together(
+    jobs: Sequence[tuple[Evaluation, Keeper | None, Teller | None]],
+) -> list[list[Measured] | Exception]:
+    """`evaluate` for several adapters on one and the same stream, whose batches are made once for all of them.
+
+    Who is furthest behind goes next, so one batch of pixels is held however long the stream is. Each ends as if alone,
+    or with the error that it raised; only memory is unknown, because it is not that of one adapter.
+    """
+    latest = Latest() if len(jobs) > 1 else None
+    running = {number: _steps(*job, latest) for number, job in enumerate(jobs)}
+    done = dict.fromkeys(running, -1)
+    outcomes: dict[int, list[Measured] | Exception] = {}
+    while running:
+        number = min(running, key=lambda other: done[other])
+        try:
+            done[number] = next(running[number])
+            continue
+        except StopIteration as end:
+            outcomes[number] = end.value
+        except Exception as error:  # noqa: BLE001 - it ends this adapter and no other
+            # The frames of a traceback would hold the adapter's memory as long as the others go on.
+            outcomes[number] = error.with_traceback(None) if latest else error
+        del running[number]
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+def is_answered(job: Evaluation, *, alone: bool) -> bool:
+    """Whether the cache has all answers of a stream that runs alone or in company."""
+    if not job.plain or (job.weights is not None and not weights_path(job.weights).is_file()):
+        return False
+    answers = Answers(job, _shift_of(job), _model_of(job), alone=alone)
+    return all(answers.recall(segment) is not None for segment in job.all_segments)
+
+
+def _steps(
+    job: Evaluation, keep: Keeper | None, teller: Teller | None, latest: Latest | None
+) -> Generator[int, None, list[Measured]]:
+    """Evaluate one batch at a time; yields how many images are done, at first those of a killed attempt."""
+    _check_code(job)
+    shift = _shift_of(job)
+    model = _classifier(job, shift)
+    answers = Answers(job, shift, _model_of(job), alone=latest is None)
+    generator = torch.Generator(device=job.device)
+    generator.manual_seed(int(stream_rng(job.seed, "adapter", job.method).integers(2**62)))
+    adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
+    adapter.prepare(_source(shift, job, adapter.access))
+    passes = Passes()
+    passes.watch(vars(adapter))
+    segments = job.all_segments
+    progress = _Progress(keep, job.device)
+    tallies = progress.restore(adapter)
+    images = sum(len(segment.ids) for segment in segments)
+    done = sum(tally.done for tally in tallies)
+    if teller is not None:
+        teller.begin(done / images)
+    yield done
+    # Only an adapter that is still as it was gives, in any order, the answers that are kept.
+    still = answers.may_keep and not adapter.changed()
+    for number, segment in enumerate(segments):
+        _check_images(job, shift, segment)
+        if number == len(tallies):
+            if segment.reset:
+                adapter.reset()
+                still = answers.may_keep
+            tallies.append((answers.recall(segment) if still else None) or Tally.empty(len(segment.ids)))
+        if tallies[number].done < len(segment.ids):
+            before = sum(tally.done for tally in tallies[:number])
+            for batch, _ in enumerate(_run_segment(adapter, shift, segment, job, passes, tallies[number], latest)):
+                # After one batch too: what changes may come back by the end.
+                still = still and (batch > 0 or not adapter.changed())
+                progress.look(adapter, tallies)
+                done = before + tallies[number].done
+                if teller is not None and teller.due():
+                    _tell(teller, shift, segment, job, tallies[number], done / images)
+                yield done
+            still = still and not adapter.changed()
+            if still:
+                answers.keep(segment, tallies[number])
+    measured = [
+        part
+        for segment, tally in zip(job.segments, tallies, strict=False)
+        for part in tally.by_condition(shift, segment, job.device)
+    ]
+    if job.clean is None:
+        return measured
+    hits = np.concatenate([part.predictions.hits for part in tallies[-1].by_condition(shift, job.clean, job.device)])
+    last = len(measured) - len(job.segments[-1].conditions)
+    return measured[:last] + [replace(part, clean_accuracy_after=float(np.mean(hits))) for part in measured[last:]]
+
+
+_LAYOUT = 2  # of an adapter's state; what was kept in another one is not continued
+
+
+class _Progress:
+    """The adapter and the tallies of a chain in a keeper, saved when that is due."""
+
+    def __init__(self, keep: Keeper | None, device: str) -> None:
+        self._keep, self._device = keep, device
+
+    def restore(self, adapter: Adapter) -> list[Tally]:
+        """Put the adapter into the state that was kept; gives the tallies that belong to it, [] for a new start."""
+        state = self._keep.load() if self._keep is not None else None
+        if state is None or state["device"] != self._device or state.get("layout") != _LAYOUT:
+            return []
+        adapter.load_state_dict(state["adapter"])
+        return [Tally(**values) for values in state["tallies"]]
+
+    def look(self, adapter: Adapter, tallies: Sequence[Tally]) -> None:
+        if self._keep is None or not self._keep.due():
+            return
+        state = {"adapter": adapter.state_dict(), "tallies": [vars(tally) for tally in tallies]}
+        self._keep.save(
+            {"step": sum(tally.done for tally in tallies), "device": self._device, "layout": _LAYOUT, **state}
+        )
+
+
+def _run_segment(
+    adapter: Adapter,
+    shift: Shift,
+    segment: Segment,
+    job: Evaluation,
+    passes: Passes,
+    tally: Tally,
+    latest: Latest | None,
+) -> Iterator[None]:
+    """Stream what is left of a segment into its tally, a batch at a time."""
+    labels = shift.labels(segment.ids)
+    passes.forwards, passes.backwards = tally.forwards, tally.backwards
+    columns = tally.arrays()
+    tally.alone = tally.alone and latest is None
+    forget_peak(job.device)
+    stream = Stream(shift, segment, job.batch_size, job.device, tally.done, latest)
+    while not stream.ended:
+        images = stream.ask()
+        n = len(images)
+        if segment.episodic:
+            adapter.reset()
+        start = time.perf_counter()
+        with _autocast(job.precision, job.device):
+            scores = adapter.predict(images)
+        probabilities = _probabilities(scores, n, shift.classes, f"{job.method} on {segment.conditions[0]}")
+        tally.seconds += time.perf_counter() - start
+        rows = stream.answered()
+        best = probabilities.argmax(axis=1)
+        columns["predicted"][rows] = best
+        columns["confidence"][rows] = probabilities[np.arange(n), best]
+        columns["p_label"][rows] = probabilities[np.arange(n), labels[rows]]
+        columns["sum_p2"][rows] = np.square(probabilities).sum(axis=1)
+        tally.done += n
+        tally.forwards, tally.backwards = passes.forwards, passes.backwards
+        yield
+    peaks = [peak for peak in (tally.peak, peak_memory_mb(job.device)) if peak is not None]
+    tally.peak = max(peaks, default=None)
+
+
+def _tell(teller: Teller, shift: Shift, segment: Segment, job: Evaluation, tally: Tally, share: float) -> None:
+    ids, predicted = segment.ids[: tally.done], tally.columns["predicted"][: tally.done].numpy()
+    answers = shift.answers(ids)
+    hits = shift.labels(ids) == predicted if answers is None else answers[np.arange(len(ids)), predicted]
+    names = [str(condition) for condition in segment.conditions]
+    where = names[0] if len(names) == 1 else f"{len(names)} conditions"
+    batches = [-(-count // job.batch_size) for count in (tally.done, len(segment.ids))]
+    teller.batch(where, batches[0], batches[1], float(np.mean(hits)), share)
+
+
+def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarray:
+    """Normalised probabilities in float64 [n, classes] of scores that are log-probabilities up to a constant."""
+    if not isinstance(scores, Tensor) or scores.shape != (n, classes):
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{where}: predict gave {shape} for a batch of {n}; return a tensor [{n}, {classes}]")
+    exact = scores.detach().to("cpu", torch.float64)
+    # A class that is ruled out, at minus infinity, is a probability of 0; a row of nothing else is none.
+    if not (torch.isfinite(exact) | exact.isneginf()).all() or not torch.isfinite(exact.amax(1)).all():
+        raise FloatingPointError(f"{where}: predictions are not finite; lower the method's learning rate")
+    return torch.softmax(exact, dim=1).numpy()
+
+
+def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
+    """Clean train images in a random order of the seed, as much of them as the method declared."""
+    if access.source == "none":
+        return None
+    try:
+        ids = stream_rng(job.seed, "source", shift.name).permutation(shift.ids("train"))
+    except MissingDataError:
+        raise MissingDataError(
+            f"{job.method} needs clean train images, and {shift.name} has none; put them into a folder train beside "
+            f"the scored ones (for published sets see bench data status), or leave {job.method} out"
+        ) from None
+
+    def read(number: int) -> SourceBatch:
+        chosen = ids[number * job.batch_size : (number + 1) * job.batch_size]
+        images = shift.images(chosen, Condition(None, 0)).to(job.device).float().div_(255)
+        if access.source != "labelled":
+            return SourceBatch(images)
+        return SourceBatch(images, torch.from_numpy(shift.labels(chosen)).to(job.device))
+
+    return Source(read, -(-len(ids) // job.batch_size))
+
+
+def _shift_of(job: Evaluation) -> Shift:
+    return _shift(job.shift, job.reading, job.expected.data if job.expected is not None else None)
+
+
+@lru_cache(maxsize=2)
+def _shift(name: str, reading: Reading, data: str | None) -> Shift:
+    """A shift that stays open from stream to stream; `data` tells apart what has lain at one place at two times."""
+    return load_shift(name, reading=reading)
+
+
+_checked: WeakKeyDictionary[Shift, set[tuple[Condition, str]]] = WeakKeyDictionary()
+
+
+def _check_images(job: Evaluation, shift: Shift, segment: Segment) -> None:
+    """Raise BenchError where the images of a segment are not those that the run was planned for."""
+    if job.expected is None:
+        return
+    checked = _checked.setdefault(shift, set())
+    for condition in (CLEAN,) if segment.blends else segment.conditions:
+        digest = job.expected.digests.get(condition)
+        if digest is None or (condition, digest) in checked:
+            continue
+        if shift.digest(job.expected.scored, condition) != digest:
+            raise BenchError(
+                f"the images of {job.shift}, {condition}, have changed since the run was planned; start the run again"
+            )
+        checked.add((condition, digest))
+
+
+def _check_code(job: Evaluation) -> None:
+    """Raise BenchError where code is not what the run was planned with."""
+    if job.expected is None:
+        return
+    now = {name: identity(name) for name in job.expected.components if is_component(name)}
+    if ".py:" in (job.model or ""):
+        now["model"] = code_of(str(job.model))
+    changed = [name for name, found in now.items() if job.expected.components[name] != found]
+    if identity_of_path(job.adapter) != job.expected.adapter:
+        changed.append(job.adapter)
+    if changed:
+        raise BenchError(f"the code of {changed[0]} has changed since the run was planned; start the run again")
+
+
+def _classifier(job: Evaluation, shift: Shift) -> nn.Module:
+    model = _model_of(job).to(job.device)
+    if job.model is None and (not isinstance(model, Classifier) or model.head.out_features == shift.classes):
+        return model
+    first = job.segments[0]
+    image = shift.images(first.ids[:1], CLEAN if shift.has_clean else first.conditions[0], job.device)
+    return for_classes(model, shift, image.float() / 255)
+
+
+def _model_of(job: Evaluation) -> nn.Module:
+    return _loaded(job.weights, job.model, job.expected.model if job.expected is not None else None)
+
+
+@lru_cache(maxsize=2)
+def _loaded(weights: str | None, model: str | None, digest: str | None) -> nn.Module:
+    """A classifier that stays in memory from stream to stream; `digest` tells apart what had one name at two times."""
+    if model is not None:
+        found = load_model(model)
+        if digest is not None and model_digest(found) != digest:
+            raise BenchError(f"the weights of {model} have changed since the run was planned; start the run again")
+        return found
+    assert weights is not None
+    return classifier(load_weights(weights_path(weights))[0])
+
+
+def _autocast(precision: str, device: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)

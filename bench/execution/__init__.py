@@ -1,0 +1,1 @@
+"""Run tasks in processes and on clusters, with checkpoints and progress files."""

@@ -1,0 +1,151 @@
+"""Tasks as jobs of a SLURM cluster, through submitit; the folder of the run and the cache must be on a shared disk.
+
+The process that hands out the work stays on the submitting machine. A job that is preempted or runs out of time is
+queued again, and a training then goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, pickle_load
+
+from bench.core.errors import UsageError
+from bench.execution.task_pool import Finished, Task, set_threads
+from bench.settings.run_spec import Slurm
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+_LOOKS_BEFORE_LOST = 5
+"""Shared disks show a result some seconds after the queue has forgotten its job."""
+
+
+class Requeued:
+    """A task as a job: submitit calls it again, with the same arguments, after a preemption or a timeout."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        set_threads(self._threads)
+        return function(*arguments)
+
+    def checkpoint(self, function: Callable[..., Any], *arguments: Any) -> submitit.helpers.DelayedSubmission:
+        """What is queued again: the same call, which finds its own checkpoint."""
+        return submitit.helpers.DelayedSubmission(self, function, *arguments)
+
+
+class SlurmJobs:
+    """Runs every task as a job of its own, those that may start together as one array.
+
+    Raises UsageError where there is no sbatch.
+    """
+
+    def __init__(self, settings: Slurm, folder: Path, room: int, threads: int) -> None:
+        self.room = room
+        self._settings = settings
+        self._call = Requeued(threads)
+        self._running: dict[str, tuple[Any, Task]] = {}
+        self._missed: dict[str, int] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._executor = submitit.SlurmExecutor(folder=folder.absolute(), max_num_timeout=settings.requeues)
+        except RuntimeError as error:
+            raise UsageError(
+                f"--launch slurm needs sbatch on this machine ({error}); run it on a login node, or use --launch local"
+            ) from None
+        wanted = {
+            "job_name": "soupbench",
+            "partition": settings.partition,
+            "account": settings.account,
+            "qos": settings.qos,
+            "constraint": settings.constraint,
+            "time": settings.time,
+            "mem": None if settings.mem is None else f"{settings.mem:g}G",
+            "array_parallelism": room,
+            "additional_parameters": settings.other or None,
+        }
+        self._executor.update_parameters(**{key: value for key, value in wanted.items() if value is not None})
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Queue the tasks, those on as many devices as one array. Raises UsageError with sbatch's own words where it
+        refuses.
+        """
+        for devices in sorted({task.devices for task in tasks}):
+            # A task on one device leaves the other GPUs of the settings to others.
+            gpus = min(self._settings.gpus, devices)
+            gpus_if_any = {"gpus_per_node": gpus} if gpus else {}
+            self._executor.update_parameters(cpus_per_task=max(self._settings.cpus, devices), **gpus_if_any)
+            self._queue([task for task in tasks if task.devices == devices])
+
+    def _queue(self, tasks: Sequence[Task]) -> None:
+        try:
+            with self._executor.batch():
+                jobs = [self._executor.submit(self._call, task.function, *task.arguments) for task in tasks]
+        except FailedJobError as error:
+            said = (str(error).strip().splitlines() or ["no reason given"])[0].removeprefix("sbatch: error: ")
+            mend = "mend --slurm KEY=VALUE, or use --launch local"
+            raise UsageError(f"sbatch refused the jobs ({said}); {mend}") from None
+        for job, task in zip(jobs, tasks, strict=True):
+            log.info("%s is job %s", task.label, job.job_id)
+            self._running[job.job_id] = (job, task)
+
+    def wait(self) -> list[Finished]:
+        while True:
+            # The queue is read first: a job that leaves it afterwards has written its result before.
+            queued = _queued()
+            ended = [key for key in self._running if self._has_ended(key, queued)]
+            if ended:
+                return [self._collect(key) for key in ended]
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _has_ended(self, key: str, queued: frozenset[str] | None) -> bool:
+        job, _ = self._running[key]
+        if job.paths.result_pickle.exists():
+            return True
+        if queued is None or key in queued:
+            self._missed.pop(key, None)
+            return False
+        self._missed[key] = self._missed.get(key, 0) + 1
+        return self._missed[key] >= _LOOKS_BEFORE_LOST
+
+    def _collect(self, key: str) -> Finished:
+        job, task = self._running.pop(key)
+        self._missed.pop(key, None)
+        if not job.paths.result_pickle.exists():
+            lost = f"job {key} ended without a result (cancelled, out of memory or time); see {job.paths.stderr}"
+            return Finished(task, None, RuntimeError(lost))
+        kind, value = pickle_load(job.paths.result_pickle)
+        if kind == "success":
+            return Finished(task, value, None)
+        lines = str(value).strip().splitlines() or ["failed"]
+        log.error("%s failed in job %s:\n%s", task.label, key, value)
+        return Finished(task, None, RuntimeError(lines[-1]))
+
+    def close(self) -> None:
+        """Cancel what is queued or runs: nobody would collect it."""
+        for job, _ in self._running.values():
+            job.cancel(check=False)
+
+
+def _queued() -> frozenset[str] | None:
+    """The jobs of this user that are waiting or running; None where the scheduler does not answer."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--format=%i"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("squeue does not answer (%s); waiting for it", error)
+        return None
+    return frozenset(done.stdout.split())

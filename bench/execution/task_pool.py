@@ -1,0 +1,270 @@
+"""Tasks with dependencies, run in this process or in several; results come back one by one, in any order."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import Any, Protocol
+
+import bench.core.import_object  # noqa: F401 - a process that works for another can then receive what a plug-in's file defines
+from bench.core.devices import visible_gpus
+from bench.core.offline import go_offline, is_offline
+
+log = logging.getLogger(__name__)
+
+_SECONDS_TO_TIDY_UP = 2.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """`function(*arguments)` once all tasks named in `after` are done. Function and arguments must pickle.
+
+    `label` is for people. Tasks listed earlier start earlier when several could. `devices` is how many it computes on.
+    """
+
+    key: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    after: frozenset[str]
+    label: str
+    devices: int = 1
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task's result, or the error that ended it or one of the tasks it waited for."""
+
+    task: Task
+    value: Any
+    error: Exception | None
+
+
+class Executor(Protocol):
+    """Where tasks run. It takes tasks that may start and gives them back as they end."""
+
+    room: int
+    """How many tasks it takes at a time."""
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Start tasks, never more than there is room for."""
+
+    def wait(self) -> list[Finished]:
+        """Wait until at least one of the tasks that were started has ended."""
+        ...
+
+    def close(self) -> None:
+        """End what still runs."""
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    jobs: int,
+    threads: int,
+    on_start: Callable[[Task], None] = lambda _: None,
+    executor: Executor | None = None,
+) -> Iterator[Finished]:
+    """Run tasks in `jobs` processes of `threads` threads each (one job: in this process) and yield each as it ends.
+
+    A failed task fails those that wait for it and no others. Tasks named in `after` but not listed count as done.
+    An `executor` runs them elsewhere.
+    """
+    executor = executor or (Here(threads) if jobs == 1 else Processes(jobs, threads))
+    try:
+        yield from _schedule(tasks, executor, on_start)
+    finally:
+        executor.close()
+
+
+def _schedule(tasks: Sequence[Task], executor: Executor, on_start: Callable[[Task], None]) -> Iterator[Finished]:
+    listed = {task.key for task in tasks}
+    waits = {number: set(task.after & listed) for number, task in enumerate(tasks)}
+    needed_by: dict[str, list[int]] = {}
+    for number, keys in waits.items():
+        for key in keys:
+            needed_by.setdefault(key, []).append(number)
+    ready = [number for number, keys in waits.items() if not keys]
+    errors: dict[str, Exception] = {}
+    running = 0
+
+    def release(done: Finished) -> None:
+        if done.error is not None:
+            errors[done.task.key] = done.error
+        for number in needed_by.get(done.task.key, ()):
+            waits[number].discard(done.task.key)
+            if not waits[number]:
+                heappush(ready, number)
+
+    while ready or running:
+        starting: list[Task] = []
+        while ready and running + len(starting) < executor.room:
+            task = tasks[heappop(ready)]
+            error = next((errors[key] for key in task.after if key in errors), None)
+            if error is None:
+                starting.append(task)
+                continue
+            failed = Finished(task, None, error)
+            release(failed)
+            yield failed
+        if starting:
+            for task in starting:
+                on_start(task)
+            executor.submit(starting)
+            running += len(starting)
+        for done in executor.wait() if running else ():
+            running -= 1
+            release(done)
+            yield done
+
+
+class Here:
+    """Runs one task at a time in this process."""
+
+    room = 1
+
+    def __init__(self, threads: int) -> None:
+        set_threads(threads)
+        self._task: Task | None = None
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        (self._task,) = tasks
+
+    def wait(self) -> list[Finished]:
+        task = self._task
+        assert task is not None
+        try:
+            return [Finished(task, task.function(*task.arguments), None)]
+        except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
+            return [Finished(task, None, caught)]
+
+    def close(self) -> None:
+        """Nothing runs outside `wait`."""
+
+
+class Processes:
+    """Runs tasks in worker processes on this machine, each of them alone with its task and its share of the GPUs.
+
+    To a task "cuda" is the first GPU of its worker. A worker that dies is replaced and its task, which may have a
+    checkpoint, runs once more.
+    """
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        self.room = jobs
+        self._threads = threads
+        gpus = visible_gpus()
+        each = len(gpus) // jobs
+        self._shares = [gpus[number * each : (number + 1) * each] for number in range(jobs)]
+        self._idle: list[ProcessPoolExecutor] = []
+        self._running: dict[Future[Any], tuple[Task, ProcessPoolExecutor]] = {}
+        self._died: set[str] = set()
+        self._shares_of: dict[ProcessPoolExecutor, list[str]] = {}
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            worker = self._idle.pop() if self._idle else self._new_worker()
+            self._running[worker.submit(task.function, *task.arguments)] = (task, worker)
+
+    def _new_worker(self) -> ProcessPoolExecutor:
+        share = self._shares.pop(0)
+        settings = (self._threads, share, dict(os.environ))
+        # What a fork has loaded could already have looked for GPUs, of which a worker shall see its share alone.
+        context = multiprocessing.get_context("spawn") if share else _context()
+        worker = ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=settings)
+        self._shares_of[worker] = share
+        return worker
+
+    def wait(self) -> list[Finished]:
+        ended: list[Finished] = []
+        while not ended:
+            for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+                task, worker = self._running.pop(future)
+                try:
+                    ended.append(Finished(task, future.result(), None))
+                except BrokenProcessPool:
+                    worker.shutdown(wait=False)
+                    self._shares.append(self._shares_of.pop(worker))
+                    if task.key in self._died:
+                        error = RuntimeError("its process died twice (out of memory?); try again with fewer --jobs")
+                        ended.append(Finished(task, None, error))
+                    else:
+                        log.warning("the process of %s died; once more", task.label)
+                        self._died.add(task.key)
+                        self.submit([task])
+                    continue
+                except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
+                    ended.append(Finished(task, None, caught))
+                self._idle.append(worker)
+        return ended
+
+    def close(self) -> None:
+        """End workers that compute at once, for the user interrupted; idle ones tidy up behind themselves, if soon."""
+        computing = [worker for _, worker in self._running.values()]
+        processes = {worker: list((worker._processes or {}).values()) for worker in (*self._idle, *computing)}
+        for worker in processes:
+            worker.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + _SECONDS_TO_TIDY_UP
+        for process in (process for worker in self._idle for process in processes[worker]):
+            multiprocessing.connection.wait([process.sentinel], max(0.0, until - time.monotonic()))
+        for process in (process for each in processes.values() for process in each):
+            process.terminate()
+
+
+def get_ready() -> None:
+    """Load the libraries for workers now, in a process beside this one, so that nobody waits for it later."""
+    if isinstance(_context(), ForkServerContext):
+        multiprocessing.forkserver.ensure_running()
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    """How workers start: on Linux as forks of a process that has loaded what they need once and computed nothing."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.training.job_cache", "bench.evaluation.shared_pass"])
+    return context
+
+
+def begin(threads: int, gpus: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    """Start a process that works for this one: an interrupt is for the one that hands out the work, and ends it.
+
+    `environment` is that of the one that hands out the work, where this process was not started with it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
+        if is_offline():
+            go_offline()  # also what was loaded before this was known
+    if gpus:
+        # Before torch looks for them.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    set_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would compute on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def set_threads(threads: int) -> None:
+    """Fix the number of compute threads, on which the last bits of results depend."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,211 @@
+"""Shifts from outside the table: write a first file, and try one against the rules that every shift keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.core.conditions import CLEAN, Condition
+from bench.core.errors import BenchError, UsageError
+from bench.core.import_object import load_file
+from bench.extending.methods import tell_findings, write_first
+from bench.shifts import SHIFTS, load_shift
+from bench.shifts.data_root import Reading
+from bench.shifts.shift import Shift, limit_ids
+from bench.shifts.user_shift import OwnShift
+from methods.conformance import Finding
+
+_IMAGES = 8
+_LEVELS = (1.0, 3.0, 5.0)
+_AT_ONCE = 256
+
+_SHIFT = '''"""{title}: one sentence that says which images these are and what happens to them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from bench.shifts.own import Arrays, OwnShift
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+
+class {title}(OwnShift):
+    """Handwritten digits under a shadow that falls from the right, and under grain; haze is for tuning only."""
+
+    classes = 10
+    corruptions = ("shadow", "grain")
+    tuning_corruptions = ("haze",)
+    default_labels = 10
+
+    def images(self, part: Literal["test", "train"]) -> Arrays | None:
+        """Every other image is a train image; files of your own are read here, from self.root or beside this file."""
+        pixels, labels = load_digits(return_X_y=True)
+        grey = (pixels.reshape(-1, 8, 8) * 15.9).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+        chosen = np.arange(len(grey)) % 2 == (part == "train")
+        return grey[chosen], labels[chosen]
+
+    def corrupt(self, images: Tensor, corruption: str, severity: float, ids: NDArray[np.int64]) -> Tensor:
+        """Images uint8 [n, 3, h, w] to the same; severity 1 is mild, 5 is strong."""
+        if corruption == "shadow":
+            light = torch.linspace(1, 1 - 0.18 * severity, images.shape[3], device=images.device)
+            return (images * light).to(torch.uint8)
+        if corruption == "haze":
+            return (images + (255 - images.float()) * 0.15 * severity).to(torch.uint8)
+        grain = np.stack([draws.normal(0, 12 * severity, images.shape[1:]) for draws in self.draws(corruption, ids)])
+        return (images + torch.from_numpy(grain).to(images.device)).clamp(0, 255).to(torch.uint8)
+'''
+
+_TEST = '''"""{title} keeps the rules that every shift keeps, and does what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.extend_shift import conform
+from bench.shifts import load_shift
+from bench.trial import CLEAN, Condition
+
+SHIFT = f"{{Path(__file__).with_name('{name}.py')}}:{title}"
+
+
+def test_keeps_every_rule() -> None:
+    assert [finding for finding in conform(SHIFT) if finding.status == "failed"] == []
+
+
+def test_a_shadow_darkens() -> None:
+    shift = load_shift(SHIFT)
+    ids = shift.ids("test")[:16]
+    assert (shift.images(ids, Condition("shadow", 5)) <= shift.images(ids, CLEAN)).all()
+'''
+
+_NEXT = """wrote {file} and {test}
+try it:      bench check shift {file}
+test it:     python -m pytest {test}
+run it:      bench run --method source,tent --shift {file}:{title} --stock digits
+"""
+
+
+def write_shift(name: str, folder: Path) -> None:
+    """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that is taken."""
+    write_first("shift", name, SHIFTS, folder, (_SHIFT, _TEST), _NEXT, "shift")
+
+
+def check_shift(shift: str, data_root: Path | None, *, as_json: bool) -> int:
+    """Print which rules a shift breaks; 0 where it breaks none, else 4."""
+    path = named(shift)
+    findings = list(conform(path, data_root))
+    name = f"{Path(path.rpartition(':')[0]).name}:{path.rpartition(':')[2]}"
+    return tell_findings("shift", name, "cases", findings, as_json=as_json)
+
+
+def conform(path: str, data_root: Path | None = None) -> Iterator[Finding]:
+    """Try FILE.py:CLASS on a few images of its own, under each corruption at its severities (else at 1, 3 and 5).
+
+    What keeps all rules here is tried in another process at last. Raises UsageError for what cannot be loaded.
+    """
+    shift = load_shift(path, data_root)
+    failed = False
+    for finding in (*_parts(shift, shift.ids("test")), *_conditions(shift)):
+        failed |= finding.status == "failed"
+        yield finding
+    if not failed:
+        yield from _elsewhere(path, data_root)
+
+
+def _conditions(shift: Shift) -> Iterator[Finding]:
+    few = _few(shift)
+    clean = shift.images(few, CLEAN)
+    for condition in _tried(shift):
+        try:
+            whole = shift.images(few, condition)
+        except Exception as error:  # noqa: BLE001 - whatever somebody's own code raises
+            yield Finding("gives_images", str(condition), "failed", f"{type(error).__name__}: {error}")
+            continue
+        yield Finding("gives_images", str(condition), "passed")
+        yield _same("changes_images", condition, not torch.equal(whole, clean), "all images are as without it")
+        again = torch.equal(shift.images(few, condition), whole)
+        yield _same("same_again", condition, again, "asked twice, it gives other pixels; draw from self.draws alone")
+        alone = torch.cat([shift.images(few[i : i + 1], condition) for i in range(len(few))])
+        turned = shift.images(few[::-1].copy(), condition).flip(0)
+        same = torch.equal(alone, whole) and torch.equal(turned, whole)
+        yield _same("same_in_every_batch", condition, same, "an image depends on its batch; draw by image, with ids")
+
+
+def _few(shift: Shift) -> np.ndarray:
+    return limit_ids(shift.ids("test"), _IMAGES)
+
+
+def _tried(shift: Shift) -> list[Condition]:
+    names, levels = (*shift.corruptions, *shift.tuning_corruptions), shift.severities or _LEVELS
+    return [Condition(name, level) for name in names for level in levels]
+
+
+def _elsewhere(path: str, data_root: Path | None) -> Iterator[Finding]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        there = process.submit(hashes, path, data_root).result()
+    said = "another process makes other pixels; use no global state"
+    for condition, here in hashes(path, data_root).items():
+        yield _same("same_in_another_process", condition, there[condition] == here, said)
+
+
+def hashes(path: str, data_root: Path | None) -> dict[Condition, str]:
+    """A hash of the images under each condition that is tried, as this process makes them."""
+    shift = load_shift(path, reading=Reading(data_root))
+    return {condition: _hash(shift.images(_few(shift), condition)) for condition in _tried(shift)}
+
+
+def _parts(shift: Shift, ids: np.ndarray) -> Iterator[Finding]:
+    lacking = sorted(set(range(shift.classes)) - set(shift.labels(ids).tolist()))
+    yield _same("tests_every_class", "test", not lacking, f"no image of class {', '.join(map(str, lacking[:8]))}")
+    try:
+        others = {part: shift.ids(part) for part in ("train", "dev")}
+    except BenchError:
+        yield Finding("keeps_parts_apart", "train", "refused", "there are no train images, so recipes cannot be run")
+        return
+    tested = set(_each(shift, ids))
+    for part, own in others.items():
+        both = sum(one in tested for one in _each(shift, own))
+        yield _same("keeps_parts_apart", part, not both, f"{both} of its images are test images too")
+
+
+def _each(shift: Shift, ids: np.ndarray) -> Iterator[str]:
+    for low in range(0, len(ids), _AT_ONCE):
+        for image in shift.images(ids[low : low + _AT_ONCE], CLEAN):
+            yield _hash(image)
+
+
+def _hash(images: Tensor) -> str:
+    return hashlib.blake2b(images.contiguous().numpy().data, digest_size=16).hexdigest()
+
+
+def _same(check: str, where: object, holds: bool, said: str) -> Finding:
+    return Finding(check, str(where), "passed" if holds else "failed", "" if holds else said)
+
+
+def named(shift: str) -> str:
+    """FILE.py:CLASS, where FILE alone defines one shift."""
+    if not shift.endswith(".py"):
+        if ".py:" not in shift:
+            raise UsageError(f"give a file, as in my_shift.py or my_shift.py:MyShift, not '{shift}'")
+        return shift
+    module = load_file(Path(shift))
+    defined = [
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, OwnShift) and value.__module__ == module.__name__
+    ]
+    if len(defined) != 1:
+        raise UsageError(f"{shift} defines {', '.join(defined) or 'none'} as shifts; say which, as in {shift}:Name")
+    return f"{shift}:{defined[0]}"

@@ -1,0 +1,1 @@
+"""Classifiers and stocks: weights in files, in packages and on the hub."""

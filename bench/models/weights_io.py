@@ -1,0 +1,249 @@
+"""Weights on disk and the models made of them. Pickles are read as tensors only."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from bench.core.cache_dir import write_bytes
+from bench.core.errors import MissingDataError, UsageError
+from bench.core.import_object import load_object
+from bench.data.content_hash import Stamp, is_settled, stamp_of
+from bench.data.decode import Preprocessing
+from bench.models.tensor_files import CHECKSUM, Checkpoint, checksum, split_key, tensor_digest, verify
+from bench.shifts.catalog import ShiftRow
+from methods.nets.timm_encoders import TimmArchitecture
+from methods.nets.weights import AnyArchitecture, Architecture, Weights, ready
+from methods.state import constants
+
+BUNDLED = {"digits": "digits-stock.safetensors"}
+MAE_BASE = "mae-vit-base-patch16"
+MAE_BASE_URL = "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_base.pth"
+"""Encoder and decoder of raw pixels in one file (He et al. 2022); that of normalised pixels is mae_pretrain_*_full."""
+
+
+def save_weights(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
+    """Write weights and their architecture, with `facts` (where they come from) as JSON in the file's metadata.
+
+    A checksum of all of it goes there too.
+    """
+    metadata = {"architecture": json.dumps(asdict(weights.architecture)), "facts": json.dumps(dict(facts))}
+    tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
+    metadata[CHECKSUM] = checksum(metadata, {name: tensor_digest(tensor) for name, tensor in tensors.items()})
+    write_bytes(path, save(tensors, metadata=metadata))
+
+
+def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
+    """Weights and the facts stored beside them. Raises UsageError where the file is not one of ours or is damaged.
+
+    What carries a checksum is held against it.
+    """
+    weights, facts, _ = _read(path)
+    return weights, facts
+
+
+def _read(path: Path) -> tuple[Weights, dict[str, Any], Mapping[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Clones: what is mapped from a file changes under us when somebody copies another file over it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise MissingDataError(f"no weights at {path}; make a stock with `bench stock digits -o {path}`") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a whole safetensors file ({error}); make it again or give another") from None
+    verify(path, metadata, tensors)
+    architecture = _architecture(metadata, path)
+    try:
+        return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}")), metadata
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path} has damaged metadata; make it again with `bench stock`") from None
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """The facts stored beside weights, without reading these; nothing where the file is not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def whole_facts(path: Path) -> dict[str, Any]:
+    """The facts beside weights that are whole; these are read once in a process as long as the file stays as it is.
+
+    Raises MissingDataError for a missing file, UsageError for one that is damaged or carries no checksum.
+    """
+    try:
+        now, stamp = time.time_ns(), stamp_of(path.stat())
+    except OSError:
+        raise MissingDataError(f"no weights at {path}; start the run again to make them") from None
+    key = str(path.absolute())
+    if _whole.get(key, (None, {}))[0] != stamp:
+        _whole.pop(key, None)
+        _, facts, metadata = _read(path)
+        if CHECKSUM not in metadata:
+            raise UsageError(f"{path} carries no checksum; start the run again to make it anew")
+        if not is_settled(stamp, now):
+            return facts
+        _whole[key] = stamp, facts
+    return copy.deepcopy(_whole[key][1])
+
+
+_whole: dict[str, tuple[Stamp, dict[str, Any]]] = {}
+
+
+def open_weights(path: Path) -> Weights:
+    """Weights whose tensors are read from their file when asked for. Raises as `load_weights` does."""
+    checkpoint = Checkpoint(path).verified()
+    return Weights(_architecture(checkpoint.metadata, path), checkpoint)
+
+
+def _architecture(metadata: Mapping[str, str], path: Path) -> AnyArchitecture:
+    if "architecture" not in metadata:
+        raise UsageError(
+            f"{path} does not say its architecture; give a file of `bench stock` or of a run; `bench soup season` and "
+            "`lmc` also take others, with --model NAME, as in --model timm:resnet50"
+        )
+    try:
+        return _read_architecture(metadata["architecture"])
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path} has damaged metadata; make it again with `bench stock`") from None
+
+
+def _read_architecture(text: str) -> AnyArchitecture:
+    """An architecture from JSON; one of timm has a name. Raises ValueError where it is none."""
+    values = json.loads(text)
+    kind = TimmArchitecture if isinstance(values, dict) and "name" in values else Architecture
+    return TypeAdapter[AnyArchitecture](kind).validate_python(values)
+
+
+def load_stock(name: str) -> Weights:
+    """A stock: a bundled name, a file, or "timm:NAME" (an encoder without a decoder, see bench.timm_stocks).
+
+    A file is one of `bench stock`, or a masked autoencoder in the official layout (.pth or .safetensors).
+    Raises MissingDataError where it is not there, UsageError where it is damaged or something else.
+    """
+    if name in BUNDLED:
+        with resources.as_file(resources.files("bench") / "assets" / BUNDLED[name]) as path:
+            return load_weights(path)[0]
+    from bench.models import mae_files
+    from bench.models import timm_encoders as timm_stocks
+
+    if name.startswith("timm:"):
+        return timm_stocks.timm_stock(name.removeprefix("timm:"))
+    path = Path(name).expanduser()
+    file = split_key(path)[0]
+    if not file.is_file():
+        if file.suffix not in (".safetensors", ".pth", ".pt"):
+            raise UsageError(
+                f"no stock '{name}'; --stock takes {', '.join(BUNDLED)}, a file of `bench stock`, a file of MAE's "
+                "release (.pth) or timm:NAME, and a ready classifier is given with --model"
+            )
+        raise MissingDataError(
+            f"no stock at {name}; give its path, or make one with: bench stock --data DATA -o {name} (DATA is digits, "
+            "fashion, cifar10, imagenet, …)"
+        )
+    if "architecture" in Checkpoint(path).metadata:
+        return mae_files.whole(load_weights(path)[0], name)
+    return mae_files.read_mae(path)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a shift's default stock is looked for (the first that exists), and the command that puts it there."""
+
+    places: tuple[Path, ...]
+    command: str
+
+
+def origin(row: ShiftRow, root: Path) -> Origin:
+    """The files below a data root that may be the default stock of a shift."""
+    folder = root / "stocks"
+    if row.default_stock == MAE_BASE:
+        places = tuple(folder / f"{MAE_BASE}{suffix}" for suffix in (".pth", ".safetensors"))
+        return Origin(places, f"curl --create-dirs -C - -Lo {places[0]} {MAE_BASE_URL} (0.4 GB, CC BY-NC 4.0)")
+    path = folder / row.default_stock
+    return Origin((path,), f"bench stock --data {path.stem} -o {path}")
+
+
+def find_stock(row: ShiftRow, root: Path) -> str:
+    """What `load_stock` takes for the default stock of a shift. Raises MissingDataError with the command that helps."""
+    if row.default_stock in BUNDLED:
+        return row.default_stock
+    if not row.default_stock:
+        raise MissingDataError(f"{row.name} has no stock; give one with --stock, or a classifier with --model")
+    wanted = origin(row, root)
+    found = next((path for path in wanted.places if path.is_file()), None)
+    if found is None:
+        raise MissingDataError(
+            f"no stock for {row.name} at {wanted.places[0]}; give one with --stock FILE, or put it there with: "
+            f"{wanted.command}"
+        )
+    return str(found)
+
+
+def load_model(name: str) -> nn.Module:
+    """A ready classifier of images in [0, 1], in eval mode: one that `load_ready` knows, or "file.py:factory".
+
+    factory() gives a module from images in [0, 1] to logits.
+    """
+    from bench.models.classifiers import gives_scores, is_ready, load_ready
+
+    if ".py:" not in name:
+        if not is_ready(name):
+            raise UsageError(
+                f"--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, "
+                f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME or path/to/file.py:factory, not '{name}'; a stock is "
+                "given with --stock"
+            )
+        return load_ready(name)
+    factory = load_object(name)
+    if not callable(factory):
+        raise UsageError(f"{name} is a {type(factory).__name__}; name a function that makes the classifier")
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} gave a {type(model).__name__}, not a torch module; return the classifier from it")
+    return gives_scores(model.eval())
+
+
+def shown_name(name: str, base: Weights | nn.Module) -> str:
+    """What records call a model or stock: with the tag of its weights, without folders."""
+    kind, colon, rest = name.partition(":")
+    if isinstance(base, Weights) and kind == "timm" and colon:
+        architecture, at, file = rest.partition("@")
+        return f"timm:{architecture}{at}{Path(file).name}"
+    return str(getattr(base, "name", Path(name).name))
+
+
+def model_digest(model: nn.Module) -> str:
+    """Identifies a classifier by all its numbers: parameters, buffers, and what its modules keep as attributes."""
+    beside = {f"attribute {name}": value for name, value in constants(model).items()}
+    numbers = {**dict(model.named_parameters()), **dict(model.named_buffers()), **beside}
+    return Weights(Architecture(), numbers).digest
+
+
+def preprocessing_of(base: object) -> Preprocessing | None:
+    """How a stock or classifier wants its images cut; None where only the shift can say."""
+    architecture = getattr(base, "architecture", None)
+    if isinstance(architecture, Architecture | TimmArchitecture):
+        return Preprocessing(architecture.image_size, *architecture.cut)
+    found = getattr(base, "preprocessing", None)
+    return found if isinstance(found, Preprocessing) else None
+
+
+def classifier(weights: Weights) -> nn.Module:
+    """The classifier of cooked weights, or the ensemble where they are those of several, in eval mode."""
+    return ready(weights)

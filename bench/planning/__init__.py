@@ -1,0 +1,1 @@
+"""Everything a run will do and cost, worked out before it starts."""

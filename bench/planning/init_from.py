@@ -1,0 +1,91 @@
+"""`--init-from RUN`: start from the classifier that another run cooked, on the same shift or on another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.core.conditions import digest_of
+from bench.core.errors import MissingDataError, UsageError, nearest
+from bench.settings.run_spec import make_spec, read_run_file
+from bench.shifts.class_match import class_names
+from bench.training.job_cache import all_jobs, job_key
+from methods.base import Job, Labelled
+from methods.nets.weights import AnyArchitecture, Weights
+from methods.table import Access
+
+if TYPE_CHECKING:
+    from bench.planning.plan import Lane
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """The classifier of a method in another run, by seed: the job that makes it, in the cache or to be done again.
+
+    `access` is what it has seen; whoever starts from it has seen that too. `met` names the conditions of its pool,
+    `class_names` its classes, where they have names.
+    """
+
+    name: str
+    jobs: Mapping[int, Job]
+    access: Access
+    architecture: AnyArchitecture
+    classes: int
+    met: tuple[str, ...]
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Identifies the classifiers of all seeds."""
+        return "sha256:" + digest_of([job_key(job, seed) for seed, job in sorted(self.jobs.items())])
+
+
+def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
+    """Read "RUN" or "RUN:METHOD": the folder of a run, and which of its methods (by default the first that cooks).
+
+    Each seed takes the classifier that the other run makes with the same seed. Raises MissingDataError where there is
+    no run, UsageError for a method that is not in it or has no single classifier.
+    """
+    from bench.planning.plan import make_plan
+
+    folder, _, method = (text, "", "") if Path(text).is_dir() else text.rpartition(":")
+    settings = Path(folder) / "run.toml"
+    if not settings.is_file():
+        raise MissingDataError(f"no run at {folder or text}; give the folder of one, which holds run.toml")
+    first, *more = seeds
+    asked = {"seed": first, "seeds": 1 + len(more), "device": device, "out": folder}
+    plan = make_plan(make_spec(read_run_file(settings), asked))
+    lanes = plan.lanes
+    cooked = [lane for lane in lanes if lane.job is not None and lane.part in (None, "soup")]
+    names = list(dict.fromkeys(lane.trial.method for lane in cooked))
+    if not names:
+        raise UsageError(f"nothing was cooked in {folder}, which ran a ready classifier; give that as --model")
+    chosen = nearest(method, names, f"method of {folder}") if method else names[0]
+    jobs: dict[int, Job] = {}
+    for lane in cooked:
+        if lane.trial.method == chosen:
+            assert lane.job is not None
+            if lane.trial.seed in jobs:
+                raise UsageError(
+                    f"{chosen} of {folder} has a classifier for each corruption; choose another as RUN:METHOD"
+                )
+            jobs[lane.trial.seed] = lane.job
+    lane = next(lane for lane in cooked if lane.trial.method == chosen)
+    name = f"{chosen}@{Path(folder).name}"
+    return Inherited(name, jobs, _access(lane), *_shape(lane), lane.history, class_names(plan.shift))
+
+
+def _access(lane: Lane) -> Access:
+    """What the recipe alone has seen: an adapter's part in the other run leaves nothing in the classifier."""
+    from methods import METHODS
+
+    return METHODS[lane.trial.recipe].access if lane.trial.recipe in METHODS else lane.access
+
+
+def _shape(lane: Lane) -> tuple[AnyArchitecture, int]:
+    assert lane.job is not None
+    jobs = all_jobs([lane.job])
+    stock = next(part for job in jobs for part in job.inputs if isinstance(part, Weights))
+    return stock.architecture, next(job.data.classes for job in jobs if isinstance(job.data, Labelled))

@@ -1,0 +1,132 @@
+"""How long a run will take from here: work that is known in advance, times what such work has taken so far."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from bench.execution.progress_files import Left, Now
+
+_ENOUGH = 0.01
+"""The part of all work after which its pace says something: before, most of the time went into starting."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A task as one sees it from outside: a training, or the streams (`members`) of one pass.
+
+    Pieces of one `kind` differ in the amount of `work` alone, so they take the same time for the same work. `work` is
+    in floating-point operations, roughly; `after` names the pieces that must have ended before.
+    """
+
+    members: tuple[str, ...]
+    kind: str
+    work: float
+    after: frozenset[str]
+    training: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.members[0]
+
+
+def makespan(pieces: Sequence[Piece], seconds: Mapping[str, float], jobs: int) -> float:
+    """When the last of these pieces has ended, in seconds, with `jobs` processes that take them in order.
+
+    `seconds` says how long each takes, by key. What pieces wait for and is not among them has ended.
+    """
+    listed = {key: piece.key for piece in pieces for key in piece.members}
+    waits = {piece.key: {listed[key] for key in piece.after if key in listed} for piece in pieces}
+    place = {piece.key: number for number, piece in enumerate(pieces)}
+    followers: dict[str, list[str]] = {}
+    for key, names in waits.items():
+        for name in names:
+            followers.setdefault(name, []).append(key)
+    ready = [place[key] for key, names in waits.items() if not names]
+    running: list[tuple[float, str]] = []
+    clock = 0.0
+    while ready or running:
+        while ready and len(running) < jobs:
+            key = pieces[heappop(ready)].key
+            heappush(running, (clock + seconds[key], key))
+        clock = running[0][0]
+        while running and running[0][0] == clock:  # all that ends now, before the next ones are taken
+            _, ended = heappop(running)
+            for key in followers.get(ended, ()):
+                waits[key].discard(ended)
+                if not waits[key]:
+                    heappush(ready, place[key])
+    return clock
+
+
+class Estimate:
+    """Learns from what a run has done so far, and says what is left. Safe to ask from another thread."""
+
+    def __init__(self, pieces: Sequence[Piece], jobs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pieces, self._jobs, self._clock = tuple(pieces), jobs, clock
+        self._of = {member: piece for piece in pieces for member in piece.members}
+        self._began: dict[str, float] = {}
+        self._took: dict[str, float] = {}
+        self._waiting = {piece.key: set(piece.members) for piece in pieces}
+        self._lock = threading.Lock()
+
+    def started(self, key: str) -> None:
+        """A task begins."""
+        with self._lock:
+            self._began.setdefault(self._of[key].key, self._clock())
+
+    def finished(self, key: str) -> None:
+        """A task has ended, one way or another."""
+        piece = self._of[key]
+        with self._lock:
+            self._waiting[piece.key].discard(key)
+            if not self._waiting[piece.key]:
+                self._took[piece.key] = self._clock() - self._began.get(piece.key, self._clock())
+
+    def left(self, now: Mapping[str, Now]) -> Left:
+        """How far the run is, given where its streams and trainings are."""
+        with self._lock:
+            took, began = dict(self._took), dict(self._began)
+        todo = [piece for piece in self._pieces if piece.key not in took]
+        # Side by side in one pass, who has told last knows best.
+        told = {p.key: max(seen, key=lambda n: n.seconds) for p in todo if (seen := _of(p.members, now))}
+        rates = self._rates(took, told)
+        measured = sum(p.work * (told[p.key].gained if p.key in told else p.key in took) for p in self._pieces)
+        if measured < _ENOUGH * sum(piece.work for piece in self._pieces):
+            return Left(len(took), len(self._pieces), None)
+        seconds: dict[str, float] = {}
+        for piece in todo:
+            rate = next((rates[name] for name in (piece.kind, piece.training, None) if name in rates), None)
+            if rate is None and piece.work:
+                return Left(len(took), len(self._pieces), None)
+            whole = piece.work * (rate or 0.0)
+            if piece.key in told:
+                seconds[piece.key] = whole * (1 - told[piece.key].share)
+            else:
+                seconds[piece.key] = max(whole - (self._clock() - began.get(piece.key, self._clock())), 0.0)
+        # What runs already goes first.
+        order = sorted(todo, key=lambda piece: piece.key not in began)
+        return Left(len(took), len(self._pieces), makespan(order, seconds, self._jobs))
+
+    def _rates(self, took: Mapping[str, float], told: Mapping[str, Now]) -> dict[str | bool | None, float]:
+        """Seconds for a unit of work: of each kind, of all trainings (True) and streams (False), and of all (None)."""
+        sums: dict[str | bool | None, list[float]] = {}
+        for piece in self._pieces:
+            if piece.key in took:
+                seconds, work = took[piece.key], piece.work
+            elif piece.key in told:
+                seconds, work = told[piece.key].seconds, told[piece.key].gained * piece.work
+            else:
+                continue
+            for name in (piece.kind, piece.training, None):
+                total = sums.setdefault(name, [0.0, 0.0])
+                total[0] += seconds
+                total[1] += work
+        return {name: seconds / work for name, (seconds, work) in sums.items() if work}
+
+
+def _of(members: Iterable[str], now: Mapping[str, Now]) -> list[Now]:
+    return [now[name] for name in members if name in now and now[name].gained > 0]

@@ -1,0 +1,1 @@
+"""Run a plan, write its records, and read, repeat and publish them."""

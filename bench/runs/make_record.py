@@ -1,0 +1,93 @@
+"""Records from what streams measured: the one place where they are made."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bench.core.conditions import Condition
+from bench.core.environment import environment
+from bench.evaluation.protocols import Segment
+from bench.evaluation.stream_results import Measured
+from bench.execution.task_pool import Finished
+from bench.planning.plan import Lane, Plan
+from bench.training.job_cache import connectivity_of, fit_seconds, mixture_of
+from leaderboards.metrics import diagnose, score
+from leaderboards.record import SCHEMA, Record
+
+
+def records_of(plan: Plan, lane: Lane, chain: tuple[Segment, ...], finished: Finished) -> Iterator[tuple[Record, Any]]:
+    """The records of a finished chain: measured ones, or failed ones with the error for each of its conditions."""
+    if finished.error is not None:
+        message = str(finished.error) or type(finished.error).__name__
+        for segment in chain:
+            for condition in segment.conditions:
+                yield (
+                    _record(
+                        plan,
+                        lane,
+                        condition,
+                        int((segment.which == segment.conditions.index(condition)).sum()),
+                        error=message,
+                    ),
+                    None,
+                )
+        return
+    seconds = fit_seconds(lane.job, lane.trial.seed) if lane.job is not None else 0.0
+    lines = connectivity_of(lane.report, lane.trial.seed) if lane.report is not None else None
+    mixture = mixture_of(lane.job, lane.trial.seed) if lane.job is not None else None
+    found = {"connectivity": lines, "mixture": mixture}
+    measured: Measured
+    for measured in finished.value or ():
+        n = len(measured.predictions.id)
+        record = _record(plan, lane, measured.condition, n, measured=measured, fit=seconds, found=found)
+        yield record, measured.predictions
+
+
+def _record(
+    plan: Plan,
+    lane: Lane,
+    condition: Condition,
+    n: int,
+    measured: Measured | None = None,
+    fit: float = 0.0,
+    found: Mapping[str, Any] | None = None,
+    error: str | None = None,
+) -> Record:
+    """The one place where records are made."""
+    key = lane.keys[condition]
+    identified = lane.identities[condition]
+    cost: dict[str, Any] = {"fit_seconds": fit, "device_name": measured.device_name if measured else plan.device}
+    for name in ("predict_seconds", "forwards", "backwards"):
+        cost[name] = getattr(measured, name) if measured else 0
+    cost["peak_memory_mb"] = (
+        measured.peak_memory_mb
+        if measured and (plan.jobs == 1 or plan.spec.launch == "slurm" or plan.device == "cuda")
+        else None
+    )
+    return Record.model_validate(
+        {
+            **identified,
+            "schema": SCHEMA,
+            "key": key,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "status": "failed" if error else "done",
+            "access": {name: getattr(lane.access, name) for name in ("source", "test", "state", "backprop")},
+            "track": lane.access.track,
+            "n": n,
+            "metrics": score(measured.predictions) if measured else None,
+            "diagnostics": diagnose(measured.predictions, measured.clean_accuracy_after) if measured else None,
+            "cost": cost,
+            **(found or {}),
+            "data": {
+                **identified["data"],
+                "history": tuple(identified["data"]["history"]),
+                "skipped": plan.shift.skipped,
+                **plan.reading.said,
+            },
+            "env": measured.env if measured else environment(),
+            "predictions": f"predictions/{key}.npz" if measured else None,
+            "error": error,
+        }
+    )

@@ -1,0 +1,303 @@
+"""`bench results`, `leaderboard`, `compare` and `verify`: reading what runs left behind. Without torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from bench.core.cache_dir import cache_dir, write_bytes
+from bench.core.console import print_json, print_rich, print_text, table
+from bench.core.errors import MissingDataError, UsageError, nearest
+from bench.core.errors import ValidationError as InvalidResults
+from bench.execution import progress_files as live
+from bench.runs.manifest import read_ledger, read_trainings, running
+from bench.runs.progress import in_words, shown
+from leaderboards import compare, tables
+from leaderboards.boards import Board, BoardError, make_board
+from leaderboards.files import StoreError
+from leaderboards.memory import Memory
+from leaderboards.page import to_page
+from leaderboards.record import Record
+from leaderboards.store import find_scored, read, state_of
+from leaderboards.submit import known
+from leaderboards.verify import verify
+
+
+def open_records(folders: list[Path]) -> list[Record]:
+    """Records of one or several folders. Raises MissingDataError where there are none, InvalidResults if damaged."""
+    for folder in folders:
+        if not folder.is_file() and not (folder / "records").is_dir() and not (folder / "records.jsonl").is_file():
+            raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")
+    try:
+        records = read(folders)
+    except StoreError as error:
+        raise InvalidResults(str(error)) from None
+    if not records:
+        raise MissingDataError(f"no records in {', '.join(map(str, folders))}; run something with --out first")
+    return records
+
+
+def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
+    """Print a line for each method, part and seed: conditions done, running, failed and missing, barrier, first error.
+
+    The barrier is how many points of accuracy are lost between the ingredients of a soup, on held-out clean images.
+    `watch` does so again and again until nothing is missing, with where each training and stream is, and the time left.
+    """
+    lines = _standing(folder)
+    if as_json:
+        print_json(lines)
+        return
+    if not watch:
+        print_text(_standing_table(lines))
+        return
+    console, took, spoke = Console(), 0.0, time.monotonic()
+    with Live(_with_now(folder, lines), console=console, auto_refresh=False) as screen:
+        while any(line["running"] or line["missing"] for line in lines):
+            time.sleep(max(_SECONDS_BETWEEN_LOOKS, 5 * took))
+            began = time.monotonic()
+            before, lines = lines, _standing(folder)
+            took = time.monotonic() - began  # a large folder is read less often
+            if console.is_terminal:
+                screen.update(_with_now(folder, lines), refresh=True)
+            elif lines != before or time.monotonic() - spoke >= _SECONDS_OF_SILENCE:
+                spoke = time.monotonic()
+                print_text(_in_lines(folder, lines))
+        screen.update(Text(_standing_table(lines)), refresh=True)
+
+
+def _with_now(folder: Path, lines: list[dict[str, Any]]) -> RenderableType:
+    """What runs and the time that is left, and below it, as it may be long, the table of what is done."""
+    now = live.running(folder, read_trainings(folder)).values()
+    return Group(Text(_progress(folder)), shown(now), "", Text(_standing_table(lines)))
+
+
+def _in_lines(folder: Path, lines: list[dict[str, Any]]) -> str:
+    sums = ((name, sum(int(line[name]) for line in lines)) for name in _STATES)
+    counts = ", ".join(f"{number} {name}" for name, number in sums)
+    now = live.running(folder, read_trainings(folder)).values()
+    return "\n".join([*filter(None, (counts, _progress(folder))), *(f"  {each}" for each in now)])
+
+
+def _progress(folder: Path) -> str:
+    """How many of the trainings and streams have ended, and the time that is left; empty where no run is under way."""
+    left = live.left(folder)
+    if left is None:
+        return ""
+    return ", ".join(filter(None, (f"{left.done} of {left.of} trainings and streams", in_words(left))))
+
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_OF_SILENCE = 30.0
+_STATES = ("done", "running", "failed", "missing")
+
+
+def _standing(folder: Path) -> list[dict[str, Any]]:
+    planned = read_ledger(folder)
+    records = [] if planned and not any((folder / "records").glob("*.json")) else open_records([folder])
+    rows: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+
+    def row(shift: str, method: str, part: str | None, seed: int) -> dict[str, Any]:
+        names = {"shift": shift, "method": method, "part": part or "", "seed": seed}
+        more = {"barrier": None, "barrier_images": None, "shares": None, "error": ""}
+        new = {**names, **dict.fromkeys(_STATES, 0), **more}
+        return rows.setdefault((shift, method, part or "", seed), new)
+
+    status = {record.key: record.status for record in records}
+    now = running(folder, planned)
+    for each in planned:  # rows come in the order of the run
+        row(each.shift, each.method, each.part, each.seed)
+    for record in sorted(records, key=lambda r: (r.shift, r.method, r.part or "", r.seed)):
+        line = row(record.shift, record.method, record.part, record.seed)
+        if record.key not in now or record.status == "done":
+            line[record.status] += 1
+        line["error"] = line["error"] or record.error or ""
+        if record.connectivity is not None:
+            line["barrier"] = round(100 * record.connectivity.barrier, 2)
+            line["barrier_images"] = record.connectivity.n
+        if record.mixture is not None:
+            line["shares"] = [round(share, 4) for share in record.mixture.means]
+    seen: set[str] = set()
+    for each in planned:
+        line = row(each.shift, each.method, each.part, each.seed)
+        for key in {key for keys in each.streams.values() for key in keys} - seen:
+            seen.add(key)
+            if key in now and status.get(key) != "done":
+                line["running"] += 1
+            elif key not in status:
+                line["missing"] += 1
+    return list(rows.values())
+
+
+def _standing_table(lines: list[dict[str, Any]]) -> str:
+    shown = []
+    for line in lines:
+        barrier, images, shares = (line[name] for name in ("barrier", "barrier_images", "shares"))
+        found = {
+            "barrier": "" if barrier is None else f"{barrier:g} on {images} images",
+            "shares": " ".join(f"{share:.2f}" for share in shares or ()),
+        }
+        shown.append({name: str(found.get(name, line[name])) for name in line if name != "barrier_images"})
+    empty = [name for name in ("barrier", "shares") if not any(line[name] for line in shown)]
+    columns = [name for name in shown[0] if name not in empty]
+    return table(columns, [[line[name] for name in columns] for line in shown])
+
+
+_BOARD: dict[str, Callable[[Board, bool, list[str]], str]] = {
+    "md": lambda board, detail, columns: tables.to_markdown(board, per_corruption=detail, columns=columns),
+    "csv": lambda board, detail, _: tables.to_csv(board, per_corruption=detail),
+    "json": lambda board, *_: tables.to_json(board),
+    "latex": lambda board, detail, columns: tables.to_latex(board, per_corruption=detail, columns=columns),
+}
+_ALL_COLUMNS = ("csv", "json", "html")
+_COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
+    "md": compare.to_markdown,
+    "csv": compare.to_csv,
+    "json": compare.to_json,
+    "latex": compare.to_latex,
+}
+
+
+def print_leaderboard(
+    shift: str | None,
+    folders: str,
+    format_: str,
+    per_corruption: bool,
+    where: list[str],
+    out: Path | None,
+    figures: Path | None = None,
+    columns: str = "",
+    sort: str = "",
+) -> None:
+    """Print or write the board of the chosen records, and its figures into a folder."""
+    _check_format(format_, [*_BOARD, "html"], out)
+    if columns and format_ in _ALL_COLUMNS:
+        raise UsageError(f"{format_} always has all columns; --columns is for terminal, md and latex")
+    paths = _folders(folders, "leaderboard")
+    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    with _told():
+        memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
+        board = make_board(records, lambda record: find_scored(paths, record), memory=memory)
+    titles = [column.title for column in tables.columns_of(board, per_corruption=True)]
+    chosen = [nearest(name.strip(), titles, "column") for name in columns.split(",") if name.strip()]
+    if sort:
+        board = tables.arranged(board, nearest(sort, titles, "column"))
+    if format_ == "terminal":
+        print_rich(tables.to_terminal(board, per_corruption=per_corruption, columns=chosen))
+    elif format_ == "html":
+        _give(to_page([board], title=f"{board.shift}, {board.model}", record_url=_addresses(paths, out)), out)
+    else:
+        _give(_BOARD[format_](board, per_corruption, chosen), out)
+    if figures is not None:
+        _write_figures(board, figures)
+
+
+def _write_figures(board: Board, folder: Path) -> None:
+    from leaderboards.figures import figures, to_bytes
+
+    made = figures(board)
+    for name, figure in made.items():
+        for form in ("svg", "png", "pdf"):
+            write_bytes(folder / f"{name}.{form}", to_bytes(figure, form))
+    sys.stderr.write(f"{', '.join(made) or 'no figure'} in {folder}\n")
+
+
+def _addresses(folders: list[Path], out: Path | None) -> Callable[[str], str | None]:
+    """Where a page finds the file of a record, relative to itself; None for one inside a bundle."""
+    base = (out.parent if out is not None else Path()).resolve()
+
+    def address(key: str) -> str | None:
+        for folder in folders:
+            if (folder / "records" / f"{key}.json").is_file():
+                return quote(os.path.relpath((folder / "records").resolve(), base)) + f"/{key}.json"
+        return None
+
+    return address
+
+
+def print_comparison(
+    a: str, b: str, shift: str | None, folders: str, format_: str, where: list[str], out: Path | None
+) -> None:
+    """Print or write the paired comparison of two rows."""
+    _check_format(format_, _COMPARISON, out)
+    paths = _folders(folders, "compare A B")
+    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    with _told():
+        comparison = compare.compare_rows(records, a, b, lambda record: find_scored(paths, record))
+    if format_ == "terminal":
+        print_rich(compare.to_terminal(comparison))
+    else:
+        _give(_COMPARISON[format_](comparison), out)
+
+
+def _check_format(name: str, renderers: Iterable[str], out: Path | None) -> None:
+    nearest(name, [*renderers, "terminal"], "format")
+    if name == "terminal" and out is not None:
+        raise UsageError(f"a file needs --format {', '.join(renderers)}")
+
+
+def _folders(text: str, command: str) -> list[Path]:
+    folders = [Path(part.strip()) for part in text.split(",") if part.strip()]
+    if not folders:
+        raise UsageError(f"say which records: bench {command} --from DIR[,DIR]")
+    return folders
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Damaged results and records that must not be mixed become errors that a user can act on."""
+    try:
+        yield
+    except StoreError as error:
+        raise InvalidResults(str(error)) from None
+    except BoardError as error:
+        raise UsageError(str(error)) from None
+
+
+def _give(text: str, out: Path | None) -> None:
+    if out is None:
+        print_text(text)
+    else:
+        write_bytes(out, (text.rstrip("\n") + "\n").encode())
+
+
+def filtered(records: list[Record], where: list[str]) -> list[Record]:
+    """Records whose fields have the asked values ("seed=0", "split=disjoint", "labels_per_class=10")."""
+    for condition in where:
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise UsageError(f"--where takes FIELD=VALUE, as in --where seed=0, not '{condition}'")
+        nearest(name, [*Record.model_fields, "labels_per_class"], "field")
+        records = [
+            record
+            for record in records
+            if str(record.data.labels_per_class if name == "labels_per_class" else getattr(record, name)) == value
+        ]
+        if not records:
+            raise UsageError(f"no record has {condition}; see `bench results DIR`")
+    return records
+
+
+def print_verification(folder: Path, as_json: bool) -> int:
+    """Recompute, report, and give the exit code: 0 where all holds, 4 where something does not."""
+    open_folder = (folder / "records").is_dir() or (folder / "records.jsonl").is_file()
+    if not open_folder:
+        raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")
+    report = verify(folder, known().labels_of)
+    if as_json:
+        problems = [{"key": p.key, "file": p.file, "message": p.message} for p in report.problems]
+        print_json({"checked": len(report.checked), "problems": problems})
+    else:
+        for problem in report.problems:
+            print_text(f"{problem.file}: {problem.message}")
+        print_text(f"{len(report.checked)} records recomputed from their predictions, {len(report.problems)} problems")
+    return 4 if report.problems else 0

@@ -1,0 +1,214 @@
+"""A run from start to end: cook what is missing, stream what is not measured yet, write records."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from bench.core.cache_dir import write_bytes
+from bench.core.errors import BenchError, UsageError, ValidationError
+from bench.evaluation.protocols import Segment, chains
+from bench.evaluation.shared_pass import run_streams
+from bench.evaluation.stream_tasks import checkpoint, forget
+from bench.execution.task_pool import Executor
+from bench.planning.plan import Lane, Plan, default_folder, make_plan
+from bench.planning.streams import groups_of, missing_streams, stream_name
+from bench.planning.work_items import pieces_of
+from bench.runs.callbacks import Watcher
+from bench.runs.make_record import records_of
+from bench.runs.manifest import Planned, write_ledger
+from bench.runs.trackers import open_sink
+from bench.settings.run_spec import RunSpec
+from leaderboards.record import Record
+from leaderboards.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from leaderboards.boards import Board
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind: its folder, and how many records are done, failed, or were there before."""
+
+    out: Path
+    keys: tuple[str, ...]
+    done: int
+    failed: int
+    reused: int
+    errors: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed else 0
+
+    def records(self) -> list[Record]:
+        """The records of this run, other runs in the same folder left out."""
+        wanted = set(self.keys)
+        return [record for record in Store(self.out).records() if record.key in wanted]
+
+    def board(self) -> Board:
+        """The board over the records of this run."""
+        from leaderboards.boards import make_board
+
+        return make_board(self.records(), Store(self.out).predictions)
+
+
+def run(spec: RunSpec, watcher: Watcher | None = None) -> Outcome:
+    """Do all that a spec asks for and is not done yet. A failed trial is a record; it never stops the others.
+
+    Raises UsageError, MissingDataError or BenchError before anything is started.
+    """
+    return run_all([spec], watcher)[0]
+
+
+def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Outcome]:
+    """Several specs in one pool of workers, an outcome for each; what they share is trained once."""
+    watcher = watcher or Watcher()
+    plans = [_planned(spec, watcher) for spec in specs]
+    cooking = {task.key: task for plan in plans for task in plan.cooking}
+    streams: dict[str, tuple[Plan, Lane, tuple[Segment, ...]]] = {}
+    tasks = list(cooking.values())
+    for plan in plans:
+        write_settings(plan)
+        rows = _ledger(plan)
+        write_ledger(plan.out, rows, [task.key for task in plan.cooking])
+        _forget_done(plan, rows)
+        for task, lane, chain in missing_streams(plan):
+            if task.key not in streams:
+                tasks.append(task)
+            streams[task.key] = (plan, lane, chain)
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        watcher.noted(note)
+    executor = executor_of(plans[0])
+    groups = groups_of(plans[0], tasks)
+    watcher.planned(pieces_of(plans, groups, {key: lane for key, (_, lane, _) in streams.items()}), plans[0].jobs)
+    counts = {id(plan): Counter[str]() for plan in plans}
+    errors: dict[int, dict[str, None]] = {id(plan): {} for plan in plans}
+    try:
+        with open_sink(plans[0].spec, plans[0].out) as sink:
+            for finished in run_streams(groups, plans[0].jobs, plans[0].threads, watcher.started, executor):
+                watcher.finished(finished.task, finished.error)
+                if finished.error is not None:
+                    log.error("%s failed", finished.task.label, exc_info=finished.error)
+                if finished.task.key not in streams:
+                    continue
+                plan, lane, chain = streams[finished.task.key]
+                if finished.error is not None:
+                    errors[id(plan)][f"{finished.task.label}: {finished.error}"] = None
+                for record, predictions in records_of(plan, lane, chain, finished):
+                    if record.key in plan.missing and _write(plan, record, predictions):
+                        counts[id(plan)][record.status] += 1
+                        sink.take(record)
+                forget(plan.out, finished.task.key)
+    finally:
+        for out in {plan.out for plan in plans}:
+            with _told(out):
+                Store(out).compile()
+    return [
+        Outcome(
+            plan.out,
+            plan.keys,
+            counts[id(plan)]["done"],
+            counts[id(plan)]["failed"],
+            len(plan.keys) - len(plan.missing),
+            tuple(errors[id(plan)]),
+        )
+        for plan in plans
+    ]
+
+
+def _planned(spec: RunSpec, watcher: Watcher) -> Plan:
+    """The plan; records that cannot be read are set aside, so that they are measured again."""
+    try:
+        return make_plan(spec)
+    except StoreError as error:
+        out = spec.out or default_folder(spec)
+        with _told(out):
+            moved = Store(out).set_aside_broken()
+        if not moved:
+            raise ValidationError(str(error)) from None
+        watcher.noted(f"{len(moved)} damaged records are set aside as {moved[0].parent}/*.broken and measured again")
+        return make_plan(spec)
+
+
+def _write(plan: Plan, record: Record, predictions: Any) -> bool:
+    with _told(plan.out):
+        return Store(plan.out).write(record, predictions, replace=plan.spec.rerun or plan.spec.only_failed)
+
+
+@contextlib.contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """What keeps records from being written becomes one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise BenchError(
+            f"cannot write records in {out}: {error.strerror or error}; free space or allow it, then run this again: "
+            "what is finished is kept"
+        ) from error
+    except StoreError as error:
+        raise BenchError(str(error)) from None
+
+
+def executor_of(plan: Plan) -> Executor | None:
+    """Where the tasks of a plan run if not on this machine. Raises UsageError where that cannot be reached."""
+    if plan.spec.launch != "slurm":
+        return None
+    try:
+        from bench.execution.slurm import SlurmJobs
+    except ImportError:
+        raise UsageError(
+            "--launch slurm needs the extra scale; install it with: pip install 'soupbench[scale]'"
+        ) from None
+    settings = plan.spec.slurm
+    if plan.device.startswith("cuda") and plan.devices > 1:
+        settings = settings.model_copy(update={"gpus": plan.devices})
+    return SlurmJobs(settings, plan.out / "slurm", plan.jobs, plan.threads)
+
+
+def _ledger(plan: Plan) -> list[Planned]:
+    return [
+        Planned(
+            plan.spec.shift,
+            lane.trial.method,
+            lane.part,
+            lane.trial.seed,
+            {
+                stream_name(lane, number): tuple(lane.keys[c] for segment in chain for c in segment.conditions)
+                for number, chain in enumerate(chains(lane.segments))
+            },
+        )
+        for lane in plan.lanes
+    ]
+
+
+def _forget_done(plan: Plan, rows: Sequence[Planned]) -> None:
+    """Remove checkpoints of streams whose records are there: a run was killed between the two."""
+    for name, keys in (stream for row in rows for stream in row.streams.items()):
+        if plan.missing.isdisjoint(keys):
+            checkpoint(plan.out, name).unlink(missing_ok=True)
+
+
+def write_settings(plan: Plan) -> None:
+    """Leave the resolved settings beside the records, as a run file that repeats the run."""
+    values = plan.spec.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude={"out", "rerun", "only_failed", "launch", "slurm", "track"},
+        exclude_none=True,
+    )
+    # TOML has no word for nothing; options that are None are so by default.
+    values["set"] = {
+        method: {name: value for name, value in options.items() if value is not None}
+        for method, options in values["set"].items()
+    }
+    write_bytes(plan.out / "run.toml", tomli_w.dumps(values).encode())

@@ -1,0 +1,133 @@
+"""`bench tune`: choose options on dev images and tuning corruptions, with the same number of trials for all."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from bench.core.console import print_json, print_text, table
+from bench.core.errors import UsageError
+from bench.core.import_object import load_object
+from bench.runs.progress import RunProgress
+from bench.runs.run import Outcome, run_all
+from bench.settings.methods import parse_method, parse_setting
+from bench.settings.run_spec import make_spec
+from bench.shifts import SHIFTS, load_shift
+from bench.shifts.shift import stream_rng
+from leaderboards.record import Record
+
+
+def candidates(space: Mapping[str, Sequence[Any]], trials: int) -> list[dict[str, Any]]:
+    """`trials` different option sets: the defaults first, then a seeded draw without replacement from the grid."""
+    grid = every_set(space)
+    order = stream_rng(0, "tune", *space).permutation(len(grid))
+    return [{}, *(grid[i] for i in order[: trials - 1])]
+
+
+def every_set(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All option sets of a grid."""
+    return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+
+
+def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Read "key=[value, …]" for each option. Raises UsageError for anything else."""
+    found = {}
+    for text in texts:
+        try:
+            ((key, values),) = tomllib.loads(text).items()
+        except (tomllib.TOMLDecodeError, ValueError):
+            values = None
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"--grid takes key=[values], as in --grid 'lr=[1e-3, 3e-3]', not '{text}'")
+        found[key] = values
+    return found
+
+
+def tune(
+    method: str,
+    shift: str,
+    trials: int,
+    split: str,
+    corruption: str | None,
+    settings: Sequence[str],
+    grid: Sequence[str],
+    run: Mapping[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Try option sets, print them from best to worst by mean dev accuracy, and the lines that keep the best.
+
+    With `grid` ("key=[values]") all of its sets are tried instead of `trials` from the method's own table of values.
+    `run` holds the settings of the run (seeds, severity, labels, …), named as the flags are.
+
+    Raises UsageError where test images or reported corruptions are asked for: tuning on them would spoil the report.
+    """
+    if split != "dev":
+        raise UsageError(f"tuning on split '{split}' would spoil the numbers reported on it; use --split dev")
+    loaded = load_shift(shift, run.get("data_root"))
+    names = tuple(corruption.split(",")) if corruption else loaded.tuning_corruptions
+    if reported := [name for name in names if name not in loaded.tuning_corruptions]:
+        raise UsageError(
+            f"{reported[0]} is reported on {shift}, so it cannot choose options; "
+            f"use {', '.join(loaded.tuning_corruptions)}"
+        )
+    parsed = parse_method(method)
+    row = parsed.adapter or parsed.recipe
+    name = row.options_of or row.name
+    space: Mapping[str, Sequence[Any]] = load_object(row.path).search
+    if not space and not grid:
+        raise UsageError(f"{row.name} has no option to tune; choose another method")
+    fixed: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        owner, key, value = parse_setting(text)
+        fixed.setdefault(owner, {})[key] = value
+    free = {key: values for key, values in space.items() if key not in fixed.get(name, {})}
+    tried = every_set(read_grid(grid)) if grid else candidates(free, trials)
+    folder = run.get("out") or Path("runs") / f"tune-{loaded.name}-{row.name}".replace("/", "_").replace(":", "_")
+    base = {**run, "method": method, "shift": shift, "split": "dev", "corruption": names, "out": folder}
+    specs = [make_spec(base, {"set": {name: options}}, {"set": fixed}) for options in tried]
+    with RunProgress(folder) as progress:
+        outcomes = run_all(specs, progress)
+    rows = sorted(zip(tried, map(_summary, outcomes), strict=True), key=lambda row: -row[1]["accuracy"])
+    if as_json:
+        print_json([{"options": options, **summary} for options, summary in rows])
+        return
+    shown = [
+        [*(f"{100 * summary[column]:.2f}" for column in ("accuracy", "spread", "clean")), str(options or "defaults")]
+        for options, summary in rows
+    ]
+    print_text(table(["dev accuracy", "sd of seeds", "clean", "options"], shown))
+    if not rows[0][0]:
+        print_text("\nthe defaults won")
+        return
+    # JSON of numbers, texts and lists is TOML too, on one line.
+    flags = (shlex.quote(f"{name}.{key}={json.dumps(value)}") for key, value in rows[0][0].items())
+    print_text("\nto run with the best: " + " ".join(f"--set {flag}" for flag in flags))
+    if shift in SHIFTS:
+        print_text(f"to make it the default, in bench/assets/{shift}.toml:\n{tomli_w.dumps({name: rows[0][0]})}")
+
+
+def _summary(outcome: Outcome) -> dict[str, float]:
+    """Mean accuracy over tuning conditions of the method's own row, its spread over seeds, and clean accuracy."""
+    records = [r for r in outcome.records() if r.part in (None, "soup")]
+    if any(record.metrics is None for record in records):
+        return {"accuracy": 0.0, "spread": 0.0, "clean": 0.0}
+    seeds = sorted({record.seed for record in records})
+    per_seed = [_mean([r for r in records if r.seed == seed and r.corruption is not None]) for seed in seeds]
+    return {
+        "accuracy": float(np.mean(per_seed)),
+        "spread": float(np.std(per_seed, ddof=1)) if len(seeds) > 1 else 0.0,
+        "clean": _mean([record for record in records if record.corruption is None]),
+    }
+
+
+def _mean(records: Sequence[Record]) -> float:
+    return float(np.mean([record.metrics.accuracy for record in records if record.metrics is not None]))

@@ -1,0 +1,67 @@
+"""Which options each method of a run gets: published, tuned, and asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from bench.core.devices import has_bf16
+from bench.core.import_object import load_object
+from bench.settings.methods import build_config, preset_options
+from bench.settings.run_spec import RunSpec
+from bench.settings.tuned_defaults import tuned_options
+from bench.shifts.shift import Shift
+from methods import METHODS
+from methods.table import Row
+
+_COMPARED_MIXES = ("uniform", "greedy", "best", "ensemble")
+_HELD_OUT = 0.02
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of methods on a shift, for a classifier whose norms are of a kind (bn, gn, ln), on a device."""
+
+    spec: RunSpec
+    shift: Shift
+    norm: str
+    device: str
+
+    def config(self, row: Row) -> Any:
+        """A method's own frozen options. Raises UsageError for those that it does not have or take."""
+        return build_config(row, self._given(row))
+
+    def _given(self, row: Row) -> dict[str, Any]:
+        """Options over a method's defaults: what was published for such data and norms, then tuned, then asked for.
+
+        Below all of these recipes that train get what the machine and the flags decide.
+        """
+        name = row.options_of or row.name
+        known: set[str] = set()
+        start: dict[str, Any] = {}
+        if row.kind == "recipe":
+            known = {field.name for field in fields(load_object(row.path).Config)}
+            start = self._training() if row.starts_as is None else self._given(METHODS[row.starts_as])
+        given = {
+            **{key: value for key, value in start.items() if key in known},
+            **preset_options(row, self.shift.family, self.norm, self.spec.batch_size),
+            **tuned_options(self.shift.name, name),
+            **self.spec.options.get(name, {}),
+        }
+        return {**_compared(given), **given} if self.spec.with_baselines and "mixes" in known else given
+
+    def _training(self) -> dict[str, Any]:
+        """Options of training that the machine and the flags decide: half precision where a GPU is fast at it."""
+        on_gpu = self.device.startswith("cuda")
+        known = self.spec.launch != "slurm" and on_gpu and has_bf16(self.device)
+        half = on_gpu and (self.spec.precision == "bf16" or (self.spec.precision == "auto" and known))
+        return {**({"bf16": True} if half else {}), **({"compile": True} if self.spec.compile else {})}
+
+
+def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The mixes that a comparison needs, unless a recipe's options say otherwise."""
+    if "mixes" in given or given.get("order", "tune_then_soup") != "tune_then_soup":
+        return {}
+    chosen_on_val = given.get("select_on") == "val" or "holdout" in given
+    return {"mixes": _COMPARED_MIXES, **({} if chosen_on_val else {"holdout": _HELD_OUT})}

@@ -1,0 +1,308 @@
+"""From a method's name to its row, its class and its options; torch is loaded only when a class is."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.core.errors import UsageError, nearest
+from bench.core.source_code import HOME
+from methods import METHODS, PLAIN
+from methods.table import Access, Row
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from pydantic import TypeAdapter
+
+PLUGINS = "soupbench.methods"
+"""The entry-point group by which an installed package adds methods: NAME = "package.module:Class"."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as asked for: a recipe, and the adapter that runs on what it cooks."""
+
+    text: str
+    recipe: Row
+    adapter: Row | None
+
+    @property
+    def access(self) -> Access:
+        return self.recipe.access | (self.adapter or PLAIN).access
+
+
+def parse_method(text: str) -> Method:
+    """Read "tent", "selfsoup", "selfsoup+tent" or "file.py:Class".
+
+    A recipe alone runs with the plain adapter, an adapter alone on the `source` classifier.
+    """
+    rows = [_row(part.strip()) for part in text.split("+")]
+    recipes = [row for row in rows if row.kind == "recipe"]
+    adapters = [row for row in rows if row.kind == "adapter"]
+    if len(recipes) > 1 or len(adapters) > 1:
+        raise UsageError(f"'{text}' names more than one recipe or adapter; write RECIPE, ADAPTER or RECIPE+ADAPTER")
+    shown = "+".join(
+        row.name if ".py:" in row.path else part.strip() for row, part in zip(rows, text.split("+"), strict=True)
+    )
+    return Method(shown, recipes[0] if recipes else METHODS["source"], adapters[0] if adapters else None)
+
+
+def _row(name: str) -> Row:
+    if ".py:" in name:
+        file, _, class_name = name.rpartition(":")
+        return _outside(f"{Path(file).name}:{class_name}", f"{Path(file).resolve()}:{class_name}")
+    if name in METHODS:
+        return METHODS[name]
+    entries = plugins()
+    return _outside(name, entries[nearest(name, (*METHODS, *entries), "method")].value)
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Methods that installed packages bring, by name, as "module:Class"; a name of our table is never replaced."""
+    from importlib.metadata import entry_points
+
+    found = entry_points(group=PLUGINS)
+    return {entry.name: entry for entry in found if entry.name not in METHODS}
+
+
+def _outside(name: str, path: str) -> Row:
+    """The row of a class that is not in the table, "file.py:Class" or "module:Class"."""
+    from bench.core.import_object import load_object
+    from methods.base import Adapter, Recipe
+
+    cls = load_object(path)
+    if not isinstance(cls, type) or not issubclass(cls, Adapter | Recipe):
+        raise UsageError(f"{path} is not a subclass of methods.base.Adapter or methods.base.Recipe; derive it from one")
+    if not isinstance(getattr(cls, "access", None), Access):
+        raise UsageError(
+            f"{path} does not say what it may see; add `access = Access(...)` from methods.table to the class"
+        )
+    summary = (cls.__doc__ or "").strip().split("\n")[0]
+    kind = "adapter" if issubclass(cls, Adapter) else "recipe"
+    return Row(name, kind, path, summary, cls.access, "")  # type: ignore[arg-type]
+
+
+def parse_setting(text: str) -> tuple[str, str, Any]:
+    """Read "NAME.key=value"; the value is TOML, or a plain string where it is not."""
+    import tomllib
+
+    target, equals, value = text.partition("=")
+    name, dot, key = target.rpartition(".")
+    if not (equals and dot and name and key):
+        raise UsageError(f"--set takes NAME.key=value, as in --set tent.lr=1e-3, not '{text}'")
+    try:
+        return name.strip(), key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), key.strip(), value.strip()
+
+
+def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[str, Any]:
+    """The published options of an adapter for a family of data ("imagenet", "cifar") and of norms (bn, gn, ln).
+
+    Empty where nothing was published, and for recipes. Published rates are for batches of 64: where a method learns
+    along the stream (`state` online) on layer or group norms, `lr` is scaled with the batch size, as in the release
+    of SAR (Niu et al. 2023); a method that starts anew with every image keeps its rate.
+    """
+    from bench.core.import_object import load_object
+
+    if row.kind != "adapter":
+        return {}
+    options = dict(load_object(row.path).presets.get(f"{family}-{norm}", {}))
+    if "lr" in options and norm in ("ln", "gn") and row.access.state == "online":
+        options["lr"] *= batch_size / 64
+    return options
+
+
+def build_config(row: Row, options: Mapping[str, Any]) -> Any:
+    """The method's own frozen options, checked: unknown keys and wrong values are one clear sentence."""
+    from pydantic import ValidationError
+
+    from bench.core.import_object import load_object
+
+    config_class = load_object(row.path).Config
+    names = [field.name for field in fields(config_class)]
+    for key in options:
+        nearest(key, names, f"option of {row.name}")
+    try:
+        config = _reader(config_class).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":  # the method's own words
+            said = _of_row(str(first["ctx"]["error"]), row, names)
+            raise UsageError(f"{said}; see `bench show method {row.name}`") from None
+        where = ".".join(str(part) for part in first["loc"]) or "options"
+        if first["type"] == "tuple_type":
+            raise UsageError(
+                f'{row.name}.{where} takes a list in quotes, as in --set \'{row.name}.{where}=["A", "B"]\', not '
+                f"{first['input']!r}"
+            ) from None
+        raise UsageError(f"{row.name}.{where}: {first['msg']}; see `bench show method {row.name}`") from None
+    for name, value in plain_values(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{row.name}.{name} must be a finite number, not {value}")
+    return config
+
+
+def _of_row(said: str, row: Row, names: Sequence[str]) -> str:
+    """What a class says of an option, "class.option must be …", as said of the method, which may share that class."""
+    _, dot, rest = said.partition(".")
+    return f"{row.name}.{rest}" if dot and rest.partition(" ")[0] in names else said
+
+
+@cache
+def _reader(config_class: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(config_class)
+
+
+def plain_values(config: Any) -> Any:
+    """A frozen options object as JSON values."""
+    if is_dataclass(config) and not isinstance(config, type):
+        return {field.name: plain_values(getattr(config, field.name)) for field in fields(config)}
+    if isinstance(config, tuple | list):
+        return [plain_values(item) for item in config]
+    return config
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, as its file states it."""
+
+    name: str
+    type: str
+    default: str
+
+
+def options_of(row: Row) -> tuple[str, list[Option]]:
+    """The docstring and options of a method, read from its file's text so that nothing is imported."""
+    module, _, class_name = row.path.rpartition(":")
+    found, tree = _class(module, class_name)
+    texts = [ast.get_docstring(found) or ast.get_docstring(tree) or ""]
+    options: dict[str, Option] = {}
+    for config in _config_classes(found, module):
+        texts.append(ast.get_docstring(config) or "")
+        options |= {option.name: option for option in _fields(config)}
+    return "\n\n".join(text for text in texts if text), list(options.values())
+
+
+def _fields(config: ast.ClassDef) -> list[Option]:
+    return [
+        Option(node.target.id, ast.unparse(node.annotation), ast.unparse(node.value) if node.value else "")
+        for node in config.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+
+
+def subclasses_of(base: str, module: str) -> list[tuple[dict[str, str], list[Option]]]:
+    """The strings and the fields of each class in a module that derives from `base`, read from the text of its file."""
+    return [
+        (
+            {
+                node.targets[0].id: node.value.value
+                for node in found.body
+                if isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            },
+            _fields(found),
+        )
+        for found in _tree(module).body
+        if isinstance(found, ast.ClassDef) and any(ast.unparse(above) == base for above in found.bases)
+    ]
+
+
+def literal_of(row: Row, name: str, default: Any) -> Any:
+    """A class attribute of a method, read from its file's text so that nothing is imported; bases count.
+
+    Gives `default` where neither the class nor a base that can be read sets it to a literal.
+    """
+    module, _, class_name = row.path.rpartition(":")
+    found = _attribute(class_name, module, name)
+    try:
+        return default if found is None else ast.literal_eval(found)
+    except ValueError:
+        return default
+
+
+def _attribute(class_name: str, module: str, name: str) -> ast.expr | None:
+    place = _find(class_name, module)
+    if place is None:
+        return None
+    found, home = place
+    for node in found.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if isinstance(node, ast.Assign | ast.AnnAssign) and any(
+            isinstance(target, ast.Name) and target.id == name for target in targets
+        ):
+            return node.value
+    above = (_attribute(base.id, home, name) for base in found.bases if isinstance(base, ast.Name))
+    return next((value for value in above if value is not None), None)
+
+
+def _config_classes(found: ast.ClassDef, module: str) -> list[ast.ClassDef]:
+    """The `Config` of a method class and its bases, bases first, wherever their files are."""
+    for node in found.body:
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            return _with_bases(node, module)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr == "Config":
+            owner = _find(ast.unparse(node.value.value), module)
+            return _config_classes(*owner) if owner else []
+    for base in found.bases:
+        if isinstance(base, ast.Name) and (place := _find(base.id, module)):
+            return _config_classes(*place)
+    return []
+
+
+def _with_bases(node: ast.ClassDef, module: str) -> list[ast.ClassDef]:
+    above = [_find(base.id, module) for base in node.bases if isinstance(base, ast.Name)]
+    return [config for place in above if place for config in _with_bases(*place)] + [node]
+
+
+def _find(name: str, module: str) -> tuple[ast.ClassDef, str] | None:
+    """A class by the name it has in a module: defined there, or imported from another of our modules."""
+    tree = _tree(module)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, module
+        if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
+            return _find(name, node.module) if _file(node.module).is_file() else None
+    return None
+
+
+def _class(module: str, name: str) -> tuple[ast.ClassDef, ast.Module]:
+    place = _find(name, module)
+    if place is None:
+        raise UsageError(f"{module} has no class '{name}'; check the name after the colon")
+    return place[0], _tree(place[1])
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text())
+
+
+def _file(module: str) -> Path:
+    if module.endswith(".py"):
+        return Path(module)
+    place = HOME.joinpath(*module.split("."))
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if file.is_file() or module.partition(".")[0] not in _outside_packages():
+        return file
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin) if spec and spec.origin else file
+
+
+def _outside_packages() -> set[str]:
+    """The packages that plug-ins are in; nothing else is looked for beyond our own files."""
+    return {entry.module.partition(".")[0] for entry in plugins().values()}

@@ -1,0 +1,183 @@
+"""What a run is asked to do: the flags of the command line and the keys of a run file, checked once. Without torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bench.core.conditions import CLEAN, Condition
+from bench.core.errors import UsageError, nearest
+
+ListLike = str | int | float | list[Any] | tuple[Any, ...]
+
+
+class Slurm(BaseModel):
+    """What a job of `--launch slurm` asks the scheduler for; empty: the cluster's default.
+
+    gpus: of a job that trains, which is spread over them; others take one. time: minutes. mem: GB. requeues: how often
+    a job that was preempted or ran out of time starts again; trainings go on from their last checkpoint. other: further
+    options of sbatch by name, as in {"exclude": "node7"}.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: int = Field(default=240, ge=1)
+    gpus: int = Field(default=0, ge=0)
+    cpus: int = Field(default=1, ge=1)
+    mem: float | None = Field(default=None, gt=0)
+    requeues: int = Field(default=3, ge=0)
+    other: dict[str, str] = Field(default_factory=dict)
+
+
+class RunSpec(BaseModel):
+    """Resolved settings of one run; field names are the flags' names.
+
+    `method`, `severity` and `corruption` take lists or comma-separated text ("1-5" is a range). `set` holds options by
+    method name. `classes`, `label` and `part` say how a folder or table is to be read (None: as it looks; see
+    `bench.shifts.data_root.Reading`). `labels` is the number of labelled clean images a class (None: the default of the
+    shift, 0: all of them).
+    `devices` is how many GPUs, or processes on a CPU, share each training (None: one, or the GPUs of a SLURM job).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    method: tuple[str, ...]
+    shift: str
+    model: str | None = None
+    stock: str | None = None
+    init_from: str | None = None
+    severity: tuple[float, ...] = (5.0,)
+    corruption: tuple[str, ...] | None = None
+    protocol: str = "reset_each_shift"
+    split: str = "disjoint"
+    seed: int = Field(default=0, ge=0)
+    seeds: int | None = Field(default=None, ge=1, le=1000)
+    batch_size: int = Field(default=64, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    labels: int | None = Field(default=None, ge=0)
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    data_root: Path | None = None
+    classes: str | None = None
+    label: str | None = None
+    part: str | None = None
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict, alias="set")
+    with_baselines: bool = False
+    out: Path | None = None
+    jobs: int | None = Field(default=None, ge=1)
+    devices: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=0)
+    launch: Literal["local", "serial", "slurm"] = "local"
+    slurm: Slurm = Field(default_factory=Slurm)
+    rerun: bool = False
+    only_failed: bool = False
+    offline: bool = False
+    track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = None
+
+    @field_validator("method", "corruption", mode="before")
+    @classmethod
+    def _split_text(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        items = value.split(",") if isinstance(value, str) else list(value)
+        names = tuple(str(item).strip() for item in items if str(item).strip())
+        if not names:
+            raise ValueError("is empty; name at least one")
+        return tuple(dict.fromkeys(names))
+
+    @field_validator("severity", mode="before")
+    @classmethod
+    def _read_severity(cls, value: Any) -> Any:
+        return read_severities(value)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunSpec:
+        if sum(given is not None for given in (self.model, self.stock, self.init_from)) > 1:
+            raise ValueError("--model, --stock and --init-from exclude each other; give one")
+        if self.rerun and self.only_failed:
+            raise ValueError("--rerun and --only-failed exclude each other; give one")
+        if self.launch == "serial" and self.jobs not in (None, 1):
+            raise ValueError("--launch serial is one process; leave --jobs out")
+        if self.launch != "slurm" and self.slurm != Slurm():
+            raise ValueError("--slurm settings belong to --launch slurm; add it or leave them out")
+        if 0 < self.slurm.gpus < (self.devices or 1):
+            raise ValueError(f"--devices {self.devices} needs as many GPUs in a job; leave gpus out of --slurm")
+        return self
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """`seeds` counts from `seed`: --seeds 3 runs 0, 1, 2."""
+        return tuple(range(self.seed, self.seed + (self.seeds or 1)))
+
+    def conditions(self, corruptions: tuple[str, ...]) -> tuple[Condition, ...]:
+        """Clean, then every chosen corruption at every chosen severity, in the order of the shift."""
+        return (CLEAN, *(Condition(name, level) for level in self.severity for name in corruptions))
+
+
+def read_severities(value: Any) -> tuple[float, ...]:
+    """Severities from 5, "3,5", "1-5" or a sequence of numbers. Raises ValueError for anything else."""
+    if isinstance(value, str):
+        low, dash, high = value.partition("-")
+        if dash and low.strip().isdigit() and high.strip().isdigit():
+            value = list(range(int(low), int(high) + 1))
+        else:
+            value = [part for part in value.split(",") if part.strip()]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        value = [value]
+    try:
+        levels = tuple(dict.fromkeys(float(level) for level in value))
+    except (TypeError, ValueError):
+        raise ValueError("takes numbers from 1 to 5, as in 5, 3,5 or 1-5") from None
+    if not levels or any(not 0 < level <= 5 for level in levels):
+        raise ValueError("takes numbers above 0 and up to 5, as in 5, 3,5 or 1-5")
+    return levels
+
+
+def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
+    """Merge settings, later layers over earlier ones (`set` is merged by option), and check them."""
+    merged: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            name = key.replace("-", "_")
+            nearest(name, [*(field for field in RunSpec.model_fields if field != "options"), "set"], "setting")
+            if name == "set":
+                for method, values in value.items():
+                    if not isinstance(values, Mapping):
+                        raise UsageError(f"set.{method} must be a table of options, as in [set.{method}]")
+                    options.setdefault(method, {}).update(values)
+            elif value is not None:
+                merged[name] = value
+    for needed in ("method", "shift"):
+        if needed not in merged:
+            raise UsageError(
+                f"no {needed} given; add --{needed} NAME (see `bench list {needed}s`) or try `bench run --demo`"
+            )
+    try:
+        return RunSpec(**merged, set=options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "--" + str(first["loc"][0]).replace("_", "-") + " " if first["loc"] else ""
+        said = first["msg"].removeprefix("Value error, ")
+        if said.startswith("Input should be "):  # pydantic's words, which follow no name
+            said = f"must be {said.removeprefix('Input should be ')}, not {first['input']!r}"
+        raise UsageError(f"{where}{said}") from None
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """The settings of a TOML run file; keys are the flags' names."""
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"no run file {path}; the ones that ship are in runs/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a TOML file: {error}") from None

@@ -1,0 +1,83 @@
+"""The images that recipes may see, and which shifted conditions a pool holds when a condition is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.core.conditions import CLEAN, Condition
+from bench.shifts.shift import Shift, adapt_pool, clean_labelled, clean_pool
+from corruptions.catalog import ROWS
+from methods.base import Labelled, Unlabelled
+
+# The four extra corruptions were made to resemble these families (Hendrycks and Dietterich 2019, appendix B).
+_FAMILIES = {row.name: row.group for row in ROWS if row.group != "extra"} | {
+    "speckle_noise": "noise",
+    "gaussian_blur": "blur",
+    "spatter": "weather",
+    "saturate": "digital",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Conditions that one classifier is scored on, and those whose images it may see before."""
+
+    scored: tuple[Condition, ...]
+    pooled: tuple[Condition, ...]
+
+
+def family_of(corruption: str) -> str:
+    """The group of the catalogue (noise, blur, …); a corruption outside it is a family of its own."""
+    return _FAMILIES.get(corruption, corruption)
+
+
+def groups(conditions: Sequence[Condition], shift_pool: str) -> list[Group]:
+    """The classifiers that a pool asks for. Clean images are a condition like the others where each has its own.
+
+    Where a family is left out, clean images, which belong to none, are scored by the classifier of the whole pool.
+    Raises ValueError where there is one family only, so that leaving it out leaves nothing.
+    """
+    shifted = [condition for condition in conditions if condition != CLEAN]
+    clean = [condition for condition in conditions if condition == CLEAN]
+    if shift_pool == "mixed":
+        return [Group(tuple(conditions), tuple(shifted))]
+    names = {c: family_of(str(c.corruption)) if shift_pool == "leave_one_family_out" else c.corruption for c in shifted}
+    found = []
+    for name in dict.fromkeys(names.values()):
+        inside = tuple(condition for condition in shifted if names[condition] == name)
+        outside = tuple(condition for condition in shifted if names[condition] != name)
+        found.append(Group(inside, inside if shift_pool == "per_corruption" else outside))
+    if not all(group.pooled for group in found):
+        raise ValueError("leaving out a family needs corruptions of at least two; add some with --corruption")
+    whole = (CLEAN,) if shift_pool == "per_corruption" else tuple(shifted)
+    return [*([Group((CLEAN,), whole)] if clean else []), *found]
+
+
+class Pantry:
+    """The images that recipes may ask for, made when they do: pools without labels, clean test images with them."""
+
+    def __init__(self, shift: Shift, adapt: np.ndarray, split: str) -> None:
+        self._shift, self._adapt, self._split = shift, adapt, split
+        self._pools: dict[tuple[Condition, ...], Unlabelled] = {}
+        self._clean: Unlabelled | None = None
+        self._val: Labelled | None = None
+
+    def shifted(self, group: Group) -> Unlabelled:
+        """Images of the adapt half under the conditions that a group may see."""
+        if group.pooled not in self._pools:
+            self._pools[group.pooled] = adapt_pool(self._shift, self._adapt, group.pooled)
+        return self._pools[group.pooled]
+
+    def clean(self) -> Unlabelled:
+        """All clean train images."""
+        self._clean = self._clean or clean_pool(self._shift)
+        return self._clean
+
+    def val(self) -> Labelled | None:
+        """Clean images of the adapt half, None where they are scored too or do not exist."""
+        if self._split in ("disjoint", "dev") and self._shift.has_clean:
+            self._val = self._val or clean_labelled(self._shift, self._adapt)
+        return self._val

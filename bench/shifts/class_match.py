@@ -1,0 +1,80 @@
+"""A shift and what is to be scored on it: whether both tell the same classes apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.conditions import Condition
+from bench.core.errors import UsageError
+from bench.data.classes import places_of, synsets
+from bench.shifts import load_shift
+from bench.shifts.data_root import Reading
+from bench.shifts.image_shift import ImageShift
+from bench.shifts.shift import NATURAL, Shift
+
+if TYPE_CHECKING:
+    from methods.nets.weights import Weights
+
+
+class HasClassNames(Protocol):
+    """What may know the names of its classes, in the order of its outputs."""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+
+def fitted(asked: str, base: nn.Module | Weights | HasClassNames, reading: Reading) -> tuple[Shift, Reading]:
+    """The shift with the classes that fit, and how it is then read: a folder of some of ImageNet's synsets has classes
+    of its own for a model with that many outputs.
+
+    Raises UsageError as `load_shift` does, and where a classifier of another run was made for other classes, or for
+    these in another order.
+    """
+    shift = load_shift(asked, reading=reading)
+    names = getattr(base, "class_names", None)
+    own = class_names(shift)
+    if names is not None and own is not None and len(names) == len(own) and names != own:
+        refuse_other_classes(names, own, shift.name)
+    if not isinstance(base, nn.Module) or not isinstance(shift, ImageShift) or shift.sources is None:
+        return shift, reading
+    if shift.sources.test.classes != synsets() or _outputs(base, shift) in (None, len(synsets())):
+        return shift, reading
+    own_reading = replace(reading, classes="imagefolder")
+    narrow = load_shift(asked, reading=own_reading)
+    if narrow.classes != _outputs(base, shift) or not isinstance(narrow, ImageShift):
+        return shift, reading
+    narrow.told = (
+        f"{shift.name} has {narrow.classes} of ImageNet's classes, as many as the model tells apart: these are its "
+        "classes, in sorted order",
+        *narrow.told,
+    )
+    return narrow, own_reading
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, shift: ImageShift) -> int | None:
+    """How many scores a model gives for an image, None where it gives something else."""
+    ids = shift.ids("test")[:1]
+    scores = model(shift.images(ids, Condition(NATURAL, 1)).float() / 255)
+    return scores.shape[1] if isinstance(scores, Tensor) and scores.ndim == 2 else None
+
+
+def class_names(shift: Shift) -> tuple[str, ...] | None:
+    """The names of a shift's classes in the order of its labels, None where it has no names for them."""
+    if not isinstance(shift, ImageShift) or shift.members is not None:
+        return None
+    names = shift.open_test().images.classes
+    return names if len(names) == shift.classes else None
+
+
+def refuse_other_classes(names: tuple[str, ...], own: tuple[str, ...], where: str) -> None:
+    """Raise UsageError unless both lists name the same classes in the same order."""
+    if places_of(names, own, "the classifier") != tuple(range(len(own))):
+        raise UsageError(
+            f"the classifier has the classes of {where} in another order ({', '.join(names[:3])}, …, not "
+            f"{', '.join(own[:3])}, …); give the order that it was trained in with --classes FILE"
+        )

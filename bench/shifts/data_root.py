@@ -1,0 +1,94 @@
+"""How the files of a shift are found and read: the data root, the model's preprocessing, and whether to go online."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from bench.core.cache_dir import cache_dir
+from bench.core.errors import MissingDataError
+from bench.data.decode import Preprocessing
+from bench.shifts.catalog import ShiftRow
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`preprocessing` is the model's (None: the shift's usual one); `workers` threads decode, 0 the calling one.
+
+    What a user says of images of their own, where it is not to be found out: `classes`, the order of the classes
+    ("natural", "imagefolder" or a file with one name a line), `label`, the column of labels, `part`, what is scored.
+
+    `added` are corruptions of files beside those of the shift; see `bench.shifts.user_corruption`.
+    """
+
+    data_root: Path | None = None
+    preprocessing: Preprocessing | None = None
+    offline: bool = False
+    workers: int = 0
+    classes: str | None = None
+    label: str | None = None
+    part: str | None = None
+    added: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def said(self) -> dict[str, str | None]:
+        """What the user said of the images, for records: a file of classes by its name and content."""
+        classes = self.classes
+        if classes is not None and classes not in ("natural", "imagefolder"):
+            file = Path(classes).expanduser()
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "gone"
+            classes = f"{file.name} sha256:{digest}"
+        return {"classes": classes, "label": self.label, "part": self.part}
+
+    @property
+    def root(self) -> Path:
+        """The data root: as given, else $SOUPBENCH_DATA, else the `data` folder of the cache, where fetches go."""
+        if self.data_root is not None:
+            return self.data_root.expanduser()
+        if chosen := os.environ.get("SOUPBENCH_DATA"):
+            return Path(chosen).expanduser()
+        return cache_dir() / "data"
+
+    def find(self, places: Sequence[str]) -> Path | None:
+        """The first of these places that exists below the data root, or is the data root itself or a part of it."""
+        below = next((self.root / place for place in places if (self.root / place).exists()), None)
+        return below or next((found for place in places if (found := self._around(place)) is not None), None)
+
+    def _around(self, place: str) -> Path | None:
+        """Where a place is, if the data root was given as (a part of) that place: its folder, or one inside of that."""
+        wanted = Path(place).parts
+        have = self.root.absolute().parts
+        for count in range(len(wanted), 0, -1):
+            if have[-count:] == wanted[:count] and (found := self.root.joinpath(*wanted[count:])).exists():
+                return found
+        if wanted[0].lower() != "imagenet":
+            return None
+        # A copy of ImageNet under another name: its part itself, or the folder of its parts.
+        last = wanted[-1]
+        inside = (
+            self.root if self.root.name == last else self.root / last,
+            *([self.root.parent / last] if self.root.name in ("val", "validation", "train") else []),
+        )
+        return next((folder for folder in inside if folder.is_dir() and _holds_synsets(folder)), None)
+
+    def need(self, row: ShiftRow, what: str) -> Path:
+        """Where the scored images of a shift are; raises MissingDataError that says what to do where they are not."""
+        found = self.find(row.places)
+        if found is None:
+            looked = ", ".join(str(self.root / place) for place in row.places)
+            brings = row.how_to_get
+            fix = f"bring it with: {brings}" if brings.startswith("bench ") else f"get it from {brings}"
+            raise MissingDataError(
+                f"missing for {row.name}: {what} (looked at {looked}); {fix}; or give its folder with --data-root"
+            )
+        return found
+
+
+def _holds_synsets(folder: Path) -> bool:
+    names = [entry.name for entry in islice(folder.iterdir(), 50)]
+    return any(re.fullmatch(r"n\d{8}|ILSVRC2012_val_\d{8}\.JPEG", name) for name in names)

@@ -1,0 +1,196 @@
+"""What a shift gives to the harness: clean source data, test images by id and condition, and digests of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.core.conditions import CLEAN, Condition, digest_of
+from bench.core.conditions import NATURAL as NATURAL
+from bench.core.conditions import stream_rng as stream_rng
+from bench.core.errors import UsageError, nearest
+from bench.shifts.catalog import Family
+from bench.shifts.lazy_images import pooled
+from methods.base import Labelled, Unlabelled
+
+SPLITS = ("disjoint", "joint", "transductive", "dev")
+
+
+class Shift(Protocol):
+    """Shifted test data and the clean source data that belongs to it.
+
+    `corruptions` are reported; `tuning_corruptions` are for choosing hyper-parameters only. `profile`, `storage` and
+    `data_seed` fix the pixels of every image. `family` says which published options of methods apply.
+
+    `members` says for each class which outputs of a model with `source_classes` outputs it stands for (one: the
+    model's other classes are masked; several: mean member probability); None where both have the same classes.
+    `severities` are the only ones there are (None: those asked for); `has_clean` says whether the test images exist
+    unshifted, `natural` whether they may be scored as a shift of their own (corruption "natural", severity 1);
+    `skipped` counts test images that the user left out; `tiles` names the pictures that pasted tiles are made of (None:
+    there are no tiles).
+    """
+
+    name: str
+    classes: int
+    corruptions: tuple[str, ...]
+    tuning_corruptions: tuple[str, ...]
+    profile: str
+    storage: str
+    data_seed: int
+    default_labels: int | None
+    family: Family
+    members: tuple[tuple[int, ...], ...] | None
+    source_classes: int | None
+    severities: tuple[float, ...] | None
+    has_clean: bool
+    natural: bool
+
+    @property
+    def made_here(self) -> bool:
+        """Whether its shifted images are made of the clean ones by our corruptions."""
+
+    @property
+    def skipped(self) -> int: ...
+
+    @property
+    def tiles(self) -> str | None: ...
+
+    def ids(self, part: str) -> np.ndarray:
+        """Sorted ids of the clean images of a part: "train", "dev" or "test"; int64 [n]."""
+
+    def images(self, ids: np.ndarray, condition: Condition, device: str = "cpu") -> Tensor:
+        """Pixels of those images of one part under a condition, made on a device: uint8 [n, 3, h, w]."""
+
+    def labels(self, ids: np.ndarray) -> np.ndarray:
+        """Labels of those images, int64 [n]. Only the harness asks."""
+
+    def answers(self, ids: np.ndarray) -> np.ndarray | None:
+        """Which classes are right for each image, bool [n, classes]; None where only the label is."""
+
+    def digest(self, ids: np.ndarray, condition: Condition) -> str:
+        """Content hash of what `images` and `labels` give, computed from decoded pixels and parameters."""
+
+
+def split_ids(ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(adapt, score): the ids a recipe may see unlabelled under shift, and those streamed and scored.
+
+    `disjoint` (and `dev`, on dev images): even and odd positions of the sorted list of clean images, so no scored
+    image is ever seen under another corruption. `joint`: even, even. `transductive`: all, all.
+    """
+    nearest(split, SPLITS, "split")
+    even, odd = ids[0::2], ids[1::2]
+    return {"disjoint": (even, odd), "dev": (even, odd), "joint": (even, even), "transductive": (ids, ids)}[split]
+
+
+def limit_ids(ids: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most `limit` ids, evenly spread over the sorted list so that class-sorted sets stay balanced."""
+    if limit is None or limit >= len(ids):
+        return ids
+    return ids[np.linspace(0, len(ids) - 1, limit).round().astype(np.int64)]
+
+
+def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> tuple[str, ...]:
+    """The corruptions of a run in the shift's order: the reported ones by default, on dev images the tuning ones."""
+    if wanted is None:
+        return shift.tuning_corruptions if split == "dev" else shift.corruptions
+    known = (*shift.corruptions, *shift.tuning_corruptions, *((NATURAL,) if shift.natural else ()))
+    asked = [_canonical(name) if name not in known else name for name in wanted]
+    for name in asked:
+        nearest(name, known, f"corruption of {shift.name}")
+    return tuple(name for name in known if name in asked)
+
+
+def _canonical(name: str) -> str:
+    """The usual name of a corruption, or this one where it is none of ours."""
+    from corruptions import canonical
+
+    if name.rpartition(":")[0].endswith(".py"):
+        return name.rpartition("/")[2]
+    try:
+        return canonical(name)
+    except ValueError:
+        return name
+
+
+def pick_conditions(shift: Shift, asked: Sequence[Condition]) -> tuple[Condition, ...]:
+    """Of the conditions asked for those that the shift has, clean among them only if it has clean images.
+
+    A shift with fixed severities gives those instead of the ones asked for. Images scored as they are need no clean
+    ones beside them.
+    """
+    shifted = list(
+        dict.fromkeys(
+            Condition(NATURAL, 1) if condition.corruption == NATURAL else condition
+            for condition in asked
+            if condition.corruption is not None
+        )
+    )
+    if shift.severities is not None:
+        names = dict.fromkeys(condition.corruption for condition in shifted)
+        shifted = [Condition(name, level) for level in shift.severities for name in names]
+    only_natural = bool(shifted) and all(condition.corruption == NATURAL for condition in shifted)
+    return (*([CLEAN] if shift.has_clean and not only_natural else []), *shifted)
+
+
+def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
+    """Clean labelled images: all of train, or `per_class` of each class, drawn anew for each seed."""
+    ids = shift.ids("train")
+    labels = shift.labels(ids)
+    if per_class is not None:
+        order = stream_rng(seed, "labelled", shift.name).permutation(len(ids))
+        chosen = [order[labels[order] == label][:per_class] for label in range(shift.classes)]
+        short = [str(label) for label, rows in enumerate(chosen) if len(rows) < per_class]
+        if short:
+            raise UsageError(
+                f"{shift.name} has fewer than {per_class} labelled images of class {', '.join(short)}; lower --labels"
+            )
+        ids = np.sort(ids[np.concatenate(chosen)])
+    return Labelled(
+        images=pooled(shift, ids, [CLEAN]),
+        labels=torch.from_numpy(shift.labels(ids)),
+        classes=shift.classes,
+        digest=shift.digest(ids, CLEAN),
+    )
+
+
+def adapt_pool(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition]) -> Unlabelled:
+    """All images of the adapt half under these conditions in one pool, every condition alike."""
+    if not conditions:
+        raise UsageError("a recipe that adapts needs at least one corruption; leave --corruption out for all of them")
+    digest = "pool:" + digest_of([shift.digest(ids, condition) for condition in conditions])
+    return Unlabelled(pooled(shift, ids, conditions), digest)
+
+
+def clean_labelled(shift: Shift, ids: np.ndarray) -> Labelled:
+    """Clean images of the test or dev part with their labels, to choose by where the papers did."""
+    labels = torch.from_numpy(shift.labels(ids))
+    return Labelled(pooled(shift, ids, [CLEAN]), "val:" + shift.digest(ids, CLEAN), labels, shift.classes)
+
+
+def clean_pool(shift: Shift) -> Unlabelled:
+    """All clean train images without labels, for what is cooked on them instead of shifted ones."""
+    ids = shift.ids("train")
+    return Unlabelled(pooled(shift, ids, [CLEAN]), "clean:" + shift.digest(ids, CLEAN))
+
+
+def blended(shift: Shift, ids: np.ndarray, steps: Sequence[Condition], device: str = "cpu") -> Tensor:
+    """Clean images with several corruptions applied one after another: uint8 [n, 3, h, w], 8 bits between them too."""
+    from corruptions import corrupt
+
+    images = shift.images(ids, CLEAN, device)
+    for number, step in enumerate(steps, start=1):
+        assert step.corruption is not None
+        images = corrupt(
+            images,
+            step.corruption,
+            step.severity,
+            seed=shift.data_seed,
+            ids=ids.tolist(),
+            profile=shift.profile,
+            storage=shift.storage if number == len(steps) else "uint8",
+        )
+    return images

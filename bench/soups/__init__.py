@@ -1,0 +1,1 @@
+"""Soups of weights in files: mix them, and learn the coefficients."""

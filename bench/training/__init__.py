@@ -1,0 +1,1 @@
+"""Run the training jobs of recipes through the cache, and pre-train stocks."""

@@ -1,0 +1,396 @@
+"""`bench stock`: make the stock that everything starts from, by a seeded and documented recipe."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.core.cache_dir import cache_dir, write_bytes
+from bench.core.conditions import CLEAN, digest_of
+from bench.core.devices import pick_device, pick_jobs, pick_precision
+from bench.core.environment import environment
+from bench.core.errors import BenchError, UsageError, nearest
+from bench.execution.checkpointing import SECONDS, FileKeeper, Tell
+from bench.execution.distributed import Call, spread
+from bench.execution.task_pool import set_threads
+from bench.models.timm_encoders import timm_architecture
+from bench.models.weights_io import preprocessing_of, save_weights
+from bench.settings.methods import plain_values
+from bench.shifts import SHIFTS, find_row, load_by, load_shift
+from bench.shifts.catalog import ShiftRow
+from bench.shifts.data_root import Reading
+from bench.shifts.folder_or_hub import train_source
+from bench.shifts.lazy_images import pooled
+from bench.shifts.shift import Shift, limit_ids
+from bench.training.job_cache import job_key
+from methods.base import Job, Unlabelled
+from methods.nets.timm_encoders import TimmArchitecture
+from methods.nets.weights import AnyArchitecture, Architecture, Normalise, Weights
+from methods.norms import batch_norm_layers
+from methods.selfsoup.objectives import OBJECTIVES, mae
+from methods.selfsoup.pretraining import Pretraining, pretrain
+from methods.views.ssl_views import Views
+
+DIGITS = Pretraining(
+    architecture=Architecture(
+        dim=64, depth=4, heads=4, decoder_dim=32, decoder_heads=4, mean=(0.3,) * 3, std=(0.36,) * 3
+    ),
+    steps=8000,
+    batch_size=128,
+    lr=2e-3,
+    views=Views(scale=(0.5, 1.0), flip=False, three_augment=False, jitter=0.0),
+)
+
+CHECK_STEPS = 20
+STEPS = 5000
+"""Steps of a training that is told neither epochs nor steps."""
+
+SOURCES = {
+    "digits": "digits-c",
+    "fashion": "fashion-c",
+    "cifar10": "cifar10-c-gen",
+    "cifar100": "cifar100-c-gen",
+    "imagenet": "imagenet-c-gen",
+}
+"""Short names of clean data, each with the shift whose train images it means."""
+
+SIZES = {
+    "micro": (64, 4, 4, 32, 1, 4),
+    "mini": (96, 4, 4, 64, 2, 4),
+    "tiny": (192, 12, 3, 128, 4, 4),
+    "small": (384, 12, 6, 256, 8, 8),
+    "base": (768, 12, 12, 512, 8, 16),
+    "large": (1024, 24, 16, 512, 8, 16),
+    "huge": (1280, 32, 16, 512, 8, 16),
+}
+"""Width, blocks and heads of encoder and decoder: DeiT's and MAE's names from tiny and base on, smaller ones before."""
+
+_TWO_VIEW_LR = 1e-3
+_STATISTICS = 2000  # images that mean and deviation are measured on
+
+
+@dataclass(frozen=True)
+class StockSpec:
+    """What `bench stock` is asked for; None: what suits the data. `data` is one of SOURCES, a shift, folder:PATH or
+    hf:REPO. `objective` is a key of methods.selfsoup.objectives.OBJECTIVES, by default mae where patches can be hidden.
+    `limit` caps the number of images. `threads`, of each process, fixes the last bits of the result on a CPU. `devices`
+    is how many GPUs, or processes on a CPU, share the training.
+    """
+
+    data: str
+    arch: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    lr: float | None = None
+    mask_ratio: float = 0.75
+    norm_pix: bool = False
+    objective: str | None = None
+    seed: int = 0
+    limit: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    data_root: Path | None = None
+    offline: bool = False
+    devices: int = 1
+
+    @property
+    def command(self) -> str:
+        """The command that repeats it."""
+        words = ["bench", "stock", self.data]
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if field.name in ("data_root", "device", "offline") or (value == field.default and field.name != "seed"):
+                continue
+            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training before it starts: `key` names its checkpoint and changes with all that changes its bits."""
+
+    recipe: Pretraining
+    objective: str
+    data: Unlabelled
+    source: str
+    device: str
+    threads: int
+    key: str
+
+
+def architecture(name: str) -> AnyArchitecture:
+    """The architecture called like "vit_mini_patch4_32": size, patch side and image side; or "timm:NAME", for images of
+    the size that its weights take, "timm:NAME:32" for those of 32 pixels. Raises UsageError.
+    """
+    if name.startswith("timm:"):
+        network, _, side = name.removeprefix("timm:").partition(":")
+        try:
+            shape = timm_architecture(network, int(side) if side else None)
+            _ = shape.dim  # raises where images of this size are too small
+        except ValueError as error:
+            raise UsageError(f"--arch {name}: {error}; write timm:NAME or timm:NAME:PIXELS") from None
+        return shape
+    match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", name)
+    if match is None or match[1] not in SIZES:
+        raise UsageError(
+            f"--arch {name}: write vit_SIZE_patchP_PIXELS, as in vit_mini_patch4_32, or timm:NAME:PIXELS, as in "
+            f"timm:resnet18:32; SIZE is one of {', '.join(SIZES)}"
+        )
+    dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = SIZES[match[1]]
+    try:
+        return Architecture(
+            image_size=int(match[3]),
+            patch_size=int(match[2]),
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            decoder_dim=decoder_dim,
+            decoder_depth=decoder_depth,
+            decoder_heads=decoder_heads,
+        )
+    except ValueError as error:
+        raise UsageError(f"--arch {name}: {error}; choose other numbers") from None
+
+
+def plan_stock(spec: StockSpec) -> Planned:
+    """Find the images and settle the recipe. Only clean train images are used, without labels: never dev or test ones.
+
+    Raises UsageError for what cannot be trained, MissingDataError where the images are not found.
+    """
+    if spec.epochs is not None and spec.steps is not None:
+        raise UsageError("--epochs and --steps exclude each other; give one")
+    device = pick_device(spec.device)
+    pick_jobs(1, device, spec.devices)
+    plain = spec.data in ("digits", "digits-c") and spec.arch is None
+    shape = DIGITS.architecture if plain else architecture(spec.arch or _usual_arch(spec.data))
+    reading = Reading(spec.data_root, preprocessing_of(Weights(shape, {})), spec.offline)
+    shift = _clean_source(spec.data, reading)
+    ids = limit_ids(shift.ids("train"), spec.limit)
+    images = pooled(shift, ids, [CLEAN])
+    data = Unlabelled(images, shift.digest(ids, CLEAN))
+    if tuple(images.shape[2:]) != (shape.image_size, shape.image_size):
+        raise UsageError(
+            f"{spec.data} has images of {images.shape[3]} px, but the architecture takes {shape.image_size} px; "
+            f"choose one that ends in {':' if isinstance(shape, TimmArchitecture) else '_'}{images.shape[3]}"
+        )
+    if not plain:
+        shape = _normalised(shape, images)
+    name = spec.objective or ("mae" if shape.tokens else "mmcr")
+    recipe = DIGITS if plain else Pretraining(shape, lr=_usual_lr(shape, spec.batch_size))
+    if nearest(name, OBJECTIVES, "objective") != "mae":
+        if spec.mask_ratio != StockSpec.mask_ratio or spec.norm_pix:
+            raise UsageError(f"--mask-ratio and --norm-pix belong to --objective mae, not to {name}; leave them out")
+        # Its views must differ: 3-Augment, as for ingredients. No digit is another one seen in a mirror.
+        views = Views(flip=spec.data not in ("digits", "digits-c"))
+        recipe = replace(recipe, objective=OBJECTIVES[name].Config(), views=views, lr=_TWO_VIEW_LR)
+    recipe = replace(
+        recipe,
+        steps=_steps(spec, len(data), recipe),
+        batch_size=spec.batch_size,
+        lr=recipe.lr if spec.lr is None else spec.lr,
+        mask_ratio=spec.mask_ratio,
+        norm_pix=spec.norm_pix,
+        bf16=pick_precision(spec.precision, device) == "bf16",
+    )
+    _check_objective(recipe)
+    if spec.devices > 1 and batch_norm_layers(shape.build()):
+        raise UsageError(
+            f"{shape.description}: BatchNorm measures whole batches, so it is not shared; leave --devices out"
+        )
+    threads = spec.threads or (1 if plain else torch.get_num_threads())
+    job = Job(pretrain, recipe, (), data, "stock")
+    key = digest_of([job_key(job, spec.seed), torch.device(device).type, threads])
+    source = f"{len(ids)} clean train images of {spec.data}, without labels"
+    return Planned(recipe, name, data, source, device, spec.threads or max(1, threads // spec.devices), key)
+
+
+def _usual_arch(data: str) -> str:
+    row = _row_of(data)
+    return "vit_mini_patch4_32" if row.family in ("cifar", "digits") else "vit_tiny_patch16_224"
+
+
+def _row_of(data: str) -> ShiftRow:
+    nearest(data.partition(":")[0], [*SOURCES, *SHIFTS], "data")
+    return find_row(SOURCES.get(data, data))
+
+
+def _usual_lr(shape: AnyArchitecture, batch_size: int) -> float:
+    """2e-3 for the small models of 32 px, tried on digits and CIFAR-10; for others that of the MAE release."""
+    return 2e-3 if shape.dim < SIZES["tiny"][0] else 1.5e-4 * batch_size / 256
+
+
+def _clean_source(data: str, reading: Reading) -> Shift:
+    row = _row_of(data)
+    own = row.name.startswith(("folder:", "hf:"))
+    return load_by(train_source, row, reading) if own else load_shift(row.name, reading=reading)
+
+
+def _normalised(shape: AnyArchitecture, images: Any) -> AnyArchitecture:
+    """The architecture with mean and deviation of the images' channels, measured on 2,000 of them at most."""
+    rows = torch.from_numpy(limit_ids(np.arange(len(images)), _STATISTICS))
+    total = torch.zeros(2, 3, dtype=torch.float64)
+    count = 0
+    for part in torch.split(rows, 100):
+        pixels: Tensor = images[part].double() / 255
+        total += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
+        count += pixels.numel() // 3
+    mean = total[0] / count
+    deviation = (total[1] / count - mean.square()).clamp_min(0).sqrt()
+    if float(deviation.min()) < 1e-3:
+        raise UsageError("the images have a channel that does not vary; there is nothing to learn from them")
+    mean_of, std_of = ([round(float(value), 3) for value in numbers] for numbers in (mean, deviation))
+    return replace(shape, mean=(mean_of[0], mean_of[1], mean_of[2]), std=(std_of[0], std_of[1], std_of[2]))
+
+
+def _steps(spec: StockSpec, count: int, recipe: Pretraining) -> int:
+    if spec.epochs is not None:
+        return spec.epochs * max(1, count // spec.batch_size)
+    return spec.steps or (recipe.steps if recipe.architecture == DIGITS.architecture else STEPS)
+
+
+def _check_objective(recipe: Pretraining) -> None:
+    try:
+        (recipe.objective or mae.Config(recipe.mask_ratio)).flops(recipe.architecture)
+    except ValueError as error:
+        raise UsageError(str(error).replace("mask_ratio", "--mask-ratio")) from None
+
+
+class ShownKeeper(FileKeeper):
+    """A keeper that tells after every step how many are done, and the loss some moments ago (None at first)."""
+
+    def __init__(self, path: Path, tell: Tell, seconds: float = SECONDS) -> None:
+        super().__init__(path, seconds, tell=self._looked)
+        self._show = tell
+        self._done = 0
+        self._loss: float | None = None
+        self.curve: list[float] = []
+
+    def _looked(self, done: int, loss: float | None) -> None:
+        self._done, self._loss = done, loss
+        self._show(done, loss)
+
+    def due(self) -> bool:
+        self._done += 1
+        self._show(self._done, self._loss)
+        return super().due()
+
+    def finished(self, losses: Tensor) -> None:
+        super().finished(losses)
+        self.curve = losses.tolist()
+        self._show(len(losses), float(losses[-1]))
+
+
+def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) -> tuple[Weights, dict[str, object]]:
+    """Weights of a stock and the facts of where they come from. Raises BenchError where training diverges."""
+    set_threads(plan.threads)
+
+    def train(stop: int | None, keep: FileKeeper | None) -> Weights:
+        call = Call(pretrain, (), plan.data, replace(plan.recipe, stop=stop), spec.seed, plan.device)
+        try:
+            return spread(call, keep, spec.devices) if spec.devices > 1 else call.here(keep)
+        except FloatingPointError as error:
+            raise BenchError(f"{error} (--lr is {plan.recipe.lr:g})") from None
+
+    start = time.perf_counter()
+    weights = train(None, keep)
+    seconds = time.perf_counter() - start + (keep.seconds_before if keep is not None else 0.0)
+    facts: dict[str, object] = {
+        "command": spec.command,
+        "recipe": plain_values(plan.recipe),
+        "objective": plan.objective,
+        "images": plan.source,
+        "data": plan.data.digest,
+        "digest": weights.digest,
+        "check": check(train(CHECK_STEPS, None), plan.data, plan.recipe),
+        "threads": plan.threads,
+        "seconds": round(seconds, 1),
+        "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty", "package")},
+    }
+    return weights, facts
+
+
+def check(weights: Weights, data: Unlabelled, recipe: Pretraining = DIGITS) -> dict[str, object]:
+    """What a short training can be compared by: its digest, and its loss on the first 64 images with a fixed mask.
+
+    An objective other than masked autoencoding sees fixed views of them, with a head that is not trained.
+    """
+    generator = torch.Generator().manual_seed(0)
+    objective = (recipe.objective or mae.Config()).build(weights, torch.Generator().manual_seed(0))
+    encoder = weights.architecture.build()
+    encoder.load_state_dict(weights.part("encoder"))
+    objective.prepare(encoder, CHECK_STEPS)
+    normalise = Normalise(weights.architecture.mean, weights.architecture.std)
+    pixels = data.images[:64]
+    with torch.no_grad():
+        if recipe.objective is None:
+            views = [normalise(pixels.float() / 255)]
+        else:
+            views = [normalise(make(pixels, generator)) for make in objective.pipelines(recipe.views)]
+        loss = objective.loss(encoder, views, generator)
+    return {"digest": weights.digest, "loss": float(loss)}
+
+
+def where_to(spec: StockSpec, out: Path | None) -> Path:
+    """The file to write, which can be written: by default where runs on that data look for their stock."""
+    row = _row_of(spec.data)
+    if out is None:
+        if row.name not in SOURCES.values() or not row.default_stock.endswith(".safetensors"):
+            raise UsageError("say where to write the stock: -o FILE.safetensors")
+        out = Reading(spec.data_root).root / "stocks" / row.default_stock
+    if out.suffix != ".safetensors":
+        raise UsageError(f"-o {out}: a stock is a .safetensors file; give it that ending")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write in {out.parent}: {error.strerror}; choose another folder with -o") from None
+    return out
+
+
+def make_stock(
+    spec: StockSpec,
+    out: Path,
+    tell: Tell,
+    plan: Planned | None = None,
+    seconds: float = SECONDS,
+) -> Weights:
+    """Pretrain, or go on with a training that was interrupted, and write the stock and the curve of its loss beside it.
+
+    `tell` gets the steps that are done; `seconds` lie between two checkpoints.
+    """
+    plan = plan or plan_stock(spec)
+    keeper = ShownKeeper(cache_dir() / "training" / f"stock-{plan.key}.pt", tell, seconds)
+    weights, facts = train_stock(plan, spec, keeper)
+    save_weights(out, weights, {**facts, "losses": keeper.losses})
+    write_bytes(out.with_suffix(".png"), loss_curve(keeper.curve, f"{out.stem} by {plan.objective}"))
+    keeper.forget()
+    return weights
+
+
+def loss_curve(losses: list[float], title: str) -> bytes:
+    """A PNG of the loss of each step and of its running mean over a fiftieth of them, logarithmic if positive."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    steps = np.arange(1, len(losses) + 1)
+    window = max(1, len(losses) // 50)
+    mean = np.convolve(losses, np.ones(window) / window, mode="valid")
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="0.75", linewidth=0.6, label="each step")
+    axes.plot(steps[window - 1 :], mean, linewidth=1.6, label=f"mean of {window}")
+    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log" if min(losses) > 0 else "linear")
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Adapters: methods that change a classifier along the stream. One method, one file."""

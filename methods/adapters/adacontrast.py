@@ -1,0 +1,194 @@
+"""AdaContrast: contrastive test-time adaptation with pseudo-labels refined by neighbours (Chen et al. 2022)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from methods.adapters.common.teachers import TeacherOptions, build_optimizer, descend, generators, move_towards
+from methods.base import Adapter, Source
+from methods.losses import at_least_float32, gradients, recordable
+from methods.nets.feature_head_split import split
+from methods.norms import require_source_statistics, training_statistics
+from methods.table import Access
+from methods.views.moco_views import strong_view
+from methods.views.ssl_views import Views
+
+# A crop of side 224 out of an image resized to 256, put the other way round.
+_WEAK_AREA = (224 / 256) ** 2
+# Inside the logarithm of the mean prediction.
+ADDEND = 1e-8
+
+
+class AdaContrast(Adapter):
+    """Learns labels that near features vote for, features that tell images of other labels apart, and diversity.
+
+    Chen et al. 2022, arXiv:2204.10377, section 3, run online. A weak view of each image is labelled by the mean
+    probabilities of its nearest neighbours (cosine) in a bank of weak views of the stream; before the bank holds
+    `bank_start` images, by the model itself. Two strong views follow (`moco_views.strong_view`): the student's
+    cross-entropy on one to these labels, the contrast of its features with those of the other given by the moving
+    average of the student, against a queue of earlier ones of which those with the same label do not count, and the
+    negative entropy of the mean prediction are summed. All parameters step, with weight decay. As in the release,
+    BatchNorm normalises with each batch while learning and its running averages follow; the answer is given after
+    the step, with these averages. Dropout and stochastic depth stay off. The queue starts with random vectors and
+    labels.
+
+    Costs 5 forward passes, two of them of the moving average, and 1 backward pass over all parameters; keeps
+    2 * `queue` features.
+    """
+
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
+    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (2e-5, 2e-4, 2e-3),
+        "neighbours": (3, 10),
+        "contrast_weight": (0.0, 1.0),
+    }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "queue": 8, "bank_start": 4, "neighbours": 2}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2e-4},
+        "imagenet-ln": {"lr": 2e-4},
+        "cifar-bn": {"lr": 2e-4},
+    }
+
+    @dataclass(frozen=True)
+    class Config(TeacherOptions):
+        """Defaults of the release.
+
+        lr: step size; 2e-4 with SGD (batch 64, or 200 for CIFAR).
+        optimizer: "sgd" or "adam" (betas `momentum` and 0.999).
+        momentum: of SGD, or the first beta of Adam; in [0, 1).
+        nesterov: whether SGD uses Nesterov's momentum, as the release does.
+        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
+        weight_decay: of all parameters, at least 0.
+        teacher_momentum: how much of the moving average stays at each step; in [0, 1].
+        queue: images whose features are kept for the contrast, and for the votes.
+        bank_start: images in the bank from which on neighbours vote.
+        neighbours: that vote.
+        temperature: that cosines are divided by in the contrast; above 0.
+        contrast_weight: of the contrast; at least 0.
+        diversity_weight: of the negative entropy of the mean prediction; at least 0.
+        """
+
+        lr: float = 2e-4
+        weight_decay: float = 1e-4
+        teacher_momentum: float = 0.999
+        queue: int = 16384
+        bank_start: int = 1024
+        neighbours: int = 10
+        temperature: float = 0.07
+        contrast_weight: float = 1.0
+        diversity_weight: float = 1.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check(
+                math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+                "weight_decay",
+                "a finite number of at least 0",
+            )
+            self.check(0 <= self.teacher_momentum <= 1, "teacher_momentum", "in [0, 1]")
+            self.check(self.queue >= 1, "queue", "at least 1")
+            self.check(1 <= self.bank_start <= self.queue, "bank_start", "at least 1 and at most the queue")
+            self.check(self.neighbours >= 1, "neighbours", "at least 1")
+            self.check(self.temperature > 0, "temperature", "above 0")
+            self.check(self.contrast_weight >= 0, "contrast_weight", "at least 0")
+            self.check(self.diversity_weight >= 0, "diversity_weight", "at least 0")
+
+    def configure(self, source: Source | None) -> None:
+        """Raises Unsupported for a model without one linear head or with BatchNorm without source statistics."""
+        require_source_statistics(self.model)
+        self.parts = split(self.model)
+        self.averaged = copy.deepcopy(self.parts)
+        # Kept by name as well, since what a split holds is not its own state.
+        self.teacher = self.averaged.model
+        self.parameters, self.averages = list(self.model.parameters()), list(self.teacher.parameters())
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.optimizer = build_optimizer(self.parameters, self.config, self.config.weight_decay)
+        self.host_draws, self.device_draws = generators(self.generator, self.model)
+        self.weak_view = Views((_WEAK_AREA, _WEAK_AREA), (1, 1), self.config.flip, three_augment=False, jitter=0)
+        # Empty until the first batch tells the number of classes.
+        none = self.parameters[0].new_empty(0)
+        self.keys, self.key_labels = none, none
+        self.bank, self.bank_probabilities = none, none
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes] from after the update.
+
+        Raises RuntimeError under `torch.inference_mode()`.
+        """
+        images = recordable(images)
+        with gradients(), training_statistics(self.model), training_statistics(self.teacher):
+            with torch.no_grad():
+                weak = self.weak_view(images.float() * 255, self.device_draws).to(images.dtype)
+                labels = self.vote(*self.parts(weak))
+                views = [strong_view(images, self.device_draws, flip=self.config.flip) for _ in range(2)]
+                move_towards(self.averages, self.parameters, 1 - self.config.teacher_momentum)
+                keys = _directions(self.averaged(views[1])[0])
+            features, logits = self.parts(views[0])
+            logits = at_least_float32(logits)
+            loss = cross_entropy(logits, labels)
+            loss = loss + self.config.contrast_weight * self.tell_apart(_directions(features), keys, labels)
+            loss = loss + self.config.diversity_weight * diversity(logits)
+            descend(loss, self.optimizer)
+            self.remember(weak, keys, labels)
+        with torch.no_grad():
+            answer: Tensor = self.model(images)
+        return answer
+
+    @torch.no_grad()
+    def vote(self, features: Tensor, logits: Tensor) -> Tensor:
+        """The label of each weak view, int64 [n]: that of its nearest neighbours once there are enough images."""
+        if self.keys.numel() == 0:
+            self._fill(features.shape[1], logits.shape[1])
+        if len(self.bank) < self.config.bank_start:
+            return logits.argmax(1)
+        bank: Tensor = self.bank
+        near = (_directions(features) @ bank.T).topk(min(self.config.neighbours, len(bank)), dim=1).indices
+        voted: Tensor = self.bank_probabilities[near].mean(1).argmax(1)
+        return voted
+
+    def _fill(self, dim: int, classes: int) -> None:
+        like = at_least_float32(self.parameters[0].detach())
+        drawn = torch.randn(self.config.queue, dim, generator=self.host_draws)
+        self.keys = normalize(drawn.to(like), dim=1)
+        self.key_labels = torch.randint(classes, (self.config.queue,), generator=self.host_draws).to(like.device)
+        self.bank, self.bank_probabilities = like.new_empty(0, dim), like.new_empty(0, classes)
+
+    def tell_apart(self, queries: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
+        """InfoNCE of unit vectors [n, dim] to their keys among those queued under another label, a scalar in nats."""
+        others = (queries @ self.keys.T).masked_fill(labels[:, None] == self.key_labels, -torch.inf)
+        cosines = torch.cat([(queries * keys).sum(1, keepdim=True), others], dim=1)
+        scores: Tensor = cosines / self.config.temperature
+        return -scores.log_softmax(1)[:, 0].mean()
+
+    @torch.no_grad()
+    def remember(self, weak: Tensor, keys: Tensor, labels: Tensor) -> None:
+        """Queue the keys, and what the moving average says of the weak views; the oldest leave."""
+        size: int = self.config.queue
+        self.keys, self.key_labels = _last(self.keys, keys, size), _last(self.key_labels, labels, size)
+        features, logits = self.averaged(weak)
+        self.bank = _last(self.bank, _directions(features), size)
+        self.bank_probabilities = _last(self.bank_probabilities, at_least_float32(logits).softmax(1), size)
+
+
+def diversity(logits: Tensor) -> Tensor:
+    """Negative entropy of the mean prediction in nats, [n, classes] -> scalar."""
+    mean = logits.softmax(1).mean(0)
+    return (mean * (mean + ADDEND).log()).sum()
+
+
+def _directions(features: Tensor) -> Tensor:
+    return normalize(at_least_float32(features), dim=1)
+
+
+def _last(old: Tensor, new: Tensor, size: int) -> Tensor:
+    return torch.cat([old, new])[-size:]

@@ -1,0 +1,73 @@
+"""CMF: continual momentum filtering on parameter space, ROID with a Kalman filter (Lee and Chang 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from methods.adapters.common.teachers import move_towards
+from methods.adapters.roid import Roid, RoidOptions
+from methods.base import Source
+
+# Number of adapted parameters that the release's noise is given for, and bounds of its gain.
+REFERENCE_PARAMETERS = 38400
+LEAST_GAIN = 0.89
+CERTAIN_GAIN = 0.9999
+
+
+class Cmf(Roid):
+    """ROID whose parameters follow a hidden state, which a Kalman filter infers from source and adapted parameters.
+
+    Lee and Chang 2024 (ICLR), algorithm 1. After each step the hidden state goes to the source by 1 - alpha and then
+    to the adapted parameters by 1 - beta, the gain of the filter, and the parameters go to the hidden state by
+    1 - gamma. Its variance v <- beta (alpha^2 v + q') does not depend on the data; q' = q * (adapted parameters /
+    38400), beta = (1 - q') / (alpha^2 v + 1), held in [0.89, 1] as in the release.
+    """
+
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "optimizer": ("sgd", "adam"),
+        "q": (0.0005, 0.005, 0.05),
+    }
+
+    @dataclass(frozen=True)
+    class Config(RoidOptions):
+        """Defaults of the paper for ImageNet.
+
+        lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200).
+        optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
+        momentum: of SGD, or the first beta of Adam; in [0, 1).
+        nesterov: whether SGD uses Nesterov's momentum, as the release does.
+        flip: mirror the view with probability one half; switch it off where mirrored classes differ, as digits do.
+        temperature: of the weights; smaller sets images further apart.
+        alpha: how much of the hidden state stays where the source pulls, in [0, 1].
+        gamma: how much of the parameters stays where the hidden state pulls, in [0, 1].
+        q: variance of the noise of the transition, at least 0.
+        """
+
+        alpha: float = 0.99
+        gamma: float = 0.99
+        q: float = 0.005
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check(0 <= self.alpha <= 1, "alpha", "in [0, 1]")
+            self.check(0 <= self.gamma <= 1, "gamma", "in [0, 1]")
+            self.check(self.q >= 0, "q", "at least 0")
+
+    def configure(self, source: Source | None) -> None:
+        super().configure(source)
+        self.hidden = [value.clone() for value in self.anchor]
+        self.variance = 0.0
+
+    def settle(self) -> None:
+        """One prediction and correction of the filter, then the parameters go to the hidden state by a share."""
+        noise = self.config.q * sum(value.numel() for value in self.parameters) / REFERENCE_PARAMETERS
+        move_towards(self.hidden, self.anchor, 1 - self.config.alpha)
+        predicted = self.config.alpha**2 * self.variance + noise
+        gain = max(LEAST_GAIN, (1 - noise) / (predicted + 1 - noise))
+        gain = 1.0 if gain > CERTAIN_GAIN else gain
+        self.variance = gain * predicted
+        move_towards(self.hidden, self.parameters, 1 - gain)
+        move_towards(self.parameters, self.hidden, 1 - self.config.gamma)

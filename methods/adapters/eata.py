@@ -1,0 +1,95 @@
+"""EATA: ETA with weights anchored to the source where they matter for it (Niu et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from methods.adapters.eta import Eta, EtaOptions
+from methods.base import Source
+from methods.losses import at_least_float32, gradients, recordable
+from methods.table import Access
+
+
+class Eata(Eta):
+    """ETA plus beta * sum F (theta - theta_0)^2, which keeps parameters near the source where they matter for it.
+
+    Niu et al. 2022, arXiv:2204.02610, equations 7 to 9. F is the mean over batches of the squared gradient of a
+    batch's mean cross-entropy to the model's own labels, on clean source images without labels, with the statistics of
+    the batch; squared per batch as in the release, so it depends on the batch size. Where no image is learnt from, the
+    regulariser does not move the parameters either. Costs one forward and backward pass over `fisher_images` before
+    the stream.
+    """
+
+    access: ClassVar[Access] = Access(source="unlabelled", test="stream", state="online", backprop="norm")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "epsilon": (0.05, 0.1, 0.2, 0.4),
+        "beta": (1.0, 10.0, 100.0, 2000.0),
+        "optimizer": ("sgd", "adam"),
+    }
+    checked_with: ClassVar[Mapping[str, Any]] = {**Eta.checked_with, "beta": 1.0}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},
+        "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},
+        "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05, "beta": 2000.0},
+        "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.4, "beta": 1.0},
+    }
+
+    @dataclass(frozen=True)
+    class Config(EtaOptions):
+        """Defaults of the paper for ImageNet.
+
+        lr: step size; 2.5e-4 with SGD (batch 64).
+        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
+        momentum: of SGD, or the first beta of Adam; in [0, 1).
+        margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
+        epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
+        beta: strength of the regulariser; 2000 for ImageNet, 1 for CIFAR.
+        fisher_images: clean source images that F is estimated from, as many as there are at most.
+        """
+
+        beta: float = 2000.0
+        fisher_images: int = 2000
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check(math.isfinite(self.beta) and self.beta >= 0, "beta", "a finite number of at least 0")
+            self.check(self.fisher_images >= 1, "fisher_images", "at least 1")
+
+    def configure(self, source: Source | None) -> None:
+        """Raises ValueError without source images, Unsupported for a model without affine parameters to adapt."""
+        super().configure(source)
+        if source is None or len(source) == 0:
+            raise ValueError("eata needs clean source images for its Fisher information; give them, or use eta")
+        self.fisher = self.measure_fisher(source)
+        self.anchor = [parameter.detach().clone() for parameter in self.parameters]
+
+    def measure_fisher(self, source: Source) -> list[Tensor]:
+        """The diagonal Fisher information of each adapted parameter, in the parameter's shape."""
+        total = [torch.zeros_like(parameter) for parameter in self.parameters]
+        batches, left = 0, self.config.fisher_images
+        with gradients():
+            for batch in source:
+                images = recordable(batch.images[:left])
+                logits = at_least_float32(self.model(images))
+                loss = cross_entropy(logits, logits.argmax(1))
+                slopes = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+                for sum_of_squares, slope in zip(total, slopes, strict=True):
+                    sum_of_squares += slope**2
+                batches, left = batches + 1, left - len(images)
+                if left <= 0:
+                    break
+        return [sum_of_squares / batches for sum_of_squares in total]
+
+    def regularise(self) -> None:
+        for parameter, fisher, anchor in zip(self.parameters, self.fisher, self.anchor, strict=True):
+            if parameter.grad is not None:
+                # In closed form: autograd would launch several small kernels more for each parameter.
+                parameter.grad += 2 * self.config.beta * fisher * (parameter - anchor)

@@ -1,0 +1,312 @@
+"""FOA: forward-only adaptation of a vision transformer's prompts by CMA-ES (Niu et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import cma
+import numpy as np
+import torch
+from cma.utilities.utils import ElapsedWCTime
+from timm.models import VisionTransformer as TimmTransformer
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer as TorchvisionTransformer
+
+from methods.base import Adapter, Source, Unsupported
+from methods.losses import entropy
+from methods.nets.feature_head_split import Split, split
+from methods.table import Access
+
+# The trade-off is stated for batches of this size.
+BATCH = 64
+HISTORY = 0.9
+# What a candidate whose loss is not finite counts for, since a strategy needs an order.
+WORST = 1e30
+# Arrays of the sampler that the strategy has under the same names.
+_SHARED = ("B", "C", "D")
+
+
+class FOA(Adapter):
+    """Looks for prompts that make predictions certain and features like the source's, by forward passes alone.
+
+    Niu et al. 2024, arXiv:2404.01650. Prompts are tokens put behind the class token. On each batch CMA-ES proposes a
+    population of them, the best so far is tried again, and all are judged by the sum of entropies plus the distance
+    between the means and deviations of the features after each block and the source's (equations 5-6); the prediction
+    is that of the best. Activation shifting (equations 7-8) moves the last features by the mean of the source less a
+    moving average along the stream, from the second batch on. A block's feature is that of the class token (the mean
+    over patches in models that classify by it) as the following normalisation gives it.
+
+    A single image has no deviation, so there only the means are compared. The covariance that CMA-ES keeps has as many
+    rows as the prompts have values.
+    """
+
+    tested_against = "restatement"
+    access: ClassVar[Access] = Access(source="statistics", test="stream", state="online")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"trade_off": (0.1, 0.2, 0.4, 0.8), "prompts": (0, 1, 3)}
+    checked_with: ClassVar[Mapping[str, Any]] = {"prompts": 1, "population": 4, "source_images": 8}
+
+    @dataclass(frozen=True)
+    class Config:
+        """Defaults of the paper for ViT-B/16 on ImageNet-C.
+
+        prompts: how many tokens are learnt; 0 leaves activation shifting alone, in one forward pass.
+        population: candidates of each batch, at least 3; one more pass tries the best so far.
+        deviation: of the first candidates around zero, the initial step size of CMA-ES.
+        trade_off: weight of the distance to the source, for batches of 64; 0.4, or 0.2 for ImageNet-R.
+        shift: whether the last features are moved towards the source.
+        source_images: clean images whose features make the statistics; the paper finds 32 to be enough.
+        """
+
+        prompts: int = 3
+        population: int = 27
+        deviation: float = 1.0
+        trade_off: float = 0.4
+        shift: bool = True
+        source_images: int = 512
+
+        def __post_init__(self) -> None:
+            if self.prompts < 0 or (self.prompts == 0 and not self.shift):
+                raise ValueError("foa.prompts must be at least 0, and at least 1 without foa.shift")
+            if self.population < 3:
+                raise ValueError(f"foa.population must be at least 3, not {self.population}")
+            if not (math.isfinite(self.deviation) and self.deviation > 0):
+                raise ValueError(f"foa.deviation must be a finite number above 0, not {self.deviation}")
+            if not (math.isfinite(self.trade_off) and self.trade_off >= 0):
+                raise ValueError(f"foa.trade_off must be a finite number of at least 0, not {self.trade_off}")
+            if self.source_images < 2:
+                raise ValueError(f"foa.source_images must be at least 2, not {self.source_images}")
+
+    def configure(self, source: Source | None) -> None:
+        """Raises Unsupported for another model than a vision transformer, ValueError without source images."""
+        self.prompted = find_transformer(self.model)
+        if source is None:
+            raise ValueError("foa compares features with the source's; give prepare() a source of clean images")
+        features = self._source_features(source)
+        self.source_deviation, self.source_mean = torch.std_mean(features, dim=0)
+        self.history: Tensor | None = None
+        # A CPU generator gives the same numbers whatever the device.
+        on_cpu = self.generator.device.type == "cpu"
+        self.draws = self.generator if on_cpu else torch.Generator().manual_seed(self.generator.initial_seed())
+        size = self.config.prompts * self.prompted.dim
+        self.search_state = Search(size, self.config.population, self.config.deviation, self.draws) if size else None
+        self.best = torch.zeros(size, dtype=torch.float64)
+
+    @torch.no_grad()
+    def _source_features(self, source: Source) -> Tensor:
+        found: list[Tensor] = []
+        missing: int = self.config.source_images
+        for batch in source:
+            found.append(self.prompted(batch.images[:missing], None, None)[0])
+            missing -= len(found[-1])
+            if missing <= 0:
+                break
+        features = torch.cat(found) if found else torch.empty(0)
+        if len(features) < 2:
+            raise ValueError(f"foa needs at least two source images, not {len(features)}; give a larger source")
+        return features
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] of the best prompts."""
+        shift = self._shift()
+        if self.search_state is None:
+            features, logits = self.prompted(images, None, shift)
+            self._remember(features.mean(dim=0))
+            return logits
+        candidates = [*self.search_state.ask(), self.best.numpy()]
+        outputs, losses, means = [], [], []
+        for candidate in candidates:
+            prompts = torch.from_numpy(candidate).to(images).view(-1, self.prompted.dim)
+            features, logits = self.prompted(images, prompts, shift)
+            outputs.append(logits)
+            losses.append(self.loss(features, logits))
+            means.append(features.mean(dim=0))
+        self._remember(torch.stack(means).mean(dim=0))
+        judged = torch.stack(losses).double().nan_to_num(nan=WORST, posinf=WORST).tolist()
+        chosen = min(range(len(judged)), key=judged.__getitem__)
+        self.best = torch.from_numpy(candidates[chosen].copy())
+        self.search_state.tell(candidates, judged)
+        return outputs[chosen]
+
+    def loss(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Sum of entropies plus the weighted distance to the source: [n, layers * dim], [n, classes] -> scalar."""
+        distance = (features.mean(dim=0) - self.source_mean).square().sum()
+        if len(features) > 1:
+            distance = distance + (features.std(dim=0) - self.source_deviation).square().sum()
+        weight: float = self.config.trade_off * len(features) / BATCH
+        return entropy(logits).sum() + weight * distance
+
+    def _shift(self) -> Tensor | None:
+        if self.history is None or not self.config.shift:
+            return None
+        return self.source_mean[-len(self.history) :] - self.history
+
+    def _remember(self, mean: Tensor) -> None:
+        last = mean[-self.prompted.last :]
+        self.history = last if self.history is None else HISTORY * self.history + (1 - HISTORY) * last
+
+
+class Search(nn.Module):
+    """CMA-ES (Hansen 2016, arXiv:1604.00772) over `size` values around zero, from the package cma.
+
+    A module without parameters, so that its state is saved and reset with that of the adapter; it draws from the
+    given generator alone.
+    """
+
+    def __init__(self, size: int, population: int, deviation: float, draws: torch.Generator) -> None:
+        super().__init__()
+        self.size, self.population, self.deviation, self.draws = size, population, deviation, draws
+        self.strategy = self._fresh()
+
+    def _fresh(self) -> Any:
+        options = {
+            "popsize": self.population,
+            "randn": self._normals,
+            "seed": math.nan,  # which keeps it away from numpy's global generator
+            "CMA_mirrors": 0,  # so that nothing waits from one population to the next but numbers and arrays
+            "maxiter": math.inf,
+            "verbose": -9,
+        }
+        return cma.CMAEvolutionStrategy(self.size * [0.0], self.deviation, options)
+
+    def _normals(self, *shape: int) -> np.ndarray:
+        drawn: np.ndarray = torch.randn(shape, generator=self.draws, dtype=torch.float64).numpy()
+        return drawn
+
+    def ask(self) -> list[np.ndarray]:
+        """Candidates of the next population, float64 [size] each."""
+        asked: list[np.ndarray] = self.strategy.ask()
+        return asked
+
+    def tell(self, candidates: list[np.ndarray], losses: list[float]) -> None:
+        """Learn from candidates, asked for or not, and their finite losses."""
+        self.strategy.tell(candidates, losses)
+
+    def get_extra_state(self) -> dict[str, dict[str, Any]]:
+        """Numbers and arrays of the strategy, its sampler and its step-size rule, as plain values and tensors."""
+        return {name: _plain(part, _SHARED if part is self.strategy else ()) for name, part in self._parts().items()}
+
+    def set_extra_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """Go on from a state of `get_extra_state`."""
+        self.strategy = self._fresh()
+        self.strategy.timer = ElapsedWCTime()  # which the strategy makes on its first ask
+        for name, part in self._parts().items():
+            for key, value in state[name].items():
+                setattr(part, key, value.clone().numpy() if isinstance(value, Tensor) else value)
+        for key in _SHARED:
+            setattr(self.strategy, key, getattr(self.strategy.sm, key))
+
+    def _parts(self) -> dict[str, Any]:
+        return {"strategy": self.strategy, "sampler": self.strategy.sm, "step_size": self.strategy.adapt_sigma}
+
+
+def _plain(part: Any, skipped: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in vars(part).items():
+        match value:
+            case _ if name in skipped:
+                continue
+            case np.ndarray() if value.dtype.kind == "f":
+                # In its own layout, which the rounding of products depends on.
+                found[name] = torch.from_numpy(value.copy(order="K"))
+            case float():
+                found[name] = float(value)
+            case bool() | int():
+                found[name] = value
+            case np.integer():
+                found[name] = int(value)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Prompted:
+    """A vision transformer whose blocks take prompts and give their features; see `find_transformer`.
+
+    `norms` are what follows each block but the last. `token` says that the class token is classified, not the mean
+    over patches; `prefix` is the number of tokens before the patches. `dim` is the width of a token and `last` that of
+    what the head is given.
+    """
+
+    parts: Split
+    blocks: nn.Sequential
+    norms: tuple[nn.Module, ...]
+    token: bool
+    prefix: int
+    dim: int
+
+    @property
+    def last(self) -> int:
+        return self.parts.head.in_features
+
+    def __call__(self, images: Tensor, prompts: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features [n, (blocks - 1) * dim + last] before, and logits [n, classes] after the last ones are shifted.
+
+        `prompts`: [p, dim], behind the class token of all images. `shift`: [last].
+        """
+        number = 0 if prompts is None else len(prompts)
+        place = min(self.prefix, 1)
+        features: list[Tensor] = []
+
+        def insert(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if prompts is None:
+                return None
+            tokens: Tensor = inputs[0]
+            own = prompts.to(tokens.dtype).expand(len(tokens), -1, -1)
+            return (torch.cat([tokens[:, :place], own, tokens[:, place:]], dim=1), *inputs[1:])
+
+        def remove(layer: nn.Module, inputs: tuple[Any, ...], tokens: Tensor) -> Tensor | None:
+            return torch.cat([tokens[:, :place], tokens[:, place + number :]], dim=1) if number else None
+
+        def note(layer: nn.Module, inputs: tuple[Any, ...], tokens: Tensor) -> None:
+            chosen = tokens[:, 0] if self.token else tokens[:, self.prefix + number :].mean(dim=1)
+            features.append(chosen.float())
+
+        def finish(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            features.append(inputs[0].float())
+            return None if shift is None else (inputs[0] + shift.to(inputs[0].dtype),)
+
+        with _hooked() as handles:
+            handles.append(self.blocks[0].register_forward_pre_hook(insert))
+            handles.append(self.blocks[-1].register_forward_hook(remove))
+            handles.extend(norm.register_forward_hook(note) for norm in self.norms)
+            handles.append(self.parts.head.register_forward_pre_hook(finish))
+            logits: Tensor = self.parts.model(images)
+        return torch.cat(features, dim=1), logits
+
+
+@contextmanager
+def _hooked() -> Iterator[list[Any]]:
+    handles: list[Any] = []
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_transformer(model: nn.Module) -> Prompted:
+    """The vision transformer (timm's or torchvision's) inside a classifier, ready to be prompted.
+
+    Raises Unsupported where there is none, or not one whose blocks start with a normalisation.
+    """
+    parts = split(model)
+    for module in model.modules():
+        if isinstance(module, TimmTransformer):
+            blocks, name = module.blocks, "norm1"
+            token, prefix, dim = module.global_pool == "token", int(module.num_prefix_tokens), int(module.embed_dim)
+        elif isinstance(module, TorchvisionTransformer):
+            blocks, name = module.encoder.layers, "ln_1"
+            token, prefix, dim = True, 1, module.hidden_dim
+        else:
+            continue
+        norms = tuple(getattr(block, name, None) for block in list(blocks)[1:])
+        if isinstance(blocks, nn.Sequential) and all(isinstance(norm, nn.Module) for norm in norms):
+            return Prompted(parts, blocks, tuple(norm for norm in norms if norm is not None), token, prefix, dim)
+    raise Unsupported(
+        "foa learns prompts of a vision transformer of timm or torchvision and finds none in this model; "
+        "choose a ViT, or a method without gradients for any model, as lame or t3a"
+    )

@@ -1,0 +1,195 @@
+"""MEMO: test-time robustness by adapting to one image through the marginal entropy of its views (Zhang et al. 2022)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from methods.base import Adapter, Source
+from methods.losses import gradients, marginal_entropy, recordable
+from methods.norms import blend_statistics
+from methods.state import load_module, same, save_module
+from methods.table import Access
+from methods.views.augmix import Crop, augmix, draw
+
+# Bounds on what one pass holds: values of the views that go through the model together (its activations are some tens
+# of times as many), and values of the parameters that images have of their own.
+VIEW_VALUES = 2**22
+PARAMETER_VALUES = 2**26
+
+ADAM_EPSILON = 1e-8
+
+
+class Memo(Adapter):
+    """For each image alone: one step on all parameters to lower the entropy of the mean prediction over AugMix views.
+
+    Zhang et al. 2022, arXiv:2110.09506, algorithm 1. The image itself is then predicted with the stepped parameters;
+    the next image starts from the source again, optimiser included (the release carries AdamW's moments from image
+    to image). BatchNorm normalises with N/(N+1) of the source statistics and 1/(N+1) of the current ones: those of the
+    views while adapting, of the single image while predicting.
+
+    The source parameters are never written: an image's own parameters are made beside them. Images go through the
+    model together, each with its own gradient, where it has no blended BatchNorm; else one by one. Views depend on
+    the generator and on an image's place in the stream, never on the batch size; so predictions differ between batch
+    sizes by the rounding of floats only (AdamW, whose first step is the gradient's sign, turns rounding of a gradient
+    near zero into a step of lr).
+    """
+
+    tested_against = "restatement"
+    access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3),
+        "optimizer": ("sgd", "adamw"),
+        "crop": ("resized", "padded", "none"),
+    }
+    checked_with: ClassVar[Mapping[str, Any]] = {"views": 4, "lr": 0.01, "crop": "padded"}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2.5e-4, "views": 64},
+        "imagenet-ln": {"lr": 1e-5, "optimizer": "adamw", "weight_decay": 0.01, "views": 64},
+        "cifar-gn": {"lr": 5e-3, "views": 32, "crop": "padded"},
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """Defaults of the paper for ImageNet and ResNet-50.
+
+        lr: step size; 2.5e-4 with SGD (ResNet-50), 1e-5 with AdamW (transformers), 5e-3 with SGD for CIFAR.
+        optimizer: "sgd" (without momentum) or "adamw"; with a single step its betas do not matter.
+        weight_decay: 0 with SGD, 0.01 with AdamW in the paper.
+        views: augmented views of each image; 64, or 32 for CIFAR.
+        prior: N, the number of images the source statistics of BatchNorm count for; negative uses them alone.
+        crop: before the chains, "resized" (ImageNet), "padded" (CIFAR) or "none".
+        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
+        """
+
+        lr: float = 2.5e-4
+        optimizer: Literal["sgd", "adamw"] = "sgd"
+        weight_decay: float = 0.0
+        views: int = 64
+        prior: int = 16
+        crop: Crop = "resized"
+        flip: bool = True
+
+        def __post_init__(self) -> None:
+            if not (math.isfinite(self.lr) and self.lr >= 0):
+                raise ValueError(f"memo.lr must be a finite number of at least 0, not {self.lr}")
+            if self.optimizer not in ("sgd", "adamw"):
+                raise ValueError(f'memo.optimizer must be "sgd" or "adamw", not "{self.optimizer}"')
+            if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+                raise ValueError(f"memo.weight_decay must be a finite number of at least 0, not {self.weight_decay}")
+            if self.views < 1:
+                raise ValueError(f"memo.views must be at least 1, not {self.views}")
+            if self.crop not in get_args(Crop):
+                raise ValueError(f'memo.crop must be one of {", ".join(get_args(Crop))}, not "{self.crop}"')
+
+    def configure(self, source: Source | None) -> None:
+        """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative."""
+        self.model.requires_grad_(True)
+        # The source statistics alone are what eval mode uses already.
+        blended = (
+            0 if self.config.prior < 0 else blend_statistics(self.model, self.config.prior / (self.config.prior + 1))
+        )
+        # Blended statistics belong to one image's views, and setting them is a side effect that vmap cannot see.
+        self.together = blended == 0
+        # A CPU generator gives an image the same numbers whatever comes with it; those of GPUs do not.
+        on_cpu = self.generator.device.type == "cpu"
+        self.draws = self.generator if on_cpu else torch.Generator().manual_seed(self.generator.initial_seed())
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] of each with its own parameters.
+
+        Raises RuntimeError under `torch.inference_mode()`.
+        """
+        images = recordable(images)
+        with gradients():
+            parts = torch.split(images, self._images_per_pass(images))
+            return torch.cat([self._adapt_and_predict(part) for part in parts])
+
+    def _images_per_pass(self, images: Tensor) -> int:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        views: int = self.config.views
+        return max(1, min(VIEW_VALUES // (views * images[0].numel()), PARAMETER_VALUES // max(parameters, 1)))
+
+    def _adapt_and_predict(self, images: Tensor) -> Tensor:
+        views = augmix(
+            images,
+            draw(len(images), self.config.views, self.draws),
+            crop=self.config.crop,
+            flip=self.config.flip,
+        ).to(images.dtype)
+        if self.together and len(images) > 1:
+            before = save_module(self.model, weights=False)
+            try:
+                logits = self._all_at_once(images, views)
+                if same(save_module(self.model, weights=False, copied=False), before):
+                    return logits
+                why = "a forward pass of the model changes what it keeps"
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                why = f"vmap refuses the model: {error}"
+            load_module(self.model, before)
+            warnings.warn(f"memo adapts to one image at a time, since {why}", stacklevel=4)
+            self.together = False
+        return torch.stack([self._one(image, own) for image, own in zip(images, views, strict=True)])
+
+    def _one(self, image: Tensor, views: Tensor) -> Tensor:
+        parameters = dict(self.model.named_parameters())
+        loss = marginal_entropy(self.model(views))
+        slopes = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            stepped = {
+                name: self.step(parameter, slope)
+                for (name, parameter), slope in zip(parameters.items(), slopes, strict=True)
+            }
+            logits = self._call(stepped, image[None])
+        return logits[0]
+
+    def _all_at_once(self, images: Tensor, views: Tensor) -> Tensor:
+        parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+        def loss(parameters: dict[str, Tensor], views: Tensor) -> Tensor:
+            return marginal_entropy(self._call(parameters, views))
+
+        def clean(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+            return self._call(parameters, image[None])[0]
+
+        # vmap knows the plain formula of attention; of the fused kernels it would make a slow loop.
+        with sdpa_kernel(SDPBackend.MATH):
+            slopes = vmap(grad(loss), in_dims=(None, 0))(parameters, views)
+            with torch.no_grad():
+                stepped = {name: self.step(parameter, slopes[name]) for name, parameter in parameters.items()}
+                logits: Tensor = vmap(clean)(stepped, images)
+        return logits
+
+    def _call(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """The model with other parameters by name, each in every place where it stands."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        # Place by place: torch's own way to tie parameters leaves a module that is used twice with the others' values.
+        placed = {
+            f"{prefix}.{key}" if prefix else key: parameters[names[id(parameter)]]
+            for prefix, module in self.model.named_modules()
+            for key, parameter in module._parameters.items()
+            if parameter is not None
+        }
+        logits: Tensor = functional_call(self.model, placed, (images,), tie_weights=False)
+        return logits
+
+    def step(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """The parameter after the first step of a fresh optimiser; a leading dimension of the gradient stays.
+
+        The first bias-corrected step of AdamW is g / (|g| + epsilon), whatever its betas.
+        """
+        lr: float = self.config.lr
+        decay: float = self.config.weight_decay
+        if self.config.optimizer == "adamw":
+            return parameter * (1 - lr * decay) - lr * gradient / (gradient.abs() + ADAM_EPSILON)
+        return parameter - lr * (gradient + decay * parameter)

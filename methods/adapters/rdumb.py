@@ -1,0 +1,62 @@
+"""RDumb: ETA that forgets everything at a fixed interval (Press et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from methods.adapters.eta import Eta, EtaOptions
+from methods.base import Source
+
+
+class Rdumb(Eta):
+    """ETA that returns to the source after every `interval` batches, so a long stream cannot make it collapse.
+
+    Press et al. 2023, arXiv:2306.05401, section 5. Parameters, optimiser and the running mean start anew; a batch
+    counts whether or not an image of it was learnt from.
+    """
+
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "epsilon": (0.05, 0.1, 0.2, 0.4),
+        "interval": (125, 250, 500, 1000),
+    }
+    checked_with: ClassVar[Mapping[str, Any]] = {**Eta.checked_with, "interval": 3}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05, "interval": 1000},
+    }
+
+    @dataclass(frozen=True)
+    class Config(EtaOptions):
+        """Defaults of the paper for ImageNet.
+
+        lr: step size; 2.5e-4 with SGD (batch 64).
+        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
+        momentum: of SGD, or the first beta of Adam; in [0, 1).
+        margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
+        epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
+        interval: batches from one return to the source to the next.
+        """
+
+        interval: int = 1000
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check(self.interval >= 1, "interval", "at least 1")
+
+    def configure(self, source: Source | None) -> None:
+        super().configure(source)
+        self.batches = 0
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
+
+        Raises RuntimeError under `torch.inference_mode()`.
+        """
+        if self.batches == self.config.interval:
+            self.reset()
+        self.batches += 1
+        return super().predict(images)

@@ -1,0 +1,227 @@
+"""RoTTA: robust test-time adaptation in dynamic scenarios, by a balanced memory and robust statistics (Yuan 2023)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from methods.adapters.common.teachers import (
+    TeacherOptions,
+    build_optimizer,
+    cross_entropy_to,
+    descend,
+    generators,
+    move_towards,
+)
+from methods.base import Adapter, Source, Unsupported
+from methods.losses import at_least_float32, gradients, recordable
+from methods.norms import batch_norm_layers, norm_parameters, require_source_statistics
+from methods.online import margin
+from methods.table import Access
+from methods.views.cotta_views import draw_view, make_view
+
+FREE = -1
+
+
+class Rotta(Adapter):
+    """A student learns from a class-balanced memory of the stream what its running average says of it.
+
+    Yuan, Xie and Li 2023, arXiv:2303.13899, equations 1 to 9. The answer is the teacher's, with the statistics in its
+    BatchNorm layers. Every image is offered to a memory of `capacity` images with the class that the teacher gives it;
+    room is made in the largest class, or in its own if that has its share, by the image with the highest score (age
+    and entropy), if that is above the newcomer's. After every `update_every` images the student predicts one random
+    view of the memory, the teacher the memory itself; the student steps on the cross-entropy, newer images weighing
+    more, and the teacher's parameters follow. In that pass alone the statistics of every BatchNorm layer move to those
+    of the memory by `statistics_share`, and gradients flow through them. BatchNorm and other normalisation layers
+    are adapted; dropout and stochastic depth stay off.
+    """
+
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
+    access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "lr": (1e-4, 1e-3, 1e-2),
+        "statistics_share": (0.01, 0.05, 0.1),
+        "teacher_share": (0.001, 0.01),
+    }
+    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.01, "capacity": 8, "update_every": 4}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-bn": {"lr": 1e-3},
+        "imagenet-ln": {"lr": 1e-3},
+        "cifar-bn": {"lr": 1e-3},
+    }
+
+    @dataclass(frozen=True)
+    class Config(TeacherOptions):
+        """Defaults of the release.
+
+        lr: step size.
+        optimizer: "adam" (betas `momentum` and 0.999) or "sgd". No weight decay.
+        momentum: the first beta of Adam, or of SGD; in [0, 1).
+        nesterov: whether SGD uses Nesterov's momentum.
+        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
+        capacity: images in the memory.
+        update_every: images of the stream between two steps.
+        teacher_share: how far the teacher moves to the student at each step; in [0, 1].
+        statistics_share: how far the statistics move to those of the memory at each step; in [0, 1].
+        age_weight: of age in the score of an image, at least 0.
+        entropy_weight: of entropy in the score of an image, at least 0.
+        """
+
+        lr: float = 1e-3
+        optimizer: Literal["sgd", "adam"] = "adam"
+        capacity: int = 64
+        update_every: int = 64
+        teacher_share: float = 0.001
+        statistics_share: float = 0.05
+        age_weight: float = 1.0
+        entropy_weight: float = 1.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check(self.capacity >= 1, "capacity", "at least 1")
+            self.check(self.update_every >= 1, "update_every", "at least 1")
+            self.check(0 <= self.teacher_share <= 1, "teacher_share", "in [0, 1]")
+            self.check(0 <= self.statistics_share <= 1, "statistics_share", "in [0, 1]")
+            self.check(self.age_weight >= 0, "age_weight", "at least 0")
+            self.check(self.entropy_weight >= 0, "entropy_weight", "at least 0")
+
+    def configure(self, source: Source | None) -> None:
+        """Raises Unsupported without affine parameters to adapt or without source statistics in a BatchNorm."""
+        require_source_statistics(self.model)
+        self.teacher = copy.deepcopy(self.model)
+        self.parameters = list(norm_parameters(self.model).values())
+        self.averages = list(norm_parameters(self.teacher).values())
+        if not self.parameters:
+            raise Unsupported(
+                "rotta adapts the affine parameters of normalisation layers and this model has none; "
+                "choose a model with BatchNorm, LayerNorm or GroupNorm, or a method that needs no such layer, as memo"
+            )
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.optimizer = build_optimizer(self.parameters, self.config)
+        self.host_draws, self.device_draws = generators(self.generator, self.model)
+        # What the host decides by, one entry a slot; the images, on their device, come with the first batch.
+        self.labels = torch.full((self.config.capacity,), FREE)
+        self.uncertainty = torch.zeros(self.config.capacity, dtype=torch.float64)
+        self.born = torch.zeros(self.config.capacity, dtype=torch.int64)
+        self.images = self.parameters[0].new_empty(0)
+        self.seen = 0
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [0, 1] to the teacher's logits [n, classes] from before any update they lead to.
+
+        Raises RuntimeError under `torch.inference_mode()`, ValueError for a model with a single class.
+        """
+        images = recordable(images)
+        with gradients():
+            with torch.no_grad():
+                logits: Tensor = self.teacher(images)
+                probabilities = at_least_float32(logits).softmax(1)
+                entropy = -(probabilities * (probabilities + 1e-6).log()).sum(1) / margin(logits, 1.0)
+                # One copy to the host, where the memory is kept in order; its images stay on the device.
+                labels, uncertainty = torch.stack([logits.argmax(1).double(), entropy.double()]).cpu()
+            start = 0
+            while start < len(images):
+                stop = min(len(images), start + self.config.update_every - self.seen % self.config.update_every)
+                classes = logits.shape[1]
+                self.remember(images[start:stop], labels[start:stop], uncertainty[start:stop], classes)
+                if self.seen % self.config.update_every == 0:
+                    self.update()
+                start = stop
+        return logits
+
+    def remember(self, images: Tensor, labels: Tensor, uncertainty: Tensor, classes: int) -> None:
+        """Offer images in order to the memory; labels (float64 [n]) and uncertainty (float64 [n]) are on the CPU."""
+        if self.images.numel() == 0:
+            self.images = images.new_zeros(self.config.capacity, *images.shape[1:])
+        origin = np.full(self.config.capacity, FREE)
+        for row, (label, unsure) in enumerate(zip(labels.long().tolist(), uncertainty.tolist(), strict=True)):
+            slot = self.slot(label, unsure, classes)
+            if slot != FREE:
+                self.labels[slot], self.uncertainty[slot], self.born[slot] = label, unsure, self.seen
+                origin[slot] = row
+            self.seen += 1
+        slots = np.flatnonzero(origin != FREE)
+        device = self.images.device
+        self.images[torch.from_numpy(slots).to(device)] = images[torch.from_numpy(origin[slots]).to(device)]
+
+    def slot(self, label: int, unsure: float, classes: int) -> int:
+        """Where a new image goes, or FREE (-1) if nowhere."""
+        labels = self.labels.numpy()
+        if (labels == label).sum() >= self.config.capacity / classes:
+            candidates = labels == label
+        elif (labels == FREE).any():
+            return int((labels == FREE).argmax())
+        else:
+            occupancy = np.bincount(labels, minlength=classes)
+            candidates = occupancy[labels] == occupancy.max()
+        scores = np.where(candidates, self.score(self.seen - self.born.numpy(), self.uncertainty.numpy()), -np.inf)
+        newcomer = self.score(np.zeros(1), np.full(1, unsure))[0]
+        return int(scores.argmax()) if scores.max() > newcomer else FREE
+
+    def score(self, age: np.ndarray, unsure: np.ndarray) -> np.ndarray:
+        """How much each image is worth forgetting, [n]: by age in images and entropy as a fraction of ln C."""
+        timeliness = 1 / (1 + np.exp(-age / self.config.capacity))
+        score: np.ndarray = self.config.age_weight * timeliness + self.config.entropy_weight * unsure
+        return score
+
+    def update(self) -> None:
+        """One step of the student on the memory; the teacher follows."""
+        labels = self.labels.numpy()
+        # By class and age, so that the noise in a view depends on what the memory holds and not on where.
+        order = np.lexsort((self.born.numpy(), labels))
+        held = torch.from_numpy(order[labels[order] != FREE])
+        images = self.images[held.to(self.images.device)]
+        age = (self.seen - self.born[held]) / self.config.capacity
+        view = make_view(images, draw_view(self.host_draws, flip=self.config.flip), self.device_draws)
+        with robust_statistics(self.teacher, self.config.statistics_share), torch.no_grad():
+            target: Tensor = self.teacher(images)
+        with robust_statistics(self.model, self.config.statistics_share):
+            losses = cross_entropy_to(target, self.model(view))
+        descend((losses * torch.sigmoid(-age).to(losses)).mean(), self.optimizer)
+        move_towards(self.averages, self.parameters, self.config.teacher_share)
+
+
+@contextmanager
+def robust_statistics(model: nn.Module, share: float) -> Iterator[None]:
+    """In here each BatchNorm moves its statistics to those of its input by `share`, then normalises with them.
+
+    The variance is the biased one, and gradients flow through the part that the input has in the statistics. The
+    model is in eval mode, before, in here and after.
+    """
+    handles = [
+        layer.register_forward_pre_hook(partial(_move_statistics, share=share)) for layer in batch_norm_layers(model)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _move_statistics(layer: nn.Module, inputs: tuple[Any, ...], *, share: float) -> tuple[Tensor] | None:
+    norm = cast(_BatchNorm, layer)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    values: Tensor = at_least_float32(inputs[0])
+    variance, mean = torch.var_mean(values, dim=[dim for dim in range(values.ndim) if dim != 1], correction=0)
+    mean = (1 - share) * norm.running_mean + share * mean
+    variance = (1 - share) * norm.running_var + share * variance
+    # New tensors: autograd may still hold those of an earlier pass through the same layer.
+    norm.running_mean, norm.running_var = mean.detach(), variance.detach()
+    if not mean.requires_grad:
+        return None
+    # Normalising in eval mode knows no gradient of the statistics. This input has the same value, up to rounding, and
+    # the gradient that the layer would have.
+    shape = [1, -1, *[1] * (values.ndim - 2)]
+    ratio = ((norm.running_var + norm.eps) / (variance + norm.eps)).sqrt()
+    return (((values - mean.view(shape)) * ratio.view(shape) + norm.running_mean.view(shape)).to(inputs[0].dtype),)

@@ -1,0 +1,7 @@
+"""What methods raise."""
+
+from __future__ import annotations
+
+
+class Unsupported(ValueError):
+    """A method cannot work on this model or data; the message says why and what to do."""

@@ -1,0 +1,1 @@
+"""Networks: weights and their architecture, vision transformers, encoders of timm."""

@@ -1,0 +1,132 @@
+"""Ingredients trained side by side: every image is decoded and corrupted once and seen by all of them.
+
+Their parameters have nothing in common, so the step that lowers the sum of their losses is the step of each: AdamW
+works entry by entry. What they share is the order of the images; views, masks and heads have draws of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.base import Keeper, Labelled, Unlabelled, Unsupported
+from methods.data_parallel import ALONE, Team
+from methods.identity import component
+from methods.nets.weights import Normalise, Weights
+from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
+from methods.training.loop import Group, Progress, check_size, compile_blocks, take, train
+
+
+@component("methods.selfsoup.lockstep.Together")
+@dataclass(frozen=True)
+class Together:
+    """Ingredients of one length, batch size and precision, which share their images. Raises Unsupported otherwise."""
+
+    ingredients: tuple[Ingredient, ...]
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        kinds = {(i.steps, i.batch_size, i.weight_decay, i.bf16, i.compile) for i in self.ingredients}
+        if len(kinds) != 1:
+            raise Unsupported(
+                "ingredients in lockstep need one number of steps and one batch size; or leave lockstep out"
+            )
+        if any((ingredient.accumulate or 1) > 1 for ingredient in self.ingredients):
+            raise Unsupported("ingredients in lockstep take whole batches; leave accumulate or lockstep out")
+
+
+@component("methods.selfsoup.lockstep.Member")
+@dataclass(frozen=True)
+class Member:
+    """Which of several encoders to take."""
+
+    number: int
+
+
+class Draws:
+    """A generator as something that can be saved."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def state_dict(self) -> Tensor:
+        return self.generator.get_state()
+
+    def load_state_dict(self, state: Tensor) -> None:
+        self.generator.set_state(state)
+
+
+@component("methods.selfsoup.lockstep.inter_train_together")
+def inter_train_together(
+    inputs: Sequence[Weights],
+    data: Unlabelled,
+    config: Together,
+    generator: torch.Generator,
+    keep: Keeper | None = None,
+    team: Team = ALONE,
+) -> Weights:
+    """All encoders (`members.0.encoder.*`, …) of the ingredients; a job function, resumable and shared.
+
+    An ingredient's weights depend on its place in the row, not on the others. Raises as `inter_train` does.
+    """
+    if isinstance(data, Labelled):
+        raise TypeError("self-supervised training never sees labels; hand over data.without_labels()")
+    stock, device = inputs[0], generator.device
+    check_size(data, stock.architecture)
+    seeds = [torch.randint(2**62, (), generator=generator, device=device) for _ in range(1 + len(config.ingredients))]
+    shared, *own = (torch.Generator(device=device).manual_seed(int(seed)) for seed in seeds)
+    normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(device)
+    encoders, objectives, pipelines, groups = [], [], [], []
+    for ingredient, draws in zip(config.ingredients, own, strict=True):
+        encoder = stock.architecture.build().to(device)
+        encoder.load_state_dict(stock.part("encoder"))
+        objective = ingredient.objective.build(stock, draws)
+        objective.prepare(encoder, ingredient.steps)
+        if ingredient.compile:
+            compile_blocks(encoder, objective)
+        encoders.append(encoder)
+        objectives.append(objective)
+        pipelines.append(objective.pipelines(ingredient.views))
+        for module, warmup in ((encoder, ingredient.warmup), (objective, ingredient.head_warmup)):
+            groups.append(Group([p for p in module.parameters() if p.requires_grad], ingredient.lr, warmup))
+    orders = [pool_order(data, objective, config.batch_size, shared, team=team) for objective in objectives]
+    order = orders[0]
+
+    def stream() -> Iterator[Tensor]:
+        for indices in order:
+            yield take(data.images, team.share(len(indices)).own(indices), device)
+
+    def loss(images: Tensor) -> Tensor:
+        total = torch.zeros((), device=device)
+        for encoder, objective, makers, draws in zip(encoders, objectives, pipelines, own, strict=True):
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                views = [normalise(make(images, draws, objective.share)) for make in makers]
+            total = total + objective.loss(encoder, views, draws)
+        return total
+
+    first = config.ingredients[0]
+    parts: list[Any] = [*encoders, *objectives, order, *map(Draws, own)]
+    train(
+        loss,
+        stream(),
+        groups,
+        steps=first.steps,
+        weight_decay=first.weight_decay,
+        bf16=first.bf16,
+        progress=Progress(keep, parts, shared) if keep is not None else None,
+        team=team,
+    )
+    tensors: dict[str, Tensor] = {}
+    for number, encoder in enumerate(encoders):
+        tensors |= tensors_of(encoder, f"members.{number}.encoder")
+    return Weights(stock.architecture, tensors)
+
+
+@component("methods.selfsoup.lockstep.member")
+def member(inputs: Sequence[Weights], data: None, config: Member, generator: torch.Generator | None = None) -> Weights:
+    """One of the encoders of `inter_train_together`; a job function."""
+    return Weights(inputs[0].architecture, inputs[0].part(f"members.{config.number}"))

@@ -1,0 +1,172 @@
+"""The ways in which a recipe can mix its ingredients, by name: "greedy", "ties:keep=0.3", "learned:layerwise=1"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from methods.base import Job, JobFunction, Labelled, Unlabelled, Unsupported, Work
+from methods.nets import flops
+from methods.nets.weights import Weights
+from methods.soups import mixing, season, soup
+from methods.soups.bn_recalibration import Remeasure, remeasured
+from methods.training.finetune import FineTune
+
+CONNECTIVITY = "connectivity"
+"""The entry of a plan that is no part of the method but the report of `methods.soup.connectivity`."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a way of mixing needs. `config` is the class of its options, None where it has none.
+
+    data: nothing, held-out labelled images, or clean images without labels. stock: it measures from the stock.
+    averages: its weights are those of no ingredient, so BatchNorm statistics must be measured again.
+    of: which weights it can mix, encoders, classifiers, or both.
+    """
+
+    function: JobFunction
+    config: type | None
+    data: Literal["none", "held_out", "images"] = "none"
+    stock: bool = False
+    averages: bool = True
+    of: Literal["both", "encoders", "classifiers"] = "both"
+
+
+MIXES: dict[str, Mix] = {
+    "uniform": Mix(soup.uniform_soup, None),
+    "wise": Mix(soup.mixed_soup, mixing.Wise, stock=True),
+    "model_stock": Mix(soup.mixed_soup, mixing.ModelStock, stock=True),
+    "task_arithmetic": Mix(soup.mixed_soup, mixing.TaskArithmetic, stock=True),
+    "ties": Mix(soup.mixed_soup, mixing.Ties, stock=True),
+    "greedy": Mix(soup.greedy_soup, soup.Greedy, "held_out", of="classifiers"),
+    "best": Mix(soup.best_ingredient, None, "held_out", averages=False, of="classifiers"),
+    "learned": Mix(season.learned_soup, season.Schedule, "held_out", of="classifiers"),
+    "ensemble": Mix(soup.ensemble, None, averages=False, of="classifiers"),
+    "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
+    "seasoned": Mix(season.self_seasoned, season.SelfSeasoning, "images", of="encoders"),
+    "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "held_out", of="encoders"),
+}
+
+
+@dataclass(frozen=True)
+class Mixing(FineTune):
+    """Options of fine-tuning several models and of mixing them, beside those of methods.finetune.FineTune.
+
+    scales: each model is fine-tuned once at each of these multiples of `lr`; the paper uses four.
+    mixes: ways to mix (the keys of MIXES), as "uniform", "greedy", "ties:keep=0.3". The first one makes the method's
+        own row, the others parts "soup:…" beside it; "ensemble" averages probabilities and not weights.
+    holdout: fraction of the labelled images of each class that is kept from fine-tuning for the ways that choose.
+    select_on: choose by these held-out images, or ("val", as in the papers) by the clean labelled test images of the
+        adapt half, which is for parity only: nobody has their labels at test time.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    mixes: tuple[str, ...] = ("uniform",)
+    holdout: float = 0.0
+    select_on: Literal["holdout", "val"] = "holdout"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(all(0 <= scale < math.inf for scale in self.scales), "scales", "finite numbers of at least 0")
+        self.check(0 <= self.holdout < 1, "holdout", "in [0, 1)")
+
+
+def selection(source: Labelled, val: Labelled | None, config: Mixing) -> tuple[Labelled, Labelled | None]:
+    """(what to fine-tune on, what to choose by, None where there is nothing). Raises Unsupported without "val"."""
+    if config.select_on == "holdout":
+        return source.split(config.holdout) if config.holdout else (source, None)
+    if config.holdout:
+        raise Unsupported("select_on = val needs no holdout; leave one of them out")
+    if val is None:
+        raise Unsupported("select_on = val needs clean test images that are not scored; use split disjoint or dev")
+    return source, val
+
+
+def mix_classifiers(
+    tuned: Sequence[Job], head: Job, source: Labelled, held_out: Labelled | None, config: Mixing
+) -> dict[str, Job]:
+    """The soup of fine-tuned classifiers, "soup:…" for each further way, and the connectivity of what was mixed.
+
+    `head` is the stock under the linear probe that all of them started from. The connectivity is measured where
+    images were held out. Raises Unsupported for options that do not go together.
+    """
+    if not config.mixes or not config.scales:
+        raise Unsupported("a soup needs at least one of mixes and scales")
+    names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
+    jobs = [mix_job(text, tuned, head, source, held_out, "classifiers") for text in config.mixes]
+    found = dict(zip(names, jobs, strict=True))
+    if held_out is not None and len(tuned) > 1:
+        found[CONNECTIVITY] = Job(soup.connectivity, soup.Line(), tuple(tuned), held_out, "linear connectivity")
+    return found
+
+
+def mix_job(
+    text: str,
+    ingredients: Sequence[Job],
+    stock: Job | Weights,
+    source: Labelled,
+    held_out: Labelled | None,
+    of: Literal["encoders", "classifiers"],
+) -> Job:
+    """The job that mixes ingredients in the way that `text` says.
+
+    `stock` is what all ingredients started from, of the same kind as they. BatchNorm statistics of the mixture are
+    measured again on `source`, never on test images. Raises Unsupported for an unknown way or
+    option, for one that mixes the other kind of weights, and where held-out labels are needed and there are none.
+    """
+    name, *pairs = text.split(":")
+    if name not in MIXES:
+        raise Unsupported(f"no way of mixing '{name}'; there are {', '.join(MIXES)}")
+    mix = MIXES[name]
+    if mix.of not in ("both", of):
+        order = {"encoders": "soup_then_tune", "classifiers": "tune_then_soup"}[mix.of]
+        raise Unsupported(f"'{name}' mixes {mix.of}, not {of}; set selfsoup.order to {order}")
+    config = read_options(mix.config, pairs, text)
+    data: Unlabelled | None = None
+    if mix.data == "images":
+        data = source.without_labels()
+    elif mix.data == "held_out":
+        if held_out is None:
+            raise Unsupported(f"'{name}' chooses by held-out labelled images; set the option holdout, as in 0.1")
+        data = held_out
+    inputs = (stock, *ingredients) if mix.stock else tuple(ingredients)
+    mixed = Job(mix.function, config, inputs, data, f"{text} soup")
+    start = _first(stock)
+    if not (mix.averages and start.batch_norm):
+        return mixed
+    how = Remeasure()
+    work = Work(min(how.images, len(source)) * flops.forward(start.architecture))
+    label = f"{text} soup, BatchNorm measured again"
+    return Job(remeasured, how, (mixed,), source.without_labels(), label, work=work)
+
+
+def _first(part: Job | Weights) -> Weights:
+    """The weights that a job started from."""
+    return part if isinstance(part, Weights) else _first(part.inputs[0])
+
+
+def read_options(config: type | None, pairs: Sequence[str], text: str) -> Any:
+    """The options of a way of mixing from "key=value" pairs. Raises Unsupported for what it does not have."""
+    # A switch that was added later is None by default, which changes no key and no draw.
+    known: dict[str, Any] = {
+        field.name: bool if field.default is None else type(field.default)
+        for field in (fields(config) if config is not None else ())
+    }
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in known:
+            raise Unsupported(f"no option '{key}' in '{text}'; there are {', '.join(known) or 'none'}, as key=value")
+        try:
+            values[key] = known[key](float(value))
+        except ValueError:
+            raise Unsupported(f"'{value}' in '{text}' is not a number") from None
+    if config is None:
+        return None
+    try:
+        return config(**values)
+    except ValueError as error:
+        raise Unsupported(f"{text}: {error}") from None

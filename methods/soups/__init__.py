@@ -1,0 +1,1 @@
+"""Mix the weights of several models, and choose how."""

@@ -1,0 +1,89 @@
+"""BatchNorm after mixing: its statistics measured again on clean images, since their average belongs to no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Unlabelled
+from methods.identity import component
+from methods.nets.weights import Normalise, Weights
+from methods.norms import batch_norm_layers
+from methods.training.loop import check_size, take
+
+
+@component("methods.remeasure.Remeasure")
+@dataclass(frozen=True)
+class Remeasure:
+    """How to measure. images: at most so many, drawn at random; batch_size: about so many at a time."""
+
+    images: int = 4096
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.images < 2 or self.batch_size < 2:
+            raise ValueError("statistics need at least two images, and batches of at least two")
+
+
+@component("methods.remeasure.remeasured")
+def remeasured(inputs: Sequence[Weights], data: Unlabelled, config: Remeasure, generator: torch.Generator) -> Weights:
+    """The encoder or classifier `inputs[0]` with statistics of clean images as they are; a job function.
+
+    Every layer gets the mean over equal random batches of their mean and unbiased variance; nothing else changes.
+    Weights without BatchNorm come back as they are. Raises ValueError for images of another size or a single one.
+    """
+    weights = inputs[0]
+    if not weights.batch_norm:
+        return weights
+    shape = weights.architecture
+    check_size(data, shape)
+    if len(data) < 2:
+        raise ValueError("BatchNorm has no statistics of a single image; give more clean images")
+    encoder = shape.build()
+    encoder.load_state_dict(weights.part("encoder"))
+    model = nn.Sequential(Normalise(shape.mean, shape.std), encoder).to(generator.device)
+    reestimate_batch_norm(model, clean_batches(data, config, generator))
+    found = {f"encoder.{name}": tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
+    return Weights(shape, {name: found.get(name, tensor) for name, tensor in weights.tensors.items()})
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Give every BatchNorm the cumulative statistics of clean train batches, float [n, 3, h, w] in [0, 1], as mixing
+    leaves those of no model; gives the number of such layers.
+
+    Weights, mode and momentum of the model are as before. Raises ValueError where there are layers and no batches.
+    """
+    layers = batch_norm_layers(model)
+    if not layers:
+        return 0
+    momenta = [layer.momentum for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average
+        layer.train()
+    seen = 0
+    for images in batches:
+        model(images)
+        seen += 1
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    for module, mode in modes.items():
+        module.training = mode
+    if not seen:
+        raise ValueError("BatchNorm statistics need clean train images; give at least one batch")
+    return len(layers)
+
+
+def clean_batches(data: Unlabelled, config: Remeasure, generator: torch.Generator) -> Iterator[Tensor]:
+    """Equal batches, float [n, 3, h, w] in [0, 1]: each counts alike in the average; in random order, as images may be
+    sorted by class.
+    """
+    order = torch.randperm(len(data), generator=generator, device=generator.device)[: config.images]
+    for rows in torch.tensor_split(order.to(data.images.device), max(1, len(order) // config.batch_size)):
+        yield take(data.images, rows, generator.device).float() / 255

@@ -1,0 +1,280 @@
+"""Fine-tune back: linear probe of the stock, then the whole network on clean labels (LP-FT, Kumar et al. 2022).
+
+The head of every fine-tuning of a task starts as the same linear probe of the stock (arXiv:2202.10054, and the code of
+arXiv:2602.02890): that is what makes the heads of different ingredients averageable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.base import Job, Keeper, Labelled, Options, Unlabelled, Unsupported, Work
+from methods.data_parallel import ALONE, Team
+from methods.identity import component
+from methods.nets import flops
+from methods.nets.weights import Classifier, Weights
+from methods.norms import training_statistics
+from methods.training.loop import Batches, Group, Progress, check_size, compile_blocks, take, train
+from methods.views.ssl_views import Views
+
+_FEATURE_BATCH = 512
+_SMALLEST_DEVIATION = 1e-5
+
+
+@component("methods.finetune.Probe")
+@dataclass(frozen=True)
+class Probe:
+    """How to fit a linear probe. l2: weight of half the squared norm of the weights beside the mean loss."""
+
+    l2: float = 1e-2
+
+
+@dataclass(frozen=True)
+class FineTune(Options):
+    """How to fine-tune on clean labelled images.
+
+    epochs, batch_size: the last batch of an epoch may be smaller. lr: peak learning rate of the whole network, reached
+    after the fraction `warmup` of the steps, then a cosine to 0. probe_l2: see Probe.
+    area, flip, three_augment, jitter: the random views that are trained on, `area` the smallest part of an image that a
+    crop shows (see methods.views.Views). bf16: autocast on a GPU. accumulate: cut each batch into so many equal parts,
+    for less memory (None: one); batches then need one size. compile: compile the blocks of the encoder.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    probe_l2: float = 1e-2
+    label_smoothing: float = 0.0
+    area: float = 0.3
+    flip: bool = True
+    three_augment: bool = False
+    jitter: float = 0.0
+    bf16: bool = False
+    accumulate: int | None = None
+    compile: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            self.check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("lr", "weight_decay", "probe_l2"):
+            self.check(0 <= getattr(self, name) < math.inf, name, "a finite number of at least 0")
+        self.check(0 <= self.warmup <= 1, "warmup", "in [0, 1]")
+        self.check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+        self.check(0 < self.area <= 1, "area", "in (0, 1]")
+        self.check(0 <= self.jitter <= 1, "jitter", "in [0, 1]")
+        self.check(self.accumulate is None or self.accumulate >= 1, "accumulate", "None or at least 1")
+
+    @property
+    def views(self) -> Views:
+        return Views((self.area, 1.0), flip=self.flip, three_augment=self.three_augment, jitter=self.jitter)
+
+
+@component("methods.finetune.Repeat")
+@dataclass(frozen=True)
+class Repeat(FineTune):
+    """One of several fine-tunings with the same options, which differ in their random numbers only."""
+
+    draw: int = 0
+
+
+def fine_tunings(
+    encoders: Sequence[Job | Weights], stock: Weights, source: Labelled, options: FineTune, scales: Sequence[float]
+) -> list[Job]:
+    """A job that fine-tunes each encoder, all from one linear probe of the stock, at `scales` times the learning rate.
+
+    `options` may be an instance of a subclass; only what FineTune itself names enters the jobs. Raises ValueError if
+    there are not as many scales as encoders.
+    """
+    refuse_cut(options.accumulate, min(options.batch_size, len(source)), "batch_size")
+    head = probe_of(stock, source, options)
+    values = {field.name: getattr(options, field.name) for field in fields(FineTune)}
+    image = flops.training(stock.architecture) + 3 * flops.layers((stock.architecture.dim, source.classes))
+    work = Work(options.epochs * len(source) * image, steps_of(options, source))
+    shared = not stock.batch_norm  # which would see a share of a batch only
+    seen: list[tuple[int, float]] = []
+    jobs = []
+    for encoder, scale in zip(encoders, scales, strict=True):
+        draw = seen.count((id(encoder), scale))
+        seen.append((id(encoder), scale))
+        config = Repeat(**(values | {"lr": options.lr * scale}), draw=draw)
+        name = encoder.label if isinstance(encoder, Job) else "the stock"
+        label = f"fine-tune {name} at lr {config.lr:g}"
+        jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, shared=shared, work=work))
+    return jobs
+
+
+def refuse_cut(accumulate: int | None, images: int, option: str) -> None:
+    """Raises Unsupported where batches of so many images cannot be cut into equal parts."""
+    if images % (accumulate or 1):
+        raise Unsupported(
+            f"{option} = {images} images cannot be cut into accumulate = {accumulate} equal parts; choose other numbers"
+        )
+
+
+def probe_of(stock: Weights, source: Labelled, options: FineTune) -> Job:
+    """The job that gives the stock its linear probe, the start of all heads of a task."""
+    work = Work(len(source) * flops.forward(stock.architecture))
+    return Job(probe, Probe(options.probe_l2), (stock,), source, "linear probe of the stock", work=work)
+
+
+def steps_of(options: FineTune, source: Labelled) -> int:
+    """Optimiser steps of a fine-tuning; the ragged batch of an epoch is left out where batches are cut into parts."""
+    whole = len(source) // options.batch_size
+    ragged = len(source) % options.batch_size > 0 and (whole == 0 or (options.accumulate or 1) == 1)
+    return options.epochs * (whole + ragged)
+
+
+@component("methods.finetune.join")
+def join(
+    inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
+) -> Weights:
+    """The encoder of `inputs[0]` under the head of `inputs[1]`; a job function. Raises ValueError where it has none."""
+    body, head = inputs
+    tensors = {name: t for name, t in body.tensors.items() if name.startswith("encoder.")}
+    found = {name: t for name, t in head.tensors.items() if name.startswith("head.")}
+    if not found:
+        raise ValueError("the second weights have no head; give those of a linear probe or a classifier")
+    return Weights(body.architecture, tensors | found)
+
+
+@component("methods.finetune.fine_tune")
+def fine_tune(
+    inputs: Sequence[Weights],
+    data: Labelled,
+    config: FineTune,
+    generator: torch.Generator,
+    keep: Keeper | None = None,
+    team: Team = ALONE,
+) -> Weights:
+    """A classifier (`encoder.*`, `head.*`) trained on clean labelled images; a job function, resumable and shared.
+
+    The encoder starts from `inputs[0]`, the head from the last of the inputs: its own `head.*` if it has one (see
+    `probe`), else the linear probe of its encoder. Hand over the stock, or its probe, as `inputs[1]` so that all
+    fine-tunings share the head. epochs * ceil(n / batch_size) steps on `generator.device`.
+
+    Raises TypeError for images without labels, ValueError for a head that does not fit the classes or images of
+    another size, FloatingPointError if training diverges.
+    """
+    _need_labels(data)
+    start, source = inputs[0], inputs[-1]
+    check_size(data, start.architecture)
+    if "head.weight" not in source.tensors:
+        source = probe([source], data, Probe(config.probe_l2), generator)
+    if len(source.tensors["head.bias"]) != data.classes:
+        raise ValueError(
+            f"the head knows {len(source.tensors['head.bias'])} classes and the data {data.classes}; "
+            "use the probe of the same task"
+        )
+    model = Classifier(start.architecture, data.classes).to(generator.device)
+    model.encoder.load_state_dict(start.part("encoder"))
+    model.head.load_state_dict(source.part("head"))
+    device = generator.device
+    views = config.views
+    labels = data.labels.to(device)
+
+    parts = config.accumulate or 1
+    order = Batches(len(data), config.batch_size, generator, data.images.device, drop_last=parts > 1)
+    if config.compile:
+        compile_blocks(model)
+
+    def stream() -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in order:
+            share = team.share(len(indices), parts)
+            images = take(data.images, share.own(indices), device)
+            yield views(images, generator, share), labels[indices.to(device)]
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = team.share(len(batch[1])).everyone(model(batch[0]))
+        return F.cross_entropy(logits.float(), batch[1], label_smoothing=config.label_smoothing)
+
+    # Only BatchNorm is concerned: a ragged batch of one image may have no variance.
+    with training_statistics(model):
+        train(
+            loss,
+            stream(),
+            [Group([p for p in model.parameters() if p.requires_grad], config.lr, config.warmup)],
+            steps=steps_of(config, data),
+            weight_decay=config.weight_decay,
+            bf16=config.bf16,
+            accumulate=parts,
+            progress=Progress(keep, (model, order), generator) if keep is not None else None,
+            team=team,
+        )
+    return model.weights()
+
+
+@component("methods.finetune.probe")
+def probe(inputs: Sequence[Weights], data: Labelled, config: Probe, generator: torch.Generator) -> Weights:
+    """The encoder of `inputs[0]`, unchanged, with a linear probe of it as head; a job function (methods.base.Job).
+
+    Features are of the clean images as they are, without augmentation. Draws no random numbers; `generator` says on
+    which device to work. Raises TypeError for images without labels, ValueError for images of another size.
+    """
+    _need_labels(data)
+    stock = inputs[0]
+    check_size(data, stock.architecture)
+    model = Classifier(stock.architecture, data.classes).to(generator.device).eval()
+    model.encoder.load_state_dict(stock.part("encoder"))
+    weight, bias = linear_probe(features(model, data, generator.device), data.labels, data.classes, l2=config.l2)
+    encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
+    return Weights(stock.architecture, encoder | {"head.weight": weight.cpu(), "head.bias": bias.cpu()})
+
+
+@torch.no_grad()
+def features(model: Classifier, data: Unlabelled, device: torch.device) -> Tensor:
+    """Representations of images as they are, float32 [n, dim], on `device`."""
+    every = torch.arange(len(data), device=data.images.device)
+    return torch.cat(
+        [
+            model.features(take(data.images, indices, device).float() / 255)
+            for indices in torch.split(every, _FEATURE_BATCH)
+        ]
+    )
+
+
+def linear_probe(features: Tensor, labels: Tensor, classes: int, *, l2: float = 1e-2) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression on standardised features, folded to act on raw ones: weight [classes, d], bias.
+
+    Minimises mean cross-entropy + l2 / 2 |W|^2 (bias free) over z = (f - mean) / (deviation + 1e-5) by L-BFGS in
+    float64, from zero; then W' = W / (deviation + 1e-5) and b' = b - W' mean, so that logits of f and z are equal.
+    features: [n, d]; labels: int64 [n]. Raises ValueError unless l2 is positive (else the optimum may be infinite).
+    """
+    if l2 <= 0:
+        raise ValueError(f"l2 must be positive, not {l2}")
+    raw = features.detach().double()
+    labels = labels.to(raw.device)
+    mean, deviation = raw.mean(0), raw.std(0, unbiased=False) + _SMALLEST_DEVIATION
+    standard = (raw - mean) / deviation
+    weight = torch.zeros(classes, raw.shape[1], dtype=raw.dtype, device=raw.device, requires_grad=True)
+    bias = torch.zeros(classes, dtype=raw.dtype, device=raw.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=500,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-12,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(F.linear(standard, weight, bias), labels) + l2 / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    folded = weight.detach() / deviation
+    return folded.float(), (bias.detach() - folded @ mean).float()
+
+
+def _need_labels(data: Unlabelled | None) -> None:
+    if not isinstance(data, Labelled):
+        raise TypeError("fine-tuning learns from clean labelled images only; hand over a Labelled data set")

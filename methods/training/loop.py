@@ -1,0 +1,234 @@
+"""The one training loop: AdamW, warm-up then cosine per step, no host synchronisation inside an epoch of steps.
+
+Pre-training, inter-training and fine-tuning differ only in the batches and the loss they hand over. Everything runs on
+the device of the generator that was given, which is also the only source of randomness.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from methods.base import Images, Keeper, Unlabelled
+from methods.data_parallel import ALONE, Team, uneven
+from methods.nets.weights import AnyArchitecture
+from methods.nets.weights import reset as reset
+
+# Losses are looked at once in this many steps: often enough to stop a diverged run, too seldom to stall a GPU.
+_CHECK_EVERY = 100
+_START = 1e-6
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a peak learning rate and the fraction of all steps spent on warm-up."""
+
+    parameters: Sequence[nn.Parameter]
+    lr: float
+    warmup: float
+
+
+def schedule(steps: int, warmup: float) -> list[float]:
+    """Factors of the peak learning rate for each of `steps` steps: linear warm-up from 1e-6, then cosine to 0.
+
+    With W = max(1, floor(warmup * steps)): factor(t) = 1e-6 + (1 - 1e-6) t / W for t < W, so factor(0) = 1e-6 and
+    factor(W) = 1; then (1 + cos(pi (t - W) / (steps - W))) / 2, which would reach 0 at t = steps.
+    """
+    rise = max(1, math.floor(warmup * steps + 1e-9))
+    return [
+        _START + (1 - _START) * step / rise
+        if step < rise
+        else (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+        for step in range(steps)
+    ]
+
+
+class Batches:
+    """Endless index batches (int64 on `device`) without replacement inside an epoch, reshuffled for each epoch.
+
+    The ragged batch at the end of an epoch is left out if `drop_last`, unless it is the only one. The state is the
+    order of the current epoch and the place in it.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, generator: torch.Generator, device: torch.device, *, drop_last: bool
+    ) -> None:
+        self._full = count - count % batch_size if drop_last and count > batch_size else count
+        self._count, self._size = count, batch_size
+        self._generator, self._device = generator, device
+        self._order = torch.empty(0, dtype=torch.int64, device=device)
+        self._place = 0
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._place >= len(self._order):
+            order = torch.randperm(self._count, generator=self._generator, device=self._generator.device)
+            self._order, self._place = order[: self._full].to(self._device), 0
+        self._place += self._size
+        return self._order[self._place - self._size : self._place]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order.clone(), "place": self._place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order, self._place = state["order"].to(self._device), state["place"]
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """A batch (a list or tuple of tensors, each by its own length) in equal parts. ValueError where it has no such."""
+    tensors: Sequence[Tensor] = batch  # type: ignore[assignment]
+    count = len(tensors[0])
+    if count % parts:
+        raise ValueError(uneven(count, parts))
+    kind: Any = type(batch)
+    return [kind(each) for each in zip(*(torch.split(t, len(t) // parts) for t in tensors), strict=True)]
+
+
+def compile_blocks(*modules: nn.Module) -> None:
+    """Compile every transformer block in place: one kernel for all of one shape, names of tensors as before."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, Block):
+                part.compile()
+
+
+class Stateful(Protocol):
+    """What has a state that can be saved and put back: modules, optimisers, orders of batches."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a training is kept: where, and all beside the optimiser that changes as it goes."""
+
+    keep: Keeper
+    parts: Sequence[Stateful]
+    generator: torch.Generator
+
+
+def take(images: Images, indices: Tensor, device: torch.device) -> Tensor:
+    """The chosen images on the device where training happens; the pool itself stays where it is."""
+    return images[indices].to(device, non_blocking=True)
+
+
+def check_size(data: Unlabelled, architecture: AnyArchitecture) -> None:
+    """Raise ValueError if the images do not have the size that the architecture expects."""
+    size = architecture.image_size
+    if tuple(data.images.shape[2:]) != (size, size):
+        height, width = data.images.shape[2:]
+        raise ValueError(f"images are {height} x {width} but the stock takes {size} x {size}; resize them first")
+
+
+def train(
+    loss: Callable[[Batch], Tensor],
+    stream: Iterable[Batch],
+    groups: Sequence[Group],
+    *,
+    steps: int,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    bf16: bool = False,
+    stop: int | None = None,
+    accumulate: int = 1,
+    progress: Progress | None = None,
+    team: Team = ALONE,
+) -> Tensor:
+    """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
+
+    Weight decay acts on all parameters of a group. `bf16` runs `loss` (not the making of batches, and not the update)
+    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule.
+    `accumulate` cuts each batch in so many equal parts, whose mean gradient makes one step in the memory of a part.
+    With `progress` it continues where it was killed: `stream` must then draw from its parts and generator alone.
+    Of a `team`, every process is called with the same and hands over its share of each batch (methods.team).
+    Returns the losses, float32 [steps or stop], on the parameters' device.
+
+    Raises FloatingPointError if a loss or a trained parameter is not finite, ValueError for a setting that cannot work.
+    """
+    if steps < 1:
+        raise ValueError(f"training needs at least one step, not {steps}")
+    device = groups[0].parameters[0].device
+    if bf16 and device.type == "cpu":
+        raise ValueError("bfloat16 training on a CPU is slower than float32; set bf16 to False or train on a GPU")
+    optimiser = torch.optim.AdamW(
+        [{"params": list(group.parameters), "lr": group.lr} for group in groups],
+        betas=betas,
+        weight_decay=weight_decay,
+        fused=True if device.type in ("cpu", "cuda") else None,
+    )
+    rates = [[group.lr * factor for factor in schedule(steps, group.warmup)] for group in groups]
+    taken = steps if stop is None else min(stop, steps)
+    losses = torch.empty(taken, device=device)
+    done = _continue(progress, optimiser, losses) if progress is not None else 0
+    loss = team.spread(loss, [parameter for group in groups for parameter in group.parameters])
+    for step, batch in enumerate(islice(stream, taken - done), start=done):
+        for settings, rate in zip(optimiser.param_groups, rates, strict=True):
+            settings["lr"] = rate[step]
+        parts = cut(batch, accumulate) if accumulate > 1 else [batch]
+        values = []
+        for number, part in enumerate(parts, start=1):
+            with team.held_back(loss) if number < len(parts) else nullcontext():
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    value = loss(part) / len(parts) if len(parts) > 1 else loss(part)
+                value.backward()  # type: ignore[no-untyped-call]
+            values.append(value.detach())
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses[step] = team.mean(torch.stack(values).sum() if len(values) > 1 else values[0])
+        if (step + 1) % _CHECK_EVERY == 0:
+            _refuse_divergence(losses[: step + 1])
+        if progress is not None and step + 1 < taken and progress.keep.due():
+            _keep(progress, optimiser, losses[: step + 1])
+    _refuse_divergence(losses)
+    if progress is not None:
+        progress.keep.finished(losses)
+    if not all(torch.isfinite(parameter).all() for group in groups for parameter in group.parameters):
+        raise FloatingPointError("training ended with parameters that are not finite; lower the learning rate")
+    return losses
+
+
+def _continue(progress: Progress, optimiser: torch.optim.Optimizer, losses: Tensor) -> int:
+    """Put back what was kept; gives the number of steps that are done."""
+    state = progress.keep.load()
+    if state is None:
+        return 0
+    done: int = state["step"]
+    for part, saved in zip(progress.parts, state["parts"], strict=True):
+        part.load_state_dict(saved)
+    optimiser.load_state_dict(state["optimiser"])
+    progress.generator.set_state(state["generator"])
+    losses[:done] = state["losses"].to(losses.device)
+    return done
+
+
+def _keep(progress: Progress, optimiser: torch.optim.Optimizer, losses: Tensor) -> None:
+    progress.keep.save(
+        {
+            "step": len(losses),
+            "parts": [part.state_dict() for part in progress.parts],
+            "optimiser": optimiser.state_dict(),
+            "generator": progress.generator.get_state(),
+            "losses": losses.clone(),
+        }
+    )
+
+
+def _refuse_divergence(losses: Tensor) -> None:
+    finite = torch.isfinite(losses)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise FloatingPointError(f"the loss is not finite at step {first}; lower the learning rate or check the images")

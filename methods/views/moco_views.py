@@ -1,0 +1,45 @@
+"""The strong random views of MoCo v2, made for a whole batch at once on its own device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.views.ssl_views import blend_gray, colour_jitter, crop_boxes, gaussian_blur, resample, resampling, turn_hue
+
+# Chen et al. 2020, arXiv:2003.04297, as released: strengths and how often.
+SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+JITTER, HUE, BLUR = 0.4, 0.1, (0.1, 2.0)
+JITTERED, GRAYED, BLURRED = 0.8, 0.2, 0.5
+
+_ATTEMPTS = 10
+# What a view draws beside its crop: coins for jitter, gray, blur and mirror; four strengths of colour, one of blur.
+_NUMBERS = 9
+
+
+@torch.no_grad()
+def strong_view(images: Tensor, generator: torch.Generator, *, flip: bool = True) -> Tensor:
+    """One view of each image, with its own draws: float [n, 3, h, w] in [0, 1] to the same shape, dtype and device.
+
+    A crop of a fifth of the area or more, resized back (bicubic); with probability 0.8 brightness, contrast,
+    saturation (by up to 0.4) and hue (by up to 0.1 of the circle) are changed, in this order where the release draws
+    the order; gray with probability 0.2; Gaussian blur of deviation 0.1 to 2 pixels with 0.5; mirrored with one half.
+    The generator is on the images' device.
+    """
+    n, _, height, width = images.shape
+    draws = torch.rand(_NUMBERS + 4 * _ATTEMPTS, n, generator=generator, device=generator.device)
+    jittered, grayed, blurred, mirrored, *colours, sigma = draws[:_NUMBERS]
+    top, left, tall, wide = crop_boxes(draws[_NUMBERS:], height, width, SCALE, RATIO)
+    pixels = resample(images.float(), resampling(top, tall, height), resampling(left, wide, width)).clamp_(0, 1)
+    strength = (jittered < JITTERED).to(pixels.dtype)
+    brightness, contrast, saturation, hue = (strength * (2 * colour - 1) for colour in colours)
+    pixels = colour_jitter(pixels, 1 + JITTER * brightness, 1 + JITTER * contrast, 1 + JITTER * saturation)
+    pixels = turn_hue(pixels, HUE * hue)
+    pixels = blend_gray(pixels, (grayed >= GRAYED).to(pixels.dtype))
+    low, high = BLUR
+    # A deviation of a hundredth of a pixel is the identity in float32.
+    deviation = torch.where(blurred < BLURRED, low + (high - low) * sigma, 0.01)
+    columns = gaussian_blur(deviation, width)
+    if flip:
+        columns = torch.where((mirrored < 0.5)[:, None, None], columns.flip(1), columns)
+    return resample(pixels, gaussian_blur(deviation, height), columns).clamp_(0, 1).to(images.dtype)

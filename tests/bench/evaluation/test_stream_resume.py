@@ -1,0 +1,79 @@
+"""A stream that is killed after any batch and goes on predicts what an undisturbed one predicts, bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.evaluation.evaluate import Evaluation, evaluate
+from bench.evaluation.stream_results import Measured
+from bench.execution.checkpointing import FileKeeper
+from bench.planning.plan import make_plan
+from bench.planning.streams import missing_streams
+from bench.settings.run_spec import make_spec
+from methods import METHODS
+
+MODEL = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )
+"""
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying(FileKeeper):
+    """Saves after every batch, and is killed right after one of them."""
+
+    def __init__(self, path: Path, last: int) -> None:
+        super().__init__(path, 0.0, None)
+        self.left = last
+
+    def save(self, state: dict[str, Any]) -> None:
+        super().save(state)
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def values(parts: list[Measured]) -> list[Any]:
+    return [
+        (
+            part.condition,
+            part.forwards,
+            part.backwards,
+            part.clean_accuracy_after,
+            {name: column.tobytes() for name, column in vars(part.predictions).items() if column is not None},
+        )
+        for part in parts
+    ]
+
+
+@pytest.mark.parametrize("name", [row.name for row in METHODS.values() if row.kind == "adapter" and row.name != "foa"])
+def test_killed_after_a_batch_and_continued_equals_undisturbed(
+    settings: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    changed = {key: value for key, value in settings.items() if key != "stock"}
+    spec = {**changed, "model": f"{tmp_path / 'model.py'}:build", "method": name, "protocol": "continual"}
+    streams = [task.arguments[0] for task, *_ in missing_streams(make_plan(make_spec(spec)))]
+    job: Evaluation = max(streams, key=lambda stream: len(stream.segments))
+    assert len(job.segments) == 2
+    assert job.clean is not None
+    whole = values(evaluate(job))
+    batches = 3 * -(-12 // 5)
+    for last in (1, 4, batches - 1):
+        with pytest.raises(Killed):
+            evaluate(job, Dying(tmp_path / "kept.pt", last))
+        assert values(evaluate(job, FileKeeper(tmp_path / "kept.pt", place=None))) == whole, last
+        (tmp_path / "kept.pt").unlink()

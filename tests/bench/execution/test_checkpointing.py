@@ -1,0 +1,129 @@
+"""Checkpoints in files: exact, whole or not at all, and gone when the training is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.execution.checkpointing import FileKeeper
+from bench.models.weights_io import load_weights
+from bench.training.job_cache import cook, cooked, cooking_tasks, job_key
+from methods.base import Job, Unlabelled
+from methods.selfsoup.ingredients import Ingredient, inter_train
+
+
+def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    keeper = FileKeeper(tmp_path / "x.pt", seconds=0)
+    assert keeper.load() is None
+    assert keeper.due()
+    state = {"step": 3, "parts": [{"a": torch.randn(4)}], "losses": torch.rand(3)}
+    keeper.save(state)
+    again = FileKeeper(tmp_path / "x.pt")
+    assert not again.due()
+    found = again.load()
+    assert found is not None
+    assert found["step"] == 3
+    assert torch.equal(found["parts"][0]["a"], state["parts"][0]["a"])  # type: ignore[index]
+    again.forget()
+    assert again.load() is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "x.pt"
+    FileKeeper(path).save({"step": 1})
+    path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
+    assert FileKeeper(path).load() is None
+    assert not path.exists()
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    FileKeeper(tmp_path / "x.pt").save({"step": 1, "x": Evil()})
+    assert FileKeeper(tmp_path / "x.pt").load() is None
+    torch.save({"step": 1, "seconds": 0.0, "x": Evil()}, tmp_path / "x.pt")
+    assert FileKeeper(tmp_path / "x.pt").load() is None
+    assert not (tmp_path / "ran").exists()
+
+
+_COOK = """
+import sys
+from bench import keeper
+keeper.SECONDS = 0.0
+import bench.kitchen as kitchen
+kitchen.FileKeeper = lambda path, tell: keeper.FileKeeper(path, 0.0, tell=tell)
+sys.path.insert(0, sys.argv[1])
+from job import task
+kitchen.cook(*task().arguments)
+"""
+
+_JOB = """
+import torch
+from bench.kitchen import cooking_tasks
+from bench.models import load_stock
+from methods.base import Job, Unlabelled
+from methods.selfsoup.ingredients import Ingredient, inter_train
+
+def job():
+    pixels = torch.randint(0, 256, (200, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    how = Ingredient(steps=60, batch_size=16)
+    return Job(inter_train, how, (load_stock("digits"),), Unlabelled(pixels, "p"), "mae", True)
+
+def task():
+    torch.set_num_threads(1)
+    return cooking_tasks([job()], 0, "cpu")[0]
+"""
+
+
+def test_a_killed_process_goes_on_and_gives_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    (tmp_path / "job.py").write_text(_JOB)
+    command = [sys.executable, "-c", _COOK, str(tmp_path)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while not list(own_cache.glob("training/*.pt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = list(own_cache.glob("training/*.pt"))
+    assert len(kept) == 1
+    state = FileKeeper(kept[0]).load()
+    assert state is not None
+    assert 0 < state["step"] < 60
+    subprocess.run(command, check=True)
+    assert not list(own_cache.glob("training/*.pt"))
+    resumed = next(own_cache.glob("weights/*.safetensors"))
+    monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "other"))
+    subprocess.run(command, check=True)
+    undisturbed = next((tmp_path / "other").glob("weights/*.safetensors"))
+    weights, facts = load_weights(resumed)
+    assert weights.digest == load_weights(undisturbed)[0].digest
+    assert len(facts["losses"]) == 60
+    assert len(facts["stocks"]) == 1
+
+
+def test_cooking_leaves_losses_and_no_checkpoint(own_cache: Path) -> None:
+    from bench.models.weights_io import load_stock
+
+    pixels = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
+    job = Job(
+        inter_train, Ingredient(steps=2, batch_size=4), (load_stock("digits"),), Unlabelled(pixels, "p"), "x", True
+    )
+    task = cooking_tasks([job], 0, "cpu")[0]
+    cook(*task.arguments)
+    facts = cooked(job_key(job, 0))
+    assert facts is not None
+    assert len(facts["losses"]) == 2
+    assert not list(own_cache.glob("training/*"))

@@ -1,0 +1,246 @@
+"""The bill of a run against what the run then took."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import bench.planning.training_probe
+import bench.training.job_cache
+from bench.models.weights_io import facts_of
+from bench.planning import cost_estimate as costs
+from bench.planning.cost_estimate import bill
+from bench.planning.plan import make_plan
+from bench.planning.time_left import Piece, makespan
+from bench.runs.run import run
+from bench.settings.run_spec import RunSpec
+from bench.training.pretrain_stock import StockSpec, make_stock
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def small(tmp_path: Path, **settings: object) -> RunSpec:
+    given = {
+        "method": "source,tent",
+        "shift": "digits-c",
+        "corruption": "fog,contrast",
+        "severity": "3",
+        "limit": 96,
+        "jobs": 1,
+        "out": tmp_path / "out",
+        "device": "cpu",
+    }
+    return RunSpec.model_validate(given | settings)
+
+
+def test_a_bill_counts_what_the_run_then_does(tmp_path: Path) -> None:
+    spec = small(tmp_path, options={"source": {"epochs": 3}})
+    before = bill(make_plan(spec))
+    assert not (tmp_path / "out").exists()
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        outcome = run(spec)
+    streams = {cost.label: cost for cost in before.costs if cost.kind == "stream"}
+    for name, cost in streams.items():
+        records = [record for record in outcome.records() if record.method == name]
+        assert cost.forwards == sum(record.cost.forwards for record in records)
+        assert cost.backwards == sum(record.cost.backwards for record in records)
+    assert before.samples == tuple(
+        sum(getattr(record.cost, name) for record in outcome.records()) for name in ("forwards", "backwards")
+    )
+    assert before.memory_mb is not None
+    assert 50 < before.memory_mb < 20_000  # a process that has loaded torch, on no machine much more
+    assert before.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert bill(make_plan(spec)).costs == ()
+
+
+def test_methods_that_choose_images_are_billed_for_all(tmp_path: Path) -> None:
+    """SAR steps on images that a classifier is sure of; one that is not trained yet is taken to be sure."""
+    costs = bill(make_plan(small(tmp_path, method="sar"))).costs
+    (stream,) = (cost for cost in costs if cost.kind == "stream")
+    assert stream.forwards == stream.backwards == 2 * 3 * 96
+
+
+def test_what_is_done_is_not_billed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(small(tmp_path, method="source"))
+    costs = bill(make_plan(small(tmp_path))).costs
+    assert [(cost.kind, cost.label, cost.count) for cost in costs] == [("stream", "tent", 3)]
+
+
+def test_a_bill_reads_the_clock_of_the_work_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from methods.adapters.tent import Tent
+
+    plain = bill(make_plan(small(tmp_path)))
+    predict = Tent.predict
+
+    def slow(self: Tent, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.3)
+        return predict(self, images)
+
+    monkeypatch.setattr(Tent, "predict", slow)
+    delayed = bill(make_plan(small(tmp_path)))
+    cost = {made: next(c.seconds for c in made.costs if c.label == "tent") for made in (plain, delayed)}
+    batches = 3 * -(-96 // 64)
+    assert cost[delayed] - cost[plain] > batches * 0.3 / 2
+
+
+def test_several_processes_share_the_work_but_not_one_piece_of_it() -> None:
+    pieces = [Piece((name,), "", 0.0, frozenset()) for name in "abcde"]
+    seconds = {"a": 60.0, "b": 5.0, "c": 5.0, "d": 5.0, "e": 5.0}
+    assert [makespan(pieces, seconds, jobs) for jobs in (1, 2, 16)] == [80, 60, 60]
+    waiting = [replace(piece, after=frozenset("a")) if piece.key == "e" else piece for piece in pieces]
+    assert [makespan(waiting, seconds, jobs) for jobs in (1, 2, 16)] == [80, 65, 65]
+
+
+@pytest.mark.usefixtures("no_answers")
+def test_images_that_methods_share_are_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.5 * len(segment.ids))
+    monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
+    names = ("source", "tent", "t3a", "lame")
+    run(small(tmp_path, method="source", corruption="fog", out=tmp_path / "before"))  # cooks the classifier
+    alone = [bill(make_plan(small(tmp_path, corruption="fog", method=name))) for name in names]
+    shared = bill(make_plan(small(tmp_path, corruption="fog", method=",".join(names))))
+    assert [each.passes for each in (*alone, shared)] == [2] * 5
+    assert {each.cached for each in (*alone, shared)} == {2}  # the probe and the fine-tuned stock
+    pixels, answers = 2 * 96 * 0.5, 2 * (8 + 96 * 0.25)
+    assert [each.seconds for each in alone] == [pixels + answers] * 4
+    assert shared.seconds == pixels + 4 * answers
+    assert [cost.seconds for cost in shared.costs] == [pixels / 4 + answers] * 4
+    split = bill(make_plan(small(tmp_path, corruption="fog", method=",".join(names), jobs=2)))
+    assert split.passes == 8  # so few streams are better spread over processes
+
+
+def test_pixels_take_what_their_corruption_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(costs, "make_pixels", lambda shift, segment, rows, device: made.append(len(rows)))
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    plan = make_plan(small(tmp_path, severity="1,3"))
+    pixels = costs._Pixels(plan)
+    for segment in plan.lanes[0].segments:
+        assert pixels.seconds(segment, 64) == 96 / 8  # a second for eight images: more would take too long to try
+    assert made == [8] * 3  # clean, fog, contrast: severities are alike
+
+
+def test_what_has_no_steps_is_billed_by_the_clock_too(tmp_path: Path) -> None:
+    spec = small(tmp_path, method="supervised_soup", options={"supervised_soup": {"epochs": 1, "scales": [1.0, 2.0]}})
+    found = {cost.label: cost.seconds for cost in bill(make_plan(spec)).costs if cost.kind == "training"}
+    assert found["linear probe of the stock"]
+    assert found["uniform soup"]
+
+
+def _within_half(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By the processor's clock: what else the machine does between the probe and the run is no fault of the bill.
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
+    for known, each in (("a probe", spec), ("what was done before", spec.model_copy(update={"seed": 1}))):
+        made = bill(make_plan(each))
+        start = time.perf_counter()
+        assert run(each).exit_code == 0
+        ratio = (time.perf_counter() - start) / made.seconds
+        expected = f"{made.seconds:.1f} s expected from {known}"
+        sys.stderr.write(f"\n{spec.shift}: {expected}, {ratio:.2f} times as many taken\n")
+        assert 1 / 1.5 <= ratio <= 1.5
+
+
+@pytest.mark.slow
+def test_the_time_of_a_digits_run_is_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"selfsoup": {"steps": 60, "epochs": 10}, "source": {"epochs": 10}}
+    _within_half(small(tmp_path, method="source,tent,memo,selfsoup", limit=250, options=options), monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_time_of_a_cifar_run_is_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = os.environ.get("SOUPBENCH_TEST_DATA")
+    if not place or not (Path(place) / "cifar10" / "test.parquet").is_file():
+        pytest.skip("SOUPBENCH_TEST_DATA names no folder with cifar10/test.parquet")
+    made = StockSpec("cifar10", arch="vit_micro_patch4_32", steps=5, limit=300, data_root=Path(place))
+    make_stock(made, tmp_path / "stock.safetensors", lambda done, loss: None)
+    _within_half(
+        small(
+            tmp_path,
+            method="source,tent,eata",
+            shift="cifar10-c-gen",
+            corruption="gaussian_noise,glass_blur,jpeg_compression",
+            data_root=Path(place),
+            stock=str(tmp_path / "stock.safetensors"),
+            labels=20,
+            limit=300,
+            options={"source": {"epochs": 5}},
+        ),
+        monkeypatch,
+    )
+
+
+def _seconds(spec: RunSpec, kind: str) -> dict[str, float | None]:
+    return {cost.label: cost.seconds for cost in bill(make_plan(spec)).costs if cost.kind == kind}
+
+
+def test_what_trainings_took_here_before_is_what_they_are_billed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"source": {"epochs": 3}}
+    run(small(tmp_path, method="source", options=steps))
+    weights = [facts_of(path) for path in (tmp_path / "cache" / "weights").glob("*")]
+    took = {facts["label"]: facts["seconds"] for facts in weights}
+    assert len(took) == 2
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("what is known needs no probe")
+
+    probes = (bench.probes, "_probe_steps"), (bench.probes, "_seconds_of_short")
+    with monkeypatch.context() as known:
+        for module, name in probes:
+            known.setattr(module, name, refuse)
+        found = _seconds(small(tmp_path, method="source", seed=1, options={"source": {"epochs": 6}}), "training")
+        tuned = next(label for label in took if label.startswith("fine-tune"))
+        assert found.keys() == took.keys()
+        for label, seconds in found.items():
+            assert seconds == pytest.approx(took[label] * (2 if label == tuned else 1), rel=1e-6)
+        # What takes another time, or was measured on another machine, is probed.
+        for change in ({"source": {"epochs": 6, "batch_size": 20}}, {"source": {"epochs": 6, "bf16": True}}):
+            with pytest.raises(AssertionError, match="needs no probe"):
+                _seconds(small(tmp_path, method="source", seed=1, options=change), "training")
+        known.setattr(bench.kitchen, "device_name", lambda device: "another")
+        with pytest.raises(AssertionError, match="needs no probe"):
+            _seconds(small(tmp_path, method="source", seed=1, options=steps), "training")
+
+
+def test_damaged_weights_tell_nothing(tmp_path: Path) -> None:
+    run(small(tmp_path, method="source"))
+    for number, path in enumerate(sorted((tmp_path / "cache" / "weights").glob("*"))):
+        path.write_bytes(path.read_bytes()[:100] if number else b"")
+    assert all(_seconds(small(tmp_path, method="source", seed=1), "training").values())
+
+
+def test_what_streams_took_before_is_what_they_are_billed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.0)
+    monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
+    run(small(tmp_path, method="tent", corruption="fog", limit=10))
+    for path in (tmp_path / "out" / "records").glob("*.json"):
+        record = json.loads(path.read_text())
+        record["cost"]["predict_seconds"] = 30.0
+        path.write_text(json.dumps(record))
+
+    def seconds(**settings: object) -> float | None:
+        (found,) = _seconds(small(tmp_path, corruption="contrast", limit=10, **settings), "stream").values()
+        return found
+
+    # One stream is left, contrast; clean and fog took three seconds an image.
+    assert seconds(method="tent") == 8 + 10 * 3.0
+    assert seconds(method="tent", batch_size=5) == 2 * (8 + 10 * 0.25)
+    assert seconds(method="tent", options={"tent": {"lr": 0.5}}) == 2 * (8 + 10 * 0.25)
+    assert seconds(method="lame") == 2 * (8 + 10 * 0.25)
+    monkeypatch.setattr(costs, "device_name", lambda device: "another")
+    assert seconds(method="tent") == 8 + 10 * 0.25

@@ -1,0 +1,151 @@
+"""What a recipe may see: pools by corruption and by family, splits, and clean images to choose by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bench.core.conditions import CLEAN, Condition
+from bench.core.errors import UsageError
+from bench.planning.plan import Lane, make_plan
+from bench.runs.run import Outcome, run
+from bench.settings.run_spec import make_spec
+from bench.shifts import load_shift
+from bench.shifts.adaptation_pools import family_of, groups
+from bench.training.job_cache import all_jobs
+from methods.base import Job
+
+Quick = Callable[..., Outcome]
+CONDITIONS = (CLEAN, *(Condition(name, 3) for name in ("shot_noise", "gaussian_noise", "fog", "pixelate")))
+SMALL = {"steps": 2, "epochs": 1, "batch": 8, "ingredients": ["mae"]}
+
+
+def job_of(lane: Lane) -> Any:
+    assert lane.job is not None
+    return lane.job
+
+
+def pool_of(lane: Lane) -> Any:
+    return next(job.data for job in all_jobs([job_of(lane)]) if job.function.__name__ == "inter_train")
+
+
+def planned(settings: dict[str, Any], options: dict[str, Any], **changes: Any) -> dict[str, Lane]:
+    """The main lane of the Self-Soup that scores each condition."""
+    spec = make_spec({**settings, "method": "selfsoup", **changes}, {"set": {"selfsoup": {**SMALL, **options}}})
+    lanes = [lane for lane in make_plan(spec).lanes if lane.part == "soup"]
+    return {str(condition): lane for lane in lanes for segment in lane.segments for condition in segment.conditions}
+
+
+def test_families_are_the_published_ones_and_strangers_stand_alone() -> None:
+    families = [family_of(name) for name in ("zoom_blur", "contrast", "spatter", "of_my_own")]
+    assert families == ["blur", "digital", "weather", "of_my_own"]
+
+
+def test_groups_partition_what_is_scored() -> None:
+    for how in ("mixed", "per_corruption", "leave_one_family_out"):
+        found = groups(CONDITIONS, how)
+        assert sorted(str(c) for group in found for c in group.scored) == sorted(map(str, CONDITIONS))
+    left_out = {str(group.scored[0]): {str(c) for c in group.pooled} for group in groups(CONDITIONS, how)}
+    assert left_out == {
+        "clean": {"shot_noise@3", "gaussian_noise@3", "fog@3", "pixelate@3"},
+        "shot_noise@3": {"fog@3", "pixelate@3"},
+        "fog@3": {"shot_noise@3", "gaussian_noise@3", "pixelate@3"},
+        "pixelate@3": {"shot_noise@3", "gaussian_noise@3", "fog@3"},
+    }
+    with pytest.raises(ValueError, match="at least two"):
+        groups(CONDITIONS[:3], "leave_one_family_out")
+
+
+def test_each_classifier_has_seen_the_corruptions_of_its_group_alone(settings: dict[str, Any]) -> None:
+    """The pool's pixels are those of the adapt half under the named conditions, in any of the three ways."""
+    shift = load_shift("digits-c")
+    adapt = shift.ids("test")[0::2]
+
+    def pixels(names: tuple[str, ...]) -> torch.Tensor:
+        limited = adapt[torch.linspace(0, len(adapt) - 1, 12, dtype=torch.float64).round().long().numpy()]
+        return torch.cat([shift.images(limited, Condition(name, 3) if name else CLEAN) for name in names])
+
+    both = ("fog", "contrast")
+    for how, seen in {
+        "mixed": {"fog@3": both, "contrast@3": both, "clean": both},
+        "per_corruption": {"fog@3": ("fog",), "contrast@3": ("contrast",), "clean": ("",)},
+        "leave_one_family_out": {"fog@3": ("contrast",), "contrast@3": ("fog",), "clean": both},
+    }.items():
+        lanes = planned(settings, {"shift_pool": how})
+        assert set(lanes) == set(seen)
+        for condition, names in seen.items():
+            assert torch.equal(pool_of(lanes[condition]).images, pixels(names))
+
+
+@pytest.mark.parametrize("split", ["disjoint", "joint", "transductive"])
+def test_splits_say_which_images_are_seen(settings: dict[str, Any], split: str) -> None:
+    """Identities: the clean pictures behind the pool and behind the stream."""
+    shift = load_shift("digits-c")
+    ids = shift.ids("test").tolist()
+    lane = planned(settings, {"shift_pool": "per_corruption"}, limit=None, split=split)["clean"]
+    adapt, scored = {
+        "disjoint": (ids[0::2], ids[1::2]),
+        "joint": (ids[0::2], ids[0::2]),
+        "transductive": (ids, ids),
+    }[split]
+    assert torch.equal(pool_of(lane).images, shift.images(torch.tensor(adapt).numpy(), CLEAN))
+    assert sorted(lane.segments[0].ids.tolist()) == scored
+
+
+@pytest.mark.parametrize("how", ["per_corruption", "leave_one_family_out"])
+def test_pools_run_and_make_one_row(settings: dict[str, Any], how: str) -> None:
+    outcome = run(make_spec({**settings, "method": "selfsoup"}, {"set": {"selfsoup": {**SMALL, "shift_pool": how}}}))
+    assert outcome.exit_code == 0
+    row = next(row for row in outcome.board().rows if row.main)
+    assert row.accuracy is not None
+    assert row.clean_accuracy is not None
+    assert {r.options["selfsoup"]["shift_pool"] for r in outcome.records()} == {how}
+
+
+def test_a_stream_that_goes_on_cannot_change_its_classifier(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="reset_each_shift"):
+        planned(settings, {"shift_pool": "per_corruption"}, protocol="continual")
+
+
+def test_choosing_on_clean_test_images_never_meets_a_scored_one(settings: dict[str, Any]) -> None:
+    options = {"mixes": ["greedy"], "select_on": "val", "ingredients": ["mae", "mae:mask_ratio=0.5"]}
+    data = job_of(planned(settings, options, limit=None)["fog@3"]).data
+    shift = load_shift("digits-c")
+    ids = shift.ids("test")[0::2]
+    assert torch.equal(data.images, shift.images(ids, CLEAN))
+    assert data.labels.tolist() == shift.labels(ids).tolist()
+    for split in ("joint", "transductive"):
+        with pytest.raises(UsageError, match="not scored"):
+            planned(settings, options, split=split)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"mixes": ["grredy"]}, "no way of mixing"),
+        ({"ingredients": ["mocov3:temperature=0"]}, "must be positive"),
+        ({"shift_pool": "leave_one_family_out"}, "at least two"),
+        ({"order": "soup_then_tune", "mixes": ["greedy"], "holdout": 0.1}, "tune_then_soup"),
+    ],
+)
+def test_what_a_recipe_refuses_is_one_sentence(
+    settings: dict[str, Any], options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        planned(settings, options, corruption="fog")
+
+
+def test_baselines_that_adapt_start_from_the_source_classifier(settings: dict[str, Any]) -> None:
+    spec = make_spec(
+        {**settings, "method": "source,tent_pool,shot_im_pool"}, {"set": {"source": {"epochs": 1, "lr": 3e-3}}}
+    )
+    source, *others = make_plan(spec).lanes
+    for lane in others:
+        start = job_of(lane).inputs[0]
+        assert isinstance(start, Job)
+        assert dataclasses.asdict(start.config) == dataclasses.asdict(job_of(source).config)
+        assert start.config.lr == 3e-3
