@@ -98,7 +98,7 @@ _ROWS = (
     Row(
         "source",
         "recipe",
-        "methods.recipes.source:Source",
+        "methods.recipes.source:SourceOnly",
         "The stock fine-tuned on clean labelled images (LP-FT)",
         Access(),
         _KUMAR,

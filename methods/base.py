@@ -165,7 +165,7 @@ class Source:
         return map(self.read, range(self.batches))
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Where a long training keeps what it needs to go on after it was killed; states are tensors and plain values."""
 
     def load(self) -> dict[str, Any] | None:
@@ -196,9 +196,10 @@ JobFunction = Callable[..., Weights]
 class Job:
     """One step of a recipe: `function(inputs, data, config, generator) -> Weights`.
 
-    A `resumable` function also takes `keep: Keeper | None`, continues from what that has kept, and then gives the same
-    weights to the bit as an undisturbed one. A `shared` one also takes `team: methods.team.Team`: called in each of its
-    processes with all else alike, it gives the same weights in each, those of one process but for rounding.
+    A `resumable` function also takes `keep: Checkpointer | None`. It continues from the state that was kept and then
+    gives bit-identical weights to an uninterrupted run. A `shared` function also takes
+    `parallel: methods.data_parallel.DataParallelGroup`. Called in each process of the group with otherwise equal
+    arguments, it gives the same weights in each; they equal those of a single process up to rounding.
 
     A job is a pure function of what it names, so whoever runs it may cache its result by content, run it in another
     process, or share it between recipes. `function` is a module-level function; `config` a frozen dataclass of plain

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Team:
+class DataParallelGroup:
     """The processes that share a training, through accelerate; without it, this process alone."""
 
     accelerator: Accelerator | None = None
@@ -57,7 +57,7 @@ class Team:
         return value if self.accelerator is None else cast(Tensor, self.accelerator.reduce(value, "mean"))
 
 
-ALONE = Team()
+ALONE = DataParallelGroup()
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,18 @@ class Share:
     of them work on all of it.
     """
 
-    team: Team = ALONE
+    parallel: DataParallelGroup = ALONE
     total: int = 0
     parts: int = 1
 
     @property
     def undivided(self) -> bool:
-        return self.total < self.team.size or self.team.size == 1
+        return self.total < self.parallel.size or self.parallel.size == 1
 
     @property
     def counts(self) -> list[int]:
         """Rows of a part that each process has."""
-        size = self.team.size
+        size = self.parallel.size
         return [(self.total + size - 1 - rank) // size for rank in range(size)]
 
     def whole(self, own: int) -> int:
@@ -90,7 +90,7 @@ class Share:
         """What is here of something that is known for the whole batch along `dim`."""
         if self.undivided:
             return rows
-        counts, rank = self.counts, self.team.rank
+        counts, rank = self.counts, self.parallel.rank
         parts = torch.split(rows, self.total, dim)
         return torch.cat([part.narrow(dim, sum(counts[:rank]), counts[rank]) for part in parts], dim)
 
@@ -105,15 +105,15 @@ class Share:
         counts = self.counts
         own = own.view(views, -1, *own.shape[1:]).transpose(0, 1)
         padding = [0, 0] * (own.ndim - 1) + [0, counts[0] - len(own)]
-        blocks = _Gathered.apply(F.pad(own, padding).contiguous(), self.team).split(counts[0])
+        blocks = _Gathered.apply(F.pad(own, padding).contiguous(), self.parallel).split(counts[0])
         rows = torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
         return rows.transpose(0, 1).flatten(0, 1)
 
     def weighed(self, loss: Tensor) -> Tensor:
         """A mean over the rows here, weighed so that the mean over processes is the mean over all rows of the part."""
-        if self.undivided or self.total % self.team.size == 0:
+        if self.undivided or self.total % self.parallel.size == 0:
             return loss
-        return loss * (self.counts[self.team.rank] * self.team.size / self.total)
+        return loss * (self.counts[self.parallel.rank] * self.parallel.size / self.total)
 
 
 def uneven(total: int, parts: int) -> str:
@@ -141,11 +141,11 @@ class _Gathered(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, team: Team) -> Tensor:
-        ctx.team, ctx.count = team, len(own)
-        return cast(Tensor, cast(Any, team.accelerator).gather(own))
+    def forward(ctx: Any, own: Tensor, parallel: DataParallelGroup) -> Tensor:
+        ctx.parallel, ctx.count = parallel, len(own)
+        return cast(Tensor, cast(Any, parallel.accelerator).gather(own))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        start = ctx.team.rank * ctx.count
-        return gradients[0][start : start + ctx.count] * ctx.team.size, None
+        start = ctx.parallel.rank * ctx.count
+        return gradients[0][start : start + ctx.count] * ctx.parallel.size, None

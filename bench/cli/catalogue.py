@@ -164,9 +164,9 @@ def _shift(name: str) -> dict[str, Any]:
 def _own_shift(path: str) -> dict[str, Any]:
     from bench.extending.shifts import named
     from bench.shifts.data_root import Reading
-    from bench.shifts.user_shift import told_by
+    from bench.shifts.user_shift import user_shift_of
 
-    told = told_by(named(path), Reading())
+    told = user_shift_of(named(path), Reading())
     facts = ("classes", "corruptions", "tuning_corruptions", "severities", "family", "default_labels")
     return {"name": path, **{key: getattr(told, key) for key in facts}, "description": told.__doc__ or ""}
 

@@ -36,7 +36,7 @@ def status(shift: str | None, data_root: Path | None, *, as_json: bool) -> None:
         print_text(f"data root: {reading.root}")
         print_text(table(["shift", "found", "decoded", "size", "to get it"], map(_cells, found)))
     else:
-        print_text(_told(found[0]))
+        print_text(_described(found[0]))
     for name, facts in cache.items():
         print_text(f"cache: {_size(facts['bytes'])} of {name} in {facts['path']}")
     print_text("free all but fetched data with: bench data clean")
@@ -47,7 +47,7 @@ def _cells(found: Found) -> list[str]:
     return [found.shift, found.here or "–", decoded, found.size, "" if found.here else found.fetch]
 
 
-def _told(found: Found) -> str:
+def _described(found: Found) -> str:
     lines = [
         f"shift: {found.shift}",
         f"scored images: {found.here or 'not found, looked at ' + ', '.join(found.looked)}",

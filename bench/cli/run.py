@@ -20,7 +20,7 @@ from bench.settings.methods import parse_setting
 from bench.settings.run_spec import RunSpec, make_spec, read_run_file
 
 if TYPE_CHECKING:
-    from bench.planning.cost_estimate import Cost
+    from bench.planning.cost_estimate import CostLine
 
 
 def run_spec(
@@ -89,23 +89,23 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
 
 def _print_plan(spec: RunSpec, as_json: bool) -> int:
     from bench.core.console import table
-    from bench.planning.cost_estimate import bill
+    from bench.planning.cost_estimate import estimate
     from bench.planning.plan import make_plan
 
     plan = make_plan(spec)
     for note in plan.notes:
         say(note)
-    made = bill(plan)
+    made = estimate(plan)
     rows = []
-    for lane in plan.lanes:
-        missing = sum(key in plan.missing for key in lane.keys.values())
+    for entry in plan.entries:
+        missing = sum(key in plan.missing for key in entry.keys.values())
         rows.append(
             {
-                "method": lane.trial.method,
-                "part": lane.part or "",
-                "seed": lane.trial.seed,
-                "conditions": len(lane.keys),
-                "done": len(lane.keys) - missing,
+                "method": entry.trial.method,
+                "part": entry.part or "",
+                "seed": entry.trial.seed,
+                "conditions": len(entry.keys),
+                "done": len(entry.keys) - missing,
                 "missing": missing,
             }
         )
@@ -148,7 +148,7 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
     return 0
 
 
-def _cost_cells(cost: Cost) -> list[str]:
+def _cost_cells(cost: CostLine) -> list[str]:
     what = "training" if cost.kind == "training" else f"{cost.count} stream{'s' if cost.count > 1 else ''}"
     passes = [f"{count:,}" if cost.kind == "stream" else "" for count in (cost.forwards, cost.backwards)]
     flops = "" if cost.flops is None else f"{cost.flops / 1e12:.3g}"

@@ -79,7 +79,7 @@ _SHARED: dict[str, Component] = {
             ("bench.evaluation.evaluate", "_run_segment"),
             ("bench.evaluation.evaluate", "_source"),
             ("bench.evaluation.evaluate", "_autocast"),
-            ("bench.evaluation.stream_results", "Tally"),
+            ("bench.evaluation.stream_results", "StreamResults"),
             ("bench.models.classifiers", "OfClasses"),
             ("bench.models.classifiers", "ReadyClassifier"),
             ("bench.models.classifiers", "for_classes"),

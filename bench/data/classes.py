@@ -37,7 +37,7 @@ _MOST = 0.95
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownClasses:
     """What is known of the labels before images are read: the classes, or the order that theirs shall have.
 
     `published`: everybody uses the classes in this order, so that numbers are places in it. `column` is where another
@@ -51,9 +51,9 @@ class Known:
     unlabelled: bool = False
 
     @staticmethod
-    def of(classes: Sequence[str] | Known | None) -> Known | None:
+    def of(classes: Sequence[str] | KnownClasses | None) -> KnownClasses | None:
         """These classes, known by nothing but their names; what is a `Known` already stays."""
-        return classes if classes is None or isinstance(classes, Known) else Known(tuple(classes))
+        return classes if classes is None or isinstance(classes, KnownClasses) else KnownClasses(tuple(classes))
 
 
 def natural_order(names: Iterable[str]) -> tuple[str, ...]:

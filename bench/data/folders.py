@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bench.core.errors import MissingDataError, UsageError
-from bench.data.classes import Known, in_order, match, places_of
+from bench.data.classes import KnownClasses, in_order, match, places_of
 from bench.data.content_hash import Files, open_tree, stamps_of
 from bench.data.decode import decode
 from bench.data.imageset import Labels
@@ -122,7 +122,7 @@ def readable(path: Path) -> None:
 
 def read_folder(
     root: Path,
-    classes: Sequence[str] | Known | None = None,
+    classes: Sequence[str] | KnownClasses | None = None,
     *,
     as_published: bool = False,
     skip_list: Path | None = None,
@@ -144,7 +144,7 @@ def read_folder(
         raise UsageError(
             f"{listing.images[0]} lies outside of a class folder; sort the images of {root} into one folder a class"
         )
-    known = Known.of(classes)
+    known = KnownClasses.of(classes)
     folders = listing.folders
     told: list[str] = []
     if beside:
@@ -175,7 +175,9 @@ def read_folder(
     return replace(made, told=tuple(told), passed_over=listing.skipped)
 
 
-def _labelled(folders: Sequence[Path], known: Known | None, root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _labelled(
+    folders: Sequence[Path], known: KnownClasses | None, root: Path
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The classes, and the place of each class folder among them."""
     found = [folder.name for folder in folders]
     if known is None or known.unlabelled or not known.classes:

@@ -16,7 +16,7 @@ from PIL import Image
 from bench.core.cache_dir import cache_dir
 from bench.core.errors import MissingDataError, UsageError
 from bench.core.offline import go_offline, is_offline, is_reachable
-from bench.data.classes import Known, in_order, match, natural_order, places_of
+from bench.data.classes import KnownClasses, in_order, match, natural_order, places_of
 from bench.data.content_hash import Files, open_files, open_tree, stamps_of
 from bench.data.decode import decode
 from bench.data.imageset import Labels, checked_labels
@@ -84,7 +84,7 @@ def read_parquet(
     label_column: str | None = None,
     *,
     as_published: bool = False,
-    classes: Sequence[str] | Known | None = None,
+    classes: Sequence[str] | KnownClasses | None = None,
 ) -> TableSet:
     """Images of parquet files in the hub's layout (features Image and ClassLabel)."""
     import datasets
@@ -101,7 +101,7 @@ def read_parquet(
         raise UsageError(f"{files[0]} is not a whole parquet file ({_first_line(error)}); fetch it again") from None
     opened.check()
     key = f"parquet:{opened.digest}"
-    return _table_set(table, str(files[0]), key, label_column, Known.of(classes), as_published=as_published)
+    return _table_set(table, str(files[0]), key, label_column, KnownClasses.of(classes), as_published=as_published)
 
 
 def read_arrow(
@@ -109,7 +109,7 @@ def read_arrow(
     label_column: str | None = None,
     *,
     as_published: bool = False,
-    classes: Sequence[str] | Known | None = None,
+    classes: Sequence[str] | KnownClasses | None = None,
 ) -> TableSet:
     """Images of a folder written by `Dataset.save_to_disk`."""
     import datasets
@@ -124,7 +124,7 @@ def read_arrow(
         raise UsageError(f"{folder} holds the parts {', '.join(table)}; give the folder of one of them")
     files.check()
     key = f"arrow:{files.digest}"
-    known = Known.of(classes)
+    known = KnownClasses.of(classes)
     return _table_set(table, str(folder), key, label_column, known, as_published=as_published, files=files)
 
 
@@ -136,7 +136,7 @@ def read_hub(
     offline: bool,
     label_column: str | None = None,
     as_published: bool = False,
-    classes: Sequence[str] | Known | None = None,
+    classes: Sequence[str] | KnownClasses | None = None,
 ) -> TableSet:
     """Images of a data set on the hub, downloaded once by `datasets`. Scripts of a repository are never run.
 
@@ -157,7 +157,7 @@ def read_hub(
         raise MissingDataError(f"hf:{name} ({split}) is not here ({why}); {how}bench data fetch hf:{name}") from None
     files = open_files([Path(file["filename"]) for file in table.cache_files])
     key = f"hub:{files.digest}" if table.cache_files else f"hub:{name}:{split}:{table._fingerprint}"
-    known = Known.of(classes)
+    known = KnownClasses.of(classes)
     return _table_set(table, f"hf:{name} {split}", key, label_column, known, as_published=as_published, files=files)
 
 
@@ -174,7 +174,7 @@ def _table_set(
     where: str,
     key: str,
     label_column: str | None,
-    known: Known | None,
+    known: KnownClasses | None,
     *,
     as_published: bool,
     files: Files | None = None,
@@ -234,7 +234,7 @@ def _outside(table: Any, column: str, where: str) -> tuple[Files | None, dict[in
     return open_tree(Path(where) / "outside", paths, stamps), places
 
 
-def _label_column(table: Any, where: str, known: Known | None) -> str:
+def _label_column(table: Any, where: str, known: KnownClasses | None) -> str:
     """The column of labels: the one that was used for the other part, else the only one of classes, else one that is
     called as labels are. Where classes are known, a column that names them comes before one that does not.
     """
@@ -273,7 +273,7 @@ _LABELS = ("label", "labels", "cls")
 _NO_FIT = 3
 
 
-def _fit(table: Any, column: str, known: Known) -> int:
+def _fit(table: Any, column: str, known: KnownClasses) -> int:
     """How well a column names known classes: 0 by the same names, 1 by others for them, 2 by their numbers, 3 not."""
     values = table.unique(column)
     if None in values or len(values) > 4 * len(known.classes):
@@ -291,7 +291,7 @@ def _fit(table: Any, column: str, known: Known) -> int:
     return 2 if None not in match(names, known.classes, published=known.published) else _NO_FIT
 
 
-def _classes_of(table: Any, column: str, where: str, known: Known | None) -> tuple[tuple[str, ...], Labels]:
+def _classes_of(table: Any, column: str, where: str, known: KnownClasses | None) -> tuple[tuple[str, ...], Labels]:
     """Class names and labels of a column; in the order of the known classes where there are any."""
     names, labels = _named(table, column, where)
     if known is None:

@@ -25,7 +25,7 @@ def pools_dir() -> Path:
     return cache_dir() / "pools"
 
 
-class KeptRows:
+class CachedRows:
     """Images uint8 [rows, 3, h, w] that are made when they are first asked for, by whichever process does.
 
     What is made follows from the key alone, so nobody waits for anybody: who writes a row that another one writes too
@@ -129,7 +129,7 @@ class OpenFile:
             os.close(self.number)
 
 
-def room_for(kept: Sequence[KeptRows]) -> bool:
+def room_for(kept: Sequence[CachedRows]) -> bool:
     """Whether what is lacking of these takes no more than half of what is free on the disk."""
     folder = next(path for path in (pools_dir(), *pools_dir().parents) if path.exists())
     return sum(rows.lacking * rows.row_bytes for rows in kept) <= shutil.disk_usage(folder).free // 2

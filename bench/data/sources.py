@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.core.errors import UsageError
 from bench.data.arrays import numbered, read_npy
-from bench.data.classes import Known
+from bench.data.classes import KnownClasses
 from bench.data.folders import read_folder
 from bench.data.hf_tables import read_arrow, read_parquet
 from bench.data.imageset import ImageSet
@@ -15,13 +15,13 @@ from bench.data.imageset import ImageSet
 
 def find_set(
     where: Path,
-    classes: Sequence[str] | Known | None = None,
+    classes: Sequence[str] | KnownClasses | None = None,
     *,
     as_published: bool = False,
     label_column: str | None = None,
 ) -> ImageSet:
     """What lies at a path, by its looks: parquet file(s), a saved arrow folder, `.npy` pair, or class folders."""
-    known = Known.of(classes)
+    known = KnownClasses.of(classes)
     if where.suffix == ".parquet":
         return read_parquet([where], label_column, as_published=as_published, classes=known)
     if where.suffix == ".npy":

@@ -48,7 +48,7 @@ _BYTES_AT_ONCE = 1 << 25
 
 
 @dataclass(frozen=True)
-class Layout:
+class ExportLayout:
     """A published layout. `level` is the folder of a severity, `jpeg` how Pillow saves; without it all is `.npy`."""
 
     name: str
@@ -59,9 +59,9 @@ class Layout:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("imagenet-c", "{}", (("quality", 85), ("optimize", True))),
-        Layout("laion-c", "intensity_level_{}", (("quality", 100), ("subsampling", 0))),
-        Layout("cifar-c"),
+        ExportLayout("imagenet-c", "{}", (("quality", 85), ("optimize", True))),
+        ExportLayout("laion-c", "intensity_level_{}", (("quality", 100), ("subsampling", 0))),
+        ExportLayout("cifar-c"),
     )
 }
 
@@ -76,7 +76,7 @@ class Exported:
     made: int
 
 
-def usual_layout(shift: Shift) -> Layout:
+def usual_layout(shift: Shift) -> ExportLayout:
     """The layout in which sets like this one are published."""
     if shift.family != "imagenet":
         return LAYOUTS["cifar-c"]
@@ -88,7 +88,7 @@ def export(
     out: Path,
     corruptions: Sequence[str],
     severities: Sequence[float],
-    layout: Layout,
+    layout: ExportLayout,
     limit: int | None = None,
     device: str = "cpu",
     workers: int = 1,
@@ -118,7 +118,7 @@ def export(
     return Exported(out, layout.name, len(ids) * len(levels) * len(wanted), made)
 
 
-def _whole(severities: Sequence[float], layout: Layout) -> tuple[int, ...]:
+def _whole(severities: Sequence[float], layout: ExportLayout) -> tuple[int, ...]:
     if not set(severities) <= set(_SEVERITIES):
         raise UsageError("the published layouts have the severities 1 to 5 and none between; choose from those")
     if not layout.jpeg and len(set(severities)) < len(_SEVERITIES):
@@ -144,7 +144,7 @@ def _alone(out: Path) -> Iterator[None]:
         ) from None
 
 
-def _settings(shift: Shift, layout: Layout, ids: np.ndarray) -> dict[str, Any]:
+def _settings(shift: Shift, layout: ExportLayout, ids: np.ndarray) -> dict[str, Any]:
     """What the pixels depend on, but for the libraries' versions."""
     side = int(shift.images(ids[:1], CLEAN).shape[-1])
     return {
@@ -218,7 +218,7 @@ class _Copy(ABC):
 
     shift: Shift
     out: Path
-    layout: Layout
+    layout: ExportLayout
     ids: np.ndarray
     device: str
     workers: int

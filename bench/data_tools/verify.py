@@ -24,7 +24,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """`checked` files agree with their checksum, `images` were decoded; `problems` are sentences."""
 
     shift: str
@@ -34,7 +34,7 @@ class Report:
     problems: tuple[str, ...]
 
 
-def verify(name: str, reading: Reading) -> Report:
+def verify(name: str, reading: Reading) -> DataReport:
     """Check the files of a shift. Problems are reported, not raised.
 
     Raises UsageError for an unknown name, MissingDataError where nothing of the shift is found.
@@ -44,7 +44,7 @@ def verify(name: str, reading: Reading) -> Report:
         raise MissingDataError(f"{name} is not in {', '.join(found.looked)}; get it from {found.fetch}")
     shift = load_shift(name, reading=reading)
     if not isinstance(shift, ImageShift):
-        return Report(name, 0, len(shift.ids("test")), 0, ())
+        return DataReport(name, 0, len(shift.ids("test")), 0, ())
     problems: list[str] = []
     checked = 0
     if found.sums:
@@ -55,7 +55,7 @@ def verify(name: str, reading: Reading) -> Report:
         images += len(part)
         problems += _unreadable(part, where, reading.workers)
         problems += [f"kept pixels of {image} had changed and were dropped" for image in shift.drop_damaged(part)]
-    return Report(name, checked, images, shift.skipped if images else 0, tuple(problems))
+    return DataReport(name, checked, images, shift.skipped if images else 0, tuple(problems))
 
 
 def _parts(shift: ImageShift, problems: list[str]) -> Iterator[tuple[ImageSet, str]]:

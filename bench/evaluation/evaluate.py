@@ -20,17 +20,17 @@ from bench.core.conditions import CLEAN, Condition, digest_of
 from bench.core.errors import BenchError, MissingDataError
 from bench.core.import_object import code_of, load_object
 from bench.evaluation.pass_counter import Passes, forget_peak, peak_memory_mb
-from bench.evaluation.prediction_cache import Answers
+from bench.evaluation.prediction_cache import PredictionCache
 from bench.evaluation.protocols import Segment
-from bench.evaluation.stream import Latest, Stream
-from bench.evaluation.stream_results import Measured, Tally
-from bench.execution.progress_files import Teller
+from bench.evaluation.stream import BatchStream, Latest
+from bench.evaluation.stream_results import ConditionResult, StreamResults
+from bench.execution.progress_files import ProgressWriter
 from bench.models.classifiers import for_classes
 from bench.models.weights_io import classifier, load_model, load_weights, model_digest
 from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import Shift, stream_rng
-from methods.base import Adapter, Keeper, Source, SourceBatch
+from methods.base import Adapter, Checkpointer, Source, SourceBatch
 from methods.nets.weights import Classifier
 from methods.table import Access
 
@@ -88,22 +88,24 @@ class Evaluation:
         return (*self.segments, *([self.clean] if self.clean is not None else []))
 
 
-def evaluate(job: Evaluation, keep: Keeper | None = None, teller: Teller | None = None) -> list[Measured]:
+def evaluate(
+    job: Evaluation, keep: Checkpointer | None = None, writer: ProgressWriter | None = None
+) -> list[ConditionResult]:
     """Run an adapter along a chain of segments that share its state, and measure each condition.
 
     `teller` is told where the stream is, for people; the adapter never sees it.
     With `keep` it goes on where it was killed, with the same predictions to the bit on the same kind of machine.
     Raises FloatingPointError where outputs are not finite: they are reported, never averaged.
     """
-    (outcome,) = evaluate_together([(job, keep, teller)])
+    (outcome,) = evaluate_together([(job, keep, writer)])
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
 def evaluate_together(
-    jobs: Sequence[tuple[Evaluation, Keeper | None, Teller | None]],
-) -> list[list[Measured] | Exception]:
+    jobs: Sequence[tuple[Evaluation, Checkpointer | None, ProgressWriter | None]],
+) -> list[list[ConditionResult] | Exception]:
     """`evaluate` for several adapters on one and the same stream, whose batches are made once for all of them.
 
     Who is furthest behind goes next, so one batch of pixels is held however long the stream is. Each ends as if alone,
@@ -112,7 +114,7 @@ def evaluate_together(
     latest = Latest() if len(jobs) > 1 else None
     running = {number: _steps(*job, latest) for number, job in enumerate(jobs)}
     done = dict.fromkeys(running, -1)
-    outcomes: dict[int, list[Measured] | Exception] = {}
+    outcomes: dict[int, list[ConditionResult] | Exception] = {}
     while running:
         number = min(running, key=lambda other: done[other])
         try:
@@ -131,18 +133,18 @@ def is_answered(job: Evaluation, *, alone: bool) -> bool:
     """Whether the cache has all answers of a stream that runs alone or in company."""
     if not job.plain or (job.weights is not None and not weights_path(job.weights).is_file()):
         return False
-    answers = Answers(job, _shift_of(job), _model_of(job), alone=alone)
+    answers = PredictionCache(job, _shift_of(job), _model_of(job), alone=alone)
     return all(answers.recall(segment) is not None for segment in job.all_segments)
 
 
 def _steps(
-    job: Evaluation, keep: Keeper | None, teller: Teller | None, latest: Latest | None
-) -> Generator[int, None, list[Measured]]:
+    job: Evaluation, keep: Checkpointer | None, writer: ProgressWriter | None, latest: Latest | None
+) -> Generator[int, None, list[ConditionResult]]:
     """Evaluate one batch at a time; yields how many images are done, at first those of a killed attempt."""
     _check_code(job)
     shift = _shift_of(job)
     model = _classifier(job, shift)
-    answers = Answers(job, shift, _model_of(job), alone=latest is None)
+    answers = PredictionCache(job, shift, _model_of(job), alone=latest is None)
     generator = torch.Generator(device=job.device)
     generator.manual_seed(int(stream_rng(job.seed, "adapter", job.method).integers(2**62)))
     adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
@@ -153,9 +155,9 @@ def _steps(
     progress = _Progress(keep, job.device)
     tallies = progress.restore(adapter)
     images = sum(len(segment.ids) for segment in segments)
-    done = sum(tally.done for tally in tallies)
-    if teller is not None:
-        teller.begin(done / images)
+    done = sum(results.done for results in tallies)
+    if writer is not None:
+        writer.begin(done / images)
     yield done
     # Only an adapter that is still as it was gives, in any order, the answers that are kept.
     still = answers.may_keep and not adapter.changed()
@@ -165,24 +167,24 @@ def _steps(
             if segment.reset:
                 adapter.reset()
                 still = answers.may_keep
-            tallies.append((answers.recall(segment) if still else None) or Tally.empty(len(segment.ids)))
+            tallies.append((answers.recall(segment) if still else None) or StreamResults.empty(len(segment.ids)))
         if tallies[number].done < len(segment.ids):
-            before = sum(tally.done for tally in tallies[:number])
+            before = sum(results.done for results in tallies[:number])
             for batch, _ in enumerate(_run_segment(adapter, shift, segment, job, passes, tallies[number], latest)):
                 # After one batch too: what changes may come back by the end.
                 still = still and (batch > 0 or not adapter.changed())
                 progress.look(adapter, tallies)
                 done = before + tallies[number].done
-                if teller is not None and teller.due():
-                    _tell(teller, shift, segment, job, tallies[number], done / images)
+                if writer is not None and writer.due():
+                    _tell(writer, shift, segment, job, tallies[number], done / images)
                 yield done
             still = still and not adapter.changed()
             if still:
                 answers.keep(segment, tallies[number])
     measured = [
         part
-        for segment, tally in zip(job.segments, tallies, strict=False)
-        for part in tally.by_condition(shift, segment, job.device)
+        for segment, results in zip(job.segments, tallies, strict=False)
+        for part in results.by_condition(shift, segment, job.device)
     ]
     if job.clean is None:
         return measured
@@ -197,23 +199,23 @@ _LAYOUT = 2  # of an adapter's state; what was kept in another one is not contin
 class _Progress:
     """The adapter and the tallies of a chain in a keeper, saved when that is due."""
 
-    def __init__(self, keep: Keeper | None, device: str) -> None:
+    def __init__(self, keep: Checkpointer | None, device: str) -> None:
         self._keep, self._device = keep, device
 
-    def restore(self, adapter: Adapter) -> list[Tally]:
+    def restore(self, adapter: Adapter) -> list[StreamResults]:
         """Put the adapter into the state that was kept; gives the tallies that belong to it, [] for a new start."""
         state = self._keep.load() if self._keep is not None else None
         if state is None or state["device"] != self._device or state.get("layout") != _LAYOUT:
             return []
         adapter.load_state_dict(state["adapter"])
-        return [Tally(**values) for values in state["tallies"]]
+        return [StreamResults(**values) for values in state["tallies"]]
 
-    def look(self, adapter: Adapter, tallies: Sequence[Tally]) -> None:
+    def look(self, adapter: Adapter, tallies: Sequence[StreamResults]) -> None:
         if self._keep is None or not self._keep.due():
             return
-        state = {"adapter": adapter.state_dict(), "tallies": [vars(tally) for tally in tallies]}
+        state = {"adapter": adapter.state_dict(), "tallies": [vars(results) for results in tallies]}
         self._keep.save(
-            {"step": sum(tally.done for tally in tallies), "device": self._device, "layout": _LAYOUT, **state}
+            {"step": sum(results.done for results in tallies), "device": self._device, "layout": _LAYOUT, **state}
         )
 
 
@@ -223,16 +225,16 @@ def _run_segment(
     segment: Segment,
     job: Evaluation,
     passes: Passes,
-    tally: Tally,
+    results: StreamResults,
     latest: Latest | None,
 ) -> Iterator[None]:
     """Stream what is left of a segment into its tally, a batch at a time."""
     labels = shift.labels(segment.ids)
-    passes.forwards, passes.backwards = tally.forwards, tally.backwards
-    columns = tally.arrays()
-    tally.alone = tally.alone and latest is None
+    passes.forwards, passes.backwards = results.forwards, results.backwards
+    columns = results.arrays()
+    results.alone = results.alone and latest is None
     forget_peak(job.device)
-    stream = Stream(shift, segment, job.batch_size, job.device, tally.done, latest)
+    stream = BatchStream(shift, segment, job.batch_size, job.device, results.done, latest)
     while not stream.ended:
         images = stream.ask()
         n = len(images)
@@ -242,28 +244,30 @@ def _run_segment(
         with _autocast(job.precision, job.device):
             scores = adapter.predict(images)
         probabilities = _probabilities(scores, n, shift.classes, f"{job.method} on {segment.conditions[0]}")
-        tally.seconds += time.perf_counter() - start
+        results.seconds += time.perf_counter() - start
         rows = stream.answered()
         best = probabilities.argmax(axis=1)
         columns["predicted"][rows] = best
         columns["confidence"][rows] = probabilities[np.arange(n), best]
         columns["p_label"][rows] = probabilities[np.arange(n), labels[rows]]
         columns["sum_p2"][rows] = np.square(probabilities).sum(axis=1)
-        tally.done += n
-        tally.forwards, tally.backwards = passes.forwards, passes.backwards
+        results.done += n
+        results.forwards, results.backwards = passes.forwards, passes.backwards
         yield
-    peaks = [peak for peak in (tally.peak, peak_memory_mb(job.device)) if peak is not None]
-    tally.peak = max(peaks, default=None)
+    peaks = [peak for peak in (results.peak, peak_memory_mb(job.device)) if peak is not None]
+    results.peak = max(peaks, default=None)
 
 
-def _tell(teller: Teller, shift: Shift, segment: Segment, job: Evaluation, tally: Tally, share: float) -> None:
-    ids, predicted = segment.ids[: tally.done], tally.columns["predicted"][: tally.done].numpy()
+def _tell(
+    writer: ProgressWriter, shift: Shift, segment: Segment, job: Evaluation, results: StreamResults, share: float
+) -> None:
+    ids, predicted = segment.ids[: results.done], results.columns["predicted"][: results.done].numpy()
     answers = shift.answers(ids)
     hits = shift.labels(ids) == predicted if answers is None else answers[np.arange(len(ids)), predicted]
     names = [str(condition) for condition in segment.conditions]
     where = names[0] if len(names) == 1 else f"{len(names)} conditions"
-    batches = [-(-count // job.batch_size) for count in (tally.done, len(segment.ids))]
-    teller.batch(where, batches[0], batches[1], float(np.mean(hits)), share)
+    batches = [-(-count // job.batch_size) for count in (results.done, len(segment.ids))]
+    writer.batch(where, batches[0], batches[1], float(np.mean(hits)), share)
 
 
 def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from bench.core.conditions import Condition, digest_of
 from bench.core.environment import device_name, environment
 from bench.core.errors import BenchError
 from bench.evaluation.protocols import Segment
-from bench.evaluation.stream_results import Measured, Tally
+from bench.evaluation.stream_results import ConditionResult, StreamResults
 from bench.models.weights_io import model_digest
 from bench.shifts.shift import Shift
 from leaderboards.files import StoreError
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
-class Answers:
+class PredictionCache:
     """The answers of a model to one stream, condition by condition, with what they cost where they were measured.
 
     They are named by all that they and their cost follow from: the classifier's numbers and layers, the images and
@@ -64,15 +64,15 @@ class Answers:
         """Whether answers of this classifier are kept, as long as it does not change."""
         return self._name is not None
 
-    def recall(self, segment: Segment) -> Tally | None:
+    def recall(self, segment: Segment) -> StreamResults | None:
         """The finished tally of a segment; None where it has to be streamed.
 
         Memory is measured by who runs alone, so that one takes only answers that tell it, and nobody else tells it.
         """
         if self._name is None or self._job.fresh:
             return None
-        tally = Tally.empty(len(segment.ids))
-        columns = tally.arrays()
+        results = StreamResults.empty(len(segment.ids))
+        columns = results.arrays()
         costs = np.zeros(3)
         peaks = []
         for number, condition in enumerate(segment.conditions):
@@ -85,17 +85,17 @@ class Answers:
                 column[rows] = getattr(predictions, name)
             costs += len(rows) * np.array([facts[name] for name in ("seconds", "forwards", "backwards")])
             peaks.append(facts["peak_memory_mb"])
-        tally.done = len(segment.ids)
-        tally.seconds, (tally.forwards, tally.backwards) = float(costs[0]), (round(cost) for cost in costs[1:])
-        tally.alone = self._alone
-        tally.peak = max((peak for peak in peaks if peak is not None), default=None)
-        return tally
+        results.done = len(segment.ids)
+        results.seconds, (results.forwards, results.backwards) = float(costs[0]), (round(cost) for cost in costs[1:])
+        results.alone = self._alone
+        results.peak = max((peak for peak in peaks if peak is not None), default=None)
+        return results
 
-    def keep(self, segment: Segment, tally: Tally) -> None:
+    def keep(self, segment: Segment, results: StreamResults) -> None:
         """Keep what was measured. Where the cache cannot be written the run goes on without."""
         if self._name is None or segment.blends:
             return
-        for measured in tally.by_condition(self._shift, segment, self._job.device):
+        for measured in results.by_condition(self._shift, segment, self._job.device):
             try:
                 self._save(measured)
             except (BenchError, OSError) as error:
@@ -124,7 +124,7 @@ class Answers:
         chosen = {name: column[rows] for name, column in vars(kept).items() if column is not None}
         return Predictions(**chosen), facts
 
-    def _save(self, measured: Measured) -> None:
+    def _save(self, measured: ConditionResult) -> None:
         path = self._path(measured.condition)
         predictions = measured.predictions
         predictions.save(path.with_suffix(".npz"))

@@ -40,7 +40,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Images:
+class StreamedImages:
     """What is to be streamed: every id under every condition. Labels (int64, one per id) serve to order, no more."""
 
     conditions: tuple[Condition, ...]
@@ -68,7 +68,7 @@ class Protocol(ABC):
     summary: ClassVar[str]
 
     @abstractmethod
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         """The stream. Raises UsageError where the conditions do not suit the protocol."""
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ def _one(condition: Condition, ids: np.ndarray, *, reset: bool, episodic: bool =
     return Segment(reset, episodic, (condition,), np.zeros(len(ids), dtype=np.int64), ids)
 
 
-def _shuffled(images: Images, condition: Condition) -> np.ndarray:
+def _shuffled(images: StreamedImages, condition: Condition) -> np.ndarray:
     ids: np.ndarray = images.ids[images.rng(str(condition)).permutation(len(images.ids))]
     return ids
 
@@ -99,7 +99,7 @@ class ResetEachShift(Protocol):
     name = "reset_each_shift"
     summary = "each condition is a stream of its own; the adapter is reset before it"
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         return [_one(condition, _shuffled(images, condition), reset=True) for condition in images.conditions]
 
 
@@ -110,7 +110,7 @@ class Episodic(Protocol):
     name = "episodic"
     summary = "as reset_each_shift, and the adapter is reset before every batch"
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         return [_one(c, _shuffled(images, c), reset=True, episodic=True) for c in images.conditions]
 
 
@@ -125,12 +125,12 @@ class Continual(Protocol):
     summary = "one stream, conditions one after another, no reset between them; order: given, seeded or A/B/C"
     order: str = "given"
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         clean = [_one(c, _shuffled(images, c), reset=True) for c in images.clean]
         ordered = self._ordered(images)
         return clean + [_one(c, _shuffled(images, c), reset=i == 0) for i, c in enumerate(ordered)]
 
-    def _ordered(self, images: Images) -> Sequence[Condition]:
+    def _ordered(self, images: StreamedImages) -> Sequence[Condition]:
         shifted = images.shifted
         if self.order == "given":
             return shifted
@@ -158,7 +158,7 @@ class Gradual(Protocol):
     name = "gradual"
     summary = "one stream, each corruption from low to high severity and back, no reset; needs several severities"
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         levels = sorted({condition.severity for condition in images.shifted})
         if images.shifted and len(levels) < 2:
             raise UsageError("gradual needs several severities; add --severity 1-5")
@@ -181,7 +181,7 @@ class MixedDomains(Protocol):
     name = "mixed_domains"
     summary = "one stream, images of all conditions interleaved at random"
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         clean = [_one(c, _shuffled(images, c), reset=True) for c in images.clean]
         if not images.shifted:
             return clean
@@ -189,7 +189,7 @@ class MixedDomains(Protocol):
         return [*clean, _mixed(images, order)]
 
 
-def _mixed(images: Images, order: np.ndarray) -> Segment:
+def _mixed(images: StreamedImages, order: np.ndarray) -> Segment:
     which, place = np.divmod(order, len(images.ids))
     return Segment(True, False, images.shifted, which, images.ids[place])
 
@@ -210,7 +210,7 @@ class Correlated(Protocol):
     def __post_init__(self) -> None:
         _check_delta(self.delta)
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         stream = []
         for number, condition in enumerate((*images.clean, *images.shifted)):
             order = by_class(images.labels, self.delta, images.rng("correlated", str(condition)))
@@ -230,7 +230,7 @@ class MixedDomainsCorrelated(Protocol):
     def __post_init__(self) -> None:
         _check_delta(self.delta)
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         stream = []
         for condition in images.clean:
             order = by_class(images.labels, self.delta, images.rng("correlated", str(condition)))
@@ -279,7 +279,7 @@ class LabelShifts(Protocol):
         if not 1 <= self.ratio < np.inf:
             raise ValueError(f"ratio must be a finite number of at least 1, not {self.ratio}")
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         rng = images.rng("label_shifts")
         decks = [_Deck(np.flatnonzero(images.labels == label), rng) for label in np.unique(images.labels)]
         turns = np.array_split(np.arange(len(images.ids)), len(decks))
@@ -332,7 +332,7 @@ class CccUncalibrated(Protocol):
         if self.speed < 1 or self.images < 0:
             raise ValueError("speed must be at least 1 and images at least 0")
 
-    def segments(self, images: Images) -> list[Segment]:
+    def segments(self, images: StreamedImages) -> list[Segment]:
         stream = [_one(c, _shuffled(images, c), reset=True) for c in images.clean]
         if not images.shifted:
             return stream
@@ -413,7 +413,7 @@ def plan_stream(
     protocol: Protocol, conditions: Sequence[Condition], ids: np.ndarray, labels: np.ndarray, seed: int
 ) -> list[Segment]:
     """The segments of a protocol over all `ids` (int64 [n]) with their labels (int64 [n]) under all conditions."""
-    return protocol.segments(Images(tuple(conditions), ids, labels, seed))
+    return protocol.segments(StreamedImages(tuple(conditions), ids, labels, seed))
 
 
 def chains(segments: Sequence[Segment]) -> list[tuple[Segment, ...]]:

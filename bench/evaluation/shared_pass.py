@@ -9,7 +9,7 @@ from bench.evaluation.protocols import Segment
 from bench.evaluation.stream_tasks import measure, measure_together
 from bench.execution.task_pool import Executor, Finished, Task, run_tasks
 
-COMPANY = 8
+SHARED_AT_MOST = 8
 """How many adapters share a pass at most, as each has a model of its own in memory."""
 
 _ROUNDS = 4
@@ -67,7 +67,7 @@ def share_passes(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
     With several processes there are at least four rounds of tasks for each, or nobody shares.
     """
     streams = sum(task.function is measure for task in tasks)
-    room = COMPANY if jobs == 1 else max(1, min(COMPANY, streams // (_ROUNDS * jobs)))
+    room = SHARED_AT_MOST if jobs == 1 else max(1, min(SHARED_AT_MOST, streams // (_ROUNDS * jobs)))
     groups: list[list[Task]] = []
     open_groups: dict[object, list[Task]] = {}
     for task in tasks:

@@ -33,7 +33,7 @@ class Latest:
         return self._pixels
 
 
-class Stream:
+class BatchStream:
     """Batches of a segment in order. Pixels are made when a batch is asked for, so later ones do not exist before.
 
     `ask` gives a batch and nothing else: float [n, 3, h, w] in [0, 1] on the device, n <= `size`, without labels, ids

@@ -18,7 +18,7 @@ from leaderboards.predictions import Predictions
 
 
 @dataclass(frozen=True)
-class Measured:
+class ConditionResult:
     """Predictions of one condition and what they cost. Forwards and backwards count samples.
 
     `device_name` and `env` say where: not always on the machine that asked.
@@ -37,7 +37,7 @@ class Measured:
 
 
 @dataclass
-class Tally:
+class StreamResults:
     """What is known of a segment so far: the first `done` rows of each column, and what they cost.
 
     `peak` is that of the process, which is the adapter's own only as long as it was `alone`.
@@ -52,15 +52,15 @@ class Tally:
     alone: bool = True
 
     @staticmethod
-    def empty(rows: int) -> Tally:
+    def empty(rows: int) -> StreamResults:
         columns = {name: torch.empty(rows) for name in ("confidence", "p_label", "sum_p2")}
-        return Tally({"predicted": torch.empty(rows, dtype=torch.int64), **columns})
+        return StreamResults({"predicted": torch.empty(rows, dtype=torch.int64), **columns})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The columns, not copied."""
         return {name: column.numpy() for name, column in self.columns.items()}
 
-    def by_condition(self, shift: Shift, segment: Segment, device: str) -> list[Measured]:
+    def by_condition(self, shift: Shift, segment: Segment, device: str) -> list[ConditionResult]:
         """A finished segment, condition by condition: of what it cost each has the part that its images are."""
         labels = shift.labels(segment.ids)
         answers = shift.answers(segment.ids)
@@ -70,7 +70,7 @@ class Tally:
             rows = np.flatnonzero(segment.which == number)
             share = len(rows) / len(segment.ids)
             results.append(
-                Measured(
+                ConditionResult(
                     condition,
                     Predictions(
                         id=segment.ids[rows],

@@ -28,10 +28,10 @@ _POINTS = 500
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LOOK_AT_MOST = 100.0
 
-Tell = Callable[[int, float | None], None]
+ReportProgress = Callable[[int, float | None], None]
 
 
-class FileKeeper:
+class FileCheckpointer:
     """Keeps a state in one file, written whole or not at all and at most once in `seconds`.
 
     The file begins with the SHA-256 of the rest. A damaged one counts as none, and where the disk is full the work goes
@@ -42,7 +42,7 @@ class FileKeeper:
     """
 
     def __init__(
-        self, path: Path, seconds: float | None = None, place: str | None = "cpu", tell: Tell | None = None
+        self, path: Path, seconds: float | None = None, place: str | None = "cpu", tell: ReportProgress | None = None
     ) -> None:
         self._path, self._place, self._tell = path, place, tell
         self._seconds = SECONDS if seconds is None else seconds

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from bench.core.errors import BenchError
 from bench.execution.task_pool import begin
-from methods.base import JobFunction, Keeper, Unlabelled
-from methods.data_parallel import Team
+from methods.base import Checkpointer, JobFunction, Unlabelled
+from methods.data_parallel import DataParallelGroup
 from methods.nets.weights import Weights
 
 _GRACE = 2.0
@@ -50,7 +50,7 @@ class Call:
     draws: int
     device: str
 
-    def here(self, keep: Keeper | None, **more: Any) -> Weights:
+    def here(self, keep: Checkpointer | None, **more: Any) -> Weights:
         """Run it in this process; `keep` is for resumable functions, None for others."""
         generator = torch.Generator(device=self.device).manual_seed(self.draws)
         return self.function(
@@ -58,7 +58,7 @@ class Call:
         )
 
 
-def spread(call: Call, keep: Keeper | None, processes: int) -> Weights:
+def spread(call: Call, keep: Checkpointer | None, processes: int) -> Weights:
     """Run a shared job function (methods.base.Job) in so many processes, on a GPU in each on a device of its own.
 
     Raises what one of them raised, and BenchError where one was killed.
@@ -106,10 +106,10 @@ def _quiet() -> Iterator[None]:
             del os.environ["TORCH_CPP_LOG_LEVEL"]
 
 
-def _serve(members: Sequence[tuple[BaseProcess, Connection]], keep: Keeper | None) -> Weights:
+def _serve(members: Sequence[tuple[BaseProcess, Connection]], keep: Checkpointer | None) -> Weights:
     """Answer the processes until all have finished; gives what the first of them made."""
     pipes = {pipe: process for process, pipe in members}
-    kept = _Kept(keep)
+    kept = _SharedCheckpointer(keep)
     failures: list[tuple[int, Exception]] = []
     result: Weights | None = None
     until: float | None = None
@@ -142,10 +142,10 @@ def _death(process: BaseProcess) -> Exception:
     return BenchError(f"{process.name} of a training {how}; run it again: it goes on from its last checkpoint")
 
 
-class _Kept:
+class _SharedCheckpointer:
     """The keeper of a training, as its processes see it through their pipes: all load one state, the first saves."""
 
-    def __init__(self, keep: Keeper | None) -> None:
+    def __init__(self, keep: Checkpointer | None) -> None:
         self._keep = keep
         self._loaded: bytes | None = None
 
@@ -167,7 +167,7 @@ class _Kept:
                 keep.finished(_unpacked(value))
 
 
-class _Far:
+class _RemoteCheckpointer:
     """The keeper as a process has it; of several processes in the same state only the first saves."""
 
     def __init__(self, pipe: Connection, rank: int) -> None:
@@ -212,8 +212,8 @@ def _member(rank: int, count: int, device: str, store: Path, threads: int, pipe:
         call, kept = pickle.loads(pipe.recv_bytes())
         if device == "cuda":
             call = replace(call, device=f"cuda:{rank}")
-        team = _team(rank, count, device, store)
-        weights = call.here(_Far(pipe, rank) if kept else None, team=team)
+        parallel = _parallel(rank, count, device, store)
+        weights = call.here(_RemoteCheckpointer(pipe, rank) if kept else None, parallel=parallel)
         torch.distributed.destroy_process_group()
     except Exception as error:  # noqa: BLE001 - it is raised where the training was asked for
         pipe.send_bytes(pickle.dumps(("failed", _told(error))))
@@ -221,7 +221,7 @@ def _member(rank: int, count: int, device: str, store: Path, threads: int, pipe:
     pipe.send_bytes(pickle.dumps(("done", weights if rank == 0 else None)))
 
 
-def _team(rank: int, count: int, device: str, store: Path) -> Team:
+def _parallel(rank: int, count: int, device: str, store: Path) -> DataParallelGroup:
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # Of a surrounding `accelerate launch` nothing holds for these processes.
@@ -239,7 +239,7 @@ def _team(rank: int, count: int, device: str, store: Path) -> Team:
     )
     # Some networks have parameters that an objective does not reach, as the last norm of pooled features has for MAE.
     averaging = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Team(Accelerator(cpu=not cuda, mixed_precision="no", kwargs_handlers=[averaging]))
+    return DataParallelGroup(Accelerator(cpu=not cuda, mixed_precision="no", kwargs_handlers=[averaging]))
 
 
 def _told(error: Exception) -> tuple[int, Exception]:

@@ -56,7 +56,7 @@ class Now:
         return ", ".join(filter(None, (f"{self.name}: {self.unit} {self.done} of {self.of}", self.value)))
 
 
-class Teller:
+class ProgressWriter:
     """Writes where a stream or training is, at most twice a second; a disk that refuses is nothing to stop for."""
 
     def __init__(self, path: Path, label: str) -> None:

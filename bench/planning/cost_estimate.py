@@ -24,18 +24,18 @@ from bench.evaluation.evaluate import Evaluation, evaluate, is_answered
 from bench.evaluation.pass_counter import forget_peak, peak_memory_mb
 from bench.evaluation.protocols import Segment
 from bench.evaluation.stream import make_pixels
-from bench.evaluation.stream_results import Measured
+from bench.evaluation.stream_results import ConditionResult
 from bench.evaluation.stream_tasks import measure
 from bench.execution.task_pool import Task, set_threads
 from bench.models.weights_io import save_weights
-from bench.planning.plan import Lane, Plan
+from bench.planning.plan import BoardEntry, Plan
 from bench.planning.streams import groups_of, missing_streams
-from bench.planning.time_left import Piece, makespan
+from bench.planning.time_left import WorkItem, makespan
 from bench.planning.training_probe import (
     LARGEST_PROBE_ON_CPU,
     SECONDS_OF_PROBE,
     TrainingProbe,
-    kept_of,
+    cached_rows_of,
     stand_in,
     synchronise,
 )
@@ -53,7 +53,7 @@ _RECORD_BYTES = 3000
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostLine:
     """One line of the bill: a training, or all streams of one row of the board that are not done yet.
 
     flops, seconds: None where they cannot be told. forwards, backwards: samples. disk: bytes that stay.
@@ -71,10 +71,10 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostEstimate:
     """Every line, and the whole. `seconds` is when the last of `jobs` processes has finished."""
 
-    costs: tuple[Cost, ...]
+    costs: tuple[CostLine, ...]
     jobs: int
     seconds: float = 0.0
     memory_mb: float | None = None
@@ -100,15 +100,15 @@ class Bill:
         return sum(cost.disk for cost in self.costs)
 
 
-def bill(plan: Plan) -> Bill:
+def estimate(plan: Plan) -> CostEstimate:
     """The cost of all that a plan has still to do, by a probe in this process, of a few seconds for each kind of work.
 
     Raises what the work itself would raise: a run that cannot start says so here.
     """
-    streams = {task.key: (task, lane, chain) for task, lane, chain in missing_streams(plan)}
+    streams = {task.key: (task, entry, chain) for task, entry, chain in missing_streams(plan)}
     tasks = [*plan.cooking, *(task for task, _, _ in streams.values())]
     if not tasks:
-        return Bill((), plan.jobs)
+        return CostEstimate((), plan.jobs)
     set_threads(plan.threads)
     forget_peak(plan.device)
     together = groups_of(plan, tasks)
@@ -117,17 +117,17 @@ def bill(plan: Plan) -> Bill:
     seconds = {key: cost.seconds or 0.0 for key, cost in trainings.items()}
     passes = [group for group in groups if group[0].key in streams]
     costs = tuple(_streams(plan, [[streams[task.key] for task in group] for group in passes], seconds))
-    pieces = [Piece(tuple(task.key for task in group), "", 0.0, group[0].after) for group in groups]
+    work_items = [WorkItem(tuple(task.key for task in group), "", 0.0, group[0].after) for group in groups]
     needed = {
-        job_key(job, lane.trial.seed)
-        for lane in plan.lanes
-        if plan.missing.intersection(lane.keys.values())
-        for job in all_jobs([job for job in (lane.job, lane.report) if job is not None])
+        job_key(job, entry.trial.seed)
+        for entry in plan.entries
+        if plan.missing.intersection(entry.keys.values())
+        for job in all_jobs([job for job in (entry.job, entry.report) if job is not None])
     }
-    return Bill(
+    return CostEstimate(
         (*trainings.values(), *costs),
         plan.jobs,
-        makespan(pieces, seconds, plan.jobs),
+        makespan(work_items, seconds, plan.jobs),
         peak_memory_mb(plan.device),
         len(passes),
         len(needed - trainings.keys()),
@@ -135,16 +135,16 @@ def bill(plan: Plan) -> Bill:
     )
 
 
-def _answered(task: Task, company: int) -> bool:
-    return task.function is measure and is_answered(task.arguments[0], alone=company == 1)
+def _answered(task: Task, members: int) -> bool:
+    return task.function is measure and is_answered(task.arguments[0], alone=members == 1)
 
 
-def _trainings(plan: Plan) -> Iterable[tuple[str, Cost]]:
+def _trainings(plan: Plan) -> Iterable[tuple[str, CostLine]]:
     todo = {task.key for task in plan.cooking}
     probe = TrainingProbe(plan.device)
-    for lane in plan.lanes:
-        for job in all_jobs([job for job in (lane.job, lane.report) if job is not None]):
-            key = job_key(job, lane.trial.seed)
+    for entry in plan.entries:
+        for job in all_jobs([job for job in (entry.job, entry.report) if job is not None]):
+            key = job_key(job, entry.trial.seed)
             if key not in todo:
                 continue
             todo.remove(key)
@@ -153,15 +153,15 @@ def _trainings(plan: Plan) -> Iterable[tuple[str, Cost]]:
             if seconds is not None and job.shared:
                 seconds /= plan.devices
             disk = sum(t.numel() * t.element_size() for name, t in stock.tensors.items() if name[:8] == "encoder.")
-            disk += made * sum(rows.row_bytes for rows in kept_of(job)[:1])
+            disk += made * sum(rows.row_bytes for rows in cached_rows_of(job)[:1])
             flops = job.work.flops if job.work else None
-            yield key, Cost("training", job.label, lane.trial.seed, 1, flops, seconds, 0, 0, disk)
+            yield key, CostLine("training", job.label, entry.trial.seed, 1, flops, seconds, 0, 0, disk)
 
 
-Streams = Sequence[tuple[Task, Lane, tuple[Segment, ...]]]
+Streams = Sequence[tuple[Task, BoardEntry, tuple[Segment, ...]]]
 
 
-def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -> Iterable[Cost]:
+def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -> Iterable[CostLine]:
     """A line for the streams of each row, and into `seconds` what each pass takes, by the key of its first stream.
 
     Of the images that a pass makes once for all of its streams, each row is billed its part.
@@ -169,15 +169,15 @@ def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -
     pixels = _Pixels(plan)
     probes: dict[str, _Stream] = {}
     before = _seconds_before(plan)
-    rows: dict[int, tuple[Lane, list[_Part]]] = {}
+    rows: dict[int, tuple[BoardEntry, list[_Part]]] = {}
     for streams in passes:
-        for task, lane, chain in streams:
+        for task, entry, chain in streams:
             evaluation: Evaluation = task.arguments[0]
-            kind = kind_of_stream(evaluation, lane)
+            kind = kind_of_stream(evaluation, entry)
             if kind not in probes:
-                with _ready(evaluation, lane) as ready:
+                with _ready(evaluation, entry) as ready:
                     found = _probe_stream(ready, plan.device, pixels)
-                probes[kind] = replace(found, seconds=before.get(_row(lane.trial, lane.part), found.seconds))
+                probes[kind] = replace(found, seconds=before.get(_row(entry.trial, entry.part), found.seconds))
             # What changes nothing has answered the clean images before: they are in the cache by now.
             segments = chain if evaluation.plain else evaluation.all_segments
             images = sum(len(segment.ids) for segment in segments)
@@ -187,14 +187,14 @@ def _streams(plan: Plan, passes: Sequence[Streams], seconds: dict[str, float]) -
             seconds[first] = seconds.get(first, 0.0) + taken
             records = sum(len(segment.conditions) for segment in chain)
             kept = images * _PREDICTION_BYTES * (2 if evaluation.plain else 1)
-            rows.setdefault(id(lane), (lane, []))[1].append(_Part(probes[kind], images, taken, records, kept))
-    for lane, parts in rows.values():
+            rows.setdefault(id(entry), (entry, []))[1].append(_Part(probes[kind], images, taken, records, kept))
+    for entry, parts in rows.values():
         images = sum(part.images for part in parts)
         probe = parts[0].probe
-        yield Cost(
+        yield CostLine(
             "stream",
-            lane.trial.method if lane.part is None else f"{lane.trial.method} ({lane.part})",
-            lane.trial.seed,
+            entry.trial.method if entry.part is None else f"{entry.trial.method} ({entry.part})",
+            entry.trial.seed,
             len(parts),
             images * probe.flops,
             sum(part.seconds for part in parts),
@@ -271,16 +271,16 @@ class _Pixels:
 
 
 @contextlib.contextmanager
-def _ready(evaluation: Evaluation, lane: Lane) -> Iterator[Evaluation]:
+def _ready(evaluation: Evaluation, entry: BoardEntry) -> Iterator[Evaluation]:
     """The evaluation with weights that exist: for those that are not cooked yet, a stand-in that is removed after."""
     if evaluation.weights is None or cooked(evaluation.weights) is not None:
         yield evaluation
         return
-    assert lane.job is not None
-    classes = next(job.data.classes for job in all_jobs([lane.job]) if isinstance(job.data, Labelled))
-    weights = stand_in(stock_of(lane.job), classes)
-    if lane.job.function is ensemble:
-        weights = ensemble([weights] * len(lane.job.inputs))
+    assert entry.job is not None
+    classes = next(job.data.classes for job in all_jobs([entry.job]) if isinstance(job.data, Labelled))
+    weights = stand_in(stock_of(entry.job), classes)
+    if entry.job.function is ensemble:
+        weights = ensemble([weights] * len(entry.job.inputs))
     path = weights_path(f"probe-{os.getpid()}-{weights.digest[-16:]}")
     save_weights(path, weights, {"label": "stand-in of a probe"})
     try:
@@ -314,12 +314,12 @@ def _probe_stream(evaluation: Evaluation, device: str, pixels: _Pixels) -> _Stre
     )
 
 
-def _sums(parts: Sequence[Measured]) -> tuple[int, float]:
+def _sums(parts: Sequence[ConditionResult]) -> tuple[int, float]:
     """Images, and the seconds in which the adapter answered them."""
     return sum(len(part.predictions.id) for part in parts), sum(part.predict_seconds for part in parts)
 
 
-def _timed(evaluation: Evaluation, device: str) -> tuple[float, list[Measured]]:
+def _timed(evaluation: Evaluation, device: str) -> tuple[float, list[ConditionResult]]:
     start = time.perf_counter()
     parts = evaluate(evaluation)
     synchronise(device)

@@ -17,7 +17,7 @@ from methods.nets.weights import AnyArchitecture, Weights
 from methods.table import Access
 
 if TYPE_CHECKING:
-    from bench.planning.plan import Lane
+    from bench.planning.plan import BoardEntry
 
 
 @dataclass(frozen=True)
@@ -57,35 +57,35 @@ def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
     first, *more = seeds
     asked = {"seed": first, "seeds": 1 + len(more), "device": device, "out": folder}
     plan = make_plan(make_spec(read_run_file(settings), asked))
-    lanes = plan.lanes
-    cooked = [lane for lane in lanes if lane.job is not None and lane.part in (None, "soup")]
-    names = list(dict.fromkeys(lane.trial.method for lane in cooked))
+    entries = plan.entries
+    cooked = [entry for entry in entries if entry.job is not None and entry.part in (None, "soup")]
+    names = list(dict.fromkeys(entry.trial.method for entry in cooked))
     if not names:
         raise UsageError(f"nothing was cooked in {folder}, which ran a ready classifier; give that as --model")
     chosen = nearest(method, names, f"method of {folder}") if method else names[0]
     jobs: dict[int, Job] = {}
-    for lane in cooked:
-        if lane.trial.method == chosen:
-            assert lane.job is not None
-            if lane.trial.seed in jobs:
+    for entry in cooked:
+        if entry.trial.method == chosen:
+            assert entry.job is not None
+            if entry.trial.seed in jobs:
                 raise UsageError(
                     f"{chosen} of {folder} has a classifier for each corruption; choose another as RUN:METHOD"
                 )
-            jobs[lane.trial.seed] = lane.job
-    lane = next(lane for lane in cooked if lane.trial.method == chosen)
+            jobs[entry.trial.seed] = entry.job
+    entry = next(entry for entry in cooked if entry.trial.method == chosen)
     name = f"{chosen}@{Path(folder).name}"
-    return Inherited(name, jobs, _access(lane), *_shape(lane), lane.history, class_names(plan.shift))
+    return Inherited(name, jobs, _access(entry), *_shape(entry), entry.history, class_names(plan.shift))
 
 
-def _access(lane: Lane) -> Access:
+def _access(entry: BoardEntry) -> Access:
     """What the recipe alone has seen: an adapter's part in the other run leaves nothing in the classifier."""
     from methods import METHODS
 
-    return METHODS[lane.trial.recipe].access if lane.trial.recipe in METHODS else lane.access
+    return METHODS[entry.trial.recipe].access if entry.trial.recipe in METHODS else entry.access
 
 
-def _shape(lane: Lane) -> tuple[AnyArchitecture, int]:
-    assert lane.job is not None
-    jobs = all_jobs([lane.job])
+def _shape(entry: BoardEntry) -> tuple[AnyArchitecture, int]:
+    assert entry.job is not None
+    jobs = all_jobs([entry.job])
     stock = next(part for job in jobs for part in job.inputs if isinstance(part, Weights))
     return stock.architecture, next(job.data.classes for job in jobs if isinstance(job.data, Labelled))

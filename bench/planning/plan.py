@@ -29,16 +29,16 @@ from bench.execution.task_pool import Task
 from bench.models.classifiers import for_classes
 from bench.models.weights_io import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
 from bench.planning.init_from import Inherited, inherit
-from bench.settings.method_options import Options
+from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method, parse_method, plain_values
 from bench.settings.run_spec import RunSpec
 from bench.shifts import find_row, load_shift
-from bench.shifts.adaptation_pools import Group, Pantry, groups
+from bench.shifts.adaptation_pools import AdaptationPools, PoolGroup, groups
 from bench.shifts.class_match import fitted
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import Shift, labelled_source, limit_ids, pick_conditions, pick_corruptions, split_ids
 from bench.shifts.user_corruption import added
-from bench.training.job_cache import all_jobs, cooking_tasks
+from bench.training.job_cache import all_jobs, training_tasks
 from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
 from methods import PLAIN
@@ -64,7 +64,7 @@ BASELINES = (
 
 
 @dataclass(frozen=True)
-class Lane:
+class BoardEntry:
     """One row of a trial: a classifier (cooked by `job`, or the user's own) and the adapter that runs on it.
 
     `report` measures what the classifier was mixed from; see methods.soup.connectivity. `identities` holds, for each
@@ -102,14 +102,14 @@ class Plan:
     devices: int
     jobs: int
     threads: int
-    lanes: tuple[Lane, ...]
+    entries: tuple[BoardEntry, ...]
     missing: frozenset[str]
     cooking: tuple[Task, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(key for lane in self.lanes for key in lane.keys.values())
+        return tuple(key for entry in self.entries for key in entry.keys.values())
 
 
 def make_plan(spec: RunSpec) -> Plan:
@@ -127,19 +127,19 @@ def make_plan(spec: RunSpec) -> Plan:
     own = added(spec.corruption)
     reading = _as_said(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
     shift, reading = fitted(spec.shift, base, reading)
-    lanes = tuple(_lanes(spec, shift, device, name, base))
+    entries = tuple(_entries(spec, shift, device, name, base))
     store = Store(out)
     if spec.rerun:
-        missing = {key for lane in lanes for key in lane.keys.values()}
+        missing = {key for entry in entries for key in entry.keys.values()}
     elif spec.only_failed:
-        missing = {key for lane in lanes for key in lane.keys.values()} & store.failed()
+        missing = {key for entry in entries for key in entry.keys.values()} & store.failed()
     else:
-        missing = {key for lane in lanes for key in lane.keys.values()} - store.done()
+        missing = {key for entry in entries for key in entry.keys.values()} - store.done()
     cooking: dict[str, Task] = {}
-    for lane in lanes:
-        if lane.job is not None and missing.intersection(lane.keys.values()):
-            targets = [lane.job, *([lane.report] if lane.report is not None else [])]
-            for task in cooking_tasks(targets, lane.trial.seed, device, devices):
+    for entry in entries:
+        if entry.job is not None and missing.intersection(entry.keys.values()):
+            targets = [entry.job, *([entry.report] if entry.report is not None else [])]
+            for task in training_tasks(targets, entry.trial.seed, device, devices):
                 cooking.setdefault(task.key, task)
     model = name if isinstance(base, nn.Module) else None
     return Plan(
@@ -153,10 +153,10 @@ def make_plan(spec: RunSpec) -> Plan:
         devices=devices,
         jobs=jobs,
         threads=threads,
-        lanes=lanes,
+        entries=entries,
         missing=frozenset(missing),
         cooking=tuple(cooking.values()),
-        notes=(*getattr(base, "notes", ()), *getattr(shift, "notes", ()), *_notes(base, name, lanes)),
+        notes=(*getattr(base, "notes", ()), *getattr(shift, "notes", ()), *_notes(base, name, entries)),
     )
 
 
@@ -164,11 +164,11 @@ def _as_said(spec: RunSpec, reading: Reading) -> Reading:
     return replace(reading, classes=spec.classes, label=spec.label, part=spec.part)
 
 
-def _notes(base: Base, name: str, lanes: Sequence[Lane]) -> tuple[str, ...]:
+def _notes(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, ...]:
     """What the user should know before it starts."""
     if not isinstance(base, Weights) or base.part("decoder"):
         return ()
-    jobs = all_jobs([lane.job for lane in lanes if lane.job is not None])
+    jobs = all_jobs([entry.job for entry in entries if entry.job is not None])
     if not any(isinstance(getattr(job.config, "objective", None), mae.Config) for job in jobs):
         return ()
     return (f"the stock {shown_name(name, base)} has no decoder: MAE ingredients start from a fresh one",)
@@ -211,7 +211,7 @@ def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
     return stock, load_stock(stock)
 
 
-def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> Iterator[Lane]:
+def _entries(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> Iterator[BoardEntry]:
     methods = _methods(spec)
     protocol = parse_protocol(spec.protocol)
     known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
@@ -247,8 +247,8 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
             f"{name} tells {base.classes} classes apart but {shift.name} has {shift.classes}; give a run of that task"
         )
     from_stock = isinstance(base, Weights)
-    chosen = Options(spec, shift, norm, device)
-    pantry = Pantry(shift, adapt, spec.split)
+    chosen = MethodOptions(spec, shift, norm, device)
+    pools = AdaptationPools(shift, adapt, spec.split)
     for seed in spec.seed_list:
         labelled = _Labels(shift)
         source = labelled_source(shift, labels, seed) if from_stock else None
@@ -287,7 +287,7 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
             met = shifted if pooled or len(chains(segments)) < len(conditions) else _met(base)
             for group in _groups(recipe, conditions, segments):
                 own = segments if group is None else _of_group(segments, group)
-                parts = _parts(method, recipe, base, source, pantry, group)
+                parts = _parts(method, recipe, base, source, pools, group)
                 report = parts.pop(CONNECTIVITY, None)
                 if isinstance(base, Inherited):
                     parts = {"": base.jobs[seed]}
@@ -301,10 +301,10 @@ def _lanes(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> I
                         digests,
                         {"digest": base_digest, "ready": not from_stock},
                         met,
-                        pantry.shifted(group).digest if pooled and group is not None else None,
+                        pools.shifted(group).digest if pooled and group is not None else None,
                         labelled,
                     )
-                    yield Lane(
+                    yield BoardEntry(
                         trial,
                         part or None,
                         job,
@@ -336,7 +336,7 @@ def _met(base: Base) -> tuple[str, ...]:
     return base.met if isinstance(base, Inherited) else ()
 
 
-def _recipe(method: Method, chosen: Options, *, from_stock: bool) -> Recipe | None:
+def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recipe | None:
     """The recipe with its options; None where a ready classifier is given."""
     if not from_stock:
         if method.recipe.name != "source":
@@ -350,7 +350,7 @@ def _recipe(method: Method, chosen: Options, *, from_stock: bool) -> Recipe | No
 
 def _groups(
     recipe: Recipe | None, conditions: tuple[Condition, ...], segments: Sequence[Segment]
-) -> Sequence[Group | None]:
+) -> Sequence[PoolGroup | None]:
     """The classifiers that a recipe makes, by what its pool holds; [None] for one that has none.
 
     Raises UsageError where the stream carries an adapter from one classifier's conditions to another's.
@@ -370,7 +370,7 @@ def _groups(
     return found
 
 
-def _of_group(segments: tuple[Segment, ...], group: Group) -> tuple[Segment, ...]:
+def _of_group(segments: tuple[Segment, ...], group: PoolGroup) -> tuple[Segment, ...]:
     scored = set(group.scored)
     return tuple(segment for segment in segments if segment.blends or scored.issuperset(segment.conditions))
 
@@ -387,14 +387,14 @@ def _parts(
     recipe: Recipe | None,
     base: Base,
     source: Labelled | None,
-    pantry: Pantry,
-    group: Group | None,
+    pools: AdaptationPools,
+    group: PoolGroup | None,
 ) -> dict[str, Job | None]:
     """What a recipe plans. Raises UsageError for options that do not go together."""
     if recipe is None or source is None or not isinstance(base, Weights):
         return {"": None}
-    pool = pantry.shifted(group) if group is not None else pantry.clean() if recipe.pool == "clean" else None
-    more: dict[str, Any] = {"val": pantry.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
+    pool = pools.shifted(group) if group is not None else pools.clean() if recipe.pool == "clean" else None
+    more: dict[str, Any] = {"val": pools.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
     try:
         return dict(recipe.plan(base, source, pool, **more))
     except ValueError as error:

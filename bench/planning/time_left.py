@@ -15,7 +15,7 @@ _ENOUGH = 0.01
 
 
 @dataclass(frozen=True)
-class Piece:
+class WorkItem:
     """A task as one sees it from outside: a training, or the streams (`members`) of one pass.
 
     Pieces of one `kind` differ in the amount of `work` alone, so they take the same time for the same work. `work` is
@@ -33,14 +33,14 @@ class Piece:
         return self.members[0]
 
 
-def makespan(pieces: Sequence[Piece], seconds: Mapping[str, float], jobs: int) -> float:
+def makespan(work_items: Sequence[WorkItem], seconds: Mapping[str, float], jobs: int) -> float:
     """When the last of these pieces has ended, in seconds, with `jobs` processes that take them in order.
 
     `seconds` says how long each takes, by key. What pieces wait for and is not among them has ended.
     """
-    listed = {key: piece.key for piece in pieces for key in piece.members}
-    waits = {piece.key: {listed[key] for key in piece.after if key in listed} for piece in pieces}
-    place = {piece.key: number for number, piece in enumerate(pieces)}
+    listed = {key: item.key for item in work_items for key in item.members}
+    waits = {item.key: {listed[key] for key in item.after if key in listed} for item in work_items}
+    place = {item.key: number for number, item in enumerate(work_items)}
     followers: dict[str, list[str]] = {}
     for key, names in waits.items():
         for name in names:
@@ -50,7 +50,7 @@ def makespan(pieces: Sequence[Piece], seconds: Mapping[str, float], jobs: int) -
     clock = 0.0
     while ready or running:
         while ready and len(running) < jobs:
-            key = pieces[heappop(ready)].key
+            key = work_items[heappop(ready)].key
             heappush(running, (clock + seconds[key], key))
         clock = running[0][0]
         while running and running[0][0] == clock:  # all that ends now, before the next ones are taken
@@ -65,12 +65,12 @@ def makespan(pieces: Sequence[Piece], seconds: Mapping[str, float], jobs: int) -
 class Estimate:
     """Learns from what a run has done so far, and says what is left. Safe to ask from another thread."""
 
-    def __init__(self, pieces: Sequence[Piece], jobs: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._pieces, self._jobs, self._clock = tuple(pieces), jobs, clock
-        self._of = {member: piece for piece in pieces for member in piece.members}
+    def __init__(self, work_items: Sequence[WorkItem], jobs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pieces, self._jobs, self._clock = tuple(work_items), jobs, clock
+        self._of = {member: item for item in work_items for member in item.members}
         self._began: dict[str, float] = {}
         self._took: dict[str, float] = {}
-        self._waiting = {piece.key: set(piece.members) for piece in pieces}
+        self._waiting = {item.key: set(item.members) for item in work_items}
         self._lock = threading.Lock()
 
     def started(self, key: str) -> None:
@@ -80,48 +80,48 @@ class Estimate:
 
     def finished(self, key: str) -> None:
         """A task has ended, one way or another."""
-        piece = self._of[key]
+        item = self._of[key]
         with self._lock:
-            self._waiting[piece.key].discard(key)
-            if not self._waiting[piece.key]:
-                self._took[piece.key] = self._clock() - self._began.get(piece.key, self._clock())
+            self._waiting[item.key].discard(key)
+            if not self._waiting[item.key]:
+                self._took[item.key] = self._clock() - self._began.get(item.key, self._clock())
 
     def left(self, now: Mapping[str, Now]) -> Left:
         """How far the run is, given where its streams and trainings are."""
         with self._lock:
             took, began = dict(self._took), dict(self._began)
-        todo = [piece for piece in self._pieces if piece.key not in took]
+        todo = [item for item in self._pieces if item.key not in took]
         # Side by side in one pass, who has told last knows best.
         told = {p.key: max(seen, key=lambda n: n.seconds) for p in todo if (seen := _of(p.members, now))}
         rates = self._rates(took, told)
         measured = sum(p.work * (told[p.key].gained if p.key in told else p.key in took) for p in self._pieces)
-        if measured < _ENOUGH * sum(piece.work for piece in self._pieces):
+        if measured < _ENOUGH * sum(item.work for item in self._pieces):
             return Left(len(took), len(self._pieces), None)
         seconds: dict[str, float] = {}
-        for piece in todo:
-            rate = next((rates[name] for name in (piece.kind, piece.training, None) if name in rates), None)
-            if rate is None and piece.work:
+        for item in todo:
+            rate = next((rates[name] for name in (item.kind, item.training, None) if name in rates), None)
+            if rate is None and item.work:
                 return Left(len(took), len(self._pieces), None)
-            whole = piece.work * (rate or 0.0)
-            if piece.key in told:
-                seconds[piece.key] = whole * (1 - told[piece.key].share)
+            whole = item.work * (rate or 0.0)
+            if item.key in told:
+                seconds[item.key] = whole * (1 - told[item.key].share)
             else:
-                seconds[piece.key] = max(whole - (self._clock() - began.get(piece.key, self._clock())), 0.0)
+                seconds[item.key] = max(whole - (self._clock() - began.get(item.key, self._clock())), 0.0)
         # What runs already goes first.
-        order = sorted(todo, key=lambda piece: piece.key not in began)
+        order = sorted(todo, key=lambda item: item.key not in began)
         return Left(len(took), len(self._pieces), makespan(order, seconds, self._jobs))
 
     def _rates(self, took: Mapping[str, float], told: Mapping[str, Now]) -> dict[str | bool | None, float]:
         """Seconds for a unit of work: of each kind, of all trainings (True) and streams (False), and of all (None)."""
         sums: dict[str | bool | None, list[float]] = {}
-        for piece in self._pieces:
-            if piece.key in took:
-                seconds, work = took[piece.key], piece.work
-            elif piece.key in told:
-                seconds, work = told[piece.key].seconds, told[piece.key].gained * piece.work
+        for item in self._pieces:
+            if item.key in took:
+                seconds, work = took[item.key], item.work
+            elif item.key in told:
+                seconds, work = told[item.key].seconds, told[item.key].gained * item.work
             else:
                 continue
-            for name in (piece.kind, piece.training, None):
+            for name in (item.kind, item.training, None):
                 total = sums.setdefault(name, [0.0, 0.0])
                 total[0] += seconds
                 total[1] += work

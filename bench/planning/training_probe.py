@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.pixel_cache import KeptRows
+from bench.data.pixel_cache import CachedRows
 from bench.shifts.lazy_images import LazyImages
 from bench.training.job_cache import all_jobs, kind_of, seconds_before
 from methods.base import Chosen, Images, Job, Labelled
@@ -58,7 +58,7 @@ class TrainingProbe:
 
     def _made(self, job: Job) -> int:
         """How many of the images that a job draws are lacking in the cache; from here on they count as kept."""
-        if job.data is None or job.work is None or not (kept := kept_of(job)):
+        if job.data is None or job.work is None or not (kept := cached_rows_of(job)):
             return 0
         lacking = self._lacking.setdefault(job.data.digest, sum(rows.lacking for rows in kept))
         made: int = min(job.work.steps * job.config.batch_size, lacking)
@@ -66,7 +66,7 @@ class TrainingProbe:
         return made
 
 
-def kept_of(job: Job) -> tuple[KeptRows, ...]:
+def cached_rows_of(job: Job) -> tuple[CachedRows, ...]:
     """Where the corrupted images are kept that a job reads."""
     images = job.data.images if job.data is not None else None
     return images.kept if isinstance(images, LazyImages) else ()

@@ -7,8 +7,8 @@ from typing import Any
 
 from bench.core.conditions import digest_of
 from bench.execution.task_pool import Task
-from bench.planning.plan import Lane, Plan
-from bench.planning.time_left import Piece
+from bench.planning.plan import BoardEntry, Plan
+from bench.planning.time_left import WorkItem
 from bench.training.job_cache import all_jobs, job_key, kind_of, stock_of
 from methods.nets import flops
 from methods.soups.soup import ensemble
@@ -16,45 +16,47 @@ from methods.soups.soup import ensemble
 _WITH_GRADIENT = 3.0
 
 
-def pieces_of(plans: Iterable[Plan], groups: Sequence[Sequence[Task]], lanes: Mapping[str, Lane]) -> list[Piece]:
+def work_items_of(
+    plans: Iterable[Plan], groups: Sequence[Sequence[Task]], entries: Mapping[str, BoardEntry]
+) -> list[WorkItem]:
     """A piece for each group of tasks that share a pass; `lanes` are those of the streams, by the tasks' keys.
 
     The work of a stream is that of one forward pass for each image, and of a backward pass where gradients are taken: a
     guess that only counts until some of its kind have run.
     """
     jobs = {
-        job_key(job, lane.trial.seed): job
+        job_key(job, entry.trial.seed): job
         for plan in plans
-        for lane in plan.lanes
-        for job in all_jobs([job for job in (lane.job, lane.report) if job is not None])
+        for entry in plan.entries
+        for job in all_jobs([job for job in (entry.job, entry.report) if job is not None])
     }
-    pieces = []
+    work_items = []
     for group in groups:
         members = tuple(task.key for task in group)
         if (job := jobs.get(members[0])) is not None:
             work = job.work.flops if job.work is not None else 0.0
-            pieces.append(Piece(members, kind_of(job), work, group[0].after, training=True))
+            work_items.append(WorkItem(members, kind_of(job), work, group[0].after, training=True))
             continue
-        kinds, amounts = zip(*(_stream(task, lanes[task.key]) for task in group), strict=True)
-        pieces.append(Piece(members, digest_of(sorted(kinds)), sum(amounts), group[0].after))
-    return pieces
+        kinds, amounts = zip(*(_stream(task, entries[task.key]) for task in group), strict=True)
+        work_items.append(WorkItem(members, digest_of(sorted(kinds)), sum(amounts), group[0].after))
+    return work_items
 
 
-def kind_of_stream(evaluation: Any, lane: Lane) -> str:
+def kind_of_stream(evaluation: Any, entry: BoardEntry) -> str:
     """What streams have in common whose images take an adapter equally long."""
-    how = [evaluation.adapter, repr(evaluation.config), evaluation.model, evaluation.batch_size, networks_of(lane)]
+    how = [evaluation.adapter, repr(evaluation.config), evaluation.model, evaluation.batch_size, networks_of(entry)]
     return digest_of(how)
 
 
-def networks_of(lane: Lane) -> int:
+def networks_of(entry: BoardEntry) -> int:
     """How many networks answer for a row."""
-    return len(lane.job.inputs) if lane.job is not None and lane.job.function is ensemble else 1
+    return len(entry.job.inputs) if entry.job is not None and entry.job.function is ensemble else 1
 
 
-def _stream(task: Task, lane: Lane) -> tuple[str, float]:
+def _stream(task: Task, entry: BoardEntry) -> tuple[str, float]:
     evaluation = task.arguments[0]
     images = sum(len(segment.ids) for segment in evaluation.all_segments)
     # All streams of a ready model are of that model, so only their number counts.
-    forward = flops.forward(stock_of(lane.job).architecture) if lane.job is not None else 1.0
-    passes = _WITH_GRADIENT if lane.adapter.access.backprop != "none" else 1.0
-    return kind_of_stream(evaluation, lane), images * forward * passes * networks_of(lane)
+    forward = flops.forward(stock_of(entry.job).architecture) if entry.job is not None else 1.0
+    passes = _WITH_GRADIENT if entry.adapter.access.backprop != "none" else 1.0
+    return kind_of_stream(evaluation, entry), images * forward * passes * networks_of(entry)

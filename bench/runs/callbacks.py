@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.execution.task_pool import Task
-from bench.planning.time_left import Piece
+from bench.planning.time_left import WorkItem
 
 
-class Watcher:
+class RunCallback:
     """What a run tells while it goes on; the default says nothing."""
 
-    def planned(self, pieces: Sequence[Piece], jobs: int) -> None:
+    def planned(self, work_items: Sequence[WorkItem], jobs: int) -> None:
         """Called once, before the first task, with all that is to be done by `jobs` processes."""
 
     def noted(self, text: str) -> None:

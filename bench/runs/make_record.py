@@ -9,15 +9,17 @@ from typing import Any
 from bench.core.conditions import Condition
 from bench.core.environment import environment
 from bench.evaluation.protocols import Segment
-from bench.evaluation.stream_results import Measured
+from bench.evaluation.stream_results import ConditionResult
 from bench.execution.task_pool import Finished
-from bench.planning.plan import Lane, Plan
+from bench.planning.plan import BoardEntry, Plan
 from bench.training.job_cache import connectivity_of, fit_seconds, mixture_of
 from leaderboards.metrics import diagnose, score
 from leaderboards.record import SCHEMA, Record
 
 
-def records_of(plan: Plan, lane: Lane, chain: tuple[Segment, ...], finished: Finished) -> Iterator[tuple[Record, Any]]:
+def records_of(
+    plan: Plan, entry: BoardEntry, chain: tuple[Segment, ...], finished: Finished
+) -> Iterator[tuple[Record, Any]]:
     """The records of a finished chain: measured ones, or failed ones with the error for each of its conditions."""
     if finished.error is not None:
         message = str(finished.error) or type(finished.error).__name__
@@ -26,7 +28,7 @@ def records_of(plan: Plan, lane: Lane, chain: tuple[Segment, ...], finished: Fin
                 yield (
                     _record(
                         plan,
-                        lane,
+                        entry,
                         condition,
                         int((segment.which == segment.conditions.index(condition)).sum()),
                         error=message,
@@ -34,30 +36,30 @@ def records_of(plan: Plan, lane: Lane, chain: tuple[Segment, ...], finished: Fin
                     None,
                 )
         return
-    seconds = fit_seconds(lane.job, lane.trial.seed) if lane.job is not None else 0.0
-    lines = connectivity_of(lane.report, lane.trial.seed) if lane.report is not None else None
-    mixture = mixture_of(lane.job, lane.trial.seed) if lane.job is not None else None
+    seconds = fit_seconds(entry.job, entry.trial.seed) if entry.job is not None else 0.0
+    lines = connectivity_of(entry.report, entry.trial.seed) if entry.report is not None else None
+    mixture = mixture_of(entry.job, entry.trial.seed) if entry.job is not None else None
     found = {"connectivity": lines, "mixture": mixture}
-    measured: Measured
+    measured: ConditionResult
     for measured in finished.value or ():
         n = len(measured.predictions.id)
-        record = _record(plan, lane, measured.condition, n, measured=measured, fit=seconds, found=found)
+        record = _record(plan, entry, measured.condition, n, measured=measured, fit=seconds, found=found)
         yield record, measured.predictions
 
 
 def _record(
     plan: Plan,
-    lane: Lane,
+    entry: BoardEntry,
     condition: Condition,
     n: int,
-    measured: Measured | None = None,
+    measured: ConditionResult | None = None,
     fit: float = 0.0,
     found: Mapping[str, Any] | None = None,
     error: str | None = None,
 ) -> Record:
     """The one place where records are made."""
-    key = lane.keys[condition]
-    identified = lane.identities[condition]
+    key = entry.keys[condition]
+    identified = entry.identities[condition]
     cost: dict[str, Any] = {"fit_seconds": fit, "device_name": measured.device_name if measured else plan.device}
     for name in ("predict_seconds", "forwards", "backwards"):
         cost[name] = getattr(measured, name) if measured else 0
@@ -73,8 +75,8 @@ def _record(
             "key": key,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "status": "failed" if error else "done",
-            "access": {name: getattr(lane.access, name) for name in ("source", "test", "state", "backprop")},
-            "track": lane.access.track,
+            "access": {name: getattr(entry.access, name) for name in ("source", "test", "state", "backprop")},
+            "track": entry.access.track,
             "n": n,
             "metrics": score(measured.predictions) if measured else None,
             "diagnostics": diagnose(measured.predictions, measured.clean_accuracy_after) if measured else None,

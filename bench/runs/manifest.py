@@ -14,7 +14,7 @@ from bench.core.conditions import digest_of
 
 
 @dataclass(frozen=True)
-class Planned:
+class ManifestRow:
     """One row of a run: the record keys of each of its streams, by the name of the stream's lock in `state/`."""
 
     shift: str
@@ -24,7 +24,7 @@ class Planned:
     streams: Mapping[str, tuple[str, ...]]
 
 
-def write_ledger(folder: Path, rows: Sequence[Planned], trainings: Sequence[str] = ()) -> None:
+def write_manifest(folder: Path, rows: Sequence[ManifestRow], trainings: Sequence[str] = ()) -> None:
     """Leave what a run will measure, and the keys of what it trains for that, in the folder.
 
     Raises BenchError where it cannot be written.
@@ -47,18 +47,18 @@ def read_trainings(folder: Path) -> list[str]:
     return list(keys)
 
 
-def read_ledger(folder: Path) -> list[Planned]:
+def read_manifest(folder: Path) -> list[ManifestRow]:
     """The rows of all runs of a folder; a file that cannot be read, of a run that was killed, counts as none."""
-    rows: list[Planned] = []
+    rows: list[ManifestRow] = []
     for path in sorted((folder / "state").glob("planned-*.json")):
         try:
-            rows += TypeAdapter(list[Planned]).validate_json(path.read_bytes())
+            rows += TypeAdapter(list[ManifestRow]).validate_json(path.read_bytes())
         except (OSError, ValidationError):
             continue
     return rows
 
 
-def running(folder: Path, rows: Sequence[Planned]) -> frozenset[str]:
+def running(folder: Path, rows: Sequence[ManifestRow]) -> frozenset[str]:
     """The record keys of the streams that some process is measuring now."""
     from filelock import FileLock, Timeout
 

@@ -20,7 +20,7 @@ from bench.core.console import print_json, print_rich, print_text, table
 from bench.core.errors import MissingDataError, UsageError, nearest
 from bench.core.errors import ValidationError as InvalidResults
 from bench.execution import progress_files as live
-from bench.runs.manifest import read_ledger, read_trainings, running
+from bench.runs.manifest import read_manifest, read_trainings, running
 from bench.runs.progress import in_words, shown
 from leaderboards import compare, tables
 from leaderboards.boards import Board, BoardError, make_board
@@ -102,7 +102,7 @@ _STATES = ("done", "running", "failed", "missing")
 
 
 def _standing(folder: Path) -> list[dict[str, Any]]:
-    planned = read_ledger(folder)
+    planned = read_manifest(folder)
     records = [] if planned and not any((folder / "records").glob("*.json")) else open_records([folder])
     rows: dict[tuple[str, str, str, int], dict[str, Any]] = {}
 
@@ -184,7 +184,7 @@ def print_leaderboard(
         raise UsageError(f"{format_} always has all columns; --columns is for terminal, md and latex")
     paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
-    with _told():
+    with _as_bench_error():
         memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
         board = make_board(records, lambda record: find_scored(paths, record), memory=memory)
     titles = [column.title for column in tables.columns_of(board, per_corruption=True)]
@@ -231,7 +231,7 @@ def print_comparison(
     _check_format(format_, _COMPARISON, out)
     paths = _folders(folders, "compare A B")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
-    with _told():
+    with _as_bench_error():
         comparison = compare.compare_rows(records, a, b, lambda record: find_scored(paths, record))
     if format_ == "terminal":
         print_rich(compare.to_terminal(comparison))
@@ -253,7 +253,7 @@ def _folders(text: str, command: str) -> list[Path]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _as_bench_error() -> Iterator[None]:
     """Damaged results and records that must not be mixed become errors that a user can act on."""
     try:
         yield

@@ -16,8 +16,8 @@ from rich.text import Text
 from bench.core.console import duration, say
 from bench.execution.progress_files import Left, Now, running, tell_left
 from bench.execution.task_pool import Task
-from bench.planning.time_left import Estimate, Piece
-from bench.runs.callbacks import Watcher
+from bench.planning.time_left import Estimate, WorkItem
+from bench.runs.callbacks import RunCallback
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 5.0
@@ -25,7 +25,7 @@ _SECONDS_OF_SILENCE = 30.0
 _WIDTH_OF_THE_REST = 60
 
 
-class RunProgress(Watcher):
+class RunProgress(RunCallback):
     """Shows tasks, the time that is left, and where each stream and training is, whichever process runs it.
 
     `out` is the folder of the run, where it leaves word for `bench results --watch`.
@@ -60,12 +60,12 @@ class RunProgress(Watcher):
         """Where everything is that runs now."""
         return running(self._out, self._trainings).values()
 
-    def planned(self, pieces: Sequence[Piece], jobs: int) -> None:
-        trainings = sum(piece.training for piece in pieces)
-        streams = sum(len(piece.members) for piece in pieces if not piece.training)
+    def planned(self, work_items: Sequence[WorkItem], jobs: int) -> None:
+        trainings = sum(item.training for item in work_items)
+        streams = sum(len(item.members) for item in work_items if not item.training)
         self._total = trainings + streams
-        self._trainings = tuple(piece.key for piece in pieces if piece.training)
-        self._estimate = Estimate(pieces, jobs)
+        self._trainings = tuple(item.key for item in work_items if item.training)
+        self._estimate = Estimate(work_items, jobs)
         self._task = self._bar.add_task("starting", total=self._total, left="")
         if self._total:
             self.noted(f"{trainings} trainings and {streams} streams in {jobs} process{'es' if jobs > 1 else ''}")

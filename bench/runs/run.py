@@ -18,13 +18,13 @@ from bench.evaluation.protocols import Segment, chains
 from bench.evaluation.shared_pass import run_streams
 from bench.evaluation.stream_tasks import checkpoint, forget
 from bench.execution.task_pool import Executor
-from bench.planning.plan import Lane, Plan, default_folder, make_plan
+from bench.planning.plan import BoardEntry, Plan, default_folder, make_plan
 from bench.planning.streams import groups_of, missing_streams, stream_name
-from bench.planning.work_items import pieces_of
-from bench.runs.callbacks import Watcher
+from bench.planning.work_items import work_items_of
+from bench.runs.callbacks import RunCallback
 from bench.runs.make_record import records_of
-from bench.runs.manifest import Planned, write_ledger
-from bench.runs.trackers import open_sink
+from bench.runs.manifest import ManifestRow, write_manifest
+from bench.runs.trackers import open_tracker
 from bench.settings.run_spec import RunSpec
 from leaderboards.record import Record
 from leaderboards.store import Store, StoreError
@@ -62,56 +62,58 @@ class Outcome:
         return make_board(self.records(), Store(self.out).predictions)
 
 
-def run(spec: RunSpec, watcher: Watcher | None = None) -> Outcome:
+def run(spec: RunSpec, callback: RunCallback | None = None) -> Outcome:
     """Do all that a spec asks for and is not done yet. A failed trial is a record; it never stops the others.
 
     Raises UsageError, MissingDataError or BenchError before anything is started.
     """
-    return run_all([spec], watcher)[0]
+    return run_all([spec], callback)[0]
 
 
-def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Outcome]:
+def run_all(specs: Sequence[RunSpec], callback: RunCallback | None = None) -> list[Outcome]:
     """Several specs in one pool of workers, an outcome for each; what they share is trained once."""
-    watcher = watcher or Watcher()
-    plans = [_planned(spec, watcher) for spec in specs]
+    callback = callback or RunCallback()
+    plans = [_planned(spec, callback) for spec in specs]
     cooking = {task.key: task for plan in plans for task in plan.cooking}
-    streams: dict[str, tuple[Plan, Lane, tuple[Segment, ...]]] = {}
+    streams: dict[str, tuple[Plan, BoardEntry, tuple[Segment, ...]]] = {}
     tasks = list(cooking.values())
     for plan in plans:
         write_settings(plan)
-        rows = _ledger(plan)
-        write_ledger(plan.out, rows, [task.key for task in plan.cooking])
+        rows = _manifest(plan)
+        write_manifest(plan.out, rows, [task.key for task in plan.cooking])
         _forget_done(plan, rows)
-        for task, lane, chain in missing_streams(plan):
+        for task, entry, chain in missing_streams(plan):
             if task.key not in streams:
                 tasks.append(task)
-            streams[task.key] = (plan, lane, chain)
+            streams[task.key] = (plan, entry, chain)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
-        watcher.noted(note)
+        callback.noted(note)
     executor = executor_of(plans[0])
     groups = groups_of(plans[0], tasks)
-    watcher.planned(pieces_of(plans, groups, {key: lane for key, (_, lane, _) in streams.items()}), plans[0].jobs)
+    callback.planned(
+        work_items_of(plans, groups, {key: entry for key, (_, entry, _) in streams.items()}), plans[0].jobs
+    )
     counts = {id(plan): Counter[str]() for plan in plans}
     errors: dict[int, dict[str, None]] = {id(plan): {} for plan in plans}
     try:
-        with open_sink(plans[0].spec, plans[0].out) as sink:
-            for finished in run_streams(groups, plans[0].jobs, plans[0].threads, watcher.started, executor):
-                watcher.finished(finished.task, finished.error)
+        with open_tracker(plans[0].spec, plans[0].out) as tracker:
+            for finished in run_streams(groups, plans[0].jobs, plans[0].threads, callback.started, executor):
+                callback.finished(finished.task, finished.error)
                 if finished.error is not None:
                     log.error("%s failed", finished.task.label, exc_info=finished.error)
                 if finished.task.key not in streams:
                     continue
-                plan, lane, chain = streams[finished.task.key]
+                plan, entry, chain = streams[finished.task.key]
                 if finished.error is not None:
                     errors[id(plan)][f"{finished.task.label}: {finished.error}"] = None
-                for record, predictions in records_of(plan, lane, chain, finished):
+                for record, predictions in records_of(plan, entry, chain, finished):
                     if record.key in plan.missing and _write(plan, record, predictions):
                         counts[id(plan)][record.status] += 1
-                        sink.take(record)
+                        tracker.take(record)
                 forget(plan.out, finished.task.key)
     finally:
         for out in {plan.out for plan in plans}:
-            with _told(out):
+            with _as_bench_error(out):
                 Store(out).compile()
     return [
         Outcome(
@@ -126,27 +128,27 @@ def run_all(specs: Sequence[RunSpec], watcher: Watcher | None = None) -> list[Ou
     ]
 
 
-def _planned(spec: RunSpec, watcher: Watcher) -> Plan:
+def _planned(spec: RunSpec, callback: RunCallback) -> Plan:
     """The plan; records that cannot be read are set aside, so that they are measured again."""
     try:
         return make_plan(spec)
     except StoreError as error:
         out = spec.out or default_folder(spec)
-        with _told(out):
+        with _as_bench_error(out):
             moved = Store(out).set_aside_broken()
         if not moved:
             raise ValidationError(str(error)) from None
-        watcher.noted(f"{len(moved)} damaged records are set aside as {moved[0].parent}/*.broken and measured again")
+        callback.noted(f"{len(moved)} damaged records are set aside as {moved[0].parent}/*.broken and measured again")
         return make_plan(spec)
 
 
 def _write(plan: Plan, record: Record, predictions: Any) -> bool:
-    with _told(plan.out):
+    with _as_bench_error(plan.out):
         return Store(plan.out).write(record, predictions, replace=plan.spec.rerun or plan.spec.only_failed)
 
 
 @contextlib.contextmanager
-def _told(out: Path) -> Iterator[None]:
+def _as_bench_error(out: Path) -> Iterator[None]:
     """What keeps records from being written becomes one sentence."""
     try:
         yield
@@ -175,23 +177,23 @@ def executor_of(plan: Plan) -> Executor | None:
     return SlurmJobs(settings, plan.out / "slurm", plan.jobs, plan.threads)
 
 
-def _ledger(plan: Plan) -> list[Planned]:
+def _manifest(plan: Plan) -> list[ManifestRow]:
     return [
-        Planned(
+        ManifestRow(
             plan.spec.shift,
-            lane.trial.method,
-            lane.part,
-            lane.trial.seed,
+            entry.trial.method,
+            entry.part,
+            entry.trial.seed,
             {
-                stream_name(lane, number): tuple(lane.keys[c] for segment in chain for c in segment.conditions)
-                for number, chain in enumerate(chains(lane.segments))
+                stream_name(entry, number): tuple(entry.keys[c] for segment in chain for c in segment.conditions)
+                for number, chain in enumerate(chains(entry.segments))
             },
         )
-        for lane in plan.lanes
+        for entry in plan.entries
     ]
 
 
-def _forget_done(plan: Plan, rows: Sequence[Planned]) -> None:
+def _forget_done(plan: Plan, rows: Sequence[ManifestRow]) -> None:
     """Remove checkpoints of streams whose records are there: a run was killed between the two."""
     for name, keys in (stream for row in rows for stream in row.streams.items()):
         if plan.missing.isdisjoint(keys):

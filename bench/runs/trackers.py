@@ -26,7 +26,7 @@ _SECONDS_TO_START = 120.0
 _SECONDS_TO_FINISH = 30.0
 
 
-class Sink:
+class RecordTracker:
     """Takes records as they are made, and hands them to a tracker in a thread of its own, for which a run never waits.
 
     A tracker that fails is left out for the rest of the run; one that hangs gets half a minute at its end.
@@ -88,16 +88,16 @@ class Sink:
 
 
 @contextmanager
-def open_sink(spec: RunSpec, out: Path) -> Iterator[Sink]:
+def open_tracker(spec: RunSpec, out: Path) -> Iterator[RecordTracker]:
     """The sink that a run asks for, which takes nothing where it asks for none; its files lie in `out`/track.
 
     What a tracker prints goes to stderr. Raises UsageError where its package is missing or it cannot start.
     """
     if spec.track is None:
-        yield Sink(None)
+        yield RecordTracker(None)
         return
     with redirect_stdout(sys.stderr):
-        sink = Sink(partial(_start, spec.track, spec, out.absolute()))
+        sink = RecordTracker(partial(_start, spec.track, spec, out.absolute()))
         try:
             yield sink
         finally:

@@ -20,7 +20,7 @@ _HELD_OUT = 0.02
 
 
 @dataclass(frozen=True)
-class Options:
+class MethodOptions:
     """Options of methods on a shift, for a classifier whose norms are of a kind (bn, gn, ln), on a device."""
 
     spec: RunSpec

@@ -22,7 +22,7 @@ _FAMILIES = {row.name: row.group for row in ROWS if row.group != "extra"} | {
 
 
 @dataclass(frozen=True)
-class Group:
+class PoolGroup:
     """Conditions that one classifier is scored on, and those whose images it may see before."""
 
     scored: tuple[Condition, ...]
@@ -34,7 +34,7 @@ def family_of(corruption: str) -> str:
     return _FAMILIES.get(corruption, corruption)
 
 
-def groups(conditions: Sequence[Condition], shift_pool: str) -> list[Group]:
+def groups(conditions: Sequence[Condition], shift_pool: str) -> list[PoolGroup]:
     """The classifiers that a pool asks for. Clean images are a condition like the others where each has its own.
 
     Where a family is left out, clean images, which belong to none, are scored by the classifier of the whole pool.
@@ -43,20 +43,20 @@ def groups(conditions: Sequence[Condition], shift_pool: str) -> list[Group]:
     shifted = [condition for condition in conditions if condition != CLEAN]
     clean = [condition for condition in conditions if condition == CLEAN]
     if shift_pool == "mixed":
-        return [Group(tuple(conditions), tuple(shifted))]
+        return [PoolGroup(tuple(conditions), tuple(shifted))]
     names = {c: family_of(str(c.corruption)) if shift_pool == "leave_one_family_out" else c.corruption for c in shifted}
     found = []
     for name in dict.fromkeys(names.values()):
         inside = tuple(condition for condition in shifted if names[condition] == name)
         outside = tuple(condition for condition in shifted if names[condition] != name)
-        found.append(Group(inside, inside if shift_pool == "per_corruption" else outside))
+        found.append(PoolGroup(inside, inside if shift_pool == "per_corruption" else outside))
     if not all(group.pooled for group in found):
         raise ValueError("leaving out a family needs corruptions of at least two; add some with --corruption")
     whole = (CLEAN,) if shift_pool == "per_corruption" else tuple(shifted)
-    return [*([Group((CLEAN,), whole)] if clean else []), *found]
+    return [*([PoolGroup((CLEAN,), whole)] if clean else []), *found]
 
 
-class Pantry:
+class AdaptationPools:
     """The images that recipes may ask for, made when they do: pools without labels, clean test images with them."""
 
     def __init__(self, shift: Shift, adapt: np.ndarray, split: str) -> None:
@@ -65,7 +65,7 @@ class Pantry:
         self._clean: Unlabelled | None = None
         self._val: Labelled | None = None
 
-    def shifted(self, group: Group) -> Unlabelled:
+    def shifted(self, group: PoolGroup) -> Unlabelled:
         """Images of the adapt half under the conditions that a group may see."""
         if group.pooled not in self._pools:
             self._pools[group.pooled] = adapt_pool(self._shift, self._adapt, group.pooled)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.core.conditions import Condition
 from bench.core.errors import MissingDataError, UsageError
 from bench.data.arrays import read_cifar_binary, read_npy
-from bench.data.classes import CIFAR10, CIFAR100, Known
+from bench.data.classes import CIFAR10, CIFAR100, KnownClasses
 from bench.data.decode import Preprocessing
 from bench.data.hf_tables import read_hub, read_parquet
 from bench.data.imageset import ImageSet
@@ -101,7 +101,7 @@ def read_clean(row: ShiftRow, root: Path | None, split: str, reading: Reading) -
     CIFAR's "python version" is a pickle, which is never loaded.
     """
     names = _names(row)
-    known = Known(names, published=True)
+    known = KnownClasses(names, published=True)
     label = reading.label or ("fine_label" if len(names) == 100 else None)
     if root is None:
         return read_hub(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.data.arrays import read_idx
-from bench.data.classes import Known
+from bench.data.classes import KnownClasses
 from bench.data.decode import Preprocessing
 from bench.data.hf_tables import read_hub
 from bench.data.imageset import ImageSet
@@ -54,7 +54,7 @@ def load(row: ShiftRow, reading: Reading) -> ImageShift:
 
 def _read(row: ShiftRow, root: Path | None, split: str, reading: Reading) -> ImageSet:
     if root is None:
-        known = Known(CLASSES, published=True)
+        known = KnownClasses(CLASSES, published=True)
         return read_hub(
             row.hub, None, split, offline=reading.offline, label_column=reading.label, as_published=True, classes=known
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.core.errors import MissingDataError, UsageError
-from bench.data.classes import ORDERS, Known, in_order, joined, places_of, read_classes, synsets
+from bench.data.classes import ORDERS, KnownClasses, in_order, joined, places_of, read_classes, synsets
 from bench.data.flat import is_flat, read_flat
 from bench.data.folders import FolderSet, list_folder, unsorted_folder
 from bench.data.hf_tables import TableSet, UnlabelledError, named_in, read_hub, read_parquet
@@ -71,7 +71,7 @@ def train_source(row: ShiftRow, reading: Reading) -> ImageShift:
         if not _unsorted(part.places[0] if part is not None else root):
             with contextlib.suppress(UnlabelledError):
                 return reader.read(part, _known(found, reading))
-        return reader.read(part, Known(unlabelled=True))
+        return reader.read(part, KnownClasses(unlabelled=True))
 
     return _shift(row, reading, Sources(images(), images))
 
@@ -84,7 +84,7 @@ def _hub_train(row: ShiftRow, reading: Reading) -> ImageShift:
         read = partial(read_hub, repo, config, reading.part or "train", offline=reading.offline)
         with contextlib.suppress(UnlabelledError):
             return read(label_column=reading.label)
-        return read(classes=Known(unlabelled=True))
+        return read(classes=KnownClasses(unlabelled=True))
 
     return _shift(row, reading, Sources(images(), images))
 
@@ -105,7 +105,7 @@ class _Reader:
     reading: Reading
     as_published: bool = False
 
-    def read(self, part: PartFiles | None, known: Known | None) -> ImageSet:
+    def read(self, part: PartFiles | None, known: KnownClasses | None) -> ImageSet:
         """The images of a part, or of the whole folder where it has none."""
         every = tuple(file for each in self.found.parts for file in each.places)
         places = part.places if part is not None else every or (self.found.root,)
@@ -147,27 +147,27 @@ def sources_of(root: Path, reading: Reading, *, as_published: bool = False) -> S
         return Sources(test, None, told, found, part.name)
     if known is None or known.order in ORDERS:
         test = _with_classes_of(test, trained, part, reading)
-    known = known if known is not None and known.classes else Known(test.classes)
+    known = known if known is not None and known.classes else KnownClasses(test.classes)
     known = replace(known, column=_column(test), order=None)
     return Sources(test, lambda: reader.read(trained, known), told, found, part.name)
 
 
-def _known(found: Parts, reading: Reading) -> Known | None:
+def _known(found: Parts, reading: Reading) -> KnownClasses | None:
     """What is known of the classes: what the user says, else ImageNet's where all folders are called by its synsets."""
     if reading.classes in ORDERS:
-        return Known(order=reading.classes)
+        return KnownClasses(order=reading.classes)
     if reading.classes is not None:
-        return Known(read_classes(Path(reading.classes)), published=True)
+        return KnownClasses(read_classes(Path(reading.classes)), published=True)
     folders = [part.places[0] for part in found.parts if part.places[0].is_dir()]
     names = [name for place in (folders or [found.root]) for name in _class_folders(place)]
-    return Known(synsets()) if names and set(names) <= set(synsets()) else None
+    return KnownClasses(synsets()) if names and set(names) <= set(synsets()) else None
 
 
 def _class_folders(place: Path) -> list[str]:
     return [folder.name for folder in list_folder(place).folders] if place.is_dir() else []
 
 
-def _scored(reader: _Reader, known: Known | None) -> tuple[ImageSet, PartFiles, tuple[str, ...]]:
+def _scored(reader: _Reader, known: KnownClasses | None) -> tuple[ImageSet, PartFiles, tuple[str, ...]]:
     """The images that are scored: the part that the user names, else the first of test and validation with labels."""
     found = reader.found
     if reader.reading.part is not None:
@@ -229,11 +229,11 @@ def hub(row: ShiftRow, reading: Reading) -> ImageShift:
         return folder(replace(row, name=f"folder:{repo}"), reading)
     known = None
     if reading.classes in ORDERS:
-        known = Known(order=reading.classes)
+        known = KnownClasses(order=reading.classes)
     elif reading.classes is not None:
-        known = Known(read_classes(Path(reading.classes)), published=True)
+        known = KnownClasses(read_classes(Path(reading.classes)), published=True)
 
-    def read(split: str, classes: Known | None) -> TableSet:
+    def read(split: str, classes: KnownClasses | None) -> TableSet:
         return read_hub(
             repo, config or None, split, offline=reading.offline, label_column=reading.label, classes=classes
         )
@@ -265,7 +265,7 @@ def hub(row: ShiftRow, reading: Reading) -> ImageShift:
 
     def train() -> ImageSet:
         test = scored()[1]
-        classes = known if known is not None and known.classes else Known(test.classes)
+        classes = known if known is not None and known.classes else KnownClasses(test.classes)
         return read("train", replace(classes, column=test.label_column, order=None))
 
     split, test, told = scored()

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.core.conditions import Condition
 from bench.core.errors import MissingDataError, UsageError
-from bench.data.classes import Known, synsets
+from bench.data.classes import KnownClasses, synsets
 from bench.data.decode import Preprocessing
 from bench.data.flat import is_flat, read_flat
 from bench.data.folders import SKIP_LIST, list_folder, listed_folder, read_folder
@@ -277,7 +277,7 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
     @cache
     def images() -> ImageSet:
         if root is None:
-            known = Known(tuple(classes), published=True)
+            known = KnownClasses(tuple(classes), published=True)
             return read_hub(
                 row.hub,
                 None,
@@ -308,7 +308,7 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
 
 def _read_classes(root: Path, classes: Sequence[str], label: str | None) -> ImageSet:
     """Class folders named by synset or by words, or by number from 0 as in ImageNetV2; tables likewise."""
-    return find_set(root, Known(tuple(classes), published=True), as_published=True, label_column=label)
+    return find_set(root, KnownClasses(tuple(classes), published=True), as_published=True, label_column=label)
 
 
 def real(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -368,7 +368,9 @@ def _read_imagenet(
     """A part of ImageNet: class folders or tables, or one flat folder with the labels that lie beside."""
     if is_flat(root):
         return read_flat(root, as_published=as_published)
-    return find_set(root, Known(tuple(classes), published=True), as_published=as_published, label_column=label_column)
+    return find_set(
+        root, KnownClasses(tuple(classes), published=True), as_published=as_published, label_column=label_column
+    )
 
 
 def _train(

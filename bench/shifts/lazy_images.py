@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.core.conditions import NATURAL, Condition, digest_of
 from bench.core.errors import BenchError
-from bench.data.pixel_cache import KeptRows, room_for
+from bench.data.pixel_cache import CachedRows, room_for
 from methods.base import Images
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class LazyImages:
         return out
 
     @property
-    def kept(self) -> tuple[KeptRows, ...]:
+    def kept(self) -> tuple[CachedRows, ...]:
         """Where corrupted images are kept; empty where they are not."""
         return tuple(self._kept.values())
 
@@ -91,11 +91,11 @@ class LazyImages:
         return make(places) if kept is None else kept.take(places, make)
 
     @cached_property
-    def _kept(self) -> dict[Condition, KeptRows]:
+    def _kept(self) -> dict[Condition, CachedRows]:
         if not (self._keep and self._shift.made_here):
             return {}
         made = [condition for condition in self._conditions if condition.corruption not in (None, NATURAL)]
-        found = {condition: KeptRows(self._key(condition), len(self._ids), self.shape[1:]) for condition in made}
+        found = {condition: CachedRows(self._key(condition), len(self._ids), self.shape[1:]) for condition in made}
         return found if room_for(list(found.values())) else {}
 
     def _key(self, condition: Condition) -> str:

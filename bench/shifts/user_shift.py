@@ -67,7 +67,7 @@ class OwnShift(ABC):
 
 
 @dataclass(frozen=True)
-class _Told:
+class _UserCorruptions:
     """Clean images under the corruptions of somebody's class."""
 
     stores: Stores
@@ -94,7 +94,7 @@ def own(row: ShiftRow, reading: Reading) -> ImageShift:
     since is refused.
     """
     file, _, cls = row.name.rpartition(":")
-    told = told_by(row.name, reading)
+    told = user_shift_of(row.name, reading)
     code = f"file:{code_of(row.name)}"
     if row.profile not in ("auto", code):
         raise UsageError(f"{file} has changed since the run was planned; start the run again")
@@ -130,12 +130,12 @@ def own(row: ShiftRow, reading: Reading) -> ImageShift:
         severities=told.severities,
     )
     train = (lambda: needed("train")) if part("train") is not None else None
-    shift = ImageShift(facts, lambda: test, train, _Told(stores, told, name, code), stores)
+    shift = ImageShift(facts, lambda: test, train, _UserCorruptions(stores, told, name, code), stores)
     shift.made_by = (own, replace(row, profile=code), reading)
     return shift
 
 
-def told_by(path: str, reading: Reading) -> OwnShift:
+def user_shift_of(path: str, reading: Reading) -> OwnShift:
     """The object of FILE.py:CLASS. Raises UsageError where it is not a whole OwnShift."""
     cls = load_object(path)
     if not (inspect.isclass(cls) and issubclass(cls, OwnShift)) or inspect.isabstract(cls):

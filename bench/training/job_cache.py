@@ -19,9 +19,9 @@ from bench.core.conditions import digest_of
 from bench.core.environment import device_name
 from bench.core.errors import BenchError, MissingDataError
 from bench.core.import_object import search_for, searched_for
-from bench.execution.checkpointing import FileKeeper
+from bench.execution.checkpointing import FileCheckpointer
 from bench.execution.distributed import Call, spread
-from bench.execution.progress_files import Teller, training_file
+from bench.execution.progress_files import ProgressWriter, training_file
 from bench.execution.task_pool import Task
 from bench.models.weights_io import facts_of, load_weights, save_weights, whole_facts
 from methods.base import Job, JobFunction, Work
@@ -154,7 +154,7 @@ def _received(message: bytes, modules: Mapping[str, str]) -> Order:
     return Order(pickle.loads(message))
 
 
-def cooking_tasks(targets: Iterable[Job], seed: int, device: str, devices: int = 1) -> list[Task]:
+def training_tasks(targets: Iterable[Job], seed: int, device: str, devices: int = 1) -> list[Task]:
     """A task for each job that is not in the cache yet; equal jobs become one. Those that can share `devices`."""
     tasks: dict[str, Task] = {}
     for job in all_jobs(targets):
@@ -172,11 +172,11 @@ def cooking_tasks(targets: Iterable[Job], seed: int, device: str, devices: int =
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
         spent = devices if job.shared else 1
         arguments = (key, draws, order, device, job.label, stocks, spent, job.work, kind_of(job), code_key(job))
-        tasks[key] = Task(key, cook, arguments, after, job.label, spent)
+        tasks[key] = Task(key, run_job, arguments, after, job.label, spent)
     return list(tasks.values())
 
 
-def cook(
+def run_job(
     key: str,
     draws: int,
     order: Order,
@@ -203,15 +203,17 @@ def cook(
             raise BenchError(f"the code of {label} has changed since the run was planned; start the run again")
         weights = [part if isinstance(part, Weights) else load_weights(weights_path(part))[0] for part in inputs]
         call = Call(function, weights, data, config, draws, device)
-        teller = Teller(training_file(key), label)
+        writer = ProgressWriter(training_file(key), label)
         steps = work.steps if work is not None else 0
-        keeper = FileKeeper(_checkpoint(key), tell=partial(teller.step, steps) if steps else None)
+        checkpointer = FileCheckpointer(_checkpoint(key), tell=partial(writer.step, steps) if steps else None)
         start = time.perf_counter()
         try:
-            result = spread(call, keeper, devices) if devices > 1 else call.here(keeper if resumable else None)
+            result = (
+                spread(call, checkpointer, devices) if devices > 1 else call.here(checkpointer if resumable else None)
+            )
         finally:
-            teller.end()
-        seconds = (keeper.seconds_before + time.perf_counter() - start) * devices
+            writer.end()
+        seconds = (checkpointer.seconds_before + time.perf_counter() - start) * devices
         bad = [name for name, tensor in result.tensors.items() if not torch.isfinite(tensor).all()]
         if bad:
             raise FloatingPointError(f"{label} gave weights that are not finite ({bad[0]}); lower its learning rate")
@@ -221,10 +223,10 @@ def cook(
             facts["devices"] = devices
         if isinstance(result, Mixed):
             facts["shares"] = {layer: list(row) for layer, row in result.shares.items()}
-        if keeper.losses:
-            facts["losses"] = keeper.losses
+        if checkpointer.losses:
+            facts["losses"] = checkpointer.losses
         save_weights(weights_path(key), result, facts)
-        keeper.forget()
+        checkpointer.forget()
 
 
 def machine(device: str) -> list[str | int]:

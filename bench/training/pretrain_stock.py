@@ -18,7 +18,7 @@ from bench.core.conditions import CLEAN, digest_of
 from bench.core.devices import pick_device, pick_jobs, pick_precision
 from bench.core.environment import environment
 from bench.core.errors import BenchError, UsageError, nearest
-from bench.execution.checkpointing import SECONDS, FileKeeper, Tell
+from bench.execution.checkpointing import SECONDS, FileCheckpointer, ReportProgress
 from bench.execution.distributed import Call, spread
 from bench.execution.task_pool import set_threads
 from bench.models.timm_encoders import timm_architecture
@@ -116,7 +116,7 @@ class StockSpec:
 
 
 @dataclass(frozen=True)
-class Planned:
+class StockPlan:
     """A training before it starts: `key` names its checkpoint and changes with all that changes its bits."""
 
     recipe: Pretraining
@@ -162,7 +162,7 @@ def architecture(name: str) -> AnyArchitecture:
         raise UsageError(f"--arch {name}: {error}; choose other numbers") from None
 
 
-def plan_stock(spec: StockSpec) -> Planned:
+def plan_stock(spec: StockSpec) -> StockPlan:
     """Find the images and settle the recipe. Only clean train images are used, without labels: never dev or test ones.
 
     Raises UsageError for what cannot be trained, MissingDataError where the images are not found.
@@ -211,7 +211,7 @@ def plan_stock(spec: StockSpec) -> Planned:
     job = Job(pretrain, recipe, (), data, "stock")
     key = digest_of([job_key(job, spec.seed), torch.device(device).type, threads])
     source = f"{len(ids)} clean train images of {spec.data}, without labels"
-    return Planned(recipe, name, data, source, device, spec.threads or max(1, threads // spec.devices), key)
+    return StockPlan(recipe, name, data, source, device, spec.threads or max(1, threads // spec.devices), key)
 
 
 def _usual_arch(data: str) -> str:
@@ -265,10 +265,10 @@ def _check_objective(recipe: Pretraining) -> None:
         raise UsageError(str(error).replace("mask_ratio", "--mask-ratio")) from None
 
 
-class ShownKeeper(FileKeeper):
+class ShownCheckpointer(FileCheckpointer):
     """A keeper that tells after every step how many are done, and the loss some moments ago (None at first)."""
 
-    def __init__(self, path: Path, tell: Tell, seconds: float = SECONDS) -> None:
+    def __init__(self, path: Path, tell: ReportProgress, seconds: float = SECONDS) -> None:
         super().__init__(path, seconds, tell=self._looked)
         self._show = tell
         self._done = 0
@@ -290,11 +290,13 @@ class ShownKeeper(FileKeeper):
         self._show(len(losses), float(losses[-1]))
 
 
-def train_stock(plan: Planned, spec: StockSpec, keep: FileKeeper | None = None) -> tuple[Weights, dict[str, object]]:
+def train_stock(
+    plan: StockPlan, spec: StockSpec, keep: FileCheckpointer | None = None
+) -> tuple[Weights, dict[str, object]]:
     """Weights of a stock and the facts of where they come from. Raises BenchError where training diverges."""
     set_threads(plan.threads)
 
-    def train(stop: int | None, keep: FileKeeper | None) -> Weights:
+    def train(stop: int | None, keep: FileCheckpointer | None) -> Weights:
         call = Call(pretrain, (), plan.data, replace(plan.recipe, stop=stop), spec.seed, plan.device)
         try:
             return spread(call, keep, spec.devices) if spec.devices > 1 else call.here(keep)
@@ -359,8 +361,8 @@ def where_to(spec: StockSpec, out: Path | None) -> Path:
 def make_stock(
     spec: StockSpec,
     out: Path,
-    tell: Tell,
-    plan: Planned | None = None,
+    tell: ReportProgress,
+    plan: StockPlan | None = None,
     seconds: float = SECONDS,
 ) -> Weights:
     """Pretrain, or go on with a training that was interrupted, and write the stock and the curve of its loss beside it.
@@ -368,11 +370,11 @@ def make_stock(
     `tell` gets the steps that are done; `seconds` lie between two checkpoints.
     """
     plan = plan or plan_stock(spec)
-    keeper = ShownKeeper(cache_dir() / "training" / f"stock-{plan.key}.pt", tell, seconds)
-    weights, facts = train_stock(plan, spec, keeper)
-    save_weights(out, weights, {**facts, "losses": keeper.losses})
-    write_bytes(out.with_suffix(".png"), loss_curve(keeper.curve, f"{out.stem} by {plan.objective}"))
-    keeper.forget()
+    checkpointer = ShownCheckpointer(cache_dir() / "training" / f"stock-{plan.key}.pt", tell, seconds)
+    weights, facts = train_stock(plan, spec, checkpointer)
+    save_weights(out, weights, {**facts, "losses": checkpointer.losses})
+    write_bytes(out.with_suffix(".png"), loss_curve(checkpointer.curve, f"{out.stem} by {plan.objective}"))
+    checkpointer.forget()
     return weights
 
 

@@ -16,7 +16,7 @@ import torch
 
 from methods.adapters.shot_im import ShotIM
 from methods.adapters.tent import Tent
-from methods.base import Adapter, Job, Keeper, Labelled, Recipe, Unlabelled, Unsupported, Work
+from methods.base import Adapter, Checkpointer, Job, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.identity import component
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
@@ -43,7 +43,7 @@ def adapt(
     data: Unlabelled,
     config: Adaptation,
     generator: torch.Generator,
-    keep: Keeper | None = None,
+    keep: Checkpointer | None = None,
 ) -> Weights:
     """The classifier `inputs[0]` after an adapter has met a pool in random order; a resumable job function.
 

@@ -12,7 +12,7 @@ from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
 
 
-class Source(Recipe):
+class SourceOnly(Recipe):
     """Linear probe, then full fine-tuning (LP-FT; Kumar et al. 2022, arXiv:2202.10054) of the stock on clean images."""
 
     access: ClassVar[Access] = Access()

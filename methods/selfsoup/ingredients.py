@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from methods.base import Keeper, Labelled, Unlabelled
-from methods.data_parallel import ALONE, Team
+from methods.base import Checkpointer, Labelled, Unlabelled
+from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.selfsoup.objectives import base, mae
-from methods.training.loop import Batches, Group, Progress, check_size, compile_blocks, take, train
+from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, take, train
 from methods.views.ssl_views import Views
 
 
@@ -64,8 +64,8 @@ def inter_train(
     data: Unlabelled,
     config: Ingredient,
     generator: torch.Generator,
-    keep: Keeper | None = None,
-    team: Team = ALONE,
+    keep: Checkpointer | None = None,
+    parallel: DataParallelGroup = ALONE,
 ) -> Weights:
     """Continue the encoder of `inputs[0]` by self-supervision; a job function, resumable and shared (methods.base.Job).
 
@@ -83,17 +83,17 @@ def inter_train(
     objective = config.objective.build(stock, generator)
     objective.prepare(encoder, config.steps)
     groups = [
-        Group([p for p in encoder.parameters() if p.requires_grad], config.lr, config.warmup),
-        Group([p for p in objective.parameters() if p.requires_grad], config.lr, config.head_warmup),
+        ParameterGroup([p for p in encoder.parameters() if p.requires_grad], config.lr, config.warmup),
+        ParameterGroup([p for p in objective.parameters() if p.requires_grad], config.lr, config.head_warmup),
     ]
     if parts > 1 and objective.once_a_step:
         raise ValueError(
             f"{type(objective).__name__} averages once a step, so its batches stay whole; set accumulate to 1"
         )
-    order = pool_order(data, objective, config.batch_size, generator, parts, team)
+    order = pool_order(data, objective, config.batch_size, generator, parts, parallel)
     if config.compile:
         compile_blocks(encoder, objective)
-    stream = view_batches(stock, data, config.views, objective, order, generator, team, parts)
+    stream = view_batches(stock, data, config.views, objective, order, generator, parallel, parts)
     train(
         lambda views: objective.loss(encoder, views, generator),
         stream,
@@ -103,7 +103,7 @@ def inter_train(
         bf16=config.bf16,
         accumulate=parts,
         progress=Progress(keep, (encoder, objective, order), generator) if keep is not None else None,
-        team=team,
+        parallel=parallel,
     )
     return Weights(stock.architecture, tensors_of(encoder, "encoder"))
 
@@ -114,7 +114,7 @@ def pool_order(
     batch_size: int,
     generator: torch.Generator,
     parts: int = 1,
-    team: Team = ALONE,
+    parallel: DataParallelGroup = ALONE,
 ) -> Batches:
     """Batches of places in a pool, all of one size, for an objective, which is told its share of them.
 
@@ -127,7 +127,7 @@ def pool_order(
             f"{type(objective).__name__} compares images with one another and needs batches of at least "
             f"{objective.smallest_batch}, not {size}"
         )
-    objective.share = replace(team.share(whole, parts), parts=1)
+    objective.share = replace(parallel.share(whole, parts), parts=1)
     return Batches(len(data), batch_size, generator, data.images.device, drop_last=True)
 
 
@@ -138,7 +138,7 @@ def view_batches(
     objective: base.Objective,
     order: Iterable[Tensor],
     generator: torch.Generator,
-    team: Team = ALONE,
+    parallel: DataParallelGroup = ALONE,
     parts: int = 1,
 ) -> Iterator[list[Tensor]]:
     """Batches of normalised views in an order, as many of each image as the objective takes, on the generator's device.
@@ -156,7 +156,7 @@ def view_batches(
 
     def stream() -> Iterator[list[Tensor]]:
         for indices in order:
-            share = team.share(len(indices), parts)
+            share = parallel.share(len(indices), parts)
             images = take(data.images, share.own(indices), device)
             yield [normalise(pipeline(images, generator, share)) for pipeline in pipelines]
 

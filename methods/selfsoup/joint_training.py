@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Keeper, Labelled, Unlabelled, Unsupported
-from methods.data_parallel import ALONE, Team
+from methods.base import Checkpointer, Labelled, Unlabelled, Unsupported
+from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
-from methods.training.loop import Group, Progress, check_size, compile_blocks, take, train
+from methods.training.loop import ParameterGroup, Progress, check_size, compile_blocks, take, train
 
 
 @component("methods.selfsoup.lockstep.Together")
@@ -66,8 +66,8 @@ def inter_train_together(
     data: Unlabelled,
     config: Together,
     generator: torch.Generator,
-    keep: Keeper | None = None,
-    team: Team = ALONE,
+    keep: Checkpointer | None = None,
+    parallel: DataParallelGroup = ALONE,
 ) -> Weights:
     """All encoders (`members.0.encoder.*`, …) of the ingredients; a job function, resumable and shared.
 
@@ -92,13 +92,13 @@ def inter_train_together(
         objectives.append(objective)
         pipelines.append(objective.pipelines(ingredient.views))
         for module, warmup in ((encoder, ingredient.warmup), (objective, ingredient.head_warmup)):
-            groups.append(Group([p for p in module.parameters() if p.requires_grad], ingredient.lr, warmup))
-    orders = [pool_order(data, objective, config.batch_size, shared, team=team) for objective in objectives]
+            groups.append(ParameterGroup([p for p in module.parameters() if p.requires_grad], ingredient.lr, warmup))
+    orders = [pool_order(data, objective, config.batch_size, shared, parallel=parallel) for objective in objectives]
     order = orders[0]
 
     def stream() -> Iterator[Tensor]:
         for indices in order:
-            yield take(data.images, team.share(len(indices)).own(indices), device)
+            yield take(data.images, parallel.share(len(indices)).own(indices), device)
 
     def loss(images: Tensor) -> Tensor:
         total = torch.zeros((), device=device)
@@ -118,7 +118,7 @@ def inter_train_together(
         weight_decay=first.weight_decay,
         bf16=first.bf16,
         progress=Progress(keep, parts, shared) if keep is not None else None,
-        team=team,
+        parallel=parallel,
     )
     tensors: dict[str, Tensor] = {}
     for number, encoder in enumerate(encoders):

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from methods.base import Keeper, Unlabelled
-from methods.data_parallel import ALONE, Team
+from methods.base import Checkpointer, Unlabelled
+from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import AnyArchitecture, Architecture, Weights
 from methods.selfsoup.ingredients import pool_order, tensors_of, view_batches
 from methods.selfsoup.objectives import base, mae
-from methods.training.loop import Group, Progress, train
+from methods.training.loop import ParameterGroup, Progress, train
 from methods.views.ssl_views import Views
 
 
@@ -48,8 +48,8 @@ def pretrain(
     data: Unlabelled,
     config: Pretraining,
     generator: torch.Generator,
-    keep: Keeper | None = None,
-    team: Team = ALONE,
+    keep: Checkpointer | None = None,
+    parallel: DataParallelGroup = ALONE,
 ) -> Weights:
     """A stock from random weights; a resumable, shared job function (methods.base.Job).
 
@@ -67,18 +67,18 @@ def pretrain(
     objective = learnt_by.build(start, generator)
     objective.prepare(encoder, config.steps)
     parameters = [p for p in (*encoder.parameters(), *objective.parameters()) if p.requires_grad]
-    order = pool_order(data, objective, config.batch_size, generator, team=team)
+    order = pool_order(data, objective, config.batch_size, generator, parallel=parallel)
     train(
         lambda views: objective.loss(encoder, views, generator),
-        view_batches(start, data, config.views, objective, order, generator, team),
-        [Group(parameters, config.lr, config.warmup)],
+        view_batches(start, data, config.views, objective, order, generator, parallel),
+        [ParameterGroup(parameters, config.lr, config.warmup)],
         steps=config.steps,
         weight_decay=config.weight_decay,
         betas=config.betas,
         bf16=config.bf16,
         stop=config.stop,
         progress=Progress(keep, (encoder, objective, order), generator) if keep is not None else None,
-        team=team,
+        parallel=parallel,
     )
     decoder = objective.decoder if isinstance(objective, mae.MaskedAutoencoding) else nn.Module()
     return Weights(config.architecture, tensors_of(encoder, "encoder") | tensors_of(decoder, "decoder"))

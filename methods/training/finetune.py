@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Job, Keeper, Labelled, Options, Unlabelled, Unsupported, Work
-from methods.data_parallel import ALONE, Team
+from methods.base import Checkpointer, Job, Labelled, Options, Unlabelled, Unsupported, Work
+from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.norms import training_statistics
-from methods.training.loop import Batches, Group, Progress, check_size, compile_blocks, take, train
+from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, take, train
 from methods.views.ssl_views import Views
 
 _FEATURE_BATCH = 512
@@ -151,8 +151,8 @@ def fine_tune(
     data: Labelled,
     config: FineTune,
     generator: torch.Generator,
-    keep: Keeper | None = None,
-    team: Team = ALONE,
+    keep: Checkpointer | None = None,
+    parallel: DataParallelGroup = ALONE,
 ) -> Weights:
     """A classifier (`encoder.*`, `head.*`) trained on clean labelled images; a job function, resumable and shared.
 
@@ -187,12 +187,12 @@ def fine_tune(
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         for indices in order:
-            share = team.share(len(indices), parts)
+            share = parallel.share(len(indices), parts)
             images = take(data.images, share.own(indices), device)
             yield views(images, generator, share), labels[indices.to(device)]
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        logits = team.share(len(batch[1])).everyone(model(batch[0]))
+        logits = parallel.share(len(batch[1])).everyone(model(batch[0]))
         return F.cross_entropy(logits.float(), batch[1], label_smoothing=config.label_smoothing)
 
     # Only BatchNorm is concerned: a ragged batch of one image may have no variance.
@@ -200,13 +200,13 @@ def fine_tune(
         train(
             loss,
             stream(),
-            [Group([p for p in model.parameters() if p.requires_grad], config.lr, config.warmup)],
+            [ParameterGroup([p for p in model.parameters() if p.requires_grad], config.lr, config.warmup)],
             steps=steps_of(config, data),
             weight_decay=config.weight_decay,
             bf16=config.bf16,
             accumulate=parts,
             progress=Progress(keep, (model, order), generator) if keep is not None else None,
-            team=team,
+            parallel=parallel,
         )
     return model.weights()
 

@@ -17,8 +17,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from methods.base import Images, Keeper, Unlabelled
-from methods.data_parallel import ALONE, Team, uneven
+from methods.base import Checkpointer, Images, Unlabelled
+from methods.data_parallel import ALONE, DataParallelGroup, uneven
 from methods.nets.weights import AnyArchitecture
 from methods.nets.weights import reset as reset
 
@@ -30,7 +30,7 @@ Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Parameters that share a peak learning rate and the fraction of all steps spent on warm-up."""
 
     parameters: Sequence[nn.Parameter]
@@ -116,7 +116,7 @@ class Stateful(Protocol):
 class Progress:
     """How a training is kept: where, and all beside the optimiser that changes as it goes."""
 
-    keep: Keeper
+    keep: Checkpointer
     parts: Sequence[Stateful]
     generator: torch.Generator
 
@@ -137,7 +137,7 @@ def check_size(data: Unlabelled, architecture: AnyArchitecture) -> None:
 def train(
     loss: Callable[[Batch], Tensor],
     stream: Iterable[Batch],
-    groups: Sequence[Group],
+    groups: Sequence[ParameterGroup],
     *,
     steps: int,
     weight_decay: float,
@@ -146,7 +146,7 @@ def train(
     stop: int | None = None,
     accumulate: int = 1,
     progress: Progress | None = None,
-    team: Team = ALONE,
+    parallel: DataParallelGroup = ALONE,
 ) -> Tensor:
     """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
 
@@ -174,21 +174,21 @@ def train(
     taken = steps if stop is None else min(stop, steps)
     losses = torch.empty(taken, device=device)
     done = _continue(progress, optimiser, losses) if progress is not None else 0
-    loss = team.spread(loss, [parameter for group in groups for parameter in group.parameters])
+    loss = parallel.spread(loss, [parameter for group in groups for parameter in group.parameters])
     for step, batch in enumerate(islice(stream, taken - done), start=done):
         for settings, rate in zip(optimiser.param_groups, rates, strict=True):
             settings["lr"] = rate[step]
         parts = cut(batch, accumulate) if accumulate > 1 else [batch]
         values = []
         for number, part in enumerate(parts, start=1):
-            with team.held_back(loss) if number < len(parts) else nullcontext():
+            with parallel.held_back(loss) if number < len(parts) else nullcontext():
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     value = loss(part) / len(parts) if len(parts) > 1 else loss(part)
                 value.backward()  # type: ignore[no-untyped-call]
             values.append(value.detach())
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        losses[step] = team.mean(torch.stack(values).sum() if len(values) > 1 else values[0])
+        losses[step] = parallel.mean(torch.stack(values).sum() if len(values) > 1 else values[0])
         if (step + 1) % _CHECK_EVERY == 0:
             _refuse_divergence(losses[: step + 1])
         if progress is not None and step + 1 < taken and progress.keep.due():

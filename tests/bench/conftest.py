@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.evaluation.prediction_cache import Answers
+from bench.evaluation.prediction_cache import PredictionCache
 from bench.models.weights_io import save_weights
 from bench.runs.run import Outcome, run
 from bench.settings.run_spec import make_spec
@@ -34,7 +34,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stream is run, as if no answers of classifiers that change nothing were in the cache."""
-    monkeypatch.setattr(Answers, "recall", lambda self, segment: None)
+    monkeypatch.setattr(PredictionCache, "recall", lambda self, segment: None)
 
 
 @pytest.fixture

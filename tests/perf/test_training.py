@@ -18,8 +18,8 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torchvision import transforms
 
-from bench.execution.checkpointing import FileKeeper
-from bench.execution.progress_files import Teller
+from bench.execution.checkpointing import FileCheckpointer
+from bench.execution.progress_files import ProgressWriter
 from methods.nets import vit
 from methods.nets.weights import Architecture, build_encoder
 from methods.selfsoup.objectives import mae
@@ -133,11 +133,11 @@ def test_the_loop_adds_little_to_a_bare_one(benchmark: BenchmarkFixture, watched
 
     def ours() -> Tensor:
         loss = lambda batch: encoder(batch).square().mean()  # noqa: E731
-        kept = Progress(keeper, [encoder], generator) if watched else None
+        kept = Progress(checkpointer, [encoder], generator) if watched else None
         return train(loss, batches, [Group(trained, 1e-3, 0.1)], steps=20, weight_decay=0.01, progress=kept)
 
-    teller = Teller(tmp_path / "x.now", "x")
-    keeper = FileKeeper(tmp_path / "x.pt", tell=partial(teller.step, 20))
+    writer = ProgressWriter(tmp_path / "x.now", "x")
+    checkpointer = FileCheckpointer(tmp_path / "x.pt", tell=partial(writer.step, 20))
     bare(encoder, batches)
     ours()
     logs = np.log(paired(lambda: bare(encoder, batches), ours, 40))

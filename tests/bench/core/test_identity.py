@@ -327,8 +327,8 @@ def test_comments_docstrings_messages_and_new_functions_change_no_identity(check
         ("methods/base.py", 'class Adapter(ABC):\n    """', 'class Adapter(ABC):\n    """Another sentence. '),
         (
             "methods/base.py",
-            "class Keeper(Protocol)",
-            "def new_helper() -> int:\n    return 3\n\n\nclass Keeper(Protocol)",
+            "class Checkpointer(Protocol)",
+            "def new_helper() -> int:\n    return 3\n\n\nclass Checkpointer(Protocol)",
         ),
         ("methods/base.py", "call prepare() before reset()", "prepare first"),
         ("methods/adapters/sar.py", '"margin": 0.7}', '"margin": 0.6}'),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.core.conditions import CLEAN
 from bench.data.decode import Preprocessing
-from bench.runs.callbacks import Watcher
+from bench.runs.callbacks import RunCallback
 
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -112,7 +112,7 @@ def arrays(root: Path, names: Sequence[str] = ("fog",), severities: int = 5, ima
     return place
 
 
-class Listener(Watcher):
+class Listener(RunCallback):
     """Keeps the notes of a run."""
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ import torch
 import corruptions
 from bench.core.conditions import CLEAN, NATURAL, Condition
 from bench.data import pixel_cache as kept
-from bench.data.pixel_cache import KeptRows, pools_dir
-from bench.planning.cost_estimate import bill
+from bench.data.pixel_cache import CachedRows, pools_dir
+from bench.planning.cost_estimate import estimate
 from bench.planning.plan import make_plan
 from bench.runs.run import run
 from bench.settings.run_spec import make_spec
@@ -148,13 +148,13 @@ def test_trainings_on_a_large_pool_make_it_once_and_end_as_from_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    true: Any = KeptRows._write
+    true: Any = CachedRows._write
 
-    def counted(self: KeptRows, file: int, rows: np.ndarray, pixels: np.ndarray) -> None:
+    def counted(self: CachedRows, file: int, rows: np.ndarray, pixels: np.ndarray) -> None:
         made.extend(rows.tolist())
         true(self, file, rows, pixels)
 
-    monkeypatch.setattr(KeptRows, "_write", counted)
+    monkeypatch.setattr(CachedRows, "_write", counted)
 
     def predictions(folder: str) -> list[Any]:
         monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / folder / "cache"))
@@ -241,7 +241,7 @@ def test_a_bill_makes_each_image_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(time, "perf_counter", lambda: time.process_time() + slept)
 
     def ingredients() -> list[tuple[float, int]]:
-        costs = bill(make_plan(_spec(tmp_path / "out"))).costs
+        costs = estimate(make_plan(_spec(tmp_path / "out"))).costs
         return [(cost.seconds or 0.0, cost.disk) for cost in costs if cost.label.startswith("ingredient")]
 
     quick = ingredients()
@@ -258,6 +258,6 @@ def test_a_bill_makes_each_image_once(tmp_path: Path, monkeypatch: pytest.Monkey
         path.unlink()
     each = 2.0
     again = make_plan(_spec(tmp_path / "again"))
-    probed = [cost for cost in bill(again).costs if cost.label.startswith("ingredient")]
+    probed = [cost for cost in estimate(again).costs if cost.label.startswith("ingredient")]
     assert [cost.disk for cost in probed] == [quick[1][1]] * 2
     assert sum(cost.seconds or 0.0 for cost in probed) < sum(before for before, _ in quick) + 10 * each

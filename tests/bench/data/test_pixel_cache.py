@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench.data.imageset import clean_folder
-from bench.data.pixel_cache import KeptRows, pools_dir
+from bench.data.pixel_cache import CachedRows, pools_dir
 
 SHAPE = (3, 5, 7)
 ROWS = 40
@@ -38,8 +38,8 @@ class Maker:
         return WHOLE[rows]
 
 
-def opened(key: str = "a") -> KeptRows:
-    return KeptRows(key, ROWS, SHAPE)
+def opened(key: str = "a") -> CachedRows:
+    return CachedRows(key, ROWS, SHAPE)
 
 
 def test_each_row_is_made_once_whoever_asks() -> None:
@@ -122,8 +122,8 @@ def test_removed_under_a_reader_it_goes_on() -> None:
 def test_what_others_filled_is_read_though_nothing_can_be_added() -> None:
     opened().take(np.arange(10), Maker())
     code = (
-        "import os, sys, numpy as np; from bench.data.kept import KeptRows; os.setuid(65534);"
-        f"rows = KeptRows('a', {ROWS}, {SHAPE});"
+        "import os, sys, numpy as np; from bench.data.kept import CachedRows; os.setuid(65534);"
+        f"rows = CachedRows('a', {ROWS}, {SHAPE});"
         "made = []; make = lambda rows: (made.extend(rows.tolist()), np.ones((len(rows), 3, 5, 7), np.uint8))[1];"
         "rows.take(np.arange(12), make); rows.take(np.arange(12), make); print(made, rows.lacking)"
     )
@@ -162,9 +162,9 @@ def test_a_folder_in_the_way_costs_no_pixel(caplog: pytest.LogCaptureFixture) ->
 
 def test_processes_that_fill_one_file_at_once_all_read_the_same() -> None:
     code = (
-        "import sys, numpy as np; from bench.data.kept import KeptRows;"
+        "import sys, numpy as np; from bench.data.kept import CachedRows;"
         "whole = np.random.default_rng(0).integers(0, 256, (40, 3, 5, 7), dtype=np.uint8);"
-        "rows = KeptRows('a', 40, (3, 5, 7)); rng = np.random.default_rng(int(sys.argv[1]));\n"
+        "rows = CachedRows('a', 40, (3, 5, 7)); rng = np.random.default_rng(int(sys.argv[1]));\n"
         "for _ in range(300):\n    some = rng.integers(0, 40, 8)\n"
         "    assert (rows.take(some, whole.__getitem__) == whole[some]).all()\n"
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench.core.conditions import CLEAN, Condition
 from bench.evaluation.pass_counter import Passes, forget_peak, peak_memory_mb
 from bench.evaluation.protocols import parse_protocol, plan_stream
-from bench.evaluation.stream import Stream, StreamError
+from bench.evaluation.stream import BatchStream, StreamError
 from bench.runs.run import Outcome
 from bench.shifts import load_shift
 from methods.base import Adapter
@@ -41,9 +41,9 @@ class Cheat(Adapter):
 """
 
 
-def stream(size: int = 3) -> Stream:
+def stream(size: int = 3) -> BatchStream:
     segment = plan_stream(parse_protocol("reset_each_shift"), (FOG,), IDS, DIGITS.labels(IDS), 0)[0]
-    return Stream(DIGITS, segment, size, "cpu")
+    return BatchStream(DIGITS, segment, size, "cpu")
 
 
 def test_a_batch_comes_only_after_the_last_was_answered() -> None:
@@ -211,7 +211,7 @@ def test_measuring_what_was_forgotten_changes_no_prediction(
 ) -> None:
     options = {"method": "tent", "protocol": "continual"}
     first = run_quick(settings, **options).records()
-    monkeypatch.setattr("bench.runs.run._clean_after", lambda lane, chain: None)
+    monkeypatch.setattr("bench.runs.run._clean_after", lambda entry, chain: None)
     second = run_quick(settings, **options, out=tmp_path / "again").records()
     assert {r.key: r.metrics for r in first} == {r.key: r.metrics for r in second}
     assert {r.key: r.cost and r.cost.forwards for r in first} == {r.key: r.cost and r.cost.forwards for r in second}

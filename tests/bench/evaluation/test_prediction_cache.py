@@ -19,7 +19,7 @@ from bench.core.conditions import digest_of
 from bench.evaluation import prediction_cache as answers
 from bench.evaluation import stream
 from bench.evaluation.evaluate import Evaluation, evaluate
-from bench.planning.cost_estimate import bill
+from bench.planning.cost_estimate import estimate
 from bench.planning.plan import make_plan
 from bench.planning.streams import missing_streams
 from bench.runs.repeat import repeat
@@ -146,8 +146,8 @@ def test_memory_measured_in_company_is_measured_by_who_runs_alone(
     assert batches
     assert all(cost(record).peak_memory_mb for record in alone.records())
     batches.clear()
-    company = run_quick(settings, method="source,lame", protocol="continual", out=tmp_path / "again")
-    assert all(cost(record).peak_memory_mb is None for record in company.records())
+    members = run_quick(settings, method="source,lame", protocol="continual", out=tmp_path / "again")
+    assert all(cost(record).peak_memory_mb is None for record in members.records())
 
 
 def test_only_what_changes_nothing_is_kept(
@@ -335,11 +335,11 @@ def test_a_dry_run_knows_what_is_answered(settings: dict[str, Any], tmp_path: Pa
     run_quick(settings, out=tmp_path / "first")
     files = len(list(answers_dir().glob("*")))
     options = {"set": {"source": {"epochs": 2, "batch_size": 50}}}
-    again = bill(make_plan(make_spec({**settings, "protocol": "episodic"}, options)))
+    again = estimate(make_plan(make_spec({**settings, "protocol": "episodic"}, options)))
     assert (again.answered, again.passes, again.costs, again.seconds) == (3, 0, (), 0)
-    more = bill(make_plan(make_spec({**settings, "protocol": "episodic", "corruption": "fog,pixelate"}, options)))
+    more = estimate(make_plan(make_spec({**settings, "protocol": "episodic", "corruption": "fog,pixelate"}, options)))
     assert (more.answered, more.passes, more.samples) == (2, 1, (12, 0))
-    company = bill(make_plan(make_spec({**settings, "method": "source,lame", "protocol": "episodic"}, options)))
-    assert (company.answered, company.passes) == (3, 3)
-    assert [cost.label for cost in company.costs] == ["lame"]
+    members = estimate(make_plan(make_spec({**settings, "method": "source,lame", "protocol": "episodic"}, options)))
+    assert (members.answered, members.passes) == (3, 3)
+    assert [cost.label for cost in members.costs] == ["lame"]
     assert len(list(answers_dir().glob("*"))) == files

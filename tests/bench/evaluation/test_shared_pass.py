@@ -14,8 +14,8 @@ from torch import Tensor
 from bench.evaluation import shared_pass as together
 from bench.evaluation import stream as stream_module
 from bench.evaluation.evaluate import Evaluation, evaluate, evaluate_together
-from bench.evaluation.stream_results import Measured
-from bench.execution.checkpointing import FileKeeper
+from bench.evaluation.stream_results import ConditionResult
+from bench.execution.checkpointing import FileCheckpointer
 from bench.planning.plan import make_plan
 from bench.planning.streams import missing_streams
 from bench.runs.run import Outcome, run
@@ -82,7 +82,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     return found
 
 
-def parts(measured: list[Measured] | Exception) -> list[Any]:
+def parts(measured: list[ConditionResult] | Exception) -> list[Any]:
     assert not isinstance(measured, Exception)
     return [
         (
@@ -177,7 +177,7 @@ class Killed(BaseException):
     """Not an error that could be one method's own."""
 
 
-class Dying(FileKeeper):
+class Dying(FileCheckpointer):
     """Saves after every batch, and is killed right after one of them."""
 
     def __init__(self, path: Path, last: int) -> None:
@@ -208,7 +208,7 @@ def test_killed_at_different_places_all_go_on_to_the_same_numbers(
             evaluate_together([(job, keep, None) for job, keep in zip(jobs, keepers, strict=True)])
         (tmp_path / "0.pt").unlink()  # and one begins anew, far behind the others
         made.clear()
-        kept = [FileKeeper(tmp_path / f"{number}.pt", place=None) for number in range(3)]
+        kept = [FileCheckpointer(tmp_path / f"{number}.pt", place=None) for number in range(3)]
         outcomes = evaluate_together([(job, keep, None) for job, keep in zip(jobs, kept, strict=True)])
         assert [parts(outcome) for outcome in outcomes] == whole
         assert all(part.peak_memory_mb is None for part in outcomes[0])  # type: ignore[union-attr]
@@ -224,7 +224,7 @@ def test_memory_measured_in_company_is_not_told_by_who_goes_on_alone(settings: d
     run(spec)
     with pytest.raises(Killed):
         evaluate_together([(clean[0], Dying(tmp_path / "0.pt", 1), None), (clean[1], None, None)])
-    (part,) = evaluate(clean[0], FileKeeper(tmp_path / "0.pt", place=None))
+    (part,) = evaluate(clean[0], FileCheckpointer(tmp_path / "0.pt", place=None))
     assert part.peak_memory_mb is None
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench.evaluation.evaluate import Evaluation, evaluate
-from bench.evaluation.stream_results import Measured
-from bench.execution.checkpointing import FileKeeper
+from bench.evaluation.stream_results import ConditionResult
+from bench.execution.checkpointing import FileCheckpointer
 from bench.planning.plan import make_plan
 from bench.planning.streams import missing_streams
 from bench.settings.run_spec import make_spec
@@ -32,7 +32,7 @@ class Killed(Exception):
     pass
 
 
-class Dying(FileKeeper):
+class Dying(FileCheckpointer):
     """Saves after every batch, and is killed right after one of them."""
 
     def __init__(self, path: Path, last: int) -> None:
@@ -46,7 +46,7 @@ class Dying(FileKeeper):
             raise Killed
 
 
-def values(parts: list[Measured]) -> list[Any]:
+def values(parts: list[ConditionResult]) -> list[Any]:
     return [
         (
             part.condition,
@@ -75,5 +75,5 @@ def test_killed_after_a_batch_and_continued_equals_undisturbed(
     for last in (1, 4, batches - 1):
         with pytest.raises(Killed):
             evaluate(job, Dying(tmp_path / "kept.pt", last))
-        assert values(evaluate(job, FileKeeper(tmp_path / "kept.pt", place=None))) == whole, last
+        assert values(evaluate(job, FileCheckpointer(tmp_path / "kept.pt", place=None))) == whole, last
         (tmp_path / "kept.pt").unlink()

@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.execution.checkpointing import FileKeeper
+from bench.execution.checkpointing import FileCheckpointer
 from bench.models.weights_io import load_weights
-from bench.training.job_cache import cook, cooked, cooking_tasks, job_key
+from bench.training.job_cache import cooked, job_key, run_job, training_tasks
 from methods.base import Job, Unlabelled
 from methods.selfsoup.ingredients import Ingredient, inter_train
 
 
 def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    keeper = FileKeeper(tmp_path / "x.pt", seconds=0)
-    assert keeper.load() is None
-    assert keeper.due()
+    checkpointer = FileCheckpointer(tmp_path / "x.pt", seconds=0)
+    assert checkpointer.load() is None
+    assert checkpointer.due()
     state = {"step": 3, "parts": [{"a": torch.randn(4)}], "losses": torch.rand(3)}
-    keeper.save(state)
-    again = FileKeeper(tmp_path / "x.pt")
+    checkpointer.save(state)
+    again = FileCheckpointer(tmp_path / "x.pt")
     assert not again.due()
     found = again.load()
     assert found is not None
@@ -38,9 +38,9 @@ def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
 def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, damage: bytes | None) -> None:
     path = tmp_path / "x.pt"
-    FileKeeper(path).save({"step": 1})
+    FileCheckpointer(path).save({"step": 1})
     path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
-    assert FileKeeper(path).load() is None
+    assert FileCheckpointer(path).load() is None
     assert not path.exists()
 
 
@@ -49,10 +49,10 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    FileKeeper(tmp_path / "x.pt").save({"step": 1, "x": Evil()})
-    assert FileKeeper(tmp_path / "x.pt").load() is None
+    FileCheckpointer(tmp_path / "x.pt").save({"step": 1, "x": Evil()})
+    assert FileCheckpointer(tmp_path / "x.pt").load() is None
     torch.save({"step": 1, "seconds": 0.0, "x": Evil()}, tmp_path / "x.pt")
-    assert FileKeeper(tmp_path / "x.pt").load() is None
+    assert FileCheckpointer(tmp_path / "x.pt").load() is None
     assert not (tmp_path / "ran").exists()
 
 
@@ -61,7 +61,7 @@ import sys
 from bench import keeper
 keeper.SECONDS = 0.0
 import bench.kitchen as kitchen
-kitchen.FileKeeper = lambda path, tell: keeper.FileKeeper(path, 0.0, tell=tell)
+kitchen.FileCheckpointer = lambda path, tell: keeper.FileCheckpointer(path, 0.0, tell=tell)
 sys.path.insert(0, sys.argv[1])
 from job import task
 kitchen.cook(*task().arguments)
@@ -99,7 +99,7 @@ def test_a_killed_process_goes_on_and_gives_the_same_weights(
     process.wait()
     kept = list(own_cache.glob("training/*.pt"))
     assert len(kept) == 1
-    state = FileKeeper(kept[0]).load()
+    state = FileCheckpointer(kept[0]).load()
     assert state is not None
     assert 0 < state["step"] < 60
     subprocess.run(command, check=True)
@@ -121,8 +121,8 @@ def test_cooking_leaves_losses_and_no_checkpoint(own_cache: Path) -> None:
     job = Job(
         inter_train, Ingredient(steps=2, batch_size=4), (load_stock("digits"),), Unlabelled(pixels, "p"), "x", True
     )
-    task = cooking_tasks([job], 0, "cpu")[0]
-    cook(*task.arguments)
+    task = training_tasks([job], 0, "cpu")[0]
+    run_job(*task.arguments)
     facts = cooked(job_key(job, 0))
     assert facts is not None
     assert len(facts["losses"]) == 2

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import BenchError
-from bench.execution.checkpointing import FileKeeper
+from bench.execution.checkpointing import FileCheckpointer
 from bench.execution.distributed import Call, spread
 from bench.models.weights_io import load_stock, load_weights
 from bench.runs.run import run
 from bench.settings.run_spec import make_spec
-from bench.training.pretrain_stock import ShownKeeper, StockSpec, plan_stock, train_stock
+from bench.training.pretrain_stock import ShownCheckpointer, StockSpec, plan_stock, train_stock
 from methods.base import Labelled, Unlabelled
-from methods.data_parallel import ALONE, Team
+from methods.data_parallel import ALONE, DataParallelGroup
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
@@ -62,26 +62,30 @@ class Gradients:
     views: int = 3
     total: int = 8
 
-    def take(self, team: Team) -> Weights:
+    def take(self, parallel: DataParallelGroup) -> Weights:
         draws = torch.Generator().manual_seed(0)
         rows = torch.randn(self.views, self.total, 6, generator=draws)
         before, after = torch.nn.Linear(6, 5), torch.nn.Linear(5, 4)
         parameters = [*before.parameters(), *after.parameters()]
         for parameter in parameters:
             parameter.data = torch.randn(parameter.shape, generator=draws)
-        share = team.share(self.total)
+        share = parallel.share(self.total)
 
         def loss(own: Tensor) -> Tensor:
             return after(share.everyone(before(own.flatten(0, 1)), self.views).sin()).square().mean(1).std()
 
-        together = team.spread(loss, parameters)
+        together = parallel.spread(loss, parameters)
         together(share.own(rows, 1)).backward()
         gradients = {str(number): cast(Tensor, p.grad) for number, p in enumerate(parameters)}
         return Weights(Architecture(), gradients)
 
 
 def trainings(
-    inputs: Sequence[Weights], data: Labelled, config: Trainings, generator: torch.Generator, team: Team = ALONE
+    inputs: Sequence[Weights],
+    data: Labelled,
+    config: Trainings,
+    generator: torch.Generator,
+    parallel: DataParallelGroup = ALONE,
 ) -> Weights:
     """All weights of several trainings, named by their numbers."""
     tensors: dict[str, Tensor] = {}
@@ -89,15 +93,15 @@ def trainings(
         draws = torch.Generator().manual_seed(7 + number)
         match how:
             case Gradients():
-                made = how.take(team)
+                made = how.take(parallel)
             case FineTune():
-                made = fine_tune(inputs, data, how, draws, team=team)
+                made = fine_tune(inputs, data, how, draws, parallel=parallel)
             case Pretraining():
-                made = pretrain((), data.without_labels(), how, draws, team=team)
+                made = pretrain((), data.without_labels(), how, draws, parallel=parallel)
             case Together():
-                made = inter_train_together(inputs, data.without_labels(), how, draws, team=team)
+                made = inter_train_together(inputs, data.without_labels(), how, draws, parallel=parallel)
             case _:
-                made = inter_train(inputs, data.without_labels(), how, draws, team=team)
+                made = inter_train(inputs, data.without_labels(), how, draws, parallel=parallel)
         tensors |= {f"{number}.{name}": tensor for name, tensor in made.tensors.items()}
     return Weights(inputs[0].architecture, tensors)
 
@@ -211,19 +215,19 @@ def test_a_process_that_ends_early_ends_the_training_which_then_goes_on(
     data = Unlabelled(Trap(tmp_path / "flag", how), "pool")
     call = Call(inter_train, [load_stock("digits")], data, ingredient("mocov3"), 7, "cpu")
     with pytest.raises(error, match=said):
-        spread(call, FileKeeper(tmp_path / "x.pt", 0.0), 2)
+        spread(call, FileCheckpointer(tmp_path / "x.pt", 0.0), 2)
     assert not multiprocessing.active_children()
-    state = FileKeeper(tmp_path / "x.pt").load()
+    state = FileCheckpointer(tmp_path / "x.pt").load()
     assert state is not None
     step = state["step"]
     assert 5 < step < 10
-    keeper = FileKeeper(tmp_path / "x.pt", 0.0)
-    resumed = spread(call, keeper, 2)
-    assert keeper.seconds_before > 0
-    assert len(keeper.losses) == 20
-    alone = FileKeeper(tmp_path / "y.pt")
+    checkpointer = FileCheckpointer(tmp_path / "x.pt", 0.0)
+    resumed = spread(call, checkpointer, 2)
+    assert checkpointer.seconds_before > 0
+    assert len(checkpointer.losses) == 20
+    alone = FileCheckpointer(tmp_path / "y.pt")
     assert_close(call.here(alone), resumed)
-    assert keeper.losses == pytest.approx(alone.losses, rel=1e-4)
+    assert checkpointer.losses == pytest.approx(alone.losses, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -247,7 +251,7 @@ from bench.models import load_stock, load_weights
 from bench.run import run
 from bench.spec import make_spec
 from bench.spread import Call, spread
-from bench.stocks import ShownKeeper, StockSpec, plan_stock, train_stock
+from bench.stocks import ShownCheckpointer, StockSpec, plan_stock, train_stock
 from methods.base import Unlabelled
 from methods.selfsoup.ingredients import inter_train
 from tests.bench.test_spread import Trap, ingredient
@@ -301,9 +305,9 @@ def test_a_run_and_a_stock_may_be_spread(stock: str, tmp_path: Path, monkeypatch
         told: list[int] = []
         plan = plan_stock(each)
         assert plan.key == plan_stock(spec).key
-        keeper = ShownKeeper(tmp_path / "stock.pt", lambda done, _, told=told: told.append(done), 0.0)
-        made.append(train_stock(plan, each, keeper)[0])
-        keeper.forget()
+        checkpointer = ShownCheckpointer(tmp_path / "stock.pt", lambda done, _, told=told: told.append(done), 0.0)
+        made.append(train_stock(plan, each, checkpointer)[0])
+        checkpointer.forget()
         assert told == sorted(told)
         assert (told[0], told[-1]) == (0, 30)
     assert_close(*made)

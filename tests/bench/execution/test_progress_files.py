@@ -14,21 +14,30 @@ import torch
 from rich.console import Console
 
 from bench.evaluation.evaluate import evaluate
-from bench.execution import checkpointing as keeper
+from bench.execution import checkpointing as checkpointer
 from bench.execution import progress_files as live
-from bench.execution.progress_files import Left, Now, Teller, left, running, stream_file, tell_left, training_file
+from bench.execution.progress_files import (
+    Left,
+    Now,
+    ProgressWriter,
+    left,
+    running,
+    stream_file,
+    tell_left,
+    training_file,
+)
 from bench.execution.task_pool import Task
 from bench.models.weights_io import load_stock, load_weights
 from bench.planning.plan import make_plan
 from bench.planning.streams import missing_streams
-from bench.planning.time_left import Piece
+from bench.planning.time_left import WorkItem
 from bench.runs import open_results as reading
 from bench.runs import progress
-from bench.runs.manifest import write_ledger
+from bench.runs.manifest import write_manifest
 from bench.runs.progress import RunProgress
 from bench.runs.run import run
 from bench.settings.run_spec import make_spec
-from bench.training.job_cache import cook, cooking_tasks
+from bench.training.job_cache import run_job, training_tasks
 from methods.base import Job, Unlabelled, Work
 from methods.selfsoup.ingredients import Ingredient, inter_train
 
@@ -56,14 +65,14 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Now]:
     """All that streams and trainings tell, as who reads the files meets it."""
     seen: list[Now] = []
-    tell = Teller._tell
+    tell = ProgressWriter._tell
 
-    def watched(self: Teller, *values: Any) -> None:
+    def watched(self: ProgressWriter, *values: Any) -> None:
         tell(self, *values)
         folder = self._path.parent.parent
         seen.extend(running(folder, [self._path.stem] if self._path == training_file(self._path.stem) else []).values())
 
-    monkeypatch.setattr(Teller, "_tell", watched)
+    monkeypatch.setattr(ProgressWriter, "_tell", watched)
     return seen
 
 
@@ -81,7 +90,7 @@ def test_live_accuracy_is_the_records_and_changes_no_prediction(out: Path, told:
         assert seen[-1].accuracy == pytest.approx(record.metrics.accuracy)
     assert not running(out)
     for job in streams:
-        alone, watched_too = evaluate(job), evaluate(job, None, Teller(stream_file(out, "again"), "again"))
+        alone, watched_too = evaluate(job), evaluate(job, None, ProgressWriter(stream_file(out, "again"), "again"))
         for a, b in zip(alone, watched_too, strict=True):
             np.testing.assert_array_equal(a.predictions.p_label, b.predictions.p_label)
 
@@ -91,16 +100,16 @@ def ingredient(steps: int) -> Task:
     how = Ingredient(steps=steps, batch_size=8)
     work = Work(1e9, steps)
     job = Job(inter_train, how, (load_stock("digits"),), Unlabelled(pixels, "p"), "ingredient mae", True, work)
-    return cooking_tasks([job], 0, "cpu")[0]
+    return training_tasks([job], 0, "cpu")[0]
 
 
 def test_a_training_tells_its_steps_and_the_loss_of_the_last_ten(
     out: Path, told: list[Now], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "_SECONDS_BETWEEN_LOOKS", 0.0)
-    monkeypatch.setattr(keeper, "_LOOK_AT_MOST", 0.0)
+    monkeypatch.setattr(checkpointer, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(checkpointer, "_LOOK_AT_MOST", 0.0)
     task = ingredient(13)
-    cook(*task.arguments)
+    run_job(*task.arguments)
     weights, facts = load_weights(out.parent / "cache" / "weights" / f"{task.key}.safetensors")
     losses = facts["losses"]
     assert [(now.done, now.of) for now in told] == [(step, 13) for step in range(13)]
@@ -109,15 +118,15 @@ def test_a_training_tells_its_steps_and_the_loss_of_the_last_ten(
         assert (now.unit, now.name, now.share) == ("step", "ingredient mae", now.done / 13)
     assert not running(out, [task.key])
     monkeypatch.setenv("SOUPBENCH_CACHE", str(out.parent / "unwatched"))
-    cook(*task.arguments[:6])
+    run_job(*task.arguments[:6])
     assert load_weights(out.parent / "unwatched" / "weights" / f"{task.key}.safetensors")[0].digest == weights.digest
 
 
 def test_a_training_that_goes_on_tells_what_this_process_gained(tmp_path: Path) -> None:
     path = tmp_path / "x.now"
-    teller = Teller(path, "x")
-    teller.step(100, 40, 0.5)
-    teller.step(100, 60, 0.4)
+    writer = ProgressWriter(path, "x")
+    writer.step(100, 40, 0.5)
+    writer.step(100, 60, 0.4)
     (now,) = live._read([path], 60.0).values()
     assert now["share"] == 0.6
     assert now["gained"] == pytest.approx(0.2)
@@ -129,7 +138,7 @@ def test_looking_for_people_writes_no_checkpoint_and_takes_a_hundredth_of_the_ti
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     looks: list[float] = []
-    kept = keeper.FileKeeper(tmp_path / "x.pt", tell=lambda done, loss: looks.append(clock[0]))
+    kept = checkpointer.FileCheckpointer(tmp_path / "x.pt", tell=lambda done, loss: looks.append(clock[0]))
     kept.load()
     looks.clear()
     for step in range(1, 5000):
@@ -150,7 +159,7 @@ def test_a_damaged_file_is_not_shown_and_stops_nothing(out: Path, content: str) 
 
 
 TASK = Task("t", print, (), frozenset(), "ingredient mae")
-PIECES = [Piece(("t",), "a", 1e9, frozenset(), training=True), Piece(("x", "y", "z"), "b", 3e9, frozenset({"t"}))]
+PIECES = [WorkItem(("t",), "a", 1e9, frozenset(), training=True), WorkItem(("x", "y", "z"), "b", 3e9, frozenset({"t"}))]
 
 
 def drawn(shown: RunProgress, width: int = 140) -> str:
@@ -166,8 +175,8 @@ def test_the_terminal_shows_tasks_trainings_batches_accuracy_and_time_left(out: 
     shown.planned(PIECES, 1)
     shown.started(TASK)
     shown.finished(TASK, None)
-    Teller(stream_file(out, "x"), "tent [b]").batch("fog@3", 2, 5, 0.25, 0.4)
-    training = Teller(training_file("t"), "ingredient mae")
+    ProgressWriter(stream_file(out, "x"), "tent [b]").batch("fog@3", 2, 5, 0.25, 0.4)
+    training = ProgressWriter(training_file("t"), "ingredient mae")
     training.step(300, 0, None)
     training.step(300, 30, 0.125)
     assert shown._task is not None
@@ -182,10 +191,10 @@ def test_the_terminal_shows_tasks_trainings_batches_accuracy_and_time_left(out: 
 def test_elsewhere_long_streams_and_trainings_are_plain_lines(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0.01)
     monkeypatch.setattr(progress, "_SECONDS_OF_SILENCE", 0.0)
-    teller = Teller(stream_file(out, "x"), "tent seed 0")
-    teller.begin(0.0)
-    teller._began -= 60.0  # type: ignore[operator]
-    teller.batch("fog@3", 2, 5, 0.25, 0.5)
+    writer = ProgressWriter(stream_file(out, "x"), "tent seed 0")
+    writer.begin(0.0)
+    writer._began -= 60.0  # type: ignore[operator]
+    writer.batch("fog@3", 2, 5, 0.25, 0.5)
     said: list[str] = []
     monkeypatch.setattr(progress, "say", said.append)
     with RunProgress(out) as shown:
@@ -209,10 +218,10 @@ def test_who_watches_a_folder_sees_trainings_streams_and_the_time_left(
     spec = make_spec({**SETTINGS, "jobs": 1, "out": out})
     plan = make_plan(spec)
     keys = [task.key for task in plan.cooking]
-    write_ledger(out, [], keys)
-    Teller(training_file(keys[0]), "ingredient mae").step(300, 30, 0.125)
-    Teller(training_file("of another run"), "not ours").step(300, 30, 0.125)
-    Teller(stream_file(out, "x"), "tent").batch("fog@3", 2, 5, 0.25, 0.4)
+    write_manifest(out, [], keys)
+    ProgressWriter(training_file(keys[0]), "ingredient mae").step(300, 30, 0.125)
+    ProgressWriter(training_file("of another run"), "not ours").step(300, 30, 0.125)
+    ProgressWriter(stream_file(out, "x"), "tent").batch("fog@3", 2, 5, 0.25, 0.4)
     tell_left(out, Left(3, 10, 150.0))
     counts = dict.fromkeys(("done", "running", "failed", "missing"), 1)
     unknown = dict.fromkeys(("barrier", "barrier_images", "shares"))

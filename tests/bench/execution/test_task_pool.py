@@ -18,7 +18,7 @@ from bench.core.components import identity_of
 from bench.execution.task_pool import Task, run_tasks
 from bench.models.weights_io import load_stock, load_weights
 from bench.training import job_cache as kitchen
-from bench.training.job_cache import all_jobs, cooked, cooking_tasks, fit_seconds, job_key
+from bench.training.job_cache import all_jobs, cooked, fit_seconds, job_key, training_tasks
 from methods.base import Job, Unlabelled
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.objectives import mae, mocov3
@@ -122,11 +122,11 @@ def test_random_numbers_do_not_move_with_the_code(
 ) -> None:
     config = Ingredient(mae.Config(), steps=2, batch_size=8)
     job = Job(inter_train, config, (load_stock(stock),), pool, "x")
-    list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
+    list(run_tasks(training_tasks([job], 0, "cpu"), 1, 1))
     before = load_weights(weights_path(job_key(job, 0)))[0].digest
     monkeypatch.setattr(kitchen, "identity_of", lambda thing: (*identity_of(thing), "edited"))
-    assert len(cooking_tasks([job], 0, "cpu")) == 1  # edited code is run again …
-    list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
+    assert len(training_tasks([job], 0, "cpu")) == 1  # edited code is run again …
+    list(run_tasks(training_tasks([job], 0, "cpu"), 1, 1))
     assert load_weights(weights_path(job_key(job, 0)))[0].digest == before  # … on the same draws
     assert len(list((own_cache / "weights").iterdir())) == 2
 
@@ -137,11 +137,11 @@ def test_cooking_caches_by_content_and_counts_shared_seconds(stock: str, pool: U
     first = Job(inter_train, config, (weights,), pool, "first")
     twin = Job(inter_train, config, (weights,), pool, "twin")
     soup = Job(uniform_soup, None, (first, twin), None, "soup")
-    tasks = cooking_tasks([soup], 0, "cpu")
+    tasks = training_tasks([soup], 0, "cpu")
     assert len(all_jobs([soup])) == 3
     assert [t.label for t in tasks] == ["first", "soup"]
     assert all(f.error is None for f in run_tasks(tasks, 1, 1))
-    assert cooking_tasks([soup], 0, "cpu") == []
+    assert training_tasks([soup], 0, "cpu") == []
     mixed = load_weights(weights_path(job_key(soup, 0)))[0]
     alone = load_weights(weights_path(job_key(first, 0)))[0]
     assert mixed.digest == alone.digest  # a soup of two equal ingredients is that ingredient, bit for bit
@@ -151,12 +151,12 @@ def test_cooking_caches_by_content_and_counts_shared_seconds(stock: str, pool: U
 
 def test_a_half_written_file_is_made_again(stock: str, pool: Unlabelled) -> None:
     job = Job(inter_train, Ingredient(mae.Config(), steps=1, batch_size=8), (load_stock(stock),), pool, "x")
-    list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
+    list(run_tasks(training_tasks([job], 0, "cpu"), 1, 1))
     path = weights_path(job_key(job, 0))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert len(cooking_tasks([job], 0, "cpu")) == 1
-    list(run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1))
+    assert len(training_tasks([job], 0, "cpu")) == 1
+    list(run_tasks(training_tasks([job], 0, "cpu"), 1, 1))
     assert load_weights(path)[0].digest
     assert path.read_bytes()[:8] == whole[:8]
 
@@ -166,7 +166,7 @@ def test_weights_that_are_not_finite_never_enter_the_cache(
 ) -> None:
     weights = load_stock(stock)
     job = Job(spoil, None, (weights,), None, "spoilt")
-    (finished,) = run_tasks(cooking_tasks([job], 0, "cpu"), 1, 1)
+    (finished,) = run_tasks(training_tasks([job], 0, "cpu"), 1, 1)
     assert isinstance(finished.error, FloatingPointError)
     assert not weights_path(job_key(job, 0)).exists()
 

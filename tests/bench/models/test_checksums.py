@@ -18,7 +18,7 @@ from bench.core.errors import MissingDataError, UsageError
 from bench.data import content_hash as identity
 from bench.evaluation.evaluate import Evaluation, evaluate
 from bench.execution import checkpointing as keeping
-from bench.execution.checkpointing import FileKeeper
+from bench.execution.checkpointing import FileCheckpointer
 from bench.models import weights_io as models
 from bench.models.tensor_files import CHECKSUM, Checkpoint, read_tensors, tensor_digest, write_tensors
 from bench.models.weights_io import load_stock, load_weights, open_weights, save_weights, whole_facts
@@ -28,7 +28,7 @@ from bench.runs.run import Outcome
 from bench.settings.run_spec import make_spec
 from bench.soups.mix_files import mix
 from bench.training import job_cache as kitchen
-from bench.training.job_cache import cook, cooked, cooking_tasks, job_key
+from bench.training.job_cache import cooked, job_key, run_job, training_tasks
 from methods.base import Job, Unlabelled
 from methods.nets.weights import Architecture, Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
@@ -50,7 +50,7 @@ class Killed(Exception):
     pass
 
 
-class Dying(FileKeeper):
+class Dying(FileCheckpointer):
     """Saves whenever it may, and is killed right after one of these times."""
 
     def __init__(self, path: Path, last: int, place: str | None = "cpu") -> None:
@@ -241,26 +241,26 @@ def job() -> Job:
 def test_a_damaged_checkpoint_of_a_training_counts_as_none(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
-    (task,) = cooking_tasks([job()], 0, "cpu")
+    (task,) = training_tasks([job()], 0, "cpu")
     with monkeypatch.context() as killing:
-        killing.setattr(kitchen, "FileKeeper", lambda path, tell: Dying(path, 4))
+        killing.setattr(kitchen, "FileCheckpointer", lambda path, tell: Dying(path, 4))
         with pytest.raises(Killed):
-            cook(*task.arguments)
+            run_job(*task.arguments)
     (path,) = (own_cache / "training").glob("*.pt")
-    state = FileKeeper(path).load()
+    state = FileCheckpointer(path).load()
     assert state is not None
     assert 0 < state["step"] < 8
     if damaged:
         flip_signs_of(path, tensors_in(state))
         assert path.stat().st_size
     began: list[bool] = []
-    true = FileKeeper._load
-    monkeypatch.setattr(FileKeeper, "_load", lambda self: began.append((found := true(self)) is None) or found)
-    cook(*task.arguments)
+    true = FileCheckpointer._load
+    monkeypatch.setattr(FileCheckpointer, "_load", lambda self: began.append((found := true(self)) is None) or found)
+    run_job(*task.arguments)
     assert began == [damaged]
     made = load_weights(own_cache / "weights" / f"{job_key(job(), 0)}.safetensors")[0]
     monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "fresh"))
-    cook(*task.arguments)
+    run_job(*task.arguments)
     fresh = load_weights(tmp_path / "fresh" / "weights" / f"{job_key(job(), 0)}.safetensors")[0]
     assert made.digest == fresh.digest
 
@@ -275,7 +275,7 @@ def test_a_damaged_checkpoint_of_a_stream_counts_as_none(
     streams = [task.arguments[0] for task, *_ in missing_streams(make_plan(make_spec(spec)))]
     stream: Evaluation = max(streams, key=lambda each: len(each.segments))
 
-    def values(keep: FileKeeper | None) -> list[Any]:
+    def values(keep: FileCheckpointer | None) -> list[Any]:
         parts = evaluate(stream, keep)
         return [{n: c.tobytes() for n, c in vars(part.predictions).items() if c is not None} for part in parts]
 
@@ -283,24 +283,24 @@ def test_a_damaged_checkpoint_of_a_stream_counts_as_none(
     path = tmp_path / "kept.pt"
     with pytest.raises(Killed):
         evaluate(stream, Dying(path, 3, None))
-    state = FileKeeper(path).load()
+    state = FileCheckpointer(path).load()
     assert state is not None
     if damaged:
         flip_signs_of(path, tensors_in(state))
     with caplog.at_level(logging.WARNING):
-        assert values(FileKeeper(path, place=None)) == whole
+        assert values(FileCheckpointer(path, place=None)) == whole
     assert ("is damaged (its content is not what its checksum says)" in caplog.text) == damaged
 
 
 def test_every_bit_of_a_checkpoint_counts(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    FileKeeper(path).save({"step": 1, "a": torch.ones(5)})
+    FileCheckpointer(path).save({"step": 1, "a": torch.ones(5)})
     good = path.read_bytes()
     assert good.startswith(keeping._MARK)
     for place in range(0, len(good), 11):
         content = bytearray(good)
         content[place] ^= 1 << (place % 8)
         path.write_bytes(content)
-        assert FileKeeper(path).load() is None, place
+        assert FileCheckpointer(path).load() is None, place
     path.write_bytes(good)
-    assert FileKeeper(path).load() is not None
+    assert FileCheckpointer(path).load() is not None

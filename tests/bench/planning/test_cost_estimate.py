@@ -18,9 +18,9 @@ import bench.planning.training_probe
 import bench.training.job_cache
 from bench.models.weights_io import facts_of
 from bench.planning import cost_estimate as costs
-from bench.planning.cost_estimate import bill
+from bench.planning.cost_estimate import estimate
 from bench.planning.plan import make_plan
-from bench.planning.time_left import Piece, makespan
+from bench.planning.time_left import WorkItem, makespan
 from bench.runs.run import run
 from bench.settings.run_spec import RunSpec
 from bench.training.pretrain_stock import StockSpec, make_stock
@@ -47,7 +47,7 @@ def small(tmp_path: Path, **settings: object) -> RunSpec:
 
 def test_a_bill_counts_what_the_run_then_does(tmp_path: Path) -> None:
     spec = small(tmp_path, options={"source": {"epochs": 3}})
-    before = bill(make_plan(spec))
+    before = estimate(make_plan(spec))
     assert not (tmp_path / "out").exists()
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -63,26 +63,26 @@ def test_a_bill_counts_what_the_run_then_does(tmp_path: Path) -> None:
     assert before.memory_mb is not None
     assert 50 < before.memory_mb < 20_000  # a process that has loaded torch, on no machine much more
     assert before.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
-    assert bill(make_plan(spec)).costs == ()
+    assert estimate(make_plan(spec)).costs == ()
 
 
 def test_methods_that_choose_images_are_billed_for_all(tmp_path: Path) -> None:
     """SAR steps on images that a classifier is sure of; one that is not trained yet is taken to be sure."""
-    costs = bill(make_plan(small(tmp_path, method="sar"))).costs
+    costs = estimate(make_plan(small(tmp_path, method="sar"))).costs
     (stream,) = (cost for cost in costs if cost.kind == "stream")
     assert stream.forwards == stream.backwards == 2 * 3 * 96
 
 
 def test_what_is_done_is_not_billed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small(tmp_path, method="source"))
-    costs = bill(make_plan(small(tmp_path))).costs
+    costs = estimate(make_plan(small(tmp_path))).costs
     assert [(cost.kind, cost.label, cost.count) for cost in costs] == [("stream", "tent", 3)]
 
 
 def test_a_bill_reads_the_clock_of_the_work_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from methods.adapters.tent import Tent
 
-    plain = bill(make_plan(small(tmp_path)))
+    plain = estimate(make_plan(small(tmp_path)))
     predict = Tent.predict
 
     def slow(self: Tent, images: torch.Tensor) -> torch.Tensor:
@@ -90,17 +90,17 @@ def test_a_bill_reads_the_clock_of_the_work_itself(tmp_path: Path, monkeypatch: 
         return predict(self, images)
 
     monkeypatch.setattr(Tent, "predict", slow)
-    delayed = bill(make_plan(small(tmp_path)))
+    delayed = estimate(make_plan(small(tmp_path)))
     cost = {made: next(c.seconds for c in made.costs if c.label == "tent") for made in (plain, delayed)}
     batches = 3 * -(-96 // 64)
     assert cost[delayed] - cost[plain] > batches * 0.3 / 2
 
 
 def test_several_processes_share_the_work_but_not_one_piece_of_it() -> None:
-    pieces = [Piece((name,), "", 0.0, frozenset()) for name in "abcde"]
+    work_items = [WorkItem((name,), "", 0.0, frozenset()) for name in "abcde"]
     seconds = {"a": 60.0, "b": 5.0, "c": 5.0, "d": 5.0, "e": 5.0}
-    assert [makespan(pieces, seconds, jobs) for jobs in (1, 2, 16)] == [80, 60, 60]
-    waiting = [replace(piece, after=frozenset("a")) if piece.key == "e" else piece for piece in pieces]
+    assert [makespan(work_items, seconds, jobs) for jobs in (1, 2, 16)] == [80, 60, 60]
+    waiting = [replace(item, after=frozenset("a")) if item.key == "e" else item for item in work_items]
     assert [makespan(waiting, seconds, jobs) for jobs in (1, 2, 16)] == [80, 65, 65]
 
 
@@ -110,15 +110,15 @@ def test_images_that_methods_share_are_billed_once(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
     names = ("source", "tent", "t3a", "lame")
     run(small(tmp_path, method="source", corruption="fog", out=tmp_path / "before"))  # cooks the classifier
-    alone = [bill(make_plan(small(tmp_path, corruption="fog", method=name))) for name in names]
-    shared = bill(make_plan(small(tmp_path, corruption="fog", method=",".join(names))))
+    alone = [estimate(make_plan(small(tmp_path, corruption="fog", method=name))) for name in names]
+    shared = estimate(make_plan(small(tmp_path, corruption="fog", method=",".join(names))))
     assert [each.passes for each in (*alone, shared)] == [2] * 5
     assert {each.cached for each in (*alone, shared)} == {2}  # the probe and the fine-tuned stock
     pixels, answers = 2 * 96 * 0.5, 2 * (8 + 96 * 0.25)
     assert [each.seconds for each in alone] == [pixels + answers] * 4
     assert shared.seconds == pixels + 4 * answers
     assert [cost.seconds for cost in shared.costs] == [pixels / 4 + answers] * 4
-    split = bill(make_plan(small(tmp_path, corruption="fog", method=",".join(names), jobs=2)))
+    split = estimate(make_plan(small(tmp_path, corruption="fog", method=",".join(names), jobs=2)))
     assert split.passes == 8  # so few streams are better spread over processes
 
 
@@ -129,14 +129,14 @@ def test_pixels_take_what_their_corruption_takes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     plan = make_plan(small(tmp_path, severity="1,3"))
     pixels = costs._Pixels(plan)
-    for segment in plan.lanes[0].segments:
+    for segment in plan.entries[0].segments:
         assert pixels.seconds(segment, 64) == 96 / 8  # a second for eight images: more would take too long to try
     assert made == [8] * 3  # clean, fog, contrast: severities are alike
 
 
 def test_what_has_no_steps_is_billed_by_the_clock_too(tmp_path: Path) -> None:
     spec = small(tmp_path, method="supervised_soup", options={"supervised_soup": {"epochs": 1, "scales": [1.0, 2.0]}})
-    found = {cost.label: cost.seconds for cost in bill(make_plan(spec)).costs if cost.kind == "training"}
+    found = {cost.label: cost.seconds for cost in estimate(make_plan(spec)).costs if cost.kind == "training"}
     assert found["linear probe of the stock"]
     assert found["uniform soup"]
 
@@ -145,7 +145,7 @@ def _within_half(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     # By the processor's clock: what else the machine does between the probe and the run is no fault of the bill.
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     for known, each in (("a probe", spec), ("what was done before", spec.model_copy(update={"seed": 1}))):
-        made = bill(make_plan(each))
+        made = estimate(make_plan(each))
         start = time.perf_counter()
         assert run(each).exit_code == 0
         ratio = (time.perf_counter() - start) / made.seconds
@@ -184,7 +184,7 @@ def test_the_time_of_a_cifar_run_is_what_was_said(tmp_path: Path, monkeypatch: p
 
 
 def _seconds(spec: RunSpec, kind: str) -> dict[str, float | None]:
-    return {cost.label: cost.seconds for cost in bill(make_plan(spec)).costs if cost.kind == kind}
+    return {cost.label: cost.seconds for cost in estimate(make_plan(spec)).costs if cost.kind == kind}
 
 
 def test_what_trainings_took_here_before_is_what_they_are_billed(

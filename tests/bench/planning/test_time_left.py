@@ -10,18 +10,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.execution.progress_files import Now
-from bench.planning.time_left import Estimate, Piece, makespan
+from bench.planning.time_left import Estimate, WorkItem, makespan
 
 
-def piece(name: str, work: float, *after: str, kind: str = "", training: bool = False) -> Piece:
-    return Piece((name,), kind or name, work, frozenset(after), training)
+def item(name: str, work: float, *after: str, kind: str = "", training: bool = False) -> WorkItem:
+    return WorkItem((name,), kind or name, work, frozenset(after), training)
 
 
 def now(share: float, gained: float, seconds: float) -> Now:
     return Now("x", "", "step", 1, 2, None, None, share, gained, seconds)
 
 
-def slow(pieces: list[Piece], seconds: Mapping[str, int], jobs: int) -> int:
+def slow(work_items: list[WorkItem], seconds: Mapping[str, int], jobs: int) -> int:
     """The same, second by second."""
     left = dict(seconds)
     running: list[str] = []
@@ -30,8 +30,8 @@ def slow(pieces: list[Piece], seconds: Mapping[str, int], jobs: int) -> int:
         for key in [key for key in running if left[key] == 0]:
             running.remove(key)
             done.add(key)
-        for each in pieces:
-            waits = each.after & {p.key for p in pieces}
+        for each in work_items:
+            waits = each.after & {p.key for p in work_items}
             if len(running) < jobs and each.key not in done and each.key not in running and waits <= done:
                 running.append(each.key)
         if not running:
@@ -45,18 +45,18 @@ def slow(pieces: list[Piece], seconds: Mapping[str, int], jobs: int) -> int:
 @example([(1, set()), (2, set()), (1, set()), (1, {0, 1, 2}), (2, {0, 2}), (1, set())], 2)
 @given(st.lists(st.tuples(st.integers(1, 9), st.sets(st.integers(0, 9))), min_size=1, max_size=10), st.integers(1, 4))
 def test_the_end_is_that_of_a_walk_second_by_second(items: list[tuple[int, set[int]]], jobs: int) -> None:
-    pieces = [
-        piece(str(number), 1.0, *(str(other) for other in after if other < number), "ended long ago")
+    work_items = [
+        item(str(number), 1.0, *(str(other) for other in after if other < number), "ended long ago")
         for number, (_, after) in enumerate(items)
     ]
     seconds = {str(number): length for number, (length, _) in enumerate(items)}
-    assert makespan(pieces, seconds, jobs) == slow(pieces, seconds, jobs)
+    assert makespan(work_items, seconds, jobs) == slow(work_items, seconds, jobs)
 
 
 def test_a_long_piece_counts_by_its_work() -> None:
     clock = [0.0]
-    pieces = [*(piece(f"short {n}", 1.0, kind="k") for n in range(9)), piece("long", 91.0, kind="k")]
-    estimate = Estimate(pieces, 1, lambda: clock[0])
+    work_items = [*(item(f"short {n}", 1.0, kind="k") for n in range(9)), item("long", 91.0, kind="k")]
+    estimate = Estimate(work_items, 1, lambda: clock[0])
     assert estimate.left({}).seconds is None
     for n in range(9):
         estimate.started(f"short {n}")
@@ -73,7 +73,7 @@ def test_a_long_piece_counts_by_its_work() -> None:
 
 def test_a_first_piece_that_is_hardly_any_work_says_nothing_yet() -> None:
     clock = [0.0]
-    estimate = Estimate([piece("probe", 1.0), piece("short", 9.0), piece("long", 990.0)], 1, lambda: clock[0])
+    estimate = Estimate([item("probe", 1.0), item("short", 9.0), item("long", 990.0)], 1, lambda: clock[0])
     for name, seconds, known in (("probe", 5.0, False), ("short", 1.0, True)):
         estimate.started(name)
         clock[0] += seconds
@@ -83,14 +83,14 @@ def test_a_first_piece_that_is_hardly_any_work_says_nothing_yet() -> None:
 
 def test_each_kind_has_its_own_pace_and_what_is_new_takes_that_of_its_like() -> None:
     clock = [0.0]
-    pieces = [
-        piece("a", 10.0, kind="fast", training=True),
-        piece("b", 10.0, kind="slow", training=False),
-        piece("a2", 10.0, kind="fast", training=True),
-        piece("b2", 10.0, kind="slow", training=False),
-        piece("c", 10.0, "a2", kind="new", training=True),
+    work_items = [
+        item("a", 10.0, kind="fast", training=True),
+        item("b", 10.0, kind="slow", training=False),
+        item("a2", 10.0, kind="fast", training=True),
+        item("b2", 10.0, kind="slow", training=False),
+        item("c", 10.0, "a2", kind="new", training=True),
     ]
-    estimate = Estimate(pieces, 1, lambda: clock[0])
+    estimate = Estimate(work_items, 1, lambda: clock[0])
     for name, seconds in (("a", 1.0), ("b", 30.0)):
         estimate.started(name)
         clock[0] += seconds
@@ -99,7 +99,7 @@ def test_each_kind_has_its_own_pace_and_what_is_new_takes_that_of_its_like() -> 
 
 
 def test_what_a_killed_process_had_done_says_nothing_about_the_pace() -> None:
-    estimate = Estimate([piece("a", 100.0), piece("b", 100.0, kind="a")], 1, lambda: 0.0)
+    estimate = Estimate([item("a", 100.0), item("b", 100.0, kind="a")], 1, lambda: 0.0)
     estimate.started("a")
     # 60 of 100 were there before; the next 10 took 5 seconds.
     assert estimate.left({"a": now(0.7, 0.1, 5.0)}).seconds == pytest.approx(15 + 50)
@@ -107,8 +107,8 @@ def test_what_a_killed_process_had_done_says_nothing_about_the_pace() -> None:
 
 def test_streams_of_one_pass_end_together() -> None:
     clock = [0.0]
-    shared = Piece(("x", "y"), "pass", 10.0, frozenset())
-    estimate = Estimate([shared, piece("other", 10.0, kind="pass")], 2, lambda: clock[0])
+    shared = WorkItem(("x", "y"), "pass", 10.0, frozenset())
+    estimate = Estimate([shared, item("other", 10.0, kind="pass")], 2, lambda: clock[0])
     estimate.started("x")
     estimate.started("y")
     told = {"x": now(0.5, 0.5, 4.0), "y": now(0.5, 0.5, 4.0)}

@@ -19,10 +19,10 @@ import torch
 from bench.core.errors import BenchError, ValidationError
 from bench.evaluation import evaluate as predict
 from bench.evaluation import stream_tasks as measure
-from bench.execution import checkpointing as keeper
+from bench.execution import checkpointing as checkpointer
 from bench.execution.task_pool import Task
 from bench.runs import run as run_module
-from bench.runs.callbacks import Watcher
+from bench.runs.callbacks import RunCallback
 from bench.runs.open_results import print_results
 from bench.runs.run import Outcome
 from bench.settings.run_spec import make_spec
@@ -177,7 +177,7 @@ def test_a_full_cache_fails_what_needs_it_and_recovers(
 
 def test_a_full_disk_costs_a_training_its_checkpoint_only(small_disk: Path) -> None:
     fill(small_disk, 0)
-    kept = keeper.FileKeeper(small_disk / "x.pt", seconds=0)
+    kept = checkpointer.FileCheckpointer(small_disk / "x.pt", seconds=0)
     kept.save({"step": 1, "tensor": torch.zeros(10_000)})
     assert kept.load() is None
 
@@ -235,7 +235,7 @@ def test_predictions_that_are_cut_short_or_gone_are_made_again(
     assert contents(again.out) == before
 
 
-class Meddler(Watcher):
+class Meddler(RunCallback):
     """Does something once the first stream begins."""
 
     def __init__(self, act: Callable[[], None]) -> None:
@@ -295,7 +295,7 @@ def test_a_damaged_checkpoint_of_a_stream_starts_it_again(
     settings: dict[str, Any], run_quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run_quick(settings, method="tent", protocol="continual", out=tmp_path / "whole")
-    monkeypatch.setattr(keeper, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpointer, "SECONDS", 0.0)
     monkeypatch.setattr(measure, "evaluate_together", interrupted(measure.evaluate_together, after=4))
     with pytest.raises(KeyboardInterrupt):
         run_quick(settings, method="tent", protocol="continual")
@@ -307,7 +307,7 @@ def test_a_damaged_checkpoint_of_a_stream_starts_it_again(
     assert not list((settings["out"] / "state").glob("*.pt"))
 
 
-class Dying(keeper.FileKeeper):
+class Dying(checkpointer.FileCheckpointer):
     """A keeper that is interrupted once it has saved so many times."""
 
     left = 0
@@ -448,7 +448,7 @@ def test_a_folder_tells_what_is_done_running_failed_and_missing(
 
     seen = []
 
-    class Looker(Watcher):
+    class Looker(RunCallback):
         def finished(self, task: Task, error: Exception | None) -> None:
             seen.append(rows())
 

@@ -396,7 +396,7 @@ def test_scored_images_never_enter_the_pool(settings: dict[str, Any], monkeypatc
 
     monkeypatch.setattr(Digits, "images", images)
     plan = make_plan(make_spec({**settings, "method": "selfsoup", "limit": None}))
-    scored = {int(i) for lane in plan.lanes for segment in lane.segments for i in segment.ids}
+    scored = {int(i) for entry in plan.entries for segment in entry.segments for i in segment.ids}
     looked_at = {i for _, ids in seen for i in ids}
     assert not scored & looked_at
     shifted = [ids for condition, ids in seen if condition != "clean"]

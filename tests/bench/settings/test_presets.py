@@ -64,7 +64,7 @@ def test_presets_go_over_defaults_and_under_what_is_asked_for(
         spec = make_spec(
             {**settings, "method": plugin(tmp_path), "batch_size": 32}, {"set": {"online.py:Mine": options}}
         )
-        return make_plan(spec).lanes[0].trial.options["online.py:Mine"]
+        return make_plan(spec).entries[0].trial.options["online.py:Mine"]
 
     assert resolved() == {"lr": 0.1, "steps": 1, "margin": 0.5}  # digits are no family with published options
     monkeypatch.setattr(Digits, "family", "cifar")

@@ -24,9 +24,9 @@ def on_digits(name: str, tmp_path: Path, **changes: Any) -> Plan:
 
 
 def trainings(plan: Plan, method: str, part: str | None) -> list[Job]:
-    lane = next(lane for lane in plan.lanes if (lane.trial.method, lane.part) == (method, part))
-    assert lane.job is not None
-    return [job for job in all_jobs([lane.job]) if job.function.__name__ in ("inter_train", "fine_tune")]
+    entry = next(entry for entry in plan.entries if (entry.trial.method, entry.part) == (method, part))
+    assert entry.job is not None
+    return [job for job in all_jobs([entry.job]) if job.function.__name__ in ("inter_train", "fine_tune")]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
@@ -37,7 +37,7 @@ def test_a_run_file_can_be_planned_or_says_which_data_is_missing(
     settings = read_run_file(path)
     spec = make_spec(settings, {"out": tmp_path / "out", "device": "cpu", "offline": True})
     if str(settings["shift"]).startswith("digits"):
-        assert make_plan(spec).lanes
+        assert make_plan(spec).entries
         return
     with pytest.raises(MissingDataError, match=r"missing for|no CIFAR|no stock|is not"):
         make_plan(spec)

@@ -11,7 +11,7 @@ import torch
 
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError
-from bench.planning.plan import Lane, make_plan
+from bench.planning.plan import BoardEntry, make_plan
 from bench.runs.run import Outcome, run
 from bench.settings.run_spec import make_spec
 from bench.shifts import load_shift
@@ -24,20 +24,22 @@ CONDITIONS = (CLEAN, *(Condition(name, 3) for name in ("shot_noise", "gaussian_n
 SMALL = {"steps": 2, "epochs": 1, "batch": 8, "ingredients": ["mae"]}
 
 
-def job_of(lane: Lane) -> Any:
-    assert lane.job is not None
-    return lane.job
+def job_of(entry: BoardEntry) -> Any:
+    assert entry.job is not None
+    return entry.job
 
 
-def pool_of(lane: Lane) -> Any:
-    return next(job.data for job in all_jobs([job_of(lane)]) if job.function.__name__ == "inter_train")
+def pool_of(entry: BoardEntry) -> Any:
+    return next(job.data for job in all_jobs([job_of(entry)]) if job.function.__name__ == "inter_train")
 
 
-def planned(settings: dict[str, Any], options: dict[str, Any], **changes: Any) -> dict[str, Lane]:
+def planned(settings: dict[str, Any], options: dict[str, Any], **changes: Any) -> dict[str, BoardEntry]:
     """The main lane of the Self-Soup that scores each condition."""
     spec = make_spec({**settings, "method": "selfsoup", **changes}, {"set": {"selfsoup": {**SMALL, **options}}})
-    lanes = [lane for lane in make_plan(spec).lanes if lane.part == "soup"]
-    return {str(condition): lane for lane in lanes for segment in lane.segments for condition in segment.conditions}
+    entries = [entry for entry in make_plan(spec).entries if entry.part == "soup"]
+    return {
+        str(condition): entry for entry in entries for segment in entry.segments for condition in segment.conditions
+    }
 
 
 def test_families_are_the_published_ones_and_strangers_stand_alone() -> None:
@@ -75,10 +77,10 @@ def test_each_classifier_has_seen_the_corruptions_of_its_group_alone(settings: d
         "per_corruption": {"fog@3": ("fog",), "contrast@3": ("contrast",), "clean": ("",)},
         "leave_one_family_out": {"fog@3": ("contrast",), "contrast@3": ("fog",), "clean": both},
     }.items():
-        lanes = planned(settings, {"shift_pool": how})
-        assert set(lanes) == set(seen)
+        entries = planned(settings, {"shift_pool": how})
+        assert set(entries) == set(seen)
         for condition, names in seen.items():
-            assert torch.equal(pool_of(lanes[condition]).images, pixels(names))
+            assert torch.equal(pool_of(entries[condition]).images, pixels(names))
 
 
 @pytest.mark.parametrize("split", ["disjoint", "joint", "transductive"])
@@ -86,14 +88,14 @@ def test_splits_say_which_images_are_seen(settings: dict[str, Any], split: str) 
     """Identities: the clean pictures behind the pool and behind the stream."""
     shift = load_shift("digits-c")
     ids = shift.ids("test").tolist()
-    lane = planned(settings, {"shift_pool": "per_corruption"}, limit=None, split=split)["clean"]
+    entry = planned(settings, {"shift_pool": "per_corruption"}, limit=None, split=split)["clean"]
     adapt, scored = {
         "disjoint": (ids[0::2], ids[1::2]),
         "joint": (ids[0::2], ids[0::2]),
         "transductive": (ids, ids),
     }[split]
-    assert torch.equal(pool_of(lane).images, shift.images(torch.tensor(adapt).numpy(), CLEAN))
-    assert sorted(lane.segments[0].ids.tolist()) == scored
+    assert torch.equal(pool_of(entry).images, shift.images(torch.tensor(adapt).numpy(), CLEAN))
+    assert sorted(entry.segments[0].ids.tolist()) == scored
 
 
 @pytest.mark.parametrize("how", ["per_corruption", "leave_one_family_out"])
@@ -143,9 +145,9 @@ def test_baselines_that_adapt_start_from_the_source_classifier(settings: dict[st
     spec = make_spec(
         {**settings, "method": "source,tent_pool,shot_im_pool"}, {"set": {"source": {"epochs": 1, "lr": 3e-3}}}
     )
-    source, *others = make_plan(spec).lanes
-    for lane in others:
-        start = job_of(lane).inputs[0]
+    source, *others = make_plan(spec).entries
+    for entry in others:
+        start = job_of(entry).inputs[0]
         assert isinstance(start, Job)
         assert dataclasses.asdict(start.config) == dataclasses.asdict(job_of(source).config)
         assert start.config.lr == 3e-3

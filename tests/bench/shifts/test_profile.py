@@ -22,10 +22,10 @@ DEMO_SEVERITY = 3
 SEEDS = (0, 1)
 
 
-def cook(job: Job | Weights, seed: int) -> Weights:
+def run_job(job: Job | Weights, seed: int) -> Weights:
     if isinstance(job, Weights):
         return job
-    inputs = [cook(part, seed) for part in job.inputs]
+    inputs = [run_job(part, seed) for part in job.inputs]
     return job.function(inputs, job.data, job.config, torch.Generator().manual_seed(seed))
 
 
@@ -37,7 +37,7 @@ def test_each_severity_is_harder_than_the_one_before_and_the_demo_hurts() -> Non
     row = METHODS["source"]
     recipe = load_object(row.path)(build_config(row, tuned_options(shift.name, row.name)))
     plans = [recipe.plan(load_stock("digits"), labelled_source(shift, shift.default_labels, s), None) for s in SEEDS]
-    models = [classifier(cook(plan[""], seed)) for plan, seed in zip(plans, SEEDS, strict=True)]
+    models = [classifier(run_job(plan[""], seed)) for plan, seed in zip(plans, SEEDS, strict=True)]
     ids = shift.ids("dev")
     labels = shift.labels(ids)
 

@@ -22,7 +22,7 @@ from bench.training.pretrain_stock import (
     CHECK_STEPS,
     DIGITS,
     SIZES,
-    ShownKeeper,
+    ShownCheckpointer,
     StockSpec,
     architecture,
     check,
@@ -225,8 +225,8 @@ def test_stocks_are_written_where_runs_look_for_them(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_starts_again(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     path.write_bytes(b"half")
-    keeper = ShownKeeper(path, quiet)
-    assert keeper.load() is None
+    checkpointer = ShownCheckpointer(path, quiet)
+    assert checkpointer.load() is None
     assert not path.exists()
 
 

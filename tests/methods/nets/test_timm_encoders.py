@@ -13,7 +13,7 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.base import Keeper, Labelled, Unlabelled
+from methods.base import Checkpointer, Labelled, Unlabelled
 from methods.nets import flops, vit
 from methods.nets.timm_encoders import TimmArchitecture, outline
 from methods.nets.weights import Classifier, Weights
@@ -240,7 +240,7 @@ def labelled(count: int, classes: int = 4) -> Labelled:
     return Labelled(images, f"pictures {count}", order * classes // count, classes)
 
 
-class Losses(Keeper):
+class Losses(Checkpointer):
     """A keeper that only listens."""
 
     def load(self) -> None:

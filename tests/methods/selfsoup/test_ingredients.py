@@ -17,7 +17,7 @@ from methods.nets.weights import Architecture, Weights, build_encoder
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.objectives import OBJECTIVES, base, mae, mmcr, mocov3
 from methods.selfsoup.pretraining import Pretraining, pretrain
-from methods.training.loop import Batches, Group, schedule, train
+from methods.training.loop import Batches, ParameterGroup, schedule, train
 from methods.views.ssl_views import Views
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
@@ -65,7 +65,7 @@ def path_of(groups: list[tuple[float, float]], steps: int, weight_decay: float =
     train(
         loss,
         repeat(None),
-        [Group([p], lr, warmup) for p, (lr, warmup) in zip(parameters, groups, strict=True)],
+        [ParameterGroup([p], lr, warmup) for p, (lr, warmup) in zip(parameters, groups, strict=True)],
         steps=steps,
         weight_decay=weight_decay,
     )
@@ -116,8 +116,8 @@ def test_weight_decay_is_decoupled() -> None:
 def test_losses_of_all_steps_come_back() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     losses = train(
-        lambda value: parameter.sum() * 0 + value, map(torch.tensor, [3.0, 1.0, 2.0, 9.0]), [Group([parameter], 1, 0)],
-        steps=3, weight_decay=0,
+        lambda value: parameter.sum() * 0 + value, map(torch.tensor, [3.0, 1.0, 2.0, 9.0]),
+        [ParameterGroup([parameter], 1, 0)], steps=3, weight_decay=0,
     )  # fmt: skip
     assert losses.tolist() == [3, 1, 2]
 
@@ -125,7 +125,7 @@ def test_losses_of_all_steps_come_back() -> None:
 def test_a_stopped_run_is_the_beginning_of_the_whole_run() -> None:
     def losses(stop: int | None) -> list[float]:
         parameter = nn.Parameter(torch.ones(1))
-        group = [Group([parameter], 0.1, 0.1)]
+        group = [ParameterGroup([parameter], 0.1, 0.1)]
         return train(
             lambda _: parameter.square().sum(), repeat(None), group, steps=40, weight_decay=0, stop=stop
         ).tolist()  # fmt: skip
@@ -139,7 +139,7 @@ def test_a_stopped_run_is_the_beginning_of_the_whole_run() -> None:
 def test_a_loss_that_is_not_finite_is_named(bad: float, step: int) -> None:
     parameter = nn.Parameter(torch.zeros(1))
     values = (torch.tensor(bad if count == step else 1.0) for count in range(10_000))
-    group = [Group([parameter], 1, 0)]
+    group = [ParameterGroup([parameter], 1, 0)]
     with pytest.raises(FloatingPointError, match=f"step {step};"):
         train(lambda value: parameter.sum() * 0 + value, values, group, steps=step + 500, weight_decay=0)
     # A run that has diverged stops early instead of using up its steps.
@@ -150,21 +150,36 @@ def test_a_loss_that_is_not_finite_is_named_in_a_short_run_too() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     values = map(torch.tensor, [1.0, 1.0, math.nan, 1.0, 1.0])
     with pytest.raises(FloatingPointError, match="step 2;"):
-        train(lambda value: parameter.sum() * 0 + value, values, [Group([parameter], 1, 0)], steps=5, weight_decay=0)
+        train(
+            lambda value: parameter.sum() * 0 + value,
+            values,
+            [ParameterGroup([parameter], 1, 0)],
+            steps=5,
+            weight_decay=0,
+        )
 
 
 def test_a_gradient_that_is_not_finite_is_noticed_at_the_last_step() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     with pytest.raises(FloatingPointError, match="parameters"):
-        train(lambda _: parameter.sum().sqrt(), repeat(None), [Group([parameter], 1, 0)], steps=1, weight_decay=0)
+        train(
+            lambda _: parameter.sum().sqrt(), repeat(None), [ParameterGroup([parameter], 1, 0)], steps=1, weight_decay=0
+        )
 
 
 def test_impossible_training_is_refused() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="at least one step"):
-        train(lambda _: parameter.sum(), repeat(None), [Group([parameter], 1, 0)], steps=0, weight_decay=0)
+        train(lambda _: parameter.sum(), repeat(None), [ParameterGroup([parameter], 1, 0)], steps=0, weight_decay=0)
     with pytest.raises(ValueError, match="bf16"):
-        train(lambda _: parameter.sum(), repeat(None), [Group([parameter], 1, 0)], steps=1, weight_decay=0, bf16=True)
+        train(
+            lambda _: parameter.sum(),
+            repeat(None),
+            [ParameterGroup([parameter], 1, 0)],
+            steps=1,
+            weight_decay=0,
+            bf16=True,
+        )
 
 
 @pytest.mark.parametrize(("drop_last", "a_round"), [(True, [4, 4]), (False, [4, 4, 2])])
@@ -449,7 +464,7 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(stock: Weights, pool: Unlab
         losses = train(
             lambda batch, weight=weight: (batch[0] @ weight).square().mean(),
             batches,
-            [Group([weight], 0.1, 0.5)],
+            [ParameterGroup([weight], 0.1, 0.5)],
             steps=6,
             weight_decay=0.1,
             accumulate=parts,
@@ -457,7 +472,14 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(stock: Weights, pool: Unlab
         found.append((weight.detach(), losses))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="cannot be cut into 5"):
-        train(lambda batch: batch[0].sum(), batches, [Group([weight], 0.1, 0.5)], steps=1, weight_decay=0, accumulate=5)
+        train(
+            lambda batch: batch[0].sum(),
+            batches,
+            [ParameterGroup([weight], 0.1, 0.5)],
+            steps=1,
+            weight_decay=0,
+            accumulate=5,
+        )
 
 
 def test_what_cannot_be_cut_is_refused(stock: Weights, pool: Unlabelled) -> None:

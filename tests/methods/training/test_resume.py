@@ -12,7 +12,7 @@ from torch import Tensor
 
 from methods.adapters.shot_im import ShotIM
 from methods.adapters.tent import Tent
-from methods.base import Keeper, Labelled, Unlabelled
+from methods.base import Checkpointer, Labelled, Unlabelled
 from methods.nets.weights import Architecture, Classifier, Weights
 from methods.recipes.pool_adaptation import Adaptation, adapt
 from methods.selfsoup.ingredients import Ingredient, inter_train
@@ -70,7 +70,7 @@ def stock() -> Weights:
         return Classifier(SMALL, 3).weights()
 
 
-Training = Callable[[Keeper | None], Weights]
+Training = Callable[[Checkpointer | None], Weights]
 
 
 def trainings() -> dict[str, Training]:
@@ -105,21 +105,21 @@ def test_killed_and_continued_equals_undisturbed(name: str, dies_after: int) -> 
     training = trainings()[name]
     whole = Memory(every=100)
     expected = training(whole)
-    keeper = Memory(dies_after=dies_after)
+    checkpointer = Memory(dies_after=dies_after)
     with pytest.raises(Killed):
-        training(keeper)
-    assert keeper.state is not None
-    assert keeper.state["step"] == dies_after
-    assert training(keeper).digest == expected.digest
-    assert torch.equal(keeper.losses, whole.losses)
+        training(checkpointer)
+    assert checkpointer.state is not None
+    assert checkpointer.state["step"] == dies_after
+    assert training(checkpointer).digest == expected.digest
+    assert torch.equal(checkpointer.losses, whole.losses)
     assert training(None).digest == expected.digest
 
 
 def test_killed_again_and_again() -> None:
     training = trainings()["mae"]
-    keeper = Memory(dies_after=1)
+    checkpointer = Memory(dies_after=1)
     for _ in range(STEPS - 1):
-        keeper.saved = 0
+        checkpointer.saved = 0
         with pytest.raises(Killed):
-            training(keeper)
-    assert training(keeper).digest == training(None).digest
+            training(checkpointer)
+    assert training(checkpointer).digest == training(None).digest
