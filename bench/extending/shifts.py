@@ -35,7 +35,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from bench.shifts.own import Arrays, OwnShift
+from bench.shifts.user_shift import Arrays, OwnShift
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -73,9 +73,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.extend_shift import conform
+from bench.extending.shifts import conform
 from bench.shifts import load_shift
-from bench.trial import CLEAN, Condition
+from bench.core.conditions import CLEAN, Condition
 
 SHIFT = f"{{Path(__file__).with_name('{name}.py')}}:{title}"
 

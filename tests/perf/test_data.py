@@ -197,10 +197,10 @@ STREAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from bench.protocols import Segment
+from bench.evaluation.protocols import Segment
 from bench.shifts import load_shift
-from bench.stream import Stream
-from bench.trial import CLEAN, Condition
+from bench.evaluation.stream import Stream
+from bench.core.conditions import CLEAN, Condition
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -209,7 +209,7 @@ def anonymous():
 shift = load_shift("folder:" + sys.argv[1])
 ids = shift.ids("test")
 peak = 0
-from bench.data import store
+from bench.data import decoded_store as store
 write = store.PixelStore._write
 def watched(self, *arguments):
     global peak

@@ -46,7 +46,7 @@ _STEP = """
 import sys, time
 import torch
 from safetensors import safe_open
-from methods.season import Mixture, neighbour_entropy
+from methods.soups.season import Mixture, neighbour_entropy
 from tests_small import Small
 
 torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def test_seasoning_against_autograd_through_the_mixture(files: list[Path], tmp_p
 _MIX = """
 import sys
 from pathlib import Path
-from bench.soups import mix
+from bench.soups.mix_files import mix
 mix([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]), "uniform", None, (), False)
 """
 

@@ -45,7 +45,7 @@ import torch
 from dataclasses import dataclass
 from typing import ClassVar
 from methods.base import Job, Recipe
-from methods.stock import Weights
+from methods.nets.weights import Weights
 from methods.table import Access
 from {helper} import scale_of
 
@@ -169,7 +169,7 @@ def _shift(folder: Path) -> tuple[dict[str, Any], Path, Callable[[str], str]]:
         "def darker(images, severity):\n    return images // int(1 + severity)\n"
     )
     (folder / "dark.py").write_text(
-        "import numpy as np\nfrom bench.shifts.own import OwnShift\nfrom helper_of_shift import darker\n\n\n"
+        "import numpy as np\nfrom bench.shifts.user_shift import OwnShift\nfrom helper_of_shift import darker\n\n\n"
         "class Dark(OwnShift):\n    classes = 10\n    corruptions = ('dark',)\n\n    def images(self, part):\n"
         "        rng = np.random.default_rng(0)\n"
         "        return rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), np.arange(20) % 10\n\n"
@@ -295,7 +295,7 @@ def checkout(tmp_path: Path) -> Callable[..., dict[str, str]]:
             text = (home / file).read_text()
             assert old in text, (file, old)
             (home / file).write_text(text.replace(old, new, 1))
-        code = "import json, sys; from bench.components import identity; "
+        code = "import json, sys; from bench.core.components import identity; "
         code += "print(json.dumps({name: identity(name) for name in json.loads(sys.argv[1])}))"
         done = subprocess.run(
             [sys.executable, "-c", code, json.dumps(names)], cwd=home, capture_output=True, text=True, check=True,

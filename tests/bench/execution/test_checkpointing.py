@@ -58,19 +58,19 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 _COOK = """
 import sys
-from bench import keeper
-keeper.SECONDS = 0.0
-import bench.kitchen as kitchen
-kitchen.FileCheckpointer = lambda path, tell: keeper.FileCheckpointer(path, 0.0, tell=tell)
+from bench.execution import checkpointing
+checkpointing.SECONDS = 0.0
+from bench.training import job_cache
+job_cache.FileCheckpointer = lambda path, tell: checkpointing.FileCheckpointer(path, 0.0, tell=tell)
 sys.path.insert(0, sys.argv[1])
 from job import task
-kitchen.cook(*task().arguments)
+job_cache.run_job(*task().arguments)
 """
 
 _JOB = """
 import torch
-from bench.kitchen import cooking_tasks
-from bench.models import load_stock
+from bench.training.job_cache import training_tasks
+from bench.models.weights_io import load_stock
 from methods.base import Job, Unlabelled
 from methods.selfsoup.ingredients import Ingredient, inter_train
 
@@ -81,7 +81,7 @@ def job():
 
 def task():
     torch.set_num_threads(1)
-    return cooking_tasks([job()], 0, "cpu")[0]
+    return training_tasks([job()], 0, "cpu")[0]
 """
 
 

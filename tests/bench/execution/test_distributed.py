@@ -247,11 +247,11 @@ def test_divergence_is_the_error_of_one_process(tmp_path: Path) -> None:
 def test_the_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from bench.models import load_stock, load_weights
-from bench.run import run
-from bench.spec import make_spec
-from bench.spread import Call, spread
-from bench.stocks import ShownCheckpointer, StockSpec, plan_stock, train_stock
+from bench.models.weights_io import load_stock, load_weights
+from bench.runs.run import run
+from bench.settings.run_spec import make_spec
+from bench.execution.distributed import Call, spread
+from bench.training.pretrain_stock import ShownCheckpointer, StockSpec, plan_stock, train_stock
 from methods.base import Unlabelled
 from methods.selfsoup.ingredients import inter_train
 from tests.bench.test_spread import Trap, ingredient

@@ -179,7 +179,7 @@ def spoil(inputs: object, data: object, config: object, generator: object) -> ob
 _PARENT = """
 import time, os
 from pathlib import Path
-from bench.workers import Task, run_tasks
+from bench.execution.task_pool import Task, run_tasks
 from orphan import linger
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_a_file_that_changed_is_not_taken_for_what_was_sent(tmp_path: Path) -> N
     file = tmp_path / "my_tent.py"
     file.write_text(EXAMPLE)
     sent = pickle.dumps(load_object(f"{file}:SharpTent").Config(lr=0.5))
-    code = f"import pickle, bench.workers; print(pickle.loads({sent!r}).lr)"
+    code = f"import pickle, bench.execution.task_pool; print(pickle.loads({sent!r}).lr)"
     again = [sys.executable, "-c", code]
     assert subprocess.run(again, check=True, capture_output=True, text=True).stdout == "0.5\n"
     file.write_text(EXAMPLE + "# changed\n")
@@ -135,7 +135,7 @@ def test_methods_of_the_table_can_be_checked_with_other_options() -> None:
 
 def test_what_cannot_be_checked_is_refused_in_words(tmp_path: Path) -> None:
     empty, two = tmp_path / "empty.py", tmp_path / "two.py"
-    empty.write_text("from methods.tent import Tent\n")
+    empty.write_text("from methods.adapters.tent import Tent\n")
     two.write_text(BROKEN + BROKEN.replace("Forgetful", "Other"))
     for method, words in (
         (str(empty), "defines none as adapters"),

@@ -199,7 +199,7 @@ def test_what_trainings_took_here_before_is_what_they_are_billed(
     def refuse(*_: object) -> None:
         raise AssertionError("what is known needs no probe")
 
-    probes = (bench.probes, "_probe_steps"), (bench.probes, "_seconds_of_short")
+    probes = (bench.planning.training_probe, "_probe_steps"), (bench.planning.training_probe, "_seconds_of_short")
     with monkeypatch.context() as known:
         for module, name in probes:
             known.setattr(module, name, refuse)
@@ -212,7 +212,7 @@ def test_what_trainings_took_here_before_is_what_they_are_billed(
         for change in ({"source": {"epochs": 6, "batch_size": 20}}, {"source": {"epochs": 6, "bf16": True}}):
             with pytest.raises(AssertionError, match="needs no probe"):
                 _seconds(small(tmp_path, method="source", seed=1, options=change), "training")
-        known.setattr(bench.kitchen, "device_name", lambda device: "another")
+        known.setattr(bench.training.job_cache, "device_name", lambda device: "another")
         with pytest.raises(AssertionError, match="needs no probe"):
             _seconds(small(tmp_path, method="source", seed=1, options=steps), "training")
 

@@ -191,7 +191,7 @@ def test_an_epoch_sees_every_image(count: int, batch_size: int, steps: int, monk
     def watch(loss: Any, stream: Any, groups: Any, *, steps: int, **rest: Any) -> None:
         batches.extend(next(stream) for _ in range(steps))
 
-    monkeypatch.setattr(methods.finetune, "train", watch)
+    monkeypatch.setattr(methods.training.finetune, "train", watch)
     data = task(count)
     plain = FineTune(epochs=3, batch_size=batch_size, area=1.0, flip=False)
     fine_tune([stock_of()], data, plain, seeded())
