@@ -1,4 +1,4 @@
-"""Everything a run will do, before it does any of it: names to rows, rows to lanes, lanes to keys."""
+"""Plan a run: resolve names, data and options, and work out the key of every record. Starts nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from bench.core.components import (
     HARNESS,
@@ -24,7 +24,7 @@ from bench.core.devices import cores, pick_device, pick_jobs, pick_precision
 from bench.core.errors import UsageError
 from bench.core.import_object import code_of, load_object
 from bench.core.offline import go_offline
-from bench.evaluation.protocols import Segment, chains, parse_protocol, plan_stream
+from bench.evaluation.protocols import Protocol, Segment, chains, parse_protocol, plan_stream
 from bench.execution.task_pool import Task
 from bench.models.classifiers import for_classes
 from bench.models.weights_io import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
@@ -65,11 +65,11 @@ BASELINES = (
 
 @dataclass(frozen=True)
 class BoardEntry:
-    """One row of a trial: a classifier (cooked by `job`, or the user's own) and the adapter that runs on it.
+    """One row of a board: a classifier (trained by `job`, or the user's own) and the adapter that runs on it.
 
-    `report` measures what the classifier was mixed from; see methods.soup.connectivity. `identities` holds, for each
-    condition, the fields of its record that its key is made of; `digests` say what the images of each condition are,
-    `scored` which images these are.
+    `report` is the job that measures how the ingredients connect (`methods.soups.soup.connectivity`). `identities`
+    holds, per condition, the fields of its record that the key is made of; `digests`, per condition, the digest of its
+    images; `scored`, the ids of the scored images.
     """
 
     trial: Trial
@@ -90,7 +90,7 @@ class BoardEntry:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run will do, before it does any of it."""
+    """Everything a run will do."""
 
     spec: RunSpec
     out: Path
@@ -113,7 +113,7 @@ class Plan:
 
 
 def make_plan(spec: RunSpec) -> Plan:
-    """Resolve names, data, options and keys; see what is done. Starts nothing and writes nothing."""
+    """Resolve names, data, options and keys, and find which records exist. Starts nothing and writes nothing."""
     devices = spec.devices or max(1, spec.slurm.gpus)
     device, jobs, threads = _where(spec, devices)
     out = spec.out or default_folder(spec)
@@ -128,19 +128,7 @@ def make_plan(spec: RunSpec) -> Plan:
     reading = _as_said(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
     shift, reading = fitted(spec.shift, base, reading)
     entries = tuple(_entries(spec, shift, device, name, base))
-    store = Store(out)
-    if spec.rerun:
-        missing = {key for entry in entries for key in entry.keys.values()}
-    elif spec.only_failed:
-        missing = {key for entry in entries for key in entry.keys.values()} & store.failed()
-    else:
-        missing = {key for entry in entries for key in entry.keys.values()} - store.done()
-    cooking: dict[str, Task] = {}
-    for entry in entries:
-        if entry.job is not None and missing.intersection(entry.keys.values()):
-            targets = [entry.job, *([entry.report] if entry.report is not None else [])]
-            for task in training_tasks(targets, entry.trial.seed, device, devices):
-                cooking.setdefault(task.key, task)
+    missing = _missing(spec, out, entries)
     model = name if isinstance(base, nn.Module) else None
     return Plan(
         spec=spec,
@@ -154,10 +142,29 @@ def make_plan(spec: RunSpec) -> Plan:
         jobs=jobs,
         threads=threads,
         entries=entries,
-        missing=frozenset(missing),
-        cooking=tuple(cooking.values()),
+        missing=missing,
+        cooking=_trainings(entries, missing, device, devices),
         notes=(*getattr(base, "notes", ()), *getattr(shift, "notes", ()), *_notes(base, name, entries)),
     )
+
+
+def _missing(spec: RunSpec, out: Path, entries: Sequence[BoardEntry]) -> frozenset[str]:
+    """The keys of the records to measure."""
+    keys = frozenset(key for entry in entries for key in entry.keys.values())
+    if spec.rerun:
+        return keys
+    return keys & Store(out).failed() if spec.only_failed else keys - Store(out).done()
+
+
+def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: str, devices: int) -> tuple[Task, ...]:
+    """The training tasks that missing records wait for, each once."""
+    tasks: dict[str, Task] = {}
+    for entry in entries:
+        if entry.job is not None and missing.intersection(entry.keys.values()):
+            targets = [entry.job, *([entry.report] if entry.report is not None else [])]
+            for task in training_tasks(targets, entry.trial.seed, device, devices):
+                tasks.setdefault(task.key, task)
+    return tuple(tasks.values())
 
 
 def _as_said(spec: RunSpec, reading: Reading) -> Reading:
@@ -165,7 +172,7 @@ def _as_said(spec: RunSpec, reading: Reading) -> Reading:
 
 
 def _notes(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, ...]:
-    """What the user should know before it starts."""
+    """Notes for the user, shown before the run starts."""
     if not isinstance(base, Weights) or base.part("decoder"):
         return ()
     jobs = all_jobs([entry.job for entry in entries if entry.job is not None])
@@ -175,9 +182,9 @@ def _notes(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, .
 
 
 def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
-    """The device, how many processes or jobs run at a time, and the threads of each."""
+    """The device, the number of processes or jobs that run at a time, and the threads of each."""
     if spec.launch == "slurm":
-        # The machine that plans says nothing about those that compute.
+        # The nodes that compute may differ from the machine that plans.
         device = spec.device if spec.device != "auto" else "cuda" if spec.slurm.gpus else "cpu"
         return device, spec.jobs or _JOBS_OF_A_CLUSTER, 1
     device = pick_device(spec.device)
@@ -185,15 +192,15 @@ def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
 
 
 def default_folder(spec: RunSpec) -> Path:
-    """`runs/<shift>-<methods>`: the same command means the same folder, today and tomorrow."""
+    """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
     name = "-".join([spec.shift, *spec.method])[:80].replace("/", "_").replace(":", "_")
     return Path("runs") / name
 
 
 def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
-    """The name and the weights of what is asked for: a model or stock, else the shift's own.
+    """The name and the weights of the given model or stock, else of the shift's default.
 
-    Without either, methods that need no stock get the shift's default model where it has one.
+    Without either, methods that need no stock get the shift's default model, if it has one.
     """
     row = find_row(spec.shift)
     if spec.model:
@@ -203,7 +210,7 @@ def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
         return found.name, found
     if spec.stock:
         return spec.stock, load_stock(spec.stock)
-    # The files of the shift are looked for first: they are what most people lack.
+    # Open the shift first: its files are what is missing most often.
     load_shift(spec.shift, reading=_as_said(spec, Reading(spec.data_root, offline=spec.offline)))
     if row.default_model and all(m.recipe.name == "source" for m in _methods(spec)):
         return row.default_model, load_model(row.default_model)
@@ -211,119 +218,184 @@ def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
     return stock, load_stock(stock)
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """What all entries of a plan share: the shift's images and conditions, the base and how options are chosen.
+
+    `made_by` holds the identities of the user's own code; `digests` those of each condition's images.
+    """
+
+    spec: RunSpec
+    shift: Shift
+    device: str
+    name: str
+    base: Base
+    methods: tuple[Method, ...]
+    protocol: Protocol
+    conditions: tuple[Condition, ...]
+    adapt: np.ndarray
+    scored: np.ndarray
+    digests: dict[Condition, str]
+    base_digest: str
+    made_by: Mapping[str, str]
+    options: MethodOptions
+
+    @property
+    def from_stock(self) -> bool:
+        return isinstance(self.base, Weights)
+
+    @property
+    def labels(self) -> int | None:
+        """Labelled clean images per class; None for all."""
+        return self.shift.default_labels if self.spec.labels is None else (self.spec.labels or None)
+
+
 def _entries(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> Iterator[BoardEntry]:
-    methods = _methods(spec)
-    protocol = parse_protocol(spec.protocol)
-    known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
-    for asked in spec.options:
-        if asked not in known:
-            raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
-    base_digest = model_digest(base) if isinstance(base, nn.Module) else base.digest
+    scene = _scene(spec, shift, device, name, base)
+    pools = AdaptationPools(shift, scene.adapt, spec.split)
+    for seed in spec.seed_list:
+        labelled = _Labels(shift)
+        source = labelled_source(shift, scene.labels, seed) if scene.from_stock else None
+        for method in scene.methods:
+            yield from _entries_of(scene, method, seed, source, pools, labelled)
+
+
+def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _Scene:
+    """Pick conditions and images. Raises UsageError where the methods, the base or the shift do not fit each other."""
+    methods = tuple(_methods(spec))
+    _check_options(spec, methods)
+    conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
+    ids = shift.ids("dev" if spec.split == "dev" else "test")
+    adapt, scored = (limit_ids(half, spec.limit) for half in split_ids(ids, spec.split))
+    if not len(scored):
+        raise UsageError(f"{shift.name} has no image to score with split {spec.split}")
+    shown = scored if isinstance(base, nn.Module) or not len(adapt) else adapt
+    _check_base(base, name, shift, shift.images(shown[:1], conditions[0]))
     made_by = {"model": code_of(name)} if ".py:" in name else {}
     if shift.members is not None:
         made_by["classes"] = digest_of(shift.members)
     norm = norm_family(base if isinstance(base, nn.Module) else base.architecture.build())
-    model_name = name if isinstance(base, Inherited) else shown_name(name, base)
-    conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
-    shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
-    adapt, scored = (
-        limit_ids(ids, spec.limit) for ids in split_ids(shift.ids("dev" if spec.split == "dev" else "test"), spec.split)
+    return _Scene(
+        spec=spec,
+        shift=shift,
+        device=device,
+        name=name,
+        base=base,
+        methods=methods,
+        protocol=parse_protocol(spec.protocol),
+        conditions=conditions,
+        adapt=adapt,
+        scored=scored,
+        digests={condition: shift.digest(scored, condition) for condition in conditions},
+        base_digest=model_digest(base) if isinstance(base, nn.Module) else base.digest,
+        made_by=made_by,
+        options=MethodOptions(spec, shift, norm, device),
     )
-    if not len(scored):
-        raise UsageError(f"{shift.name} has no image to score with split {spec.split}")
+
+
+def _check_options(spec: RunSpec, methods: Sequence[Method]) -> None:
+    known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
+    for asked in spec.options:
+        if asked not in known:
+            raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
+
+
+def _check_base(base: Base, name: str, shift: Shift, image: Tensor) -> None:
+    """Raise UsageError where a model, stock or classifier of another run does not fit the images or classes."""
     if isinstance(base, nn.Module):
-        for_classes(base, shift, shift.images(scored[:1], conditions[0]).float() / 255)
-    else:
-        _check_size(
-            shift.images((adapt if len(adapt) else scored)[:1], conditions[0]).shape[2],
-            base.architecture.image_size,
-            shift.name,
-            name,
-        )
-    labels = shift.default_labels if spec.labels is None else (spec.labels or None)
-    digests = {condition: shift.digest(scored, condition) for condition in conditions}
+        for_classes(base, shift, image.float() / 255)
+        return
+    _check_size(image.shape[2], base.architecture.image_size, shift.name, name)
     if isinstance(base, Inherited) and base.classes not in (shift.classes, shift.source_classes):
         raise UsageError(
             f"{name} tells {base.classes} classes apart but {shift.name} has {shift.classes}; give a run of that task"
         )
-    from_stock = isinstance(base, Weights)
-    chosen = MethodOptions(spec, shift, norm, device)
-    pools = AdaptationPools(shift, adapt, spec.split)
-    for seed in spec.seed_list:
-        labelled = _Labels(shift)
-        source = labelled_source(shift, labels, seed) if from_stock else None
-        for method in methods:
-            rows = [*([method.recipe] if from_stock else []), *([method.adapter] if method.adapter else [])]
-            trial = Trial(
-                method=method.text,
-                recipe=method.recipe.name,
-                adapter=method.adapter.name if method.adapter else None,
-                options={row.options_of or row.name: plain_values(chosen.config(row)) for row in rows},
-                shift=shift.name,
-                conditions=conditions,
-                model=model_name,
-                protocol=str(protocol),
-                split=spec.split,
-                seed=seed,
-                batch_size=spec.batch_size,
-                precision=pick_precision(spec.precision, device),
-                labels_per_class=labels,
-                limit=spec.limit,
+
+
+def _entries_of(
+    scene: _Scene,
+    method: Method,
+    seed: int,
+    source: Labelled | None,
+    pools: AdaptationPools,
+    labelled: Callable[[np.ndarray], str],
+) -> Iterator[BoardEntry]:
+    """The board entries of one method and seed: one for each part of what its recipe makes, for each of its pools."""
+    base, conditions = scene.base, scene.conditions
+    trial = _trial(scene, method, seed)
+    segments = _segments(scene, seed)
+    adapter = method.adapter or PLAIN
+    recipe = _recipe(method, scene.options, from_stock=scene.from_stock)
+    pooled = method.recipe.access.test == "pool"
+    shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
+    met = shifted if pooled or len(chains(segments)) < len(conditions) else _met(base)
+    for group in _groups(recipe, conditions, segments):
+        own = segments if group is None else _of_group(segments, group)
+        parts = _parts(method, recipe, base, source, pools, group)
+        report = parts.pop(CONNECTIVITY, None)
+        if isinstance(base, Inherited):
+            parts = {"": base.jobs[seed]}
+        pool = pools.shifted(group).digest if pooled and group is not None else None
+        for number, (part, job) in enumerate(_named(parts, method).items()):
+            identities = _identities(scene, trial, method, part, own, met, pool, labelled)
+            yield BoardEntry(
+                trial=trial,
+                part=part or None,
+                job=job,
+                report=report if number == 0 else None,
+                adapter=adapter,
+                config=scene.options.config(adapter),
+                access=method.access | base.access if isinstance(base, Inherited) else method.access,
+                segments=own,
+                keys={condition: key_of(content) for condition, content in identities.items()},
+                identities=identities,
+                digests=scene.digests,
+                scored=scene.scored,
+                base_digest=scene.base_digest,
+                history=met,
             )
-            segments = tuple(plan_stream(protocol, conditions, scored, shift.labels(scored), seed))
-            for segment in segments:
-                if segment.blends:
-                    # The whole stream is one cell: its identity is the clean images and all that may be done to them.
-                    content = [shift.digest(scored, CLEAN), *map(str, conditions), shift.profile, shift.storage]
-                    content += [mark for condition in conditions for mark in corruption_marks(condition.corruption)]
-                    digests[segment.conditions[0]] = "sha256:" + digest_of([*content, shift.data_seed])
-            adapter = method.adapter or PLAIN
-            adapter_config = chosen.config(adapter)
-            recipe = _recipe(method, chosen, from_stock=from_stock)
-            pooled = method.recipe.access.test == "pool"
-            made = (
-                {HARNESS: identity(HARNESS)} | made_by | {method_name(row): identity_of_path(row.path) for row in rows}
-            )
-            met = shifted if pooled or len(chains(segments)) < len(conditions) else _met(base)
-            for group in _groups(recipe, conditions, segments):
-                own = segments if group is None else _of_group(segments, group)
-                parts = _parts(method, recipe, base, source, pools, group)
-                report = parts.pop(CONNECTIVITY, None)
-                if isinstance(base, Inherited):
-                    parts = {"": base.jobs[seed]}
-                for number, (part, job) in enumerate(_named(parts, method).items()):
-                    identities = _identities(
-                        trial,
-                        part,
-                        own,
-                        shift,
-                        made,
-                        digests,
-                        {"digest": base_digest, "ready": not from_stock},
-                        met,
-                        pools.shifted(group).digest if pooled and group is not None else None,
-                        labelled,
-                    )
-                    yield BoardEntry(
-                        trial,
-                        part or None,
-                        job,
-                        report if number == 0 else None,
-                        adapter,
-                        adapter_config,
-                        method.access | base.access if isinstance(base, Inherited) else method.access,
-                        own,
-                        {condition: key_of(content) for condition, content in identities.items()},
-                        identities,
-                        digests,
-                        scored,
-                        base_digest,
-                        met,
-                    )
+
+
+def _rows(scene: _Scene, method: Method) -> list[Row]:
+    """The rows of the table whose code makes a number."""
+    return [*([method.recipe] if scene.from_stock else []), *([method.adapter] if method.adapter else [])]
+
+
+def _trial(scene: _Scene, method: Method, seed: int) -> Trial:
+    spec = scene.spec
+    return Trial(
+        method=method.text,
+        recipe=method.recipe.name,
+        adapter=method.adapter.name if method.adapter else None,
+        options={row.options_of or row.name: plain_values(scene.options.config(row)) for row in _rows(scene, method)},
+        shift=scene.shift.name,
+        conditions=scene.conditions,
+        model=scene.name if isinstance(scene.base, Inherited) else shown_name(scene.name, scene.base),
+        protocol=str(scene.protocol),
+        split=spec.split,
+        seed=seed,
+        batch_size=spec.batch_size,
+        precision=pick_precision(spec.precision, scene.device),
+        labels_per_class=scene.labels,
+        limit=spec.limit,
+    )
+
+
+def _segments(scene: _Scene, seed: int) -> tuple[Segment, ...]:
+    """The stream of a seed. A segment that blends corruptions is one cell, whose digest is added to the others."""
+    shift, scored, conditions = scene.shift, scene.scored, scene.conditions
+    segments = tuple(plan_stream(scene.protocol, conditions, scored, shift.labels(scored), seed))
+    for segment in segments:
+        if segment.blends:
+            # The identity of the whole stream: its clean images, and every corruption that may be applied to them.
+            content = [shift.digest(scored, CLEAN), *map(str, conditions), shift.profile, shift.storage]
+            content += [mark for condition in conditions for mark in corruption_marks(condition.corruption)]
+            scene.digests[segment.conditions[0]] = "sha256:" + digest_of([*content, shift.data_seed])
+    return segments
 
 
 def _check_size(found: int, wanted: int, shift: str, name: str) -> None:
-    """Raise UsageError where a stock takes images of another size than a shift has, which cannot resize its own."""
+    """Raise UsageError unless the stock takes images of the shift's size: this shift cannot resize its images."""
     if found != wanted:
         other = f"as {name.split(':')[0]}:…:{found}" if name.startswith("timm:") else f"as bench stock --arch …_{found}"
         raise UsageError(
@@ -332,16 +404,16 @@ def _check_size(found: int, wanted: int, shift: str, name: str) -> None:
 
 
 def _met(base: Base) -> tuple[str, ...]:
-    """Conditions whose images a ready classifier has met."""
+    """The conditions whose images a ready classifier was trained on."""
     return base.met if isinstance(base, Inherited) else ()
 
 
 def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recipe | None:
-    """The recipe with its options; None where a ready classifier is given."""
+    """The recipe with its options; None for a ready classifier."""
     if not from_stock:
         if method.recipe.name != "source":
             raise UsageError(
-                f"{method.recipe.name} cooks from a stock, not from a ready classifier; give --stock instead"
+                f"{method.recipe.name} starts from a stock, not from a ready classifier; give --stock instead"
             )
         return None
     recipe: Recipe = load_object(method.recipe.path)(chosen.config(method.recipe))
@@ -351,9 +423,9 @@ def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recip
 def _groups(
     recipe: Recipe | None, conditions: tuple[Condition, ...], segments: Sequence[Segment]
 ) -> Sequence[PoolGroup | None]:
-    """The classifiers that a recipe makes, by what its pool holds; [None] for one that has none.
+    """The pools that a recipe trains one classifier on each; [None] for a recipe without a shifted pool.
 
-    Raises UsageError where the stream carries an adapter from one classifier's conditions to another's.
+    Raises UsageError if the stream would carry an adapter from the conditions of one classifier to those of another.
     """
     if recipe is None or recipe.pool != "shifted":
         return [None]
@@ -390,7 +462,7 @@ def _parts(
     pools: AdaptationPools,
     group: PoolGroup | None,
 ) -> dict[str, Job | None]:
-    """What a recipe plans. Raises UsageError for options that do not go together."""
+    """The jobs that a recipe plans, by part. Raises UsageError for options that exclude each other."""
     if recipe is None or source is None or not isinstance(base, Weights):
         return {"": None}
     pool = pools.shifted(group) if group is not None else pools.clean() if recipe.pool == "clean" else None
@@ -402,31 +474,32 @@ def _parts(
 
 
 def _named(parts: Mapping[str, Job | None], method: Method) -> Mapping[str, Job | None]:
-    """Rows of a method by part name ("" where there is one row only); an adapter runs on the first part alone."""
+    """The jobs by part name ("" for a method of one row); an adapter runs on the first part only."""
     if method.adapter or len(parts) == 1:
         return {"": next(iter(parts.values()))}
     return parts
 
 
 def _identities(
+    scene: _Scene,
     trial: Trial,
+    method: Method,
     part: str,
     segments: Sequence[Segment],
-    shift: Shift,
-    made: Mapping[str, str],
-    digests: Mapping[Condition, str],
-    weights: Mapping[str, Any],
     met: tuple[str, ...],
     pool: str | None,
     labels: Callable[[np.ndarray], str],
 ) -> dict[Condition, dict[str, Any]]:
-    """What identifies the record of each condition (`leaderboards.identity`): the trial, what made the number, the
-    condition's images, and those that were met before them or in a pool.
+    """The fields that identify the record of each condition (`leaderboards.identity`): the trial, the versions of the
+    code, the condition's images, and the images met before them or in a pool.
     """
+    shift = scene.shift
+    made = {HARNESS: identity(HARNESS), **scene.made_by}
+    made |= {method_name(row): identity_of_path(row.path) for row in _rows(scene, method)}
     found: dict[Condition, dict[str, Any]] = {}
     before: list[Any] = []
     for segment in segments:
-        content = [digests[condition] for condition in segment.conditions]
+        content = [scene.digests[condition] for condition in segment.conditions]
         if segment.reset:
             before = []
         beside = content if len(content) > 1 else []
@@ -447,9 +520,9 @@ def _identities(
                 "options": trial.options,
                 "limit": trial.limit,
                 "components": {**made, **_corruptions_of(shift, segment, condition)},
-                "weights": weights,
+                "weights": {"digest": scene.base_digest, "ready": not scene.from_stock},
                 "data": {
-                    "digest": digests[condition],
+                    "digest": scene.digests[condition],
                     "seed": shift.data_seed,
                     "storage": shift.storage,
                     "profile": shift.profile,
@@ -465,7 +538,7 @@ def _identities(
 
 
 class _Labels:
-    """The digest of the labels of images, for orders that several methods share."""
+    """Digests of labels by ids, computed once for streams that several methods share."""
 
     def __init__(self, shift: Shift) -> None:
         self._shift = shift
@@ -479,7 +552,7 @@ class _Labels:
 
 
 def _corruptions_of(shift: Shift, segment: Segment, condition: Condition) -> dict[str, str]:
-    """The corruptions of ours that make a condition's images."""
+    """The versions of the built-in corruptions that make a condition's images."""
     if not shift.made_here:
         return {}
     steps = [step for blend in segment.blends for step in blend] if segment.blends else [condition]
