@@ -58,7 +58,7 @@ def test_what_cannot_be_started_from_is_one_sentence(settings: dict[str, Any], r
     for changes, error, sentence in (
         ({"init_from": "nowhere"}, MissingDataError, "no run at nowhere"),
         ({"init_from": f"{first.out}:selfsop"}, UsageError, "unknown method of"),
-        ({"init_from": str(first.out), "method": "selfsoup"}, UsageError, "cooks from a stock"),
+        ({"init_from": str(first.out), "method": "selfsoup"}, UsageError, "starts from a stock"),
     ):
         with pytest.raises(error, match=sentence):
             run_quick(later, **changes)
