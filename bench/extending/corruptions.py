@@ -31,7 +31,7 @@ _TEST = '''"""{title} changes images, the more the stronger, and alike in every 
 from pathlib import Path
 
 import torch
-from bench.shifts.added import apply_own
+from bench.shifts.user_corruption import apply_own
 
 PATH = f"{{Path(__file__).with_name('{name}.py')}}:{name}"
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -35,7 +35,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from bench.shifts.own import Arrays, OwnShift
+from bench.shifts.user_shift import Arrays, OwnShift
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor

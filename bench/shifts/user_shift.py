@@ -139,7 +139,7 @@ def user_shift_of(path: str, reading: Reading) -> OwnShift:
     """The object of FILE.py:CLASS. Raises UsageError where it is not a whole OwnShift."""
     cls = load_object(path)
     if not (inspect.isclass(cls) and issubclass(cls, OwnShift)) or inspect.isabstract(cls):
-        raise UsageError(f"{path} is no shift; derive it from bench.shifts.own.OwnShift, with images and corrupt")
+        raise UsageError(f"{path} is no shift; derive it from bench.shifts.user_shift.OwnShift, with images and corrupt")
     for attribute in ("classes", "corruptions"):
         if not hasattr(cls, attribute):
             raise UsageError(f"{path} does not say its {attribute}; see `bench new shift`")

@@ -169,7 +169,7 @@ def _shift(folder: Path) -> tuple[dict[str, Any], Path, Callable[[str], str]]:
         "def darker(images, severity):\n    return images // int(1 + severity)\n"
     )
     (folder / "dark.py").write_text(
-        "import numpy as np\nfrom bench.shifts.own import OwnShift\nfrom helper_of_shift import darker\n\n\n"
+        "import numpy as np\nfrom bench.shifts.user_shift import OwnShift\nfrom helper_of_shift import darker\n\n\n"
         "class Dark(OwnShift):\n    classes = 10\n    corruptions = ('dark',)\n\n    def images(self, part):\n"
         "        rng = np.random.default_rng(0)\n"
         "        return rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8), np.arange(20) % 10\n\n"

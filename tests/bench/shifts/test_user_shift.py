@@ -37,7 +37,7 @@ BODY = """
 import multiprocessing
 import numpy as np
 import torch
-from bench.shifts.own import OwnShift
+from bench.shifts.user_shift import OwnShift
 
 class Mine(OwnShift):
     classes = 3
