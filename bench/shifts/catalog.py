@@ -1,4 +1,4 @@
-"""The table of shifts: what is known of each before its data is touched. Readable without torch."""
+"""The table of shifts: the metadata of each, known before its data is opened. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Family = Literal["imagenet", "cifar", "digits"]
 
 @dataclass(frozen=True, slots=True)
 class ShiftRow:
-    """One shift. `path` is "module:function" of its loader, which gets this row and how to read.
+    """One shift. `path` is "module:function" of its loader, which is called with this row and a `Reading`.
 
-    `family` says which published options of methods apply. `storage` and `profile` are how its corrupted images are
-    kept and which table of severities made them. `places` are folders below the data root, the first that exists is
-    read; so are `clean` (the same images unshifted) and `train` (source images), both optional. `hub` is a repository
-    of the hub and `hub_test` its scored split, `doi` an archive of Zenodo whose files and checksums are listed:
-    `bench data fetch` gets them from there. `origin` says where people get what has neither. `gigabytes` is what a
-    fetch brings. `protocol` is the only one that a stream makes sense under.
+    `family` selects the published options of methods. `storage` is the storage format of corrupted images, `profile`
+    the severity table that they were made with. `places` are folders below the data root, of which the first that
+    exists is read; likewise `clean` (the same images unshifted) and `train` (source images), both optional.
+    `bench data fetch` downloads from `hub`, a repository of the hub with the scored split `hub_test`, or from `doi`, a
+    Zenodo record with checksums. `origin` says where to get data that has neither. `gigabytes` is the download size.
+    `protocol` is the only protocol that applies to the shift ("": any).
     """
 
     name: str
@@ -43,7 +43,7 @@ class ShiftRow:
 
     @property
     def repository(self) -> tuple[str, str | None]:
-        """The repository of the hub and its configuration; ("", None) for a shift that is not on the hub."""
+        """The hub repository and its configuration; ("", None) for a shift that is not on the hub."""
         kind, _, argument = self.name.partition(":")
         if kind == "hf":
             repo, _, config = argument.partition(":")
@@ -52,7 +52,7 @@ class ShiftRow:
 
     @property
     def how_to_get(self) -> str:
-        """The one command that brings the data, or where it is to be had where no command can."""
+        """The command that fetches the data, or the place to get it from if there is no command."""
         if self.name == "digits-c":
             return "comes with scikit-learn"
         if self.doi or self.repository[0]:
@@ -492,7 +492,7 @@ TASKS: dict[str, str] = {
     "sun397": "clip-benchmark/wds_sun397",
     "svhn": "clip-benchmark/wds_vtab-svhn",
 }
-"""The tasks and their repositories on the hub."""
+"""The hub repository of each task."""
 
 SHIFTS: dict[str, ShiftRow] = {row.name: row for row in (*_IMAGENET_ROWS, *_SMALL_ROWS, *_TASK_ROWS)}
 """All shifts by name; `folder`, `hf` and the `mini-vtab`s take an argument after a colon."""

@@ -45,7 +45,7 @@ import torch
 from dataclasses import dataclass
 from typing import ClassVar
 from methods.base import Job, Recipe
-from methods.stock import Weights
+from methods.nets.weights import Weights
 from methods.table import Access
 from {helper} import scale_of
 
@@ -295,7 +295,7 @@ def checkout(tmp_path: Path) -> Callable[..., dict[str, str]]:
             text = (home / file).read_text()
             assert old in text, (file, old)
             (home / file).write_text(text.replace(old, new, 1))
-        code = "import json, sys; from bench.components import identity; "
+        code = "import json, sys; from bench.core.components import identity; "
         code += "print(json.dumps({name: identity(name) for name in json.loads(sys.argv[1])}))"
         done = subprocess.run(
             [sys.executable, "-c", code, json.dumps(names)], cwd=home, capture_output=True, text=True, check=True,

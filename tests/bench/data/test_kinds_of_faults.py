@@ -392,7 +392,7 @@ class TestPublishedLayouts:
         first = next((tmp_path / "laion-c/mosaic/intensity_level_3/dog").iterdir())
         first.rename(first.with_name("n09_99_mosaic_3.JPEG"))
         shift = load_shift("laion-c", tmp_path)
-        with pytest.raises(UsageError, match="is not called like"):
+        with pytest.raises(UsageError, match="is not named like"):
             shift.images(shift.ids("test"), Condition("mosaic", 3))
 
     @pytest.mark.parametrize("how", ["devkit", "synsets", "csv", "caffe", "xml"])

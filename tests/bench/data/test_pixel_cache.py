@@ -122,7 +122,7 @@ def test_removed_under_a_reader_it_goes_on() -> None:
 def test_what_others_filled_is_read_though_nothing_can_be_added() -> None:
     opened().take(np.arange(10), Maker())
     code = (
-        "import os, sys, numpy as np; from bench.data.kept import CachedRows; os.setuid(65534);"
+        "import os, sys, numpy as np; from bench.data.pixel_cache import CachedRows; os.setuid(65534);"
         f"rows = CachedRows('a', {ROWS}, {SHAPE});"
         "made = []; make = lambda rows: (made.extend(rows.tolist()), np.ones((len(rows), 3, 5, 7), np.uint8))[1];"
         "rows.take(np.arange(12), make); rows.take(np.arange(12), make); print(made, rows.lacking)"
@@ -162,7 +162,7 @@ def test_a_folder_in_the_way_costs_no_pixel(caplog: pytest.LogCaptureFixture) ->
 
 def test_processes_that_fill_one_file_at_once_all_read_the_same() -> None:
     code = (
-        "import sys, numpy as np; from bench.data.kept import CachedRows;"
+        "import sys, numpy as np; from bench.data.pixel_cache import CachedRows;"
         "whole = np.random.default_rng(0).integers(0, 256, (40, 3, 5, 7), dtype=np.uint8);"
         "rows = CachedRows('a', 40, (3, 5, 7)); rng = np.random.default_rng(int(sys.argv[1]));\n"
         "for _ in range(300):\n    some = rng.integers(0, 40, 8)\n"
