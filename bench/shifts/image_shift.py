@@ -329,7 +329,7 @@ class ImageShift:
         return isinstance(self._shifted, OurCorruptions)
 
     def drop_damaged(self, images: ImageSet) -> list[str]:
-        """Drop stored pixels that have changed (they are decoded again on next use); return the names of their images."""
+        """Drop stored pixels that changed, to be decoded again on next use; return the names of their images."""
         return self._stores(images).drop_damaged()
 
     def _train(self) -> Part:
