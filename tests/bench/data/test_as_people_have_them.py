@@ -97,7 +97,7 @@ def test_two_copies_of_one_set_have_their_own_pixels(knower: Any, tmp_path: Path
 def test_one_severity_is_not_cut_into_fifths(knower: Any, tmp_path: Path) -> None:
     arrays(tmp_path, ("gaussian_noise", "fog"), severities=1)
     with pytest.raises(
-        UsageError, match=r"noise\.npy holds one severity, not the published five.* score it as it is with: (.*)"
+        UsageError, match=r"noise\.npy holds one severity, not the published five.* score it unchanged with: (.*)"
     ):
         load_shift("cifar10-c", tmp_path).ids("test")
     with pytest.raises(UsageError) as caught:
