@@ -218,7 +218,7 @@ def test_refusals_leave_everything_as_it_was(pictures: Shift, tmp_path: Path) ->
         export(pictures, out, ["fog"], [3], TREE, limit=2)
     with pytest.raises(UsageError, match=r"holds another export \(other layout, storage\)"):
         export(pictures, out, ["fog"], [1, 2, 3, 4, 5], ARRAYS)
-    with pytest.raises(UsageError, match="severities 1 to 5 and none between"):
+    with pytest.raises(UsageError, match="have only the severities 1 to 5"):
         export(pictures, out, ["fog"], [2.5], TREE)
     with pytest.raises(UsageError, match="all five severities"):
         export(pictures, tmp_path / "other", ["fog"], [5], ARRAYS)

@@ -124,7 +124,7 @@ def test_a_killed_fetch_is_continued_by_the_next(web: Any, tmp_path: Path, monke
 
 def test_a_wrong_checksum_leaves_nothing_behind(web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _zenodo(web, monkeypatch, ARCHIVE, "md5:" + "0" * 32)
-    with pytest.raises(MissingDataError, match=r"CIFAR-10-C\.tar is not what its checksum says"):
+    with pytest.raises(MissingDataError, match=r"CIFAR-10-C\.tar does not match its checksum"):
         fetch("cifar10-c", Reading(tmp_path / "data"), None, lambda _: None)
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
