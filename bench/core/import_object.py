@@ -101,8 +101,8 @@ def _load_file(file: Path, digest: str) -> ModuleType:
         module.__package__, module.__spec__ = package, None
     helpers = {place: called for place, called in brought_along(file).items() if called}
     _forget_changed(helpers)
-    beside = {called.partition(".")[0] for place, called in helpers.items() if place.is_relative_to(above)}
-    search_for(dict.fromkeys(beside, str(above)))
+    neighbours = {called.partition(".")[0] for place, called in helpers.items() if place.is_relative_to(above)}
+    search_for(dict.fromkeys(neighbours, str(above)))
     sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
     exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
     _loaded.update({place: content_digest(place) for place in helpers})

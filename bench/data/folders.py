@@ -125,7 +125,7 @@ def read_folder(
     as_published: bool = False,
     skip_list: Path | None = None,
     inner: str | None = None,
-    beside: Collection[str] = (),
+    ignored_classes: Collection[str] = (),
 ) -> FolderSet:
     """Read images of a tree CLASS/IMAGE, sorted by class, then by file.
 
@@ -134,8 +134,8 @@ def read_folder(
     numbers are sorted as numbers. Hidden files and files that operating systems create are ignored; everything else in
     a class folder must be an image. Links are followed. Files in `skip_list` (one CLASS/IMAGE per line; default
     `skipped.txt` in `root`) are left out and counted. Images may also be in a folder `inner` of their class folder,
-    which may then hold other files as well. Class folders named in `beside` that are not in `classes` are ignored.
-    Raises MissingDataError if there is no folder, UsageError for another layout.
+    which may then hold other files as well. Folders in `ignored_classes` that are not in `classes` are not read. Raises
+    MissingDataError if there is no folder, UsageError for another layout.
     """
     listing = list_folder(root)
     if listing.images:
@@ -145,9 +145,9 @@ def read_folder(
     known = KnownClasses.of(classes)
     folders = listing.folders
     notes: list[str] = []
-    if beside:
+    if ignored_classes:
         wanted = set(known.classes) if known is not None else set()
-        left = [folder.name for folder in folders if folder.name in beside and folder.name not in wanted]
+        left = [folder.name for folder in folders if folder.name in ignored_classes and folder.name not in wanted]
         folders = tuple(folder for folder in folders if folder.name not in left)
         notes += [f"{root} has {len(left)} folders of other classes ({left[0]}, …), which are not read"] if left else []
     if not folders:

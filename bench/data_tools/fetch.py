@@ -215,17 +215,17 @@ def _download_rest(url: str, part: Path) -> None:
 
 def _unpack(archive: Path, root: Path) -> None:
     """Unpack into a temporary folder, then move into `root`, without a top folder of that name. Other files stay."""
-    beside = root / ".unpacking"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    temporary = root / ".unpacking"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     if archive.suffix == ".zip":
-        shutil.unpack_archive(archive, beside)
+        shutil.unpack_archive(archive, temporary)
     else:
-        shutil.unpack_archive(archive, beside, filter="data")
-    inside = list(beside.iterdir())
+        shutil.unpack_archive(archive, temporary, filter="data")
+    inside = list(temporary.iterdir())
     wrapped = len(inside) == 1 and inside[0].is_dir() and _bare(inside[0].name) == _bare(root.name)
-    shutil.copytree(inside[0] if wrapped else beside, root, dirs_exist_ok=True, copy_function=shutil.move)
-    shutil.rmtree(beside)
+    shutil.copytree(inside[0] if wrapped else temporary, root, dirs_exist_ok=True, copy_function=shutil.move)
+    shutil.rmtree(temporary)
 
 
 def _bare(name: str) -> str:

@@ -38,7 +38,7 @@ class Reading:
     added: tuple[tuple[str, str], ...] = ()
 
     @property
-    def said(self) -> dict[str, str | None]:
+    def user_settings(self) -> dict[str, str | None]:
         """The user's settings of the images, for records; a file of classes appears by its name and digest."""
         classes = self.classes
         if classes is not None and classes not in ("natural", "imagefolder"):
@@ -83,8 +83,8 @@ class Reading:
         found = self.find(row.places)
         if found is None:
             looked = ", ".join(str(self.root / place) for place in row.places)
-            brings = row.how_to_get
-            fix = f"fetch it with: {brings}" if brings.startswith("bench ") else f"get it from {brings}"
+            how = row.how_to_get
+            fix = f"fetch it with: {how}" if how.startswith("bench ") else f"get it from {how}"
             raise MissingDataError(
                 f"missing for {row.name}: {what} (looked at {looked}); {fix}; or give its folder with --data-root"
             )

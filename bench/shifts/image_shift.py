@@ -143,7 +143,7 @@ def _of_tiles(condition: Condition) -> bool:
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """Files that somebody published, one set of images for each condition, in the order of the clean images."""
+    """Published files: one image set for each condition, in the order of the clean images."""
 
     stores: Stores
     open: Callable[[Condition], ImageSet]

@@ -173,7 +173,16 @@ def tiny(row: ShiftRow, reading: Reading) -> ImageShift:
     classes = _most_common_classes(root, row)
     others = frozenset(synsets()) - set(classes)
     return _tree_shift(
-        row, reading, root, COMMON, EXTRA, classes, Preprocessing(64, 64), read_tiny, paired=False, beside=others
+        row,
+        reading,
+        root,
+        COMMON,
+        EXTRA,
+        classes,
+        Preprocessing(64, 64),
+        read_tiny,
+        paired=False,
+        ignored_classes=others,
     )
 
 
@@ -453,13 +462,13 @@ def _tree_shift(
     level: Level = _plain_level,
     members: tuple[tuple[int, ...], ...] | None = None,
     paired: bool = True,
-    beside: Collection[str] = (),
+    ignored_classes: Collection[str] = (),
 ) -> ImageShift:
     """Load a published tree. `paired`: the clean images are the originals of the corrupted ones, else another set."""
     preprocessing = reading.preprocessing or usual
     stores = stores_at(preprocessing, reading.workers)
     untouched = stores_at(Preprocessing(preprocessing.size), reading.workers)
-    open_one = cache(partial(_open_condition, root, tuple(classes), level, beside))
+    open_one = cache(partial(_open_condition, root, tuple(classes), level, ignored_classes))
     clean = reading.find(row.clean)
     notes: list[str] = []
 
@@ -499,7 +508,7 @@ def _tree_shift(
     )
     train = _train(row, reading, members, None if members is not None else classes, read)
     shift = ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores, clean=own_clean)
-    shift.loading_notes = (*notes, *_other_classes(root, names, level, classes, beside))
+    shift.loading_notes = (*notes, *_other_classes(root, names, level, classes, ignored_classes))
     return shift
 
 
@@ -521,14 +530,14 @@ def _own_clean(clean: ImageSet, shifted: ImageSet, notes: list[str]) -> tuple[Ca
 
 
 def _other_classes(
-    root: Path, names: Sequence[str], level: Level, classes: Sequence[str], beside: Collection[str]
+    root: Path, names: Sequence[str], level: Level, classes: Sequence[str], ignored_classes: Collection[str]
 ) -> Sequence[str]:
     """Return a note for each corruption with folders of classes that the shift lacks."""
     notes = []
-    for name in names if beside else ():
+    for name in names if ignored_classes else ():
         folders = [level(_condition_folder(root, name), s) for s in range(1, 6)]
         found = {entry.name for folder in folders if folder.is_dir() for entry in list_folder(folder).folders}
-        if other := sorted(found.intersection(beside)):
+        if other := sorted(found.intersection(ignored_classes)):
             notes.append(
                 f"{root / name} has {len(other)} folders of classes that the other corruptions lack ({other[0]}, …), "
                 f"as published; its images of the {len(classes)} classes are read"
@@ -537,8 +546,8 @@ def _other_classes(
 
 
 def _again(row: ShiftRow) -> str:
-    brings = row.how_to_get
-    return f"fetch it again with: {brings}" if brings.startswith("bench ") else f"get it again from {brings}"
+    how = row.how_to_get
+    return f"fetch it again with: {how}" if how.startswith("bench ") else f"get it again from {how}"
 
 
 def _condition_folder(root: Path, name: str) -> Path:
@@ -556,7 +565,7 @@ def _condition_folder(root: Path, name: str) -> Path:
 
 
 def _open_condition(
-    root: Path, classes: tuple[str, ...], level: Level, beside: Collection[str], condition: Condition
+    root: Path, classes: tuple[str, ...], level: Level, ignored_classes: Collection[str], condition: Condition
 ) -> ImageSet:
     assert condition.corruption is not None
     if condition.severity != int(condition.severity):
@@ -566,7 +575,7 @@ def _open_condition(
         there = sorted(entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else []
         has = f"{folder.parent.name} has {', '.join(there)}" if there else f"there is no {folder.parent}"
         raise MissingDataError(f"{folder} is missing ({has}); unpack the published archive of that corruption again")
-    return read_folder(folder, classes, as_published=True, skip_list=root / SKIP_LIST, beside=beside)
+    return read_folder(folder, classes, as_published=True, skip_list=root / SKIP_LIST, ignored_classes=ignored_classes)
 
 
 def _headline_missing(row: ShiftRow, reading: Reading) -> str:
