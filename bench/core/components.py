@@ -38,7 +38,7 @@ DECODER = "decoder"
 LIBRARY = "library"
 """The component that third-party methods build on: base classes, losses, norms, nets and views."""
 
-_NOTHING = (
+_NEVER_FOLLOWED = (
     "bench.core.errors",
     "bench.execution.progress_files",
     "methods.table",
@@ -56,7 +56,7 @@ class Component:
     version: int
     roots: tuple[Root, ...]
     values: str = ""
-    stop: tuple[str, ...] = field(default=_NOTHING)
+    stop: tuple[str, ...] = field(default=_NEVER_FOLLOWED)
 
     @property
     def code(self) -> str:
@@ -90,7 +90,7 @@ _SHARED: dict[str, Component] = {
             ("leaderboards.metrics", "score"),
         ),
         stop=(
-            *_NOTHING,
+            *_NEVER_FOLLOWED,
             "corruptions.pipeline",
             "bench.evaluation.evaluate:Evaluation",
             "bench.evaluation.evaluate:_tell",
@@ -177,7 +177,7 @@ def _corruption(row: catalog.Row) -> Component:
     profiles = sorted(tables.PROFILES)
     values = repr([(profile, tables.PROFILES[profile].get(row.name)) for profile in profiles])
     lists = ("ROWS", "_BY_NAME", "ALIASES", "Row", "names", "canonical")
-    stop = (*_NOTHING, "corruptions.tables", *(f"corruptions.catalog:{name}" for name in lists))
+    stop = (*_NEVER_FOLLOWED, "corruptions.tables", *(f"corruptions.catalog:{name}" for name in lists))
     roots = (*((module, name) for name in own), ("corruptions.pipeline", "corrupt"))
     return Component(row.version, roots, values + repr(tables.CLEAN.get(row.name)), stop)
 

@@ -186,8 +186,8 @@ def joined(test: Sequence[str], train: Sequence[str], test_where: str, train_whe
         places_of(test, train, test_where)
         return tuple(train)
     raise UsageError(
-        f"{test_where} has the class {lacking[0]}, which {train_where} lacks, and that has {beyond[0]}; name the "
-        "classes alike, or list all of them with --classes FILE, names of one class on one line with tabs between them"
+        f"{test_where} has the class {lacking[0]}, which {train_where} lacks, while it has {beyond[0]}; name the "
+        "classes alike, or list all of them with --classes FILE, the names of one class on one line, separated by tabs"
     )
 
 

@@ -129,7 +129,7 @@ def open_files(paths: Sequence[Path], missing: str = "") -> Files:
     except FileNotFoundError as error:
         raise MissingDataError(f"no file {error.filename}; {missing}") from None
     if _too_large(stamps):
-        return Files("", names, stamps, None, _by_place((os.path.realpath(name) for name in names), stamps))
+        return Files("", names, stamps, None, _digest_of_stamps((os.path.realpath(name) for name in names), stamps))
     marks = [content_digest(path) for path in paths]
     return Files("", names, stamps, _marks_of(marks), _digest(marks))
 
@@ -141,7 +141,7 @@ def open_tree(root: Path, names: Sequence[str], stamps: Stamps) -> Files:
     """
     place = os.path.realpath(root)
     if _too_large(stamps):
-        return Files(str(root), names, stamps, None, _by_place((_join(place, name) for name in names), stamps))
+        return Files(str(root), names, stamps, None, _digest_of_stamps((_join(place, name) for name in names), stamps))
     marks, _ = _contents(place, str(root), names, stamps)
     named = (part for name, mark in zip(names, marks, strict=True) for part in (os.fsencode(name), mark.tobytes()))
     return Files(str(root), names, stamps, marks, _digest(named))
@@ -190,14 +190,14 @@ def _digest(parts: Iterable[bytes]) -> str:
     return sha.hexdigest()[:32]
 
 
-def _by_place(paths: Iterable[str], stamps: Stamps) -> str:
+def _digest_of_stamps(paths: Iterable[str], stamps: Stamps) -> str:
     return _digest(os.fsencode(f"{path}|{stamp.tolist()}") for path, stamp in zip(paths, stamps, strict=True))
 
 
 def _contents(place: str, root: str, names: Sequence[str], stamps: Stamps) -> tuple[Marks, bool]:
     """Return the SHA-256 of files below `root`, using the hashes cached for `place`, and whether all are settled."""
     now = time.time_ns()
-    marks = _remembered(place, names, stamps)
+    marks = _cached_marks(place, names, stamps)
     lacking = np.flatnonzero(~marks.any(axis=1))
     if not len(lacking):
         return marks, True
@@ -223,7 +223,7 @@ def _contents(place: str, root: str, names: Sequence[str], stamps: Stamps) -> tu
     settled = np.array([is_settled(tuple(stamp.tolist()), now) for stamp in stamps])
     kept = np.where(settled[:, None], marks, 0).astype(np.uint8)
     if kept[lacking].any():
-        _remember(place, names, stamps, kept)
+        _store_marks(place, names, stamps, kept)
     return marks, bool(settled.all())
 
 
@@ -248,15 +248,15 @@ def _hash(path: str, stamp: Stamp, report: Callable[[int], object]) -> bytes:
     return sha.digest()
 
 
-def _memo(place: str) -> Path:
+def _cache_file(place: str) -> Path:
     return identities_dir() / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
 
 
-def _remembered(place: str, names: Sequence[str], stamps: Stamps) -> Marks:
+def _cached_marks(place: str, names: Sequence[str], stamps: Stamps) -> Marks:
     """Return cached SHA-256 hashes, uint8 [n, 32], of files with unchanged stamps; zeros for all others."""
     marks = np.zeros((len(names), _DIGEST_BYTES), np.uint8)
     try:
-        content = memoryview(_memo(place).read_bytes())
+        content = memoryview(_cache_file(place).read_bytes())
     except OSError:
         return marks
     body = content[_DIGEST_BYTES:]
@@ -283,7 +283,7 @@ def _remembered(place: str, names: Sequence[str], stamps: Stamps) -> Marks:
     return marks
 
 
-def _remember(place: str, names: Sequence[str], stamps: Stamps, marks: Marks) -> None:
+def _store_marks(place: str, names: Sequence[str], stamps: Stamps, marks: Marks) -> None:
     body = b"".join(
         [
             len(names).to_bytes(8, "little"),
@@ -293,7 +293,7 @@ def _remember(place: str, names: Sequence[str], stamps: Stamps, marks: Marks) ->
         ]
     )
     try:
-        write_bytes(_memo(place), hashlib.sha256(body).digest() + body)
+        write_bytes(_cache_file(place), hashlib.sha256(body).digest() + body)
     except BenchError as error:
         log.info("file hashes are not cached: %s", error)
 

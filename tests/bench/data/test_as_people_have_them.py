@@ -1,4 +1,4 @@
-"""Inputs as people have them, each told in a public report of a data loader: the right number, or one sentence."""
+"""Inputs from public issue reports of data loaders: the right accuracy or one clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench data status, verify and clean as a user meets them; and what runs say of images that are left out."""
+"""The commands bench data status, verify and clean, and the notes of runs on skipped images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corrupted copies: what they hold, that readers of published sets take them, and that killing one costs nothing."""
+"""Exports of corrupted copies: their content, their readers, and their continuation after a kill."""
 
 from __future__ import annotations
 

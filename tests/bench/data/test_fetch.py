@@ -1,4 +1,4 @@
-"""bench data fetch: from a server that breaks off, lies, or points elsewhere."""
+"""bench data fetch from a server that cuts connections, sends wrong files, or uses unsafe paths."""
 
 from __future__ import annotations
 

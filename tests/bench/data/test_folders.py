@@ -1,4 +1,4 @@
-"""Class folders as people have them, and every wrong one in a sentence that names the file and what to do."""
+"""Class folders: valid layouts, and a clear error for every invalid one."""
 
 from __future__ import annotations
 

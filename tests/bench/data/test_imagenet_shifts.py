@@ -1,4 +1,4 @@
-"""The shifts of ImageNet, each from a small copy of its published layout, against Pillow, timm and the definitions."""
+"""The shifts of ImageNet in small copies of their layouts, checked against Pillow, timm and the definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nine ways in which a reader of data goes wrong in silence, each tried wherever it may occur; advice is followed."""
+"""Nine kinds of silent data errors, each tried wherever it may occur; the advice of messages works."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestIdentityByName:
         truth = [0, 1] * 10
         table(tmp_path / "test-0.parquet", truth, 2, ["ab"[k] for k in truth], Value("string"))
         table(tmp_path / "train-0.parquet", truth, 2, truth, Value("int64"))
-        with pytest.raises(UsageError, match=r"has the class a, which .*train-0\.parquet lacks, and that has 0"):
+        with pytest.raises(UsageError, match=r"has the class a, which .*train-0\.parquet lacks, while it has 0"):
             load_shift(f"folder:{tmp_path}")
         table(tmp_path / "train-0.parquet", truth, 2, ["ab"[k] for k in truth], Value("string"))
         shift = load_shift(f"folder:{tmp_path}")

@@ -1,4 +1,4 @@
-"""Rows of a file that whoever asks first makes: whole or made again, and never at the cost of a pixel."""
+"""The cache of computed rows with concurrent processes, damaged files and full disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A corruption of one's own in one file: written, tried, drawn and run beside those of a shift."""
+"""User corruptions: created, checked, drawn and run."""
 
 from __future__ import annotations
 

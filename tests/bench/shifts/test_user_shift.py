@@ -1,4 +1,4 @@
-"""A shift from a file: written by `bench new`, tried by `bench check`, run like any other, refused in words."""
+"""User shifts: created by `bench new`, checked by `bench check`, run, and rejected with clear errors."""
 
 from __future__ import annotations
 
