@@ -176,7 +176,7 @@ import numpy as np
 from pathlib import Path
 from bench.data.decode import Preprocessing
 from bench.data.folders import FolderSet, read_folder
-from bench.data import store as storing
+from bench.data import decoded_store as storing
 
 root, log, order, pause = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 plain = FolderSet.read

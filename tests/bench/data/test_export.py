@@ -229,7 +229,7 @@ def test_refusals_leave_everything_as_it_was(pictures: Shift, tmp_path: Path) ->
     assert contents(out) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match=r"not empty \(thesis.txt, …\) and no export"):
+    with pytest.raises(UsageError, match=r"not empty \(thesis.txt, …\) and not an export"):
         export(pictures, tmp_path / "mine", ["fog"], [3], TREE)
     (out / "manifest.json").write_text("[half")
     with pytest.raises(UsageError, match="holds another export"):
@@ -239,7 +239,7 @@ def test_refusals_leave_everything_as_it_was(pictures: Shift, tmp_path: Path) ->
 def test_published_files_are_not_exported(pictures: Shift, tmp_path: Path) -> None:
     root = tmp_path / "root"
     export(pictures, root / "imagenet-c", ["fog"], [1, 2, 3, 4, 5], TREE)
-    with pytest.raises(UsageError, match="published files, not made here"):
+    with pytest.raises(UsageError, match="consists of published files"):
         export(load_shift("imagenet-c", root), tmp_path / "out", ["fog"], [3], TREE)
 
 

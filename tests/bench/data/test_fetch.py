@@ -114,7 +114,7 @@ def test_a_killed_fetch_is_continued_by_the_next(web: Any, tmp_path: Path, monke
 
     with monkeypatch.context() as once:
         once.setattr(fetching, "_download_rest", cut)
-        with pytest.raises(MissingDataError, match="run the same command again, it goes on where it stopped"):
+        with pytest.raises(MissingDataError, match="run the same command again to continue"):
             fetch("cifar10-c", reading, None, lambda _: None)
     web.asked.clear()
     fetch("cifar10-c", reading, None, lambda _: None)

@@ -448,7 +448,7 @@ class TestPublishedLayouts:
         save(tmp_path / "imagenet/val/ILSVRC2012_val_00000001.JPEG", picture(0))
         truth = tmp_path / "imagenet/ILSVRC2012_validation_ground_truth.txt"
         truth.write_text("490\n361\n")
-        with pytest.raises(UsageError, match=r"meta\.mat explains, and there is no .*meta\.mat; copy it there"):
+        with pytest.raises(UsageError, match=r"meta\.mat, and there is no .*meta\.mat; copy it there"):
             load_shift("imagenet-c-gen", tmp_path).ids("test")
 
     def test_arrays_of_one_severity_with_labels_of_five(self, tmp_path: Path) -> None:
