@@ -1,1 +1,1 @@
-"""Errors, conditions, devices, the cache folder, and what identifies code and machine. Imports no other room."""
+"""Errors, conditions, devices, the cache folder, and the identity of code and machine. Imports no other subpackage."""

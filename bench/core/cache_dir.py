@@ -1,4 +1,4 @@
-"""Where learned weights live, by content key; a half-written or damaged file is never read as a result."""
+"""Locate the cache folder, and write and lock files in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leaderboards.files import write_atomically
 
 
 def cache_dir() -> Path:
-    """The folder of everything that can be made again: $SOUPBENCH_CACHE, else the platform's cache folder."""
+    """Return the folder of everything that can be recomputed: $SOUPBENCH_CACHE, else the platform's cache folder."""
     if chosen := os.environ.get("SOUPBENCH_CACHE"):
         return Path(chosen).expanduser()
     from platformdirs import user_cache_path
@@ -21,17 +21,17 @@ def cache_dir() -> Path:
 
 
 def weights_path(key: str) -> Path:
-    """Where the weights of a job live."""
+    """Return the path of the learned weights of a job."""
     return cache_dir() / "weights" / f"{key}.safetensors"
 
 
 def answers_dir() -> Path:
-    """Where answers of classifiers that do not adapt live."""
+    """Return the folder of stored outputs of classifiers that do not adapt."""
     return cache_dir() / "answers"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises BenchError where the disk is full or the folder cannot be written."""
+    """Write a file atomically. Raises BenchError if the disk is full or the folder is not writable."""
     try:
         write_atomically(path, content)
     except OSError as error:
@@ -42,9 +42,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Wait until nobody else holds this file, in any process or machine that sees it, and hold it.
+    """Hold an exclusive lock on this file, across all processes and machines that see it; wait for it if necessary.
 
-    Raises BenchError where the file cannot be made.
+    Raises BenchError if the file cannot be created.
     """
     from filelock import FileLock
 

@@ -1,10 +1,10 @@
-"""What made a number: the identity of every part whose code can change it.
+"""Identify every part of the code that can change a number.
 
-A part of this project is a *component* with a name and a declared version. The lock file holds, for each, the version
-and the digest of the code that goes with it. Code that agrees with the lock is identified by its version alone, so a
-comment, a moved file or a release changes no key. Code that does not (an edited checkout) is identified by version and
-digest, so everything that depends on it is measured again, and nothing else. Code of other people is identified by what
-its files do (`bench.core.source_code.files_digest`).
+A part of this project is a *component* with a name and a declared version. The lock file holds the version of each
+component and the digest of its code. Code that matches the lock is identified by its version alone, so a comment, a
+moved file or a release changes no key. Code that does not match (an edited checkout) is identified by version and
+digest, so that exactly the results that depend on it are measured again. Third-party code is identified by a digest of
+its files (`bench.core.source_code.files_digest`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from methods.identity import Identity, declared
 from methods.table import Row
 
 HARNESS = "harness"
-"""Streams, splits, predictions and metrics: what every number passes through."""
+"""The component that every number depends on: streams, splits, predictions and metrics."""
 
 DECODER = "decoder"
-"""How files become pixels."""
+"""The component that decodes files to pixels."""
 
 LIBRARY = "library"
-"""What methods of other people build on: base classes, losses, norms, nets and views."""
+"""The component that third-party methods build on: base classes, losses, norms, nets and views."""
 
-_NOTHING = (
+_NEVER_FOLLOWED = (
     "bench.core.errors",
     "bench.execution.progress_files",
     "methods.table",
@@ -46,21 +46,21 @@ _NOTHING = (
     "methods.identity",
     "leaderboards.files",
 )
-"""Modules that change no number: errors, progress, tables for people, counts of operations."""
+"""Modules that change no number: errors, progress, tables for display, operation counts."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part of this project: the definitions that it consists of, and plain values that count as its code."""
+    """A part of this project: its root definitions, and plain values that count as its code."""
 
     version: int
     roots: tuple[Root, ...]
     values: str = ""
-    stop: tuple[str, ...] = field(default=_NOTHING)
+    stop: tuple[str, ...] = field(default=_NEVER_FOLLOWED)
 
     @property
     def code(self) -> str:
-        """A digest of the code as it is in the files now."""
+        """A digest of the code in the current files."""
         found = definitions_digest(self.roots, self.stop)
         return hashlib.sha256(f"{found}\n{self.values}".encode()).hexdigest()[:16] if self.values else found
 
@@ -90,7 +90,7 @@ _SHARED: dict[str, Component] = {
             ("leaderboards.metrics", "score"),
         ),
         stop=(
-            *_NOTHING,
+            *_NEVER_FOLLOWED,
             "corruptions.pipeline",
             "bench.evaluation.evaluate:Evaluation",
             "bench.evaluation.evaluate:_tell",
@@ -122,24 +122,25 @@ _SHARED: dict[str, Component] = {
 
 
 def method_name(row: Row) -> str:
-    """The name of the component behind a row of the table of methods."""
+    """Return the name of the component of a row of the method table."""
     return f"method:{row.name}"
 
 
 def corruption_name(name: str) -> str:
-    """The name of the component behind a corruption."""
+    """Return the name of the component of a corruption."""
     return f"corruption:{name}"
 
 
 @cache
 def is_corruption(name: str) -> bool:
-    """Whether a name is that of one of this project's corruptions."""
+    """Whether this project has a corruption of this name."""
     return name in catalog.names()
 
 
 def corruption_marks(name: str | None) -> list[str]:
-    """What a digest of corrupted images names beside their parameters: nothing for the first version of a corruption,
-    so that digests which were published before versions were declared stay the same.
+    """Return what a digest of corrupted images includes besides their parameters.
+
+    This is nothing for version 1 of a corruption, so that digests published before versions were declared stay valid.
     """
     found = "1" if name is None or not is_corruption(name) else identity(corruption_name(name))
     return [] if found == "1" else [f"{name} {found}"]
@@ -147,7 +148,7 @@ def corruption_marks(name: str | None) -> list[str]:
 
 @cache
 def component_of(name: str) -> Component:
-    """A component by its name. Raises KeyError where there is none of that name."""
+    """Return a component by its name. Raises KeyError for an unknown name."""
     if name in _SHARED:
         found = _SHARED[name]
         roots = tuple(each for root in found.roots for each in _expanded(root))
@@ -164,7 +165,7 @@ def component_of(name: str) -> Component:
 
 
 def _expanded(root: Root) -> Iterable[Root]:
-    """The root itself; of "*" all definitions of its module."""
+    """Yield the root itself, or all definitions of its module if its name is "*"."""
     module, name = root
     return ((module, each) for each in definitions_of(module)) if name == "*" else (root,)
 
@@ -176,14 +177,14 @@ def _corruption(row: catalog.Row) -> Component:
     profiles = sorted(tables.PROFILES)
     values = repr([(profile, tables.PROFILES[profile].get(row.name)) for profile in profiles])
     lists = ("ROWS", "_BY_NAME", "ALIASES", "Row", "names", "canonical")
-    stop = (*_NOTHING, "corruptions.tables", *(f"corruptions.catalog:{name}" for name in lists))
+    stop = (*_NEVER_FOLLOWED, "corruptions.tables", *(f"corruptions.catalog:{name}" for name in lists))
     roots = (*((module, name) for name in own), ("corruptions.pipeline", "corrupt"))
     return Component(row.version, roots, values + repr(tables.CLEAN.get(row.name)), stop)
 
 
 @cache
 def _declared_at() -> dict[str, tuple[Identity, Root]]:
-    """What job functions and their options declare, by name, and where they are defined now."""
+    """Return the declared identities of job functions and option classes, by name, with their current location."""
     import methods
 
     found: dict[str, tuple[Identity, Root]] = {}
@@ -202,12 +203,12 @@ def _declared_at() -> dict[str, tuple[Identity, Root]]:
 
 
 def is_component(name: str) -> bool:
-    """Whether a name is one of this project's components."""
+    """Whether this project has a component of this name."""
     return name in _SHARED or (name in _lock() and name != _PACKAGE)
 
 
 def all_components() -> list[str]:
-    """The names of all components, sorted."""
+    """Return the names of all components, sorted."""
     methods = [method_name(row) for row in (PLAIN, *METHODS.values())]
     corruptions = [corruption_name(name) for name in catalog.names()]
     return sorted([*_SHARED, *methods, *corruptions, *_declared_at()])
@@ -221,7 +222,7 @@ def _lock() -> Mapping[str, tuple[int, str]]:
 
 @cache
 def _as_released() -> bool:
-    """Whether all files are, to the byte, those that the lock file was written for: then nothing has to be parsed."""
+    """Whether all files equal, byte for byte, those that the lock file was written for; then nothing needs parsing."""
     return _lock().get(_PACKAGE, (0, ""))[1] == package_digest()
 
 
@@ -230,7 +231,7 @@ _PACKAGE = "package"
 
 @cache
 def identity(name: str) -> str:
-    """What identifies a component in keys: "2", its version, or "2+CODE" where its code is not what the lock says."""
+    """Return the identity of a component in keys: its version ("2"), or "2+DIGEST" if its code is not as locked."""
     return _as_locked(name, component_of(name))
 
 
@@ -242,7 +243,7 @@ def _as_locked(name: str, found: Component) -> str:
 
 
 def write_lock(path: Path | None = None) -> list[str]:
-    """Write the lock file anew; gives the names of the components whose entry changed."""
+    """Rewrite the lock file and return the names of the components whose entry changed."""
     file = path or HOME / "bench" / "assets" / "components.json"
     before = json.loads(file.read_text()) if file.is_file() else {}
     now = {name: [component_of(name).version, component_of(name).code] for name in all_components()}
@@ -258,10 +259,10 @@ def write_lock(path: Path | None = None) -> list[str]:
 
 
 def name_of(thing: Callable[..., Any]) -> str:
-    """The name of a job function or of a class of options, which seeds random numbers: declared, or of other people's
-    code its own name in its package ("package:Class"), which is the same wherever the file lies.
+    """Return the name of a job function or option class, which seeds random numbers: the declared name, or for
+    third-party code "package:Class", which does not depend on the location of the file.
 
-    Raises UsageError for one of this project that declares none.
+    Raises UsageError for code of this project that declares no name.
     """
     found = declared(thing)
     if found is not None:
@@ -274,7 +275,7 @@ def name_of(thing: Callable[..., Any]) -> str:
 
 @cache
 def identity_of(thing: Callable[..., Any]) -> tuple[str, str]:
-    """What identifies a job function or a class of options in keys: its name, and its version or what its code does."""
+    """Return the identity of a job function or option class in keys: its name, and its version or code digest."""
     found = declared(thing)
     if found is None or not is_own(thing.__module__):
         return name_of(thing), f"{code_of_module(thing.__module__)}/{identity(LIBRARY)}"
@@ -288,7 +289,7 @@ def _identity_at(name: str, version: int, root: Root) -> str:
 
 
 def identity_of_path(path: str) -> str:
-    """What identifies a method by the path of its class: its version, or for other people's what their code does."""
+    """Return the identity of a method by the path of its class: its version, or for third-party code a digest."""
     row = _rows_by_path().get(path)
     return identity(method_name(row)) if row is not None else f"{code_of(path)}/{identity(LIBRARY)}"
 

@@ -1,4 +1,4 @@
-"""The unit of work: one recipe and adapter over the conditions of one shift. Readable without torch."""
+"""Conditions and trials: one recipe and adapter over the conditions of one shift. Imports no torch."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Condition:
 
 CLEAN = Condition(None, 0)
 NATURAL = "natural"
-"""The corruption of test images that are shifted as they are: collected, not made."""
+"""The corruption name of test images that are shifted as collected, without a synthetic corruption."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one method does on one shift under one protocol, split and seed.
+    """One method on one shift under one protocol, split and seed.
 
     `method` is the string as given ("selfsoup+sar"); `recipe` and `adapter` are its two halves. `options` holds the
     resolved options of both, by name. `labels_per_class` limits the labelled clean images (None: all of them).
@@ -60,6 +60,6 @@ class Trial:
 
 
 def stream_rng(seed: int, *purpose: str) -> np.random.Generator:
-    """A generator for one purpose, from the seed and words alone, never from anything global."""
+    """Return a generator for one purpose, seeded by these arguments alone and by no global state."""
     key = hashlib.blake2b("|".join((str(seed), *purpose)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))

@@ -1,4 +1,4 @@
-"""Results on stdout, everything else on stderr."""
+"""Print results to stdout and everything else to stderr."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ _GAP = "  "
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout; numbers that are not finite are refused."""
+    """Print a JSON value to stdout. Raises ValueError for numbers that are not finite."""
     import json
 
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
 def print_text(text: str) -> None:
-    """Text on stdout as it is."""
+    """Print text to stdout unchanged."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
 def say(text: str) -> None:
-    """A line on stderr, at once."""
+    """Print a line to stderr and flush it."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use."""
+    """Format seconds in a readable unit."""
     if seconds < 100:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
 def print_rich(renderable: Any) -> None:
-    """A rich table or text on stdout; wide when stdout is not a terminal, so that nothing is cut."""
+    """Print a rich table or text to stdout, 200 columns wide if it is not a terminal, so that nothing is cut."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -48,9 +48,9 @@ def print_rich(renderable: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A plain table as text: the widest columns wrap where a terminal is too narrow, and nothing wraps elsewhere.
+    """Format a plain table as text. On a terminal that is too narrow the widest columns wrap; nothing wraps elsewhere.
 
-    Laid out here because loading rich for it takes longer than all else that the short commands do.
+    This avoids importing rich, which takes longer than everything else that the short commands do.
     """
     cells = [columns, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

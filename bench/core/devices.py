@@ -1,4 +1,4 @@
-"""Where to compute, in how many processes, and in which precision."""
+"""Choose the device, the number of processes and the precision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.core.errors import UsageError
 
 
 def pick_device(wanted: str) -> str:
-    """A torch device string; "auto" is the machine's accelerator if it has one."""
+    """Return a torch device string; "auto" is the GPU if there is one. Raises UsageError for an unusable device."""
     import torch
 
     if wanted == "auto":
@@ -25,16 +25,16 @@ def pick_device(wanted: str) -> str:
 
 
 def pick_jobs(wanted: int | None, device: str, devices: int = 1) -> tuple[int, int]:
-    """(processes, threads in each): small models on a CPU gain from processes, not threads; a GPU is not shared.
+    """Return (processes, threads in each): on a CPU small models gain from processes, not threads; GPUs are not shared.
 
-    A process that trains takes `devices` cores or GPUs. Raises UsageError for more GPUs than there are.
+    A training process takes `devices` cores or GPUs. Raises UsageError for more GPUs than there are.
     """
     if device.startswith("cpu"):
         return wanted or max(1, cores() // devices), 1
     jobs = wanted or 1
     if jobs * devices > 1:
         if device != "cuda":
-            raise UsageError(f"{device} is one GPU; with --jobs and --devices use --device cuda, which is all of them")
+            raise UsageError(f"{device} is one GPU; with --jobs and --devices use --device cuda, which means all GPUs")
         needed, found = jobs * devices, len(visible_gpus())
         if needed > found:
             raise UsageError(
@@ -44,7 +44,7 @@ def pick_jobs(wanted: int | None, device: str, devices: int = 1) -> tuple[int, i
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this process in torch's order, each as CUDA_VISIBLE_DEVICES names it."""
+    """Return the GPUs of this process in torch's order, named as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -53,19 +53,19 @@ def visible_gpus() -> list[str]:
 
 
 def cores() -> int:
-    """The processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_precision(wanted: str, device: str) -> str:
-    """ "fp32" or "bf16"; auto is fp32, so that numbers compare across machines. bf16 only where the hardware has it."""
+    """Return "fp32" or "bf16"; "auto" is fp32, for comparable numbers. Raises UsageError if the hardware lacks bf16."""
     if wanted == "bf16" and not has_bf16(device):
         raise UsageError(f"{device} has no fast bf16 here; use --precision fp32")
     return "bf16" if wanted == "bf16" else "fp32"
 
 
 def has_bf16(device: str) -> bool:
-    """Whether matrix products in bf16 are native: on a CPU without it they are up to 75 times slower than fp32."""
+    """Whether matrix products in bf16 are native; a CPU without it is up to 75 times slower than in fp32."""
     import torch
 
     if device.startswith("cuda"):

@@ -1,4 +1,4 @@
-"""Where a number was made: versions, code state and hardware. Shown beside results, never part of their key."""
+"""Describe the environment of a measurement: versions, code state and hardware. It is stored, but not in any key."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 @cache
 def environment() -> dict[str, str | bool | None]:
-    """Versions of the project, Python and the libraries that move numbers; the git commit if this is a checkout.
+    """Return the versions of the project, Python and the numeric libraries, and the git commit of a checkout.
 
-    `package` is the content of this project's code, because a version alone says nothing of a tree that was changed.
+    `package` is a digest of this project's code, because a version does not identify an edited tree.
     """
     home = Path(__file__).resolve().parents[2]
     commit = _git(home, "rev-parse", "--short=12", "HEAD") if (home / ".git").exists() else None
@@ -35,13 +35,13 @@ def environment() -> dict[str, str | bool | None]:
 
 
 def package_digest() -> str:
-    """The content of the four packages as they are installed here, 16 hexadecimal digits."""
+    """Return a digest of the source of the four installed packages, 16 hexadecimal digits."""
     return own_code("bench", "corruptions", "methods", "leaderboards")[:16]
 
 
 @cache
 def own_code(*packages: str) -> str:
-    """A hash of the source of some of this project's packages: bench, corruptions, methods, leaderboards."""
+    """Return a hash of the source of packages of this project (bench, corruptions, methods, leaderboards)."""
     sha = hashlib.sha256()
     home = Path(__file__).resolve().parents[2]
     for path in sorted(path for name in packages for path in (home / name).rglob("*.py")):
@@ -65,7 +65,7 @@ def _git(home: Path, *arguments: str) -> str | None:
 
 
 def device_name(device: str) -> str:
-    """The name of the hardware behind a torch device string."""
+    """Return the hardware name of a torch device."""
     import torch
 
     if torch.device(device).type == "cuda":

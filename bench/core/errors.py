@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each carries the exit code the command line ends with."""
+"""Errors that a user can act on, each with the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Iterable
 
 
 class BenchError(Exception):
-    """One clear sentence that ends with what to do."""
+    """An error whose message is one sentence that ends with what to do."""
 
     exit_code = 1
 
 
 class UsageError(BenchError):
-    """The request cannot be understood or does not fit together."""
+    """The request is invalid or inconsistent."""
 
     exit_code = 2
 
 
 class MissingDataError(BenchError):
-    """Data or weights are not here; the message names the command that brings them."""
+    """Data or weights are missing; the message names the command that fetches them."""
 
     exit_code = 3
 
 
 class ValidationError(BenchError):
-    """Stored results do not hold what they claim."""
+    """Stored results contradict what they claim."""
 
     exit_code = 4
 
@@ -37,7 +37,7 @@ class Interrupted(BenchError):
 
 
 def nearest(name: str, known: Iterable[str], what: str) -> str:
-    """`name` if it is known; otherwise a UsageError that names the nearest known one."""
+    """Return `name` if it is known. Raises UsageError with the nearest known name otherwise."""
     names = list(known)
     if name in names:
         return name

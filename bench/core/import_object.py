@@ -1,4 +1,4 @@
-"""Code from outside: an object by "file.py:Name" or "package.module:Name", in this process and in those it starts."""
+"""Import third-party objects by "file.py:Name" or "package.module:Name", in this process and its child processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from bench.core.source_code import brought_along, content_digest, files_digest, 
 
 
 def load_object(path: str) -> Any:
-    """The object at "package.module:Name" or "path/to/file.py:Name"; a file that changed is read again."""
+    """Import the object at "package.module:Name" or "path/to/file.py:Name"; a changed file is loaded again.
+
+    Raises UsageError if it does not exist.
+    """
     place, _, name = path.rpartition(":")
     if place.endswith(".py"):
         module = load_file(Path(place))
@@ -27,15 +30,17 @@ def load_object(path: str) -> Any:
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
-            raise UsageError(f"{path} cannot be loaded: {error}; install or correct the package it is from") from None
+            raise UsageError(f"{path} cannot be loaded: {error}; install or correct that package") from None
     if not hasattr(module, name):
         raise UsageError(f"{place} has no '{name}'; check the name after the colon")
     return getattr(module, name)
 
 
 def code_of(path: str) -> str:
-    """What identifies the code behind "path/to/file.py:Name" or "package.module:Name" of other people: a digest of what
-    its files do (`bench.core.source_code.files_digest`) as this process has loaded them, and the version of a package.
+    """Return the identity of the third-party code at "path/to/file.py:Name" or "package.module:Name".
+
+    It is a digest of the files as this process loaded them (`bench.core.source_code.files_digest`), after the version
+    of a package.
     """
     place = path.rpartition(":")[0]
     if place.endswith(".py"):
@@ -45,16 +50,16 @@ def code_of(path: str) -> str:
 
 
 def code_of_module(module: str) -> str:
-    """The same by the name of a module that is loaded."""
+    """Return the same identity by the name of a loaded module."""
     return module[len(_PREFIX) :].partition("_")[0] if is_file_module(module) else _installed(module)
 
 
 @cache
 def _installed(module: str) -> str:
-    """The version of an installed package, where it has one, and what its code does."""
+    """Return the version of an installed package, if it has one, and the digest of its code."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None or not Path(file).is_file():
-        raise UsageError(f"the code of {module} is in no file, so nothing can tell when it changes; put it into one")
+        raise UsageError(f"the code of {module} is in no file, so changes cannot be detected; put it into a file")
     try:
         version = metadata.version(module.partition(".")[0]) + "/"
     except metadata.PackageNotFoundError:
@@ -63,15 +68,15 @@ def _installed(module: str) -> str:
 
 
 def is_file_module(module: str) -> bool:
-    """Whether a module is one that `load_file` made."""
+    """Whether `load_file` created this module."""
     return module.startswith(_PREFIX)
 
 
 def load_file(file: Path) -> ModuleType:
-    """A Python file as a module; one that changed, or whose helpers changed, is read again with them.
+    """Load a Python file as a module; if the file or its helper modules changed, load them again.
 
-    Modules beside the file can be imported by it, and relative imports work where its folder is a package. Raises
-    UsageError where there is no such file.
+    The file can import modules from its own folder, and relative imports work if its folder is a package. Raises
+    UsageError if there is no such file.
     """
     if not file.is_file():
         raise UsageError(f"no file {file}; give the path of a Python file, as in path/to/file.py:Name")
@@ -81,7 +86,7 @@ def load_file(file: Path) -> ModuleType:
 
 _PREFIX = "_plugin_"
 _loaded: dict[Path, str] = {}
-"""The digest of each file that other people's code has brought along, as it was when this process loaded it."""
+"""The digest of each helper file of third-party code at the time when this process loaded it."""
 
 
 @cache
@@ -96,18 +101,18 @@ def _load_file(file: Path, digest: str) -> ModuleType:
         module.__package__, module.__spec__ = package, None
     helpers = {place: called for place, called in brought_along(file).items() if called}
     _forget_changed(helpers)
-    beside = {called.partition(".")[0] for place, called in helpers.items() if place.is_relative_to(above)}
-    search_for(dict.fromkeys(beside, str(above)))
+    neighbours = {called.partition(".")[0] for place, called in helpers.items() if place.is_relative_to(above)}
+    search_for(dict.fromkeys(neighbours, str(above)))
     sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
     exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
     _loaded.update({place: content_digest(place) for place in helpers})
     if files_digest(file) != digest:
-        raise UsageError(f"{file} was changed while it was read; run the same command again")
+        raise UsageError(f"{file} changed while it was read; run the same command again")
     return module
 
 
 def _forget_changed(helpers: dict[Path, str]) -> None:
-    """Let Python import all of these again if one has changed since it was imported, or stands in another's name."""
+    """Make Python import all helpers again if one changed since its import or another module has its name."""
     if not any(_is_stale(place, sys.modules.get(called)) for place, called in helpers.items()):
         return
     for called in helpers.values():
@@ -129,19 +134,19 @@ _folders: dict[str, str] = {}
 
 
 def search_for(modules: Mapping[str, str]) -> None:
-    """Find these top-level modules in these folders, before others of their names."""
+    """Import these top-level modules from these folders, in preference to others of the same name."""
     _folders.update(modules)
 
 
 def searched_for() -> dict[str, str]:
-    """Modules that other people's files import from beside them, and their folders: another process needs them too."""
+    """Return the modules that third-party files import from their own folder, and the folders, for child processes."""
     return dict(_folders)
 
 
 class _Files(MetaPathFinder, Loader):
-    """Finds the module of a file by its name in a process that has not loaded it: objects of it can be sent there.
+    """An import hook that loads file modules by name, so that their objects can be unpickled in another process.
 
-    It also finds what such files import from beside them.
+    It also finds the modules that such files import from their own folder.
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -157,7 +162,7 @@ class _Files(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `create_module` returns a loaded module."""
 
 
 sys.meta_path.insert(0, _Files())

@@ -1,4 +1,4 @@
-"""No network: what the libraries that download are told."""
+"""Keep the libraries that download off the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 
 
 def go_offline() -> None:
-    """Keep `datasets`, timm and the hub from the network in this process and those it starts."""
+    """Keep `datasets`, timm and the hub client off the network, in this process and its child processes."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     for module, names in (("huggingface_hub.constants", ["HF_HUB_OFFLINE"]), ("datasets.config", ["HF_HUB_OFFLINE"])):
         loaded = sys.modules.get(module)
@@ -19,7 +19,7 @@ def go_offline() -> None:
 
 @cache
 def is_reachable() -> bool:
-    """Whether the hub answers at all, asked once: its library would ask for most of a minute."""
+    """Whether the hub answers, asked once with a short timeout; its client would retry for most of a minute."""
     import requests
     from huggingface_hub import constants
 
@@ -31,5 +31,5 @@ def is_reachable() -> bool:
 
 
 def is_offline() -> bool:
-    """Whether this process was told to keep from the network, for libraries that do not know it."""
+    """Whether this process must stay off the network; for libraries that do not check this themselves."""
     return os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "ON", "YES")

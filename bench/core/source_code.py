@@ -1,8 +1,8 @@
-"""What code does, as a digest: comments, docstrings, formatting, names of files and folders are no part of it.
+"""Digests of code that ignore comments, docstrings, formatting, and the names of files and folders.
 
-Two grains serve two needs. Of this project's own code a digest covers single definitions and every definition that
-they reach, so that an edit touches only what depends on it. Of other people's code it covers whole files, and every
-file that they import from outside the standard library and site-packages.
+For this project's own code a digest covers single definitions and every definition that they reach, so that an edit
+affects only what depends on it. For third-party code it covers whole files, and every file that they import from
+outside the standard library and site-packages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_own(module: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Module:
-    """A parsed module: statements by the name that they define, where imported names come from, and all the rest."""
+    """A parsed module: statements by the name that they define, the sources of imported names, and other statements."""
 
     definitions: Mapping[str, tuple[ast.stmt, ...]]
     imports: Mapping[str, tuple[str, str | None]]
@@ -43,11 +43,11 @@ class _Module:
 
 
 def definitions_digest(roots: Collection[Root], stop: Collection[str] = ()) -> str:
-    """A digest of definitions of this project and of all definitions that they reach, wherever these are.
+    """Return a digest of definitions of this project and of all definitions that they reach, in any module.
 
     A definition reaches those whose names it mentions, in its own module or imported; names of other packages count as
     names. `stop` names modules ("bench.core.errors") and definitions ("bench.evaluation.evaluate:Evaluation") that are
-    not followed. Texts of errors do not count. Raises KeyError for a root that is not there.
+    not followed. Error texts do not count. Raises KeyError for a root that does not exist.
     """
     stops = frozenset(stop)
     seen: set[Root] = set()
@@ -65,13 +65,13 @@ def definitions_digest(roots: Collection[Root], stop: Collection[str] = ()) -> s
 
 
 def definitions_of(module: str) -> tuple[str, ...]:
-    """The names that a module of this project defines at its top level."""
+    """Return the names that a module of this project defines at its top level."""
     return tuple(_parsed(module).definitions)
 
 
 @cache
 def _read(root: Root) -> tuple[str, tuple[Root, ...]]:
-    """A digest of one definition alone, and the definitions that it names."""
+    """Return a digest of one definition alone, and the definitions that it names."""
     module, name = root
     parsed = _parsed(module)
     nodes = parsed.loose if name == _LOOSE else parsed.definitions[name]
@@ -95,7 +95,7 @@ _LOOSE = "<module>"
 
 
 def _resolve(module: str, name: str, attribute: str | None) -> Iterator[Root | str]:
-    """The definitions that a name (or an attribute of an imported module) stands for; a text for other packages'."""
+    """Yield the definitions that a name (or an attribute of an imported module) refers to; a string if third-party."""
     parsed = _parsed(module)
     if name in parsed.definitions:
         yield module, name
@@ -135,7 +135,7 @@ def _parsed(module: str) -> _Module:
                 if all(isinstance(target, ast.Name | ast.Tuple) for target in targets):
                     for name in names:
                         definitions.setdefault(name, []).append(node)
-                else:  # an item or attribute of something: it changes what that is
+                else:  # assigns an item or attribute: it modifies an existing object
                     loose.append(node)
             case ast.Import() | ast.ImportFrom():
                 pass
@@ -150,8 +150,9 @@ def _parsed(module: str) -> _Module:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str | None, str | None]]:
-    """(module, name in it, name here) of every import, at the top or inside functions; the name here is None where the
-    statement gives none of its own. Relative imports are resolved in `package`, and keep their dots where it is empty.
+    """Yield (module, imported name, local name) of every import, at the top or inside functions.
+
+    The local name is None for `import a.b`. Relative imports are resolved in `package`, or keep their dots if it is "".
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -170,16 +171,16 @@ def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str | None, str
 
 @cache
 def _file_of(module: str) -> Path | None:
-    """The file of a module of this project, None where there is none."""
+    """Return the file of a module of this project, None if there is none."""
     place = HOME.joinpath(*module.split("."))
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     return file if is_own(module) and file.is_file() else None
 
 
 class _Walk:
-    """The normal form of a statement, the same in every version of Python, and the names that it mentions on the way.
+    """Build the normal form of statements, equal in every version of Python, and collect the names they mention.
 
-    `names` holds (name, None), or (name, attribute) where an attribute of that name is taken.
+    `names` holds (name, None), or (name, attribute) for an attribute access on that name.
     """
 
     def __init__(self) -> None:
@@ -187,7 +188,7 @@ class _Walk:
 
     def text(self, node: ast.AST) -> str:
         match node:
-            case ast.Raise(exc=error):  # which error counts, not what it says
+            case ast.Raise(exc=error):  # the error class counts, its message does not
                 return f"Raise({self._error(error)})"
             case ast.Attribute(value=ast.Name(id=name), attr=attribute):
                 self.names[name, attribute] = None
@@ -219,42 +220,42 @@ class _Walk:
 
 
 def _without_docstring(node: ast.AST, body: list[ast.stmt]) -> list[ast.stmt]:
-    """The body without docstrings and, in a class, without what only tells of it: no number comes of those."""
+    """Return the body without docstrings and, in a class, without descriptive attributes: they change no number."""
     has = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
     kept = [each for each in body if not (has and isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
-    return [each for each in kept if not (isinstance(node, ast.ClassDef) and _tells(each))]
+    return [each for each in kept if not (isinstance(node, ast.ClassDef) and _is_descriptive(each))]
 
 
-def _tells(statement: ast.stmt) -> bool:
-    """Whether a class attribute is for tuning, tests or `bench show`; chosen options are in a key by their values."""
+def _is_descriptive(statement: ast.stmt) -> bool:
+    """Whether a class attribute only serves tuning, tests or `bench show`; keys hold the values of chosen options."""
     match statement:
         case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
             return name in ("search", "presets", "tested_against", "checked_with")
     return False
 
 
-# --- other people's files -------------------------------------------------------------------------------------------
+# --- third-party files ----------------------------------------------------------------------------------------------
 
 
 def files_digest(file: Path) -> str:
-    """A digest of what a Python file does, with every module that it brings along.
+    """Return a digest of the code of a Python file and of every helper module that it imports.
 
-    These are the modules it imports, at the top or inside functions, and those that these import, unless they belong to
-    the standard library, to site-packages or to this project. A file of an installed package brings the modules of its
-    own package. Raises OSError where a file cannot be read, SyntaxError where one is no Python.
+    Helpers are the modules imported at the top or inside functions, and their imports in turn, except those of the
+    standard library, site-packages and this project. A file of an installed package includes the modules of its own
+    package. Raises OSError if a file cannot be read, SyntaxError if one is not valid Python.
     """
     contents = sorted(content_digest(each) for each in brought_along(file))
     return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16]
 
 
 def content_digest(path: Path) -> str:
-    """A digest of what one file does."""
+    """Return a digest of the code of one file."""
     return _content(path)[0]
 
 
 def brought_along(file: Path) -> dict[Path, str]:
-    """A Python file and the files of the modules that it brings along (see `files_digest`), each with the name that
-    imports it ("" for the file itself).
+    """Return a Python file and the files of its helper modules (see `files_digest`), each with its import name ("" for
+    the file itself).
     """
     start = file.resolve()
     own = _top_of(start) if _installed(start) else None
@@ -271,7 +272,7 @@ def brought_along(file: Path) -> dict[Path, str]:
 
 
 def _content(path: Path) -> tuple[str, tuple[tuple[str, str | None], ...]]:
-    """The digest of one file in its normal form, and what it imports."""
+    """Return the digest of one file in its normal form, and its imports."""
     source = path.read_bytes()
     return _content_of(source, str(path)) if path.suffix == ".py" else (hashlib.sha256(source).hexdigest(), ())
 
@@ -280,7 +281,7 @@ def _content(path: Path) -> tuple[str, tuple[tuple[str, str | None], ...]]:
 def _content_of(source: bytes, name: str) -> tuple[str, tuple[tuple[str, str | None], ...]]:
     tree = ast.parse(source, name)
     imports = list(_imports(tree, ""))
-    # Modules of this project may move, so they are no part of it; what is taken from them, under which name, is.
+    # Modules of this project may move, so their names do not count; the imported names and their aliases do.
     named = sorted(repr(("" if is_own(module) else module, name, alias)) for module, name, alias in imports)
     normal = "\n".join([_Walk().text(tree), *named])
     followed = [(module, name) for module, name, _ in imports if not is_own(module)]
@@ -289,7 +290,7 @@ def _content_of(source: bytes, name: str) -> tuple[str, tuple[tuple[str, str | N
 
 
 def _called_imports(tree: ast.AST) -> Iterator[str]:
-    """Modules that are imported by a call with their name: importlib.import_module("helper"), __import__("helper")."""
+    """Yield modules that are imported by a call: importlib.import_module("helper"), __import__("helper")."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -298,7 +299,7 @@ def _called_imports(tree: ast.AST) -> Iterator[str]:
 
 
 def _places(path: Path, module: str, name: str | None) -> Iterator[tuple[Path, str]]:
-    """The files behind one import: the packages above a module, the module, and a submodule that `name` may be."""
+    """Yield the files of one import: the parent packages, the module, and the submodule that `name` may be."""
     bare = module.lstrip(".")
     level = len(module) - len(bare)
     if level:
@@ -319,7 +320,7 @@ def _places(path: Path, module: str, name: str | None) -> Iterator[tuple[Path, s
 
 
 def package_of(path: Path) -> tuple[str, Path]:
-    """The dotted name of the package that a file is in ("" for none), and the folder above it."""
+    """Return the dotted name of the package of a file ("" for none), and the folder above that package."""
     folder, names = path.parent, list[str]()
     while (folder / "__init__.py").is_file():
         names.insert(0, folder.name)
@@ -328,7 +329,7 @@ def package_of(path: Path) -> tuple[str, Path]:
 
 
 def _down(folder: Path, parts: list[str]) -> Iterator[tuple[Path, str]]:
-    """The files of a dotted name below a folder, as far as it names modules, and what each is called."""
+    """Yield the files of the modules in a dotted name below a folder, each with its dotted name."""
     called = ""
     for part in parts:
         called = f"{called}.{part}" if called else part
@@ -347,7 +348,7 @@ def _down(folder: Path, parts: list[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _search_path(top: str) -> list[Path]:
-    """The folders that hold the top-level module of this name, as Python would find it."""
+    """Return the folders in which Python finds the top-level module of this name."""
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -371,6 +372,6 @@ def _installed(path: Path) -> bool:
 
 
 def _top_of(path: Path) -> Path:
-    """The folder of the top-level package that a file is in; the file itself where it is in none."""
+    """Return the folder of the top-level package of a file, or the file itself if it is in no package."""
     package, folder = package_of(path)
     return folder / package.partition(".")[0] if package else path

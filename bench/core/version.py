@@ -1,3 +1,3 @@
-"""The version of this project; it stands nowhere else."""
+"""The single definition of this project's version."""
 
 __version__ = "0.1.0.dev0"

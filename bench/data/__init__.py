@@ -1,1 +1,1 @@
-"""Images on disk or from the hub: how they are read, decoded once, kept, exported, fetched and checked."""
+"""Labelled images on disk or from the hub: reading, decoding once, and caching of pixels and file hashes."""

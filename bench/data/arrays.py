@@ -1,4 +1,4 @@
-"""Images in arrays: .npy, IDX and CIFAR's binary files."""
+"""Read images in arrays: .npy, IDX and CIFAR's binary files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.data.imageset import Labels, checked_labels
 
 @dataclass(frozen=True, eq=False)
 class ArraySet:
-    """Images uint8 [n, h, w, 3] or [n, h, w] in memory, or mapped from `files`, some rows of them."""
+    """Rows of images uint8 [n, h, w, 3] or [n, h, w], in memory or memory-mapped from `files`."""
 
     where: str
     images: NDArray[np.uint8]
@@ -48,12 +48,11 @@ class ArraySet:
 def read_npy(
     images: Path, labels: Path, classes: Sequence[str], severity: int | None = None, whole: int | None = None
 ) -> ArraySet:
-    """Images and labels of `.npy` files; with `severity`, that fifth of a published corruption file.
+    """Read images and labels from `.npy` files; with `severity` (1 to 5), that fifth of a published corruption file.
 
-    A labels file may be as long as all images or as one fifth of them; the five severities show the same images, so
-    labels of all five must be the same five times. `whole` is how many images one severity has as it was published.
-    Pickled arrays are refused.
-    Raises MissingDataError or UsageError naming the file.
+    The labels file may be as long as all images or as one fifth of them; the five severities show the same images, so
+    their labels must repeat five times. `whole` is the published number of images at one severity. Pickled arrays are
+    refused. Raises MissingDataError or UsageError with the name of the file.
     """
     files = open_files([images, labels], "fetch the published files and give their folder")
     pixels, numbers = _load_npy(images), _load_npy(labels)
@@ -79,12 +78,12 @@ def read_npy(
 
 
 def _need_five_severities(images: Path, count: int, labels: NDArray[Any], whole: int | None) -> None:
-    """Raise UsageError for a file that holds one severity, which is no fifth of anything."""
+    """Raise UsageError for a file that holds one severity instead of five."""
     alike = len(labels) != count or count % 5 or (labels.reshape(5, -1) == labels[: count // 5]).all()
     if count == whole or not alike:
         raise UsageError(
             f"{images} holds one severity, not the published five: its {count} images are not five times the same "
-            f"ones; get the whole file, or score it as it is with: --shift folder:{images} --corruption natural"
+            f"ones; get the whole file, or score it unchanged with: --shift folder:{images} --corruption natural"
         )
 
 
@@ -98,7 +97,10 @@ def _load_npy(path: Path) -> Any:
 
 
 def read_idx(images: Path, labels: Path, classes: Sequence[str]) -> ArraySet:
-    """Grey images of the IDX files of MNIST and Fashion-MNIST, gzipped or not."""
+    """Read grey images from the IDX files of MNIST and Fashion-MNIST, gzipped or not.
+
+    Raises MissingDataError or UsageError with the name of the file.
+    """
     files = open_files([images, labels], "fetch the IDX files and give their folder")
     pixels, numbers = _read_idx_file(images), _read_idx_file(labels)
     files.check()
@@ -111,7 +113,7 @@ def read_idx(images: Path, labels: Path, classes: Sequence[str]) -> ArraySet:
 
 
 def _read_idx_file(path: Path) -> NDArray[np.uint8]:
-    """IDX: two zero bytes, type 8 (unsigned byte), number of dimensions, each as big-endian int32, then the values."""
+    """Read IDX: two zero bytes, type 8 (uint8), number of dimensions, their sizes as big-endian int32, the values."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
@@ -127,7 +129,10 @@ def _read_idx_file(path: Path) -> NDArray[np.uint8]:
 
 
 def read_cifar_binary(files: Sequence[Path], classes: Sequence[str], label_bytes: int = 1) -> ArraySet:
-    """The "binary version" of CIFAR: records of `label_bytes` labels (the last counts) and 3072 pixel bytes."""
+    """Read CIFAR's "binary version": records of `label_bytes` labels (the last one is used) and 3072 pixel bytes.
+
+    Raises MissingDataError or UsageError with the name of the file.
+    """
     opened = open_files(files, "fetch the binary version of CIFAR")
     parts = []
     for path in files:
@@ -143,6 +148,6 @@ def read_cifar_binary(files: Sequence[Path], classes: Sequence[str], label_bytes
 
 
 def numbered(labels: Path) -> tuple[str, ...]:
-    """Class names 0, 1, … up to the largest label of a `.npy` file."""
+    """Return class names 0, 1, … up to the largest label in a `.npy` file."""
     numbers = _load_npy(labels)
     return tuple(str(label) for label in range(int(numbers.max()) + 1)) if len(numbers) else ()

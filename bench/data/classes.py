@@ -1,4 +1,4 @@
-"""Lists of class names: which are the same classes, in which order. By name, never by position."""
+"""Match and order lists of class names, by name and never by position."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ CIFAR100 = (
     "willow_tree", "wolf", "woman", "worm",
 )  # fmt: skip
 ORDERS = ("natural", "imagefolder")
-"""Orders of class folders: numbers as numbers, or all names as text, as torchvision's ImageFolder sorts them."""
+"""Orders of class folders: numbers sorted as numbers, or all names as text as in torchvision's ImageFolder."""
 
 _ALIASES = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile", "auto": "automobile"}
 _SYNSET = re.compile(r"(n\d{8})(?:\D.*)?")
-_ENOUGH = 20  # names that must be told apart before the place of a whole list says what the few others are
-_MOST = 0.95
+_ENOUGH = 20  # the length of a list from which on the position may identify the few unmatched names
+_MOST = 0.95  # the share of the list that must be matched at equal positions for that
 
 
 @dataclass(frozen=True)
 class KnownClasses:
-    """What is known of the labels before images are read: the classes, or the order that theirs shall have.
+    """What is known about the labels before images are read: the classes, or the required order.
 
-    `published`: everybody uses the classes in this order, so that numbers are places in it. `column` is where another
-    part has its labels. `unlabelled`: labels are not asked for.
+    `published`: the order of the classes is standard, so that numbers are positions in it. `column` is the label column
+    of another part. `unlabelled`: labels are not needed.
     """
 
     classes: tuple[str, ...] = ()
@@ -52,12 +52,12 @@ class KnownClasses:
 
     @staticmethod
     def of(classes: Sequence[str] | KnownClasses | None) -> KnownClasses | None:
-        """These classes, known by nothing but their names; what is a `Known` already stays."""
+        """Return `KnownClasses` with these names; None and `KnownClasses` are returned unchanged."""
         return classes if classes is None or isinstance(classes, KnownClasses) else KnownClasses(tuple(classes))
 
 
 def natural_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Names as classes: numbers sorted as numbers where all are such, else as text."""
+    """Return names sorted as numbers if all are numbers, else as text."""
     found = list(names)
     if found and all(_is_number(name) for name in found):
         return tuple(sorted(found, key=float))
@@ -69,9 +69,9 @@ def _is_number(name: str) -> bool:
 
 
 def in_order(names: Iterable[str], order: str | None, where: str) -> tuple[str, ...]:
-    """The classes of found names in an asked order: `natural` (also for None), `imagefolder`, or that of a file.
+    """Return the classes of found names in an order: "natural" (or None), "imagefolder", or a file of class names.
 
-    Raises UsageError where the file lacks one of the names.
+    Raises UsageError if the file lacks one of the names.
     """
     if order in (None, "natural"):
         return natural_order(names)
@@ -83,10 +83,10 @@ def in_order(names: Iterable[str], order: str | None, where: str) -> tuple[str, 
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names in the order of a model's outputs from a text file, one a line.
+    """Read class names from a text file, one per line, in the order of a model's outputs.
 
-    Names on one line with tabs between them are names of one class. Raises MissingDataError without the file,
-    UsageError for a class that stands there twice.
+    Tab-separated names on one line are names of one class. Raises MissingDataError if there is no file, UsageError for
+    a class that occurs twice.
     """
     lines = read_lines(path.expanduser())
     if len(lines) < 2:
@@ -99,11 +99,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def places_of(found: Sequence[str], wanted: Sequence[str], where: str, *, published: bool = False) -> tuple[int, ...]:
-    """The place in `wanted` of each class found somewhere; names match whole, else without case, spaces and signs, else
-    by what is known to mean the same: CIFAR's short names, ImageNet's synsets and words.
+    """Return the position in `wanted` of each found class.
 
-    `published`: `wanted` is an order that everybody uses, so that numbers from 0 are places in it. Raises UsageError,
-    naming `where` and the class, for one that is none of them, could be several, or is there twice.
+    Names match exactly, else without case, spaces and punctuation, else by known synonyms: CIFAR's short names,
+    ImageNet's synsets and words. `published`: `wanted` is a standard order, so that numbers from 0 are positions in it.
+    Raises UsageError, with `where` and the class, for a class that matches none, several, or occurs twice.
     """
     places = match(found, wanted, published=published)
     lost = next((number for number, place in enumerate(places) if place is None), None)
@@ -121,12 +121,12 @@ def _unknown(found: Sequence[str], lost: int, wanted: Sequence[str], where: str)
     name = found[lost]
     shown = ", ".join(wanted[:3]) + (", …" if len(wanted) > 3 else "")
     close = difflib.get_close_matches(name, wanted, n=1, cutoff=0.8)
-    hint = f" (near to {close[0]})" if close else ""
+    hint = f" (similar to {close[0]})" if close else ""
     if all(_is_number(each) for each in found) and not all(_is_number(each) for each in wanted):
         low, high = natural_order(found)[0], natural_order(found)[-1]
         return (
-            f"{where} has the numbers {low} to {high} for its classes, which are no places from 0 on among the "
-            f"{len(wanted)} classes {shown}; write the names in their place"
+            f"{where} has the numbers {low} to {high} for its classes, which are not positions from 0 among the "
+            f"{len(wanted)} classes {shown}; write the names instead"
         )
     return (
         f"{where} has the class {name}{hint}, which is not one of the {len(wanted)} classes {shown}, or could be "
@@ -135,7 +135,7 @@ def _unknown(found: Sequence[str], lost: int, wanted: Sequence[str], where: str)
 
 
 def match(found: Sequence[str], wanted: Sequence[str], *, published: bool = False) -> list[int | None]:
-    """As `places_of`, with None for a class that is none of the wanted ones, or could be several."""
+    """Return the same as `places_of`, with None for a class that matches none or several of the wanted ones."""
     exact = {name: place for place, line in enumerate(wanted) for name in line.split("\t")}
     if set(found) <= exact.keys():
         return [exact[name] for name in found]
@@ -159,7 +159,7 @@ def match(found: Sequence[str], wanted: Sequence[str], *, published: bool = Fals
 
 
 def _settle(places: list[int | None], options: Sequence[set[int]], count: int) -> None:
-    """Names that could be several classes: those that are left; in a long list in order, the place that they have."""
+    """Resolve ambiguous names in `places`: to the one option left, or in a long list in order to their own position."""
     for number, place in enumerate(places):
         if place is None and len(left := options[number] - {taken for taken in places if taken is not None}) == 1:
             places[number] = next(iter(left))
@@ -173,9 +173,9 @@ def _settle(places: list[int | None], options: Sequence[set[int]], count: int) -
 
 
 def joined(test: Sequence[str], train: Sequence[str], test_where: str, train_where: str) -> tuple[str, ...]:
-    """The classes of a shift whose parts have these: those of the part that has more.
+    """Return the classes of both parts of a shift: those of the part that has more.
 
-    Raises UsageError where each part has a class that the other lacks: whether they are the same is not known.
+    Raises UsageError if each part has a class that the other lacks, because these may be the same class.
     """
     beyond = [name for name, place in zip(train, match(train, test), strict=True) if place is None]
     if not beyond:
@@ -186,8 +186,8 @@ def joined(test: Sequence[str], train: Sequence[str], test_where: str, train_whe
         places_of(test, train, test_where)
         return tuple(train)
     raise UsageError(
-        f"{test_where} has the class {lacking[0]}, which {train_where} lacks, and that has {beyond[0]}; name the "
-        "classes alike, or list all of them with --classes FILE, names of one class on one line with tabs between them"
+        f"{test_where} has the class {lacking[0]}, which {train_where} lacks, while it has {beyond[0]}; name the "
+        "classes alike, or list all of them with --classes FILE, the names of one class on one line, separated by tabs"
     )
 
 
@@ -196,7 +196,7 @@ def _normal(name: str) -> str:
 
 
 def _keys(name: str) -> tuple[tuple[str, ...], ...]:
-    """What a name may be found by, the surest first."""
+    """Return the lookup keys of a name in groups, the most certain group first."""
     if _is_number(name):
         return ((f"{float(name):g}",),)
     synset = _SYNSET.fullmatch(name)
@@ -224,7 +224,7 @@ def _by_key(wanted: Sequence[str]) -> dict[str, set[int]]:
 
 @cache
 def synsets() -> tuple[str, ...]:
-    """The 1000 synsets of ImageNet in the order of the usual class indices."""
+    """Return the 1000 synsets of ImageNet in the order of the standard class indices."""
     return tuple(_timm_list("imagenet_synsets.txt").split())
 
 
@@ -234,7 +234,7 @@ def _timm_list(name: str) -> str:
 
 @cache
 def _words() -> Mapping[str, tuple[str, ...]]:
-    """What each of the 1000 synsets is called: by WordNet, all words together and each, and by torchvision."""
+    """Return the names of each of the 1000 synsets: WordNet's words, jointly and singly, and torchvision's name."""
     from torchvision.models import ResNet18_Weights
 
     lines = (line.partition("\t") for line in _timm_list("imagenet_synset_to_lemma.txt").splitlines())

@@ -1,7 +1,7 @@
-"""What files are: a hash of their content, made once and remembered while the disk says that they are the same.
+"""Identify files by a hash of their content, which is cached while their file-system metadata stay the same.
 
-A set of more than `MOST_READ` bytes is not read to name it: that would take longer than a limited run of it. Each of
-its files is known by where it lies and what the disk says of it, so a copy elsewhere is decoded again.
+A set of more than `MOST_READ` bytes is not hashed, because that would take longer than a limited run. Its files are
+identified by path and metadata, so a copy in another place is decoded again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from bench.core.errors import BenchError, MissingDataError, UsageError
 log = logging.getLogger(__name__)
 
 MOST_READ = 2 << 30
-"""Bytes of a set of files up to which all of them are read to name them."""
+"""The size in bytes up to which a set of files is hashed."""
 
 UNSETTLED_NS = 2_000_000_000
-"""A file that changed so many nanoseconds before it was hashed may change again without a sign in its times."""
+"""A file that changed less than this before it was hashed (nanoseconds) may change again with equal timestamps."""
 
 _SILENT_SECONDS = 3.0
 _FILES_AT_ONCE = 64
@@ -37,40 +37,40 @@ _FACTS = 5
 _63_BITS = (1 << 63) - 1
 
 Stamp = tuple[int, int, int, int, int]
-"""What the disk says of a file: device, inode, size, and when its content and its entry changed (in nanoseconds)."""
+"""The metadata of a file: device, inode, size, and times of its last content and inode change (nanoseconds)."""
 
 Stamps = NDArray[np.int64]
 Marks = NDArray[np.uint8]
 
 
 def stamp_of(facts: os.stat_result) -> Stamp:
-    """The stamp in what `os.stat` or `os.fstat` gave."""
+    """Return the stamp in a result of `os.stat` or `os.fstat`."""
     return facts.st_dev & _63_BITS, facts.st_ino & _63_BITS, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def stamps_of(facts: Iterable[os.stat_result]) -> Stamps:
-    """The stamps of many files, int64 [n, 5]; they are taken one by one, for millions of `os.stat_result` are large."""
+    """Return the stamps of many files, int64 [n, 5], from an iterable: a list of millions of results would be large."""
     return np.fromiter((value for each in facts for value in stamp_of(each)), np.int64).reshape(-1, _FACTS)
 
 
 def is_settled(stamp: Stamp, when: int) -> bool:
-    """Whether a change of a file of this stamp after `when` (nanoseconds since 1970) would surely show in its stamp.
+    """Whether any change of a file with this stamp after `when` (nanoseconds since 1970) would change its stamp.
 
-    The times of a file move in steps, so that a second change soon after a first one may leave them as they are.
+    Timestamps have a coarse resolution, so a second change soon after a first one may leave them equal.
     """
     return stamp[4] <= when - UNSETTLED_NS
 
 
 def identities_dir() -> Path:
-    """Where the hashes of files are remembered."""
+    """Return the folder of cached file hashes."""
     return cache_dir() / "identities"
 
 
 class Files:
-    """Files as they were when they were opened; made by `open_files` and `open_tree`.
+    """The state of files when they were opened; created by `open_files` and `open_tree`.
 
-    `digest` (32 hexadecimal digits) names them: by their contents, in order and with the names that `open_tree` got,
-    where `by_content`; otherwise by their resolved paths and stamps.
+    `digest` (32 hexadecimal digits) identifies them: if `by_content`, by their contents in order, with the names given
+    to `open_tree`; otherwise by their resolved paths and stamps.
     """
 
     def __init__(self, root: str, names: Sequence[str], stamps: Stamps, marks: Marks | None, digest: str) -> None:
@@ -82,7 +82,7 @@ class Files:
         return self._marks is not None
 
     def read(self, number: int) -> bytes:
-        """The bytes of a file. Raises UsageError where they are not those that were opened, OSError as `open` does."""
+        """Return the bytes of a file. Raises UsageError if they changed since it was opened, OSError as `open` does."""
         path = _join(self._root, self._names[number])
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - one call a file, of which there are millions
             content = file.read()
@@ -96,7 +96,7 @@ class Files:
         return content
 
     def check(self) -> None:
-        """Raise UsageError where a file is no longer what was opened."""
+        """Raise UsageError if a file changed since it was opened."""
         for number, name in enumerate(self._names):
             path = _join(self._root, name)
             try:
@@ -119,9 +119,9 @@ def _changed(path: str) -> UsageError:
 
 
 def open_files(paths: Sequence[Path], missing: str = "") -> Files:
-    """Files that are each one table or array of images, in this order.
+    """Open table or array files in this order.
 
-    Raises MissingDataError that ends with `missing` where one is not there, UsageError where one cannot be read.
+    Raises MissingDataError that ends with `missing` if one does not exist, UsageError if one cannot be read.
     """
     names = [str(path) for path in paths]
     try:
@@ -129,28 +129,28 @@ def open_files(paths: Sequence[Path], missing: str = "") -> Files:
     except FileNotFoundError as error:
         raise MissingDataError(f"no file {error.filename}; {missing}") from None
     if _too_large(stamps):
-        return Files("", names, stamps, None, _by_place((os.path.realpath(name) for name in names), stamps))
+        return Files("", names, stamps, None, _digest_of_stamps((os.path.realpath(name) for name in names), stamps))
     marks = [content_digest(path) for path in paths]
     return Files("", names, stamps, _marks_of(marks), _digest(marks))
 
 
 def open_tree(root: Path, names: Sequence[str], stamps: Stamps) -> Files:
-    """Image files at these paths below a folder that have these stamps.
+    """Open image files at these paths below a folder that have these stamps.
 
-    Raises UsageError where one cannot be read or changes meanwhile.
+    Raises UsageError if one cannot be read or changes meanwhile.
     """
     place = os.path.realpath(root)
     if _too_large(stamps):
-        return Files(str(root), names, stamps, None, _by_place((_join(place, name) for name in names), stamps))
+        return Files(str(root), names, stamps, None, _digest_of_stamps((_join(place, name) for name in names), stamps))
     marks, _ = _contents(place, str(root), names, stamps)
     named = (part for name, mark in zip(names, marks, strict=True) for part in (os.fsencode(name), mark.tobytes()))
     return Files(str(root), names, stamps, marks, _digest(named))
 
 
 def content_digest(path: Path) -> bytes:
-    """The SHA-256 of a file's content, read only where it is not remembered.
+    """Return the SHA-256 of a file's content, which is read only if its hash is not cached.
 
-    Raises UsageError where the file cannot be read or changes meanwhile.
+    Raises UsageError if the file cannot be read or changes meanwhile.
     """
     place = os.path.realpath(path)
     try:
@@ -183,21 +183,21 @@ def _marks_of(marks: Sequence[bytes]) -> Marks:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    """A hash of byte strings in order, each with its length, so that none runs into the next."""
+    """Return a hash of byte strings in order, each prefixed by its length so that boundaries count."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(len(part).to_bytes(8, "little") + part)
     return sha.hexdigest()[:32]
 
 
-def _by_place(paths: Iterable[str], stamps: Stamps) -> str:
+def _digest_of_stamps(paths: Iterable[str], stamps: Stamps) -> str:
     return _digest(os.fsencode(f"{path}|{stamp.tolist()}") for path, stamp in zip(paths, stamps, strict=True))
 
 
 def _contents(place: str, root: str, names: Sequence[str], stamps: Stamps) -> tuple[Marks, bool]:
-    """SHA-256 of files below `root`, with what is remembered of that place, and whether all of them are settled."""
+    """Return the SHA-256 of files below `root`, using the hashes cached for `place`, and whether all are settled."""
     now = time.time_ns()
-    marks = _remembered(place, names, stamps)
+    marks = _cached_marks(place, names, stamps)
     lacking = np.flatnonzero(~marks.any(axis=1))
     if not len(lacking):
         return marks, True
@@ -223,23 +223,23 @@ def _contents(place: str, root: str, names: Sequence[str], stamps: Stamps) -> tu
     settled = np.array([is_settled(tuple(stamp.tolist()), now) for stamp in stamps])
     kept = np.where(settled[:, None], marks, 0).astype(np.uint8)
     if kept[lacking].any():
-        _remember(place, names, stamps, kept)
+        _store_marks(place, names, stamps, kept)
     return marks, bool(settled.all())
 
 
-def _hash(path: str, stamp: Stamp, tell: Callable[[int], object]) -> bytes:
+def _hash(path: str, stamp: Stamp, report: Callable[[int], object]) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - one call a file, of which there are millions
             if stamp[2] <= _READ_WHOLE:
                 content = file.read()
-                tell(len(content))
+                report(len(content))
                 sha = hashlib.sha256(content)
             else:
                 sha = hashlib.sha256()
                 buffer = memoryview(bytearray(_READ_WHOLE))
                 while size := file.readinto(buffer):
                     sha.update(buffer[:size])
-                    tell(size)
+                    report(size)
             now = stamp_of(os.fstat(file.fileno()))
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); mend the link or the rights") from None
@@ -248,19 +248,19 @@ def _hash(path: str, stamp: Stamp, tell: Callable[[int], object]) -> bytes:
     return sha.digest()
 
 
-def _memo(place: str) -> Path:
+def _cache_file(place: str) -> Path:
     return identities_dir() / hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
 
 
-def _remembered(place: str, names: Sequence[str], stamps: Stamps) -> Marks:
-    """SHA-256 uint8 [n, 32] of files that have these stamps still; zeros where none is remembered."""
+def _cached_marks(place: str, names: Sequence[str], stamps: Stamps) -> Marks:
+    """Return cached SHA-256 hashes, uint8 [n, 32], of files with unchanged stamps; zeros for all others."""
     marks = np.zeros((len(names), _DIGEST_BYTES), np.uint8)
     try:
-        content = memoryview(_memo(place).read_bytes())
+        content = memoryview(_cache_file(place).read_bytes())
     except OSError:
         return marks
     body = content[_DIGEST_BYTES:]
-    # What is damaged tells nothing, and a part of it might be taken for a hash.
+    # A damaged cache file is ignored, because parts of it could be mistaken for hashes.
     if hashlib.sha256(body).digest() != content[:_DIGEST_BYTES] or len(body) < 8:
         return marks
     count = int.from_bytes(body[:8], "little")
@@ -283,7 +283,7 @@ def _remembered(place: str, names: Sequence[str], stamps: Stamps) -> Marks:
     return marks
 
 
-def _remember(place: str, names: Sequence[str], stamps: Stamps, marks: Marks) -> None:
+def _store_marks(place: str, names: Sequence[str], stamps: Stamps, marks: Marks) -> None:
     body = b"".join(
         [
             len(names).to_bytes(8, "little"),
@@ -293,9 +293,9 @@ def _remember(place: str, names: Sequence[str], stamps: Stamps, marks: Marks) ->
         ]
     )
     try:
-        write_bytes(_memo(place), hashlib.sha256(body).digest() + body)
+        write_bytes(_cache_file(place), hashlib.sha256(body).digest() + body)
     except BenchError as error:
-        log.info("hashes of files are not remembered: %s", error)
+        log.info("file hashes are not cached: %s", error)
 
 
 def _joined(place: str, names: Sequence[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""From an image's bytes to the pixels a model is given: one decoder for every source."""
+"""Decode an image's bytes to the pixels that a model gets; every source uses this decoder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _DAMAGE = (
     MemoryError,
     struct.error,
 )
-"""What Pillow's readers raise on bytes that are not what they promise."""
+"""Exceptions that Pillow's readers raise for invalid bytes."""
 _PLAIN_MODES = ("RGB", "L", "P", "1", "RGBA", "LA")
 
 
@@ -47,7 +47,7 @@ class Preprocessing:
 
     With `resize` None nothing is resampled: the image must be `size` x `size` already (published corrupted files,
     which another resize would change). `interpolation` is Pillow's filter. With `squash` both sides become `resize`,
-    whatever the shape was. Normalisation is the model's own.
+    regardless of the aspect ratio. Normalisation is part of the model.
     """
 
     size: int
@@ -62,7 +62,7 @@ class Preprocessing:
             raise UsageError(f"resize ({self.resize}) must be at least the size ({self.size}); check the model's data")
 
     def __call__(self, image: Image.Image, name: str) -> Pixels:
-        """Pixels uint8 [3, size, size] of an RGB image. Raises UsageError where it may not be resized but must be."""
+        """Return pixels uint8 [3, size, size] of an RGB image. Raises UsageError if it needs a forbidden resize."""
         width, height = image.size
         if self.resize is None:
             if (width, height) != (self.size, self.size):
@@ -89,11 +89,11 @@ def _planes(image: Image.Image) -> Pixels:
 
 
 def decode(content: bytes, name: str, fix: str, *, as_published: bool) -> Image.Image:
-    """The RGB image in some bytes; `name` and `fix` (what to do with one that cannot be read) are for errors.
+    """Decode bytes to an RGB image; errors use its `name` and `fix`, what to do with an unreadable image.
 
     `as_published` decodes as the reference code of public benchmarks does: Pillow's conversion to RGB, EXIF rotation
-    ignored. Otherwise what that conversion would change unseen (CMYK, 16-bit, EXIF-rotated pictures) is an error.
-    Raises UsageError naming the image and the fix.
+    ignored. Otherwise images that this would silently change (CMYK, 16-bit, EXIF-rotated) are errors. Raises UsageError
+    with the name of the image and the fix.
     """
     if not content:
         raise UsageError(f"{name} is an empty file of 0 bytes; {fix}")
@@ -119,13 +119,13 @@ def _refuse_surprises(image: Image.Image, name: str) -> None:
     try:
         turned = image.getexif().get(_ORIENTATION, 1)
     except _DAMAGE:
-        return  # what cannot be read says nothing, as to every other program
+        return  # unreadable EXIF data is ignored, as in other programs
     if turned in range(2, 9):
         raise UsageError(f"{name} is rotated by its EXIF tag only; turn its pixels: mogrify -auto-orient '{name}'")
 
 
 def decode_array(pixels: Pixels, name: str) -> Image.Image:
-    """An image from an array uint8 [h, w, 3] or [h, w]."""
+    """Convert an array uint8 [h, w, 3] or [h, w] to an RGB image. Raises UsageError for another type."""
     if pixels.dtype != np.uint8:
         raise UsageError(f"{name} holds {pixels.dtype}, not uint8; save pixels as 0 .. 255 in uint8")
     return Image.fromarray(pixels).convert("RGB")

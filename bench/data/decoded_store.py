@@ -1,4 +1,4 @@
-"""Decoded pixels, kept once: a file of uint8 rows that every method, corruption and severity reads."""
+"""A disk cache of decoded pixels: files of uint8 rows, shared by all methods, corruptions and severities."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _SILENT_SECONDS = 3.0
 
 
 def pixels_dir() -> Path:
-    """Where decoded pixels are kept."""
+    """Return the folder of decoded pixels."""
     return cache_dir() / "pixels"
 
 
 class PixelStore:
-    """Rows of decoded images in a file that is filled when they are first asked for.
+    """Rows of decoded images in a file; a row is decoded when it is first read.
 
-    The file `.u8` holds the rows (sparse until filled) and after them a digest of each row, zeros where it is not
-    decoded yet; `.json` says what it is. A row's digest is written after its pixels are on disk, so that a row that
-    was half written is decoded again. A lock keeps processes from decoding the same rows at once; readers never wait.
-    The file stays open, so that removing it under a run costs that run nothing. `workers` threads decode (0: the
-    calling one); they change nothing but the time.
+    The file `.u8` holds the rows (sparse until filled), followed by a digest of each row, zeros if it is not decoded
+    yet; `.json` describes it. A row's digest is written after its pixels are on disk, so that a partly written row is
+    decoded again. A lock keeps processes from decoding the same rows at once; readers never wait. The file stays open,
+    so removing it during a run does not affect that run. `workers` threads decode (0: the calling thread), with
+    identical results.
     """
 
     def __init__(self, images: ImageSet, preprocessing: Preprocessing, workers: int = 0) -> None:
@@ -55,7 +55,7 @@ class PixelStore:
         self.key = digest_of([images.key, asdict(preprocessing), identity(DECODER)])
         self._shape = (len(images), 3, preprocessing.size, preprocessing.size)
         self._row_bytes = 3 * preprocessing.size**2
-        # Digests start on a page of their own, so that one of them is never torn in two.
+        # Digests start at a page boundary, so that no digest spans two pages.
         self._digests_at = -(-len(images) * self._row_bytes // _PAGE) * _PAGE
         self._file: OpenFile | None = None
         self._pixels: Pixels = np.empty(0, np.uint8)
@@ -69,19 +69,19 @@ class PixelStore:
         return pixels_dir() / f"{self.key}{suffix}"
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Pixels:
-        """Pixels uint8 [n, 3, size, size] of those rows, a copy. Raises UsageError for an image that cannot be read."""
+        """Return a copy of rows as pixels uint8 [n, 3, size, size]. Raises UsageError for an unreadable image."""
         chosen = np.asarray(rows, dtype=np.int64)
         self.fill(chosen)
         found: Pixels = self._pixels.take(chosen, axis=0)
         return found
 
     def digest(self, rows: np.ndarray) -> str:
-        """A hash of the pixels of those rows, which are decoded for it if they are not yet."""
+        """Return a hash of the pixels of rows, which are decoded first if necessary."""
         self.fill(rows)
         return hashlib.sha256(self._digests[rows].tobytes()).hexdigest()
 
     def fill(self, rows: np.ndarray) -> None:
-        """Decode those of the rows that are not there yet. Raises BenchError where the disk cannot hold them."""
+        """Decode the rows that are missing. Raises BenchError if they do not fit on the disk."""
         self._open()
         missing = np.unique(rows[~self._digests[rows].any(axis=1)])
         if not len(missing):
@@ -100,7 +100,7 @@ class PixelStore:
                 bar.update(len(part))
 
     def drop_damaged(self) -> list[str]:
-        """Names of decoded images whose kept pixels have changed since; they are decoded again when next asked for."""
+        """Drop stored rows that changed, to be decoded again on next use; return the names of their images."""
         self._open()
         there = np.flatnonzero(self._digests.any(axis=1))
         bad = np.array([r for r in there if row_digest(self._pixels[r]) != self._digests[r].tobytes()], dtype=np.int64)
@@ -112,7 +112,7 @@ class PixelStore:
         if self._file is not None:
             return
         size = self._digests_at + len(self.images) * DIGEST_BYTES
-        for _ in range(3):  # somebody may remove the file between making and opening it
+        for _ in range(3):  # the file may be removed between making and opening it
             if not self.path().is_file() or self.path().stat().st_size != size:
                 self._make(size)
             try:
@@ -121,7 +121,7 @@ class PixelStore:
             except FileNotFoundError:
                 continue
         else:
-            raise BenchError(f"{self.path()} vanishes again and again; end what removes it and start again")
+            raise BenchError(f"{self.path()} is removed again and again; stop what removes it and start again")
         whole = np.empty(0, np.uint8)
         if size:
             with os.fdopen(os.dup(file.number), "rb") as same:
@@ -136,7 +136,7 @@ class PixelStore:
                 return
             about = {"source": self.images.name(0) if len(self.images) else "", "images": len(self.images)}
             write_bytes(self.path(".json"), json.dumps(about | asdict(self.preprocessing)).encode())
-            # Made beside and renamed: another process may have a file of the wrong size mapped.
+            # Made under another name and renamed: another process may have mapped a file of the wrong size.
             unfinished = self.path(f".{os.getpid()}.new")
             try:
                 with unfinished.open("wb") as file:
@@ -171,7 +171,7 @@ class PixelStore:
         with self._lock():
             rows = rows[~self._digests[rows].any(axis=1)]
             one_by_one = map if self.workers == 0 else pool.map
-            # Before: what is mapped from a file that was cut off ends the process when it is touched.
+            # Checked first, because reading the map of a truncated file kills the process.
             self.images.check()
             decoded = list(one_by_one(self._decode_one, rows.tolist()))
             self.images.check()
@@ -196,13 +196,11 @@ def _full(path: Path, error: OSError) -> BenchError:
         return BenchError(
             f"the disk of {path.parent} is full; free it with `bench data clean`, or point SOUPBENCH_CACHE elsewhere"
         )
-    return BenchError(
-        f"cannot write {path} ({error.strerror or error}); set SOUPBENCH_CACHE to a folder that can be written"
-    )
+    return BenchError(f"cannot write {path} ({error.strerror or error}); set SOUPBENCH_CACHE to a writable folder")
 
 
 def stored(source: str = "") -> list[dict[str, Any]]:
-    """What is kept of images whose name begins with `source`: for each file its key, source, images, size and bytes."""
+    """List the pixel files of images whose name begins with `source`: key, source, images, preprocessing and bytes."""
     found = []
     for about in sorted(pixels_dir().glob("*.json")):
         pixels = about.with_suffix(".u8")
@@ -213,9 +211,9 @@ def stored(source: str = "") -> list[dict[str, Any]]:
 
 
 def clean(source: str = "") -> int:
-    """Remove decoded pixels of images whose name begins with `source`; gives the bytes that were freed.
+    """Remove decoded pixels of images whose name begins with `source`, and return the number of freed bytes.
 
-    They are decoded again when next asked for. What a run has open stays whole for it until it ends.
+    The images are decoded again on next use. A running process keeps its open files until it ends.
     """
     freed = 0
     keys = {facts["key"] for facts in stored(source)}

@@ -1,4 +1,4 @@
-"""ImageNet's validation images as they come, all in one folder, with the labels that were published beside them."""
+"""Read ImageNet's validation images in one flat folder, with the labels that were published separately."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ _LISTS = (
 )
 _DEVKITS = ("ILSVRC2012_devkit_t12/data", "data")
 _ANNOTATIONS = ("Annotations/CLS-LOC/val", "Annotations/val", "val_annotations", "annotations")
-_LEVELS = 3  # folders above the images that are looked in
+_LEVELS = 3  # parent folders that are searched for labels
 
 
 def is_flat(root: Path) -> bool:
-    """Whether a folder holds images of ImageNet's validation or test set themselves."""
+    """Whether a folder directly holds images of ImageNet's validation or test set."""
     return root.is_dir() and any(_NAME.match(file.name) for file in list_folder(root).images[:1])
 
 
 def read_flat(root: Path, *, as_published: bool = False) -> FolderSet:
-    """The images of a flat folder in the order of the usual class indices, then of their names, as from class folders.
+    """Read a flat folder in the order of the standard class indices, then of file names, as from class folders.
 
-    Labels come from what lies beside, in the folder, or in one of the three above: the devkit's ground truth (whose
-    numbers its meta.mat explains), a list of synsets in the order of the images, lines IMAGE LABEL or IMAGE,LABEL (a
-    synset, or an index from 0), or the XML annotations. Raises UnlabelledError where there is none of them, UsageError
-    for one that does not fit.
+    Labels come from a file in the folder or one of its three parents: the devkit's ground truth (whose numbers its
+    meta.mat maps to synsets), a list of synsets in the order of the images, lines IMAGE LABEL or IMAGE,LABEL (a synset,
+    or an index from 0), or the XML annotations. Raises UnlabelledError if there is none, UsageError if they do not fit.
     """
     listing = list_folder(root)
     numbered = {file.name: _number(file) for file in listing.images}
@@ -99,7 +98,7 @@ def _from_list(path: Path, numbers: Mapping[str, int]) -> dict[str, int]:
 
 
 def _by_name(path: Path, lines: Sequence[str], numbers: Mapping[str, int]) -> dict[str, int]:
-    """Lines IMAGE LABEL or IMAGE,LABEL …, the label a synset or an index from 0."""
+    """Parse lines IMAGE LABEL or IMAGE,LABEL …, where the label is a synset or an index from 0."""
     found: dict[int, str] = {}
     for line in lines:
         name, *rest = re.split(r"[\s,]+", line)
@@ -112,18 +111,16 @@ def _by_name(path: Path, lines: Sequence[str], numbers: Mapping[str, int]) -> di
     used = {image: found[number] for image, number in numbers.items()}
     values = sorted(set(found.values()))
     if all(value.isdigit() for value in values) and "0" not in values and "1000" in values:
-        raise UsageError(f"{path} counts classes from 1 to 1000, in an order that it does not say; write synsets there")
+        raise UsageError(f"{path} counts classes from 1 to 1000, in an unknown order; write synsets there")
     places = dict(zip(values, places_of(values, synsets(), str(path), published=True), strict=True))
     return {image: places[value] for image, value in used.items()}
 
 
 def _by_devkit(path: Path, lines: Sequence[str], numbers: Mapping[str, int]) -> dict[str, int]:
-    """The devkit's numbers from 1 to 1000, which only its meta.mat says the synsets of."""
+    """Convert the devkit's numbers from 1 to 1000 to class indices by its meta.mat."""
     meta = path.with_name("meta.mat")
     if not meta.is_file():
-        raise UsageError(
-            f"{path} has numbers that the devkit's meta.mat explains, and there is no {meta}; copy it there"
-        )
+        raise UsageError(f"{path} has numbers that need the devkit's meta.mat, and there is no {meta}; copy it there")
     synset_of = _meta(meta)
     index = {name: place for place, name in enumerate(synsets())}
     try:
@@ -133,7 +130,7 @@ def _by_devkit(path: Path, lines: Sequence[str], numbers: Mapping[str, int]) -> 
 
 
 def _meta(path: Path) -> dict[int, str]:
-    """ILSVRC2012_ID to synset, from the devkit's table."""
+    """Return ILSVRC2012_ID to synset from the devkit's table."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 

@@ -1,4 +1,4 @@
-"""Class folders: a tree CLASS/IMAGE."""
+"""Read class folders: a tree CLASS/IMAGE."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SKIP_LIST = "skipped.txt"
 
 @dataclass(frozen=True, eq=False)
 class FolderSet:
-    """A tree CLASS/IMAGE; made by `read_folder`. `files` are paths below `root`, `contents` what was in them then.
+    """Images of a tree CLASS/IMAGE, created by `read_folder`. `files` are paths below `root`, `contents` their bytes.
 
-    `told` is what a person should know of how it was read, `passed_over` what was not looked at, and why.
+    `notes` are sentences for the user on how it was read, `passed_over` the ignored entries with the reason.
     """
 
     root: Path
@@ -38,7 +38,7 @@ class FolderSet:
     skipped: int
     skip_list: Path
     as_published: bool
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class FolderSet:
         return decode(content, str(path), _skip_it(self.skip_list), as_published=self.as_published)
 
     def check(self) -> None:
-        """Nothing is left to check: `read` compares each file with what was opened."""
+        """Do nothing: `read` compares each file with its content when it was opened."""
 
 
 def _skip_it(skip_list: Path) -> str:
@@ -64,7 +64,7 @@ def _skip_it(skip_list: Path) -> str:
 
 
 def is_no_class(name: str) -> bool:
-    """Whether a file or folder is one that systems leave behind, not somebody's images."""
+    """Whether a name is hidden or one that operating systems create, not a class or an image."""
     return name.startswith(".") or name.lower() in _LEFTOVERS
 
 
@@ -76,7 +76,7 @@ _LEFTOVERS = frozenset(
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a folder: sub-folders and files in sorted order, and what is neither read nor counted, with why."""
+    """The entries of a folder: sub-folders and files in sorted order, and ignored entries with the reason."""
 
     folders: tuple[Path, ...]
     files: tuple[Path, ...]
@@ -84,14 +84,12 @@ class Listing:
 
     @property
     def images(self) -> tuple[Path, ...]:
-        """The files that are images by their ending."""
+        """The files with the extension of an image."""
         return tuple(file for file in self.files if file.suffix.lower() in EXTENSIONS)
 
 
 def list_folder(root: Path) -> Listing:
-    """Look into a folder. Raises MissingDataError without it, UsageError for a link to nothing or a name that is no
-    UTF-8.
-    """
+    """List a folder. Raises MissingDataError if there is none, UsageError for a broken link or a name not in UTF-8."""
     if not root.is_dir():
         raise MissingDataError(f"no folder {root}; give the folder that holds one folder for each class")
     folders, files, skipped = [], [], []
@@ -99,11 +97,11 @@ def list_folder(root: Path) -> Listing:
         readable(entry)
         if is_no_class(entry.name):
             if not entry.name.startswith("."):
-                skipped.append(f"{entry.name}: left behind by a system")
+                skipped.append(f"{entry.name}: created by the system")
             elif entry.is_dir():
                 skipped.append(f"{entry.name}: hidden")
         elif entry.is_symlink() and not entry.exists():
-            raise UsageError(f"{entry} is a link to nothing; mend or remove it")
+            raise UsageError(f"{entry} is a broken link; fix or remove it")
         elif entry.is_dir():
             folders.append(entry)
         else:
@@ -112,7 +110,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def readable(path: Path) -> None:
-    """Raise UsageError for a path that is not named in UTF-8: neither records nor messages can hold such a name."""
+    """Raise UsageError for a path that is not valid UTF-8, because records and messages cannot hold it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -127,31 +125,31 @@ def read_folder(
     as_published: bool = False,
     skip_list: Path | None = None,
     inner: str | None = None,
-    beside: Collection[str] = (),
+    ignored_classes: Collection[str] = (),
 ) -> FolderSet:
-    """Images of a tree CLASS/IMAGE in the order of sorted class, then sorted file.
+    """Read images of a tree CLASS/IMAGE, sorted by class, then by file.
 
-    `classes` fixes the labels: a folder may be missing (a subset), but not be one too many. Folders are matched with
-    them by name (`bench.data.classes.places_of`). Without it the class folders themselves are the classes; folders
-    named by numbers only are sorted as numbers. Hidden files and what systems leave behind are no images; everything
-    else inside a class folder must be one. Links are followed. Files that `skip_list` names (one CLASS/IMAGE a line; by
-    default `skipped.txt` in `root`) are left out and counted. Images may also lie in a folder `inner` of their class
-    folder, beside which other files are then allowed. Folders `beside` those of the classes are not read.
-    Raises MissingDataError without the folder, UsageError for a layout that is not this one.
+    `classes` determines the labels: a folder may be missing (a subset), but there must be no others. Folders are
+    matched by name (`bench.data.classes.places_of`). Without `classes` the folders are the classes; names that are all
+    numbers are sorted as numbers. Hidden files and files that operating systems create are ignored; everything else in
+    a class folder must be an image. Links are followed. Files in `skip_list` (one CLASS/IMAGE per line; default
+    `skipped.txt` in `root`) are left out and counted. Images may also be in a folder `inner` of their class folder,
+    which may then hold other files as well. Folders in `ignored_classes` that are not in `classes` are not read. Raises
+    MissingDataError if there is no folder, UsageError for another layout.
     """
     listing = list_folder(root)
     if listing.images:
         raise UsageError(
-            f"{listing.images[0]} lies outside of a class folder; sort the images of {root} into one folder a class"
+            f"{listing.images[0]} is outside of a class folder; sort the images of {root} into a folder for each class"
         )
     known = KnownClasses.of(classes)
     folders = listing.folders
-    told: list[str] = []
-    if beside:
+    notes: list[str] = []
+    if ignored_classes:
         wanted = set(known.classes) if known is not None else set()
-        left = [folder.name for folder in folders if folder.name in beside and folder.name not in wanted]
+        left = [folder.name for folder in folders if folder.name in ignored_classes and folder.name not in wanted]
         folders = tuple(folder for folder in folders if folder.name not in left)
-        told += [f"{root} has {len(left)} folders of other classes ({left[0]}, …), which are not read"] if left else []
+        notes += [f"{root} has {len(left)} folders of other classes ({left[0]}, …), which are not read"] if left else []
     if not folders:
         raise UsageError(f"{root} has no class folders; put the images into one folder for each class")
     names, places = _labelled(folders, known, root)
@@ -170,15 +168,15 @@ def read_folder(
     if not files:
         raise UsageError(f"{root} has class folders but no images in them; copy the images there")
     if empty:
-        told.append(f"{len(empty)} class folders of {root} are empty: {', '.join(empty[:5])}")
+        notes.append(f"{len(empty)} class folders of {root} are empty: {', '.join(empty[:5])}")
     made = listed_folder(root, files, names, labels, as_published=as_published, skip_list=skip_list)
-    return replace(made, told=tuple(told), passed_over=listing.skipped)
+    return replace(made, notes=tuple(notes), passed_over=listing.skipped)
 
 
 def _labelled(
     folders: Sequence[Path], known: KnownClasses | None, root: Path
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The classes, and the place of each class folder among them."""
+    """Return the classes, and the position of each class folder among them."""
     found = [folder.name for folder in folders]
     if known is None or known.unlabelled or not known.classes:
         classes = in_order(found, known.order if known is not None else None, str(root))
@@ -197,7 +195,7 @@ def _labelled(
 
 
 def unsorted_folder(root: Path) -> FolderSet:
-    """All images that lie in a folder itself, in sorted order and without labels: all are of the one class "image"."""
+    """Read the images directly in a folder, sorted and without labels: all have the single class "image"."""
     files = [file.name for file in list_folder(root).images]
     return listed_folder(root, files, ("image",), [0] * len(files))
 
@@ -211,7 +209,10 @@ def listed_folder(
     as_published: bool = False,
     skip_list: Path | None = None,
 ) -> FolderSet:
-    """Images at these paths below a folder, without those of the skip list. Raises UsageError for one that is none."""
+    """Read images at these paths below a folder, except those in the skip list.
+
+    Raises UsageError for a file that is not an image, and for a listed one that does not exist.
+    """
     skip_list = skip_list or root / SKIP_LIST
     left_out = _lines(skip_list)
     unknown = next(iter(left_out - set(files)), None)
@@ -241,8 +242,8 @@ def _image_file(path: str, skip_list: Path) -> os.stat_result:
     try:
         facts = os.stat(path)  # noqa: PTH116 - one call a file, of which there are millions
     except OSError as error:
-        what = "is a link to nothing" if Path(path).is_symlink() else f"cannot be read ({error.strerror})"
-        raise UsageError(f"{path} {what}; mend or remove it") from None
+        what = "is a broken link" if Path(path).is_symlink() else f"cannot be read ({error.strerror})"
+        raise UsageError(f"{path} {what}; fix or remove it") from None
     if stat.S_ISDIR(facts.st_mode):
         raise UsageError(f"{path} is a folder inside a class folder; move its images one level up")
     if not stat.S_ISREG(facts.st_mode) or os.path.splitext(path)[1].lower() not in EXTENSIONS:  # noqa: PTH122

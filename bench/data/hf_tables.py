@@ -1,4 +1,4 @@
-"""Images in tables that `datasets` reads: parquet, arrow, the hub."""
+"""Read images in tables through `datasets`: parquet, arrow, the hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from bench.data.imageset import Labels, checked_labels
 class TableSet:
     """Images in a table that `datasets` reads (parquet, arrow, the hub).
 
-    The table is mapped from `files`. `outside` are image files that some rows only name, `places` where in it each is.
+    The table is memory-mapped from `files`. `outside` are image files that rows refer to by path, `places` maps such a
+    row to its position among them.
     """
 
     where: str
@@ -38,7 +39,7 @@ class TableSet:
     as_published: bool
     skipped: int = 0
     label_column: str = ""
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     files: Files | None = None
     outside: Files | None = None
     places: Mapping[int, int] = field(default_factory=dict, repr=False)
@@ -86,12 +87,15 @@ def read_parquet(
     as_published: bool = False,
     classes: Sequence[str] | KnownClasses | None = None,
 ) -> TableSet:
-    """Images of parquet files in the hub's layout (features Image and ClassLabel)."""
+    """Read images of parquet files in the hub's layout (features Image and ClassLabel).
+
+    Raises MissingDataError or UsageError with the name of the file.
+    """
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
     opened = open_files(files, "give the parquet files of the data set")
-    # By itself `datasets` knows a file by its path and time only.
+    # The cache of `datasets` identifies a file by its path and time only.
     kept = tables_dir() / opened.digest
     try:
         table = datasets.load_dataset(
@@ -111,11 +115,11 @@ def read_arrow(
     as_published: bool = False,
     classes: Sequence[str] | KnownClasses | None = None,
 ) -> TableSet:
-    """Images of a folder written by `Dataset.save_to_disk`."""
+    """Read images of a folder written by `Dataset.save_to_disk`. Raises UsageError if it is not one."""
     import datasets
 
-    told = [path for path in (folder / "state.json", folder / "dataset_info.json") if path.is_file()]
-    files = open_files([*told, *sorted(folder.glob("*.arrow"))])
+    metadata = [path for path in (folder / "state.json", folder / "dataset_info.json") if path.is_file()]
+    files = open_files([*metadata, *sorted(folder.glob("*.arrow"))])
     try:
         table = datasets.load_from_disk(str(folder))
     except (FileNotFoundError, OSError, ValueError) as error:
@@ -138,9 +142,9 @@ def read_hub(
     as_published: bool = False,
     classes: Sequence[str] | KnownClasses | None = None,
 ) -> TableSet:
-    """Images of a data set on the hub, downloaded once by `datasets`. Scripts of a repository are never run.
+    """Read images of a data set on the hub, downloaded once by `datasets`. Scripts of a repository are never run.
 
-    Raises MissingDataError where it cannot be reached, is private, or `offline` forbids the download.
+    Raises MissingDataError if it cannot be reached, is private, or `offline` forbids the download.
     """
     import datasets
 
@@ -162,7 +166,7 @@ def read_hub(
 
 
 class UnlabelledError(UsageError):
-    """A part has images and no labels, as the test parts of some data sets have."""
+    """A part has images but no labels, like the test parts of some data sets."""
 
 
 def _first_line(error: Exception) -> str:
@@ -213,7 +217,7 @@ def _table_set(
 
 
 def _outside(table: Any, column: str, where: str) -> tuple[Files | None, dict[int, int]]:
-    """The image files that rows name without holding their bytes, and where among them that of each such row is."""
+    """Open the image files that rows refer to by path, and return them with the position of each such row's file."""
     chunks = table.data.column(column).chunks
     if table._indices is not None or not any(chunk.field("bytes").null_count for chunk in chunks):
         return None, {}
@@ -235,8 +239,10 @@ def _outside(table: Any, column: str, where: str) -> tuple[Files | None, dict[in
 
 
 def _label_column(table: Any, where: str, known: KnownClasses | None) -> str:
-    """The column of labels: the one that was used for the other part, else the only one of classes, else one that is
-    called as labels are. Where classes are known, a column that names them comes before one that does not.
+    """Return the label column: that of the other part, else the only ClassLabel, else one with a usual name.
+
+    If classes are known, a column that names them takes precedence. Raises UnlabelledError if there is no candidate,
+    UsageError if there are several.
     """
     import datasets
 
@@ -265,7 +271,7 @@ def _label_column(table: Any, where: str, known: KnownClasses | None) -> str:
 
 
 def _is_plain_image(kind: Any) -> bool:
-    """Whether a column holds what an Image column does, as other programs write it."""
+    """Whether a column has the structure of an Image column, as other programs write it."""
     return isinstance(kind, dict) and set(kind) == {"bytes", "path"}
 
 
@@ -274,7 +280,7 @@ _NO_FIT = 3
 
 
 def _fit(table: Any, column: str, known: KnownClasses) -> int:
-    """How well a column names known classes: 0 by the same names, 1 by others for them, 2 by their numbers, 3 not."""
+    """Rank how a column names known classes: 0 by equal names, 1 by synonyms, 2 by their numbers, 3 not at all."""
     values = table.unique(column)
     if None in values or len(values) > 4 * len(known.classes):
         return _NO_FIT
@@ -292,7 +298,7 @@ def _fit(table: Any, column: str, known: KnownClasses) -> int:
 
 
 def _classes_of(table: Any, column: str, where: str, known: KnownClasses | None) -> tuple[tuple[str, ...], Labels]:
-    """Class names and labels of a column; in the order of the known classes where there are any."""
+    """Return class names and labels of a column, in the order of the known classes if there are any."""
     names, labels = _named(table, column, where)
     if known is None:
         return names, labels
@@ -311,7 +317,7 @@ def _classes_of(table: Any, column: str, where: str, known: KnownClasses | None)
 
 
 def _named(table: Any, column: str, where: str) -> tuple[tuple[str, ...], Labels]:
-    """The names of a column's classes and the labels, positions among them."""
+    """Return the class names of a column, and the labels as positions among them."""
     import datasets
 
     kind = table.features[column]
@@ -343,27 +349,27 @@ def _named(table: Any, column: str, where: str) -> tuple[tuple[str, ...], Labels
 
 
 def tables_dir() -> Path:
-    """Where `datasets` keeps what it makes of parquet files."""
+    """Return the folder in which `datasets` stores converted parquet files."""
     return cache_dir() / "tables"
 
 
 def named_in(files: Sequence[Path], column: str) -> tuple[str, ...] | None:
-    """The class names in a column of parquet files, None where it is not there; no image is read."""
+    """Return the class names in a column of parquet files without reading images, None if they cannot be read."""
     from pyarrow import ArrowException, parquet
 
     try:
         schema = parquet.read_schema(files[0])
         if column not in schema.names:
             return None
-        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        kind = told.get("info", {}).get("features", {}).get(column, {})
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        kind = metadata.get("info", {}).get("features", {}).get(column, {})
         if isinstance(kind, dict) and isinstance(kind.get("names"), list):
             return tuple(map(str, kind["names"]))
         values = {
             value for file in files for value in set(parquet.read_table(file, columns=[column])[column].to_pylist())
         }
     except (ArrowException, OSError, ValueError, TypeError, AttributeError):
-        return None  # whoever reads the table says what is wrong with it
+        return None  # reading the table later reports the error
     values.discard(None)
     if values and all(isinstance(value, int | float) and value == int(value) for value in values):
         return tuple(str(number) for number in range(int(max(values)) + 1))

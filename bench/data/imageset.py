@@ -1,4 +1,4 @@
-"""What every source of labelled images gives, and what all of them check."""
+"""The interface of sources of labelled images, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Labels = NDArray[np.int64]
 
 
 class ImageSet(Protocol):
-    """Images with labels, in an order that never changes while the files do not.
+    """Images with labels, in an order that is fixed as long as the files are.
 
-    `classes` names them, `labels` (int64 [n]) are positions in it. `key` says which pixels each row is: it follows from
-    the content of the files (see `bench.data.content_hash` for very large sets) and from which rows of them are taken.
-    `skipped` counts images that the user chose to leave out.
+    `classes` are the class names, `labels` (int64 [n]) positions among them. `key` identifies the pixels of every row
+    by the content of the files (see `bench.data.content_hash` for very large sets) and the selected rows. `skipped`
+    counts images that the user chose to leave out.
     """
 
     @property
@@ -38,17 +38,17 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, row: int) -> str:
-        """What an error calls that image."""
+        """Return the name of an image for messages."""
 
     def read(self, row: int) -> Image.Image:
-        """The image in RGB. Raises UsageError where it cannot be read."""
+        """Return an image in RGB. Raises UsageError if it cannot be read."""
 
     def check(self) -> None:
-        """Raise UsageError where rows that were read since the last check may be others than `key` says."""
+        """Raise UsageError if rows that were read since the last check may not match `key`."""
 
 
 def checked_labels(labels: NDArray[Any], classes: int, where: str) -> Labels:
-    """Labels as int64 [n]. Raises UsageError where they are not whole numbers of that many classes."""
+    """Return labels as int64 [n]. Raises UsageError if they are not integers from 0 to `classes` - 1."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UsageError(f"{where} holds {labels.dtype} {list(labels.shape)}; labels must be whole numbers [n]")
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
@@ -58,13 +58,13 @@ def checked_labels(labels: NDArray[Any], classes: int, where: str) -> Labels:
 
 
 def clean_folder(path: Path) -> int:
-    """Remove a folder of what can be made again; gives the bytes that were freed. Open files stay whole."""
+    """Remove a folder of recomputable files and return the number of freed bytes. Open files stay readable."""
     freed = folder_size(path) if path.is_dir() else 0
     shutil.rmtree(path, ignore_errors=True)
     return freed
 
 
 def folder_size(path: Path) -> int:
-    """Bytes of all files below a folder (or of one file): of those with holes, what they take on the disk."""
+    """Return the bytes of all files below a folder (or of one file); sparse files count their allocated blocks."""
     files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
     return sum(min(facts.st_size, facts.st_blocks * 512) for facts in (file.stat() for file in files))

@@ -1,4 +1,4 @@
-"""Pixels that took work to make, by content key in a sparse file, where each row is checked when it is first read."""
+"""A disk cache of computed pixels: sparse files by content key, whose rows are verified on first read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ DIGEST_BYTES = 16
 
 
 def pools_dir() -> Path:
-    """Where pixels of pools are kept."""
+    """Return the folder of cached pool pixels."""
     return cache_dir() / "pools"
 
 
 class CachedRows:
-    """Images uint8 [rows, 3, h, w] that are made when they are first asked for, by whichever process does.
+    """Images uint8 [rows, 3, h, w] in a file; the first process that reads a row computes and stores it.
 
-    What is made follows from the key alone, so nobody waits for anybody: who writes a row that another one writes too
-    writes the same bytes. After the rows the file holds a digest of each, zeros where there is none yet. A row that was
-    half written or damaged has another digest and is made again. Where the file cannot be opened or the disk is full,
-    what is lacking is made each time.
+    The key determines the pixels, so no locks are needed: processes that write the same row write the same bytes. After
+    the rows the file holds a digest of each, zeros if the row is missing. A partly written or damaged row has another
+    digest and is computed again. If the file cannot be opened or the disk is full, missing rows are computed each time.
     """
 
     def __init__(self, key: str, rows: int, shape: tuple[int, ...]) -> None:
@@ -51,7 +50,7 @@ class CachedRows:
 
     @property
     def lacking(self) -> int:
-        """Rows that are not there yet, as far as their digests tell. Makes no file."""
+        """The number of rows without a digest. Creates no file."""
         if self._file is None and not self.path.is_file():
             return self.rows
         self._open()
@@ -62,7 +61,7 @@ class CachedRows:
         return int((~whole.reshape(-1, DIGEST_BYTES).any(axis=1)).sum())
 
     def take(self, rows: np.ndarray, make: Callable[[np.ndarray], Pixels]) -> Pixels:
-        """Rows [n] as pixels [n, 3, h, w]; `make` gives those of the rows that are lacking."""
+        """Return rows [n] as pixels [n, 3, h, w]; `make` computes missing ones from their row numbers."""
         self._open()
         if self._file is None:
             return make(rows)
@@ -86,7 +85,7 @@ class CachedRows:
             if os.fstat(self._file.number).st_size < size and self._file.writable:
                 os.ftruncate(self._file.number, size)
         except OSError as error:
-            log.warning("corrupted images are not kept: %s", error)
+            log.warning("corrupted images are not cached: %s", error)
 
     def _read(self, file: int, row: int, into: Pixels) -> bool:
         if not self._checked[row]:
@@ -110,11 +109,11 @@ class CachedRows:
                 self._checked[row] = True
         except OSError as error:
             self._ended = True
-            log.warning("no more corrupted images are kept: %s", error)
+            log.warning("no more corrupted images are cached: %s", error)
 
 
 class OpenFile:
-    """A file that is open until this object goes, to read and write, or to read where others filled it."""
+    """A file that stays open as long as this object exists, for reading and writing, or read-only if not permitted."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         try:
@@ -130,15 +129,13 @@ class OpenFile:
 
 
 def room_for(kept: Sequence[CachedRows]) -> bool:
-    """Whether what is lacking of these takes no more than half of what is free on the disk."""
+    """Whether the missing rows of these caches take at most half of the free disk space."""
     folder = next(path for path in (pools_dir(), *pools_dir().parents) if path.exists())
     return sum(rows.lacking * rows.row_bytes for rows in kept) <= shutil.disk_usage(folder).free // 2
 
 
 def write_all(file: int, content: bytes | memoryview, offset: int) -> None:
-    """Write at a place of an open file, not through a map: a full disk is then an error and not a signal that ends the
-    process.
-    """
+    """Write at an offset of an open file. Unlike a memory map this raises OSError on a full disk; a map would crash."""
     view = memoryview(content).cast("B")
     while view:
         written = os.pwrite(file, view, offset)
@@ -146,5 +143,5 @@ def write_all(file: int, content: bytes | memoryview, offset: int) -> None:
 
 
 def row_digest(pixels: np.ndarray) -> bytes:
-    """A hash of one image."""
+    """Return a hash of one image."""
     return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=DIGEST_BYTES).digest()

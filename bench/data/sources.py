@@ -1,4 +1,4 @@
-"""Labelled images where people keep them, found by their looks."""
+"""Detect the format of labelled images at a path."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def find_set(
     as_published: bool = False,
     label_column: str | None = None,
 ) -> ImageSet:
-    """What lies at a path, by its looks: parquet file(s), a saved arrow folder, `.npy` pair, or class folders."""
+    """Read the images at a path in the detected format: parquet, a saved arrow folder, `.npy` pair or class folders."""
     known = KnownClasses.of(classes)
     if where.suffix == ".parquet":
         return read_parquet([where], label_column, as_published=as_published, classes=known)

@@ -1,4 +1,4 @@
-"""Train, test and validation parts of a folder that somebody brings, found once for whoever reads it."""
+"""Find the train, test and validation parts of a user's folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "test": ("test", "testing", "eval", "evaluation"),
     "validation": ("validation", "val", "valid", "dev"),
 }
-"""What people call the parts of a data set, in any case."""
+"""The usual names of the parts of a data set, in lower case; any case matches."""
 
 SCORED = ("test", "validation")
-"""Parts that are scored, the first that is there and has labels."""
+"""Parts that may be scored; the first that exists and has labels is."""
 
 _SHARD = re.compile(
     r"(?P<part>.+?)(?:[-_.]?(?P<number>\d+)(?:-of-(?P<count>\d+))?)?(?:-[0-9a-f]{12,})?\.parquet", re.IGNORECASE
@@ -28,29 +28,27 @@ _SHARD = re.compile(
 
 @dataclass(frozen=True)
 class PartFiles:
-    """A part by its own name: one folder, or the files of a table in order."""
+    """A part under its own name: one folder, or the files of a table in order."""
 
     name: str
     places: tuple[Path, ...]
 
     @property
     def where(self) -> str:
-        """What errors call it."""
+        """The name of the part in messages."""
         return str(self.places[0])
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What lies in a folder. `parts`: by their own names; none where the folder is one set. `other`: what is in no part
-    and not read.
-    """
+    """The parts of a folder, none if the folder is a single set. `other` are entries that belong to no part."""
 
     root: Path
     parts: tuple[PartFiles, ...]
     other: tuple[str, ...]
 
     def named(self, name: str) -> PartFiles:
-        """The part of that name or role. Raises UsageError where there is none, or several."""
+        """Return the part with this name or role. Raises UsageError if there is none, or several."""
         exact = [part for part in self.parts if part.name == name]
         found = exact or [part for part in self.parts if part.name.lower() == name.lower()] or self.of_role(name)
         if len(found) == 1:
@@ -62,30 +60,30 @@ class Parts:
 
     @property
     def has_roles(self) -> bool:
-        """Whether any is a train, test or validation part."""
+        """Whether there is a train, test or validation part."""
         return any(self.of_role(role) for role in ROLES)
 
     def of_role(self, role: str) -> list[PartFiles]:
-        """The parts that may be meant by train, test or validation."""
+        """Return the parts that match a role (train, test or validation)."""
         names = ROLES.get(role.lower(), ())
         exact = [part for part in self.parts if part.name.lower() in names]
-        # A part called test_small or test-2 is meant where there is no test beside it.
+        # A part called test_small or test-2 counts as test if there is no part called test.
         return exact or [part for part in self.parts if re.split(r"[-_. ]", part.name.lower())[0] in names]
 
     def one_of_role(self, role: str) -> PartFiles | None:
-        """The part of a role, None where there is none. Raises UsageError where several may be meant."""
+        """Return the part of a role, None if there is none. Raises UsageError if several match."""
         found = self.of_role(role)
         if len(found) > 1:
             names = " and ".join(part.name for part in found)
-            raise UsageError(f"{self.root} has the parts {names}; say which one with --part {found[0].name}")
+            raise UsageError(f"{self.root} has the parts {names}; choose one with --part {found[0].name}")
         return found[0] if found else None
 
 
 def find_parts(root: Path) -> Parts:
-    """The parts of a folder: its folders that are called as parts are, or its parquet files by their names.
+    """Return the parts of a folder: sub-folders with the usual names of parts, or parquet files grouped by name.
 
-    A folder called train, test or val that holds images beside folders of other names is a class, not a part. Raises
-    UsageError where a shard of a table is missing.
+    A folder called train, test or val that directly holds images, next to folders with other names, is a class and not
+    a part. Raises MissingDataError if a shard of a table is missing.
     """
     if not root.is_dir() or (root / "state.json").is_file() or (root / "dataset_info.json").is_file():
         return Parts(root, (), ())
@@ -111,13 +109,13 @@ def find_parts(root: Path) -> Parts:
 
 
 def _is_class(folder: Path) -> bool:
-    """Whether a folder holds images themselves."""
+    """Whether a folder directly holds images and no folders."""
     inside = list_folder(folder)
     return bool(inside.images) and not inside.folders
 
 
 def _tables(listing: Listing) -> list[PartFiles]:
-    """Parquet files by part. The shards of a table must all be there."""
+    """Group parquet files by part. Raises MissingDataError if a shard of a table is missing."""
     groups: dict[str, list[tuple[int, Path]]] = {}
     counts: dict[str, set[int]] = {}
     for file in listing.files:
@@ -139,9 +137,9 @@ def _tables(listing: Listing) -> list[PartFiles]:
 
 
 def tables_of(root: Path, role: str) -> list[Path]:
-    """All parquet files of a part (train, test, validation) in a folder as the hub lays it out; none where it has none.
+    """Return all parquet files of a part (train, test, validation) in a folder with the hub's layout, or none.
 
-    Raises as `find_parts` and `Parts.one_of_role` do.
+    Raises the errors of `find_parts` and `Parts.one_of_role`.
     """
     found = find_parts(root)
     part = found.one_of_role(role) if found.parts and found.parts[0].places[0].suffix == ".parquet" else None

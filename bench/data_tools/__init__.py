@@ -1,1 +1,1 @@
-"""Fetch, find, check, explain and export the data of a shift."""
+"""Fetch, locate, verify, explain and export the data of a shift."""

@@ -1,4 +1,4 @@
-"""What a shift reads, in words and pictures: what a person looks at before trusting a number."""
+"""Summarise what a shift reads, in words and pictures, so that users can check it before a run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _PICTURES = 40
 
 @dataclass(frozen=True)
 class Explained:
-    """What was found. `classes`: name, place and number of scored images of each, in the order of the labels.
+    """A summary of a shift's images. `classes`: name and number of scored images of each class, in label order.
 
-    `part` is what is scored ("" where there is one set only), `parts` all that are there, `column` the column of a
-    table that labels come from. `skipped` says what was not read, and why; `notes` what else a person should know.
+    `part` is the scored part ("" for a single set), `parts` all parts, `column` the label column of a table ("" for
+    none). `train` is the number of train images (None: unknown), `left_out` that of test images the user left out.
+    `skipped` lists entries that were not read, with the reason; `notes` are further remarks.
     """
 
     shift: str
@@ -45,7 +46,7 @@ class Explained:
 
 
 def explain(name: str, reading: Reading, sheet: Path | None = None) -> Explained:
-    """What a shift reads; with `sheet`, its first pictures go into that PNG, of every class in turn.
+    """Summarise a shift; with `sheet`, also write its first pictures, taken from each class in turn, to that PNG file.
 
     Raises UsageError and MissingDataError as a run does.
     """
@@ -54,9 +55,7 @@ def explain(name: str, reading: Reading, sheet: Path | None = None) -> Explained
     row = find_row(name)
     shift = load_shift(name, reading=reading)
     if not isinstance(shift, ImageShift):
-        raise UsageError(
-            f"{name} is made here of no files; there is nothing to explain, look at it with: bench gallery"
-        )
+        raise UsageError(f"{name} reads no image files, so there is nothing to explain; view it with: bench gallery")
     test = shift.open_test()
     images, sources = test.images, shift.sources
     labels = test.labels
@@ -87,7 +86,7 @@ def _count(shift: ImageShift) -> int:
 def contact_sheet(
     images: ImageSet, rows: Sequence[int] | np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> bytes:
-    """A PNG of up to 40 pictures, the first of every class, then the second, each with the name of its class."""
+    """Return a PNG of up to 40 pictures with their class names: the first of every class, then the second, …"""
     chosen = _first_of_each(labels)
     lines = -(-len(chosen) // _COLUMNS)
     width, height = _COLUMNS * (_TILE + 4) + 4, lines * (_TILE + _CAPTION + 4) + 4
@@ -113,7 +112,7 @@ def _cut(text: str) -> str:
 
 
 def _first_of_each(labels: np.ndarray) -> list[int]:
-    """Places of the first image of every class, then of the second ones, and so on."""
+    """Return positions of the first image of every class, then of the second, and so on, at most 40."""
     seen: dict[int, int] = {}
     order = []
     for place, label in enumerate(labels.tolist()):

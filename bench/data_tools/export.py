@@ -1,10 +1,10 @@
-"""A corrupted copy of a data set in the layout in which such sets are published; goes on where it stopped.
+"""Export a corrupted copy of a data set in a published layout; an interrupted export can be continued.
 
     imagenet-c   CORRUPTION/SEVERITY/CLASS/NAME.JPEG                   JPEG of quality 85, 4:2:0, as ImageNet-C
     laion-c      CORRUPTION/intensity_level_SEVERITY/CLASS/NAME.JPEG   JPEG of quality 100, 4:4:4, as LAION-C
     cifar-c      CORRUPTION.npy uint8 [5 n, h, w, 3] (all images at severity 1, then 2, …) and labels.npy [5 n]
 
-Beside it: `manifest.json` (what the pixels depend on) and `SHA256SUMS`, for `sha256sum -c` and `bench data verify`.
+It adds `manifest.json` (what the pixels depend on) and `SHA256SUMS`, for `sha256sum -c` and `bench data verify`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BYTES_AT_ONCE = 1 << 25
 
 @dataclass(frozen=True)
 class ExportLayout:
-    """A published layout. `level` is the folder of a severity, `jpeg` how Pillow saves; without it all is `.npy`."""
+    """A published layout. `level` is the folder of a severity, `jpeg` Pillow's options, empty for `.npy` files."""
 
     name: str
     level: str = ""
@@ -68,7 +68,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export came to: images in the copy, how many of them this call made, and where they are."""
+    """The result of an export: its folder and layout, the images in the copy, and how many this call made."""
 
     out: Path
     layout: str
@@ -77,7 +77,7 @@ class Exported:
 
 
 def usual_layout(shift: Shift) -> ExportLayout:
-    """The layout in which sets like this one are published."""
+    """Return the published layout for sets like this one."""
     if shift.family != "imagenet":
         return LAYOUTS["cifar-c"]
     return LAYOUTS["laion-c" if shift.members == tuple(SUPERCLASSES.values()) else "imagenet-c"]
@@ -93,11 +93,11 @@ def export(
     device: str = "cpu",
     workers: int = 1,
 ) -> Exported:
-    """Write the test images of a shift (`limit` of them) under each corruption and severity. What is whole is kept.
+    """Write the test images of a shift (at most `limit`) under each corruption and severity; finished files are kept.
 
-    A file is there completely or not at all. A later call may add corruptions to the same folder, but nothing that
-    was made otherwise. Raises UsageError for a shift that is not made here, another export in `out`, or severities
-    that the layout cannot hold; MissingDataError where a corruption lacks its files; BenchError for a full disk.
+    Files are written atomically. A later call may add corruptions to the same folder, with otherwise equal settings.
+    Raises UsageError for a shift with published images, another export in `out`, or severities that the layout cannot
+    hold; MissingDataError if a corruption lacks its files; BenchError for a full disk.
     """
     levels = _whole(severities, layout)
     wanted = [name for name in corruptions if name != NATURAL]
@@ -106,10 +106,10 @@ def export(
             f"{shift.name} has nothing to corrupt in this choice; name corruptions, as in --corruption fog"
         )
     if isinstance(shift, ImageShift) and not shift.made_here:
-        raise UsageError(f"{shift.name} is published files, not made here; copy them, or export {shift.name}-gen")
+        raise UsageError(f"{shift.name} consists of published files; copy them, or export {shift.name}-gen")
     ids = limit_ids(shift.ids("test"), limit)
     with _alone(out):
-        for name in wanted:  # what is missing for one of them is said now, not after hours
+        for name in wanted:  # report missing files now, not after hours
             shift.images(ids[:1], Condition(name, levels[0]), device)
         _claim(out, _settings(shift, layout, ids))
         copy = (_Trees if layout.jpeg else _Arrays)(shift, out, layout, ids, device, workers)
@@ -120,7 +120,7 @@ def export(
 
 def _whole(severities: Sequence[float], layout: ExportLayout) -> tuple[int, ...]:
     if not set(severities) <= set(_SEVERITIES):
-        raise UsageError("the published layouts have the severities 1 to 5 and none between; choose from those")
+        raise UsageError("the published layouts have only the severities 1 to 5; choose from those")
     if not layout.jpeg and len(set(severities)) < len(_SEVERITIES):
         raise UsageError("a .npy file of the cifar-c layout holds all five severities; leave --severity out")
     return tuple(sorted({int(level) for level in severities}))
@@ -128,7 +128,7 @@ def _whole(severities: Sequence[float], layout: ExportLayout) -> tuple[int, ...]
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Keeps a second export out of the folder, and turns what the disk says into a sentence."""
+    """Hold the lock of the export folder, and convert OSError to BenchError."""
     try:
         (out / _HIDDEN).mkdir(parents=True, exist_ok=True)
         with FileLock(out / _HIDDEN / "lock", timeout=0):
@@ -136,16 +136,16 @@ def _alone(out: Path) -> Iterator[None]:
     except Timeout:
         raise UsageError(f"another export is writing to {out}; wait for it or choose another folder") from None
     except OSError as error:
-        if error.errno is None:  # photographs that a corruption needs
+        if error.errno is None:  # missing photographs of a corruption
             raise MissingDataError(str(error)) from None
         raise BenchError(
             f"cannot write to {out} ({error.strerror or error}); free space or choose another folder, "
-            "then run the same command again to go on"
+            "then run the same command again to continue"
         ) from None
 
 
 def _settings(shift: Shift, layout: ExportLayout, ids: np.ndarray) -> dict[str, Any]:
-    """What the pixels depend on, but for the libraries' versions."""
+    """Return everything that the pixels depend on, except the versions of libraries."""
     side = int(shift.images(ids[:1], CLEAN).shape[-1])
     return {
         "schema": 1,
@@ -165,7 +165,7 @@ def _settings(shift: Shift, layout: ExportLayout, ids: np.ndarray) -> dict[str, 
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder that of this export, or see that it is."""
+    """Write the manifest of this export. Raises UsageError if the folder holds anything else."""
     path = out / MANIFEST
     if path.is_file():
         try:
@@ -178,12 +178,12 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         return
     foreign = [entry.name for entry in out.iterdir() if entry.name != _HIDDEN]
     if foreign:
-        raise UsageError(f"{out} is not empty ({foreign[0]}, …) and no export; choose another folder")
+        raise UsageError(f"{out} is not empty ({foreign[0]}, …) and not an export; choose another folder")
     write_bytes(path, json.dumps(settings | {"made_with": environment()}, indent=2).encode() + b"\n")
 
 
 def _class_names(shift: Shift) -> tuple[str, ...]:
-    """Names of the class folders; numbers where a name cannot be one of a folder."""
+    """Return the names of the class folders; numbers if a class name is not a valid folder name."""
     names = tuple(str(label) for label in range(shift.classes))
     if shift.members == tuple(SUPERCLASSES.values()):
         names = tuple(SUPERCLASSES)
@@ -194,7 +194,7 @@ def _class_names(shift: Shift) -> tuple[str, ...]:
 
 
 def _file_names(shift: Shift, ids: np.ndarray) -> list[str]:
-    """CLASS/NAME.JPEG of each image: the source's name where it is a file, else its number."""
+    """Return CLASS/NAME.JPEG of each image, with the name of its source file, else with its id."""
     classes, labels = _class_names(shift), shift.labels(ids)
     names = [f"{number:08d}" for number in ids.tolist()]
     images = shift.open_test().images if isinstance(shift, ImageShift) else None
@@ -203,17 +203,17 @@ def _file_names(shift: Shift, ids: np.ndarray) -> list[str]:
         stems = {(file.parent, file.stem) for file in files}
         names = [file.stem if len(stems) == len(files) else file.name for file in files]
     made = [f"{classes[label]}/{name}.JPEG" for label, name in zip(labels, names, strict=True)]
-    if len(set(made)) < len(made):  # two classes that became one may hold files of the same name
+    if len(set(made)) < len(made):  # merged classes may hold files of the same name
         made = [f"{classes[label]}/{number:08d}.JPEG" for label, number in zip(labels, ids.tolist(), strict=True)]
     return made
 
 
 @dataclass
 class _Copy(ABC):
-    """What both kinds of copy share: batches, and journals of what is on disk.
+    """The common base of both kinds of copy: batches, and journals of the images on disk.
 
-    A journal line is written after what it is about. On the next start the things it names are hashed again, so a
-    line is believed only if the disk kept both. What is finished has its checksums in `.export/NAME.sums`.
+    A journal line is written after the images it describes. On the next start these images are hashed again, and a line
+    counts only if its digest matches. Finished files have their checksums in `.export/NAME.sums`.
     """
 
     shift: Shift
@@ -225,15 +225,15 @@ class _Copy(ABC):
 
     @abstractmethod
     def write(self, corruption: str, severities: Sequence[int]) -> int:
-        """Make what is missing of a corruption; the number of images made."""
+        """Write the missing images of a corruption and return their number."""
 
     def finish(self) -> None:
-        """Write the list of all checksums."""
+        """Write SHA256SUMS, the list of all checksums."""
         parts = sorted((self.out / _HIDDEN).glob("*.sums"))
         write_bytes(self.out / SUMS, "".join(sorted("".join(p.read_text() for p in parts).splitlines(True))).encode())
 
     def batches(self, condition: Condition, places: Sequence[int]) -> Iterator[tuple[list[int], Pixels]]:
-        """Those images under a condition, uint8 [n, h, w, 3], so many at a time as to use little memory."""
+        """Yield positions and their images under a condition, uint8 [n, h, w, 3], in batches of limited memory."""
         if not places:
             return
         row_bytes = self.shift.images(self.ids[:1], CLEAN).numel()
@@ -253,7 +253,7 @@ class _Copy(ABC):
 
 
 def _lines(journal: Path) -> list[list[str]]:
-    """The whole lines of a journal, in words; the last one may have been cut off."""
+    """Return the complete lines of a journal, each split into digest and rest; a truncated last line is dropped."""
     if not journal.is_file():
         return []
     text = journal.read_text(errors="replace")
@@ -261,7 +261,7 @@ def _lines(journal: Path) -> list[list[str]]:
 
 
 class _Trees(_Copy):
-    """Files of the JPEG layouts."""
+    """A copy in a JPEG layout."""
 
     def write(self, corruption: str, severities: Sequence[int]) -> int:
         return sum(self._condition(Condition(corruption, severity)) for severity in severities)
@@ -281,7 +281,7 @@ class _Trees(_Copy):
             for parent in {Path(file).parent for file in files}:
                 (self.out / parent).mkdir(parents=True, exist_ok=True)
             with self.journal(name).open("a") as journal:
-                journal.write("\n")  # ends a line that was cut off
+                journal.write("\n")  # ends a truncated line
                 for places, pixels in self.batches(condition, missing):
                     chosen = [files[place] for place in places]
                     for file, digest in zip(chosen, pool.map(self._save, chosen, pixels), strict=True):
@@ -307,7 +307,7 @@ class _Trees(_Copy):
 
 
 class _Arrays(_Copy):
-    """Files of the layout of CIFAR-10-C."""
+    """A copy in the layout of CIFAR-10-C."""
 
     def write(self, corruption: str, severities: Sequence[int]) -> int:
         if self.sums(corruption).is_file():
@@ -316,11 +316,11 @@ class _Arrays(_Copy):
         unfinished, journal = self.out / _HIDDEN / f"{corruption}.npy", self.journal(corruption)
         start = _open_rows(unfinished, (len(severities) * n, side, side, 3))
         made = 0
-        # Written as a file, not through a map: a full disk is then an error and not a signal that ends the process.
+        # Written as a file, not through a memory map, which would crash the process on a full disk.
         with journal.open("a") as notes, unfinished.open("r+b") as file:
             rows = np.load(unfinished, mmap_mode="r", allow_pickle=False)
             done = {row for line in _lines(journal) for row in _kept(rows, line)}
-            notes.write("\n")  # ends a line that was cut off
+            notes.write("\n")  # ends a truncated line
             for number, severity in enumerate(severities):
                 missing = [place for place in range(n) if number * n + place not in done]
                 for places, pixels in self.batches(Condition(corruption, severity), missing):
@@ -350,7 +350,7 @@ class _Arrays(_Copy):
 
 
 def _open_rows(path: Path, shape: tuple[int, ...]) -> int:
-    """Where the rows start in the `.npy` file that is being filled; it is left as it was, or made."""
+    """Return the offset of the rows in an unfinished `.npy` file, which is created if it does not have this shape."""
     header = io.BytesIO()
     facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, facts)
@@ -363,7 +363,7 @@ def _open_rows(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _kept(rows: np.ndarray, line: Sequence[str]) -> list[int]:
-    """The rows that a journal line names, if they still hold what was written."""
+    """Return the rows that a journal line names if their digest matches, else none."""
     if len(line) != 2 or not all(number.isdigit() for number in line[1].split(",")):
         return []
     numbers = [int(number) for number in line[1].split(",")]

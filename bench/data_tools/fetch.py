@@ -1,4 +1,4 @@
-"""Published data sets from where they were published: archives of Zenodo through pooch, the hub through `datasets`."""
+"""Download published data sets: Zenodo archives through pooch, hub data sets through `datasets`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch: its path below the data set's folder, size in bytes (0: not said), checksum and address."""
+    """A file to fetch: its path below the data set's folder, size in bytes (0: unknown), checksum and URL."""
 
     name: str
     size: int
@@ -42,12 +42,11 @@ class Remote:
 
 
 def fetch(name: str, reading: Reading, mirror: str | None, say: Callable[[str], object]) -> Path | str:
-    """Bring the data of a shift below the data root (or into the cache of `datasets`) and give where it lies.
+    """Download the data of a shift below the data root (or into the cache of `datasets`) and return its location.
 
-    What is there already is not fetched again, what was interrupted goes on where it stopped, and nothing counts
-    before its checksum is right. `mirror` is the address of a folder that holds the files and their SHA256SUMS.
-    Raises UsageError when offline, MissingDataError where it cannot be reached or has to be got by hand, BenchError
-    for a full disk.
+    Finished files are not fetched again, interrupted ones continue, and every file must match its checksum. `mirror` is
+    the URL of a folder that holds the files and their SHA256SUMS. Raises UsageError when offline, MissingDataError if
+    the source cannot be reached or the data must be downloaded by hand, BenchError for a full disk.
     """
     row = find_row(name)
     if reading.offline:
@@ -62,7 +61,7 @@ def fetch(name: str, reading: Reading, mirror: str | None, say: Callable[[str], 
     total = sum(remote.size for remote in remotes)
     say(f"{len(remotes)} files, {total / 1e9:.3g} GB, into {root}" if total else f"{len(remotes)} files into {root}")
     _need_room(root, total)
-    pooch.get_logger().setLevel("WARNING")  # the bar says it
+    pooch.get_logger().setLevel("WARNING")  # the progress bar shows it
     for remote in tqdm(remotes, unit=" files", leave=False, disable=None):
         _get(remote, root)
     if mirror is not None and not any(remote.name.endswith(_ARCHIVES) for remote in remotes):
@@ -75,16 +74,16 @@ def _from_hub(row: ShiftRow) -> str:
     repo, config = row.repository
     if not repo:
         raise MissingDataError(f"{row.name} cannot be fetched from here; get it from {row.how_to_get}")
-    brought = []
+    splits = []
     for split in dict.fromkeys((row.hub_test, "train", "validation", "val")):
         try:
-            brought.append(f"{split}: {len(read_hub(repo, config, split, offline=False)):,} images")
+            splits.append(f"{split}: {len(read_hub(repo, config, split, offline=False)):,} images")
         except MissingDataError as error:
             if "nknown split" not in str(error):
                 raise
-    if not brought:
+    if not splits:
         raise MissingDataError(f"{repo} has no split test, train or validation; choose another data set")
-    return f"hub cache ({repo}: {', '.join(brought)})"
+    return f"hub cache ({repo}: {', '.join(splits)})"
 
 
 def _of_zenodo(row: ShiftRow) -> list[Remote]:
@@ -107,7 +106,7 @@ def _listed_at(mirror: str) -> list[Remote]:
 
 
 def _safe(name: str) -> str:
-    """A name from elsewhere, which must stay below the folder that it is written to."""
+    """Return a downloaded file name. Raises UsageError if it leads out of the target folder."""
     if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or not name.strip():
         raise UsageError(f"the list of files holds the path {name!r}, which leads elsewhere; do not use this source")
     return name
@@ -139,7 +138,7 @@ def _need_room(root: Path, total: int) -> None:
 
 
 def _get(remote: Remote, root: Path) -> None:
-    """One file, checked; an archive is unpacked whole or not at all, and a mark says that it was."""
+    """Download and verify one file; an archive is unpacked, and a marker file records that it was."""
     mark = root / ".fetched" / f"{remote.name}.{remote.checksum.rpartition(':')[2]}"
     if mark.is_file():
         return
@@ -161,13 +160,12 @@ def _get(remote: Remote, root: Path) -> None:
             target.unlink()
     except requests.RequestException as error:
         raise MissingDataError(
-            f"{remote.name} broke off ({_short(error)}); run the same command again, it goes on where it stopped"
+            f"{remote.name} was interrupted ({_short(error)}); run the same command again to continue"
         ) from None
     except ValueError as error:
         part.unlink(missing_ok=True)
         raise MissingDataError(
-            f"{remote.name} is not what its checksum says and was thrown away ({_short(error)}); "
-            "run the same command again"
+            f"{remote.name} does not match its checksum and was deleted ({_short(error)}); run the same command again"
         ) from None
     except (TarError, zipfile.BadZipFile, shutil.ReadError, EOFError) as error:
         raise UsageError(f"{target} cannot be unpacked ({_short(error)}); remove it and fetch again") from None
@@ -176,9 +174,9 @@ def _get(remote: Remote, root: Path) -> None:
 
 
 def download(url: str, output: str, _: Any, *, part: Path) -> None:
-    """Fetch an address into a file as pooch asks for it, by way of `part`, which a later call continues.
+    """Download a URL to `output` for pooch, through the partial file `part`, which a later call continues.
 
-    A connection that breaks is taken up again. Raises requests.RequestException where that does not help.
+    A broken connection is retried. Raises requests.RequestException if all tries fail.
     """
     for attempt in range(1, _TRIES + 1):
         try:
@@ -189,7 +187,7 @@ def download(url: str, output: str, _: Any, *, part: Path) -> None:
         except requests.RequestException:
             if attempt == _TRIES:
                 raise
-    # A copy would need the space twice; the checksum is checked next, and a wrong file is thrown away whole.
+    # Moved, because a copy would need the space twice; pooch verifies the checksum next.
     part.replace(output)
 
 
@@ -198,7 +196,7 @@ def _download_rest(url: str, part: Path) -> None:
     headers = {"Range": f"bytes={have}-"} if have else {}
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
         if answer.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # all of it is here already
+            return  # the file is complete
         answer.raise_for_status()
         if answer.status_code != requests.codes.partial_content:
             have = 0
@@ -212,22 +210,22 @@ def _download_rest(url: str, part: Path) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
         if length and part.stat().st_size != have + length:
-            raise requests.ConnectionError("fewer bytes came than were promised")
+            raise requests.ConnectionError("fewer bytes arrived than announced")
 
 
 def _unpack(archive: Path, root: Path) -> None:
-    """Unpack beside, then move into place; a folder around all is taken off. What was there before stays."""
-    beside = root / ".unpacking"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    """Unpack into a temporary folder, then move into `root`, without a top folder of that name. Other files stay."""
+    temporary = root / ".unpacking"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     if archive.suffix == ".zip":
-        shutil.unpack_archive(archive, beside)
+        shutil.unpack_archive(archive, temporary)
     else:
-        shutil.unpack_archive(archive, beside, filter="data")
-    inside = list(beside.iterdir())
+        shutil.unpack_archive(archive, temporary, filter="data")
+    inside = list(temporary.iterdir())
     wrapped = len(inside) == 1 and inside[0].is_dir() and _bare(inside[0].name) == _bare(root.name)
-    shutil.copytree(inside[0] if wrapped else beside, root, dirs_exist_ok=True, copy_function=shutil.move)
-    shutil.rmtree(beside)
+    shutil.copytree(inside[0] if wrapped else temporary, root, dirs_exist_ok=True, copy_function=shutil.move)
+    shutil.rmtree(temporary)
 
 
 def _bare(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What of a shift's data is found where, how large it is, and the one command or place that brings what is missing."""
+"""Locate the data of shifts, its size, and the command or place to get missing data from."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bench.shifts import SHIFTS, ShiftRow, find_row
 from bench.shifts.data_root import Reading
 
 SUMS = "SHA256SUMS"
-"""Checksums of a data set's files, one `sha256  path` a line as sha256sum writes them, in the folder they belong to."""
+"""The file of a data set's checksums in its folder, as sha256sum writes it: one `sha256  path` per line."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One shift: where its scored images, their clean copies and its train images are ("" where they are not).
+    """The locations of a shift's scored images, their clean copies and its train images ("" if not found).
 
-    `fetch` is the command that brings it, or where people get it. `source` is what the names of its scored images
-    begin with, `decoded` the number of bytes that are kept of their pixels.
+    `looked` are the paths that were searched. `fetch` is the command that downloads the data, or the place to get it
+    from. `source` is the common prefix of the names of its scored images, `decoded` the bytes of their cached pixels.
     """
 
     shift: str
@@ -41,7 +41,7 @@ class Found:
 
 
 def look(name: str, reading: Reading) -> Found:
-    """What is found of one shift. Nothing is downloaded and no image is opened.
+    """Locate the data of one shift without downloads and without opening images.
 
     Raises UsageError for an unknown name.
     """
@@ -77,7 +77,7 @@ def look(name: str, reading: Reading) -> Found:
 
 
 def look_everywhere(reading: Reading) -> list[Found]:
-    """What is found of every shift with a name of its own."""
+    """Locate the data of every shift that takes no argument."""
     return [look(name, reading) for name in SHIFTS if name not in ("folder", "hf", "mini-vtab", "mini-vtab-c")]
 
 
@@ -89,15 +89,15 @@ def _places(row: ShiftRow) -> tuple[str, ...]:
 
 
 def _in_hub_cache(repo: str) -> bool:
-    """Whether `datasets` has it, by its rules for where that is: loading it takes seconds."""
+    """Whether the cache folder of `datasets` has a repository; importing `datasets` to ask would take seconds."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
     place = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")).expanduser()
     return (place / repo.replace("/", "___").lower()).is_dir()
 
 
 def kept() -> dict[str, Any]:
-    """Everything in the cache that comes from data: decoded pixels, corrupted ones, tables of parquet files, hashes of
-    files, what classifiers answered, and fetched data sets.
+    """Return path and bytes of everything in the cache that comes from data: decoded and corrupted pixels, converted
+    tables, file hashes, stored classifier outputs, and downloaded data sets.
     """
     from bench.data.imageset import folder_size
 

@@ -1,4 +1,4 @@
-"""Whether a shift's data is whole: checksums, every image decoded once, and the pixels that were kept of it."""
+"""Verify the data of a shift: checksums, a trial decoding of every image, and its cached pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class DataReport:
-    """`checked` files agree with their checksum, `images` were decoded; `problems` are sentences."""
+    """The number of files that match their checksum, of images that were decoded and skipped; problems as sentences."""
 
     shift: str
     checked: int
@@ -35,9 +35,9 @@ class DataReport:
 
 
 def verify(name: str, reading: Reading) -> DataReport:
-    """Check the files of a shift. Problems are reported, not raised.
+    """Verify the files of a shift. Problems are reported, not raised.
 
-    Raises UsageError for an unknown name, MissingDataError where nothing of the shift is found.
+    Raises UsageError for an unknown name, MissingDataError if no data of the shift is found.
     """
     found = look(name, reading)
     if not found.here and not found.fetch.startswith("bench data fetch"):
@@ -54,12 +54,12 @@ def verify(name: str, reading: Reading) -> DataReport:
     for part, where in _parts(shift, problems):
         images += len(part)
         problems += _unreadable(part, where, reading.workers)
-        problems += [f"kept pixels of {image} had changed and were dropped" for image in shift.drop_damaged(part)]
+        problems += [f"cached pixels of {image} had changed and were dropped" for image in shift.drop_damaged(part)]
     return DataReport(name, checked, images, shift.skipped if images else 0, tuple(problems))
 
 
 def _parts(shift: ImageShift, problems: list[str]) -> Iterator[tuple[ImageSet, str]]:
-    """Every set of images that the shift reads, with the condition it is for; what cannot be opened is a problem."""
+    """Yield every image set of a shift with a name for messages; a set that cannot be opened is added to `problems`."""
     try:
         yield shift.open_test().images, "test images"
     except BenchError as error:
@@ -70,7 +70,7 @@ def _parts(shift: ImageShift, problems: list[str]) -> Iterator[tuple[ImageSet, s
             try:
                 found = shift.published(Condition(name, level))
             except BenchError as error:
-                # What is for tuning only may be left out.
+                # Tuning corruptions are optional.
                 if name in shift.corruptions or not isinstance(error, MissingDataError):
                     problems.append(str(error))
             else:
@@ -93,24 +93,26 @@ def _unreadable(images: ImageSet, where: str, workers: int) -> list[str]:
 
 
 def check_sums(root: Path) -> tuple[int, list[str]]:
-    """How many files of a folder agree with its SHA256SUMS, and a sentence for each that does not or is missing."""
+    """Return how many files of a folder match its SHA256SUMS, and a sentence for each that differs or is missing."""
     good, problems = 0, []
     for line in tqdm(read_lines(root / SUMS), desc=SUMS, leave=False, disable=None):
         match = re.fullmatch(r"([0-9a-f]{64})[ ][ *](.+)", line)
         if match is None:
-            problems.append(f"{root / SUMS} has the line '{line[:80]}', which is none of sha256sum; write it again")
+            problems.append(
+                f"{root / SUMS} has the line '{line[:80]}', which sha256sum does not write; create it again"
+            )
             continue
         path = root / match[2]
         if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
             problems.append(f"{path} is missing; fetch it again")
         elif file_digest(path) != match[1]:
-            problems.append(f"{path} is not what {SUMS} says; fetch it again")
+            problems.append(f"{path} does not match {SUMS}; fetch it again")
         else:
             good += 1
     return good, problems
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -73,9 +73,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.core.conditions import CLEAN, Condition
 from bench.extending.shifts import conform
 from bench.shifts import load_shift
-from bench.core.conditions import CLEAN, Condition
 
 SHIFT = f"{{Path(__file__).with_name('{name}.py')}}:{title}"
 

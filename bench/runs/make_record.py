@@ -86,7 +86,7 @@ def _record(
                 **identified["data"],
                 "history": tuple(identified["data"]["history"]),
                 "skipped": plan.shift.skipped,
-                **plan.reading.said,
+                **plan.reading.user_settings,
             },
             "env": measured.env if measured else environment(),
             "predictions": f"predictions/{key}.npz" if measured else None,

@@ -31,9 +31,9 @@ OWN = ShiftRow(
 
 
 def find_row(name: str) -> ShiftRow:
-    """The row of a shift; what follows a colon (`folder:PATH`, `FILE.py:CLASS`) stays in the name of that row.
+    """Return the row of a shift; the name of the row keeps an argument (`folder:PATH`, `FILE.py:CLASS`).
 
-    Raises UsageError for an unknown name, or where the part after the colon is missing or too much.
+    Raises UsageError for an unknown name, and for an argument after the colon that is missing or not allowed.
     """
     kind, colon, argument = name.partition(":")
     if name.rpartition(":")[0].endswith(".py"):
@@ -49,10 +49,10 @@ def find_row(name: str) -> ShiftRow:
 
 
 def load_shift(name: str, data_root: Path | None = None, reading: Reading | None = None) -> Shift:
-    """The shift of that name, read as `reading` says (by default: from `data_root` at the shift's usual size).
+    """Load a shift by name with the settings of `reading` (default: from `data_root` at the shift's usual size).
 
-    Its files are opened anew each time, for they may have changed.
-    Raises UsageError for an unknown name, MissingDataError where its files are not found.
+    Every call opens the files again, because they may have changed. Raises UsageError for an unknown name,
+    MissingDataError if the files are not found.
     """
     from bench.shifts.data_root import Reading
 
@@ -70,15 +70,15 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
 
 
 def _refuse_settings(row: ShiftRow, reading: Reading) -> None:
-    """Raise UsageError for what is said of images whose published layout is known."""
+    """Raise UsageError for settings that apply only to folder:PATH and hf:REPO."""
     kind = row.name.partition(":")[0]
-    if kind not in ("folder", "hf") and (said := reading.classes or reading.part):
+    if kind not in ("folder", "hf") and (value := reading.classes or reading.part):
         option = "--classes" if reading.classes else "--part"
-        raise UsageError(f"{option} {said} belongs to folder:PATH and hf:REPO, not to {row.name}; leave it out")
+        raise UsageError(f"{option} {value} belongs to folder:PATH and hf:REPO, not to {row.name}; leave it out")
 
 
 def load_by(load: Callable[[ShiftRow, Reading], Shift], row: ShiftRow, reading: Reading) -> Shift:
-    """What a loader makes of a row; it can then be sent to other processes, which load it in the same way."""
+    """Load the shift of a row such that it can be sent to other processes, which load it in the same way."""
     from bench.shifts.image_shift import ImageShift
 
     shift = load(row, reading)

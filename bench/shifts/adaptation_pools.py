@@ -1,4 +1,4 @@
-"""The images that recipes may see, and which shifted conditions a pool holds when a condition is scored."""
+"""The images that recipes may see, and the shifted conditions in the pool behind each scored condition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.shifts.shift import Shift, adapt_pool, clean_labelled, clean_pool
 from corruptions.catalog import ROWS
 from methods.base import Labelled, Unlabelled
 
-# The four extra corruptions were made to resemble these families (Hendrycks and Dietterich 2019, appendix B).
+# The four extra corruptions are assigned to the families they resemble (Hendrycks and Dietterich 2019, appendix B).
 _FAMILIES = {row.name: row.group for row in ROWS if row.group != "extra"} | {
     "speckle_noise": "noise",
     "gaussian_blur": "blur",
@@ -23,22 +23,23 @@ _FAMILIES = {row.name: row.group for row in ROWS if row.group != "extra"} | {
 
 @dataclass(frozen=True)
 class PoolGroup:
-    """Conditions that one classifier is scored on, and those whose images it may see before."""
+    """The conditions that one classifier is scored on, and those whose images it may see before."""
 
     scored: tuple[Condition, ...]
     pooled: tuple[Condition, ...]
 
 
 def family_of(corruption: str) -> str:
-    """The group of the catalogue (noise, blur, …); a corruption outside it is a family of its own."""
+    """Return the family of a corruption in the catalogue (noise, blur, …); any other corruption is its own family."""
     return _FAMILIES.get(corruption, corruption)
 
 
 def groups(conditions: Sequence[Condition], shift_pool: str) -> list[PoolGroup]:
-    """The classifiers that a pool asks for. Clean images are a condition like the others where each has its own.
+    """Return one group for each classifier that a kind of pool requires.
 
-    Where a family is left out, clean images, which belong to none, are scored by the classifier of the whole pool.
-    Raises ValueError where there is one family only, so that leaving it out leaves nothing.
+    With "per_corruption" the clean condition has a group of its own, like every corruption. With
+    "leave_one_family_out" clean images, which belong to no family, are scored by the classifier of the whole pool.
+    Raises ValueError if there is only one family, because leaving it out leaves nothing.
     """
     shifted = [condition for condition in conditions if condition != CLEAN]
     clean = [condition for condition in conditions if condition == CLEAN]
@@ -51,13 +52,13 @@ def groups(conditions: Sequence[Condition], shift_pool: str) -> list[PoolGroup]:
         outside = tuple(condition for condition in shifted if names[condition] != name)
         found.append(PoolGroup(inside, inside if shift_pool == "per_corruption" else outside))
     if not all(group.pooled for group in found):
-        raise ValueError("leaving out a family needs corruptions of at least two; add some with --corruption")
+        raise ValueError("leaving out a family needs corruptions of at least two families; add some with --corruption")
     whole = (CLEAN,) if shift_pool == "per_corruption" else tuple(shifted)
     return [*([PoolGroup((CLEAN,), whole)] if clean else []), *found]
 
 
 class AdaptationPools:
-    """The images that recipes may ask for, made when they do: pools without labels, clean test images with them."""
+    """The images that recipes may request, made on first use: unlabelled pools and clean labelled test images."""
 
     def __init__(self, shift: Shift, adapt: np.ndarray, split: str) -> None:
         self._shift, self._adapt, self._split = shift, adapt, split
@@ -66,18 +67,18 @@ class AdaptationPools:
         self._val: Labelled | None = None
 
     def shifted(self, group: PoolGroup) -> Unlabelled:
-        """Images of the adapt half under the conditions that a group may see."""
+        """Return the images of the adapt half under the conditions that a group may see."""
         if group.pooled not in self._pools:
             self._pools[group.pooled] = adapt_pool(self._shift, self._adapt, group.pooled)
         return self._pools[group.pooled]
 
     def clean(self) -> Unlabelled:
-        """All clean train images."""
+        """Return all clean train images."""
         self._clean = self._clean or clean_pool(self._shift)
         return self._clean
 
     def val(self) -> Labelled | None:
-        """Clean images of the adapt half, None where they are scored too or do not exist."""
+        """Return clean labelled images of the adapt half, None if they are also scored or do not exist."""
         if self._split in ("disjoint", "dev") and self._shift.has_clean:
             self._val = self._val or clean_labelled(self._shift, self._adapt)
         return self._val

@@ -1,8 +1,8 @@
-"""The table of shifts: what is known of each before its data is touched. Readable without torch."""
+"""The table of shifts: the metadata of each, known before its data is opened. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Family = Literal["imagenet", "cifar", "digits"]
@@ -10,14 +10,14 @@ Family = Literal["imagenet", "cifar", "digits"]
 
 @dataclass(frozen=True, slots=True)
 class ShiftRow:
-    """One shift. `path` is "module:function" of its loader, which gets this row and how to read.
+    """One shift. `path` is "module:function" of its loader, which is called with this row and a `Reading`.
 
-    `family` says which published options of methods apply. `storage` and `profile` are how its corrupted images are
-    kept and which table of severities made them. `places` are folders below the data root, the first that exists is
-    read; so are `clean` (the same images unshifted) and `train` (source images), both optional. `hub` is a repository
-    of the hub and `hub_test` its scored split, `doi` an archive of Zenodo whose files and checksums are listed:
-    `bench data fetch` gets them from there. `origin` says where people get what has neither. `gigabytes` is what a
-    fetch brings. `protocol` is the only one that a stream makes sense under.
+    `family` selects the published options of methods. `storage` is the storage format of corrupted images, `profile`
+    the severity table that they were made with. `places` are folders below the data root, of which the first that
+    exists is read; likewise `clean` (the same images unshifted) and `train` (source images), both optional.
+    `bench data fetch` downloads from `hub`, a repository of the hub with the scored split `hub_test`, or from `doi`, a
+    Zenodo record with checksums. `origin` says where to get data that has neither. `gigabytes` is the download size.
+    `protocol` is the only protocol that applies to the shift ("": any).
     """
 
     name: str
@@ -43,7 +43,7 @@ class ShiftRow:
 
     @property
     def repository(self) -> tuple[str, str | None]:
-        """The repository of the hub and its configuration; ("", None) for a shift that is not on the hub."""
+        """The hub repository and its configuration; ("", None) for a shift that is not on the hub."""
         kind, _, argument = self.name.partition(":")
         if kind == "hf":
             repo, _, config = argument.partition(":")
@@ -52,7 +52,7 @@ class ShiftRow:
 
     @property
     def how_to_get(self) -> str:
-        """The one command that brings the data, or where it is to be had where no command can."""
+        """The command that fetches the data, or the place to get it from if there is no command."""
         if self.name == "digits-c":
             return "comes with scikit-learn"
         if self.doi or self.repository[0]:
@@ -83,229 +83,191 @@ _ACCOUNT = "image-net.org (ILSVRC2012, free account), as one folder for each syn
 
 _FASHION = ("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist")
 
+# The first row of a family states all fields; the others state what differs from it.
+
+_IMAGENET_C = ShiftRow(
+    "imagenet-c",
+    "bench.shifts.imagenet:published",
+    "ImageNet validation images under 15 corruptions at 5 severities, the published JPEG files, never resized",
+    "50,000 images x 75 conditions, about 75 GB",
+    "CC BY 4.0",
+    _HENDRYCKS,
+    _MAE,
+    default_model=_RESNET,
+    storage="jpeg85",
+    profile="imagenet224",
+    places=("imagenet-c", "ImageNet-C"),
+    clean=_VAL,
+    train=_TRAIN,
+    doi="10.5281/zenodo.2235448",
+    gigabytes=75,
+)
+_IMAGENET_C_GEN = ShiftRow(
+    "imagenet-c-gen",
+    "bench.shifts.imagenet:generated",
+    "ImageNet validation images of your own copy under our corruptions; never compared with imagenet-c",
+    "50,000 images, 6.7 GB as JPEG",
+    _TERMS,
+    _IMAGENET,
+    _MAE,
+    default_model=_RESNET,
+    profile="imagenet224",
+    places=_VAL,
+    clean=_VAL,
+    train=_TRAIN,
+    origin=_ACCOUNT,
+    gigabytes=6.7,
+)
+_IMAGENET_R = ShiftRow(
+    "imagenet-r",
+    "bench.shifts.imagenet:natural",
+    "Renditions (art, cartoons, toys, …) of 200 ImageNet classes; the model's other classes are masked",
+    "30,000 images, 2.2 GB",
+    "MIT",
+    "D. Hendrycks et al. The Many Faces of Robustness. ICCV 2021. arXiv:2006.16241",
+    _MAE,
+    default_model=_RESNET,
+    places=("imagenet-r",),
+    train=_TRAIN,
+    hub="axiong/imagenet-r",
+    gigabytes=2.2,
+)
+
 _IMAGENET_ROWS = (
-    ShiftRow(
-        "imagenet-c",
-        "bench.shifts.imagenet:published",
-        "ImageNet validation images under 15 corruptions at 5 severities, the published JPEG files, never resized",
-        "50,000 images x 75 conditions, about 75 GB",
-        "CC BY 4.0",
-        _HENDRYCKS,
-        _MAE,
-        default_model=_RESNET,
-        storage="jpeg85",
-        profile="imagenet224",
-        places=("imagenet-c", "ImageNet-C"),
-        clean=_VAL,
-        train=_TRAIN,
-        doi="10.5281/zenodo.2235448",
-        gigabytes=75,
+    _IMAGENET_C,
+    _IMAGENET_C_GEN,
+    replace(
+        _IMAGENET_C,
+        name="imagenet-c-5k",
+        path="bench.shifts.imagenet:subset",
+        summary=(
+            "5,000 images of imagenet-c: those in imagenet-c-5k.txt (such as robustbench's list), else a seeded draw"
+        ),
+        size="5,000 images x 75 conditions of imagenet-c",
     ),
-    ShiftRow(
-        "imagenet-c-gen",
-        "bench.shifts.imagenet:generated",
-        "ImageNet validation images of your own copy under our corruptions; never compared with imagenet-c",
-        "50,000 images, 6.7 GB as JPEG",
-        _TERMS,
-        _IMAGENET,
-        _MAE,
-        default_model=_RESNET,
-        profile="imagenet224",
-        places=_VAL,
-        clean=_VAL,
-        train=_TRAIN,
-        origin=_ACCOUNT,
-        gigabytes=6.7,
-    ),
-    ShiftRow(
-        "imagenet-c-5k",
-        "bench.shifts.imagenet:subset",
-        "5,000 images of imagenet-c: those in imagenet-c-5k.txt (such as robustbench's list), else a seeded draw",
-        "5,000 images x 75 conditions of imagenet-c",
-        "CC BY 4.0",
-        _HENDRYCKS,
-        _MAE,
-        default_model=_RESNET,
-        storage="jpeg85",
-        profile="imagenet224",
-        places=("imagenet-c", "ImageNet-C"),
-        clean=_VAL,
-        train=_TRAIN,
-        doi="10.5281/zenodo.2235448",
-        gigabytes=75,
-    ),
-    ShiftRow(
-        "imagenet-c-bar",
-        "bench.shifts.imagenet:bar",
-        "ImageNet validation images under 10 corruptions unlike those of ImageNet-C, the published JPEG files",
-        "50,000 images x 50 conditions, about 50 GB",
-        "CC BY-NC 4.0",
-        _BAR,
-        _MAE,
-        default_model=_RESNET,
-        storage="jpeg85",
-        profile="imagenet224",
+    replace(
+        _IMAGENET_C,
+        name="imagenet-c-bar",
+        path="bench.shifts.imagenet:bar",
+        summary="ImageNet validation images under 10 corruptions unlike those of ImageNet-C, the published JPEG files",
+        size="50,000 images x 50 conditions, about 50 GB",
+        licence="CC BY-NC 4.0",
+        citation=_BAR,
         places=("imagenet-c-bar", "ImageNet-C-Bar"),
-        clean=_VAL,
-        train=_TRAIN,
+        doi="",
         origin="github.com/facebookresearch/augmentation-corruption (imagenet_c_bar)",
         gigabytes=50,
     ),
-    ShiftRow(
-        "imagenet-c-bar-gen",
-        "bench.shifts.imagenet:bar_generated",
-        "ImageNet validation images of your own copy under our version of the ImageNet-C-bar corruptions",
-        "50,000 images, 6.7 GB as JPEG",
-        _TERMS,
-        _BAR,
-        _MAE,
-        default_model=_RESNET,
-        profile="imagenet224",
-        places=_VAL,
-        clean=_VAL,
-        train=_TRAIN,
-        origin=_ACCOUNT,
-        gigabytes=6.7,
+    replace(
+        _IMAGENET_C_GEN,
+        name="imagenet-c-bar-gen",
+        path="bench.shifts.imagenet:bar_generated",
+        summary="ImageNet validation images of your own copy under our version of the ImageNet-C-bar corruptions",
+        citation=_BAR,
     ),
-    ShiftRow(
-        "laion-c",
-        "bench.shifts.imagenet:laion",
-        "Six strong distortions in 5 levels, 16 superclasses scored by mean member probability; the published files",
-        "about 2.7 GB",
-        "CC BY 4.0",
-        _LAION,
-        _MAE,
-        default_model=_RESNET,
+    replace(
+        _IMAGENET_C,
+        name="laion-c",
+        path="bench.shifts.imagenet:laion",
+        summary=(
+            "Six strong distortions in 5 levels, 16 superclasses scored by mean member probability; the published files"
+        ),
+        size="about 2.7 GB",
+        citation=_LAION,
         storage="jpeg100",
-        profile="imagenet224",
         places=("laion-c", "LAION-C"),
-        train=_TRAIN,
+        clean=(),
         doi="10.5281/zenodo.14051887",
         gigabytes=2.7,
     ),
-    ShiftRow(
-        "laion-c-gen",
-        "bench.shifts.imagenet:laion_generated",
-        "ImageNet validation images of the 16 superclasses under our version of the LAION-C distortions; tiles are the "
-        "pictures in laion-c-tiles in the data root, else procedural ones",
-        "14,250 images of ImageNet val",
-        _TERMS,
-        _LAION,
-        _MAE,
-        default_model=_RESNET,
-        profile="imagenet224",
-        places=_VAL,
-        clean=_VAL,
-        train=_TRAIN,
-        origin=_ACCOUNT,
-        gigabytes=6.7,
+    replace(
+        _IMAGENET_C_GEN,
+        name="laion-c-gen",
+        path="bench.shifts.imagenet:laion_generated",
+        summary=(
+            "ImageNet validation images of the 16 superclasses under our version of the LAION-C distortions; tiles are "
+            "the pictures in laion-c-tiles in the data root, else procedural ones"
+        ),
+        size="14,250 images of ImageNet val",
+        citation=_LAION,
     ),
-    ShiftRow(
-        "ccc",
-        "bench.shifts.imagenet:ccc",
-        "Continuously changing corruptions: two on an image, their severities walking; made from your copy, without "
-        "the published calibration, flips, random crops, JPEG storage and shorter lists of corruptions",
-        "50,000 images of ImageNet val",
-        _TERMS,
-        "O. Press, S. Schneider, M. Kümmerer, M. Bethge. RDumb: A simple approach that questions our progress in "
-        "continual test-time adaptation. NeurIPS 2023. arXiv:2306.05401",
-        _MAE,
-        default_model=_RESNET,
-        profile="imagenet224",
+    replace(
+        _IMAGENET_C_GEN,
+        name="ccc",
+        path="bench.shifts.imagenet:ccc",
+        summary=(
+            "Continuously changing corruptions: two on an image, their severities walking; made from your copy, "
+            "without the published calibration, flips, random crops, JPEG storage and shorter lists of corruptions"
+        ),
+        size="50,000 images of ImageNet val",
+        citation=(
+            "O. Press, S. Schneider, M. Kümmerer, M. Bethge. RDumb: A simple approach that questions our progress in "
+            "continual test-time adaptation. NeurIPS 2023. arXiv:2306.05401"
+        ),
         protocol="ccc_uncalibrated",
-        places=_VAL,
-        clean=_VAL,
-        train=_TRAIN,
-        origin=_ACCOUNT,
-        gigabytes=6.7,
     ),
-    ShiftRow(
-        "imagenet-r",
-        "bench.shifts.imagenet:natural",
-        "Renditions (art, cartoons, toys, …) of 200 ImageNet classes; the model's other classes are masked",
-        "30,000 images, 2.2 GB",
-        "MIT",
-        "D. Hendrycks et al. The Many Faces of Robustness. ICCV 2021. arXiv:2006.16241",
-        _MAE,
-        default_model=_RESNET,
-        places=("imagenet-r",),
-        train=_TRAIN,
-        hub="axiong/imagenet-r",
-        gigabytes=2.2,
-    ),
-    ShiftRow(
-        "imagenet-a",
-        "bench.shifts.imagenet:natural",
-        "Natural images of 200 ImageNet classes that fool a ResNet-50; the model's other classes are masked",
-        "7,500 images, 0.7 GB",
-        "MIT",
-        "D. Hendrycks et al. Natural Adversarial Examples. CVPR 2021. arXiv:1907.07174",
-        _MAE,
-        default_model=_RESNET,
+    _IMAGENET_R,
+    replace(
+        _IMAGENET_R,
+        name="imagenet-a",
+        summary="Natural images of 200 ImageNet classes that fool a ResNet-50; the model's other classes are masked",
+        size="7,500 images, 0.7 GB",
+        citation="D. Hendrycks et al. Natural Adversarial Examples. CVPR 2021. arXiv:1907.07174",
         places=("imagenet-a",),
-        train=_TRAIN,
         hub="barkermrl/imagenet-a",
         hub_test="train",
         gigabytes=0.7,
     ),
-    ShiftRow(
-        "imagenet-v2",
-        "bench.shifts.imagenet:natural",
-        "ImageNet's validation set collected anew (matched frequency)",
-        "10,000 images, 1.3 GB",
-        "MIT",
-        "B. Recht et al. Do ImageNet Classifiers Generalize to ImageNet? ICML 2019. arXiv:1902.10811",
-        _MAE,
-        default_model=_RESNET,
+    replace(
+        _IMAGENET_R,
+        name="imagenet-v2",
+        summary="ImageNet's validation set collected anew (matched frequency)",
+        size="10,000 images, 1.3 GB",
+        citation="B. Recht et al. Do ImageNet Classifiers Generalize to ImageNet? ICML 2019. arXiv:1902.10811",
         places=("imagenet-v2", "imagenetv2-matched-frequency-format-val"),
-        train=_TRAIN,
         hub="vaishaal/ImageNetV2",
         gigabytes=1.3,
     ),
-    ShiftRow(
-        "imagenet-sketch",
-        "bench.shifts.imagenet:natural",
-        "Black-and-white sketches of the 1000 ImageNet classes",
-        "50,889 images, 7 GB",
-        "MIT",
-        "H. Wang et al. Learning Robust Global Representations by Penalizing Local Predictive Power. NeurIPS 2019. "
-        "arXiv:1905.13549",
-        _MAE,
-        default_model=_RESNET,
+    replace(
+        _IMAGENET_R,
+        name="imagenet-sketch",
+        summary="Black-and-white sketches of the 1000 ImageNet classes",
+        size="50,889 images, 7 GB",
+        citation=(
+            "H. Wang et al. Learning Robust Global Representations by Penalizing Local Predictive Power. NeurIPS 2019. "
+            "arXiv:1905.13549"
+        ),
         places=("imagenet-sketch", "sketch"),
-        train=_TRAIN,
         hub="songweig/imagenet_sketch",
         hub_test="train",
         gigabytes=7,
     ),
-    ShiftRow(
-        "imagenet-hr",
-        "bench.shifts.imagenet:natural",
-        "High-resolution images of the 1000 ImageNet classes, five each, checked by hand",
-        "5,000 images, 7 GB",
-        "MIT",
-        "A. Fuller, D. G. Kyrollos, Y. Yassin, J. R. Green. LookHere: Vision Transformers with Directed Attention "
-        "Generalize and Extrapolate. NeurIPS 2024. arXiv:2405.13985",
-        _MAE,
-        default_model=_RESNET,
+    replace(
+        _IMAGENET_R,
+        name="imagenet-hr",
+        summary="High-resolution images of the 1000 ImageNet classes, five each, checked by hand",
+        size="5,000 images, 7 GB",
+        citation=(
+            "A. Fuller, D. G. Kyrollos, Y. Yassin, J. R. Green. LookHere: Vision Transformers with Directed Attention "
+            "Generalize and Extrapolate. NeurIPS 2024. arXiv:2405.13985"
+        ),
         places=("imagenet-hr",),
-        train=_TRAIN,
         hub="antofuller/ImageNet-HR",
         gigabytes=7,
     ),
-    ShiftRow(
-        "imagenet-real",
-        "bench.shifts.imagenet:real",
-        "ImageNet validation images with reassessed labels: any of an image's labels is right, those without left out",
-        "46,837 images of ImageNet val",
-        "Apache-2.0 (labels), " + _TERMS,
-        "L. Beyer et al. Are we done with ImageNet? 2020. arXiv:2006.07159",
-        _MAE,
-        default_model=_RESNET,
-        places=_VAL,
-        train=_TRAIN,
-        origin=_ACCOUNT,
-        gigabytes=6.7,
+    replace(
+        _IMAGENET_C_GEN,
+        name="imagenet-real",
+        path="bench.shifts.imagenet:real",
+        summary=(
+            "ImageNet validation images with reassessed labels: any of an image's labels is right, those without left "
+            "out"
+        ),
+        size="46,837 images of ImageNet val",
+        licence="Apache-2.0 (labels), " + _TERMS,
+        citation="L. Beyer et al. Are we done with ImageNet? 2020. arXiv:2006.07159",
+        profile="auto",
+        clean=(),
     ),
     ShiftRow(
         "tiny-imagenet-c",
@@ -325,70 +287,58 @@ _IMAGENET_ROWS = (
     ),
 )
 
+_CIFAR10_C = ShiftRow(
+    "cifar10-c",
+    "bench.shifts.cifar:published",
+    "CIFAR-10 test images (32 px) under 15 corruptions at 5 severities, the published .npy files",
+    "10,000 images x 75 conditions, 2.9 GB",
+    "CC BY 4.0",
+    _HENDRYCKS,
+    "cifar10.safetensors",
+    family="cifar",
+    profile="cifar32",
+    places=("cifar10-c", "CIFAR-10-C"),
+    clean=("cifar10",),
+    train=("cifar10",),
+    doi="10.5281/zenodo.2535967",
+    gigabytes=2.9,
+)
+_CIFAR10_C_GEN = replace(
+    _CIFAR10_C,
+    name="cifar10-c-gen",
+    path="bench.shifts.cifar:generated",
+    summary="CIFAR-10 of your own copy or the hub under our corruptions; never compared with cifar10-c",
+    size="60,000 images, 0.15 GB",
+    licence="no licence stated; research use",
+    citation=_KRIZHEVSKY,
+    places=("cifar10",),
+    hub="uoft-cs/cifar10",
+    doi="",
+    gigabytes=0.15,
+)
+
 _SMALL_ROWS = (
-    ShiftRow(
-        "cifar10-c",
-        "bench.shifts.cifar:published",
-        "CIFAR-10 test images (32 px) under 15 corruptions at 5 severities, the published .npy files",
-        "10,000 images x 75 conditions, 2.9 GB",
-        "CC BY 4.0",
-        _HENDRYCKS,
-        "cifar10.safetensors",
-        family="cifar",
-        profile="cifar32",
-        places=("cifar10-c", "CIFAR-10-C"),
-        train=("cifar10",),
-        clean=("cifar10",),
-        doi="10.5281/zenodo.2535967",
-        gigabytes=2.9,
-    ),
-    ShiftRow(
-        "cifar100-c",
-        "bench.shifts.cifar:published",
-        "CIFAR-100 test images (32 px) under 15 corruptions at 5 severities, the published .npy files",
-        "10,000 images x 75 conditions, 2.9 GB",
-        "CC BY 4.0",
-        _HENDRYCKS,
-        "cifar100.safetensors",
-        family="cifar",
-        profile="cifar32",
+    _CIFAR10_C,
+    replace(
+        _CIFAR10_C,
+        name="cifar100-c",
+        summary="CIFAR-100 test images (32 px) under 15 corruptions at 5 severities, the published .npy files",
+        default_stock="cifar100.safetensors",
         places=("cifar100-c", "CIFAR-100-C"),
-        train=("cifar100",),
         clean=("cifar100",),
+        train=("cifar100",),
         doi="10.5281/zenodo.3555552",
-        gigabytes=2.9,
     ),
-    ShiftRow(
-        "cifar10-c-gen",
-        "bench.shifts.cifar:generated",
-        "CIFAR-10 of your own copy or the hub under our corruptions; never compared with cifar10-c",
-        "60,000 images, 0.15 GB",
-        "no licence stated; research use",
-        _KRIZHEVSKY,
-        "cifar10.safetensors",
-        family="cifar",
-        profile="cifar32",
-        places=("cifar10",),
-        clean=("cifar10",),
-        train=("cifar10",),
-        hub="uoft-cs/cifar10",
-        gigabytes=0.15,
-    ),
-    ShiftRow(
-        "cifar100-c-gen",
-        "bench.shifts.cifar:generated",
-        "CIFAR-100 of your own copy or the hub under our corruptions; never compared with cifar100-c",
-        "60,000 images, 0.15 GB",
-        "no licence stated; research use",
-        _KRIZHEVSKY,
-        "cifar100.safetensors",
-        family="cifar",
-        profile="cifar32",
+    _CIFAR10_C_GEN,
+    replace(
+        _CIFAR10_C_GEN,
+        name="cifar100-c-gen",
+        summary="CIFAR-100 of your own copy or the hub under our corruptions; never compared with cifar100-c",
+        default_stock="cifar100.safetensors",
         places=("cifar100",),
         clean=("cifar100",),
         train=("cifar100",),
         hub="uoft-cs/cifar100",
-        gigabytes=0.15,
     ),
     ShiftRow(
         "fashion-c",
@@ -425,27 +375,25 @@ _VTAB = (
     "arXiv:1910.04867"
 )
 
+_MINI_VTAB = ShiftRow(
+    "mini-vtab",
+    "bench.shifts.vtab:load",
+    "One of 21 small transfer tasks, as in mini-vtab:TASK, without corruptions",
+    "1,000 training images a task",
+    "each task has its own",
+    _VTAB,
+    _MAE,
+    places=("mini-vtab",),
+)
+
 _TASK_ROWS = (
-    ShiftRow(
-        "mini-vtab",
-        "bench.shifts.vtab:load",
-        "One of 21 small transfer tasks, as in mini-vtab:TASK, without corruptions",
-        "1,000 training images a task",
-        "each task has its own",
-        _VTAB,
-        _MAE,
-        places=("mini-vtab",),
-    ),
-    ShiftRow(
-        "mini-vtab-c",
-        "bench.shifts.vtab:corrupted",
-        "One of 21 small transfer tasks, as in mini-vtab-c:TASK, its test images under our 15 corruptions",
-        "1,000 training images a task",
-        "each task has its own",
-        _VTAB,
-        _MAE,
+    _MINI_VTAB,
+    replace(
+        _MINI_VTAB,
+        name="mini-vtab-c",
+        path="bench.shifts.vtab:corrupted",
+        summary="One of 21 small transfer tasks, as in mini-vtab-c:TASK, its test images under our 15 corruptions",
         profile="imagenet224",
-        places=("mini-vtab",),
     ),
     ShiftRow(
         "folder",
@@ -492,7 +440,7 @@ TASKS: dict[str, str] = {
     "sun397": "clip-benchmark/wds_sun397",
     "svhn": "clip-benchmark/wds_vtab-svhn",
 }
-"""The tasks and their repositories on the hub."""
+"""The hub repository of each task."""
 
 SHIFTS: dict[str, ShiftRow] = {row.name: row for row in (*_IMAGENET_ROWS, *_SMALL_ROWS, *_TASK_ROWS)}
 """All shifts by name; `folder`, `hf` and the `mini-vtab`s take an argument after a colon."""

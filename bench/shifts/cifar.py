@@ -22,11 +22,11 @@ from bench.shifts.imagenet import COMMON, EXTRA
 
 USUAL = Preprocessing(32, 32)
 _IMAGES = 10_000
-"""Test images, as many as each severity was published with."""
+"""The number of test images at each published severity."""
 
 
 def generated(row: ShiftRow, reading: Reading) -> ImageShift:
-    """Clean test images under our 15 corruptions at CIFAR-C's severities."""
+    """Load clean test images under this project's 15 corruptions at CIFAR-C's severities."""
     classes = _classes(row)
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
     root = reading.find(row.places)
@@ -41,9 +41,9 @@ def generated(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def published(row: ShiftRow, reading: Reading) -> ImageShift:
-    """The published arrays CORRUPTION.npy (five severities one after another) and labels.npy.
+    """Load the published arrays CORRUPTION.npy (five severities one after another) and labels.npy.
 
-    Clean test images are used where a clean copy in the same order (equal labels) is in the data root.
+    Clean test images are scored if the data root has a clean copy in the same order (equal labels).
     """
     classes = _classes(row)
     root = reading.need(row, f"the published .npy files ({row.size})")
@@ -62,7 +62,7 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
 
     train: Callable[[], Part] | None = None
     has_clean = False
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if clean_root is not None:
         train = lambda: Part.whole(read_clean(clean_row, clean_root, "train", reading))  # noqa: E731
         clean = read_clean(clean_row, clean_root, "test", reading)
@@ -71,12 +71,10 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
             has_clean = True
             test = cache(lambda: Part.whole(clean))
         else:
-            told = (
-                f"{clean_root}: the labels of {len(clean)} test images are not those of {root}; they are not scored",
-            )
+            notes = (f"{clean_root}: {len(clean)} test images have other labels than {root}; they are not scored",)
     facts = Facts(row.name, classes, COMMON, EXTRA, row.profile, row.storage, row.family, has_clean=has_clean)
     shift = ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores)
-    shift.told = told
+    shift.loading_notes = notes
     return shift
 
 
@@ -96,7 +94,7 @@ def _open_condition(root: Path, classes: tuple[str, ...], condition: Condition) 
 
 
 def read_clean(row: ShiftRow, root: Path | None, split: str, reading: Reading) -> ImageSet:
-    """Clean images of a split: parquet, CIFAR's binary version, class folders, else the hub.
+    """Read clean images of a split: parquet, CIFAR's binary version, class folders, else the hub.
 
     CIFAR's "python version" is a pickle, which is never loaded.
     """

@@ -1,4 +1,4 @@
-"""A shift and what is to be scored on it: whether both tell the same classes apart."""
+"""Match the classes of a shift with those of the model to be scored."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 
 
 class HasClassNames(Protocol):
-    """What may know the names of its classes, in the order of its outputs."""
+    """An object that may know the names of its classes, in the order of its outputs."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None: ...
 
 
 def fitted(asked: str, base: nn.Module | Weights | HasClassNames, reading: Reading) -> tuple[Shift, Reading]:
-    """The shift with the classes that fit, and how it is then read: a folder of some of ImageNet's synsets has classes
-    of its own for a model with that many outputs.
+    """Load a shift with the classes that fit the model, and return it with the `Reading` that was used.
 
-    Raises UsageError as `load_shift` does, and where a classifier of another run was made for other classes, or for
-    these in another order.
+    A folder with a subset of ImageNet's synsets uses only its own classes if the model has as many outputs. Raises
+    UsageError as `load_shift` does, and if a classifier of another run has other classes or another order of them.
     """
     shift = load_shift(asked, reading=reading)
     names = getattr(base, "class_names", None)
@@ -47,24 +46,24 @@ def fitted(asked: str, base: nn.Module | Weights | HasClassNames, reading: Readi
     narrow = load_shift(asked, reading=own_reading)
     if narrow.classes != _outputs(base, shift) or not isinstance(narrow, ImageShift):
         return shift, reading
-    narrow.told = (
-        f"{shift.name} has {narrow.classes} of ImageNet's classes, as many as the model tells apart: these are its "
+    narrow.loading_notes = (
+        f"{shift.name} has {narrow.classes} of ImageNet's classes, as many as the model has outputs: these are its "
         "classes, in sorted order",
-        *narrow.told,
+        *narrow.loading_notes,
     )
     return narrow, own_reading
 
 
 @torch.no_grad()
 def _outputs(model: nn.Module, shift: ImageShift) -> int | None:
-    """How many scores a model gives for an image, None where it gives something else."""
+    """Return the number of outputs of a model, None if its output is not a tensor [n, classes]."""
     ids = shift.ids("test")[:1]
     scores = model(shift.images(ids, Condition(NATURAL, 1)).float() / 255)
     return scores.shape[1] if isinstance(scores, Tensor) and scores.ndim == 2 else None
 
 
 def class_names(shift: Shift) -> tuple[str, ...] | None:
-    """The names of a shift's classes in the order of its labels, None where it has no names for them."""
+    """Return the names of a shift's classes in the order of its labels, None if it has none."""
     if not isinstance(shift, ImageShift) or shift.members is not None:
         return None
     names = shift.open_test().images.classes

@@ -1,4 +1,4 @@
-"""How the files of a shift are found and read: the data root, the model's preprocessing, and whether to go online."""
+"""How the files of a shift are found and read: the data root, the preprocessing, and network access."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from bench.shifts.catalog import ShiftRow
 
 @dataclass(frozen=True)
 class Reading:
-    """`preprocessing` is the model's (None: the shift's usual one); `workers` threads decode, 0 the calling one.
+    """Settings for loading a shift.
 
-    What a user says of images of their own, where it is not to be found out: `classes`, the order of the classes
-    ("natural", "imagefolder" or a file with one name a line), `label`, the column of labels, `part`, what is scored.
+    `preprocessing` is the model's (None: the shift's usual one); `workers` threads decode (0: the calling thread).
 
-    `added` are corruptions of files beside those of the shift; see `bench.shifts.user_corruption`.
+    The user may set these for their own images: `classes` is the order of the classes ("natural", "imagefolder" or a
+    file with one name per line), `label` the label column, `part` the scored part.
+
+    `added` are user corruptions in addition to those of the shift; see `bench.shifts.user_corruption`.
     """
 
     data_root: Path | None = None
@@ -36,8 +38,8 @@ class Reading:
     added: tuple[tuple[str, str], ...] = ()
 
     @property
-    def said(self) -> dict[str, str | None]:
-        """What the user said of the images, for records: a file of classes by its name and content."""
+    def user_settings(self) -> dict[str, str | None]:
+        """The user's settings of the images, for records; a file of classes appears by its name and digest."""
         classes = self.classes
         if classes is not None and classes not in ("natural", "imagefolder"):
             file = Path(classes).expanduser()
@@ -47,7 +49,7 @@ class Reading:
 
     @property
     def root(self) -> Path:
-        """The data root: as given, else $SOUPBENCH_DATA, else the `data` folder of the cache, where fetches go."""
+        """The data root: as given, else $SOUPBENCH_DATA, else the `data` folder of the cache, the target of fetches."""
         if self.data_root is not None:
             return self.data_root.expanduser()
         if chosen := os.environ.get("SOUPBENCH_DATA"):
@@ -55,12 +57,12 @@ class Reading:
         return cache_dir() / "data"
 
     def find(self, places: Sequence[str]) -> Path | None:
-        """The first of these places that exists below the data root, or is the data root itself or a part of it."""
+        """Return the first of these places that exists below the data root, or that it ends in, else None."""
         below = next((self.root / place for place in places if (self.root / place).exists()), None)
         return below or next((found for place in places if (found := self._around(place)) is not None), None)
 
     def _around(self, place: str) -> Path | None:
-        """Where a place is, if the data root was given as (a part of) that place: its folder, or one inside of that."""
+        """Return the folder of a place if the data root ends in (the first components of) that place, else None."""
         wanted = Path(place).parts
         have = self.root.absolute().parts
         for count in range(len(wanted), 0, -1):
@@ -68,7 +70,7 @@ class Reading:
                 return found
         if wanted[0].lower() != "imagenet":
             return None
-        # A copy of ImageNet under another name: its part itself, or the folder of its parts.
+        # A copy of ImageNet under another name: the data root is one of its parts, or the folder of its parts.
         last = wanted[-1]
         inside = (
             self.root if self.root.name == last else self.root / last,
@@ -77,12 +79,12 @@ class Reading:
         return next((folder for folder in inside if folder.is_dir() and _holds_synsets(folder)), None)
 
     def need(self, row: ShiftRow, what: str) -> Path:
-        """Where the scored images of a shift are; raises MissingDataError that says what to do where they are not."""
+        """Return the folder of a shift's scored images. Raises MissingDataError, with the fix, if there is none."""
         found = self.find(row.places)
         if found is None:
             looked = ", ".join(str(self.root / place) for place in row.places)
-            brings = row.how_to_get
-            fix = f"bring it with: {brings}" if brings.startswith("bench ") else f"get it from {brings}"
+            how = row.how_to_get
+            fix = f"fetch it with: {how}" if how.startswith("bench ") else f"get it from {how}"
             raise MissingDataError(
                 f"missing for {row.name}: {what} (looked at {looked}); {fix}; or give its folder with --data-root"
             )

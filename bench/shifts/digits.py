@@ -1,4 +1,4 @@
-"""digits-c: scikit-learn's handwritten digits at 32 px under corruptions; the shift everybody has."""
+"""digits-c: scikit-learn's handwritten digits at 32 px under corruptions; needs no download."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Digits:
 
 
 def _draw_parts(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Stratified parts: every class is shuffled once and dealt out in turn, so each part has its share of it."""
+    """Draw stratified parts: each class is shuffled and spread evenly over the list, which is then cut into parts."""
     rng = stream_rng(0, "parts", "digits-c")
     place = np.empty(len(labels))
     for label in np.unique(labels):
@@ -120,5 +120,5 @@ def _digits() -> Digits:
 
 
 def load(row: ShiftRow, reading: Reading) -> Digits:
-    """The digits come with scikit-learn; there is nothing to look for, and they have one size."""
+    """Load the digits, which scikit-learn includes; both arguments are ignored."""
     return _digits()

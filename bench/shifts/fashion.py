@@ -30,7 +30,7 @@ _PREFIX = {"train": "train", "test": "t10k"}
 
 
 def load(row: ShiftRow, reading: Reading) -> ImageShift:
-    """IDX files in the data root, in torchvision's folder or of Debian's dataset-fashion-mnist; else the hub."""
+    """Load IDX files from the data root, torchvision's folder or Debian's dataset-fashion-mnist, else from the hub."""
     stores = stores_at(reading.preprocessing or Preprocessing(32, 32, "bicubic"), reading.workers)
     root = reading.find(row.places)
     facts = Facts(

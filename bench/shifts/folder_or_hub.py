@@ -1,4 +1,4 @@
-"""folder:PATH and hf:REPO[:CONFIG]: anything with images and labels, as it is and under our corruptions."""
+"""folder:PATH and hf:REPO[:CONFIG]: any images with labels, unchanged and under this project's corruptions."""
 
 from __future__ import annotations
 
@@ -28,28 +28,30 @@ _TEST = ("test", "val", "validation")
 
 @dataclass(frozen=True)
 class Sources:
-    """What a shift reads: the scored images, how to open the train ones (None: there are none), and what to say."""
+    """The images of a shift: the scored ones, an opener of the train ones (None: there are none), and notes."""
 
     test: ImageSet
     train: Callable[[], ImageSet] | None
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     parts: Parts | None = None
     part: str | None = None
 
 
 def folder(row: ShiftRow, reading: Reading) -> ImageShift:
-    """folder:PATH, from here or the data root. PATH/train and PATH/test (or val) where they exist, else all is tested.
+    """Load folder:PATH, relative to the current folder or the data root.
 
-    Folders named by ImageNet synsets take ImageNet's class indices, so that its classifiers can be scored.
+    PATH/train and PATH/test (or val) are used if they exist; otherwise all images are test images. Folders named by
+    ImageNet synsets get ImageNet's class indices, so that its classifiers can be scored.
     """
     root, row = _place(row, reading)
     return _shift(row, reading, sources_of(root, reading))
 
 
 def train_source(row: ShiftRow, reading: Reading) -> ImageShift:
-    """The train images of folder:PATH or hf:REPO alone, to learn from without labels: its train part, or all of a
-    folder that has no parts. Raises UsageError where there are only parts to be scored: a stock is never made of test
-    images.
+    """Load only the train images of folder:PATH or hf:REPO, for training without labels.
+
+    These are the train part, or all images of a folder without parts. Raises UsageError if there are only scored parts,
+    because a stock is never trained on test images.
     """
     kind, _, argument = row.name.partition(":")
     if kind == "hf" and not Path(argument).expanduser().is_dir():
@@ -60,8 +62,8 @@ def train_source(row: ShiftRow, reading: Reading) -> ImageShift:
     if part is None and found.has_roles:
         there = ", ".join(each.name for each in found.parts)
         raise UsageError(
-            f"{root} has the parts {there} and no train images, and a stock is never made of test images; put those "
-            f"to learn from into {root / 'train'}, or name a part to learn from with --part"
+            f"{root} has the parts {there} and no train images, and a stock is never made of test images; put train "
+            f"images into {root / 'train'}, or name a part to learn from with --part"
         )
 
     reader = _Reader(found, reading)
@@ -90,7 +92,7 @@ def _hub_train(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def _unsorted(place: Path) -> bool:
-    """Whether a folder holds images themselves and no folders of classes."""
+    """Whether a folder directly holds images and no class folders."""
     if not place.is_dir():
         return False
     listing = list_folder(place)
@@ -99,14 +101,14 @@ def _unsorted(place: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Reader:
-    """How the parts of one folder are read."""
+    """Reads the parts of one folder with the user's settings."""
 
     found: Parts
     reading: Reading
     as_published: bool = False
 
     def read(self, part: PartFiles | None, known: KnownClasses | None) -> ImageSet:
-        """The images of a part, or of the whole folder where it has none."""
+        """Read the images of a part, or of the whole folder if `part` is None."""
         every = tuple(file for each in self.found.parts for file in each.places)
         places = part.places if part is not None else every or (self.found.root,)
         first, column, as_published = places[0], self.reading.label, self.as_published
@@ -120,40 +122,40 @@ class _Reader:
 
 
 def _place(row: ShiftRow, reading: Reading) -> tuple[Path, ShiftRow]:
-    """Where the folder is, and the row under the name that records give it."""
+    """Return the folder, and the row with the name that records use."""
     asked = Path(row.name.partition(":")[2]).expanduser()
     root = next((path for path in (asked, reading.root / asked) if path.exists()), None)
     if root is None:
         looked = asked if asked.is_absolute() else f"{asked} here or in {reading.root}"
         raise MissingDataError(f"{row.name}: there is no {looked}; give the folder that holds the class folders")
-    # Neither numbers nor published records depend on where somebody keeps the images.
+    # Neither numbers nor published records depend on the location of the images.
     whole = root.resolve()
     return root, replace(row, name=f"folder:{whole.parent.name if whole.name in _TEST else whole.name}")
 
 
 def sources_of(root: Path, reading: Reading, *, as_published: bool = False) -> Sources:
-    """The scored and the train images of a folder, with the classes of both together.
+    """Return the scored and the train images of a folder, with the classes of both combined.
 
-    Raises UsageError for a folder that has no images to score, or whose parts name their classes otherwise.
+    Raises UsageError if the folder has no images to score, or its parts name their classes differently.
     """
     found = find_parts(root)
     known = _known(found, reading)
     reader = _Reader(found, reading, as_published)
     if not found.has_roles and reading.part is None:
         return Sources(reader.read(None, known), None, (), found)
-    test, part, told = _scored(reader, known)
+    test, part, notes = _scored(reader, known)
     trained = found.one_of_role("train") if part.name.lower() not in ("train", "training") else None
     if trained is None:
-        return Sources(test, None, told, found, part.name)
+        return Sources(test, None, notes, found, part.name)
     if known is None or known.order in ORDERS:
         test = _with_classes_of(test, trained, part, reading)
     known = known if known is not None and known.classes else KnownClasses(test.classes)
     known = replace(known, column=_column(test), order=None)
-    return Sources(test, lambda: reader.read(trained, known), told, found, part.name)
+    return Sources(test, lambda: reader.read(trained, known), notes, found, part.name)
 
 
 def _known(found: Parts, reading: Reading) -> KnownClasses | None:
-    """What is known of the classes: what the user says, else ImageNet's where all folders are called by its synsets."""
+    """Return the classes known beforehand: the user's, else ImageNet's if all folders are named by its synsets."""
     if reading.classes in ORDERS:
         return KnownClasses(order=reading.classes)
     if reading.classes is not None:
@@ -168,12 +170,12 @@ def _class_folders(place: Path) -> list[str]:
 
 
 def _scored(reader: _Reader, known: KnownClasses | None) -> tuple[ImageSet, PartFiles, tuple[str, ...]]:
-    """The images that are scored: the part that the user names, else the first of test and validation with labels."""
+    """Return the scored images, their part and notes: the user's part, else the first of `SCORED` with labels."""
     found = reader.found
     if reader.reading.part is not None:
         part = found.named(reader.reading.part)
         return reader.read(part, known), part, ()
-    told: list[str] = []
+    notes: list[str] = []
     without: UnlabelledError | None = None
     for role in SCORED:
         part_ = found.one_of_role(role)
@@ -183,11 +185,11 @@ def _scored(reader: _Reader, known: KnownClasses | None) -> tuple[ImageSet, Part
             images = reader.read(part_, known)
         except UnlabelledError as error:
             without = error
-            told.append(f"{part_.where} has no labels and is not scored")
+            notes.append(f"{part_.where} has no labels and is not scored")
         else:
-            if told:
-                told[-1] += f"; the part {part_.name} is"
-            return images, part_, tuple(told)
+            if notes:
+                notes[-1] += f"; the part {part_.name} is"
+            return images, part_, tuple(notes)
     if without is not None:
         raise without
     raise UsageError(
@@ -201,7 +203,7 @@ def _column(images: ImageSet) -> str | None:
 
 
 def _with_classes_of(test: ImageSet, trained: PartFiles, part: PartFiles, reading: Reading) -> ImageSet:
-    """The test images with the classes of both parts, which are matched by name."""
+    """Return the test images with the classes of both parts, which are matched by name."""
     if trained.places[0].suffix == ".parquet":
         column = reading.label or _column(test)
         names = named_in(trained.places, column) if column is not None else None
@@ -220,9 +222,9 @@ def _with_classes_of(test: ImageSet, trained: PartFiles, part: PartFiles, readin
 
 
 def hub(row: ShiftRow, reading: Reading) -> ImageShift:
-    """hf:REPO or hf:REPO:CONFIG, with the split test (else validation, else train alone as the test part).
+    """Load hf:REPO or hf:REPO:CONFIG; the scored split is test, else val or validation, else train.
 
-    A folder of this machine is read as folder:PATH is.
+    A local folder is loaded like folder:PATH.
     """
     _, repo, config = [*row.name.split(":", 2), ""][:3]
     if not config and Path(repo).expanduser().is_dir():
@@ -240,7 +242,7 @@ def hub(row: ShiftRow, reading: Reading) -> ImageShift:
 
     @cache
     def scored() -> tuple[str, TableSet, tuple[str, ...]]:
-        told: list[str] = []
+        notes: list[str] = []
         without: UnlabelledError | None = None
         for split in (reading.part,) if reading.part is not None else (*_TEST, "train"):
             try:
@@ -252,13 +254,13 @@ def hub(row: ShiftRow, reading: Reading) -> ImageShift:
                 if reading.part is not None:
                     raise
                 without = error
-                told.append(f"{row.name} has no labels in its split {split}, which is not scored")
+                notes.append(f"{row.name} has no labels in its split {split}, which is not scored")
             else:
-                if told:
-                    told[-1] += f"; its split {split} is"
+                if notes:
+                    notes[-1] += f"; its split {split} is"
                 elif split == "train" and reading.part is None:
-                    told.append(f"{row.name} has no split test or validation; its split train is scored")
-                return split, found, tuple(told)
+                    notes.append(f"{row.name} has no split test or validation; its split train is scored")
+                return split, found, tuple(notes)
         raise without or MissingDataError(
             f"{row.name} has no split test, validation or train; name one with --part, or choose another data set"
         )
@@ -268,8 +270,8 @@ def hub(row: ShiftRow, reading: Reading) -> ImageShift:
         classes = known if known is not None and known.classes else KnownClasses(test.classes)
         return read("train", replace(classes, column=test.label_column, order=None))
 
-    split, test, told = scored()
-    return _shift(row, reading, Sources(test, train if split != "train" else None, told, part=split))
+    split, test, notes = scored()
+    return _shift(row, reading, Sources(test, train if split != "train" else None, notes, part=split))
 
 
 def _shift(row: ShiftRow, reading: Reading, sources: Sources) -> ImageShift:
@@ -284,6 +286,6 @@ def _shift(row: ShiftRow, reading: Reading, sources: Sources) -> ImageShift:
         OurCorruptions(stores, row.profile, row.storage),
         stores,
     )
-    shift.told = sources.told
+    shift.loading_notes = sources.notes
     shift.sources = sources
     return shift

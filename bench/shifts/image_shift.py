@@ -1,4 +1,4 @@
-"""Parts of a data set (train, dev, test) as numbered images, and the two ways in which they come shifted."""
+"""Shifts of image sets: numbered train, dev and test images, and generated or published corruptions of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bench.shifts.folder_or_hub import Sources
 
 TRAIN_FROM = 1 << 40
-"""Ids of train images start here, so that those of test images do not depend on how many there are."""
+"""The first id of train images; test images have ids from 0, so neither depends on the size of the other part."""
 
 _DEV_EVERY = 10
 _DEV_MOST = 5000
@@ -40,7 +40,7 @@ _DEV_MOST = 5000
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a set of images with the labels that the shift gives them."""
+    """Selected rows of an image set with the labels that the shift assigns to them."""
 
     images: ImageSet
     rows: np.ndarray
@@ -51,16 +51,16 @@ class Part:
         return Part(images, np.arange(len(images)), images.labels)
 
     def at(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of images with these ids of the shift."""
+        """Return the rows in the image set of these ids."""
         rows: np.ndarray = self.rows[ids % TRAIN_FROM]
         return rows
 
     def keep(self, chosen: np.ndarray) -> Part:
-        """Only the chosen rows (positions, or bool for each)."""
+        """Return a part with only these rows (positions, or bool for each row)."""
         return Part(self.images, self.rows[chosen], self.labels[chosen])
 
     def of_classes(self, members: Sequence[Sequence[int]]) -> Part:
-        """Only images of these classes, which become 0, 1, …; several classes may become one."""
+        """Return a part with only images of these groups of classes; group i becomes class i."""
         target = {old: new for new, group in enumerate(members) for old in group}
         mapped = np.array([target.get(int(label), -1) for label in self.labels], dtype=np.int64)
         chosen = mapped >= 0
@@ -69,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the harness asks of a shift beside its images; see `bench.shifts.shift.Shift`."""
+    """The metadata of a shift that the harness uses; see `bench.shifts.shift.Shift`."""
 
     name: str
     classes: int
@@ -87,13 +87,13 @@ class Facts:
 
 
 class Shifted(Protocol):
-    """How test images come under a condition."""
+    """A source of test images under a condition."""
 
     def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
-        """uint8 [n, 3, h, w] of the images with these ids, which belong to that part."""
+        """Return pixels uint8 [n, 3, h, w] of these ids, which belong to this part."""
 
     def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
-        """A hash of what fixes those pixels."""
+        """Return a hash of everything that determines these pixels."""
 
 
 Stores = Callable[[ImageSet], PixelStore]
@@ -102,9 +102,9 @@ Loader = Callable[[ShiftRow, Reading], "ImageShift"]
 
 @dataclass(frozen=True)
 class OurCorruptions:
-    """Clean images under the corruptions of this project, made when asked for; an image's id is its place.
+    """Corruptions of this project, applied to clean images on demand and seeded by the id of each image.
 
-    `pool` opens the pictures for corruptions that are made of tiles; None: the procedural ones.
+    `pool` opens the pictures for corruptions that paste tiles; None: procedural pictures.
     """
 
     stores: Stores
@@ -136,14 +136,14 @@ class OurCorruptions:
 
 
 def _of_tiles(condition: Condition) -> bool:
-    """Whether a condition is made of the tiles of a pool."""
+    """Whether a condition pastes tiles from a pool."""
     name = condition.corruption
     return name is not None and name != NATURAL and corruptions.describe(name).pool
 
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """Files that somebody published, one set of images for each condition, in the order of the clean images."""
+    """Published files: one image set for each condition, in the order of the clean images."""
 
     stores: Stores
     open: Callable[[Condition], ImageSet]
@@ -156,7 +156,7 @@ class PublishedFiles:
         return self.stores(self.aligned(part, condition)).digest(part.at(ids))
 
     def aligned(self, part: Part, condition: Condition) -> ImageSet:
-        """The files of a condition. Raises UsageError where they are not in step with the clean images."""
+        """Open the files of a condition. Raises UsageError if they do not match the clean images one by one."""
         images = self.open(condition)
         if len(images) != len(part.images):
             raise UsageError(
@@ -166,7 +166,7 @@ class PublishedFiles:
         if not np.array_equal(images.labels, part.images.labels):
             row = int(np.flatnonzero(images.labels != part.images.labels)[0])
             raise UsageError(
-                f"{images.name(row)} has another class than {part.images.name(row)}, which stands in the same place; "
+                f"{images.name(row)} has another class than {part.images.name(row)}, which has the same position; "
                 "fetch both from one release"
             )
         if isinstance(images, FolderSet) and isinstance(part.images, FolderSet):
@@ -174,7 +174,7 @@ class PublishedFiles:
             pairs = enumerate(zip(here, there, strict=True))
             for row in (row for row, (one, other) in pairs if one != other):
                 raise UsageError(
-                    f"{images.name(row)} is not called like {part.images.name(row)}, which stands in the same place; "
+                    f"{images.name(row)} is not named like {part.images.name(row)}, which has the same position; "
                     "fetch both from one release"
                 )
         return images
@@ -184,12 +184,12 @@ _LAION_SUFFIX = re.compile(r"\.?_(?:glitched|mosaic|stickers?|vertical_lines|geo
 
 
 def _photographs(images: FolderSet) -> Iterator[str]:
-    """The names of the photographs that files were made of: LAION-C's end in the distortion and its level."""
+    """Yield the names of the source photographs of files; LAION-C appends the distortion and its level to them."""
     return (_LAION_SUFFIX.sub("", Path(file).stem) for file in images.files)
 
 
 def _without_images(part: Part, classes: int) -> Sequence[str]:
-    """A sentence on classes of which no image is scored, but for folders of some of ImageNet's."""
+    """Return a note on classes without a scored image, except for sets with a subset of ImageNet's classes."""
     missing = np.flatnonzero(np.bincount(part.labels, minlength=classes) == 0)
     names = part.images.classes
     if not len(missing) or names == synsets():
@@ -200,11 +200,11 @@ def _without_images(part: Part, classes: int) -> Sequence[str]:
 
 
 class ImageShift:
-    """A shift of images on disk or from the hub. Parts are opened when they are first asked for.
+    """A shift of images on disk or from the hub. Parts are opened on first use.
 
-    `dev` is every tenth train image (5000 at most), which `train` then lacks; `test` is what is shifted. `clean`:
-    images of the same labels that stand for unshifted ones, where those that were shifted are not published. Decoded
-    pixels are kept in `PixelStore`s, so memory does not grow with the data.
+    `dev` is every tenth train image (5000 at most), which `train` then excludes; `test` is the part that is shifted.
+    `clean` opens images of the same classes that are scored as unshifted where the originals of the shifted images are
+    not published. Decoded pixels are in `PixelStore`s, so memory does not grow with the data.
     """
 
     data_seed = 0
@@ -240,29 +240,29 @@ class ImageShift:
         self._answers = answers
         self._own_clean = clean
         self.made_by: tuple[Loader, ShiftRow, Reading] | None = None
-        self.told: tuple[str, ...] = ()
+        self.loading_notes: tuple[str, ...] = ()
         self.sources: Sources | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process goes how it was loaded, and it is loaded there once."""
+        """Pickle the loader and its arguments; another process loads the shift once from them."""
         if self.made_by is None:
             raise TypeError(f"{self.name} was not loaded by its name, so another process cannot load it")
         return _loaded_again, (*self.made_by, self.open_test().images.key)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of how the images were found and read."""
+        """Sentences for the user on how the images were found and read."""
         part = self.open_test()
-        return (*self.told, *getattr(part.images, "told", ()), *_without_images(part, self.classes))
+        return (*self.loading_notes, *getattr(part.images, "notes", ()), *_without_images(part, self.classes))
 
     @property
     def has_train(self) -> bool:
-        """Whether it has train images."""
+        """Whether the shift has train images."""
         return self._open_train is not None
 
     @property
     def skipped(self) -> int:
-        """Images of the test part that the user left out."""
+        """The number of test images that the user left out."""
         return self.open_test().images.skipped
 
     def ids(self, part: str) -> np.ndarray:
@@ -280,12 +280,12 @@ class ImageShift:
         return labels
 
     def answers(self, ids: np.ndarray) -> np.ndarray | None:
-        """Which classes are right for each image, bool [n, classes]; None where only the label is."""
+        """Return which classes are correct for each image, bool [n, classes]; None if only the label is."""
         return self._answers(ids) if self._answers is not None else None
 
     @property
     def tiles(self) -> str | None:
-        """The name of the pictures that tiles are made of, None where no corruption of the shift has any."""
+        """The name of the pictures that tiles are cut from, None if no corruption of the shift uses tiles."""
         made = self._shifted
         return made.pool().name if isinstance(made, OurCorruptions) and made.pool is not None else None
 
@@ -309,14 +309,14 @@ class ImageShift:
         return "sha256:" + digest_of([labels, pixels, str(condition)])
 
     def _clean(self, part: Part) -> ImageSet:
-        """The unshifted images of a part: for test images others of the same classes, where those are not published."""
+        """Return the unshifted images of a part; for test images others of the same classes if `clean` was given."""
         own = self._own_clean is not None and part is self.open_test()
         return self._own_clean() if own and self._own_clean is not None else part.images
 
     def published(self, condition: Condition) -> ImageSet | None:
-        """The files of a condition, None where its images are the test images themselves or made of them.
+        """Return the files of a condition, None if its images are the test images or generated from them.
 
-        Raises MissingDataError or UsageError where they are not those of the test images.
+        Raises MissingDataError if they are missing, UsageError if they do not match the test images.
         """
         if not isinstance(self._shifted, PublishedFiles):
             return None
@@ -325,35 +325,35 @@ class ImageShift:
 
     @property
     def made_here(self) -> bool:
-        """Whether its shifted images are made of the clean ones by our corruptions."""
+        """Whether this project generates the shifted images from the clean ones."""
         return isinstance(self._shifted, OurCorruptions)
 
     def drop_damaged(self, images: ImageSet) -> list[str]:
-        """Names of images whose kept pixels have changed; they are decoded again when next asked for."""
+        """Drop stored pixels that changed, to be decoded again on next use; return the names of their images."""
         return self._stores(images).drop_damaged()
 
     def _train(self) -> Part:
         if self._open_train is None:
             raise MissingDataError(
-                f"{self.name} has no train images, which this needs; take a method and a --model that need none"
+                f"{self.name} has no train images, which this needs; use a method and a --model that need none"
             )
         return self._open_train()
 
     def _part(self, ids: np.ndarray) -> Part:
-        """The part that these ids belong to; all must belong to one."""
+        """Return the part of these ids, which must all belong to one part."""
         return self._train() if len(ids) and ids[0] >= TRAIN_FROM else self.open_test()
 
 
 @lru_cache(maxsize=2)
 def _loaded_again(load: Loader, row: ShiftRow, reading: Reading, test: str) -> ImageShift:
-    """A shift that another process sent; `test` tells apart what has lain at one place at two times."""
+    """Load a shift that another process sent; the key `test` of its test images tells versions of the files apart."""
     shift = load(row, reading)
     shift.made_by = (load, row, reading)
     return shift
 
 
 def stores_at(preprocessing: Preprocessing, workers: int) -> Stores:
-    """Pixel stores at one size, one for each set of images."""
+    """Return a function that gives the pixel store of an image set, one for each key, with this preprocessing."""
     made: dict[str, PixelStore] = {}
 
     def store(images: ImageSet) -> PixelStore:

@@ -1,4 +1,4 @@
-"""The shifts of ImageNet: corrupted copies (published or made here), other collections, and other labels."""
+"""The shifts of ImageNet: corrupted copies (published or generated), other collections, and other labels."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ _SUBSET = 5000
 
 
 ReadFolder = Callable[..., ImageSet]
-"""(folder, classes, *, as_published) to images."""
+"""A function (folder, classes, *, as_published) that returns images."""
 
 
 Level = Callable[[Path, int], Path]
-"""(the folder of a corruption, a severity from 1 to 5) to the folder of its images."""
+"""A function (folder of a corruption, severity from 1 to 5) that returns the folder of its images."""
 
 
 def _plain_level(folder: Path, severity: int) -> Path:
@@ -85,13 +85,13 @@ def _plain_level(folder: Path, severity: int) -> Path:
 
 
 def _intensity_level(folder: Path, severity: int) -> Path:
-    """As LAION-C was published."""
+    """Return the folder of a severity in the published LAION-C."""
     return folder / f"intensity_level_{severity}"
 
 
 def _value_level(folder: Path, severity: int) -> Path:
-    """As the official generator of ImageNet-C-bar names folders: by the parameter's value with two decimals, as in
-    perlin_noise/4.60; else by the severity. Raises UsageError where both are there.
+    """Return the folder of a severity as the official generator of ImageNet-C-bar names it: by the parameter's value
+    with two decimals (perlin_noise/4.60), else by the severity. Raises UsageError if both exist.
     """
     plain = folder / str(severity)
     values = PROFILES["imagenet224"].get(folder.name, ())
@@ -104,7 +104,10 @@ def _value_level(folder: Path, severity: int) -> Path:
 
 
 def read_tiny(root: Path, classes: Sequence[str], *, as_published: bool = False) -> ImageSet:
-    """A part of tiny-imagenet-200: class folders, with an inner folder `images` or without, or val_annotations.txt."""
+    """Read a part of tiny-imagenet-200: class folders, with or without an inner folder `images`, or annotations.
+
+    Raises UsageError for an invalid line of val_annotations.txt.
+    """
     listed = root / "val_annotations.txt"
     if not listed.is_file():
         return read_folder(root, classes, as_published=as_published, inner="images")
@@ -141,7 +144,7 @@ SUPERCLASSES: dict[str, tuple[int, ...]] = {
     "timekeeping": _span(409, (530, 531), 826, 835, 892),
     "tools": _span(491, 499, 587, 596, 740, 784, 792),
 }
-"""LAION-C's 16 superclasses (folder names, sorted) and the ImageNet classes each is made of: 285 of the 1000."""
+"""LAION-C's 16 superclasses (folder names, sorted) and the ImageNet classes in each: 285 of the 1000."""
 
 
 def _listed(name: str) -> list[str]:
@@ -149,33 +152,42 @@ def _listed(name: str) -> list[str]:
 
 
 def published(row: ShiftRow, reading: Reading) -> ImageShift:
-    """imagenet-c: the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG. Its images are read as they are, never resized.
+    """Load imagenet-c: the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG, whose images are never resized.
 
-    Clean images and train images come from imagenet/val and imagenet/train where they are there.
+    Clean images and train images come from imagenet/val and imagenet/train if these exist.
     """
     return _published_tree(row, reading, COMMON, EXTRA, synsets(), _headline_missing(row, reading))
 
 
 def bar(row: ShiftRow, reading: Reading) -> ImageShift:
-    """imagenet-c-bar: the same layout with ten other corruptions."""
+    """Load imagenet-c-bar: the layout of imagenet-c with ten other corruptions."""
     return _published_tree(row, reading, BAR, (), synsets(), None, _value_level)
 
 
 def tiny(row: ShiftRow, reading: Reading) -> ImageShift:
-    """tiny-imagenet-c: 64 px, 200 classes in the sorted order of their synsets.
+    """Load tiny-imagenet-c: 64 px, 200 classes in the sorted order of their synsets.
 
-    Clean and train images come from tiny-imagenet-200 as it was published, where it is there.
+    Clean and train images come from the published tiny-imagenet-200 if it exists.
     """
     root = reading.need(row, "the tree CORRUPTION/SEVERITY/SYNSET/*.JPEG (2 GB)")
     classes = _most_common_classes(root, row)
     others = frozenset(synsets()) - set(classes)
     return _tree_shift(
-        row, reading, root, COMMON, EXTRA, classes, Preprocessing(64, 64), read_tiny, paired=False, beside=others
+        row,
+        reading,
+        root,
+        COMMON,
+        EXTRA,
+        classes,
+        Preprocessing(64, 64),
+        read_tiny,
+        paired=False,
+        ignored_classes=others,
     )
 
 
 def _most_common_classes(root: Path, row: ShiftRow) -> tuple[str, ...]:
-    """The class folders that most conditions of a tree have; the published frost has those of all of ImageNet."""
+    """Return the class folders that most conditions of a tree have; the published frost has all of ImageNet's."""
     counts: Counter[tuple[str, ...]] = Counter()
     for name in (*COMMON, *EXTRA):
         below = _condition_folder(root, name)
@@ -187,7 +199,7 @@ def _most_common_classes(root: Path, row: ShiftRow) -> tuple[str, ...]:
 
 
 def subset(row: ShiftRow, reading: Reading) -> ImageShift:
-    """imagenet-c-5k: the images that `imagenet-c-5k.txt` in the data root lists, else 5,000 drawn with seed 0.
+    """Load imagenet-c-5k: the images listed in `imagenet-c-5k.txt` in the data root, else 5,000 drawn with seed 0.
 
     A line of the list ends in the file's name (robustbench's lists SYNSET/FILE).
     """
@@ -212,7 +224,7 @@ def subset(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def laion(row: ShiftRow, reading: Reading) -> ImageShift:
-    """laion-c: the tree DISTORTION/intensity_level_K/SUPERCLASS/*.JPEG, resized to the model's square size."""
+    """Load laion-c: the tree DISTORTION/intensity_level_K/SUPERCLASS/*.JPEG, resized to the model's square size."""
     root = reading.need(row, "the tree DISTORTION/intensity_level_K/SUPERCLASS/*.JPEG (2.7 GB)")
     members = tuple(SUPERCLASSES.values())
     return _tree_shift(
@@ -229,20 +241,20 @@ def laion(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def generated(row: ShiftRow, reading: Reading) -> ImageShift:
-    """imagenet-c-gen: clean validation images under our 15 corruptions."""
+    """Load imagenet-c-gen: clean validation images under this project's 15 corruptions."""
     return _generated(row, reading, COMMON, EXTRA)
 
 
 def bar_generated(row: ShiftRow, reading: Reading) -> ImageShift:
-    """imagenet-c-bar-gen: clean validation images under our version of ImageNet-C-bar."""
+    """Load imagenet-c-bar-gen: clean validation images under this project's version of ImageNet-C-bar."""
     return _generated(row, reading, BAR, EXTRA)
 
 
 def laion_generated(row: ShiftRow, reading: Reading) -> ImageShift:
-    """laion-c-gen: clean validation images of the superclasses under our version of LAION-C.
+    """Load laion-c-gen: clean validation images of the superclasses under this project's version of LAION-C.
 
-    Mosaic and stickers are made of the pictures in the folder laion-c-tiles of the data root, else of procedural ones.
-    Mosaic starts from pictures resized and cut as published wherever images are 224 pixels.
+    Mosaic and stickers use the pictures in the folder laion-c-tiles of the data root, else procedural ones. Mosaic uses
+    the published resize and crop if images have 224 pixels.
     """
 
     @cache
@@ -257,12 +269,12 @@ def laion_generated(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def ccc(row: ShiftRow, reading: Reading) -> ImageShift:
-    """ccc: clean validation images for the stream of continuously changing corruptions, which its protocol lays out."""
+    """Load ccc: clean validation images for the stream of continuously changing corruptions of its protocol."""
     return _generated(row, reading, COMMON, EXTRA)
 
 
 def natural(row: ShiftRow, reading: Reading) -> ImageShift:
-    """A collected set (imagenet-r, -a, -v2, -sketch, -hr): one condition, the model's other classes masked."""
+    """Load a collected set (imagenet-r, -a, -v2, -sketch, -hr): one condition, the model's other classes masked."""
     members = None
     classes: Sequence[str] = synsets()
     masks = {"imagenet-r": "imagenet_r_synsets.txt", "imagenet-a": "imagenet_a_synsets.txt"}
@@ -307,12 +319,12 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def _read_classes(root: Path, classes: Sequence[str], label: str | None) -> ImageSet:
-    """Class folders named by synset or by words, or by number from 0 as in ImageNetV2; tables likewise."""
+    """Read class folders named by synset, by words, or by number from 0 as in ImageNetV2, or tables."""
     return find_set(root, KnownClasses(tuple(classes), published=True), as_published=True, label_column=label)
 
 
 def real(row: ShiftRow, reading: Reading) -> ImageShift:
-    """imagenet-real: validation images with reassessed labels (timm's copy of them), those without a label left out."""
+    """Load imagenet-real: validation images with reassessed labels (timm's copy), without those that have no label."""
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
     text = (resources.files("timm.data") / "_info" / "imagenet_real_labels.json").read_text()
     labels: list[list[int]] = json.loads(text)
@@ -350,7 +362,7 @@ def real(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def _number(name: str) -> int:
-    """The number in ILSVRC2012_val_00000293.JPEG, by which the labels are ordered."""
+    """Return the number in ILSVRC2012_val_00000293.JPEG, which orders the labels."""
     digits = Path(name).stem.rpartition("_")[2]
     if not digits.isdigit() or not 1 <= int(digits) <= 50_000:
         raise UsageError(f"{name} is not named like ILSVRC2012_val_00000293.JPEG; keep the published names for this")
@@ -365,7 +377,7 @@ def _val(row: ShiftRow, reading: Reading) -> ImageSet:
 def _read_imagenet(
     root: Path, classes: Sequence[str], *, as_published: bool = False, label_column: str | None = None
 ) -> ImageSet:
-    """A part of ImageNet: class folders or tables, or one flat folder with the labels that lie beside."""
+    """Read a part of ImageNet: class folders, tables, or one flat folder with labels beside it."""
     if is_flat(root):
         return read_flat(root, as_published=as_published)
     return find_set(
@@ -450,15 +462,15 @@ def _tree_shift(
     level: Level = _plain_level,
     members: tuple[tuple[int, ...], ...] | None = None,
     paired: bool = True,
-    beside: Collection[str] = (),
+    ignored_classes: Collection[str] = (),
 ) -> ImageShift:
-    """`paired`: the clean images are the ones that were corrupted; else they are a condition of their own."""
+    """Load a published tree. `paired`: the clean images are the originals of the corrupted ones, else another set."""
     preprocessing = reading.preprocessing or usual
     stores = stores_at(preprocessing, reading.workers)
     untouched = stores_at(Preprocessing(preprocessing.size), reading.workers)
-    open_one = cache(partial(_open_condition, root, tuple(classes), level, beside))
+    open_one = cache(partial(_open_condition, root, tuple(classes), level, ignored_classes))
     clean = reading.find(row.clean)
-    told: list[str] = []
+    notes: list[str] = []
 
     @cache
     def unshifted() -> ImageSet:
@@ -480,7 +492,7 @@ def _tree_shift(
     own_clean: Callable[[], ImageSet] | None = None
     has_clean = clean is not None
     if clean is not None and not paired:
-        own_clean, has_clean = _own_clean(unshifted(), corrupted(), told)
+        own_clean, has_clean = _own_clean(unshifted(), corrupted(), notes)
 
     facts = Facts(
         row.name,
@@ -496,49 +508,52 @@ def _tree_shift(
     )
     train = _train(row, reading, members, None if members is not None else classes, read)
     shift = ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores, clean=own_clean)
-    shift.told = (*told, *_other_classes(root, names, level, classes, beside))
+    shift.loading_notes = (*notes, *_other_classes(root, names, level, classes, ignored_classes))
     return shift
 
 
-def _own_clean(clean: ImageSet, shifted: ImageSet, told: list[str]) -> tuple[Callable[[], ImageSet] | None, bool]:
-    """Clean images that are not those that were corrupted, where as many of each class are there."""
+def _own_clean(clean: ImageSet, shifted: ImageSet, notes: list[str]) -> tuple[Callable[[], ImageSet] | None, bool]:
+    """Return an opener of clean images that are not the originals of the corrupted ones, and whether they are scored.
+
+    They are scored if both sets have equal labels. A note is added to `notes`.
+    """
     if np.array_equal(clean.labels, shifted.labels):
-        told.append(
+        notes.append(
             f"the clean images ({clean.name(0)}, …) are not those that were corrupted ({shifted.name(0)}, …): clean is "
             "a condition of its own, and no image is seen both ways"
         )
         return (lambda: clean), True
-    told.append(
+    notes.append(
         f"{clean.name(0)}, …: {len(clean)} clean images, not as many of each class as are corrupted; not scored"
     )
     return None, False
 
 
 def _other_classes(
-    root: Path, names: Sequence[str], level: Level, classes: Sequence[str], beside: Collection[str]
+    root: Path, names: Sequence[str], level: Level, classes: Sequence[str], ignored_classes: Collection[str]
 ) -> Sequence[str]:
-    """A sentence for each corruption with folders of classes that are none of the shift's."""
-    told = []
-    for name in names if beside else ():
+    """Return a note for each corruption with folders of classes that the shift lacks."""
+    notes = []
+    for name in names if ignored_classes else ():
         folders = [level(_condition_folder(root, name), s) for s in range(1, 6)]
         found = {entry.name for folder in folders if folder.is_dir() for entry in list_folder(folder).folders}
-        if other := sorted(found.intersection(beside)):
-            told.append(
+        if other := sorted(found.intersection(ignored_classes)):
+            notes.append(
                 f"{root / name} has {len(other)} folders of classes that the other corruptions lack ({other[0]}, …), "
                 f"as published; its images of the {len(classes)} classes are read"
             )
-    return told
+    return notes
 
 
 def _again(row: ShiftRow) -> str:
-    brings = row.how_to_get
-    return f"fetch it again with: {brings}" if brings.startswith("bench ") else f"get it again from {brings}"
+    how = row.how_to_get
+    return f"fetch it again with: {how}" if how.startswith("bench ") else f"get it again from {how}"
 
 
 def _condition_folder(root: Path, name: str) -> Path:
-    """Where a corruption's folders are: below the root, or below its group (noise, blur, …) as some unpack it.
+    """Return the folder of a corruption: below the root, or below its group (noise, blur, …) in some copies.
 
-    Raises UsageError where several groups have one.
+    Raises UsageError if several groups have it.
     """
     direct = root / name
     if direct.is_dir():
@@ -550,7 +565,7 @@ def _condition_folder(root: Path, name: str) -> Path:
 
 
 def _open_condition(
-    root: Path, classes: tuple[str, ...], level: Level, beside: Collection[str], condition: Condition
+    root: Path, classes: tuple[str, ...], level: Level, ignored_classes: Collection[str], condition: Condition
 ) -> ImageSet:
     assert condition.corruption is not None
     if condition.severity != int(condition.severity):
@@ -560,7 +575,7 @@ def _open_condition(
         there = sorted(entry.name for entry in folder.parent.iterdir()) if folder.parent.is_dir() else []
         has = f"{folder.parent.name} has {', '.join(there)}" if there else f"there is no {folder.parent}"
         raise MissingDataError(f"{folder} is missing ({has}); unpack the published archive of that corruption again")
-    return read_folder(folder, classes, as_published=True, skip_list=root / SKIP_LIST, beside=beside)
+    return read_folder(folder, classes, as_published=True, skip_list=root / SKIP_LIST, ignored_classes=ignored_classes)
 
 
 def _headline_missing(row: ShiftRow, reading: Reading) -> str:

@@ -1,4 +1,4 @@
-"""LAION-C made here: its mosaic starts from pictures cut in a way of its own."""
+"""Generated LAION-C, whose mosaic uses pictures with a resize of their own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from corruptions.tiles import procedural_pool
 
 @dataclass(frozen=True)
 class LaionCorruptions(OurCorruptions):
-    """Images of 224 pixels under the corruptions of LAION-C.
+    """The corruptions of LAION-C on images of 224 pixels.
 
-    Mosaic of tiles of 6 and of 28 pixels is laid over pictures that were resized to 252 pixels, not to 256, before they
-    were cut; so these are decoded once more.
+    The mosaic with tiles of 6 and 28 pixels uses pictures that are resized to 252 instead of 256 pixels before they are
+    cropped, so these pictures are decoded a second time.
     """
 
     def pixels(self, part: Part, ids: np.ndarray, condition: Condition, device: str) -> Tensor:
@@ -40,7 +40,7 @@ class LaionCorruptions(OurCorruptions):
         return digest_of([super().digest(part, ids, condition), store.digest(part.at(ids))])
 
     def _framed(self, part: Part, condition: Condition) -> PixelStore | None:
-        """The pictures cut for a mosaic, None where they are cut as all others are."""
+        """Return the pictures cropped for a mosaic, None if they are cropped like all others."""
         if condition.corruption != "mosaic" or condition.severity not in (1, 2, 3, 4, 5):
             return None
         resize, square = mosaic_frame(int(condition.severity))

@@ -1,4 +1,4 @@
-"""Pools that are too large for memory: images that are made when they are read, the corrupted ones once for all."""
+"""Pools too large for memory: images are made when they are read, corrupted ones only once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from bench.shifts.shift import Shift
 
 MEMORY_BUDGET = 1 << 30
-"""Bytes of pixels that may be held at once; larger pools are made batch by batch from the decoded images."""
+"""Bytes of pixels held in memory; larger pools are made batch by batch from the decoded images."""
 
 
 def pooled(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition], budget: int = MEMORY_BUDGET) -> Images:
-    """The images with these ids under each condition in turn: a tensor if it fits the budget, else made when read."""
+    """Return images under each condition in turn: a tensor if it fits into `budget` bytes, else `LazyImages`."""
     lazy = LazyImages(shift, ids, tuple(conditions))
     if np.prod(lazy.shape) > budget:
         return lazy
@@ -33,10 +33,10 @@ def pooled(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition], budge
 class LazyImages:
     """Images uint8 [k n, 3, h, w] of n ids under k conditions, one condition after another, made when indexed.
 
-    Indexing by a slice or an int64 or bool tensor gives a tensor, as if all were in memory. Reading the same image
-    twice gives the same pixels. `keep`: what our corruptions make is kept in the cache, by the content of the images
-    and the code that makes them, for every training, seed and process that reads them again, unless that would take
-    more than half of the disk that is free.
+    Indexing by a slice or an int64 or bool tensor returns a tensor, like a tensor in memory. Reading the same image
+    twice returns the same pixels. With `keep`, generated corruptions are cached on disk for later trainings, seeds and
+    processes, keyed by the content of the images and the corruption code, unless they would take more than half of the
+    free disk space.
     """
 
     dtype = torch.uint8
@@ -49,7 +49,7 @@ class LazyImages:
         self.shape = torch.Size((len(ids) * len(conditions), *shift.images(ids[:1], conditions[0]).shape[1:]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """To another process go no pixels but what they must be."""
+        """Pickle no pixels, but the digests that the other process must find."""
         expected = {condition: self._shift.digest(self._ids, condition) for condition in self._conditions}
         state = {name: value for name, value in vars(self).items() if name != "_kept"}
         return state | {"_expected": self._expected or expected}
@@ -68,11 +68,11 @@ class LazyImages:
 
     @property
     def kept(self) -> tuple[CachedRows, ...]:
-        """Where corrupted images are kept; empty where they are not."""
+        """The disk caches of corrupted images; empty if they are not cached."""
         return tuple(self._kept.values())
 
     def unkept(self) -> LazyImages:
-        """The same images, made each time."""
+        """Return the same images without a disk cache."""
         return LazyImages(self._shift, self._ids, self._conditions, keep=False)
 
     def _take(self, number: int, places: np.ndarray) -> np.ndarray:
@@ -99,6 +99,6 @@ class LazyImages:
         return found if room_for(list(found.values())) else {}
 
     def _key(self, condition: Condition) -> str:
-        # Processors with other instructions may round otherwise; one machine always does the same.
+        # Processors with other instruction sets may round differently; one machine always rounds alike.
         by = [torch.backends.cpu.get_cpu_capability(), torch.__version__]
         return digest_of([self._shift.digest(self._ids, condition), list(self.shape[1:]), by])

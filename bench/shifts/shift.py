@@ -1,4 +1,4 @@
-"""What a shift gives to the harness: clean source data, test images by id and condition, and digests of both."""
+"""The interface of a shift: clean source data, test images by id and condition, and digests of both."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ SPLITS = ("disjoint", "joint", "transductive", "dev")
 
 
 class Shift(Protocol):
-    """Shifted test data and the clean source data that belongs to it.
+    """Shifted test data and the matching clean source data.
 
     `corruptions` are reported; `tuning_corruptions` are for choosing hyper-parameters only. `profile`, `storage` and
-    `data_seed` fix the pixels of every image. `family` says which published options of methods apply.
+    `data_seed` determine the pixels of every image. `family` selects the published options of methods.
 
-    `members` says for each class which outputs of a model with `source_classes` outputs it stands for (one: the
-    model's other classes are masked; several: mean member probability); None where both have the same classes.
-    `severities` are the only ones there are (None: those asked for); `has_clean` says whether the test images exist
-    unshifted, `natural` whether they may be scored as a shift of their own (corruption "natural", severity 1);
-    `skipped` counts test images that the user left out; `tiles` names the pictures that pasted tiles are made of (None:
-    there are no tiles).
+    `members` lists for each class the outputs it covers of a model with `source_classes` outputs (one output: the
+    model's other classes are masked; several: their mean probability); None if shift and model have the same classes.
+    `severities` are the available ones (None: any); `has_clean` says whether unshifted test images exist, `natural`
+    whether these may be scored as a shift of their own (corruption "natural", severity 1); `skipped` counts test images
+    that the user left out; `tiles` names the pictures that pasted tiles are cut from (None: no tiles).
     """
 
     name: str
@@ -51,7 +50,7 @@ class Shift(Protocol):
 
     @property
     def made_here(self) -> bool:
-        """Whether its shifted images are made of the clean ones by our corruptions."""
+        """Whether this project generates the shifted images from the clean ones."""
 
     @property
     def skipped(self) -> int: ...
@@ -60,23 +59,23 @@ class Shift(Protocol):
     def tiles(self) -> str | None: ...
 
     def ids(self, part: str) -> np.ndarray:
-        """Sorted ids of the clean images of a part: "train", "dev" or "test"; int64 [n]."""
+        """Return the sorted ids of the clean images of a part ("train", "dev" or "test"), int64 [n]."""
 
     def images(self, ids: np.ndarray, condition: Condition, device: str = "cpu") -> Tensor:
-        """Pixels of those images of one part under a condition, made on a device: uint8 [n, 3, h, w]."""
+        """Return pixels uint8 [n, 3, h, w] of images of one part under a condition, computed on a device."""
 
     def labels(self, ids: np.ndarray) -> np.ndarray:
-        """Labels of those images, int64 [n]. Only the harness asks."""
+        """Return the labels of images, int64 [n]. Only the harness calls this."""
 
     def answers(self, ids: np.ndarray) -> np.ndarray | None:
-        """Which classes are right for each image, bool [n, classes]; None where only the label is."""
+        """Return which classes are correct for each image, bool [n, classes]; None if only the label is."""
 
     def digest(self, ids: np.ndarray, condition: Condition) -> str:
-        """Content hash of what `images` and `labels` give, computed from decoded pixels and parameters."""
+        """Return a content hash of `images` and `labels`, computed from decoded pixels and parameters."""
 
 
 def split_ids(ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(adapt, score): the ids a recipe may see unlabelled under shift, and those streamed and scored.
+    """Return (adapt, score): the ids a recipe may see unlabelled under shift, and the ids streamed and scored.
 
     `disjoint` (and `dev`, on dev images): even and odd positions of the sorted list of clean images, so no scored
     image is ever seen under another corruption. `joint`: even, even. `transductive`: all, all.
@@ -87,14 +86,17 @@ def split_ids(ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def limit_ids(ids: np.ndarray, limit: int | None) -> np.ndarray:
-    """At most `limit` ids, evenly spread over the sorted list so that class-sorted sets stay balanced."""
+    """Return at most `limit` ids, evenly spread over the sorted list so that class-sorted sets stay balanced."""
     if limit is None or limit >= len(ids):
         return ids
     return ids[np.linspace(0, len(ids) - 1, limit).round().astype(np.int64)]
 
 
 def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> tuple[str, ...]:
-    """The corruptions of a run in the shift's order: the reported ones by default, on dev images the tuning ones."""
+    """Return a run's corruptions in the shift's order; by default the reported ones, or the tuning ones for "dev".
+
+    Raises UsageError for a corruption that the shift lacks.
+    """
     if wanted is None:
         return shift.tuning_corruptions if split == "dev" else shift.corruptions
     known = (*shift.corruptions, *shift.tuning_corruptions, *((NATURAL,) if shift.natural else ()))
@@ -105,7 +107,7 @@ def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> 
 
 
 def _canonical(name: str) -> str:
-    """The usual name of a corruption, or this one where it is none of ours."""
+    """Return the canonical name of a corruption, or the name itself if it is not one of this project's."""
     from corruptions import canonical
 
     if name.rpartition(":")[0].endswith(".py"):
@@ -117,10 +119,10 @@ def _canonical(name: str) -> str:
 
 
 def pick_conditions(shift: Shift, asked: Sequence[Condition]) -> tuple[Condition, ...]:
-    """Of the conditions asked for those that the shift has, clean among them only if it has clean images.
+    """Return the conditions of a run: the requested ones, after "clean" if the shift has clean images.
 
-    A shift with fixed severities gives those instead of the ones asked for. Images scored as they are need no clean
-    ones beside them.
+    A shift with fixed severities uses these instead of the requested ones. A run of "natural" alone has no clean
+    condition.
     """
     shifted = list(
         dict.fromkeys(
@@ -137,7 +139,10 @@ def pick_conditions(shift: Shift, asked: Sequence[Condition]) -> tuple[Condition
 
 
 def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
-    """Clean labelled images: all of train, or `per_class` of each class, drawn anew for each seed."""
+    """Return clean labelled images: all train images, or `per_class` of each class, drawn for this seed.
+
+    Raises UsageError if a class has fewer.
+    """
     ids = shift.ids("train")
     labels = shift.labels(ids)
     if per_class is not None:
@@ -158,7 +163,10 @@ def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
 
 
 def adapt_pool(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition]) -> Unlabelled:
-    """All images of the adapt half under these conditions in one pool, every condition alike."""
+    """Return all images of the adapt half under each of these conditions in one pool.
+
+    Raises UsageError without conditions.
+    """
     if not conditions:
         raise UsageError("a recipe that adapts needs at least one corruption; leave --corruption out for all of them")
     digest = "pool:" + digest_of([shift.digest(ids, condition) for condition in conditions])
@@ -166,19 +174,19 @@ def adapt_pool(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition]) -
 
 
 def clean_labelled(shift: Shift, ids: np.ndarray) -> Labelled:
-    """Clean images of the test or dev part with their labels, to choose by where the papers did."""
+    """Return clean test or dev images with labels, for the model selection of papers that used them."""
     labels = torch.from_numpy(shift.labels(ids))
     return Labelled(pooled(shift, ids, [CLEAN]), "val:" + shift.digest(ids, CLEAN), labels, shift.classes)
 
 
 def clean_pool(shift: Shift) -> Unlabelled:
-    """All clean train images without labels, for what is cooked on them instead of shifted ones."""
+    """Return all clean train images without labels, for recipes that train on them instead of shifted ones."""
     ids = shift.ids("train")
     return Unlabelled(pooled(shift, ids, [CLEAN]), "clean:" + shift.digest(ids, CLEAN))
 
 
 def blended(shift: Shift, ids: np.ndarray, steps: Sequence[Condition], device: str = "cpu") -> Tensor:
-    """Clean images with several corruptions applied one after another: uint8 [n, 3, h, w], 8 bits between them too."""
+    """Return clean images under several corruptions in turn, uint8 [n, 3, h, w], rounded to 8 bits after each."""
     from corruptions import corrupt
 
     images = shift.images(ids, CLEAN, device)

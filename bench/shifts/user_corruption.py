@@ -1,4 +1,4 @@
-"""FILE.py:NAME as a corruption: a function of one's own beside those of a shift whose images are made here."""
+"""FILE.py:NAME as a corruption: user functions added to the corruptions of a shift with generated images."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from bench.core.import_object import code_of, load_object
 from bench.shifts.shift import Shift
 
 Added = tuple[tuple[str, str], ...]
-"""Paths "FILE.py:NAME" of functions, each with the key of its code when it was first read."""
+"""Paths "FILE.py:NAME" of functions, each with the key of its code when it was first loaded."""
 
 
 def code_key(path: str) -> str:
-    """What names the code of a corruption of one's own in the digest of a condition."""
+    """Return the identity of the code of a user corruption, which is part of the digest of a condition."""
     return code_of(path)
 
 
 def is_own(name: str) -> bool:
-    """Whether a name of a corruption is one of a file."""
+    """Whether a corruption name is FILE.py:NAME."""
     return name.rpartition(":")[0].endswith(".py")
 
 
 def shown(path: str) -> str:
-    """The name in records: FILE.py:NAME without folders."""
+    """Return the name in records: FILE.py:NAME without folders."""
     file, _, name = path.rpartition(":")
     return f"{Path(file).name}:{name}"
 
 
 def added(names: Sequence[str] | None) -> Added:
-    """The corruptions of one's own among names. Raises UsageError for two of the same file name and name."""
+    """Return the user corruptions among names. Raises UsageError if two have the same file name and function name."""
     paths = [name for name in names or () if is_own(name)]
     if len({shown(path) for path in paths}) < len(paths):
-        raise UsageError(f"two of {', '.join(paths)} have one name; rename one of the functions")
+        raise UsageError(f"two of {', '.join(paths)} have the same name; rename one of the functions")
     for path in paths:
         _function(path)
     return tuple((path, code_key(path)) for path in paths)
 
 
 def with_added(shift: Shift, own: Added) -> Shift:
-    """The shift with these corruptions beside its own. Raises UsageError where its images are not made here."""
+    """Return the shift with these corruptions added. Raises UsageError if its images are published, not generated."""
     if not own:
         return shift
     if not shift.made_here:
-        raise UsageError(f"{shift.name} has published images, so it takes no corruption of a file; take one made here")
+        raise UsageError(f"{shift.name} has published images, so it takes no user corruption; choose a generated shift")
     return cast("Shift", _Extended(shift, own))
 
 
 def apply_own(path: str, images: Tensor, severity: float, ids: Sequence[int]) -> Tensor:
-    """Images uint8 [n, 3, h, w] under the function FILE.py:NAME; an id names an image and its random numbers.
+    """Apply the function FILE.py:NAME to images uint8 [n, 3, h, w]; the id of an image seeds its random numbers.
 
-    Raises UsageError for what is no function and for a result of another shape or type.
+    Raises UsageError if the object is not callable, or its result has another shape or type.
     """
     function = _function(path)
     draws = [stream_rng(0, shown(path), str(number)) for number in ids]
@@ -71,12 +71,12 @@ def apply_own(path: str, images: Tensor, severity: float, ids: Sequence[int]) ->
 def _function(path: str) -> Any:
     found = load_object(path)
     if not callable(found):
-        raise UsageError(f"{path} is no function; write one of images, severity and draws, see `bench new corruption`")
+        raise UsageError(f"{path} is not a function; write one, see `bench new corruption`")
     return found
 
 
 class _Extended:
-    """A shift and corruptions of files. All that is not told here is the shift's."""
+    """A shift with user corruptions; every other attribute is delegated to the shift."""
 
     def __init__(self, shift: Shift, own: Added) -> None:
         self.shift, self.own = shift, own

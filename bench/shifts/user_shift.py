@@ -1,4 +1,4 @@
-"""FILE.py:CLASS: test images under shifts of one's own, told in one small file."""
+"""FILE.py:CLASS: a user's own shift, defined by one class in a file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
 
 
 class OwnShift(ABC):
-    """Clean images, and what may happen to them: `bench run --shift FILE.py:CLASS`, with a --stock or a --model.
+    """Clean images and their corruptions: `bench run --shift FILE.py:CLASS`, with a --stock or a --model.
 
-    classes: how many there are, or their names. corruptions: names of what is reported; tuning_corruptions are only for
-    choosing options (`--split dev`). severities: the only ones there are (None: those asked for). family: whose
-    published options methods take. default_labels: labelled clean images of each class that recipes get (None: all).
-    root: the data root, for files that lie there.
+    classes: their number or their names. corruptions: names of the reported ones; tuning_corruptions are only for
+    choosing options (`--split dev`). severities: the available ones (None: any). family: selects the published options
+    of methods. default_labels: labelled clean images of each class that recipes get (None: all). root: the data root.
     """
 
     classes: ClassVar[int | Sequence[str]]
@@ -48,27 +47,27 @@ class OwnShift(ABC):
 
     @abstractmethod
     def images(self, part: Literal["test", "train"]) -> Arrays | None:
-        """Clean images uint8 [n, height, width, 3] (or [n, height, width]) and their labels [n], always in one order.
+        """Return clean images uint8 [n, height, width, 3] (or [n, height, width]) and labels [n], always in one order.
 
-        None for "train" where there are none: recipes, which learn from them, cannot then be run.
+        Return None for "train" if there are no train images; recipes, which learn from them, cannot run then.
         """
 
     @abstractmethod
     def corrupt(self, images: Tensor, corruption: str, severity: float, ids: NDArray[np.int64]) -> Tensor:
-        """What becomes of clean images (uint8 [n, 3, h, w], as the model's preprocessing cut them; never changed).
+        """Return corrupted images, uint8 [n, 3, h, w] like the clean ones, which are preprocessed for the model.
 
-        An image must come out the same in every batch, order and process: take random numbers from `draws` alone.
-        ids: the images' numbers, for test images their rows in `images("test")`.
+        Do not modify `images`. The result for an image must be the same in every batch, order and process: take random
+        numbers from `draws` alone. ids: the images' ids, for test images their rows in `images("test")`.
         """
 
     def draws(self, corruption: str, ids: NDArray[np.int64]) -> list[np.random.Generator]:
-        """A generator for each image, which begins alike whenever this image meets this corruption."""
+        """Return a generator for each image, seeded by the corruption and the image's id."""
         return [stream_rng(0, corruption, str(number)) for number in ids.tolist()]
 
 
 @dataclass(frozen=True)
 class _UserCorruptions:
-    """Clean images under the corruptions of somebody's class."""
+    """The corruptions of a user's class, applied to clean images."""
 
     stores: Stores
     shift: OwnShift
@@ -88,23 +87,23 @@ class _UserCorruptions:
 
 
 def own(row: ShiftRow, reading: Reading) -> ImageShift:
-    """The shift that a class of a file tells. Raises UsageError for a class that is none, or tells what cannot be.
+    """Load the shift that a user's class defines. Raises UsageError if the class is invalid.
 
-    `row.profile` says what the file does where the shift was loaded before, in another process: a file that has changed
-    since is refused.
+    `row.profile` is the code digest if another process loaded the shift before; a file that changed since then is
+    refused.
     """
     file, _, cls = row.name.rpartition(":")
-    told = user_shift_of(row.name, reading)
+    user_shift = user_shift_of(row.name, reading)
     code = f"file:{code_of(row.name)}"
     if row.profile not in ("auto", code):
         raise UsageError(f"{file} has changed since the run was planned; start the run again")
     name = f"{Path(file).name}:{cls}"
-    names = _names(told.classes, name)
+    names = _names(user_shift.classes, name)
 
     @cache
     def part(which: Literal["test", "train"]) -> ArraySet | None:
         try:
-            found = told.images(which)
+            found = user_shift.images(which)
         except FileNotFoundError as error:
             raise MissingDataError(f"{name}: there is no {error.filename}; put the {which} images there") from None
         return _array_set(found, f"{name} {which}", names)
@@ -112,7 +111,7 @@ def own(row: ShiftRow, reading: Reading) -> ImageShift:
     def needed(which: Literal["test", "train"]) -> Part:
         found = part(which)
         if found is None:
-            raise UsageError(f"{name}: images('{which}') gave nothing; return images and labels")
+            raise UsageError(f"{name}: images('{which}') returned None; return images and labels")
         return Part.whole(found)
 
     test = needed("test")
@@ -121,28 +120,28 @@ def own(row: ShiftRow, reading: Reading) -> ImageShift:
     facts = Facts(
         name,
         len(names),
-        told.corruptions,
-        told.tuning_corruptions,
+        user_shift.corruptions,
+        user_shift.tuning_corruptions,
         code,
         "uint8",
-        told.family,
-        default_labels=told.default_labels,
-        severities=told.severities,
+        user_shift.family,
+        default_labels=user_shift.default_labels,
+        severities=user_shift.severities,
     )
     train = (lambda: needed("train")) if part("train") is not None else None
-    shift = ImageShift(facts, lambda: test, train, _UserCorruptions(stores, told, name, code), stores)
+    shift = ImageShift(facts, lambda: test, train, _UserCorruptions(stores, user_shift, name, code), stores)
     shift.made_by = (own, replace(row, profile=code), reading)
     return shift
 
 
 def user_shift_of(path: str, reading: Reading) -> OwnShift:
-    """The object of FILE.py:CLASS. Raises UsageError where it is not a whole OwnShift."""
+    """Return an instance of the class FILE.py:CLASS. Raises UsageError if it is not a complete OwnShift."""
     cls = load_object(path)
     if not (inspect.isclass(cls) and issubclass(cls, OwnShift)) or inspect.isabstract(cls):
-        raise UsageError(f"{path} is no shift; derive it from bench.shifts.own.OwnShift, with images and corrupt")
+        raise UsageError(f"{path} is no shift; derive it from bench.shifts.user_shift.OwnShift")
     for attribute in ("classes", "corruptions"):
         if not hasattr(cls, attribute):
-            raise UsageError(f"{path} does not say its {attribute}; see `bench new shift`")
+            raise UsageError(f"{path} does not define {attribute}; see `bench new shift`")
     names = (*cls.corruptions, *cls.tuning_corruptions)
     if not cls.corruptions or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise UsageError(f"{path}: corruptions must be names as in ('shadow', 'grain'), not {names!r}")
@@ -150,9 +149,9 @@ def user_shift_of(path: str, reading: Reading) -> OwnShift:
         raise UsageError(f"{path}: each corruption needs a name of its own, and neither clean nor {NATURAL}")
     if cls.severities is not None and not (cls.severities and all(level > 0 for level in cls.severities)):
         raise UsageError(f"{path}: severities must be numbers above 0, or None for those asked for")
-    told: OwnShift = cls()
-    told.root = reading.root
-    return told
+    shift: OwnShift = cls()
+    shift.root = reading.root
+    return shift
 
 
 def _names(classes: int | Sequence[str], where: str) -> tuple[str, ...]:

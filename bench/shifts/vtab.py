@@ -22,19 +22,19 @@ _IMAGES = 1000
 
 
 def load(row: ShiftRow, reading: Reading) -> ImageShift:
-    """mini-vtab:TASK, its test images as they are."""
+    """Load mini-vtab:TASK with uncorrupted test images."""
     return _task(row, reading, corrupted=False)
 
 
 def corrupted(row: ShiftRow, reading: Reading) -> ImageShift:
-    """mini-vtab-c:TASK, its test images under our 15 corruptions."""
+    """Load mini-vtab-c:TASK, its test images under this project's 15 corruptions."""
     return _task(row, reading, corrupted=True)
 
 
 def _task(row: ShiftRow, reading: Reading, *, corrupted: bool) -> ImageShift:
-    """The task in `mini-vtab/TASK` below the data root (train and test), else on the hub.
+    """Load a task from `mini-vtab/TASK` below the data root (train and test), else from the hub.
 
-    Both parts are cut to 1,000 images, drawn once with seed 0.
+    Each part is a fixed subset of 1,000 images, drawn with seed 0.
     """
     task = nearest(row.name.partition(":")[2], TASKS, "task")
     root = reading.find([f"{place}/{task}" for place in row.places])

@@ -1,4 +1,4 @@
-"""Tables for people: as they are in a pipe, wrapped to fit a terminal."""
+"""Tables in the terminal and in a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process computes where: GPUs that this machine need not have are only counted."""
+"""The choice of devices and processes, with a mocked number of GPUs."""
 
 from __future__ import annotations
 

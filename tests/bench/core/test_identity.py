@@ -1,4 +1,4 @@
-"""A number belongs to what made it: moved files and comments change no key, other code, weights and images do."""
+"""Keys change with code, weights and images, but not with moved files or comments."""
 
 from __future__ import annotations
 

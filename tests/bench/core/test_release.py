@@ -1,4 +1,4 @@
-"""What a release is: one version in one place, a known content of the packages, and requirements that are true."""
+"""The version, the digest of the packages and the declared requirements."""
 
 from __future__ import annotations
 

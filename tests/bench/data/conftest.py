@@ -1,4 +1,4 @@
-"""Data sets as small copies of the published layouts, and a web server that breaks off."""
+"""Small copies of published layouts of data sets, and a web server that cuts connections."""
 
 from __future__ import annotations
 

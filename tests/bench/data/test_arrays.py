@@ -1,4 +1,4 @@
-"""Arrays: .npy in five severities, IDX, CIFAR's binary files; against files written by hand."""
+"""Reading .npy in five severities, IDX and CIFAR's binary files, checked against files written by hand."""
 
 from __future__ import annotations
 

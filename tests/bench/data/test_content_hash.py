@@ -1,4 +1,4 @@
-"""Pixels are named by what the files hold: never by where they lie, what they are called or when they were written."""
+"""Files are identified by their content, not by their path, name or time."""
 
 from __future__ import annotations
 

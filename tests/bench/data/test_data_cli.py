@@ -1,4 +1,4 @@
-"""bench data status, verify and clean as a user meets them; and what runs say of images that are left out."""
+"""The commands bench data status, verify and clean, and the notes of runs on skipped images."""
 
 from __future__ import annotations
 
@@ -149,10 +149,10 @@ def test_verify_holds_files_against_their_sums_and_kept_pixels_against_their_dig
     report = json.loads(done.stdout)
     assert done.exit_code == 4
     assert report["checked"] == len(files) - 1
-    assert sum("is not what SHA256SUMS says" in text for text in report["problems"]) == 1
+    assert sum("does not match SHA256SUMS" in text for text in report["problems"]) == 1
     assert sum("x is missing" in text for text in report["problems"]) == 1
     assert sum("the line 'nonsense'" in text for text in report["problems"]) == 1
-    assert sum("kept pixels of" in text and "were dropped" in text for text in report["problems"]) == 1
+    assert sum("cached pixels of" in text and "were dropped" in text for text in report["problems"]) == 1
     files[0].write_bytes(picture_of)
     (tree / "SHA256SUMS").write_text(sums)
     done = bench("data", "verify", "imagenet-c", "--data-root", root)

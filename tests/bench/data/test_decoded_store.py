@@ -1,4 +1,4 @@
-"""Decoded once and kept: by content, whole under concurrent, killed and cleaned runs, honest about full disks."""
+"""The pixel store with concurrent, killed and cleaned runs and with full disks."""
 
 from __future__ import annotations
 

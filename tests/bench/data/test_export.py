@@ -1,4 +1,4 @@
-"""Corrupted copies: what they hold, that readers of published sets take them, and that killing one costs nothing."""
+"""Exports of corrupted copies: their content, their readers, and their continuation after a kill."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_refusals_leave_everything_as_it_was(pictures: Shift, tmp_path: Path) ->
         export(pictures, out, ["fog"], [3], TREE, limit=2)
     with pytest.raises(UsageError, match=r"holds another export \(other layout, storage\)"):
         export(pictures, out, ["fog"], [1, 2, 3, 4, 5], ARRAYS)
-    with pytest.raises(UsageError, match="severities 1 to 5 and none between"):
+    with pytest.raises(UsageError, match="have only the severities 1 to 5"):
         export(pictures, out, ["fog"], [2.5], TREE)
     with pytest.raises(UsageError, match="all five severities"):
         export(pictures, tmp_path / "other", ["fog"], [5], ARRAYS)
@@ -229,7 +229,7 @@ def test_refusals_leave_everything_as_it_was(pictures: Shift, tmp_path: Path) ->
     assert contents(out) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match=r"not empty \(thesis.txt, …\) and no export"):
+    with pytest.raises(UsageError, match=r"not empty \(thesis.txt, …\) and not an export"):
         export(pictures, tmp_path / "mine", ["fog"], [3], TREE)
     (out / "manifest.json").write_text("[half")
     with pytest.raises(UsageError, match="holds another export"):
@@ -239,7 +239,7 @@ def test_refusals_leave_everything_as_it_was(pictures: Shift, tmp_path: Path) ->
 def test_published_files_are_not_exported(pictures: Shift, tmp_path: Path) -> None:
     root = tmp_path / "root"
     export(pictures, root / "imagenet-c", ["fog"], [1, 2, 3, 4, 5], TREE)
-    with pytest.raises(UsageError, match="published files, not made here"):
+    with pytest.raises(UsageError, match="consists of published files"):
         export(load_shift("imagenet-c", root), tmp_path / "out", ["fog"], [3], TREE)
 
 

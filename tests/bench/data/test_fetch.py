@@ -1,4 +1,4 @@
-"""bench data fetch: from a server that breaks off, lies, or points elsewhere."""
+"""bench data fetch from a server that cuts connections, sends wrong files, or uses unsafe paths."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_killed_fetch_is_continued_by_the_next(web: Any, tmp_path: Path, monke
 
     with monkeypatch.context() as once:
         once.setattr(fetching, "_download_rest", cut)
-        with pytest.raises(MissingDataError, match="run the same command again, it goes on where it stopped"):
+        with pytest.raises(MissingDataError, match="run the same command again to continue"):
             fetch("cifar10-c", reading, None, lambda _: None)
     web.asked.clear()
     fetch("cifar10-c", reading, None, lambda _: None)
@@ -124,7 +124,7 @@ def test_a_killed_fetch_is_continued_by_the_next(web: Any, tmp_path: Path, monke
 
 def test_a_wrong_checksum_leaves_nothing_behind(web: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _zenodo(web, monkeypatch, ARCHIVE, "md5:" + "0" * 32)
-    with pytest.raises(MissingDataError, match=r"CIFAR-10-C\.tar is not what its checksum says"):
+    with pytest.raises(MissingDataError, match=r"CIFAR-10-C\.tar does not match its checksum"):
         fetch("cifar10-c", Reading(tmp_path / "data"), None, lambda _: None)
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 

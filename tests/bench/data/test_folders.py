@@ -1,4 +1,4 @@
-"""Class folders as people have them, and every wrong one in a sentence that names the file and what to do."""
+"""Class folders: valid layouts, and a clear error for every invalid one."""
 
 from __future__ import annotations
 
@@ -104,12 +104,12 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cmyk": (_cmyk, r"cat/1\.jpg is a CMYK image; save it as RGB: mogrify -colorspace sRGB"),
     "16 bit": (_deep, r"cat/1\.png is an image of mode I;16, not 8-bit RGB; save it as RGB: mogrify .*-depth 8"),
     "rotated": (_rotate, r"cat/1\.jpg is rotated by its EXIF tag only; turn its pixels: mogrify -auto-orient"),
-    "broken link": (lambda r: (r / "cat/9.png").symlink_to("nowhere"), r"cat/9\.png is a link to nothing"),
-    "link to itself": (lambda r: (r / "cat/9.png").symlink_to("9.png"), r"cat/9\.png is a link to nothing"),
+    "broken link": (lambda r: (r / "cat/9.png").symlink_to("nowhere"), r"cat/9\.png is a broken link"),
+    "link to itself": (lambda r: (r / "cat/9.png").symlink_to("9.png"), r"cat/9\.png is a broken link"),
     "nested": (lambda r: (r / "cat/more").mkdir(), r"cat/more is a folder inside a class folder; move its images"),
     "not an image": (lambda r: (r / "cat/notes.txt").write_text("x"), r"notes\.txt is not an image file; move it out"),
     "a pipe": (lambda r: os.mkfifo(r / "cat/9.png"), r"9\.png is not an image file"),
-    "loose": (lambda r: save(r / "loose.png", picture(0)), r"loose\.png lies outside of a class folder"),
+    "loose": (lambda r: save(r / "loose.png", picture(0)), r"loose\.png is outside of a class folder"),
     "a class too many": (lambda r: save(r / "cow/1.png", picture(0)), r"cow is not one of the 2 classes \(cat, dog"),
     "unknown skip": (lambda r: (r / "skipped.txt").write_text("cat/7.png\n"), r"skipped\.txt lists cat/7\.png, which"),
 }  # fmt: skip

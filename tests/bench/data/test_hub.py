@@ -1,4 +1,4 @@
-"""hf:REPO[:CONFIG] from a hub on this machine, as a user meets it; then without any network."""
+"""hf:REPO[:CONFIG] with a local hub, and without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shifts of ImageNet, each from a small copy of its published layout, against Pillow, timm and the definitions."""
+"""The shifts of ImageNet in small copies of their layouts, checked against Pillow, timm and the definitions."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ WRONG = {
     ),
     "another name": (
         lambda t: (t / "fog/3" / THREE[0] / "ILSVRC2012_val_00000001.JPEG").rename(t / "fog/3" / THREE[0] / "x.JPEG"),
-        r"fog/3/n01443537/.* is not called like .*imagenet/val/.*; fetch both",
+        r"fog/3/n01443537/.* is not named like .*imagenet/val/.*; fetch both",
     ),
     "a class too many": (
         lambda t: save(t / "fog/3/n99999999/1.JPEG", picture(0)),

@@ -1,4 +1,4 @@
-"""Nine ways in which a reader of data goes wrong in silence, each tried wherever it may occur; advice is followed."""
+"""Nine kinds of silent data errors, each tried wherever it may occur; the advice of messages works."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestIdentityByName:
         truth = [0, 1] * 10
         table(tmp_path / "test-0.parquet", truth, 2, ["ab"[k] for k in truth], Value("string"))
         table(tmp_path / "train-0.parquet", truth, 2, truth, Value("int64"))
-        with pytest.raises(UsageError, match=r"has the class a, which .*train-0\.parquet lacks, and that has 0"):
+        with pytest.raises(UsageError, match=r"has the class a, which .*train-0\.parquet lacks, while it has 0"):
             load_shift(f"folder:{tmp_path}")
         table(tmp_path / "train-0.parquet", truth, 2, ["ab"[k] for k in truth], Value("string"))
         shift = load_shift(f"folder:{tmp_path}")
@@ -89,7 +89,7 @@ class TestIdentityByName:
 
     def test_imagenet_counted_from_1(self, tmp_path: Path) -> None:
         table(tmp_path / "imagenet/val/0.parquet", [0] * 3, 2, [1, 500, 1000], Value("int64"))
-        with pytest.raises(UsageError, match="numbers 1 to 1000 for its classes, which are no places from 0 on"):
+        with pytest.raises(UsageError, match="numbers 1 to 1000 for its classes, which are not positions from 0 among"):
             load_shift("imagenet-c-gen", tmp_path).ids("test")
 
     @pytest.mark.parametrize("name", ["imagenet-sketch", "imagenet-r"])
@@ -275,7 +275,7 @@ class TestNoGuesses:
     def test_testing_is_not_test(self, tmp_path: Path) -> None:
         table(tmp_path / "test-0.parquet", [0, 1], 2, [0, 1], Value("int64"))
         table(tmp_path / "testing-0.parquet", [1, 0, 1], 2, [1, 0, 1], Value("int64"))
-        with pytest.raises(UsageError, match="has the parts test and testing; say which one with --part test"):
+        with pytest.raises(UsageError, match="has the parts test and testing; choose one with --part test"):
             load_shift(f"folder:{tmp_path}")
         for part, count in (("test", 2), ("testing", 3)):
             assert len(labels_of(load_shift(f"folder:{tmp_path}", reading=Reading(part=part)))) == count
@@ -321,7 +321,7 @@ class TestNothingIsDropped:
     def test_a_class_folder_that_is_a_link_to_nothing(self, tmp_path: Path) -> None:
         tree(tmp_path / "d", ["a", "c"], n=3, classes=[0, 2])
         (tmp_path / "d/b").symlink_to(tmp_path / "gone")
-        with pytest.raises(UsageError, match=r"d/b is a link to nothing; mend or remove it"):
+        with pytest.raises(UsageError, match=r"d/b is a broken link; fix or remove it"):
             load_shift(f"folder:{tmp_path}/d")
         tree(tmp_path / "gone", ["."], n=3, classes=[1])
         shift = load_shift(f"folder:{tmp_path}/d")
@@ -392,7 +392,7 @@ class TestPublishedLayouts:
         first = next((tmp_path / "laion-c/mosaic/intensity_level_3/dog").iterdir())
         first.rename(first.with_name("n09_99_mosaic_3.JPEG"))
         shift = load_shift("laion-c", tmp_path)
-        with pytest.raises(UsageError, match="is not called like"):
+        with pytest.raises(UsageError, match="is not named like"):
             shift.images(shift.ids("test"), Condition("mosaic", 3))
 
     @pytest.mark.parametrize("how", ["devkit", "synsets", "csv", "caffe", "xml"])
@@ -448,7 +448,7 @@ class TestPublishedLayouts:
         save(tmp_path / "imagenet/val/ILSVRC2012_val_00000001.JPEG", picture(0))
         truth = tmp_path / "imagenet/ILSVRC2012_validation_ground_truth.txt"
         truth.write_text("490\n361\n")
-        with pytest.raises(UsageError, match=r"meta\.mat explains, and there is no .*meta\.mat; copy it there"):
+        with pytest.raises(UsageError, match=r"meta\.mat, and there is no .*meta\.mat; copy it there"):
             load_shift("imagenet-c-gen", tmp_path).ids("test")
 
     def test_arrays_of_one_severity_with_labels_of_five(self, tmp_path: Path) -> None:
@@ -482,7 +482,7 @@ class TestExceptions:
         tree(tmp_path / "d", ["a", "ö"])
         (tmp_path / "d/skipped.txt").write_bytes("ö/1_0.png".encode("latin-1"))
         for use in (load_shift, lambda name: verify(name, Reading())):
-            with pytest.raises(UsageError, match="is not text in UTF-8; save it as that, as with: iconv -f LATIN1"):
+            with pytest.raises(UsageError, match="is not text in UTF-8; convert it, for example with: iconv -f LATIN1"):
                 use(f"folder:{tmp_path}/d")
         file = tmp_path / "d/skipped.txt"
         os.system(f"iconv -f LATIN1 -t UTF-8 {file} > {file}.utf8")
@@ -594,7 +594,7 @@ class TestOneReader:
         said = CliRunner().invoke(app, ["data", "explain", f"folder:{root}", "-o", str(sheet)])
         assert said.exit_code == 0, said.exception
         for words in ("scored part: test", "scored images: 12", "classes: 4, in this order; 1 have no scored image",
-                      "skipped: __MACOSX: left behind by a system", "skipped: notes: none of the parts",
+                      "skipped: __MACOSX: created by the system", "skipped: notes: none of the parts",
                       "note: no scored image is of 1 of the 4 classes: 12"):  # fmt: skip
             assert words in said.stdout
         assert re.search(r"0 +9 +4\n.*1 +10 +4", said.stdout)
@@ -611,7 +611,7 @@ class TestOneReader:
         tree(tmp_path / "d", ["."], each=30)
         plan = plan_stock(StockSpec(f"folder:{tmp_path}/d", arch="vit_micro_patch8_32", steps=2, device="cpu"))
         assert len(plan.data) == 27
-        with pytest.raises(UsageError, match="lies outside of a class folder"):
+        with pytest.raises(UsageError, match="is outside of a class folder"):
             load_shift(f"folder:{tmp_path}/d")
 
     def test_names_and_places_are_known(self) -> None:

@@ -1,4 +1,4 @@
-"""Pools too large for memory: made once by content, bounded by the disk, and with the numbers of those in memory."""
+"""Pools too large for memory: cached by content, limited by the disk, equal to pools in memory."""
 
 from __future__ import annotations
 

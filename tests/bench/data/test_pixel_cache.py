@@ -1,4 +1,4 @@
-"""Rows of a file that whoever asks first makes: whole or made again, and never at the cost of a pixel."""
+"""The cache of computed rows with concurrent processes, damaged files and full disks."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_full_disk_costs_no_pixel(caplog: pytest.LogCaptureFixture) -> None:
             assert np.array_equal(rows.take(np.arange(ROWS), make), WHOLE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caplog.text.count("no more corrupted images are kept") == 1
+    assert caplog.text.count("no more corrupted images are cached") == 1
     assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
 
 
@@ -156,7 +156,7 @@ def test_a_folder_in_the_way_costs_no_pixel(caplog: pytest.LogCaptureFixture) ->
     pools_dir().write_text("")
     make = Maker()
     assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
-    assert "not kept" in caplog.text
+    assert "not cached" in caplog.text
     assert opened().lacking == ROWS
 
 

@@ -1,4 +1,4 @@
-"""CIFAR, Fashion-MNIST and the small tasks from small copies of their layouts; tables as `datasets` reads them."""
+"""CIFAR, Fashion-MNIST and the small tasks in small copies of their layouts, and tables of `datasets`."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_folders_with_their_own_parts(tmp_path: Path) -> None:
     train = np.concatenate([shift.ids("dev"), shift.ids("train")])
     assert sorted(shift.labels(train).tolist()) == [0, 0, 1, 1, 2]
     save(tmp_path / "val" / "c8" / "1.jpg", picture(0, (260, 260)))
-    with pytest.raises(UsageError, match=r"val has the class c8, which .*train lacks, and that has c9; name"):
+    with pytest.raises(UsageError, match=r"val has the class c8, which .*train lacks, while it has c9; name"):
         load_shift(f"folder:{tmp_path}")
 
 

@@ -1,4 +1,4 @@
-"""Where the tiles of mosaic and stickers come from in laion-c-gen, and that digests say so."""
+"""The tiles of mosaic and stickers in laion-c-gen, and their part in digests."""
 
 from __future__ import annotations
 

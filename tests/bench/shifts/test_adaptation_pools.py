@@ -1,4 +1,4 @@
-"""What a recipe may see: pools by corruption and by family, splits, and clean images to choose by."""
+"""Pools by corruption and by family, splits, and clean images for model selection."""
 
 from __future__ import annotations
 

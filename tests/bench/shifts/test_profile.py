@@ -1,4 +1,4 @@
-"""The severities of digits-c, by the rule that chose them, on dev images only."""
+"""The severities of digits-c follow their rule on dev images."""
 
 from __future__ import annotations
 

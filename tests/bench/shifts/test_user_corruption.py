@@ -1,4 +1,4 @@
-"""A corruption of one's own in one file: written, tried, drawn and run beside those of a shift."""
+"""User corruptions: created, checked, drawn and run."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_what_is_no_corruption_is_told(path: str, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def cut(images, severity, draws):\n    return images[:, :1]\n\nfive = 5\n")
     with pytest.raises(UsageError, match=r"bad.py:cut gave torch.uint8 \[2, 1, 8, 8\] .*return uint8 \[2, 3, 8, 8\]"):
         apply_own(f"{tmp_path / 'bad.py'}:cut", images, 3, [0, 1])
-    with pytest.raises(UsageError, match="is no function"):
+    with pytest.raises(UsageError, match="is not a function"):
         added((f"{tmp_path / 'bad.py'}:five",))
     with pytest.raises(UsageError, match="has no 'other'"):
         added((f"{tmp_path / 'mine.py'}:other",))
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "mine.py").write_text(INVERT)
-    with pytest.raises(UsageError, match="have one name"):
+    with pytest.raises(UsageError, match="have the same name"):
         added((path, f"{tmp_path / 'deeper' / 'mine.py'}:invert"))
 
 

@@ -1,4 +1,4 @@
-"""A shift from a file: written by `bench new`, tried by `bench check`, run like any other, refused in words."""
+"""User shifts: created by `bench new`, checked by `bench check`, run, and rejected with clear errors."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_check_tells_in_json_and_with_its_exit_code(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[tuple[str, str], str]] = {
-    "no classes": (("    classes = 3\n", ""), "does not say its classes"),
+    "no classes": (("    classes = 3\n", ""), "does not define classes"),
     "one class": (("classes = 3", "classes = 1"), "has 1 classes"),
     "no corruptions": (('("dark",)', "()"), "corruptions must be names"),
     "a name with a dash": (('("dark",)', '("dark-ish",)'), "corruptions must be names"),
@@ -171,7 +171,7 @@ WRONG: dict[str, tuple[tuple[str, str], str]] = {
     "labels short": (("np.arange(12) % 3", "np.arange(11) % 3"), "12 images have 11 labels"),
     "a label too large": (("np.arange(12) % 3", "np.arange(12) % 4"), "label 3, outside of 0 .. 2"),
     "labels of words": (("np.arange(12) % 3", "np.array(['a'] * 12)"), "labels must be whole numbers"),
-    "nothing": (("rng = np", "return None\n        rng = np"), r"images\('test'\) gave nothing"),
+    "nothing": (("rng = np", "return None\n        rng = np"), r"images\('test'\) returned None"),
     "no corrupt": (("def corrupt(", "def corrupted("), "is no shift; derive it"),
     "another base": (("Mine(OwnShift)", "Mine"), "is no shift; derive it"),
     "no such file": (("rng = np", "open('/nowhere/a.npy'); rng = np"), "there is no /nowhere/a.npy"),
