@@ -1,4 +1,4 @@
-"""The pages in docs/: their files and commands work in this order, their output is what is printed, their links resolve."""
+"""The pages in docs/: their files and commands work in order, their output is what is printed, their links resolve."""
 
 from __future__ import annotations
 
@@ -175,4 +175,5 @@ def test_the_layers_are_those_that_are_checked() -> None:
     for package, lines in columns.items():
         layers = next(c["layers"] for c in contracts if c.get("containers") == [package])
         drawn = [re.findall(r"\w+", line) for line in lines if line.startswith("  ") and line.strip()]
-        assert [sorted(re.findall(r"\w+", layer)) for layer in layers] == [sorted(words) for words in drawn][: len(layers)]
+        wanted = [sorted(re.findall(r"\w+", layer)) for layer in layers]
+        assert [sorted(words) for words in drawn[: len(layers)]] == wanted
