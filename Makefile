@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
+# Tests of one file stay in one process; override with PARALLEL= to run all in one.
+PARALLEL ?= -n auto --dist loadfile
 
 .PHONY: demo check test test-lowest test-all test-slurm perf clean components
 
@@ -16,14 +18,14 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # The suite's fast part on the lowest versions that pyproject.toml allows; PYTHON=python3.11 for the lowest Python too.
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
 test-slurm: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/e2e/test_slurm.py -m slow -rs

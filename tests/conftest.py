@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-# The golden outputs were made with AVX2 kernels. Wider ones round otherwise, which the sensitive streams amplify beyond
-# any tolerance; speed is measured with whatever the machine has.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several test processes share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The golden outputs were made with AVX2 kernels. Wider ones round otherwise, which sensitive streams amplify beyond any
+# tolerance. Speed is measured with the kernels of the machine.
 if "--benchmark-only" not in sys.argv:
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")

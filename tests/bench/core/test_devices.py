@@ -84,6 +84,7 @@ def test_each_worker_has_gpus_of_its_own(four: None) -> None:
     assert placed(3) == {"0", "1", "2"}
 
 
+@pytest.mark.slow
 def test_workers_share_out_what_the_user_left_visible(four: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1")
     assert placed(2) == {"7,5", "3,1"}
@@ -95,6 +96,7 @@ def test_without_gpus_nothing_is_said_about_them(monkeypatch: pytest.MonkeyPatch
     assert placed(2, 2) == {None}
 
 
+@pytest.mark.slow
 def test_a_worker_that_takes_the_place_of_a_dead_one_has_its_gpu(four: None, tmp_path: Path) -> None:
     tasks = [Task(name, die_once, (f"{tmp_path}/{name}",), frozenset(), name) for name in ("a", "b")]
     found = [finished.value for finished in run_tasks(tasks, 2, 1)]

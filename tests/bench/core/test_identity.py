@@ -344,10 +344,13 @@ def test_comments_docstrings_messages_and_new_functions_change_no_identity(check
         (("methods/losses.py", "def entropy(logits: Tensor)", "def entropy(logits: Tensor, _: int = 0)"),
          {"method:tent", "method:sar", "library"}),
         (("corruptions/weather.py", "def fog(images: Tensor", "def fog(images: Tensor | Tensor"), {"corruption:fog"}),
-        (("methods/training/finetune.py", "def linear_probe(", "def linear_probe(_: int, "),
-         {"methods.finetune.fine_tune", "method:source"}),
-        (("bench/evaluation/protocols.py", "def by_class(", "def by_class(_: int, "), {"harness"}),
-        (("bench/data/decode.py", "size: int\n", "size: int = 3\n"), {"decoder", "harness"}),
+        pytest.param(
+            ("methods/training/finetune.py", "def linear_probe(", "def linear_probe(_: int, "),
+            {"methods.finetune.fine_tune", "method:source"}, marks=pytest.mark.slow),
+        pytest.param(("bench/evaluation/protocols.py", "def by_class(", "def by_class(_: int, "), {"harness"},
+                     marks=pytest.mark.slow),
+        pytest.param(("bench/data/decode.py", "size: int\n", "size: int = 3\n"), {"decoder", "harness"},
+                     marks=pytest.mark.slow),
     ],
     ids=["adapter", "loss", "corruption", "training", "protocol", "decoder"],
 )  # fmt: skip
