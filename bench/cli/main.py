@@ -3,9 +3,11 @@
 These files do not postpone the evaluation of annotations: typer would evaluate each four times at every start.
 """
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -16,6 +18,7 @@ from bench.cli import new as extend_cli
 from bench.cli import publish as publish_cli
 from bench.cli import stock as stock_cli
 from bench.core.errors import BenchError, UsageError
+from bench.settings.run_fields import Flag, RunFields
 
 app = typer.Typer(
     cls=catalogue_cli.QuickGroup,
@@ -76,129 +79,50 @@ def main(
     """Benchmark test-time adaptation under distribution shift. Start with: bench run --demo"""
 
 
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace `**settings` by a flag for each setting of a run; None says that the flag is not given."""
+    flags: dict[str, inspect.Parameter] = {}
+    for name, hint in inspect.get_annotations(RunFields).items():
+        flag = next(item for item in hint.__metadata__ if isinstance(item, Flag))
+        kinds = (hint.__origin__, *get_args(hint.__origin__))
+        kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
+        option = typer.Option(flag.name or "--" + name.replace("_", "-"), help=flag.help, metavar=flag.metavar)
+        flags[name] = inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        )
+    file, demo, *others, _ = inspect.signature(command).parameters.values()
+    settings, end = list(flags.values()), list(flags).index("offline")
+    signature = inspect.Signature([file, demo, *settings[:end], *others, *settings[end:]])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    return command
+
+
 @app.command()
+@_with_settings
 def run(
+    *,
     file: Annotated[
         Path | None, typer.Argument(metavar="[RUN.toml]", help="A run file; its keys are these flags.")
     ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="The embedded demonstration; needs no download.")] = False,
-    method: Annotated[str | None, typer.Option(help="A, B+C or file.py:Class; several with commas.")] = None,
-    shift: Annotated[str | None, typer.Option(help="A named shift; see `bench list shifts`.")] = None,
-    model: Annotated[str | None, typer.Option(help="A ready classifier; see `bench list models`.")] = None,
-    stock: Annotated[str | None, typer.Option(help="A stock to start from; see `bench list models`.")] = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(metavar="RUN[:METHOD]", help="Start from the classifier that another run's folder cooked."),
-    ] = None,
-    severity: Annotated[str | None, typer.Option(help="5, 3,5 or 1-5.")] = None,
-    corruption: Annotated[
-        str | None, typer.Option(help="Some of the shift's corruptions, or FILE.py:NAME, with commas.")
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="NAME or NAME:parameter=value; see `bench list protocols`.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="disjoint, joint, transductive or dev.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The first (or only) seed.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a batch of the stream.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many images; such a run cannot be published.")] = None,
-    labels: Annotated[int | None, typer.Option(help="Labelled clean images a class; 0 for all.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    compile_: Annotated[
-        bool | None, typer.Option("--compile", help="Compile trainings; pays for itself on a GPU.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|natural|imagefolder", help="Order of the classes of folder: and hf:."),
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds labels.")
-    ] = None,
-    part: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Score this part (test, validation, …) of folder: and hf:.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="An option of a method.")
-    ] = None,
-    with_baselines: Annotated[
-        bool | None,
-        typer.Option(
-            "--with-baselines", help="Add source, soups with other information, controls, and ways to choose."
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the records.  [default: runs/<shift>-<methods>]")] = None,
-    launch: Annotated[
-        str | None, typer.Option(help="local (processes on this machine; the default), serial, or slurm.")
-    ] = None,
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="For --launch slurm: partition, time (minutes), gpus, cpus, mem (GB), …"
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(help="Processes; default: one for each core, or one in all on GPUs, each with its own."),
-    ] = None,
-    devices: Annotated[int | None, typer.Option(help="GPUs, or processes on a CPU, that share each training.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode images; default: one for each core.")] = None,
-    rerun: Annotated[bool | None, typer.Option("--rerun", help="Measure again what is done.")] = None,
-    only_failed: Annotated[bool | None, typer.Option("--only-failed", help="Repeat failed records only.")] = None,
     record: Annotated[
         str | None, typer.Option(metavar="KEY", help="Repeat one published record; needs --from.")
     ] = None,
     source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Where that record is.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and leave.")] = False,
     json: Json = False,
-    offline: Annotated[bool | None, typer.Option("--offline", help="Touch no network.")] = None,
-    track: Annotated[
-        str | None, typer.Option(help="Also log to tensorboard, mlflow, wandb or trackio; needs soupbench[track].")
-    ] = None,
+    **settings: Any,
 ) -> None:
     """Run methods on a shift and print the board. Finished work is never done twice."""
     from bench.cli import run as commands
 
-    flags: dict[str, Any] = {
-        "method": method,
-        "shift": shift,
-        "model": model,
-        "stock": stock,
-        "init_from": init_from,
-        "severity": severity,
-        "corruption": corruption,
-        "protocol": protocol,
-        "split": split,
-        "seeds": seeds,
-        "seed": seed,
-        "batch_size": batch_size,
-        "limit": limit,
-        "labels": labels,
-        "device": device,
-        "precision": precision,
-        "compile": compile_,
-        "data_root": data_root,
-        "classes": classes,
-        "label": label,
-        "part": part,
-        "with_baselines": with_baselines,
-        "out": out,
-        "jobs": jobs,
-        "devices": devices,
-        "workers": workers,
-        "launch": launch,
-        "slurm": _pairs(slurm, "--slurm"),
-        "rerun": rerun,
-        "only_failed": only_failed,
-        "offline": offline,
-        "track": track,
-    }
+    options = settings.pop("options") or []
+    settings["slurm"] = _pairs(settings["slurm"], "--slurm")
     if record is not None or source is not None:
         if record is None or source is None:
             raise UsageError("--record KEY and --from DIR go together; give both")
-        raise typer.Exit(commands.repeat_record(record, source, flags, as_json=json))
-    raise typer.Exit(commands.run_spec(file, demo, flags, set_ or [], dry_run=dry_run, as_json=json))
+        raise typer.Exit(commands.repeat_record(record, source, settings, as_json=json))
+    raise typer.Exit(commands.run_spec(file, demo, settings, options, dry_run=dry_run, as_json=json))
 
 
 def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:

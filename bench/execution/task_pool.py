@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from heapq import heappop, heappush
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Protocol
@@ -89,23 +90,19 @@ def run_tasks(
 
 
 def _schedule(tasks: Sequence[Task], executor: Executor, on_start: Callable[[Task], None]) -> Iterator[Finished]:
-    listed = {task.key for task in tasks}
-    waits = {number: set(task.after & listed) for number, task in enumerate(tasks)}
-    needed_by: dict[str, list[int]] = {}
-    for number, keys in waits.items():
-        for key in keys:
-            needed_by.setdefault(key, []).append(number)
-    ready = [number for number, keys in waits.items() if not keys]
+    place = {task.key: number for number, task in enumerate(tasks)}
+    order = TopologicalSorter({task.key: task.after & place.keys() for task in tasks})
+    order.prepare()
+    ready = sorted(place[key] for key in order.get_ready())
     errors: dict[str, Exception] = {}
     running = 0
 
     def release(done: Finished) -> None:
         if done.error is not None:
             errors[done.task.key] = done.error
-        for number in needed_by.get(done.task.key, ()):
-            waits[number].discard(done.task.key)
-            if not waits[number]:
-                heappush(ready, number)
+        order.done(done.task.key)
+        for key in order.get_ready():
+            heappush(ready, place[key])
 
     while ready or running:
         starting: list[Task] = []

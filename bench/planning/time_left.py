@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from heapq import heappop, heappush
 
 from bench.execution.progress_files import Left, Now
@@ -39,13 +40,10 @@ def makespan(work_items: Sequence[WorkItem], seconds: Mapping[str, float], jobs:
     `seconds` says how long each takes, by key. What pieces wait for and is not among them has ended.
     """
     listed = {key: item.key for item in work_items for key in item.members}
-    waits = {item.key: {listed[key] for key in item.after if key in listed} for item in work_items}
     place = {item.key: number for number, item in enumerate(work_items)}
-    followers: dict[str, list[str]] = {}
-    for key, names in waits.items():
-        for name in names:
-            followers.setdefault(name, []).append(key)
-    ready = [place[key] for key, names in waits.items() if not names]
+    order = TopologicalSorter({item.key: {listed[key] for key in item.after & listed.keys()} for item in work_items})
+    order.prepare()
+    ready = sorted(place[key] for key in order.get_ready())
     running: list[tuple[float, str]] = []
     clock = 0.0
     while ready or running:
@@ -55,10 +53,9 @@ def makespan(work_items: Sequence[WorkItem], seconds: Mapping[str, float], jobs:
         clock = running[0][0]
         while running and running[0][0] == clock:  # all that ends now, before the next ones are taken
             _, ended = heappop(running)
-            for key in followers.get(ended, ()):
-                waits[key].discard(ended)
-                if not waits[key]:
-                    heappush(ready, place[key])
+            order.done(ended)
+            for key in order.get_ready():
+                heappush(ready, place[key])
     return clock
 
 

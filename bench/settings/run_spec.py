@@ -5,12 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError, nearest
+from bench.settings.run_fields import RunFields
 
 ListLike = str | int | float | list[Any] | tuple[Any, ...]
 
@@ -37,7 +38,7 @@ class Slurm(BaseModel):
     other: dict[str, str] = Field(default_factory=dict)
 
 
-class RunSpec(BaseModel):
+class RunSpec(RunFields, BaseModel):
     """Resolved settings of one run; field names are the flags' names.
 
     `method`, `severity` and `corruption` take lists or comma-separated text ("1-5" is a range). `set` holds options by
@@ -49,39 +50,8 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    method: tuple[str, ...]
-    shift: str
-    model: str | None = None
-    stock: str | None = None
-    init_from: str | None = None
-    severity: tuple[float, ...] = (5.0,)
-    corruption: tuple[str, ...] | None = None
-    protocol: str = "reset_each_shift"
-    split: str = "disjoint"
-    seed: int = Field(default=0, ge=0)
-    seeds: int | None = Field(default=None, ge=1, le=1000)
-    batch_size: int = Field(default=64, ge=1)
-    limit: int | None = Field(default=None, ge=1)
-    labels: int | None = Field(default=None, ge=0)
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
-    data_root: Path | None = None
-    classes: str | None = None
-    label: str | None = None
-    part: str | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict, alias="set")
-    with_baselines: bool = False
-    out: Path | None = None
-    jobs: int | None = Field(default=None, ge=1)
-    devices: int | None = Field(default=None, ge=1)
-    workers: int | None = Field(default=None, ge=0)
-    launch: Literal["local", "serial", "slurm"] = "local"
     slurm: Slurm = Field(default_factory=Slurm)
-    rerun: bool = False
-    only_failed: bool = False
-    offline: bool = False
-    track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = None
 
     @field_validator("method", "corruption", mode="before")
     @classmethod
@@ -163,7 +133,7 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
                 f"no {needed} given; add --{needed} NAME (see `bench list {needed}s`) or try `bench run --demo`"
             )
     try:
-        return RunSpec(**merged, set=options)
+        return RunSpec.model_validate(merged | {"set": options})
     except ValidationError as error:
         first = error.errors()[0]
         where = "--" + str(first["loc"][0]).replace("_", "-") + " " if first["loc"] else ""

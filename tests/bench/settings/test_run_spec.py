@@ -8,7 +8,8 @@ import pytest
 
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError
-from bench.settings.run_spec import make_spec, read_run_file
+from bench.settings.run_fields import RunFields
+from bench.settings.run_spec import RunSpec, make_spec, read_run_file
 
 BASE = {"method": "tent", "shift": "digits-c"}
 
@@ -36,6 +37,10 @@ def test_later_layers_win_and_options_merge_key_by_key() -> None:
     )
     assert spec.batch_size == 16
     assert spec.options == {"tent": {"lr": 0.5, "steps": 2}}
+
+
+def test_every_setting_is_declared_where_the_flags_are_made() -> None:
+    assert list(RunSpec.model_fields) == list(RunFields.__annotations__)
 
 
 def test_methods_are_split_in_order_without_repeats() -> None:
