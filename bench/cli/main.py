@@ -153,9 +153,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and leave.")] = False,
     json: Json = False,
     offline: Annotated[bool | None, typer.Option("--offline", help="Touch no network.")] = None,
-    track: Annotated[
+    tracker: Annotated[
         str | None, typer.Option(help="Also log to tensorboard, mlflow, wandb or trackio; needs soupbench[track].")
     ] = None,
+    track: Annotated[str | None, typer.Option(hidden=True, help="The same as --tracker.")] = None,
 ) -> None:
     """Run methods on a shift and print the board. Finished work is never done twice."""
     from bench.cli import run as commands
@@ -192,7 +193,7 @@ def run(
         "rerun": rerun,
         "only_failed": only_failed,
         "offline": offline,
-        "track": track,
+        "tracker": tracker or track,
     }
     if record is not None or source is not None:
         if record is None or source is None:

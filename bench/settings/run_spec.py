@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError, nearest
 
+_OTHER_NAMES = {"track": "tracker"}
+"""Other names of settings that run files may use."""
+
 ListLike = str | int | float | list[Any] | tuple[Any, ...]
 
 
@@ -81,7 +84,7 @@ class RunSpec(BaseModel):
     rerun: bool = False
     only_failed: bool = False
     offline: bool = False
-    track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = None
+    tracker: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = None
 
     @field_validator("method", "corruption", mode="before")
     @classmethod
@@ -149,6 +152,7 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
     for layer in layers:
         for key, value in layer.items():
             name = key.replace("-", "_")
+            name = _OTHER_NAMES.get(name, name)
             nearest(name, [*(field for field in RunSpec.model_fields if field != "options"), "set"], "setting")
             if name == "set":
                 for method, values in value.items():

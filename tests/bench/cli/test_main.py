@@ -18,6 +18,7 @@ import pytest
 
 from bench import __version__
 from bench.cli import main as cli
+from bench.cli import run as bench_run
 from bench.planning.plan import default_folder
 from bench.settings.run_spec import make_spec
 from bench.shifts import SHIFTS
@@ -221,7 +222,16 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
             2,
             "bench: come_tent.lr must be",
         ),
-        (["run", "--method", "tent", "--shift", "digits-c", "--track", "paper"], 2, "'tensorboard', 'mlflow'"),
+        (
+            ["run", "--method", "tent", "--shift", "digits-c", "--tracker", "paper"],
+            2,
+            "--tracker must be 'tensorboard'",
+        ),
+        (
+            ["run", "--method", "tent", "--shift", "digits-c", "--track", "paper"],
+            2,
+            "--tracker must be 'tensorboard'",
+        ),
         (
             ["run", "--method", "tent", "--shift", "digits-c", "--devices", "0"],
             2,
@@ -252,6 +262,18 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
     assert not done.out
     assert done.err.strip() == done.err.rstrip("\n"), "blank lines around it"
     assert "Traceback" not in done.err
+
+
+def test_track_is_a_hidden_name_of_tracker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(bench_run, "run_spec", lambda _file, _demo, flags, *_, **__: given.append(flags) or 0)
+    for option in ("--tracker", "--track"):
+        assert bench("run", option, "mlflow").code == 0
+    assert given[0] == given[1]
+    assert given[0]["tracker"] == "mlflow"
+    shown = bench("run", "--help").out.split()
+    assert "--tracker" in shown
+    assert "--track" not in shown
 
 
 def test_the_headline_command_says_what_is_missing_what_it_costs_and_what_to_run(bench: Bench) -> None:

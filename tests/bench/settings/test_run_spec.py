@@ -38,6 +38,15 @@ def test_later_layers_win_and_options_merge_key_by_key() -> None:
     assert spec.options == {"tent": {"lr": 0.5, "steps": 2}}
 
 
+@pytest.mark.parametrize("name", ["tracker", "track"])
+def test_a_tracker_has_two_names(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f'{name} = "mlflow"')
+    assert make_spec(BASE, read_run_file(path)).tracker == "mlflow"
+    assert make_spec(BASE, {name: "wandb"}, {"tracker": "mlflow"}).tracker == "mlflow"
+    assert make_spec(BASE, {"tracker": "wandb"}, {name: "mlflow"}).tracker == "mlflow"
+
+
 def test_methods_are_split_in_order_without_repeats() -> None:
     assert make_spec(BASE, {"method": "source, tent,source"}).method == ("source", "tent")
 
