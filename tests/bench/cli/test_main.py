@@ -159,7 +159,7 @@ def test_the_same_command_means_the_same_folder(
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 86_400)
     again = bench("run", *flags(settings), *FAST)
-    assert "3 from before" in again.err
+    assert "3 reused" in again.err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-c-source"]
 
 
@@ -294,7 +294,7 @@ def test_a_run_prints_the_board_alone_on_stdout(bench: Bench, settings: dict[str
     assert [row["method"] for row in board["rows"]] == ["source"]
     assert "3 measured" in done.err
     again = bench("run", *flags(settings), *FAST)
-    assert "0 measured, 3 from before" in again.err
+    assert "0 measured, 3 reused" in again.err
     assert "source" in again.out
 
 
@@ -438,6 +438,6 @@ def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[st
     assert again[:2] == ["bench", "run"]
     done = subprocess.run([sys.executable, "-m", *again, "--jobs", "1"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert f"{len(kept)} from before" in done.stderr
+    assert f"{len(kept)} reused" in done.stderr
     assert {path.name: path.read_bytes() for path in records.glob("*.json")}.items() >= kept.items()
     assert len(list(records.glob("*.json"))) == 22
