@@ -153,8 +153,7 @@ def _cost_cells(cost: CostLine) -> list[str]:
     passes = [f"{count:,}" if cost.kind == "stream" else "" for count in (cost.forwards, cost.backwards)]
     flops = "" if cost.flops is None else f"{cost.flops / 1e12:.3g}"
     disk = f"{cost.disk / 1e6:.3g}"
-    time = "" if cost.seconds is None else duration(cost.seconds)
-    return [cost.label, str(cost.seed), what, flops, *passes, disk, time]
+    return [cost.label, str(cost.seed), what, flops, *passes, disk, duration(cost.seconds)]
 
 
 def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.core.conditions import digest_of
@@ -10,6 +10,7 @@ from bench.execution.task_pool import Task
 from bench.planning.plan import BoardEntry, Plan
 from bench.planning.time_left import WorkItem
 from bench.training.job_cache import all_jobs, job_key, kind_of, stock_of
+from methods.base import Job
 from methods.nets import flops
 from methods.soups.soup import ensemble
 
@@ -24,12 +25,7 @@ def work_items_of(
     The work of a stream is one forward pass per image, plus a backward pass if the method uses gradients. This guess
     only counts until streams of the same kind have run.
     """
-    jobs = {
-        job_key(job, entry.trial.seed): job
-        for plan in plans
-        for entry in plan.entries
-        for job in all_jobs([job for job in (entry.job, entry.report) if job is not None])
-    }
+    jobs = {key: job for plan in plans for key, job, _ in jobs_of(plan.entries)}
     work_items = []
     for group in groups:
         members = tuple(task.key for task in group)
@@ -40,6 +36,13 @@ def work_items_of(
         kinds, amounts = zip(*(_stream(task, entries[task.key]) for task in group), strict=True)
         work_items.append(WorkItem(members, digest_of(sorted(kinds)), sum(amounts), group[0].after))
     return work_items
+
+
+def jobs_of(entries: Iterable[BoardEntry]) -> Iterator[tuple[str, Job, int]]:
+    """Yield all trainings that rows depend on, each with its key and the seed of the row."""
+    for entry in entries:
+        for job in all_jobs([job for job in (entry.job, entry.report) if job is not None]):
+            yield job_key(job, entry.trial.seed), job, entry.trial.seed
 
 
 def kind_of_stream(evaluation: Any, entry: BoardEntry) -> str:

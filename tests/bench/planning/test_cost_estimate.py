@@ -14,15 +14,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import bench.planning.training_probe
-import bench.training.job_cache
 from bench.models.weights_io import facts_of
-from bench.planning import cost_estimate as costs
+from bench.planning import stream_probe, training_probe
 from bench.planning.cost_estimate import estimate
 from bench.planning.plan import make_plan
 from bench.planning.time_left import WorkItem, makespan
 from bench.runs.run import run
 from bench.settings.run_spec import RunSpec
+from bench.training import job_cache
 from bench.training.pretrain_stock import StockSpec, make_stock
 
 
@@ -106,10 +105,10 @@ def test_several_processes_share_the_work_but_not_one_piece_of_it() -> None:
 
 @pytest.mark.usefixtures("no_answers")
 def test_images_that_methods_share_are_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.5 * len(segment.ids))
-    monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
+    monkeypatch.setattr(stream_probe.PixelTimer, "seconds", lambda self, segment, size: 0.5 * len(segment.ids))
+    monkeypatch.setattr(stream_probe, "_probe_stream", lambda *_: stream_probe.StreamRate(1.0, 0.25, 8.0, 1.0, 0.0))
     names = ("source", "tent", "t3a", "lame")
-    run(small(tmp_path, method="source", corruption="fog", out=tmp_path / "before"))  # cooks the classifier
+    run(small(tmp_path, method="source", corruption="fog", out=tmp_path / "before"))  # trains the classifier
     alone = [estimate(make_plan(small(tmp_path, corruption="fog", method=name))) for name in names]
     shared = estimate(make_plan(small(tmp_path, corruption="fog", method=",".join(names))))
     assert [each.passes for each in (*alone, shared)] == [2] * 5
@@ -124,11 +123,11 @@ def test_images_that_methods_share_are_billed_once(tmp_path: Path, monkeypatch: 
 
 def test_pixels_take_what_their_corruption_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(costs, "make_pixels", lambda shift, segment, rows, device: made.append(len(rows)))
+    monkeypatch.setattr(stream_probe, "make_pixels", lambda shift, segment, rows, device: made.append(len(rows)))
     clock = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     plan = make_plan(small(tmp_path, severity="1,3"))
-    pixels = costs._Pixels(plan)
+    pixels = stream_probe.PixelTimer(plan)
     for segment in plan.entries[0].segments:
         assert pixels.seconds(segment, 64) == 96 / 8  # a second for eight images: more would take too long to try
     assert made == [8] * 3  # clean, fog, contrast: severities are alike
@@ -199,7 +198,7 @@ def test_what_trainings_took_here_before_is_what_they_are_billed(
     def refuse(*_: object) -> None:
         raise AssertionError("what is known needs no probe")
 
-    probes = (bench.probes, "_probe_steps"), (bench.probes, "_seconds_of_short")
+    probes = (training_probe, "_probe_steps"), (training_probe, "_seconds_of_short")
     with monkeypatch.context() as known:
         for module, name in probes:
             known.setattr(module, name, refuse)
@@ -212,7 +211,7 @@ def test_what_trainings_took_here_before_is_what_they_are_billed(
         for change in ({"source": {"epochs": 6, "batch_size": 20}}, {"source": {"epochs": 6, "bf16": True}}):
             with pytest.raises(AssertionError, match="needs no probe"):
                 _seconds(small(tmp_path, method="source", seed=1, options=change), "training")
-        known.setattr(bench.kitchen, "device_name", lambda device: "another")
+        known.setattr(job_cache, "device_name", lambda device: "another")
         with pytest.raises(AssertionError, match="needs no probe"):
             _seconds(small(tmp_path, method="source", seed=1, options=steps), "training")
 
@@ -225,8 +224,8 @@ def test_damaged_weights_tell_nothing(tmp_path: Path) -> None:
 
 
 def test_what_streams_took_before_is_what_they_are_billed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.0)
-    monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
+    monkeypatch.setattr(stream_probe.PixelTimer, "seconds", lambda self, segment, size: 0.0)
+    monkeypatch.setattr(stream_probe, "_probe_stream", lambda *_: stream_probe.StreamRate(1.0, 0.25, 8.0, 1.0, 0.0))
     run(small(tmp_path, method="tent", corruption="fog", limit=10))
     for path in (tmp_path / "out" / "records").glob("*.json"):
         record = json.loads(path.read_text())
@@ -242,5 +241,5 @@ def test_what_streams_took_before_is_what_they_are_billed(tmp_path: Path, monkey
     assert seconds(method="tent", batch_size=5) == 2 * (8 + 10 * 0.25)
     assert seconds(method="tent", options={"tent": {"lr": 0.5}}) == 2 * (8 + 10 * 0.25)
     assert seconds(method="lame") == 2 * (8 + 10 * 0.25)
-    monkeypatch.setattr(costs, "device_name", lambda device: "another")
+    monkeypatch.setattr(stream_probe, "device_name", lambda device: "another")
     assert seconds(method="tent") == 8 + 10 * 0.25
