@@ -91,7 +91,7 @@ def verify(shift: str, data_root: Path | None, workers: int | None, offline: boo
             print_text(problem)
         left_out = f", {report.skipped} left out by skipped.txt" if report.skipped else ""
         sums = f", {report.checked} files agree with SHA256SUMS" if report.checked else ""
-        state = f"{len(report.problems)} problems" if report.problems else "whole"
+        state = f"{len(report.problems)} problems" if report.problems else "no problems"
         print_text(f"{shift}: {report.images:,} images read{left_out}{sums}: {state}")
     return 4 if report.problems else 0
 

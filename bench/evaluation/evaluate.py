@@ -37,9 +37,9 @@ from methods.table import Access
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """The data, model and code that a run was planned for, checked again when a stream starts.
+    """The data, model and code that a run was planned for, checked again when its streams run.
 
-    A stream may start hours later and on another machine. `digests` identifies the images `scored` (ids, int64 [n]) of
+    Streams may run hours later and on another machine. `digests` identifies the images `scored` (ids, int64 [n]) of
     each condition, `model` is the digest of a ready classifier, `components` and `adapter` identify the code.
     """
 

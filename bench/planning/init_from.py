@@ -55,8 +55,8 @@ def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
     if not settings.is_file():
         raise MissingDataError(f"no run at {folder or text}; give the folder of one, which holds run.toml")
     first, *more = seeds
-    asked = {"seed": first, "seeds": 1 + len(more), "device": device, "out": folder}
-    plan = make_plan(make_spec(read_run_file(settings), asked))
+    overrides = {"seed": first, "seeds": 1 + len(more), "device": device, "out": folder}
+    plan = make_plan(make_spec(read_run_file(settings), overrides))
     entries = plan.entries
     trained = [entry for entry in entries if entry.job is not None and entry.part in (None, "soup")]
     names = list(dict.fromkeys(entry.trial.method for entry in trained))

@@ -74,12 +74,12 @@ class Estimate:
         self._lock = threading.Lock()
 
     def started(self, key: str) -> None:
-        """A task begins."""
+        """Record that a task has started."""
         with self._lock:
             self._began.setdefault(self._of[key].key, self._clock())
 
     def finished(self, key: str) -> None:
-        """A task has ended, one way or another."""
+        """Record that a task has ended, with or without an error."""
         item = self._of[key]
         with self._lock:
             self._waiting[item.key].discard(key)

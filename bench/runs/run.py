@@ -74,9 +74,9 @@ def run_all(specs: Sequence[RunSpec], callback: RunCallback | None = None) -> li
     """Run several specs in one pool of workers and return an outcome for each; shared trainings run once."""
     callback = callback or RunCallback()
     plans = [_planned(spec, callback) for spec in specs]
-    cooking = {task.key: task for plan in plans for task in plan.cooking}
+    trainings = {task.key: task for plan in plans for task in plan.cooking}
     streams: dict[str, tuple[Plan, BoardEntry, tuple[Segment, ...]]] = {}
-    tasks = list(cooking.values())
+    tasks = list(trainings.values())
     for plan in plans:
         write_settings(plan)
         rows = _manifest(plan)

@@ -1,4 +1,4 @@
-"""Real CIFAR-10 as the hub keeps it, through `datasets`: from parquet files to a board and back from its records."""
+"""Real CIFAR-10 from the hub, read by `datasets`: from parquet files to a board, and repeated from its records."""
 
 from __future__ import annotations
 

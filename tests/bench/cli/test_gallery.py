@@ -1,4 +1,4 @@
-"""The gallery: its cells are the pixels of `corrupt`, in the order of its labels, and what it cannot draw it says."""
+"""The gallery: its cells are the pixels of `corrupt`, in the order of its labels; invalid input is an error."""
 
 from __future__ import annotations
 

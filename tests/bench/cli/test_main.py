@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, sentences, streams, and how little it loads."""
+"""The command line as a user sees it: exit codes, messages, output streams and lazy imports."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_run_that_cannot_be_planned_leaves_no_folder(
 def test_the_same_command_means_the_same_folder(
     bench: Bench, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tomorrow too: the clock of the second run is a day ahead."""
+    """Also on another day: the clock of the second run is a day ahead."""
     monkeypatch.chdir(tmp_path)
     del settings["out"]
     assert bench("run", *flags(settings), *FAST).code == 0
@@ -421,7 +421,7 @@ def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[st
     settings |= {"jobs": 2, "method": "source,tent", "severity": "1-5"}
     command = [sys.executable, "-m", "bench", "run", *flags(settings), *FAST]
     records = settings["out"] / "records"
-    # Started in the background of a shell, this process ignores interrupts, and so would its children.
+    # A process in the background of a shell ignores interrupts, and so would its children.
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True, preexec_fn=listen) as process:

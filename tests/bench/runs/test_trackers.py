@@ -1,4 +1,4 @@
-"""Numbers in experiment trackers, read back with the trackers' own readers, against the records."""
+"""Metrics in experiment trackers, read with the trackers' own readers, against the records."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_wandb_offline_holds_what_the_records_hold_and_stdout_nothing(
     (file,) = (outcome.out / "track" / "wandb").glob("offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for name, value in expected(outcome).items():
-        # A name and its value lie side by side in the file, with a byte or two of framing between them.
+        # In the file, one or two bytes of framing separate a name and its value.
         found = re.search(re.escape(name.encode()) + rb".{1,4}?(\d[\d.e-]*)", content, re.DOTALL)
         assert found is not None
         assert float(found[1]) == pytest.approx(value)
@@ -77,7 +77,7 @@ def test_wandb_offline_holds_what_the_records_hold_and_stdout_nothing(
 def test_trackio_holds_what_the_records_hold_and_stdout_nothing(
     settings: dict[str, Any], run_quick: Quick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Not importorskip: trackio decides where its files lie when it is imported, which is for the run to do.
+    # Not importorskip: trackio chooses its folder on import, which the run must do.
     if importlib.util.find_spec("trackio") is None:
         pytest.skip("trackio is not installed")
     monkeypatch.delenv("TRACKIO_DIR", raising=False)

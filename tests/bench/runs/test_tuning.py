@@ -1,4 +1,4 @@
-"""What `bench tune` says at its end can be pasted into the next run."""
+"""The flags that `bench tune` prints can be pasted into the next run."""
 
 from __future__ import annotations
 
