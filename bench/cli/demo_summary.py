@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.runs.progress import plural
 from bench.runs.run import Outcome
 from leaderboards.boards import Board, BoardRow
 from leaderboards.ranking import scores_of_row
@@ -25,7 +26,7 @@ def summarise(board: Board, outcome: Outcome) -> str:
     differences = [_difference(soup, other, outcome) for other in others]
     return (
         f"{compared}\n\nThe soup minus each of them, in points of mean accuracy with a 95 % interval over images: "
-        f"{'; '.join(differences)}. This is one small stock, {_plural(len(board.seeds), 'seed')} and 32-pixel digits: "
+        f"{'; '.join(differences)}. This is one small stock, {plural(len(board.seeds), 'seed')} and 32-pixel digits: "
         "it says nothing about ImageNet, other stocks or other label draws. Run --with-baselines to separate the gain "
         "from shifted images from the gain from more self-supervision."
     )
@@ -40,7 +41,3 @@ def _difference(soup: BoardRow, other: BoardRow, outcome: Outcome) -> str:
     one, two = (scores_of_row(row.keys, records, store.predictions) for row in (soup, other))
     gap = paired_difference(one, two)
     return f"{other.name} {100 * gap.estimate:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

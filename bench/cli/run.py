@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bench.core.console import duration, print_json, print_rich, print_text, say
 from bench.core.errors import Interrupted, MissingDataError, UsageError, ValidationError
 from bench.runs.open_results import open_records
-from bench.runs.progress import RunProgress
+from bench.runs.progress import RunProgress, plural
 from bench.settings.methods import parse_setting
 from bench.settings.run_spec import RunSpec, make_spec, read_run_file
 
@@ -131,14 +131,19 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
             )
         )
         print_text("")
-    trained = f"{len(plan.cooking)} trainings" + (f" ({cost.cached} more are cached)" if cost.cached else "")
+    trained = plural(len(plan.cooking), "training") + (f" ({cost.cached} more are cached)" if cost.cached else "")
     streams = sum(line.count for line in cost.costs if line.kind == "stream")
-    shared = f" from {streams} streams in {cost.passes} passes over images" if cost.passes < streams else ""
-    kept = f"; predictions of {cost.answered} streams are cached" if cost.answered else ""
+    shared = (
+        f" from {plural(streams, 'stream')} in {plural(cost.passes, 'pass', 'passes')} over images"
+        if cost.passes < streams
+        else ""
+    )
+    kept = f"; predictions of {plural(cost.answered, 'stream')} are cached" if cost.answered else ""
     print_text(f"{trained}, {len(plan.missing)} of {len(plan.keys)} records to make{shared}{kept} in {plan.out}")
     if cost.costs:
         print_text(
-            f"about {duration(cost.seconds)} on {plan.device} in {cost.jobs} process{'es' if cost.jobs > 1 else ''}, "
+            f"about {duration(cost.seconds)} on {plan.device} "
+            f"in {plural(cost.jobs, 'process', 'processes')}, "
             f"{cost.flops / 1e12:.3g} TFLOP, "
             f"{cost.samples[0]:,} forwards and {cost.samples[1]:,} backwards in streams, "
             f"{cost.disk / 1e9:.2g} GB of disk"
@@ -149,7 +154,7 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
 
 
 def _cost_cells(cost: CostLine) -> list[str]:
-    what = "training" if cost.kind == "training" else f"{cost.count} stream{'s' if cost.count > 1 else ''}"
+    what = "training" if cost.kind == "training" else plural(cost.count, "stream")
     passes = [f"{count:,}" if cost.kind == "stream" else "" for count in (cost.forwards, cost.backwards)]
     flops = "" if cost.flops is None else f"{cost.flops / 1e12:.3g}"
     disk = f"{cost.disk / 1e6:.3g}"

@@ -68,7 +68,8 @@ class RunProgress(RunCallback):
         self._estimate = Estimate(work_items, jobs)
         self._task = self._bar.add_task("starting", total=self._total, left="")
         if self._total:
-            self.noted(f"{trainings} trainings and {streams} streams in {jobs} process{'es' if jobs > 1 else ''}")
+            work = f"{plural(trainings, 'training')} and {plural(streams, 'stream')}"
+            self.noted(f"{work} in {plural(jobs, 'process', 'processes')}")
 
     def noted(self, text: str) -> None:
         if self._console.is_terminal:
@@ -111,6 +112,11 @@ class RunProgress(RunCallback):
 
     def _left(self) -> str:
         return _after(self._estimate.left(running(self._out, self._trainings)))
+
+
+def plural(number: int, noun: str, several: str = "") -> str:
+    """Return a number and a noun, in the plural unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {several or noun + 's'}"
 
 
 def in_words(left: Left) -> str:

@@ -211,7 +211,7 @@ def test_measuring_what_was_forgotten_changes_no_prediction(
 ) -> None:
     options = {"method": "tent", "protocol": "continual"}
     first = run_quick(settings, **options).records()
-    monkeypatch.setattr("bench.runs.run._clean_after", lambda entry, chain: None)
+    monkeypatch.setattr("bench.planning.streams._clean_after", lambda entry, chain: None)
     second = run_quick(settings, **options, out=tmp_path / "again").records()
     assert {r.key: r.metrics for r in first} == {r.key: r.metrics for r in second}
     assert {r.key: r.cost and r.cost.forwards for r in first} == {r.key: r.cost and r.cost.forwards for r in second}
