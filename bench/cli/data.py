@@ -1,24 +1,24 @@
-"""The commands of `bench data`: arguments to typed objects to one call."""
+"""The commands of `bench data`, which convert arguments to typed objects and make one call."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Data sets: what is here, fetch, verify, clean.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show, fetch, verify, export and clean data sets.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data sets.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Touch no network.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
 
 @app.command()
 def status(
-    shift: Annotated[str | None, typer.Argument(help="Only this shift, with all that is known of it.")] = None,
+    shift: Annotated[str | None, typer.Argument(help="Only this shift, in detail.")] = None,
     data_root: Root = None,
     json: Json = False,
 ) -> None:
-    """Say what is found where, how large the rest is and how to get it, and what the cache holds."""
+    """Show which data sets are found and where, how to get the others, and what the cache holds."""
     from bench.cli import data_commands
 
     data_commands.status(shift, data_root, as_json=json)
@@ -29,11 +29,11 @@ def fetch(
     shift: Annotated[str, typer.Argument(help="A shift, or hf:REPO[:CONFIG].")],
     data_root: Root = None,
     mirror: Annotated[
-        str | None, typer.Option(metavar="URL", help="A web folder with the files and their SHA256SUMS.")
+        str | None, typer.Option(metavar="URL", help="Web folder with the files and their SHA256SUMS.")
     ] = None,
     offline: Offline = False,
 ) -> None:
-    """Bring a shift's data from where it was published; goes on where it stopped, checks what came."""
+    """Download the published data of a shift and check it. Run it again to resume."""
     from bench.cli import data_commands
 
     data_commands.fetch(shift, data_root, mirror, offline)
@@ -47,7 +47,7 @@ def verify(
     offline: Offline = False,
     json: Json = False,
 ) -> None:
-    """Check files against SHA256SUMS where that is there, and decode every image once. Exit 0 whole, 4 otherwise."""
+    """Check files against SHA256SUMS, if present, and decode every image. Exit code: 0 without problems, else 4."""
     from bench.cli import data_commands
 
     raise typer.Exit(data_commands.verify(shift, data_root, workers, offline, as_json=json))
@@ -58,17 +58,17 @@ def explain(
     shift: Annotated[str, typer.Argument(help="A shift, folder:PATH or hf:REPO[:CONFIG].")],
     data_root: Root = None,
     classes: Annotated[
-        str | None, typer.Option(metavar="FILE|natural|imagefolder", help="Order of the classes of folder: and hf:.")
+        str | None, typer.Option(metavar="FILE|natural|imagefolder", help="Class order of folder: and hf:.")
     ] = None,
-    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table with labels.")] = None,
-    part: Annotated[str | None, typer.Option(metavar="NAME", help="The part of folder: and hf: to look at.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column that holds the labels.")] = None,
+    part: Annotated[str | None, typer.Option(metavar="NAME", help="The split of folder: and hf: to read.")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="SHEET.png", help="Write the first pictures there.")
+        Path | None, typer.Option("-o", "--out", metavar="SHEET.png", help="Write the first images there.")
     ] = None,
     offline: Offline = False,
     json: Json = False,
 ) -> None:
-    """Say what is read: which part, column and classes in which order, how many images, and what is skipped and why."""
+    """Show how a shift is read: split, label column, class order, number of images, and what is skipped and why."""
     from bench.cli import data_commands
 
     data_commands.explain(shift, data_root, classes, label, part, out, offline, as_json=json)
@@ -76,24 +76,28 @@ def explain(
 
 @app.command()
 def export(
-    shift: Annotated[str, typer.Argument(help="A shift made here (imagenet-c-gen, …), folder:PATH or hf:REPO.")],
+    shift: Annotated[str, typer.Argument(help="A generated shift (imagenet-c-gen, …), folder:PATH or hf:REPO.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write.")],
-    corruption: Annotated[str | None, typer.Option(help="Only these, with commas; default: all that count.")] = None,
+    corruption: Annotated[
+        str | None, typer.Option(help="Only these, comma-separated; default: all scored ones.")
+    ] = None,
     severity: Annotated[str, typer.Option(help="5, 3,5 or 1-5.")] = "1-5",
     layout: Annotated[
-        str | None, typer.Option(help="imagenet-c, laion-c (JPEG trees) or cifar-c (.npy); default: by the shift.")
+        str | None,
+        typer.Option(help="imagenet-c, laion-c (JPEG trees) or cifar-c (.npy); default by shift."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Square side in pixels; default: the shift's, with its usual resize.")
+        int | None,
+        typer.Option(min=1, help="Side of the images in pixels; default: the shift's size and resize."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, evenly spread.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images, evenly spread.")] = None,
     data_root: Root = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one for each core.")] = None,
     offline: Offline = False,
     json: Json = False,
 ) -> None:
-    """Write a corrupted copy in the published layout, with checksums; goes on where it stopped."""
+    """Write a corrupted copy in the published layout, with checksums. Run it again to resume."""
     from bench.cli import data_commands
 
     data_commands.export(
@@ -114,10 +118,10 @@ def export(
 
 @app.command()
 def clean(
-    shift: Annotated[str | None, typer.Argument(help="Only what was decoded of this shift.")] = None,
+    shift: Annotated[str | None, typer.Argument(help="Only decoded images of this shift.")] = None,
     data_root: Root = None,
 ) -> None:
-    """Remove pixels, tables, pools and answers from the cache; they are made again when next asked for."""
+    """Delete cached pixels, tables, pools and predictions; they are made again when needed."""
     from bench.cli import data_commands
 
     data_commands.clean(shift, data_root)

@@ -1,4 +1,4 @@
-"""`bench data`: what is asked for, and what came of it, in words."""
+"""Implement `bench data`: run each command and print its result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bench.shifts.data_root import Reading
 
 
 def status(shift: str | None, data_root: Path | None, *, as_json: bool) -> None:
-    """Print what is found of one shift or of all, and what the cache holds."""
+    """Print which data of one or all shifts is found, and what the cache holds."""
     reading = Reading(data_root)
     found = look_everywhere(reading) if shift is None else [look(shift, reading)]
     cache = kept()
@@ -34,12 +34,12 @@ def status(shift: str | None, data_root: Path | None, *, as_json: bool) -> None:
         return
     if shift is None:
         print_text(f"data root: {reading.root}")
-        print_text(table(["shift", "found", "decoded", "size", "to get it"], map(_cells, found)))
+        print_text(table(["shift", "found", "decoded", "size", "how to get it"], map(_cells, found)))
     else:
         print_text(_described(found[0]))
     for name, facts in cache.items():
         print_text(f"cache: {_size(facts['bytes'])} of {name} in {facts['path']}")
-    print_text("free all but fetched data with: bench data clean")
+    print_text("free everything except downloaded data with: bench data clean")
 
 
 def _cells(found: Found) -> list[str]:
@@ -50,14 +50,14 @@ def _cells(found: Found) -> list[str]:
 def _described(found: Found) -> str:
     lines = [
         f"shift: {found.shift}",
-        f"scored images: {found.here or 'not found, looked at ' + ', '.join(found.looked)}",
+        f"scored images: {found.here or 'not found; searched ' + ', '.join(found.looked)}",
         f"clean copies: {found.clean or '–'}",
         f"train images: {found.train or '–'}",
         f"size: {found.size}",
-        f"to get it: {found.fetch}" + (f" ({found.gigabytes:g} GB)" if found.gigabytes else ""),
+        f"how to get it: {found.fetch}" + (f" ({found.gigabytes:g} GB)" if found.gigabytes else ""),
         f"licence: {found.licence}",
         f"citation: {found.citation}",
-        f"checksums: {'SHA256SUMS, check with bench data verify ' + found.shift if found.sums else 'none beside it'}",
+        f"checksums: {'SHA256SUMS, check with bench data verify ' + found.shift if found.sums else 'none'}",
         f"decoded pixels: {_size(found.decoded)}",
     ]
     return "\n".join(lines)
@@ -68,17 +68,17 @@ def _size(count: int) -> str:
 
 
 def fetch(shift: str, data_root: Path | None, mirror: str | None, offline: bool) -> None:
-    """Fetch, with progress on stderr, and print where the data lies."""
+    """Download with progress on stderr, and print the path of the data."""
     from bench.data_tools import fetch as fetching
 
     if offline:
-        raise UsageError("--offline forbids fetching; leave it out")
+        raise UsageError("--offline forbids downloads; leave it out")
     where = fetching.fetch(shift, Reading(data_root), mirror, lambda text: sys.stderr.write(text + "\n"))
     print_text(f"{shift}: {where}")
 
 
 def verify(shift: str, data_root: Path | None, workers: int | None, offline: bool, *, as_json: bool) -> int:
-    """Print every problem of a shift's data; 0 where there is none, else 4."""
+    """Print every problem of a shift's data; return 0 without problems, else 4."""
     from bench.data_tools.verify import verify as verified
 
     if offline:
@@ -91,7 +91,7 @@ def verify(shift: str, data_root: Path | None, workers: int | None, offline: boo
             print_text(problem)
         left_out = f", {report.skipped} left out by skipped.txt" if report.skipped else ""
         sums = f", {report.checked} files agree with SHA256SUMS" if report.checked else ""
-        state = f"{len(report.problems)} problems" if report.problems else "whole"
+        state = f"{len(report.problems)} problems" if report.problems else "no problems"
         print_text(f"{shift}: {report.images:,} images read{left_out}{sums}: {state}")
     return 4 if report.problems else 0
 
@@ -107,7 +107,7 @@ def explain(
     *,
     as_json: bool,
 ) -> None:
-    """Print what a shift reads, and write its first pictures where that is asked for."""
+    """Print how a shift is read, and write its first images to `out` if given."""
     from bench.data_tools.explain import explain as explained
 
     if offline:
@@ -123,7 +123,7 @@ def explain(
         *([f"scored part: {found.part} (of {', '.join(found.parts) or 'the splits'})"] if found.part else []),
         *([f"label column: {found.column}"] if found.column else []),
         f"scored images: {found.images:,}" + (f", {found.left_out} left out by skipped.txt" if found.left_out else ""),
-        f"train images: {'not looked for' if found.train is None else f'{found.train:,}'}",
+        f"train images: {'not searched' if found.train is None else f'{found.train:,}'}",
         f"classes: {len(found.classes)}, in this order" + (f"; {without} have no scored image" if without else ""),
     ]
     print_text("\n".join(lines))
@@ -133,7 +133,7 @@ def explain(
     for note in found.notes:
         print_text(f"note: {note}")
     if out is not None:
-        print_text(f"pictures: {out}")
+        print_text(f"images: {out}")
 
 
 _CLASSES_SHOWN = 40
@@ -160,7 +160,7 @@ def export(
     *,
     as_json: bool,
 ) -> None:
-    """Write a corrupted copy and print what came of it."""
+    """Write a corrupted copy and print its path and size."""
     from bench.data_tools import export as exporting
     from bench.shifts.shift import pick_corruptions
 
@@ -189,7 +189,7 @@ def export(
     if as_json:
         print_json(asdict(done))
     else:
-        there = f" ({done.images - done.made:,} were there)" if done.made < done.images else ""
+        there = f" ({done.images - done.made:,} already existed)" if done.made < done.images else ""
         print_text(
             f"{done.out}: {done.images:,} images{there} in the layout of {done.layout}; check them with: "
             f"cd {done.out} && sha256sum -c --quiet SHA256SUMS"
@@ -197,12 +197,12 @@ def export(
 
 
 def clean(shift: str | None, data_root: Path | None) -> None:
-    """Remove decoded pixels of one shift, or all that is kept of data and can be made again; print what was freed."""
+    """Delete decoded pixels of one shift, or all cached data that can be made again; print the freed size."""
     if shift is None:
         freed = store.clean() + sum(map(clean_folder, (tables_dir(), pools_dir(), answers_dir(), identities_dir())))
         print_text(f"{_size(freed)} freed")
         return
     found = look(shift, Reading(data_root))
     if not found.source:
-        raise UsageError(f"{shift} is not found, so nothing was decoded of it; leave the name out to free everything")
+        raise UsageError(f"{shift} is not found, so it has no decoded images; leave the name out to free everything")
     print_text(f"{_size(store.clean(found.source))} freed")

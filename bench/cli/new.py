@@ -1,20 +1,20 @@
-"""The commands `bench new` and `bench check`: arguments to typed objects to one call."""
+"""The commands `bench new` and `bench check`, which convert arguments to typed objects and make one call."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-new = typer.Typer(no_args_is_help=True, help="Write the file of a new method, shift or corruption, and its test.")
-check = typer.Typer(no_args_is_help=True, help="Try a method or shift against the rules that each keeps.")
+new = typer.Typer(no_args_is_help=True, help="Create the file of a new method, shift or corruption, with a test.")
+check = typer.Typer(no_args_is_help=True, help="Check a method or shift against the rules of its interface.")
 
 
 @new.command("method")
 def new_method(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As in my_tent: small letters, digits and _.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")] = Path(),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _, as in my_tent.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the files into.")] = Path(),
 ) -> None:
-    """Write NAME.py, a method that works, and test_NAME.py, which tries it; nothing is overwritten."""
+    """Write NAME.py, a working method, and test_NAME.py, its test. Never overwrites files."""
     from bench.extending import methods as extend
 
     extend.write_method(name, out)
@@ -24,11 +24,11 @@ def new_method(
 def check_method(
     method: Annotated[str, typer.Argument(metavar="FILE[:CLASS]", help="A file, or the name of a method.")],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="key=value", help="An option to try it with.")
+        list[str] | None, typer.Option("--set", metavar="key=value", help="Set an option for the check.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Say which rules a method breaks, on small models of every kind. Exit 0 where it breaks none, 4 otherwise."""
+    """Print the rules that a method breaks on small models of every kind. Exit code: 0 if none, else 4."""
     from bench.extending import methods as extend
 
     raise typer.Exit(extend.check_method(method, set_ or [], as_json=json))
@@ -36,10 +36,10 @@ def check_method(
 
 @new.command("shift")
 def new_shift(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As in my_shift: small letters, digits and _.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")] = Path(),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _, as in my_shift.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the files into.")] = Path(),
 ) -> None:
-    """Write NAME.py, a shift that works, and test_NAME.py, which tries it; nothing is overwritten."""
+    """Write NAME.py, a working shift, and test_NAME.py, its test. Never overwrites files."""
     from bench.extending import shifts as extend_shift
 
     extend_shift.write_shift(name, out)
@@ -47,10 +47,10 @@ def new_shift(
 
 @new.command("corruption")
 def new_corruption(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As in my_grain: small letters, digits and _.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")] = Path(),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _, as in my_grain.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the files into.")] = Path(),
 ) -> None:
-    """Write NAME.py, a corruption that works, and test_NAME.py, which tries it; nothing is overwritten."""
+    """Write NAME.py, a working corruption, and test_NAME.py, its test. Never overwrites files."""
     from bench.extending import corruptions as extend_corruption
 
     extend_corruption.write_corruption(name, out)
@@ -62,7 +62,7 @@ def check_shift(
     data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of the data sets.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Say which rules a shift breaks, on a few of its images. Exit 0 where it breaks none, 4 otherwise."""
+    """Print the rules that a shift breaks on a few of its images. Exit code: 0 if none, else 4."""
     from bench.extending import shifts as extend_shift
 
     raise typer.Exit(extend_shift.check_shift(shift, data_root, as_json=json))

@@ -1,11 +1,11 @@
-"""The commands of `bench publish`: arguments to typed objects to one call."""
+"""The commands of `bench publish`, which convert arguments to typed objects and make one call."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Bundle results, check them as a pull request is checked, share them.")
+app = typer.Typer(no_args_is_help=True, help="Bundle results, check them like a pull request, and share them.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")]
@@ -16,13 +16,13 @@ def bundle(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.jsonl", help="The bundle to write.")],
     card: Annotated[
-        Path | None, typer.Option(help="Your own model card, plain text; default: made of the run.")
+        Path | None, typer.Option(help="Your model card, plain text; default: generated from the run.")
     ] = None,
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
     ] = None,
 ) -> None:
-    """Put records, per-image outcomes, digests, model card and settings into one text file."""
+    """Write records, per-image outcomes, digests, model card and settings into one text file."""
     from bench.runs import publishing
 
     publishing.bundle(folder, out, card, where or [])
@@ -36,7 +36,7 @@ def check(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say everything that keeps results from being published. Exit 0 where nothing does, 4 otherwise."""
+    """Print all problems that prevent publishing results. Exit code: 0 if none, else 4."""
     from bench.runs import publishing
 
     raise typer.Exit(publishing.check(path, predictions, as_json=json))
@@ -60,12 +60,12 @@ def schema(out: Out = None) -> None:
 
 @app.command()
 def known(
-    shift: Annotated[str, typer.Argument(help="A shift whose data is here.")],
+    shift: Annotated[str, typer.Argument(help="A shift whose data is on this machine.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The table to extend.")] = Path(
         "leaderboards/reference/known.json"
     ),
 ) -> None:
-    """For maintainers: record which images, data and weights results on a shift must have."""
+    """For maintainers: store the image ids, digests and weights that results on a shift must have."""
     from bench.runs import publishing
 
     publishing.write_known(shift, out)
@@ -76,9 +76,9 @@ def push(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A bundle or a folder of them.")],
     repo: Annotated[str, typer.Option(help="The hub data set, as in name/results.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The parquet file to write.")] = Path("results.parquet"),
-    upload: Annotated[bool, typer.Option("--upload", help="Send it; without this, only the file is written.")] = False,
+    upload: Annotated[bool, typer.Option("--upload", help="Send the file; without this, only write it.")] = False,
 ) -> None:
-    """Write checked results as parquet and, only with --upload, send them to a hub data set."""
+    """Check results and write them as parquet; with --upload, send them to a hub data set."""
     from bench.runs import publishing
 
     publishing.push(path, repo, out, upload)

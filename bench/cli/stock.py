@@ -1,4 +1,4 @@
-"""The command `bench stock`: arguments to one typed object to one call, with a bar while it trains."""
+"""The command `bench stock`, which pretrains a stock and shows a progress bar."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,38 +18,38 @@ def stock(
         str | None, typer.Option(help="vit_SIZE_patchP_PIXELS (micro to huge), timm:NAME or timm:NAME:PIXELS.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images; default: 5,000 steps.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of epochs.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 128,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps, instead of epochs.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
     lr: Annotated[float | None, typer.Option(min=1e-8, help="Peak learning rate.")] = None,
-    mask_ratio: Annotated[float, typer.Option(min=0, max=1, help="Part of the patches that is hidden.")] = 0.75,
-    norm_pix: Annotated[bool, typer.Option("--norm-pix", help="Predict pixels normalised by patch.")] = False,
+    mask_ratio: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the patches that is hidden.")] = 0.75,
+    norm_pix: Annotated[bool, typer.Option("--norm-pix", help="Predict pixels normalised per patch.")] = False,
     objective: Annotated[
-        str | None, typer.Option(help="mae, mocov3, mmcr, lejepa or …_official; default: mae, for CNNs mmcr.")
+        str | None, typer.Option(help="mae, mocov3, mmcr, lejepa or …_official; default: mae, or mmcr for CNNs.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The file to write; default: where runs look for it.")
+        Path | None, typer.Option("-o", "--out", help="The file to write; default: where runs search for it.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, views and order.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU; the last bits depend on it.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads, which affect the last bits.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Touch no network.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on a CPU, that share the training.")] = 1,
 ) -> None:
-    """Pretrain a stock on clean train images: a masked autoencoder (encoder and decoder), or by another objective.
+    """Pretrain a stock on clean train images, as a masked autoencoder or with another objective.
 
-    Interrupted, the same command goes on from the last checkpoint.
+    After an interruption, the same command continues from the last checkpoint.
     """
     from bench.cli import stock_progress
     from bench.core.offline import go_offline
     from bench.training import pretrain_stock as stocks
 
     if (name is None) == (data is None):
-        raise UsageError("say what to pretrain on: bench stock --data cifar10")
+        raise UsageError("no data given; use --data NAME, as in bench stock --data cifar10")
     if precision not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"--precision {precision}: choose auto, fp32 or bf16")
+        raise UsageError(f"--precision {precision} is unknown; choose auto, fp32 or bf16")
     if offline:
         go_offline()
     spec = stocks.StockSpec(

@@ -1,4 +1,4 @@
-"""What `bench stock` shows while it trains: a bar on a terminal, a line now and then elsewhere."""
+"""Implement `bench stock` with progress: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def make(spec: stocks.StockSpec, out: Path | None) -> None:
-    """Pretrain and write a stock; ends with the line that uses it."""
+    """Pretrain and write a stock, then print the command that uses it."""
     out = stocks.where_to(spec, out)
     plan = stocks.plan_stock(spec)
     shape = plan.recipe.architecture
@@ -28,11 +28,11 @@ def make(spec: stocks.StockSpec, out: Path | None) -> None:
     )
     start = time.perf_counter()
     try:
-        with _Shown(plan.recipe.steps) as shown:
-            weights = stocks.make_stock(spec, out, shown.tell, plan)
+        with _Progress(plan.recipe.steps) as progress:
+            weights = stocks.make_stock(spec, out, progress.update, plan)
     except KeyboardInterrupt:
         raise Interrupted(
-            "interrupted; the same command goes on from the last checkpoint (one is kept every minute)"
+            "interrupted; run the same command again to continue from the last checkpoint (saved every minute)"
         ) from None
     print_text(
         f"{out}: {out.stat().st_size / 1000:.0f} kB, {weights.digest}, {time.perf_counter() - start:.0f} s; "
@@ -40,19 +40,19 @@ def make(spec: stocks.StockSpec, out: Path | None) -> None:
     )
     shift = stocks.SOURCES.get(spec.data, spec.data)
     if shift.partition(":")[0] in SHIFTS:
-        print_text(f"use it: bench run --method source,selfsoup --shift {shift} --stock {out}")
+        print_text(f"use it with: bench run --method source,selfsoup --shift {shift} --stock {out}")
 
 
-class _Shown:
+class _Progress:
     def __init__(self, steps: int) -> None:
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
         self._task = self._bar.add_task("pretraining", total=steps)
         self._steps = steps
-        self._spoke = time.monotonic()
+        self._last_printed = time.monotonic()
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> _Progress:
         if self._console.is_terminal:
             self._bar.start()
         return self
@@ -60,12 +60,12 @@ class _Shown:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def tell(self, done: int, loss: float | None) -> None:
+    def update(self, done: int, loss: float | None) -> None:
         text = "" if loss is None else f", loss {loss:.4f}"
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done, description=f"pretraining{text}")
             return
         now = time.monotonic()
-        if done == self._steps or now - self._spoke >= _SECONDS_BETWEEN_LINES:
-            self._spoke = now
+        if done == self._steps or now - self._last_printed >= _SECONDS_BETWEEN_LINES:
+            self._last_printed = now
             say(f"[{done}/{self._steps}] steps{text}")

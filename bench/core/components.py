@@ -93,7 +93,7 @@ _SHARED: dict[str, Component] = {
             *_NEVER_FOLLOWED,
             "corruptions.pipeline",
             "bench.evaluation.evaluate:Evaluation",
-            "bench.evaluation.evaluate:_tell",
+            "bench.evaluation.evaluate:_write_progress",
             "bench.evaluation.pass_counter",
             "bench.core.environment",
             "bench.shifts.lazy_images",

@@ -1,1 +1,1 @@
-"""Stream images past a method and keep what it predicts."""
+"""Stream images through a method and keep its predictions."""

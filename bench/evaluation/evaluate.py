@@ -1,4 +1,4 @@
-"""The stream loop: batches out, log-probabilities in, and what becomes of them."""
+"""The stream loop: hand batches to a method, take log-probabilities back and store the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bench.core.import_object import code_of, load_object
 from bench.evaluation.pass_counter import Passes, forget_peak, peak_memory_mb
 from bench.evaluation.prediction_cache import PredictionCache
 from bench.evaluation.protocols import Segment
-from bench.evaluation.stream import BatchStream, Latest
+from bench.evaluation.stream import BatchStream, LastBatch
 from bench.evaluation.stream_results import ConditionResult, StreamResults
 from bench.execution.progress_files import ProgressWriter
 from bench.models.classifiers import for_classes
@@ -37,10 +37,10 @@ from methods.table import Access
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What a run was planned for. Whoever computes holds what it finds against it, maybe hours later and elsewhere.
+    """The data, model and code that a run was planned for, checked again when its streams run.
 
-    `digests` say what the images `scored` (ids, int64 [n]) of each condition are, `model` what a ready classifier is
-    (its digest), `components` and `adapter` what code is used.
+    Streams may run hours later and on another machine. `digests` identifies the images `scored` (ids, int64 [n]) of
+    each condition, `model` is the digest of a ready classifier, `components` and `adapter` identify the code.
     """
 
     scored: np.ndarray
@@ -57,12 +57,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All a worker needs to run one chain of segments: names and plain values, no tensors.
+    """Everything that a worker needs to run one chain of segments: names and plain values, no tensors.
 
-    `clean` is streamed after the last segment to see what was forgotten (None: not measured); the adapted state is
-    then thrown away. `weights` is the cache key of a cooked classifier, `model` a user's "file.py:factory"; one of them
-    is set. `expected` is what the run was planned for (None: whatever there is). `plain`: the adapter changes nothing,
-    so that its answers may be kept in the cache; `fresh`: they are measured even if they are there.
+    `clean` is streamed after the last segment to measure forgetting (None: not measured); the adapted state is then
+    discarded. Exactly one of `weights` (the cache key of a trained classifier) and `model` (a user's
+    "file.py:factory") is set. `expected` is what the run was planned for (None: no check). `plain`: the adapter changes
+    nothing, so its predictions may be cached; `fresh`: measure even if they are cached.
     """
 
     method: str
@@ -84,7 +84,7 @@ class Evaluation:
 
     @property
     def all_segments(self) -> tuple[Segment, ...]:
-        """The chain and the clean images after it."""
+        """The chain, then the clean segment if there is one."""
         return (*self.segments, *([self.clean] if self.clean is not None else []))
 
 
@@ -93,9 +93,9 @@ def evaluate(
 ) -> list[ConditionResult]:
     """Run an adapter along a chain of segments that share its state, and measure each condition.
 
-    `teller` is told where the stream is, for people; the adapter never sees it.
-    With `keep` it goes on where it was killed, with the same predictions to the bit on the same kind of machine.
-    Raises FloatingPointError where outputs are not finite: they are reported, never averaged.
+    `writer` reports the progress of the stream to users; the adapter never sees it.
+    With `keep`, a killed evaluation resumes with bit-identical predictions on the same kind of machine.
+    Raises FloatingPointError for outputs that are not finite: they are reported, never averaged.
     """
     (outcome,) = evaluate_together([(job, keep, writer)])
     if isinstance(outcome, Exception):
@@ -106,13 +106,14 @@ def evaluate(
 def evaluate_together(
     jobs: Sequence[tuple[Evaluation, Checkpointer | None, ProgressWriter | None]],
 ) -> list[list[ConditionResult] | Exception]:
-    """`evaluate` for several adapters on one and the same stream, whose batches are made once for all of them.
+    """Evaluate several adapters on the same stream, whose batches are made once for all of them.
 
-    Who is furthest behind goes next, so one batch of pixels is held however long the stream is. Each ends as if alone,
-    or with the error that it raised; only memory is unknown, because it is not that of one adapter.
+    The adapter that is furthest behind runs next, so memory holds one batch of pixels, whatever the length of the
+    stream. Each adapter gets the results of a separate evaluation, or the error that it raised. Only its memory is
+    unknown, because the process measures the sum.
     """
-    latest = Latest() if len(jobs) > 1 else None
-    running = {number: _steps(*job, latest) for number, job in enumerate(jobs)}
+    last_batch = LastBatch() if len(jobs) > 1 else None
+    running = {number: _steps(*job, last_batch) for number, job in enumerate(jobs)}
     done = dict.fromkeys(running, -1)
     outcomes: dict[int, list[ConditionResult] | Exception] = {}
     while running:
@@ -122,29 +123,29 @@ def evaluate_together(
             continue
         except StopIteration as end:
             outcomes[number] = end.value
-        except Exception as error:  # noqa: BLE001 - it ends this adapter and no other
-            # The frames of a traceback would hold the adapter's memory as long as the others go on.
-            outcomes[number] = error.with_traceback(None) if latest else error
+        except Exception as error:  # noqa: BLE001 - an error ends this adapter only
+            # The frames of a traceback would keep the adapter in memory while the others run.
+            outcomes[number] = error.with_traceback(None) if last_batch else error
         del running[number]
     return [outcomes[number] for number in range(len(jobs))]
 
 
 def is_answered(job: Evaluation, *, alone: bool) -> bool:
-    """Whether the cache has all answers of a stream that runs alone or in company."""
+    """Return whether the cache has all predictions of a stream that runs alone or shares a pass."""
     if not job.plain or (job.weights is not None and not weights_path(job.weights).is_file()):
         return False
-    answers = PredictionCache(job, _shift_of(job), _model_of(job), alone=alone)
-    return all(answers.recall(segment) is not None for segment in job.all_segments)
+    cached = PredictionCache(job, _shift_of(job), _model_of(job), alone=alone)
+    return all(cached.recall(segment) is not None for segment in job.all_segments)
 
 
 def _steps(
-    job: Evaluation, keep: Checkpointer | None, writer: ProgressWriter | None, latest: Latest | None
+    job: Evaluation, keep: Checkpointer | None, writer: ProgressWriter | None, last_batch: LastBatch | None
 ) -> Generator[int, None, list[ConditionResult]]:
-    """Evaluate one batch at a time; yields how many images are done, at first those of a killed attempt."""
+    """Evaluate one batch at a time and yield the number of images done, first those of an interrupted attempt."""
     _check_code(job)
     shift = _shift_of(job)
     model = _classifier(job, shift)
-    answers = PredictionCache(job, shift, _model_of(job), alone=latest is None)
+    cached = PredictionCache(job, shift, _model_of(job), alone=last_batch is None)
     generator = torch.Generator(device=job.device)
     generator.manual_seed(int(stream_rng(job.seed, "adapter", job.method).integers(2**62)))
     adapter: Adapter = load_object(job.adapter)(model, job.config, generator)
@@ -152,70 +153,70 @@ def _steps(
     passes = Passes()
     passes.watch(vars(adapter))
     segments = job.all_segments
-    progress = _Progress(keep, job.device)
-    tallies = progress.restore(adapter)
+    saved = _StreamCheckpoint(keep, job.device)
+    so_far = saved.restore(adapter)
     images = sum(len(segment.ids) for segment in segments)
-    done = sum(results.done for results in tallies)
+    done = sum(results.done for results in so_far)
     if writer is not None:
         writer.begin(done / images)
     yield done
-    # Only an adapter that is still as it was gives, in any order, the answers that are kept.
-    still = answers.may_keep and not adapter.changed()
+    # Only an unchanged adapter gives the cached predictions, whatever the order of the images.
+    unchanged = cached.may_keep and not adapter.changed()
     for number, segment in enumerate(segments):
         _check_images(job, shift, segment)
-        if number == len(tallies):
+        if number == len(so_far):
             if segment.reset:
                 adapter.reset()
-                still = answers.may_keep
-            tallies.append((answers.recall(segment) if still else None) or StreamResults.empty(len(segment.ids)))
-        if tallies[number].done < len(segment.ids):
-            before = sum(results.done for results in tallies[:number])
-            for batch, _ in enumerate(_run_segment(adapter, shift, segment, job, passes, tallies[number], latest)):
-                # After one batch too: what changes may come back by the end.
-                still = still and (batch > 0 or not adapter.changed())
-                progress.look(adapter, tallies)
-                done = before + tallies[number].done
+                unchanged = cached.may_keep
+            so_far.append((cached.recall(segment) if unchanged else None) or StreamResults.empty(len(segment.ids)))
+        if so_far[number].done < len(segment.ids):
+            before = sum(results.done for results in so_far[:number])
+            for batch, _ in enumerate(_run_segment(adapter, shift, segment, job, passes, so_far[number], last_batch)):
+                # Check after the first batch too: a change may be undone by the end of the segment.
+                unchanged = unchanged and (batch > 0 or not adapter.changed())
+                saved.save_if_due(adapter, so_far)
+                done = before + so_far[number].done
                 if writer is not None and writer.due():
-                    _tell(writer, shift, segment, job, tallies[number], done / images)
+                    _write_progress(writer, shift, segment, job, so_far[number], done / images)
                 yield done
-            still = still and not adapter.changed()
-            if still:
-                answers.keep(segment, tallies[number])
+            unchanged = unchanged and not adapter.changed()
+            if unchanged:
+                cached.keep(segment, so_far[number])
     measured = [
         part
-        for segment, results in zip(job.segments, tallies, strict=False)
+        for segment, results in zip(job.segments, so_far, strict=False)
         for part in results.by_condition(shift, segment, job.device)
     ]
     if job.clean is None:
         return measured
-    hits = np.concatenate([part.predictions.hits for part in tallies[-1].by_condition(shift, job.clean, job.device)])
+    hits = np.concatenate([part.predictions.hits for part in so_far[-1].by_condition(shift, job.clean, job.device)])
     last = len(measured) - len(job.segments[-1].conditions)
     return measured[:last] + [replace(part, clean_accuracy_after=float(np.mean(hits))) for part in measured[last:]]
 
 
-_LAYOUT = 2  # of an adapter's state; what was kept in another one is not continued
+_LAYOUT = 2  # version of the checkpoint's layout; checkpoints of other versions are ignored
 
 
-class _Progress:
-    """The adapter and the tallies of a chain in a keeper, saved when that is due."""
+class _StreamCheckpoint:
+    """A checkpoint of a chain: the adapter's state and the results so far."""
 
     def __init__(self, keep: Checkpointer | None, device: str) -> None:
         self._keep, self._device = keep, device
 
     def restore(self, adapter: Adapter) -> list[StreamResults]:
-        """Put the adapter into the state that was kept; gives the tallies that belong to it, [] for a new start."""
+        """Load the saved state into the adapter and return the saved results; [] if there is no usable checkpoint."""
         state = self._keep.load() if self._keep is not None else None
         if state is None or state["device"] != self._device or state.get("layout") != _LAYOUT:
             return []
         adapter.load_state_dict(state["adapter"])
         return [StreamResults(**values) for values in state["tallies"]]
 
-    def look(self, adapter: Adapter, tallies: Sequence[StreamResults]) -> None:
+    def save_if_due(self, adapter: Adapter, so_far: Sequence[StreamResults]) -> None:
         if self._keep is None or not self._keep.due():
             return
-        state = {"adapter": adapter.state_dict(), "tallies": [vars(results) for results in tallies]}
+        state = {"adapter": adapter.state_dict(), "tallies": [vars(results) for results in so_far]}
         self._keep.save(
-            {"step": sum(results.done for results in tallies), "device": self._device, "layout": _LAYOUT, **state}
+            {"step": sum(results.done for results in so_far), "device": self._device, "layout": _LAYOUT, **state}
         )
 
 
@@ -226,15 +227,15 @@ def _run_segment(
     job: Evaluation,
     passes: Passes,
     results: StreamResults,
-    latest: Latest | None,
+    last_batch: LastBatch | None,
 ) -> Iterator[None]:
-    """Stream what is left of a segment into its tally, a batch at a time."""
+    """Stream the rest of a segment into `results`, one batch at a time."""
     labels = shift.labels(segment.ids)
     passes.forwards, passes.backwards = results.forwards, results.backwards
     columns = results.arrays()
-    results.alone = results.alone and latest is None
+    results.alone = results.alone and last_batch is None
     forget_peak(job.device)
-    stream = BatchStream(shift, segment, job.batch_size, job.device, results.done, latest)
+    stream = BatchStream(shift, segment, job.batch_size, job.device, results.done, last_batch)
     while not stream.ended:
         images = stream.ask()
         n = len(images)
@@ -258,7 +259,7 @@ def _run_segment(
     results.peak = max(peaks, default=None)
 
 
-def _tell(
+def _write_progress(
     writer: ProgressWriter, shift: Shift, segment: Segment, job: Evaluation, results: StreamResults, share: float
 ) -> None:
     ids, predicted = segment.ids[: results.done], results.columns["predicted"][: results.done].numpy()
@@ -271,19 +272,19 @@ def _tell(
 
 
 def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarray:
-    """Normalised probabilities in float64 [n, classes] of scores that are log-probabilities up to a constant."""
+    """Return normalised probabilities, float64 [n, classes], of scores that are log-probabilities up to a constant."""
     if not isinstance(scores, Tensor) or scores.shape != (n, classes):
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"{where}: predict gave {shape} for a batch of {n}; return a tensor [{n}, {classes}]")
     exact = scores.detach().to("cpu", torch.float64)
-    # A class that is ruled out, at minus infinity, is a probability of 0; a row of nothing else is none.
+    # Minus infinity is a probability of 0, which is valid; a row of nothing but minus infinity is not.
     if not (torch.isfinite(exact) | exact.isneginf()).all() or not torch.isfinite(exact.amax(1)).all():
         raise FloatingPointError(f"{where}: predictions are not finite; lower the method's learning rate")
     return torch.softmax(exact, dim=1).numpy()
 
 
 def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
-    """Clean train images in a random order of the seed, as much of them as the method declared."""
+    """Return shuffled clean train images, with labels if the method declares them; None if it declares no source."""
     if access.source == "none":
         return None
     try:
@@ -310,7 +311,7 @@ def _shift_of(job: Evaluation) -> Shift:
 
 @lru_cache(maxsize=2)
 def _shift(name: str, reading: Reading, data: str | None) -> Shift:
-    """A shift that stays open from stream to stream; `data` tells apart what has lain at one place at two times."""
+    """Load a shift and keep it open between streams; `data` separates versions of the data at one place."""
     return load_shift(name, reading=reading)
 
 
@@ -318,7 +319,7 @@ _checked: WeakKeyDictionary[Shift, set[tuple[Condition, str]]] = WeakKeyDictiona
 
 
 def _check_images(job: Evaluation, shift: Shift, segment: Segment) -> None:
-    """Raise BenchError where the images of a segment are not those that the run was planned for."""
+    """Raise BenchError if the images of a segment are not those that the run was planned for."""
     if job.expected is None:
         return
     checked = _checked.setdefault(shift, set())
@@ -334,7 +335,7 @@ def _check_images(job: Evaluation, shift: Shift, segment: Segment) -> None:
 
 
 def _check_code(job: Evaluation) -> None:
-    """Raise BenchError where code is not what the run was planned with."""
+    """Raise BenchError if the code differs from that of the plan."""
     if job.expected is None:
         return
     now = {name: identity(name) for name in job.expected.components if is_component(name)}
@@ -362,7 +363,7 @@ def _model_of(job: Evaluation) -> nn.Module:
 
 @lru_cache(maxsize=2)
 def _loaded(weights: str | None, model: str | None, digest: str | None) -> nn.Module:
-    """A classifier that stays in memory from stream to stream; `digest` tells apart what had one name at two times."""
+    """Load a classifier and keep it in memory between streams; `digest` separates versions under one name."""
     if model is not None:
         found = load_model(model)
         if digest is not None and model_digest(found) != digest:

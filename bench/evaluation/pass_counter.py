@@ -1,4 +1,4 @@
-"""Forward and backward passes counted by hooks, and the peak of memory, so that costs are measured and not declared."""
+"""Count forward and backward passes with hooks and measure peak memory, so that costs are not self-reported."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 
 class Passes:
-    """Samples that went forward and backward through the modules of an adapter.
+    """The number of samples that went forward and backward through the modules of an adapter.
 
-    A pass is an image batch [n, 3, h, w] that enters a module with parameters from outside of all watched ones: the
-    whole model, a teacher or anchor, or the first part of a model whose features a method takes by hand. What
-    torch.func hides in its own batch dimensions counts too. A module may say in `passes` how many networks it runs.
+    A pass is an image batch [n, 3, h, w] that enters a module with parameters from outside all watched modules: the
+    whole model, a teacher or anchor, or the first part of a model that a method runs part by part. Batch dimensions
+    added by torch.func count too. The attribute `passes` of a module is the number of networks that it runs.
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class Passes:
         self._inside = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
-        # A model copied while it is watched is one more model of the same adapter.
+        # A copy of a watched model belongs to the same adapter, so its passes are counted here too.
         return self
 
     def watch(self, value: Any) -> None:
-        """Watch every module in a value: a module, or lists, tuples and dicts of them at any depth."""
+        """Watch every module in `value`: a module, or lists, tuples and dicts of modules at any depth."""
         for module in {id(part): part for root in _modules(value) for part in root.modules()}.values():
             if next(module.parameters(), None) is not None:
                 module.register_forward_pre_hook(self._enter)
@@ -48,7 +48,7 @@ class Passes:
         if traced is None:
             return
         if _under_transform(traced):
-            self.backwards += samples  # torch.func takes the gradient of what it traces
+            self.backwards += samples  # torch.func computes the gradient of all that it traces
         else:
             traced.register_hook(lambda _: self._count_backward(samples))  # type: ignore[no-untyped-call]
 
@@ -82,7 +82,7 @@ def _under_transform(tensor: Tensor) -> bool:
 
 
 def _samples(images: Tensor) -> int:
-    """Images in a batch, those included that torch.func hides in its own batch dimensions."""
+    """Return the number of images in a batch, including the batch dimensions of torch.func."""
     samples = len(images)
     while _under_transform(images):
         inner = torch._C._functorch.get_unwrapped(images)
@@ -92,7 +92,7 @@ def _samples(images: Tensor) -> int:
 
 
 def forget_peak(device: str) -> None:
-    """Start measuring the peak of memory anew, as far as the platform allows it."""
+    """Reset the peak memory, where the platform allows it."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -101,9 +101,9 @@ def forget_peak(device: str) -> None:
 
 
 def peak_memory_mb(device: str) -> float | None:
-    """The peak since `forget_peak` in MiB: of tensors on a GPU, of the whole process on a CPU; None where unknown.
+    """Return the peak since `forget_peak` in MiB: of tensors on a GPU, of the process on a CPU; None if unknown.
 
-    On a CPU without Linux's /proc it is the peak since the process began (ru_maxrss).
+    On a CPU without Linux's /proc it is the peak since the process started (ru_maxrss).
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

@@ -1,4 +1,4 @@
-"""What a classifier that does not adapt has answered, kept in the cache: asked the same again, it answers the same."""
+"""Cache the predictions of classifiers that do not adapt, because they are the same every time."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 class PredictionCache:
-    """The answers of a model to one stream, condition by condition, with what they cost where they were measured.
+    """The cached predictions of a model on one stream, condition by condition, with their measured cost.
 
-    They are named by all that they and their cost follow from: the classifier's numbers and layers, the images and
-    labels of the condition, batch size and precision, device, threads and versions, and the code of streams and
-    predictions. So order, seed, protocol and run may differ. Nothing is kept of a classifier whose state a forward pass
-    changes, nor of a classifier or shift from somebody's own file, which may read other files. A damaged file counts as
-    none.
+    The cache key holds everything that determines predictions and cost: the classifier's weights and layers, the images
+    and labels of the condition, batch size and precision, device, threads and versions, and the code of streams and
+    predictions. Order, seed, protocol and run may differ. Two kinds are never cached: classifiers whose state a forward
+    pass changes, and classifiers or shifts from a user's file, which may read other files. A damaged file counts as
+    missing.
     """
 
     def __init__(self, job: Evaluation, shift: Shift, model: nn.Module, *, alone: bool) -> None:
@@ -61,13 +61,14 @@ class PredictionCache:
 
     @property
     def may_keep(self) -> bool:
-        """Whether answers of this classifier are kept, as long as it does not change."""
+        """Whether predictions of this classifier are cached, as long as it does not change."""
         return self._name is not None
 
     def recall(self, segment: Segment) -> StreamResults | None:
-        """The finished tally of a segment; None where it has to be streamed.
+        """Return the finished results of a segment, or None if it has to be streamed.
 
-        Memory is measured by who runs alone, so that one takes only answers that tell it, and nobody else tells it.
+        Only a stream that runs alone measures memory, so it accepts only cached predictions with a peak; other streams
+        report no peak.
         """
         if self._name is None or self._job.fresh:
             return None
@@ -77,10 +78,10 @@ class PredictionCache:
         peaks = []
         for number, condition in enumerate(segment.conditions):
             rows = np.flatnonzero(segment.which == number)
-            found = self._load(condition, segment.ids[rows])
-            if found is None or (self._alone and found[1]["peak_memory_mb"] is None):
+            entry = self._load(condition, segment.ids[rows])
+            if entry is None or (self._alone and entry[1]["peak_memory_mb"] is None):
                 return None
-            predictions, facts = found
+            predictions, facts = entry
             for name, column in columns.items():
                 column[rows] = getattr(predictions, name)
             costs += len(rows) * np.array([facts[name] for name in ("seconds", "forwards", "backwards")])
@@ -92,14 +93,14 @@ class PredictionCache:
         return results
 
     def keep(self, segment: Segment, results: StreamResults) -> None:
-        """Keep what was measured. Where the cache cannot be written the run goes on without."""
+        """Cache the results of a segment. If the cache cannot be written, the run continues."""
         if self._name is None or segment.blends:
             return
         for measured in results.by_condition(self._shift, segment, self._job.device):
             try:
                 self._save(measured)
             except (BenchError, OSError) as error:
-                log.warning("answers are not kept: %s", error)
+                log.warning("predictions are not cached: %s", error)
                 return
 
     def _path(self, condition: Condition) -> Path:
@@ -107,7 +108,7 @@ class PredictionCache:
         return answers_dir() / digest_of([self._name, str(condition), self._job.expected.digests[condition]])
 
     def _load(self, condition: Condition, ids: np.ndarray) -> tuple[Predictions, dict[str, Any]] | None:
-        """Predictions for these ids in this order, and costs per image."""
+        """Return predictions for `ids` in this order, and costs per image; None if they are missing or damaged."""
         path = self._path(condition)
         try:
             facts, check = json.loads(path.with_suffix(".json").read_bytes())
@@ -139,7 +140,7 @@ class PredictionCache:
 
 
 def _digest(model: nn.Module) -> str:
-    """The digest of a model that stays in memory from stream to stream, computed once."""
+    """Return the digest of a model, computed once while the model stays in memory."""
     if model not in _digests:
         _digests[model] = model_digest(model)
     return _digests[model]

@@ -1,7 +1,7 @@
-"""The order of the stream and where an adapter is reset: a protocol turns conditions into segments. Without torch.
+"""Protocols: the order of the stream and the resets of the adapter. Imports no torch.
 
-A protocol is asked for as text, "NAME" or "NAME:parameter=value,parameter=value", and parsed once into a typed value.
-Clean images are always a stream of their own, before the shifted ones, so clean never adapts to shift.
+A protocol is written as text, "NAME" or "NAME:parameter=value,parameter=value", and parsed once into a typed value.
+Clean images are always a separate stream before the shifted ones, so clean accuracy never depends on the shift.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _GRID = 0.25
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the stream after which records can be made. It holds ids and numbers, never pixels or labels.
+    """A part of the stream after which records can be made. It holds ids and numbers, never pixels or labels.
 
-    `reset`: the adapter returns to its state after `prepare` first. `episodic`: it also does so before every batch.
-    `conditions[which[i]]` and `ids[i]` say what the i-th image is and which record it counts for. Where pixels are not
-    those of a condition, `blends[blend[i]]` names the corruptions applied to the clean image one after another.
+    `reset`: the adapter first returns to its state after `prepare`. `episodic`: it also does so before every batch.
+    The i-th image is `ids[i]` under `conditions[which[i]]`, and counts for the record of that condition. For blended
+    images, `blends[blend[i]]` names the corruptions applied to the clean image one after another instead.
     """
 
     reset: bool
@@ -41,7 +41,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """What is to be streamed: every id under every condition. Labels (int64, one per id) serve to order, no more."""
+    """The images of a stream: every id under every condition. Labels (int64, one per id) only determine the order."""
 
     conditions: tuple[Condition, ...]
     ids: np.ndarray
@@ -62,17 +62,17 @@ class StreamedImages:
 
 @dataclass(frozen=True)
 class Protocol(ABC):
-    """How images become a stream. The fields of a subclass are its parameters; `summary` is one line for people."""
+    """How images become a stream. The fields of a subclass are its parameters; `summary` describes it in one line."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
 
     @abstractmethod
     def segments(self, images: StreamedImages) -> list[Segment]:
-        """The stream. Raises UsageError where the conditions do not suit the protocol."""
+        """Return the stream. Raises UsageError if the conditions do not suit the protocol."""
 
     def __str__(self) -> str:
-        """The text that gives this protocol back; parameters at their defaults are left out."""
+        """The text that parses to this protocol; parameters at their defaults are left out."""
         changed = [
             f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name) != f.default
         ]
@@ -94,10 +94,10 @@ def _shuffled(images: StreamedImages, condition: Condition) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ResetEachShift(Protocol):
-    """Fully test-time adaptation as in Wang et al. 2021: every condition alone, images in random order."""
+    """Fully test-time adaptation as in Wang et al. 2021: each condition is one stream in random order."""
 
     name = "reset_each_shift"
-    summary = "each condition is a stream of its own; the adapter is reset before it"
+    summary = "each condition is a separate stream; the adapter is reset before it"
 
     def segments(self, images: StreamedImages) -> list[Segment]:
         return [_one(condition, _shuffled(images, condition), reset=True) for condition in images.conditions]
@@ -105,10 +105,10 @@ class ResetEachShift(Protocol):
 
 @dataclass(frozen=True)
 class Episodic(Protocol):
-    """As in Zhang et al. 2022 (MEMO): nothing is carried from one batch to the next."""
+    """As in Zhang et al. 2022 (MEMO): the adapter is reset before every batch."""
 
     name = "episodic"
-    summary = "as reset_each_shift, and the adapter is reset before every batch"
+    summary = "like reset_each_shift, with a reset before every batch"
 
     def segments(self, images: StreamedImages) -> list[Segment]:
         return [_one(c, _shuffled(images, c), reset=True, episodic=True) for c in images.conditions]
@@ -118,7 +118,7 @@ class Episodic(Protocol):
 class Continual(Protocol):
     """One condition after another without reset (Wang et al. 2022, CoTTA, arXiv:2203.13591).
 
-    order: "given" (that of the shift), "seeded" (drawn anew for each seed), or names of corruptions joined with "/".
+    order: "given" (by the shift), "seeded" (random for each seed), or names of corruptions joined with "/".
     """
 
     name = "continual"
@@ -148,11 +148,11 @@ class Continual(Protocol):
 
 @dataclass(frozen=True)
 class Gradual(Protocol):
-    """Each corruption swells and fades: severities up, then down again, without reset.
+    """Each corruption rises to the highest severity and falls again, without reset.
 
-    As in the gradual setting of Marsden et al. 2024 (ROID), except that every image is shown once under every
-    condition, half of them on the way up and half on the way down (all at the highest severity), where the original
-    shows all of them both times.
+    As in the gradual setting of Marsden et al. 2024 (ROID), with one difference: every image is shown once under every
+    condition, half of them on the way up and half on the way down (all at the highest severity). The original shows all
+    images both times.
     """
 
     name = "gradual"
@@ -196,15 +196,15 @@ def _mixed(images: StreamedImages, order: np.ndarray) -> Segment:
 
 @dataclass(frozen=True)
 class Correlated(Protocol):
-    """Neighbours share their label: conditions one after another without reset, classes in runs inside each.
+    """Temporally correlated labels: conditions one after another without reset, images of one class close together.
 
-    delta: 0 sorts each condition by class; larger values deal every class over as many chunks as there are classes, in
-    shares drawn from a Dirichlet distribution of that concentration (Gong et al. 2022, NOTE, arXiv:2208.05117), so that
-    1 is mild and 0.01 nearly sorted.
+    delta: 0 sorts each condition by class. Larger values split every class over as many chunks as there are classes, in
+    shares drawn from a Dirichlet distribution of that concentration (Gong et al. 2022, NOTE, arXiv:2208.05117): 1 is
+    mild, 0.01 nearly sorted.
     """
 
     name = "correlated"
-    summary = "as continual, images of one class close together; delta: 0 sorted by class, more is milder"
+    summary = "like continual, with images of one class close together; delta: 0 sorts by class, larger is milder"
     delta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -221,10 +221,10 @@ class Correlated(Protocol):
 
 @dataclass(frozen=True)
 class MixedDomainsCorrelated(Protocol):
-    """All shifted images of all conditions in one stream, neighbours sharing their label; delta as `Correlated`."""
+    """All shifted images of all conditions in one stream with correlated labels; delta as in `Correlated`."""
 
     name = "mixed_domains_correlated"
-    summary = "as mixed_domains, images of one class close together; delta: 0 sorted by class, more is milder"
+    summary = "like mixed_domains, with images of one class close together; delta: 0 sorts by class, larger is milder"
     delta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -247,7 +247,7 @@ def _check_delta(delta: float) -> None:
 
 
 def by_class(labels: np.ndarray, delta: float, rng: np.random.Generator) -> np.ndarray:
-    """An order (int64 [n], a permutation) in which images of one class are close together; see `Correlated`."""
+    """Return a permutation (int64 [n]) that puts images of one class close together; see `Correlated`."""
     rows = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     if delta == 0:
         return np.concatenate(rows)
@@ -262,17 +262,18 @@ def by_class(labels: np.ndarray, delta: float, rng: np.random.Generator) -> np.n
 
 @dataclass(frozen=True)
 class LabelShifts(Protocol):
-    """Labels drift while the stream runs: the imbalanced stream of Niu et al. 2023 (SAR), section 4.
+    """A label distribution that changes during the stream: the imbalanced stream of Niu et al. 2023 (SAR), section 4.
 
-    Classes take turns in a random order; during a class's turn it is `ratio` times as likely as each other one. Every
-    condition is reset and shows the same images in the same order, as many as there are; images are dealt from a
-    shuffled deck of their class, which is shuffled again when it is used up, so some may come twice and others not.
+    Classes take turns in a random order; during its turn a class is `ratio` times as likely as each other class. The
+    adapter is reset before every condition, and every condition shows the same images in the same order, as many as
+    there are. Images are drawn from their class without replacement; a used-up class is shuffled and drawn again, so
+    some images may come twice and others not at all.
 
-    ratio: 1 is uniform, 500000 (the largest of the paper) practically one class after another.
+    ratio: 1 is uniform; 500000 (the largest in the paper) is practically one class after another.
     """
 
     name = "label_shifts"
-    summary = "as reset_each_shift, one class at a time is more likely than the others; ratio: how much (1: not at all)"
+    summary = "like reset_each_shift, with one class at a time more likely than the others; ratio: by which factor"
     ratio: float = 500000.0
 
     def __post_init__(self) -> None:
@@ -292,7 +293,7 @@ class LabelShifts(Protocol):
 
 
 class _Deck:
-    """Rows dealt one by one in random order, shuffled again when all are dealt."""
+    """Draws rows one by one in random order, without replacement, and starts again when all are drawn."""
 
     def __init__(self, rows: np.ndarray, rng: np.random.Generator) -> None:
         self._rows, self._rng, self._left = rows, rng, np.empty(0, dtype=np.int64)
@@ -308,23 +309,23 @@ class _Deck:
 class CccUncalibrated(Protocol):
     """Continuously changing corruptions after Press et al. 2023 (RDumb), without their calibration.
 
-    Two corruptions are applied one after the other; while the first fades from the run's severity to 0 the second
-    grows from 0 to it, in steps of 0.25 that last `speed` images; then it becomes the first of the next pair. The
-    original moves along a path of equal accuracy of a ResNet-50, for which it stores a table of 21 x 21 accuracies per
-    pair; here both severities always sum to that of the run, so difficulty varies and numbers cannot be compared
-    with published ones. Images are shown in random order, again and again; the whole stream is one record.
+    Two corruptions are applied one after the other. While the first falls from the run's severity to 0, the second
+    rises from 0 to it, in steps of 0.25 that last `speed` images; the second is then the first of the next pair. The
+    original follows a path of equal accuracy of a ResNet-50, for which it stores a table of 21 x 21 accuracies per
+    pair. Here both severities always sum to the run's severity, so difficulty varies and numbers cannot be compared
+    with published ones. All images are shown in random order, repeatedly; the whole stream is one record.
 
-    Left out of the published stream are its random flips and crops (RandomResizedCrop to 224), its storage as JPEG of
-    quality 85 and its lists of corruptions: 14 without brightness (easy), 13 without JPEG too (medium), or gaussian,
-    shot and impulse noise and contrast (hard); name such a list with --corruption. The corruptions themselves, at
-    quarters of a severity too, are those of the published code.
+    Three parts of the published stream are left out: random flips and crops (RandomResizedCrop to 224), storage as JPEG
+    of quality 85, and the lists of corruptions: 14 without brightness (easy), 13 without JPEG too (medium), or
+    gaussian, shot and impulse noise and contrast (hard). Name such a list with --corruption. The corruptions, also at
+    quarters of a severity, are those of the published code.
 
-    speed: images per step (1000, 2000 or 5000 in the paper). images: length of the stream; 0 is as long as that of
-    the other protocols, all images under all corruptions.
+    speed: images per step (1000, 2000 or 5000 in the paper). images: length of the stream; 0 means all images times
+    all corruptions, as in the other protocols.
     """
 
     name = "ccc_uncalibrated"
-    summary = "one stream of blended corruption pairs whose severities drift; speed: images a step; images: its length"
+    summary = "one stream of blended corruption pairs whose severities drift; speed: images per step; images: length"
     speed: int = 1000
     images: int = 0
 
@@ -356,7 +357,7 @@ class CccUncalibrated(Protocol):
 def _walk(
     names: Sequence[str], level: float, steps: int, rng: np.random.Generator
 ) -> tuple[tuple[Condition, ...], ...]:
-    """What is applied at each step: (first at level - t, second at t), a corruption at severity 0 left out."""
+    """Return the corruptions of each step: (first at level - t, second at t), without those at severity 0."""
     found: list[tuple[Condition, ...]] = []
     first = int(rng.integers(len(names)))
     while len(found) < steps:
@@ -387,7 +388,7 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {kind.name: kind for kind in _KINDS}
 
 
 def parse_protocol(text: str) -> Protocol:
-    """Read "NAME" or "NAME:parameter=value,…". Raises UsageError with the nearest name or what a parameter takes."""
+    """Parse "NAME" or "NAME:parameter=value,…". Raises UsageError that suggests the nearest name or a valid value."""
     name, _, rest = text.strip().partition(":")
     kind = PROTOCOLS[nearest(name.strip(), PROTOCOLS, "protocol")]
     known = [field.name for field in fields(kind)]
@@ -412,12 +413,12 @@ def parse_protocol(text: str) -> Protocol:
 def plan_stream(
     protocol: Protocol, conditions: Sequence[Condition], ids: np.ndarray, labels: np.ndarray, seed: int
 ) -> list[Segment]:
-    """The segments of a protocol over all `ids` (int64 [n]) with their labels (int64 [n]) under all conditions."""
+    """Return the segments of a protocol for `ids` (int64 [n]) with `labels` (int64 [n]) under all conditions."""
     return protocol.segments(StreamedImages(tuple(conditions), ids, labels, seed))
 
 
 def chains(segments: Sequence[Segment]) -> list[tuple[Segment, ...]]:
-    """Stretches of the stream that depend on nothing before them: each starts with a reset."""
+    """Split the stream into chains that depend on nothing before them: each starts with a reset."""
     groups: list[list[Segment]] = []
     for segment in segments:
         if segment.reset or not groups:

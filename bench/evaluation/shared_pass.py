@@ -1,4 +1,4 @@
-"""Several methods over one stream in one pass: streams of the same images become one task, and its results theirs."""
+"""Run streams of the same images as one task, so that several methods share one pass over the images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from bench.evaluation.stream_tasks import measure, measure_together
 from bench.execution.task_pool import Executor, Finished, Task, run_tasks
 
 SHARED_AT_MOST = 8
-"""How many adapters share a pass at most, as each has a model of its own in memory."""
+"""The most adapters that share a pass; each has its own model in memory."""
 
 _ROUNDS = 4
+"""The fewest tasks per process that sharing leaves, so that no process idles at the end."""
 
 
 def run_streams(
@@ -22,13 +23,14 @@ def run_streams(
     on_start: Callable[[Task], None] = lambda _: None,
     executor: Executor | None = None,
 ) -> Iterator[Finished]:
-    """`run_tasks`, with each of the groups as one task: streams of the same images side by side in one pass.
+    """Run tasks (see `run_tasks`), each group as one task that evaluates its streams in one pass.
 
-    What fails in company is tried once more alone, so that no stream fails because of another one, be it for memory.
+    A stream that fails in a group runs once more alone, so that no stream fails because of another, for lack of memory
+    for example.
     """
     groups = {group[0].key: group for group in grouped}
     failed: set[str] = set()
-    again: list[Task] = []
+    retries: list[Task] = []
 
     def started(task: Task) -> None:
         for member in groups[task.key]:
@@ -43,15 +45,15 @@ def run_streams(
         elif finished.error is not None and not failed.isdisjoint(finished.task.after):
             yield from (Finished(member, None, finished.error) for member in group)
         elif finished.error is not None:
-            again += group
+            retries += group
         else:
             for member, outcome in zip(group, finished.value, strict=True):
                 if isinstance(outcome, Exception):
-                    again.append(member)
+                    retries.append(member)
                 else:
                     yield Finished(member, outcome, None)
-    if again:
-        yield from run_tasks(again, jobs, threads)
+    if retries:
+        yield from run_tasks(retries, jobs, threads)
 
 
 def _joined(group: Sequence[Task]) -> Task:
@@ -62,26 +64,26 @@ def _joined(group: Sequence[Task]) -> Task:
 
 
 def share_passes(tasks: Sequence[Task], jobs: int) -> list[list[Task]]:
-    """Tasks in order, with streams that may share a pass in one group at the place of the first of them.
+    """Group tasks in order: streams that can share a pass form one group, at the place of the first of them.
 
-    With several processes there are at least four rounds of tasks for each, or nobody shares.
+    With several processes, streams share only as long as each process still gets at least four tasks.
     """
     streams = sum(task.function is measure for task in tasks)
-    room = SHARED_AT_MOST if jobs == 1 else max(1, min(SHARED_AT_MOST, streams // (_ROUNDS * jobs)))
+    most = SHARED_AT_MOST if jobs == 1 else max(1, min(SHARED_AT_MOST, streams // (_ROUNDS * jobs)))
     groups: list[list[Task]] = []
     open_groups: dict[object, list[Task]] = {}
     for task in tasks:
-        pass_of = _pass(task) if task.function is measure else task.key
-        group = open_groups.get(pass_of)
-        if group is None or len(group) == room:
-            group = open_groups[pass_of] = []
+        pass_key = _pass_key(task) if task.function is measure else task.key
+        group = open_groups.get(pass_key)
+        if group is None or len(group) == most:
+            group = open_groups[pass_key] = []
             groups.append(group)
         group.append(task)
     return groups
 
 
-def _pass(task: Task) -> object:
-    """What streams must have in common to meet the same batches at the same time."""
+def _pass_key(task: Task) -> object:
+    """Return a key that is equal for streams that see the same batches."""
     job: Evaluation = task.arguments[0]
     return (
         task.after,
@@ -89,9 +91,9 @@ def _pass(task: Task) -> object:
         job.reading,
         job.batch_size,
         job.device,
-        tuple(_content(part) for part in job.all_segments),
+        tuple(_segment_key(part) for part in job.all_segments),
     )
 
 
-def _content(segment: Segment) -> object:
+def _segment_key(segment: Segment) -> object:
     return tuple(value.tobytes() if hasattr(value, "tobytes") else value for value in vars(segment).values())

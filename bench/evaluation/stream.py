@@ -1,4 +1,4 @@
-"""The stream as a method meets it: one batch of pixels at a time, the next one only after an answer."""
+"""The stream that a method sees: one batch of pixels at a time, the next one only after its predictions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bench.shifts.shift import Shift, blended
 
 
 class StreamError(RuntimeError):
-    """The stream was used out of turn: a batch asked for too early or twice, or answered twice."""
+    """The stream was used out of order: a batch was requested too early or twice, or answered twice."""
 
 
-class Latest:
-    """The pixels that were made last, for several streams of the same images that advance side by side.
+class LastBatch:
+    """A cache of one batch of pixels, shared by streams of the same images that advance together.
 
-    One batch is held, by its content: who asks for another one has it made. A stream copies what it hands out.
+    The key is the content of the batch; another key replaces the batch. A stream returns a copy of the pixels.
     """
 
     def __init__(self) -> None:
@@ -34,19 +34,19 @@ class Latest:
 
 
 class BatchStream:
-    """Batches of a segment in order. Pixels are made when a batch is asked for, so later ones do not exist before.
+    """The batches of a segment in order. Pixels are made on request, so later batches do not exist yet.
 
-    `ask` gives a batch and nothing else: float [n, 3, h, w] in [0, 1] on the device, n <= `size`, without labels, ids
-    or the name of a condition. `answered` closes it and says which rows of the segment it was. Memory does not grow
-    with the length of the stream. `start` rows were answered before, by a process that was killed. `latest` is shared
-    with other streams of this shift on this device.
+    `ask` returns a batch and nothing else: float [n, 3, h, w] in [0, 1] on the device, n <= `size`, without labels, ids
+    or the name of a condition. `answered` closes the batch and returns its rows of the segment. Memory does not grow
+    with the length of the stream. The first `start` rows were answered by an earlier, interrupted process. `shared` is
+    used by all streams of this shift on this device.
     """
 
     def __init__(
-        self, shift: Shift, segment: Segment, size: int, device: str, start: int = 0, latest: Latest | None = None
+        self, shift: Shift, segment: Segment, size: int, device: str, start: int = 0, shared: LastBatch | None = None
     ) -> None:
         self._shift, self._segment, self._size, self._device = shift, segment, size, device
-        self._latest = latest
+        self._shared = shared
         self._next = start
         self._open: np.ndarray | None = None
 
@@ -55,7 +55,7 @@ class BatchStream:
         return self._open is None and self._next >= len(self._segment.ids)
 
     def ask(self) -> Tensor:
-        """The next batch. Raises StreamError before the last one was answered, or after the end."""
+        """Return the next batch. Raises StreamError before the last one was answered, or after the end."""
         if self._open is not None:
             raise StreamError("the last batch was not answered yet; predict it before asking for the next one")
         if self.ended:
@@ -65,28 +65,28 @@ class BatchStream:
         return self._pixels(self._open).float().div_(255)
 
     def _pixels(self, rows: np.ndarray) -> Tensor:
-        if self._latest is None:
+        if self._shared is None:
             return make_pixels(self._shift, self._segment, rows, self._device)
-        return self._latest.get(
-            _content(self._segment, rows), lambda: make_pixels(self._shift, self._segment, rows, self._device)
+        return self._shared.get(
+            _batch_key(self._segment, rows), lambda: make_pixels(self._shift, self._segment, rows, self._device)
         )
 
     def answered(self) -> np.ndarray:
-        """The rows of the segment (int64 [n]) that the open batch holds. Raises StreamError where none is open."""
+        """Close the open batch and return its rows of the segment, int64 [n]. Raises StreamError if none is open."""
         if self._open is None:
             raise StreamError("no batch is open, and none is answered twice; ask for the next one")
         rows, self._open = self._open, None
         return rows
 
 
-def _content(segment: Segment, rows: np.ndarray) -> object:
+def _batch_key(segment: Segment, rows: np.ndarray) -> object:
     if segment.blend is None:
         return segment.ids[rows].tobytes(), [segment.conditions[number] for number in segment.which[rows]]
     return segment.ids[rows].tobytes(), [segment.blends[number] for number in segment.blend[rows]]
 
 
 def make_pixels(shift: Shift, segment: Segment, rows: np.ndarray, device: str) -> Tensor:
-    """The pixels of some rows of a segment, uint8 [n, 3, h, w] on the device."""
+    """Return the pixels of some rows of a segment, uint8 [n, 3, h, w] on the device."""
     kinds = (segment.which if segment.blend is None else segment.blend)[rows]
     images: Tensor | None = None
     for number in np.unique(kinds):

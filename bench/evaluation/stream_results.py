@@ -1,4 +1,4 @@
-"""What is known of a stream while it runs, and what it says of each condition once it has ended."""
+"""The results of a stream while it runs, and the results of each condition once it has ended."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from leaderboards.predictions import Predictions
 
 @dataclass(frozen=True)
 class ConditionResult:
-    """Predictions of one condition and what they cost. Forwards and backwards count samples.
+    """Predictions of one condition and their cost. Forwards and backwards count samples.
 
-    `device_name` and `env` say where: not always on the machine that asked.
-    `clean_accuracy_after`: accuracy on clean images once the stream that ends with this condition is over.
+    `device_name` and `env` describe where it was measured, which may be another machine than the one that started the
+    run. `clean_accuracy_after`: accuracy on clean images after the stream that ends with this condition.
     """
 
     condition: Condition
@@ -38,9 +38,9 @@ class ConditionResult:
 
 @dataclass
 class StreamResults:
-    """What is known of a segment so far: the first `done` rows of each column, and what they cost.
+    """The results of a segment so far: the first `done` rows of each column, and their cost.
 
-    `peak` is that of the process, which is the adapter's own only as long as it was `alone`.
+    `peak` is the peak memory of the process, which is the adapter's only if it ran `alone`.
     """
 
     columns: dict[str, Tensor]
@@ -57,11 +57,11 @@ class StreamResults:
         return StreamResults({"predicted": torch.empty(rows, dtype=torch.int64), **columns})
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The columns, not copied."""
+        """Return the columns as arrays that share their memory."""
         return {name: column.numpy() for name, column in self.columns.items()}
 
     def by_condition(self, shift: Shift, segment: Segment, device: str) -> list[ConditionResult]:
-        """A finished segment, condition by condition: of what it cost each has the part that its images are."""
+        """Split a finished segment into conditions; each gets a share of the cost in proportion to its images."""
         labels = shift.labels(segment.ids)
         answers = shift.answers(segment.ids)
         columns = self.arrays()

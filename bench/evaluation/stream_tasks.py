@@ -1,4 +1,4 @@
-"""Streams as tasks: one process at a time, from its checkpoint on, and not again if its records are there."""
+"""Run streams as tasks: under a lock, from the last checkpoint, skipping streams whose records exist."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bench.execution.checkpointing import FileCheckpointer
 from bench.execution.progress_files import ProgressWriter, stream_file
 from leaderboards.store import Store
 
-Asked = tuple[Evaluation, Path, str, Sequence[str] | None, str]
-"""What `measure` takes: an evaluation, the folder of its run, its name there, its records' keys, and its label."""
+StreamArguments = tuple[Evaluation, Path, str, Sequence[str] | None, str]
+"""The arguments of `measure`: an evaluation, its run's folder, its name there, its record keys and its label."""
 
 
 def measure(
@@ -22,9 +22,8 @@ def measure(
 ) -> list[ConditionResult] | None:
     """Evaluate with a checkpoint in the run's folder, which stays there until `forget`.
 
-    None where another run of the folder has measured all of `keys` meanwhile (`keys` is None: measure in any case).
-    `label` names the stream for people who watch.
-    An error takes the checkpoint away: what is tried again starts anew.
+    Return None if another run of the folder has measured all of `keys` meanwhile (`keys` is None: measure in any case).
+    `label` names the stream in progress reports. An error removes the checkpoint, so a retry starts from the beginning.
     """
     (outcome,) = measure_together((job, out, name, keys, label))
     if isinstance(outcome, Exception):
@@ -32,13 +31,13 @@ def measure(
     return outcome
 
 
-def measure_together(*asked: Asked) -> list[list[ConditionResult] | Exception | None]:
-    """`measure` for several adapters on one and the same stream; an error is an outcome of the one that raised it."""
+def measure_together(*streams: StreamArguments) -> list[list[ConditionResult] | Exception | None]:
+    """Evaluate several adapters on the same stream; an error is the outcome of the adapter that raised it."""
     with ExitStack() as locks:
-        # In one order for all processes, so that no two wait for each other.
-        for path in sorted({out / "state" / f"{name}.lock" for _, out, name, _, _ in asked}):
+        # All processes take locks in the same order, so that no two wait for each other.
+        for path in sorted({out / "state" / f"{name}.lock" for _, out, name, _, _ in streams}):
             locks.enter_context(lock(path))
-        outcomes: list[list[ConditionResult] | Exception | None] = [None] * len(asked)
+        outcomes: list[list[ConditionResult] | Exception | None] = [None] * len(streams)
         todo = [
             (
                 place,
@@ -46,7 +45,7 @@ def measure_together(*asked: Asked) -> list[list[ConditionResult] | Exception | 
                 FileCheckpointer(checkpoint(out, name), place=None),
                 ProgressWriter(stream_file(out, name), label),
             )
-            for place, (job, out, name, keys, label) in enumerate(asked)
+            for place, (job, out, name, keys, label) in enumerate(streams)
             if keys is None or not Store(out).has_done(keys)
         ]
         try:
@@ -62,11 +61,11 @@ def measure_together(*asked: Asked) -> list[list[ConditionResult] | Exception | 
 
 
 def checkpoint(out: Path, name: str) -> Path:
-    """Where the checkpoint of a stream lies."""
+    """Return the path of a stream's checkpoint."""
     return out / "state" / f"{name}.pt"
 
 
 def forget(out: Path, name: str) -> None:
-    """Remove what was there to go on: the records are written."""
+    """Remove the checkpoint and lock of a stream whose records are written."""
     checkpoint(out, name).unlink(missing_ok=True)
     (out / "state" / f"{name}.lock").unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""Everything a run will do and cost, worked out before it starts."""
+"""The tasks of a run and their cost, planned before it starts."""

@@ -1,4 +1,4 @@
-"""`--init-from RUN`: start from the classifier that another run cooked, on the same shift or on another one."""
+"""`--init-from RUN`: start from the classifier that another run trained, on the same or another shift."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inherited:
-    """The classifier of a method in another run, by seed: the job that makes it, in the cache or to be done again.
+    """The classifiers of a method in another run, by seed, as jobs that are in the cache or run again.
 
-    `access` is what it has seen; whoever starts from it has seen that too. `met` names the conditions of its pool,
-    `class_names` its classes, where they have names.
+    `access` is what the classifier has seen; every method that starts from it has seen that too. `met` names the
+    conditions of its pool, `class_names` its classes (None: without names).
     """
 
     name: str
@@ -38,15 +38,15 @@ class Inherited:
 
     @property
     def digest(self) -> str:
-        """Identifies the classifiers of all seeds."""
+        """A digest that identifies the classifiers of all seeds."""
         return "sha256:" + digest_of([job_key(job, seed) for seed, job in sorted(self.jobs.items())])
 
 
 def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
-    """Read "RUN" or "RUN:METHOD": the folder of a run, and which of its methods (by default the first that cooks).
+    """Parse "RUN" or "RUN:METHOD": the folder of a run and one of its methods (default: the first that trains).
 
-    Each seed takes the classifier that the other run makes with the same seed. Raises MissingDataError where there is
-    no run, UsageError for a method that is not in it or has no single classifier.
+    Each seed takes the classifier of the same seed in the other run. Raises MissingDataError if there is no run,
+    UsageError for a method that is not in it or has no single classifier.
     """
     from bench.planning.plan import make_plan
 
@@ -55,16 +55,16 @@ def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
     if not settings.is_file():
         raise MissingDataError(f"no run at {folder or text}; give the folder of one, which holds run.toml")
     first, *more = seeds
-    asked = {"seed": first, "seeds": 1 + len(more), "device": device, "out": folder}
-    plan = make_plan(make_spec(read_run_file(settings), asked))
+    overrides = {"seed": first, "seeds": 1 + len(more), "device": device, "out": folder}
+    plan = make_plan(make_spec(read_run_file(settings), overrides))
     entries = plan.entries
-    cooked = [entry for entry in entries if entry.job is not None and entry.part in (None, "soup")]
-    names = list(dict.fromkeys(entry.trial.method for entry in cooked))
+    trained = [entry for entry in entries if entry.job is not None and entry.part in (None, "soup")]
+    names = list(dict.fromkeys(entry.trial.method for entry in trained))
     if not names:
-        raise UsageError(f"nothing was cooked in {folder}, which ran a ready classifier; give that as --model")
+        raise UsageError(f"nothing was trained in {folder}, which ran a ready classifier; give that as --model")
     chosen = nearest(method, names, f"method of {folder}") if method else names[0]
     jobs: dict[int, Job] = {}
-    for entry in cooked:
+    for entry in trained:
         if entry.trial.method == chosen:
             assert entry.job is not None
             if entry.trial.seed in jobs:
@@ -72,13 +72,13 @@ def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
                     f"{chosen} of {folder} has a classifier for each corruption; choose another as RUN:METHOD"
                 )
             jobs[entry.trial.seed] = entry.job
-    entry = next(entry for entry in cooked if entry.trial.method == chosen)
+    entry = next(entry for entry in trained if entry.trial.method == chosen)
     name = f"{chosen}@{Path(folder).name}"
     return Inherited(name, jobs, _access(entry), *_shape(entry), entry.history, class_names(plan.shift))
 
 
 def _access(entry: BoardEntry) -> Access:
-    """What the recipe alone has seen: an adapter's part in the other run leaves nothing in the classifier."""
+    """Return the access of the recipe alone: the adapter of the other run does not change the classifier."""
     from methods import METHODS
 
     return METHODS[entry.trial.recipe].access if entry.trial.recipe in METHODS else entry.access

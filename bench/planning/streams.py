@@ -1,4 +1,4 @@
-"""The streams of a plan as tasks: what each needs to run, and which of them share a pass."""
+"""Turn the streams of a plan into tasks and group those that share a pass."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from methods import PLAIN
 
 
 def groups_of(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
-    """What runs as one: streams of the same images where they share a pass, and everything else alone."""
+    """Group the tasks: streams of the same images share a pass, every other task is a group of its own."""
     return [[task] for task in tasks] if plan.spec.launch == "slurm" else share_passes(tasks, plan.jobs)
 
 
 def missing_streams(plan: Plan) -> Iterator[tuple[Task, BoardEntry, tuple[Segment, ...]]]:
-    """The streams that a plan has still to run, each with its row and its segments."""
+    """Yield the streams that a plan still has to run, each with its row and segments."""
     for entry in plan.entries:
         for number, chain in enumerate(chains(entry.segments)):
             if any(entry.keys[c] in plan.missing for segment in chain for c in segment.conditions):
@@ -31,7 +31,7 @@ def missing_streams(plan: Plan) -> Iterator[tuple[Task, BoardEntry, tuple[Segmen
 
 
 def stream_name(entry: BoardEntry, number: int) -> str:
-    """The name of the checkpoint of one stream of a row."""
+    """Return the name of the checkpoint of one stream of a row."""
     return f"{digest_of(list(entry.keys.values()))}-{number}"
 
 
@@ -65,8 +65,8 @@ def _evaluation_task(plan: Plan, entry: BoardEntry, chain: tuple[Segment, ...], 
     where = ", ".join(str(c) for segment in chain for c in segment.conditions)
     key = stream_name(entry, number)
     after = frozenset(job_key(job, entry.trial.seed) for job in (entry.job, entry.report) if job is not None)
-    again = plan.spec.rerun or plan.spec.only_failed
-    keys = None if again else [entry.keys[c] for segment in chain for c in segment.conditions]
+    measure_again = plan.spec.rerun or plan.spec.only_failed
+    keys = None if measure_again else [entry.keys[c] for segment in chain for c in segment.conditions]
     label = f"{name} seed {entry.trial.seed}"
     return Task(key, measure, (evaluation, plan.out.absolute(), key, keys, label), after, f"{label}: {where}")
 
@@ -79,7 +79,7 @@ def _components(entry: BoardEntry, chain: tuple[Segment, ...]) -> dict[str, str]
 
 
 def _clean_after(entry: BoardEntry, chain: tuple[Segment, ...]) -> Segment | None:
-    """The clean stream that shows what a chain made the adapter forget; None where it met one condition only."""
+    """Return the clean segment that measures forgetting after a chain; None for a chain of one condition."""
     if sum(len(segment.conditions) for segment in chain) < 2 and not chain[0].blends:
         return None
     clean = next((segment for segment in entry.segments if segment.conditions == (CLEAN,)), None)

@@ -1,4 +1,4 @@
-"""How long trainings take on this device, from their first steps, which are really done and thrown away."""
+"""Measure how long trainings take on this device by running and discarding their first steps."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from methods.nets.weights import Weights
 SECONDS_OF_PROBE = 1.0
 _STEPS_OF_PROBE = (3, 30)
 LARGEST_PROBE_ON_CPU = 1e12
-"""Operations in one step or batch of a probe on a CPU, some ten seconds; larger ones are probed with fewer images."""
+"""The most operations in one step or batch of a probe on a CPU, about ten seconds; larger ones use fewer images."""
 
 
 class TrainingProbe:
-    """Seconds of trainings on a device: what such trainings took here before, else measured once for all that differ in
-    rates, lengths and draws alone.
+    """Estimates the seconds of trainings on a device, from earlier trainings of the same kind or from a probe.
 
-    Corrupted images that will be kept in the cache are billed once: to the first training that reads them.
+    One probe serves all trainings that differ only in rates, lengths and random draws. The time for corrupted images
+    that will be cached counts once, for the first training that reads them.
     """
 
     def __init__(self, device: str) -> None:
@@ -37,10 +37,10 @@ class TrainingProbe:
         self._before = seconds_before(device)
         self._short: dict[str, float] = {}
         self._steps: dict[str, _Steps] = {}
-        self._lacking: dict[str, int] = {}
+        self._missing: dict[str, int] = {}
 
-    def measure(self, job: Job, stock: Weights) -> tuple[float | None, int]:
-        """Seconds of a job (None for what cannot be tried on a stand-in), and images that it adds to the cache."""
+    def measure(self, job: Job, stock: Weights) -> tuple[float, int]:
+        """Return the seconds of a job (0 if a stand-in cannot run it) and the number of images it adds to the cache."""
         kind = kind_of(job)
         if kind in self._before:
             if job.work is None:
@@ -52,31 +52,31 @@ class TrainingProbe:
             return self._short[kind], 0
         if kind not in self._steps:
             self._steps[kind] = _probe_steps(job, stock, self._device)
-        found = self._steps[kind]
+        steps = self._steps[kind]
         made = self._made(job)
-        return found.begin + found.rate * job.work.flops + found.making * made, made
+        return steps.begin + steps.rate * job.work.flops + steps.making * made, made
 
     def _made(self, job: Job) -> int:
-        """How many of the images that a job draws are lacking in the cache; from here on they count as kept."""
+        """Count the images that a job adds to the cache; from then on they count as cached."""
         if job.data is None or job.work is None or not (kept := cached_rows_of(job)):
             return 0
-        lacking = self._lacking.setdefault(job.data.digest, sum(rows.lacking for rows in kept))
-        made: int = min(job.work.steps * job.config.batch_size, lacking)
-        self._lacking[job.data.digest] -= made
+        missing = self._missing.setdefault(job.data.digest, sum(rows.lacking for rows in kept))
+        made: int = min(job.work.steps * job.config.batch_size, missing)
+        self._missing[job.data.digest] -= made
         return made
 
 
 def cached_rows_of(job: Job) -> tuple[CachedRows, ...]:
-    """Where the corrupted images are kept that a job reads."""
+    """Return the caches of the corrupted images that a job reads."""
     images = job.data.images if job.data is not None else None
     return images.kept if isinstance(images, LazyImages) else ()
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """What a training takes before its first step (`begin`, seconds), and in seconds an operation.
+    """The cost of a training: seconds before its first step (`begin`) and seconds per operation (`rate`).
 
-    `making`: where corrupted images are kept, the seconds in which one is made; they are in none of the others.
+    `making`: seconds to make one corrupted image for the cache, not included in the other two.
     """
 
     begin: float
@@ -85,7 +85,7 @@ class _Steps:
 
 
 def _seconds_of_short(job: Job, stock: Weights, device: str) -> float | None:
-    """Seconds of a job without steps, such as a linear probe or a soup, on as much of its data as is quick."""
+    """Measure a job without steps, such as a linear probe or a soup, on a quick part of its data."""
     data, share = job.data, 1.0
     if data is not None and len(data) > (most := _images_for(stock)):
         share = most / len(data)
@@ -104,7 +104,7 @@ def _seconds_of_short(job: Job, stock: Weights, device: str) -> float | None:
 
 
 def _images_for(stock: Weights) -> int:
-    """How many images an encoder looks at in a probe that is quick also on a CPU."""
+    """Return how many images make a quick probe of an encoder, on a CPU too."""
     return max(64, int(LARGEST_PROBE_ON_CPU / 20 / flops_of.forward(stock.architecture)))
 
 
@@ -136,7 +136,7 @@ def _probe_steps(job: Job, stock: Weights, device: str) -> _Steps:
 
 
 class _Timed(Chosen):
-    """All of some images, and how long it took to make those that were read."""
+    """Images that measure the time to make the rows that are read."""
 
     def __init__(self, images: Images) -> None:
         super().__init__(images, torch.arange(len(images)))
@@ -145,10 +145,10 @@ class _Timed(Chosen):
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         start = time.perf_counter()
-        found = super().__getitem__(rows)
+        images = super().__getitem__(rows)
         self.seconds += time.perf_counter() - start
-        self.rows += len(found)
-        return found
+        self.rows += len(images)
+        return images
 
 
 class _EnoughError(Exception):
@@ -156,9 +156,9 @@ class _EnoughError(Exception):
 
 
 class _Clock:
-    """A keeper that keeps nothing, looks at the clock after each step, and ends the training after some of them.
+    """A checkpointer that saves nothing: it records the time of each step and stops the training after a few steps.
 
-    The clock stands still while images are made.
+    Time spent making images is not counted.
     """
 
     def __init__(self, device: str, making: _Timed | None) -> None:
@@ -188,7 +188,7 @@ class _Clock:
         raise AssertionError("a probe never saves")
 
     def finished(self, losses: torch.Tensor) -> None:
-        """Nothing is kept of a probe."""
+        """Do nothing."""
 
     def seconds_per_step(self) -> float:
         if len(self._times) > 1:
@@ -196,20 +196,20 @@ class _Clock:
         return self._now() - self._begun
 
     def seconds_to_begin(self) -> float:
-        """What comes before the first step."""
+        """Return the seconds before the first step."""
         return max(self._times[0] - self._begun - self.seconds_per_step(), 0.0) if len(self._times) > 1 else 0.0
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 def stand_in(stock: Weights, classes: int) -> Weights:
-    """A classifier that costs what a trained one costs: the stock's encoder under a random head."""
+    """Return a classifier that costs as much as a trained one: the stock's encoder with a random head."""
     width = stock.architecture.dim
-    # Sure of its classes, as a trained one is: methods that leave doubtful images out are billed for all.
+    # A confident head, like a trained one: methods that skip uncertain images are then measured on all images.
     head = 10 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
     encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
     return Weights(stock.architecture, {**encoder, "head.weight": head, "head.bias": torch.zeros(classes)})

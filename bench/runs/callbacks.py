@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it."""
+"""Callbacks that a run invokes to report its progress."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from bench.planning.time_left import WorkItem
 
 
 class RunCallback:
-    """What a run tells while it goes on; the default says nothing."""
+    """Base class for observers of a run; its methods do nothing."""
 
     def planned(self, work_items: Sequence[WorkItem], jobs: int) -> None:
-        """Called once, before the first task, with all that is to be done by `jobs` processes."""
+        """Called once, before the first task, with all work items that `jobs` processes will run."""
 
     def noted(self, text: str) -> None:
-        """Something that the user should know."""
+        """Called with a notice for the user."""
 
     def started(self, task: Task) -> None:
-        """A task begins."""
+        """Called when a task starts."""
 
     def finished(self, task: Task, error: Exception | None) -> None:
-        """A task ended."""
+        """Called when a task has ended, with its error if it failed."""

@@ -1,4 +1,4 @@
-"""Records from what streams measured: the one place where they are made."""
+"""Make records from the results of streams. Records are made nowhere else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from leaderboards.record import SCHEMA, Record
 def records_of(
     plan: Plan, entry: BoardEntry, chain: tuple[Segment, ...], finished: Finished
 ) -> Iterator[tuple[Record, Any]]:
-    """The records of a finished chain: measured ones, or failed ones with the error for each of its conditions."""
+    """Yield the records of a finished chain with their predictions, or a failed record for each of its conditions."""
     if finished.error is not None:
         message = str(finished.error) or type(finished.error).__name__
         for segment in chain:
@@ -39,11 +39,11 @@ def records_of(
     seconds = fit_seconds(entry.job, entry.trial.seed) if entry.job is not None else 0.0
     lines = connectivity_of(entry.report, entry.trial.seed) if entry.report is not None else None
     mixture = mixture_of(entry.job, entry.trial.seed) if entry.job is not None else None
-    found = {"connectivity": lines, "mixture": mixture}
+    extra = {"connectivity": lines, "mixture": mixture}
     measured: ConditionResult
     for measured in finished.value or ():
         n = len(measured.predictions.id)
-        record = _record(plan, entry, measured.condition, n, measured=measured, fit=seconds, found=found)
+        record = _record(plan, entry, measured.condition, n, measured=measured, fit=seconds, extra=extra)
         yield record, measured.predictions
 
 
@@ -54,10 +54,10 @@ def _record(
     n: int,
     measured: ConditionResult | None = None,
     fit: float = 0.0,
-    found: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
     error: str | None = None,
 ) -> Record:
-    """The one place where records are made."""
+    """Return the record of one condition, measured or failed."""
     key = entry.keys[condition]
     identified = entry.identities[condition]
     cost: dict[str, Any] = {"fit_seconds": fit, "device_name": measured.device_name if measured else plan.device}
@@ -81,7 +81,7 @@ def _record(
             "metrics": score(measured.predictions) if measured else None,
             "diagnostics": diagnose(measured.predictions, measured.clean_accuracy_after) if measured else None,
             "cost": cost,
-            **(found or {}),
+            **(extra or {}),
             "data": {
                 **identified["data"],
                 "history": tuple(identified["data"]["history"]),

@@ -1,4 +1,4 @@
-"""What the runs of a folder set out to measure, so that what is missing or under way can be told. Without torch."""
+"""The planned streams and trainings of a folder's runs, which tell what is missing or running. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.core.conditions import digest_of
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One row of a run: the record keys of each of its streams, by the name of the stream's lock in `state/`."""
+    """One row of a run, with the record keys of each stream by the name of the stream's lock in `state/`."""
 
     shift: str
     method: str
@@ -25,9 +25,9 @@ class ManifestRow:
 
 
 def write_manifest(folder: Path, rows: Sequence[ManifestRow], trainings: Sequence[str] = ()) -> None:
-    """Leave what a run will measure, and the keys of what it trains for that, in the folder.
+    """Write the rows that a run will measure, and the keys of its trainings, into the folder.
 
-    Raises BenchError where it cannot be written.
+    Raises BenchError if the folder cannot be written.
     """
     values = [vars(row) | {"streams": dict(row.streams)} for row in rows]
     write_bytes(folder / "state" / f"planned-{digest_of(values)[:16]}.json", json.dumps(values).encode())
@@ -37,7 +37,7 @@ def write_manifest(folder: Path, rows: Sequence[ManifestRow], trainings: Sequenc
 
 
 def read_trainings(folder: Path) -> list[str]:
-    """The keys of all trainings that runs of a folder wait for or waited for."""
+    """Return the keys of all trainings of a folder's runs."""
     keys: dict[str, None] = {}
     for path in sorted((folder / "state").glob("trainings-*.json")):
         try:
@@ -48,7 +48,7 @@ def read_trainings(folder: Path) -> list[str]:
 
 
 def read_manifest(folder: Path) -> list[ManifestRow]:
-    """The rows of all runs of a folder; a file that cannot be read, of a run that was killed, counts as none."""
+    """Return the rows of all runs of a folder, without unreadable files of killed runs."""
     rows: list[ManifestRow] = []
     for path in sorted((folder / "state").glob("planned-*.json")):
         try:
@@ -59,7 +59,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
 
 
 def running(folder: Path, rows: Sequence[ManifestRow]) -> frozenset[str]:
-    """The record keys of the streams that some process is measuring now."""
+    """Return the record keys of the streams that a process is measuring now."""
     from filelock import FileLock, Timeout
 
     keys: set[str] = set()

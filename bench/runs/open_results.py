@@ -1,4 +1,4 @@
-"""`bench results`, `leaderboard`, `compare` and `verify`: reading what runs left behind. Without torch."""
+"""Implement `bench results`, `leaderboard`, `compare` and `verify`, which read the results of runs. No torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from leaderboards.verify import verify
 
 
 def open_records(folders: list[Path]) -> list[Record]:
-    """Records of one or several folders. Raises MissingDataError where there are none, InvalidResults if damaged."""
+    """Return the records of folders. Raises MissingDataError if there are none, InvalidResults if damaged."""
     for folder in folders:
         if not folder.is_file() and not (folder / "records").is_dir() and not (folder / "records.jsonl").is_file():
             raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")
@@ -50,8 +50,8 @@ def open_records(folders: list[Path]) -> list[Record]:
 def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
     """Print a line for each method, part and seed: conditions done, running, failed and missing, barrier, first error.
 
-    The barrier is how many points of accuracy are lost between the ingredients of a soup, on held-out clean images.
-    `watch` does so again and again until nothing is missing, with where each training and stream is, and the time left.
+    The barrier is the accuracy lost between the ingredients of a soup, in points, on held-out clean images. `watch`
+    repeats this until nothing is missing, with the progress of each training and stream and the time left.
     """
     lines = _standing(folder)
     if as_json:
@@ -60,23 +60,23 @@ def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
     if not watch:
         print_text(_standing_table(lines))
         return
-    console, took, spoke = Console(), 0.0, time.monotonic()
+    console, read_seconds, last_printed = Console(), 0.0, time.monotonic()
     with Live(_with_now(folder, lines), console=console, auto_refresh=False) as screen:
         while any(line["running"] or line["missing"] for line in lines):
-            time.sleep(max(_SECONDS_BETWEEN_LOOKS, 5 * took))
+            time.sleep(max(_SECONDS_BETWEEN_LOOKS, 5 * read_seconds))
             began = time.monotonic()
             before, lines = lines, _standing(folder)
-            took = time.monotonic() - began  # a large folder is read less often
+            read_seconds = time.monotonic() - began  # read a large folder less often
             if console.is_terminal:
                 screen.update(_with_now(folder, lines), refresh=True)
-            elif lines != before or time.monotonic() - spoke >= _SECONDS_OF_SILENCE:
-                spoke = time.monotonic()
+            elif lines != before or time.monotonic() - last_printed >= _SECONDS_OF_SILENCE:
+                last_printed = time.monotonic()
                 print_text(_in_lines(folder, lines))
         screen.update(Text(_standing_table(lines)), refresh=True)
 
 
 def _with_now(folder: Path, lines: list[dict[str, Any]]) -> RenderableType:
-    """What runs and the time that is left, and below it, as it may be long, the table of what is done."""
+    """Return the time left and running work, followed by the table of results, which may be long."""
     now = live.running(folder, read_trainings(folder)).values()
     return Group(Text(_progress(folder)), shown(now), "", Text(_standing_table(lines)))
 
@@ -89,7 +89,7 @@ def _in_lines(folder: Path, lines: list[dict[str, Any]]) -> str:
 
 
 def _progress(folder: Path) -> str:
-    """How many of the trainings and streams have ended, and the time that is left; empty where no run is under way."""
+    """Return the number of finished trainings and streams and the time left; empty if no run is active."""
     left = live.left(folder)
     if left is None:
         return ""
@@ -114,7 +114,7 @@ def _standing(folder: Path) -> list[dict[str, Any]]:
 
     status = {record.key: record.status for record in records}
     now = running(folder, planned)
-    for each in planned:  # rows come in the order of the run
+    for each in planned:  # rows in the order of the run
         row(each.shift, each.method, each.part, each.seed)
     for record in sorted(records, key=lambda r: (r.shift, r.method, r.part or "", r.seed)):
         line = row(record.shift, record.method, record.part, record.seed)
@@ -178,10 +178,10 @@ def print_leaderboard(
     columns: str = "",
     sort: str = "",
 ) -> None:
-    """Print or write the board of the chosen records, and its figures into a folder."""
+    """Print or write the board of the selected records, and write its figures into a folder."""
     _check_format(format_, [*_BOARD, "html"], out)
     if columns and format_ in _ALL_COLUMNS:
-        raise UsageError(f"{format_} always has all columns; --columns is for terminal, md and latex")
+        raise UsageError(f"--format {format_} always has all columns; use --columns with terminal, md or latex")
     paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _as_bench_error():
@@ -194,9 +194,9 @@ def print_leaderboard(
     if format_ == "terminal":
         print_rich(tables.to_terminal(board, per_corruption=per_corruption, columns=chosen))
     elif format_ == "html":
-        _give(to_page([board], title=f"{board.shift}, {board.model}", record_url=_addresses(paths, out)), out)
+        _print_or_write(to_page([board], title=f"{board.shift}, {board.model}", record_url=_addresses(paths, out)), out)
     else:
-        _give(_BOARD[format_](board, per_corruption, chosen), out)
+        _print_or_write(_BOARD[format_](board, per_corruption, chosen), out)
     if figures is not None:
         _write_figures(board, figures)
 
@@ -204,15 +204,15 @@ def print_leaderboard(
 def _write_figures(board: Board, folder: Path) -> None:
     from leaderboards.figures import figures, to_bytes
 
-    made = figures(board)
-    for name, figure in made.items():
+    drawn = figures(board)
+    for name, figure in drawn.items():
         for form in ("svg", "png", "pdf"):
             write_bytes(folder / f"{name}.{form}", to_bytes(figure, form))
-    sys.stderr.write(f"{', '.join(made) or 'no figure'} in {folder}\n")
+    sys.stderr.write(f"{', '.join(drawn) or 'no figure'} in {folder}\n")
 
 
 def _addresses(folders: list[Path], out: Path | None) -> Callable[[str], str | None]:
-    """Where a page finds the file of a record, relative to itself; None for one inside a bundle."""
+    """Return a function from a record key to the record's URL relative to the page; None if it is in a bundle."""
     base = (out.parent if out is not None else Path()).resolve()
 
     def address(key: str) -> str | None:
@@ -236,25 +236,25 @@ def print_comparison(
     if format_ == "terminal":
         print_rich(compare.to_terminal(comparison))
     else:
-        _give(_COMPARISON[format_](comparison), out)
+        _print_or_write(_COMPARISON[format_](comparison), out)
 
 
 def _check_format(name: str, renderers: Iterable[str], out: Path | None) -> None:
     nearest(name, [*renderers, "terminal"], "format")
     if name == "terminal" and out is not None:
-        raise UsageError(f"a file needs --format {', '.join(renderers)}")
+        raise UsageError(f"--out cannot write the terminal format; add --format {', '.join(renderers)}")
 
 
 def _folders(text: str, command: str) -> list[Path]:
     folders = [Path(part.strip()) for part in text.split(",") if part.strip()]
     if not folders:
-        raise UsageError(f"say which records: bench {command} --from DIR[,DIR]")
+        raise UsageError(f"no records given; use bench {command} --from DIR[,DIR]")
     return folders
 
 
 @contextmanager
 def _as_bench_error() -> Iterator[None]:
-    """Damaged results and records that must not be mixed become errors that a user can act on."""
+    """Convert errors about damaged or incompatible records into errors with exit codes."""
     try:
         yield
     except StoreError as error:
@@ -263,7 +263,7 @@ def _as_bench_error() -> Iterator[None]:
         raise UsageError(str(error)) from None
 
 
-def _give(text: str, out: Path | None) -> None:
+def _print_or_write(text: str, out: Path | None) -> None:
     if out is None:
         print_text(text)
     else:
@@ -271,7 +271,7 @@ def _give(text: str, out: Path | None) -> None:
 
 
 def filtered(records: list[Record], where: list[str]) -> list[Record]:
-    """Records whose fields have the asked values ("seed=0", "split=disjoint", "labels_per_class=10")."""
+    """Return the records whose fields have the given values ("seed=0", "split=disjoint", "labels_per_class=10")."""
     for condition in where:
         name, equals, value = condition.partition("=")
         if not equals:
@@ -288,7 +288,7 @@ def filtered(records: list[Record], where: list[str]) -> list[Record]:
 
 
 def print_verification(folder: Path, as_json: bool) -> int:
-    """Recompute, report, and give the exit code: 0 where all holds, 4 where something does not."""
+    """Recompute all metrics, print the problems and return the exit code: 0 without problems, else 4."""
     open_folder = (folder / "records").is_dir() or (folder / "records.jsonl").is_file()
     if not open_folder:
         raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")

@@ -1,4 +1,4 @@
-"""What `bench run` and `bench tune` show on stderr: bars on a terminal, a line now and then elsewhere."""
+"""Show the progress of `bench run` and `bench tune` on stderr: bars on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from bench.execution.task_pool import Task
 from bench.planning.time_left import Estimate, WorkItem
 from bench.runs.callbacks import RunCallback
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_UPDATES = 1.0
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_OF_SILENCE = 30.0
-_WIDTH_OF_THE_REST = 60
+_WIDTH_OF_BARS = 60
 
 
 class RunProgress(RunCallback):
-    """Shows tasks, the time that is left, and where each stream and training is, whichever process runs it.
+    """Shows tasks, the time left and the progress of each stream and training, whichever process runs it.
 
-    `out` is the folder of the run, where it leaves word for `bench results --watch`.
+    `out` is the folder of the run, where the progress is stored for `bench results --watch`.
     """
 
     def __init__(self, out: Path) -> None:
@@ -39,25 +39,25 @@ class RunProgress(RunCallback):
         self._bar = _Bars(self._console, self.now)
         self._task: TaskID | None = None
         self._total = self._count = 0
-        self._spoke = time.monotonic()
+        self._last_printed = time.monotonic()
         self._over = threading.Event()
-        self._looker = threading.Thread(target=self._look, daemon=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> RunProgress:
         if self._console.is_terminal:
             self._bar.start()
-        self._looker.start()
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._looker.join()
+        self._watcher.join()
         if self._console.is_terminal:
-            self._bar.stop()  # which ends with a blank line where there is no terminal
+            self._bar.stop()  # without a terminal, this would print a blank line
         tell_left(self._out, None)
 
     def now(self) -> Iterable[Now]:
-        """Where everything is that runs now."""
+        """Return the progress of everything that runs now."""
         return running(self._out, self._trainings).values()
 
     def planned(self, work_items: Sequence[WorkItem], jobs: int) -> None:
@@ -68,7 +68,8 @@ class RunProgress(RunCallback):
         self._estimate = Estimate(work_items, jobs)
         self._task = self._bar.add_task("starting", total=self._total, left="")
         if self._total:
-            self.noted(f"{trainings} trainings and {streams} streams in {jobs} process{'es' if jobs > 1 else ''}")
+            work = f"{plural(trainings, 'training')} and {plural(streams, 'stream')}"
+            self.noted(f"{work} in {plural(jobs, 'process', 'processes')}")
 
     def noted(self, text: str) -> None:
         if self._console.is_terminal:
@@ -79,7 +80,7 @@ class RunProgress(RunCallback):
     def started(self, task: Task) -> None:
         self._estimate.started(task.key)
         if self._task is not None:
-            width = max(20, min(60, self._console.width - _WIDTH_OF_THE_REST))
+            width = max(20, min(60, self._console.width - _WIDTH_OF_BARS))
             self._bar.update(self._task, description=task.label[:width].ljust(width))
 
     def finished(self, task: Task, error: Exception | None) -> None:
@@ -90,22 +91,22 @@ class RunProgress(RunCallback):
         if self._console.is_terminal:
             return
         now = time.monotonic()
-        if error or self._count == self._total or now - self._spoke >= _SECONDS_BETWEEN_LINES:
-            self._spoke = now
+        if error or self._count == self._total or now - self._last_printed >= _SECONDS_BETWEEN_LINES:
+            self._last_printed = now
             left = "" if self._count == self._total else self._left()
             say(f"[{self._count}/{self._total}] {task.label}" + (f" FAILED: {error}" if error else left))
 
-    def _look(self) -> None:
-        """Tell others what is left, and say where the work is when nothing ended for a while."""
-        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+    def _watch(self) -> None:
+        """Store the time left, and print the progress when no task has ended for a while."""
+        while not self._over.wait(_SECONDS_BETWEEN_UPDATES):
             if self._task is None:
                 continue
             left = self._estimate.left(running(self._out, self._trainings))
             tell_left(self._out, Left(self._count, self._total, left.seconds))
             if self._console.is_terminal:
                 self._bar.update(self._task, left=in_words(left))
-            elif time.monotonic() - self._spoke >= _SECONDS_OF_SILENCE:
-                self._spoke = time.monotonic()
+            elif time.monotonic() - self._last_printed >= _SECONDS_OF_SILENCE:
+                self._last_printed = time.monotonic()
                 for now in self.now():
                     say(f"[{self._count}/{self._total}] {now}{_after(left)}")
 
@@ -113,8 +114,13 @@ class RunProgress(RunCallback):
         return _after(self._estimate.left(running(self._out, self._trainings)))
 
 
+def plural(number: int, noun: str, several: str = "") -> str:
+    """Return a number and a noun, in the plural unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {several or noun + 's'}"
+
+
 def in_words(left: Left) -> str:
-    """The time that is left, for people; empty where it is not known yet."""
+    """Return the time left as text; empty if it is not known yet."""
     return "" if left.seconds is None or left.seconds < 1 else f"about {duration(left.seconds)} left"
 
 
@@ -124,7 +130,7 @@ def _after(left: Left) -> str:
 
 
 def shown(now: Iterable[Now]) -> Table:
-    """A bar and a number for everything that runs."""
+    """Return a table with a bar and a number for each stream and training that runs."""
     table = Table.grid(padding=(0, 1))
     for name in ("ellipsis", "fold", "fold", "fold"):
         table.add_column(no_wrap=True, overflow=name)
@@ -139,7 +145,7 @@ def shown(now: Iterable[Now]) -> Table:
 
 
 class _Bars(Progress):
-    """One bar for all tasks of a run, and one below it for each stream and training that runs."""
+    """One bar for all tasks of a run, with one below it for each stream and training that runs."""
 
     def __init__(self, console: Console, now: Callable[[], Iterable[Now]]) -> None:
         self._now = now

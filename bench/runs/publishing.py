@@ -1,4 +1,4 @@
-"""`bench publish`: bundles of results, and the checks that every published number has passed. Without torch."""
+"""Implement `bench publish`: bundles of results and the checks that published results must pass. No torch."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from leaderboards.submit import (
 from leaderboards.verify import Problem
 from methods import METHODS
 
-_TOO_LONG = 100  # problems of one submission shown to a reader
+_MOST_SHOWN = 100  # problems of one submission that are printed
 
 
 def checker() -> Checker:
-    """The table of methods, and the data and weights that ship with the project as the known ones."""
+    """Return a checker that knows the table of methods and the data and weights that ship with the project."""
     return Checker(access_of, known())
 
 
 def access_of(method: str) -> Access | None:
-    """The access of a method by the table, or None if it is not there. Nothing that a name could point to is loaded."""
+    """Return a method's access from the table, or None if it is not there. Never loads code that the name refers to."""
     if any(part not in METHODS for part in method.split("+")):
         return None
     try:
@@ -60,9 +60,9 @@ def access_of(method: str) -> Access | None:
 
 
 def bundle(folder: Path, out: Path, card: Path | None, where: list[str]) -> None:
-    """Write the bundle of a results folder, after the same checks that `bench publish check` makes."""
+    """Write the bundle of a results folder after the checks of `bench publish check`."""
     if not FILE_NAME.fullmatch(out.name):
-        raise UsageError(f"-o {out.name}: call it like digits-c-tent.jsonl, in lower case")
+        raise UsageError(f"-o {out.name} is not a valid name; use lower case, as in digits-c-tent.jsonl")
     records = filtered(open_records([folder]), where)
     text = None if card is None else _read_text(card)
     try:
@@ -74,18 +74,18 @@ def bundle(folder: Path, out: Path, card: Path | None, where: list[str]) -> None
 
 
 def check(path: Path, predictions: Path | None, as_json: bool) -> int:
-    """Check a bundle, a folder of bundles or a results folder; print a sentence for each problem. Exit code 0 or 4."""
+    """Check a bundle, a folder of bundles or a results folder and print each problem; return exit code 0 or 4."""
     found = [Problem(p.key, plain(p.file), plain(p.message)) for p in _problems(path, predictions)]
     if as_json:
         print_json({"problems": [{"key": p.key, "file": p.file, "message": p.message} for p in found]})
         return 4 if found else 0
-    said = Counter(f"{problem.file}: {problem.message}" for problem in found)  # many records may share a problem
-    for sentence, times in list(said.items())[:_TOO_LONG]:
+    counts = Counter(f"{problem.file}: {problem.message}" for problem in found)  # many records may share a problem
+    for sentence, times in list(counts.items())[:_MOST_SHOWN]:
         print_text(sentence + (f" ({times} times)" if times > 1 else ""))
-    if len(said) > _TOO_LONG:
-        print_text(f"and {len(said) - _TOO_LONG} more; solve these first")
+    if len(counts) > _MOST_SHOWN:
+        print_text(f"and {len(counts) - _MOST_SHOWN} more; fix these first")
     if not found:
-        print_text(f"{path}: nothing speaks against publishing it")
+        print_text(f"{path}: no problems; it can be published")
     return 4 if found else 0
 
 
@@ -101,11 +101,11 @@ def _problems(path: Path, predictions: Path | None) -> Iterator[Problem]:
     elif path.is_dir():
         yield from check_folder(path, against)[1]
     else:
-        raise MissingDataError(f"{path} is not there; give a file made by `bench publish bundle` or a folder of them")
+        raise MissingDataError(f"{path} does not exist; give a file made by `bench publish bundle` or a folder of them")
 
 
 def build_site(results: Path, out: Path) -> None:
-    """Write the pages of a folder of published results, all of which must pass the checks."""
+    """Write the site of a folder of published results, all of which must pass the checks."""
     if not results.is_dir():
         raise MissingDataError(f"no folder {results}; run this in a checkout, or give records with --from")
     bundles, problems = check_folder(results, checker())
@@ -120,15 +120,15 @@ def build_site(results: Path, out: Path) -> None:
 
 
 def plain(text: str) -> str:
-    """One line for a terminal, a log or a comment, for problems quote what they refuse.
+    """Return text that is safe to print, because problems quote untrusted files.
 
-    What could move a cursor, hide text or be markup becomes a question mark.
+    Control characters, non-ASCII characters and angle brackets become question marks.
     """
     return re.sub(r"[^\x20-\x7e]|[<>]", "?", text)
 
 
 def open_bundle(path: Path) -> Bundle:
-    """A bundle that can be read; whether it may be published is another question."""
+    """Read a bundle, without checking whether it may be published."""
     if not path.is_file():
         raise MissingDataError(f"no file {path}; give one made by `bench publish bundle`")
     try:
@@ -139,17 +139,17 @@ def open_bundle(path: Path) -> Bundle:
 
 def write_settings(path: Path, out: Path | None) -> None:
     """Print or write the run file that repeats a bundle."""
-    text = tomli_w.dumps(_said(open_bundle(path).settings))
+    text = tomli_w.dumps(_without_none(open_bundle(path).settings))
     if out is None:
         print_text(text)
     else:
         write_bytes(out, text.encode())
 
 
-def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that are None, at any depth: TOML has no word for nothing, and they are so by default."""
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without None values, at any depth: TOML has no null, and None is the default."""
     return {
-        name: _said(value) if isinstance(value, Mapping) else value
+        name: _without_none(value) if isinstance(value, Mapping) else value
         for name, value in settings.items()
         if value is not None
     }
@@ -164,9 +164,9 @@ def write_schema(out: Path | None) -> None:
 
 
 def write_known(shift_name: str, out: Path) -> None:
-    """Add what is known of a shift (scored ids, digests, weights of its default stock) to a table, from its data here.
+    """Add a shift's scored ids, digests and default weights to a table, computed from local data.
 
-    Raises MissingDataError where the data or the stock are not found.
+    Raises MissingDataError if the data or the stock is not found.
     """
     from bench.core.conditions import CLEAN, Condition
     from bench.models.weights_io import load_stock
@@ -197,23 +197,23 @@ def write_known(shift_name: str, out: Path) -> None:
 
 
 def push(path: Path, repo: str, out: Path, upload: bool) -> None:
-    """Write a checked bundle or folder of bundles as parquet, one record a row; send it to a hub data set if asked."""
+    """Check bundles and write them as parquet, one record per row; with `upload`, send it to a hub data set."""
     problems = list(_problems(path, None))
     if problems:
         raise InvalidResults(plain(f"{problems[0].file}: {problems[0].message}"))
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
     write_parquet([record for file in files for record in open_bundle(file).records], out)
     if not upload:
-        print_text(f"{out} written, nothing sent; add --upload to send it to {repo}")
+        print_text(f"wrote {out}, sent nothing; add --upload to send it to {repo}")
         return
     from huggingface_hub import HfApi
 
     HfApi().upload_file(path_or_fileobj=out, path_in_repo=f"data/{out.name}", repo_id=repo, repo_type="dataset")
-    print_text(f"{out} sent to the data set {repo}")
+    print_text(f"sent {out} to the data set {repo}")
 
 
 def write_parquet(records: list[Record], out: Path) -> None:
-    """One row a record: its plain fields, metrics and costs as columns of their own, everything nested as JSON."""
+    """Write one row per record: plain fields, metrics and costs as separate columns, nested values as JSON."""
     import io
 
     import pandas as pd
@@ -232,7 +232,7 @@ def write_parquet(records: list[Record], out: Path) -> None:
     try:
         pd.DataFrame(rows).to_parquet(buffer, index=False)
     except ImportError:
-        raise BenchError("parquet needs pyarrow, which is not installed here: pip install pyarrow") from None
+        raise BenchError("parquet needs pyarrow, which is not installed; run: pip install pyarrow") from None
     write_bytes(out, buffer.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""Repeat one published record from nothing but the record."""
+"""Repeat one published record from the record alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from leaderboards.store import Store
 
 
 def spec_of(record: Record) -> dict[str, Any]:
-    """The settings that made a record: its own condition alone, or with those that came before it or into the pool."""
+    """Return the settings that made a record: its own condition, or all conditions of its history."""
     settings: dict[str, Any] = {
         "method": record.method,
         "shift": record.shift,
@@ -29,14 +29,14 @@ def spec_of(record: Record) -> dict[str, Any]:
         "set": {name: dict(values) for name, values in record.options.items()},
     }
     if record.data.history:
-        met = [condition.rpartition("@") for condition in record.data.history]
-        settings["corruption"] = list(dict.fromkeys(name for name, _, _ in met))
-        settings["severity"] = list(dict.fromkeys(float(level) for _, _, level in met))
+        seen = [condition.rpartition("@") for condition in record.data.history]
+        settings["corruption"] = list(dict.fromkeys(name for name, _, _ in seen))
+        settings["severity"] = list(dict.fromkeys(float(level) for _, _, level in seen))
     elif record.corruption is not None:
         settings["corruption"] = [record.corruption]
         settings["severity"] = [record.severity]
-    settings |= {name: said for name in ("label", "part") if (said := getattr(record.data, name))}
-    if record.data.classes in ORDERS:  # a file of classes has to be given again
+    settings |= {name: value for name in ("label", "part") if (value := getattr(record.data, name))}
+    if record.data.classes in ORDERS:  # a file of classes must be given again
         settings["classes"] = record.data.classes
     settings["model" if record.weights.ready else "stock"] = record.model
     return settings
@@ -45,7 +45,7 @@ def spec_of(record: Record) -> dict[str, Any]:
 def repeat(record: Record, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Run a record again and compare: {"metrics": {name: (published, now)}, "same": …, "same_identity": …}.
 
-    Its predictions are made again, whatever is there of them.
+    Existing predictions are not reused.
     """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(flags.get("out") or scratch)
@@ -53,14 +53,14 @@ def repeat(record: Record, flags: Mapping[str, Any]) -> dict[str, Any]:
         if base := {"model", "stock", "init_from"} & flags.keys():
             settings = {key: value for key, value in settings.items() if key not in {"model", "stock"} - base}
         run(make_spec(settings))
-        again = {r.key: r for r in Store(out).records()}
-    twin = again.get(record.key)
-    if twin is None:
+        records = {r.key: r for r in Store(out).records()}
+    repeated = records.get(record.key)
+    if repeated is None:
         same_place = (record.method, record.part, record.corruption, record.severity)
-        twin = next(r for r in again.values() if (r.method, r.part, r.corruption, r.severity) == same_place)
-    if twin.metrics is None or record.metrics is None:
-        return {"metrics": {}, "same": twin.error == record.error, "same_identity": twin.key == record.key}
-    published, now = record.metrics.model_dump(), twin.metrics.model_dump()
+        repeated = next(r for r in records.values() if (r.method, r.part, r.corruption, r.severity) == same_place)
+    if repeated.metrics is None or record.metrics is None:
+        return {"metrics": {}, "same": repeated.error == record.error, "same_identity": repeated.key == record.key}
+    published, now = record.metrics.model_dump(), repeated.metrics.model_dump()
     metrics = {name: (published[name], now[name]) for name in published}
     same = all(abs(a - b) <= 1e-6 for a, b in metrics.values())
-    return {"metrics": metrics, "same": same, "same_identity": twin.key == record.key}
+    return {"metrics": metrics, "same": same, "same_identity": repeated.key == record.key}

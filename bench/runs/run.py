@@ -1,4 +1,4 @@
-"""A run from start to end: cook what is missing, stream what is not measured yet, write records."""
+"""Run a plan: train what is missing, stream what is not measured yet, write records."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind: its folder, and how many records are done, failed, or were there before."""
+    """The result of a run: its folder and the number of records that are done, failed or reused."""
 
     out: Path
     keys: tuple[str, ...]
@@ -51,32 +51,32 @@ class Outcome:
         return 1 if self.failed else 0
 
     def records(self) -> list[Record]:
-        """The records of this run, other runs in the same folder left out."""
+        """Return the records of this run, without those of other runs in the same folder."""
         wanted = set(self.keys)
         return [record for record in Store(self.out).records() if record.key in wanted]
 
     def board(self) -> Board:
-        """The board over the records of this run."""
+        """Return the board of this run's records."""
         from leaderboards.boards import make_board
 
         return make_board(self.records(), Store(self.out).predictions)
 
 
 def run(spec: RunSpec, callback: RunCallback | None = None) -> Outcome:
-    """Do all that a spec asks for and is not done yet. A failed trial is a record; it never stops the others.
+    """Do the work of a spec that is not done yet. A failed trial is a record; it never stops the others.
 
-    Raises UsageError, MissingDataError or BenchError before anything is started.
+    Raises UsageError, MissingDataError or BenchError before any task starts.
     """
     return run_all([spec], callback)[0]
 
 
 def run_all(specs: Sequence[RunSpec], callback: RunCallback | None = None) -> list[Outcome]:
-    """Several specs in one pool of workers, an outcome for each; what they share is trained once."""
+    """Run several specs in one pool of workers and return an outcome for each; shared trainings run once."""
     callback = callback or RunCallback()
     plans = [_planned(spec, callback) for spec in specs]
-    cooking = {task.key: task for plan in plans for task in plan.cooking}
+    trainings = {task.key: task for plan in plans for task in plan.cooking}
     streams: dict[str, tuple[Plan, BoardEntry, tuple[Segment, ...]]] = {}
-    tasks = list(cooking.values())
+    tasks = list(trainings.values())
     for plan in plans:
         write_settings(plan)
         rows = _manifest(plan)
@@ -129,7 +129,7 @@ def run_all(specs: Sequence[RunSpec], callback: RunCallback | None = None) -> li
 
 
 def _planned(spec: RunSpec, callback: RunCallback) -> Plan:
-    """The plan; records that cannot be read are set aside, so that they are measured again."""
+    """Return the plan; damaged records are renamed, so that they are measured again."""
     try:
         return make_plan(spec)
     except StoreError as error:
@@ -138,7 +138,7 @@ def _planned(spec: RunSpec, callback: RunCallback) -> Plan:
             moved = Store(out).set_aside_broken()
         if not moved:
             raise ValidationError(str(error)) from None
-        callback.noted(f"{len(moved)} damaged records are set aside as {moved[0].parent}/*.broken and measured again")
+        callback.noted(f"{len(moved)} damaged records renamed to {moved[0].parent}/*.broken; they are measured again")
         return make_plan(spec)
 
 
@@ -149,20 +149,20 @@ def _write(plan: Plan, record: Record, predictions: Any) -> bool:
 
 @contextlib.contextmanager
 def _as_bench_error(out: Path) -> Iterator[None]:
-    """What keeps records from being written becomes one sentence."""
+    """Convert errors of writing records into a BenchError."""
     try:
         yield
     except OSError as error:
         raise BenchError(
-            f"cannot write records in {out}: {error.strerror or error}; free space or allow it, then run this again: "
-            "what is finished is kept"
+            f"cannot write records in {out}: {error.strerror or error}; free space or fix permissions, "
+            "then run this again: finished work is kept"
         ) from error
     except StoreError as error:
         raise BenchError(str(error)) from None
 
 
 def executor_of(plan: Plan) -> Executor | None:
-    """Where the tasks of a plan run if not on this machine. Raises UsageError where that cannot be reached."""
+    """Return the executor of a plan; None: this machine. Raises UsageError if it is not available."""
     if plan.spec.launch != "slurm":
         return None
     try:
@@ -194,21 +194,21 @@ def _manifest(plan: Plan) -> list[ManifestRow]:
 
 
 def _forget_done(plan: Plan, rows: Sequence[ManifestRow]) -> None:
-    """Remove checkpoints of streams whose records are there: a run was killed between the two."""
+    """Remove checkpoints of streams whose records exist, left by a run that was killed between the two steps."""
     for name, keys in (stream for row in rows for stream in row.streams.items()):
         if plan.missing.isdisjoint(keys):
             checkpoint(plan.out, name).unlink(missing_ok=True)
 
 
 def write_settings(plan: Plan) -> None:
-    """Leave the resolved settings beside the records, as a run file that repeats the run."""
+    """Write the resolved settings into the run's folder, as a run file that repeats the run."""
     values = plan.spec.model_dump(
         mode="json",
         by_alias=True,
-        exclude={"out", "rerun", "only_failed", "launch", "slurm", "track"},
+        exclude={"out", "rerun", "only_failed", "launch", "slurm", "tracker"},
         exclude_none=True,
     )
-    # TOML has no word for nothing; options that are None are so by default.
+    # TOML has no null; None is the default of these options.
     values["set"] = {
         method: {name: value for name, value in options.items() if value is not None}
         for method, options in values["set"].items()

@@ -1,4 +1,4 @@
-"""What a run says of its own clean accuracy: implausible numbers are told at once, with the likely reason."""
+"""Warn about implausible clean accuracy at the end of a run, with the likely cause."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _MUCH_BETTER = 0.2
 
 
 def warnings_of(records: Iterable[Record], predictions: Callable[[Record], Predictions]) -> list[str]:
-    """A sentence for each model whose best clean accuracy is implausible (see leaderboards.plausible)."""
-    said = []
+    """Return a sentence for each model whose best clean accuracy is implausible (see leaderboards.plausible)."""
+    warnings = []
     for record, text in clean_doubts(records):
         other = accuracy_in_another_order(predictions(record))
         if other is not None:
-            text += f"; with its outputs in another order it would be {other:.1%}, so the classes are in the wrong one"
-        said.append(text)
-    return said
+            text += f"; with its outputs in another order it would be {other:.1%}, so the class order is wrong"
+        warnings.append(text)
+    return warnings
 
 
 def accuracy_in_another_order(made: Predictions) -> float | None:
-    """Accuracy under the best assignment of outputs to classes, found on every other image and measured on the rest.
+    """Return accuracy under the best assignment of outputs to classes, fitted on one half and measured on the other.
 
-    None where there are too few images to tell, or where it is not at least 20 points better than as it is.
+    None if there are too few images, or if the gain is below 20 points.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -1,4 +1,4 @@
-"""Measured numbers to an experiment tracker, through accelerate; the records in the run's folder stay what counts."""
+"""Log metrics to an experiment tracker through accelerate, in addition to the records in the run's folder."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _SECONDS_TO_FINISH = 30.0
 
 
 class RecordTracker:
-    """Takes records as they are made, and hands them to a tracker in a thread of its own, for which a run never waits.
+    """Logs records to a tracker in a separate thread, so that a run never waits for the tracker.
 
-    A tracker that fails is left out for the rest of the run; one that hangs gets half a minute at its end.
-    Raises UsageError where it cannot start.
+    A tracker that fails gets no more records; one that hangs gets half a minute at the end of the run.
+    Raises UsageError if the tracker cannot start.
     """
 
     def __init__(self, start: Callable[[], Any] | None) -> None:
-        self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         if start is None:
             return
-        begun: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(start, begun), daemon=True)
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._serve, args=(start, started), daemon=True)
         self._thread.start()
         try:
-            begun.result(_SECONDS_TO_START)
+            started.result(_SECONDS_TO_START)
         except TimeoutError:
             raise UsageError(
-                f"--track: the tracker does not answer for {_SECONDS_TO_START:.0f} s; mend that or leave --track out"
+                f"--tracker: no answer for {_SECONDS_TO_START:.0f} s; fix the tracker or leave --tracker out"
             ) from None
 
     def take(self, record: Record) -> None:
@@ -57,51 +57,51 @@ class RecordTracker:
         # Trackers refuse other characters in names.
         prefix = "/".join(re.sub(r"[^\w\-. ]", "_", part) for part in parts)
         numbers = record.metrics.model_dump()
-        found = {f"{prefix}/{name}": float(number) for name, number in numbers.items() if number is not None}
-        self._inbox.put(("log", found))
+        values = {f"{prefix}/{name}": float(number) for name, number in numbers.items() if number is not None}
+        self._queue.put(("log", values))
 
     def finish(self) -> None:
-        """Wait, but not for long, until the tracker has taken everything."""
+        """Wait for the tracker to log everything, for half a minute at most."""
         if self._thread is None:
             return
-        self._inbox.put(("finish",))
+        self._queue.put(("finish",))
         self._thread.join(_SECONDS_TO_FINISH)
         if self._thread.is_alive():
-            log.warning("the tracker does not answer; what it has not taken is in the records alone")
+            log.warning("the tracker does not answer; some metrics are only in the records")
 
-    def _serve(self, start: Callable[[], Any], begun: Future[None]) -> None:
-        """All that the tracker is asked for, from one thread: some keep what they need for each thread."""
+    def _serve(self, start: Callable[[], Any], started: Future[None]) -> None:
+        """Make all calls to the tracker from one thread, because some trackers have state per thread."""
         try:
             tracker = start()
-        except Exception as error:  # noqa: BLE001 - it is raised where the run waits for it
-            begun.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - raised again in the run's thread
+            started.set_exception(error)
             return
-        begun.set_result(None)
-        what = ""
-        while what != "finish":
-            what, *values = self._inbox.get()
+        started.set_result(None)
+        call = ""
+        while call != "finish":
+            call, *arguments = self._queue.get()
             try:
-                getattr(tracker, what)(*values)
-            except Exception as error:  # noqa: BLE001 - trackers fail in ways of their own, and never matter to a number
-                log.warning("the tracker failed and gets nothing more: %s", error)
+                getattr(tracker, call)(*arguments)
+            except Exception as error:  # noqa: BLE001 - a tracker may raise anything and must not stop a run
+                log.warning("the tracker failed and gets no more metrics: %s", error)
                 return
 
 
 @contextmanager
 def open_tracker(spec: RunSpec, out: Path) -> Iterator[RecordTracker]:
-    """The sink that a run asks for, which takes nothing where it asks for none; its files lie in `out`/track.
+    """Open the tracker of a run, one that does nothing if none is set; its files are in `out`/track.
 
-    What a tracker prints goes to stderr. Raises UsageError where its package is missing or it cannot start.
+    Its output goes to stderr. Raises UsageError if its package is missing or it cannot start.
     """
-    if spec.track is None:
+    if spec.tracker is None:
         yield RecordTracker(None)
         return
     with redirect_stdout(sys.stderr):
-        sink = RecordTracker(partial(_start, spec.track, spec, out.absolute()))
+        tracker = RecordTracker(partial(_start, spec.tracker, spec, out.absolute()))
         try:
-            yield sink
+            yield tracker
         finally:
-            sink.finish()
+            tracker.finish()
 
 
 def _start(name: str, spec: RunSpec, out: Path) -> Any:
@@ -109,7 +109,7 @@ def _start(name: str, spec: RunSpec, out: Path) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in [str(kind) for kind in get_available_trackers()]:
-        raise UsageError(f"--track {name} needs a package; install it with: pip install 'soupbench[track]'")
+        raise UsageError(f"--tracker {name} needs a package; install it with: pip install 'soupbench[track]'")
     folder = out / "track"
     settings: dict[str, Any] = {}
     match name:
@@ -125,13 +125,13 @@ def _start(name: str, spec: RunSpec, out: Path) -> Any:
             os.environ.setdefault("TRACKIO_DIR", str(folder))
             settings = {"run_name": spec.shift, "name": out.name}
     folder.mkdir(parents=True, exist_ok=True)
-    asked = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    configuration = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     try:
-        PartialState(cpu=True)  # trackers speak through a log that asks which process this is
+        PartialState(cpu=True)  # the trackers' logger needs to know which process this is
         tracker = LOGGER_TYPE_TO_CLASS[name](**settings)
         tracker.start()
-        tracker.store_init_configuration({key: str(value) for key, value in asked.items()})
+        tracker.store_init_configuration({key: str(value) for key, value in configuration.items()})
     except Exception as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"--track {name} cannot start ({said}); mend that or leave --track out") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--tracker {name} cannot start ({reason}); fix that or leave --tracker out") from error
     return tracker

@@ -1,4 +1,4 @@
-"""`bench tune`: choose options on dev images and tuning corruptions, with the same number of trials for all."""
+"""Implement `bench tune`: choose options on dev images and tuning corruptions, with equal trials for all methods."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from leaderboards.record import Record
 
 
 def candidates(space: Mapping[str, Sequence[Any]], trials: int) -> list[dict[str, Any]]:
-    """`trials` different option sets: the defaults first, then a seeded draw without replacement from the grid."""
+    """Return `trials` different option sets: the defaults, then random ones from the grid without replacement."""
     grid = every_set(space)
     order = stream_rng(0, "tune", *space).permutation(len(grid))
     return [{}, *(grid[i] for i in order[: trials - 1])]
 
 
 def every_set(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """All option sets of a grid."""
+    """Return all option sets of a grid."""
     return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Read "key=[value, …]" for each option. Raises UsageError for anything else."""
-    found = {}
+    """Parse "key=[value, …]" for each option. Raises UsageError for anything else."""
+    grid = {}
     for text in texts:
         try:
             ((key, values),) = tomllib.loads(text).items()
@@ -47,8 +47,8 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
             values = None
         if not isinstance(values, list) or not values:
             raise UsageError(f"--grid takes key=[values], as in --grid 'lr=[1e-3, 3e-3]', not '{text}'")
-        found[key] = values
-    return found
+        grid[key] = values
+    return grid
 
 
 def tune(
@@ -63,15 +63,15 @@ def tune(
     *,
     as_json: bool,
 ) -> None:
-    """Try option sets, print them from best to worst by mean dev accuracy, and the lines that keep the best.
+    """Try option sets and print them from best to worst by mean dev accuracy, with the flags that set the best.
 
-    With `grid` ("key=[values]") all of its sets are tried instead of `trials` from the method's own table of values.
-    `run` holds the settings of the run (seeds, severity, labels, …), named as the flags are.
+    `grid` ("key=[values]") replaces the `trials` sets from the method's own table by all sets of this grid. `run` holds
+    the settings of the run (seeds, severity, labels, …), named like the flags.
 
-    Raises UsageError where test images or reported corruptions are asked for: tuning on them would spoil the report.
+    Raises UsageError for test images or reported corruptions: tuning on them would bias the reported numbers.
     """
     if split != "dev":
-        raise UsageError(f"tuning on split '{split}' would spoil the numbers reported on it; use --split dev")
+        raise UsageError(f"tuning on split '{split}' would bias the numbers reported on it; use --split dev")
     loaded = load_shift(shift, run.get("data_root"))
     names = tuple(corruption.split(",")) if corruption else loaded.tuning_corruptions
     if reported := [name for name in names if name not in loaded.tuning_corruptions]:
@@ -106,17 +106,17 @@ def tune(
     ]
     print_text(table(["dev accuracy", "sd of seeds", "clean", "options"], shown))
     if not rows[0][0]:
-        print_text("\nthe defaults won")
+        print_text("\nthe defaults are best")
         return
-    # JSON of numbers, texts and lists is TOML too, on one line.
+    # JSON of numbers, strings and lists is also TOML, on one line.
     flags = (shlex.quote(f"{name}.{key}={json.dumps(value)}") for key, value in rows[0][0].items())
-    print_text("\nto run with the best: " + " ".join(f"--set {flag}" for flag in flags))
+    print_text("\nto run with the best options: " + " ".join(f"--set {flag}" for flag in flags))
     if shift in SHIFTS:
-        print_text(f"to make it the default, in bench/assets/{shift}.toml:\n{tomli_w.dumps({name: rows[0][0]})}")
+        print_text(f"to make them the default, add to bench/assets/{shift}.toml:\n{tomli_w.dumps({name: rows[0][0]})}")
 
 
 def _summary(outcome: Outcome) -> dict[str, float]:
-    """Mean accuracy over tuning conditions of the method's own row, its spread over seeds, and clean accuracy."""
+    """Return mean accuracy over tuning conditions of the method's row, its spread over seeds and clean accuracy."""
     records = [r for r in outcome.records() if r.part in (None, "soup")]
     if any(record.metrics is None for record in records):
         return {"accuracy": 0.0, "spread": 0.0, "clean": 0.0}

@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, dataclass_transform
 class Flag:
     """How the command line shows a setting, and the limits of its number.
 
-    repeated: the flag may be given several times, as KEY=VALUE.
+    also: another name of the flag. repeated: the flag may be given several times, as KEY=VALUE.
     """
 
     help: str
     name: str = ""
+    also: str = ""
     metavar: str | None = None
     repeated: bool = False
     least: int | None = None
@@ -38,43 +39,41 @@ class _Declared:
 class RunFields(_Declared):
     """Names, types, defaults, limits and help of a run's settings, in the order of `bench run --help`."""
 
-    method: Annotated[tuple[str, ...], Flag("A, B+C or file.py:Class; several with commas.")]
+    method: Annotated[tuple[str, ...], Flag("A, B+C or file.py:Class; comma-separated.")]
     shift: Annotated[str, Flag("A named shift; see `bench list shifts`.")]
     model: Annotated[str | None, Flag("A ready classifier; see `bench list models`.")] = None
     stock: Annotated[str | None, Flag("A stock to start from; see `bench list models`.")] = None
     init_from: Annotated[
-        str | None, Flag("Start from the classifier that another run's folder cooked.", metavar="RUN[:METHOD]")
+        str | None, Flag("Start from the classifier trained in another run's folder.", metavar="RUN[:METHOD]")
     ] = None
     severity: Annotated[tuple[float, ...], Flag("5, 3,5 or 1-5.")] = (5.0,)
     corruption: Annotated[
-        tuple[str, ...] | None, Flag("Some of the shift's corruptions, or FILE.py:NAME, with commas.")
+        tuple[str, ...] | None, Flag("Some of the shift's corruptions, or FILE.py:NAME; comma-separated.")
     ] = None
     protocol: Annotated[str, Flag("NAME or NAME:parameter=value; see `bench list protocols`.")] = "reset_each_shift"
     split: Annotated[str, Flag("disjoint, joint, transductive or dev.")] = "disjoint"
-    seeds: Annotated[int | None, Flag("How many seeds.", least=1, most=1000)] = None
+    seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000)] = None
     seed: Annotated[int, Flag("The first (or only) seed.", least=0)] = 0
-    batch_size: Annotated[int, Flag("Images in a batch of the stream.", least=1)] = 64
-    limit: Annotated[int | None, Flag("At most so many images; such a run cannot be published.", least=1)] = None
-    labels: Annotated[int | None, Flag("Labelled clean images a class; 0 for all.", least=0)] = None
+    batch_size: Annotated[int, Flag("Images per batch of the stream.", least=1)] = 64
+    limit: Annotated[int | None, Flag("At most this many images; such a run cannot be published.", least=1)] = None
+    labels: Annotated[int | None, Flag("Labelled clean images per class; 0 for all.", least=0)] = None
     device: Annotated[str, Flag("auto, cpu, cuda or cuda:N.")] = "auto"
     precision: Annotated[Literal["auto", "fp32", "bf16"], Flag("auto, fp32 or bf16.")] = "auto"
-    compile: Annotated[bool, Flag("Compile trainings; pays for itself on a GPU.")] = False
+    compile: Annotated[bool, Flag("Compile trainings; faster on a GPU.")] = False
     data_root: Annotated[Path | None, Flag("Folder of the data sets.")] = None
-    classes: Annotated[
-        str | None, Flag("Order of the classes of folder: and hf:.", metavar="FILE|natural|imagefolder")
-    ] = None
-    label: Annotated[str | None, Flag("The column of a table that holds labels.", metavar="COLUMN")] = None
-    part: Annotated[str | None, Flag("Score this part (test, validation, …) of folder: and hf:.", metavar="NAME")] = (
+    classes: Annotated[str | None, Flag("Class order of folder: and hf:.", metavar="FILE|natural|imagefolder")] = None
+    label: Annotated[str | None, Flag("The column that holds the labels.", metavar="COLUMN")] = None
+    part: Annotated[str | None, Flag("Score this split (test, validation, …) of folder: and hf:.", metavar="NAME")] = (
         None
     )
-    options: Annotated[Any, Flag("An option of a method.", "--set", "NAME.key=value", repeated=True)]
-    with_baselines: Annotated[bool, Flag("Add source, soups with other information, controls, and ways to choose.")] = (
-        False
-    )
+    options: Annotated[Any, Flag("Set an option of a method.", "--set", metavar="NAME.key=value", repeated=True)]
+    with_baselines: Annotated[
+        bool, Flag("Add source, soups that see other data, controls, and other selection rules.")
+    ] = False
     out: Annotated[Path | None, Flag("Folder of the records.  [default: runs/<shift>-<methods>]")] = None
     launch: Annotated[
         Literal["local", "serial", "slurm"],
-        Flag("local (processes on this machine; the default), serial, or slurm."),
+        Flag("local (processes on this machine, the default), serial or slurm."),
     ] = "local"
     slurm: Annotated[
         Any,
@@ -84,14 +83,14 @@ class RunFields(_Declared):
     ]
     jobs: Annotated[
         int | None,
-        Flag("Processes; default: one for each core, or one in all on GPUs, each with its own.", least=1),
+        Flag("Processes; default: one per core, or one on GPUs, where each process has its own GPU.", least=1),
     ] = None
     devices: Annotated[int | None, Flag("GPUs, or processes on a CPU, that share each training.", least=1)] = None
-    workers: Annotated[int | None, Flag("Threads that decode images; default: one for each core.", least=0)] = None
-    rerun: Annotated[bool, Flag("Measure again what is done.")] = False
-    only_failed: Annotated[bool, Flag("Repeat failed records only.")] = False
-    offline: Annotated[bool, Flag("Touch no network.")] = False
-    track: Annotated[
+    workers: Annotated[int | None, Flag("Threads that decode images; default: one per core.", least=0)] = None
+    rerun: Annotated[bool, Flag("Measure again even if records exist.")] = False
+    only_failed: Annotated[bool, Flag("Repeat only failed records.")] = False
+    offline: Annotated[bool, Flag("Never use the network.")] = False
+    tracker: Annotated[
         Literal["tensorboard", "mlflow", "wandb", "trackio"] | None,
-        Flag("Also log to tensorboard, mlflow, wandb or trackio; needs soupbench[track]."),
+        Flag("Also log to tensorboard, mlflow, wandb or trackio; needs soupbench[track].", also="--track"),
     ] = None

@@ -13,6 +13,9 @@ from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError, nearest
 from bench.settings.run_fields import RunFields
 
+_OTHER_NAMES = {"track": "tracker"}
+"""Other names of settings that run files may use."""
+
 ListLike = str | int | float | list[Any] | tuple[Any, ...]
 
 
@@ -119,6 +122,7 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
     for layer in layers:
         for key, value in layer.items():
             name = key.replace("-", "_")
+            name = _OTHER_NAMES.get(name, name)
             nearest(name, [*(field for field in RunSpec.model_fields if field != "options"), "set"], "setting")
             if name == "set":
                 for method, values in value.items():

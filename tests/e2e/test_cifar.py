@@ -1,4 +1,4 @@
-"""Real CIFAR-10 as the hub keeps it, through `datasets`: from parquet files to a board and back from its records."""
+"""Real CIFAR-10 from the hub, read by `datasets`: from parquet files to a board, and repeated from its records."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_cifar_10_from_parquet_to_a_board(bench: Any, data: Path, tmp_path: Path
     assert np.array_equal(np.unique(predictions.id % 2), [1]), "images at even places are for adapting"
     again = bench(*asked)
     assert again.returncode == 0
-    assert "0 measured, 10 from before, 0 failed" in again.stderr
+    assert "0 measured, 10 reused, 0 failed" in again.stderr
     assert bench("verify", out).returncode == 0
     status = json.loads(bench("data", "status", "cifar10-c-gen", "--data-root", data, "--json").stdout)
     assert status["shifts"][0]["decoded"] >= 300 * 3 * 32 * 32

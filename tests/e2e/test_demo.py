@@ -1,4 +1,4 @@
-"""The demonstration as a newcomer meets it: a built wheel, an empty cache, another folder; and the README."""
+"""The demonstration for a new user (built wheel, empty cache, another folder), and the README."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
         assert not [name for name in wheel.namelist() if name.startswith("tests")]
         wheel.extractall(site)
-    # A path in a .pth file brings the installed dependencies without the editable link to this checkout.
+    # A .pth file adds the installed dependencies without the editable link to this checkout.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     return python
 

@@ -131,7 +131,7 @@ def test_without_the_stock_one_command_is_named(bench: Bench, root: Path) -> Non
 
 
 def test_a_stock_for_other_pixels_is_refused(bench: Bench, root: Path) -> None:
-    """Published files are never resized, so a stock of 32 px cannot be fed with them."""
+    """Published files are never resized, so a stock for 32 px cannot use them."""
     done = bench(
         "run",
         "--method",

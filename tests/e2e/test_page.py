@@ -200,7 +200,7 @@ def test_without_scripts_the_numbers_are_still_there(browser: Any, tmp_path: Pat
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_stand_out_from_their_ground(page: Any, scheme: Any) -> None:
-    # At least 4.5 to 1, as WCAG 2.2 asks of small text (success criterion 1.4.3).
+    # At least 4.5 to 1, as WCAG 2.2 requires for small text (success criterion 1.4.3).
     page.emulate_media(color_scheme=scheme)
     colours = page.evaluate(
         """() => {
@@ -245,7 +245,7 @@ def test_names_that_are_code_are_never_run(browser: Any, tmp_path: Path, boards:
 
 
 def large(board: Board) -> Board:
-    """A board of 200 methods on 15 corruptions at 5 severities, in the form of a small one."""
+    """A board of 200 methods on 15 corruptions at 5 severities, built from a small one."""
     rng = np.random.default_rng(0)
     corruptions = [f"corruption{number:02}" for number in range(15)]
     rows = []
@@ -275,7 +275,7 @@ def test_a_large_page_answers_at_once(browser: Any, tmp_path: Path, boards: list
     opened = browser.new_context().new_page()
     opened.goto(file.as_uri())
     assert len(names(opened)) == 200
-    # From the action to the frame after it, in the page's own clock; the bound is that of a person, not of a machine.
+    # From the action to the next frame, by the page's clock; the bound is what people notice.
     seconds = opened.evaluate(
         """async () => {
           const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));

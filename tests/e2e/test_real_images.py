@@ -1,4 +1,4 @@
-"""Real pictures: trained ImageNet weights on photographs, and a stock of our own making on CIFAR-10."""
+"""Real images: trained ImageNet weights on photographs, and a stock pretrained on CIFAR-10."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def accuracies(folder: Path) -> dict[tuple[str, str, float], float]:
 @needs_photographs
 @needs_lite
 def test_photographs_are_recognised_and_corruptions_hurt(bench: Bench, tmp_path: Path) -> None:
-    """96 pictures. They look like training images, so this proves mapping and preprocessing, not the model."""
+    """96 images, similar to training images: this tests class mapping and preprocessing, not the model."""
     board = bench(
         *("run", "--method", "source,bn,tent", "--shift", "imagenet-c-gen", "--model", "lite:efficientnet_lite0"),
         *("--corruption", "gaussian_noise,contrast", "--severity", "1,5", "--split", "transductive", "--limit", "96"),
@@ -74,7 +74,7 @@ def test_photographs_are_recognised_and_corruptions_hurt(bench: Bench, tmp_path:
 
 @needs_cifar
 def test_a_stock_of_our_own_cooks_on_cifar(bench: Bench, tmp_path: Path) -> None:
-    """MAE-pretrained for a moment on CIFAR-10, then Self-Souping with it as the shift's default stock."""
+    """Briefly MAE-pretrained on CIFAR-10, then Self-Souping with it as the shift's default stock."""
     made = bench("stock", "--data", "cifar10", "--arch", "vit_micro_patch4_32", "--limit", "1500", "--epochs", "4")
     assert "--shift cifar10-c-gen" in made["text"]
     assert (tmp_path / "data" / "stocks" / "cifar10.png").is_file()

@@ -1,4 +1,4 @@
-"""A real SLURM of one node: a grid of trials, one failing and one requeued, gives the records of a serial run."""
+"""A real SLURM cluster of one node: trials, one failing and one requeued, give the records of a serial run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def first(name):
 
 
 class Flaky(Adapter):
-    """Plain prediction; of all its streams one fails once, and one hangs until it is started again."""
+    """Plain prediction; one stream fails once, and one hangs until it is restarted."""
 
     access = Access()
 
@@ -45,7 +45,7 @@ class Flaky(Adapter):
             if first("failed"):
                 raise RuntimeError("this stream fails once")
             if first("hanging"):
-                # scancel knows an element of an array by this name only.
+                # scancel only accepts this name for an element of an array.
                 array = [os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK")]
                 (FOLDER / "new").write_text("_".join(array) if all(array) else os.environ["SLURM_JOB_ID"])
                 (FOLDER / "new").rename(FOLDER / "job")
@@ -96,7 +96,7 @@ def test_a_grid_with_a_failure_and_a_requeue_equals_a_serial_run(cluster: dict[s
         time.sleep(0.5)
     job = (tmp_path / "job").read_text()
     subprocess.run(["scontrol", "requeue", job], env=environment, check=True)
-    # A requeued job waits for a while before it may start again; the administrator's command shortens that.
+    # A requeued job waits before it may restart; the administrator's command shortens the wait.
     while run.poll() is None:
         assert time.monotonic() < deadline
         subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], env=environment, capture_output=True)

@@ -53,7 +53,7 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_an_honest_submission_passes(submission: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert publishing.check(submission, None, as_json=False) == 0
     assert publishing.check(submission.parent, None, as_json=False) == 0
-    assert "nothing speaks against" in capsys.readouterr().out
+    assert "no problems; it can be published" in capsys.readouterr().out
 
 
 def set_in(*place: str | int) -> Callable[[Lines, Any], None]:

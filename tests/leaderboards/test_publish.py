@@ -105,7 +105,7 @@ def test_the_settings_of_a_bundle_are_a_run_file(submission: Path, tmp_path: Pat
 
 
 def test_a_bundle_needs_a_name_that_can_be_published(digits_run: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="call it like"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         publishing.bundle(digits_run.store.folder, tmp_path / "Mine.txt", None, [])
     assert list(tmp_path.iterdir()) == []
 

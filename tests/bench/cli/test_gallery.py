@@ -1,4 +1,4 @@
-"""The gallery: its cells are the pixels of `corrupt`, in the order of its labels, and what it cannot draw it says."""
+"""The gallery: its cells are the pixels of `corrupt`, in the order of its labels; invalid input is an error."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_the_default_needs_no_files_and_never_hides_that_frost_is_missing(
     ("changed", "message"),
     [
         ({"out": Path("grid.gif")}, "must end in .png, .pdf, .svg"),
-        ({"wanted": "foggy"}, "did you mean 'fog'"),
-        ({"wanted": " , "}, "names nothing"),
+        ({"corruption": "foggy"}, "did you mean 'fog'"),
+        ({"corruption": " , "}, "--corruption is empty"),
         ({"severity": "0-5"}, "--severity takes numbers above 0 and up to 5"),
         ({"severity": "strong"}, "takes numbers"),
         ({"profile": "cifar"}, "did you mean 'cifar32'"),
@@ -97,7 +97,7 @@ def test_the_default_needs_no_files_and_never_hides_that_frost_is_missing(
 def test_what_cannot_be_drawn_is_said(
     changed: dict[str, object], message: str, photograph: Path, tmp_path: Path
 ) -> None:
-    arguments = {"out": tmp_path / "grid.png", "image": photograph, "wanted": "fog", "severity": "5"}
+    arguments = {"out": tmp_path / "grid.png", "image": photograph, "corruption": "fog", "severity": "5"}
     arguments |= {"profile": "auto", "size": 32, "seed": 0, **changed}
     with pytest.raises(UsageError, match=message):
         gallery(**arguments)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, sentences, streams, and how little it loads."""
+"""The command line as a user sees it: exit codes, messages, output streams and lazy imports."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 
 from bench import __version__
 from bench.cli import main as cli
+from bench.cli import run as bench_run
 from bench.planning.plan import default_folder
 from bench.settings.run_spec import make_spec
 from bench.shifts import SHIFTS
@@ -151,14 +152,14 @@ def test_a_run_that_cannot_be_planned_leaves_no_folder(
 def test_the_same_command_means_the_same_folder(
     bench: Bench, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tomorrow too: the clock of the second run is a day ahead."""
+    """Also on another day: the clock of the second run is a day ahead."""
     monkeypatch.chdir(tmp_path)
     del settings["out"]
     assert bench("run", *flags(settings), *FAST).code == 0
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 86_400)
     again = bench("run", *flags(settings), *FAST)
-    assert "3 from before" in again.err
+    assert "3 reused" in again.err
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-c-source"]
 
 
@@ -221,7 +222,16 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
             2,
             "bench: come_tent.lr must be",
         ),
-        (["run", "--method", "tent", "--shift", "digits-c", "--track", "paper"], 2, "'tensorboard', 'mlflow'"),
+        (
+            ["run", "--method", "tent", "--shift", "digits-c", "--tracker", "paper"],
+            2,
+            "--tracker must be 'tensorboard'",
+        ),
+        (
+            ["run", "--method", "tent", "--shift", "digits-c", "--track", "paper"],
+            2,
+            "--tracker must be 'tensorboard'",
+        ),
         (
             ["run", "--method", "tent", "--shift", "digits-c", "--devices", "0"],
             2,
@@ -254,6 +264,18 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
     assert "Traceback" not in done.err
 
 
+def test_track_is_a_hidden_name_of_tracker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(bench_run, "run_spec", lambda _file, _demo, flags, *_, **__: given.append(flags) or 0)
+    for option in ("--tracker", "--track"):
+        assert bench("run", option, "mlflow").code == 0
+    assert given[0] == given[1]
+    assert given[0]["tracker"] == "mlflow"
+    shown = bench("run", "--help").out.split()
+    assert "--tracker" in shown
+    assert "--track" not in shown
+
+
 def test_the_headline_command_says_what_is_missing_what_it_costs_and_what_to_run(bench: Bench) -> None:
     done = bench("run", "--method", "selfsoup", "--shift", "imagenet-c")
     assert done.code == 3
@@ -272,7 +294,7 @@ def test_a_run_prints_the_board_alone_on_stdout(bench: Bench, settings: dict[str
     assert [row["method"] for row in board["rows"]] == ["source"]
     assert "3 measured" in done.err
     again = bench("run", *flags(settings), *FAST)
-    assert "0 measured, 3 from before" in again.err
+    assert "0 measured, 3 reused" in again.err
     assert "source" in again.out
 
 
@@ -399,7 +421,7 @@ def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[st
     settings |= {"jobs": 2, "method": "source,tent", "severity": "1-5"}
     command = [sys.executable, "-m", "bench", "run", *flags(settings), *FAST]
     records = settings["out"] / "records"
-    # Started in the background of a shell, this process ignores interrupts, and so would its children.
+    # A process in the background of a shell ignores interrupts, and so would its children.
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True, preexec_fn=listen) as process:
@@ -416,6 +438,6 @@ def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[st
     assert again[:2] == ["bench", "run"]
     done = subprocess.run([sys.executable, "-m", *again, "--jobs", "1"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert f"{len(kept)} from before" in done.stderr
+    assert f"{len(kept)} reused" in done.stderr
     assert {path.name: path.read_bytes() for path in records.glob("*.json")}.items() >= kept.items()
     assert len(list(records.glob("*.json"))) == 22

@@ -1,4 +1,4 @@
-"""Every way to cheat has a test that tries it; passes and memory are measured and not declared."""
+"""Methods cannot cheat in the tested ways; passes and memory are measured, not self-reported."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_passes_of_teachers_parts_and_functional_calls_count() -> None:
         twins.model(torch.rand(5, 3, 9, 9))
     before = passes.forwards
     twins.model(torch.rand(3, 3, 8, 8))
-    assert passes.forwards == before + 3  # an error inside leaves the count of levels right
+    assert passes.forwards == before + 3  # an error inside leaves the nesting count correct
 
 
 def test_a_peak_of_memory_is_seen_and_forgotten() -> None:
@@ -198,7 +198,7 @@ def test_forgetting_is_measured_after_streams_of_several_conditions(settings: di
     assert all(r.diagnostics is not None and r.diagnostics.clean_accuracy_after is None for r in alone)
     after = {(r.method, r.corruption): r.diagnostics.clean_accuracy_after for r in continual if r.diagnostics}
     clean = {r.method: r.metrics.accuracy for r in continual if r.clean and r.metrics}
-    # The plain adapter forgets nothing; only the last condition of a chain carries the number.
+    # The plain adapter forgets nothing; only the last condition of a chain has the number.
     assert after["source", "contrast"] == clean["source"]
     assert after["tent", "contrast"] is not None
     assert [after[m, c] for m in ("source", "tent") for c in ("fog", None)] == [None] * 4

@@ -1,4 +1,4 @@
-"""Methods in whole runs: every record is done, and the passes it reports are those that the method's file states."""
+"""Complete runs of methods: every record is done and reports the passes that the method's file states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.settings.methods import parse_method
 from bench.settings.run_spec import make_spec
 from leaderboards.verify import verify
 
-# Options by which the passes are known: (forwards, backwards) for each image.
+# Options for which the passes are known: (forwards, backwards) per image.
 WIDE_OPEN: dict[str, dict[str, Any]] = {
     "eta": {"margin": 1.0, "epsilon": 2.0},
     "eata": {"margin": 1.0, "epsilon": 2.0, "fisher_images": 10},

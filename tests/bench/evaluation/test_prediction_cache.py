@@ -1,4 +1,4 @@
-"""Answers that are kept: whoever asks the same again gets what measuring would give, and nobody gets anything else."""
+"""Cached predictions equal measured ones, and are used only for the same model, images and settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUICK = {"set": {"source": {"epochs": 1}}}
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each batch had that was really made."""
+    """The number of images in each batch that was made."""
     sizes: list[int] = []
     true = stream.make_pixels
 
@@ -49,7 +49,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def told(folder: Path) -> dict[Any, Any]:
-    """Records and predictions, image by image in the order of the stream, without keys, dates and what clocks say."""
+    """Records and predictions, image by image in the order of the stream, without keys, dates and times."""
     store = Store(folder)
     found = {}
     for record in store.records():
@@ -88,7 +88,7 @@ def test_another_protocol_asks_nothing_twice(
     assert kept.keys() == anew.keys()
     for name, (values, columns) in anew.items():
         for column, wanted in columns.items():
-            # Another order makes other batches, in which kernels may round another way.
+            # Another order makes other batches, for which kernels may round differently.
             np.testing.assert_allclose(kept[name][1][column], wanted, rtol=0, atol=1e-6)
         without = {**values, "metrics": None, "diagnostics": None}
         assert {**kept[name][0], "metrics": None, "diagnostics": None} == without
@@ -99,7 +99,7 @@ def test_another_protocol_asks_nothing_twice(
 def test_seeds_share_the_answers_of_a_ready_classifier(
     settings: dict[str, Any], tmp_path: Path, run_quick: Quick, batches: list[int]
 ) -> None:
-    """Only its weights count, so a copy of the file is the same classifier, and other weights are another."""
+    """Only weights identify a classifier: a copy of the file is the same one, other weights are another."""
     import timm
     from safetensors.torch import save_file
 
@@ -119,7 +119,7 @@ def test_seeds_share_the_answers_of_a_ready_classifier(
         assert outcome.exit_code == 0
         return sum(batches)
 
-    assert made("one", seeds=3) == 24  # seeds differ in order alone
+    assert made("one", seeds=3) == 24  # seeds differ only in the order
     assert made("copy", seeds=3) == 0
     assert made("other") == 24
 
@@ -249,7 +249,7 @@ def _flipped(path: Path) -> None:
 
 
 def _other(path: Path) -> None:
-    """The whole file of another condition in its place."""
+    """Replace the file with the complete file of another condition."""
     others = [other for other in path.parent.glob(f"*{path.suffix}") if other.read_bytes() != path.read_bytes()]
     shutil.copy(others[0], path)
 
@@ -282,7 +282,7 @@ def test_a_damaged_file_is_measured_anew(
 
 
 def rewrite(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
-    """Other predictions in every kept file, whole and with the digests that belong to them."""
+    """Put other predictions into every cached file, complete and with matching digests."""
     for path in answers_dir().glob("*.npz"):
         with np.load(path) as kept:
             other = Predictions(**change(dict(kept)))
@@ -301,7 +301,7 @@ def test_labels_that_moved_are_measured_anew(settings: dict[str, Any], batches: 
 
 
 def test_answers_that_lack_an_image_are_measured_anew(settings: dict[str, Any], batches: list[int]) -> None:
-    """Also where the next image, whose answer stands in its place, has the same label."""
+    """Detected even if the next image, whose prediction is in its place, has the same label."""
     job = _stream({**settings, "limit": 100})
 
     def without_one(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Protocols: which image comes when, where adapters are reset, and how parameters are read."""
+"""Protocols: the order of images, the resets of adapters and the parsing of parameters."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_label_shifts_follow_the_ratio() -> None:
             assert sorted(int(counts.argmax()) for counts in likeliest) == [0, 1, 2, 3]
         assert np.mean([counts.max() for counts in likeliest]) / 1000 == pytest.approx(share, abs=0.03)
     pure = streams[0].ids
-    assert len(set(pure.tolist())) > 3990  # a deck is used up before an image comes twice
+    assert len(set(pure.tolist())) > 3990  # all images of a class are drawn before one comes twice
 
 
 def test_ccc_walks_from_one_corruption_to_the_next() -> None:

@@ -1,4 +1,4 @@
-"""What `predict` may answer with, and what becomes of it."""
+"""The valid outputs of `predict` and their scores."""
 
 from __future__ import annotations
 

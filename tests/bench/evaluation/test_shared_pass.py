@@ -1,4 +1,4 @@
-"""Several methods over one stream in one pass: as if each ran alone, with every batch made once."""
+"""Methods that share a pass get the results of separate runs, and every batch is made once."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def plugin(folder: Path, body: str) -> str:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """All that a record and its predictions tell and company must not change, by key."""
+    """The parts of records and predictions that sharing a pass must not change, by key."""
     store = Store(folder)
     found = {}
     for record in store.records():
@@ -98,7 +98,7 @@ def parts(measured: list[ConditionResult] | Exception) -> list[Any]:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
-    """Every batch of pixels that was made, and that no two are held at a time."""
+    """Collect all batches of pixels that were made, and check that no two exist at a time."""
     batches: list[weakref.ref[Tensor]] = []
     true = stream_module.make_pixels
 
@@ -174,11 +174,11 @@ def test_a_process_that_dies_twice_in_company_costs_no_record(
 
 
 class Killed(BaseException):
-    """Not an error that could be one method's own."""
+    """An error that no method raises itself."""
 
 
 class Dying(FileCheckpointer):
-    """Saves after every batch, and is killed right after one of them."""
+    """Saves after every batch and is killed right after one of them."""
 
     def __init__(self, path: Path, last: int) -> None:
         super().__init__(path, 0.0, None)
@@ -199,14 +199,14 @@ def test_killed_at_different_places_all_go_on_to_the_same_numbers(
     longest = max(len(stream.segments) for stream in streams)
     jobs: list[Evaluation] = [stream for stream in streams if len(stream.segments) == longest]
     assert len(jobs) == 3
-    run(spec)  # cooks the classifier
+    run(spec)  # trains the classifier
     whole = [parts(evaluate(job)) for job in jobs]
     batches = 3 * -(-12 // 5)
     for last in (1, batches - 1):
         keepers = [Dying(tmp_path / f"{number}.pt", last if number == 1 else -1) for number in range(3)]
         with pytest.raises(Killed):
             evaluate_together([(job, keep, None) for job, keep in zip(jobs, keepers, strict=True)])
-        (tmp_path / "0.pt").unlink()  # and one begins anew, far behind the others
+        (tmp_path / "0.pt").unlink()  # one starts from the beginning, far behind the others
         made.clear()
         kept = [FileCheckpointer(tmp_path / f"{number}.pt", place=None) for number in range(3)]
         outcomes = evaluate_together([(job, keep, None) for job, keep in zip(jobs, kept, strict=True)])
@@ -239,7 +239,7 @@ def test_only_the_same_stream_is_shared_and_by_at_most_eight(settings: dict[str,
     names = "source,tent,lame,t3a,bn,memo,eata,sar,rpl,selfsoup"
     spec = make_spec({**settings, "method": names, "seeds": 2, "corruption": "fog"})
     groups = _groups(spec, 1)
-    # For each of two seeds and two conditions: nine adapters of one classifier, of which one is too many.
+    # For each of two seeds and two conditions: nine adapters of one classifier, one more than may share a pass.
     assert [len(group) for group in groups if len(group) > 1] == [8] * 4
     assert len([group for group in groups if len(group) == 1 and group[0].method == "rpl"]) == 4
     for group in groups:

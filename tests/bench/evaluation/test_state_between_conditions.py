@@ -1,4 +1,4 @@
-"""What an adapter carries from one condition to the next, and what an error in one of them leaves behind."""
+"""The state that an adapter keeps between conditions, and the effect of an error in one of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def play(settings: dict[str, Any], tmp_path: Path, run_quick: Quick) -> Callable
 
 def test_continual_carries_on_where_resets_begin_anew(play: Callable[..., dict[str | None, Record]]) -> None:
     anew, on = play(), play(protocol="continual")
-    for corruption in (None, "fog"):  # clean images are a stream of their own, fog is the first of the others
+    for corruption in (None, "fog"):  # clean images are a separate stream, fog is the first of the others
         assert on[corruption].metrics == anew[corruption].metrics
     assert on["contrast"].metrics != anew["contrast"].metrics
     only = play(protocol="continual", corruption="contrast")
@@ -59,7 +59,7 @@ def test_an_error_in_one_condition_leaves_the_next_as_it_would_be(
     play: Callable[..., dict[str | None, Record]],
 ) -> None:
     whole = play()
-    # The brightest digits, those in fog, end in an error after the state has changed.
+    # The brightest digits, in fog, raise an error after the state has changed.
     hurt = play("assert float(images.mean()) < 0.385")
     failed = {corruption for corruption, record in hurt.items() if record.status == "failed"}
     assert failed == {"fog"}

@@ -1,4 +1,4 @@
-"""A stream that is killed after any batch and goes on predicts what an undisturbed one predicts, bit by bit."""
+"""A stream that is killed after any batch resumes with the predictions of an uninterrupted one, bit by bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Killed(Exception):
 
 
 class Dying(FileCheckpointer):
-    """Saves after every batch, and is killed right after one of them."""
+    """Saves after every batch and is killed right after one of them."""
 
     def __init__(self, path: Path, last: int) -> None:
         super().__init__(path, 0.0, None)

@@ -1,4 +1,4 @@
-"""Splits, parts and protocols: who sees which image, and in what order."""
+"""Splits, parts and protocols: which part of a run sees which image, and in what order."""
 
 from __future__ import annotations
 

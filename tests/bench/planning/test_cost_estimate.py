@@ -1,4 +1,4 @@
-"""The bill of a run against what the run then took."""
+"""The cost estimate of a run against its measured cost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import bench.planning.training_probe
-import bench.training.job_cache
 from bench.models.weights_io import facts_of
-from bench.planning import cost_estimate as costs
+from bench.planning import stream_probe, training_probe
 from bench.planning.cost_estimate import estimate
 from bench.planning.plan import make_plan
 from bench.planning.time_left import WorkItem, makespan
 from bench.runs.run import run
 from bench.settings.run_spec import RunSpec
+from bench.training import job_cache
 from bench.training.pretrain_stock import StockSpec, make_stock
 
 
@@ -45,7 +44,7 @@ def small(tmp_path: Path, **settings: object) -> RunSpec:
     return RunSpec.model_validate(given | settings)
 
 
-def test_a_bill_counts_what_the_run_then_does(tmp_path: Path) -> None:
+def test_an_estimate_counts_the_operations_of_the_run(tmp_path: Path) -> None:
     spec = small(tmp_path, options={"source": {"epochs": 3}})
     before = estimate(make_plan(spec))
     assert not (tmp_path / "out").exists()
@@ -61,25 +60,25 @@ def test_a_bill_counts_what_the_run_then_does(tmp_path: Path) -> None:
         sum(getattr(record.cost, name) for record in outcome.records()) for name in ("forwards", "backwards")
     )
     assert before.memory_mb is not None
-    assert 50 < before.memory_mb < 20_000  # a process that has loaded torch, on no machine much more
+    assert 50 < before.memory_mb < 20_000  # a process that has imported torch
     assert before.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert estimate(make_plan(spec)).costs == ()
 
 
-def test_methods_that_choose_images_are_billed_for_all(tmp_path: Path) -> None:
-    """SAR steps on images that a classifier is sure of; one that is not trained yet is taken to be sure."""
+def test_methods_that_select_images_are_estimated_on_all_images(tmp_path: Path) -> None:
+    """SAR steps on confident images; an untrained classifier is assumed to be confident."""
     costs = estimate(make_plan(small(tmp_path, method="sar"))).costs
     (stream,) = (cost for cost in costs if cost.kind == "stream")
     assert stream.forwards == stream.backwards == 2 * 3 * 96
 
 
-def test_what_is_done_is_not_billed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_work_is_not_in_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small(tmp_path, method="source"))
     costs = estimate(make_plan(small(tmp_path))).costs
     assert [(cost.kind, cost.label, cost.count) for cost in costs] == [("stream", "tent", 3)]
 
 
-def test_a_bill_reads_the_clock_of_the_work_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_measures_the_real_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from methods.adapters.tent import Tent
 
     plain = estimate(make_plan(small(tmp_path)))
@@ -96,7 +95,7 @@ def test_a_bill_reads_the_clock_of_the_work_itself(tmp_path: Path, monkeypatch: 
     assert cost[delayed] - cost[plain] > batches * 0.3 / 2
 
 
-def test_several_processes_share_the_work_but_not_one_piece_of_it() -> None:
+def test_processes_share_the_work_but_not_one_item() -> None:
     work_items = [WorkItem((name,), "", 0.0, frozenset()) for name in "abcde"]
     seconds = {"a": 60.0, "b": 5.0, "c": 5.0, "d": 5.0, "e": 5.0}
     assert [makespan(work_items, seconds, jobs) for jobs in (1, 2, 16)] == [80, 60, 60]
@@ -105,11 +104,11 @@ def test_several_processes_share_the_work_but_not_one_piece_of_it() -> None:
 
 
 @pytest.mark.usefixtures("no_answers")
-def test_images_that_methods_share_are_billed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.5 * len(segment.ids))
-    monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
+def test_images_that_methods_share_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_probe.PixelTimer, "seconds", lambda self, segment, size: 0.5 * len(segment.ids))
+    monkeypatch.setattr(stream_probe, "_probe_stream", lambda *_: stream_probe.StreamRate(1.0, 0.25, 8.0, 1.0, 0.0))
     names = ("source", "tent", "t3a", "lame")
-    run(small(tmp_path, method="source", corruption="fog", out=tmp_path / "before"))  # cooks the classifier
+    run(small(tmp_path, method="source", corruption="fog", out=tmp_path / "before"))  # trains the classifier
     alone = [estimate(make_plan(small(tmp_path, corruption="fog", method=name))) for name in names]
     shared = estimate(make_plan(small(tmp_path, corruption="fog", method=",".join(names))))
     assert [each.passes for each in (*alone, shared)] == [2] * 5
@@ -119,22 +118,22 @@ def test_images_that_methods_share_are_billed_once(tmp_path: Path, monkeypatch: 
     assert shared.seconds == pixels + 4 * answers
     assert [cost.seconds for cost in shared.costs] == [pixels / 4 + answers] * 4
     split = estimate(make_plan(small(tmp_path, corruption="fog", method=",".join(names), jobs=2)))
-    assert split.passes == 8  # so few streams are better spread over processes
+    assert split.passes == 8  # so few streams are spread over the processes
 
 
-def test_pixels_take_what_their_corruption_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_pixels_depends_on_the_corruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(costs, "make_pixels", lambda shift, segment, rows, device: made.append(len(rows)))
+    monkeypatch.setattr(stream_probe, "make_pixels", lambda shift, segment, rows, device: made.append(len(rows)))
     clock = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     plan = make_plan(small(tmp_path, severity="1,3"))
-    pixels = costs._Pixels(plan)
+    pixels = stream_probe.PixelTimer(plan)
     for segment in plan.entries[0].segments:
-        assert pixels.seconds(segment, 64) == 96 / 8  # a second for eight images: more would take too long to try
-    assert made == [8] * 3  # clean, fog, contrast: severities are alike
+        assert pixels.seconds(segment, 64) == 96 / 8  # one second for eight images: a larger probe would take too long
+    assert made == [8] * 3  # clean, fog, contrast: severities take the same time
 
 
-def test_what_has_no_steps_is_billed_by_the_clock_too(tmp_path: Path) -> None:
+def test_trainings_without_steps_are_measured_too(tmp_path: Path) -> None:
     spec = small(tmp_path, method="supervised_soup", options={"supervised_soup": {"epochs": 1, "scales": [1.0, 2.0]}})
     found = {cost.label: cost.seconds for cost in estimate(make_plan(spec)).costs if cost.kind == "training"}
     assert found["linear probe of the stock"]
@@ -142,7 +141,7 @@ def test_what_has_no_steps_is_billed_by_the_clock_too(tmp_path: Path) -> None:
 
 
 def _within_half(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    # By the processor's clock: what else the machine does between the probe and the run is no fault of the bill.
+    # Processor time, because other load on the machine is not part of the estimate.
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     for known, each in (("a probe", spec), ("what was done before", spec.model_copy(update={"seed": 1}))):
         made = estimate(make_plan(each))
@@ -155,13 +154,13 @@ def _within_half(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_time_of_a_digits_run_is_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_digits_run_is_as_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"selfsoup": {"steps": 60, "epochs": 10}, "source": {"epochs": 10}}
     _within_half(small(tmp_path, method="source,tent,memo,selfsoup", limit=250, options=options), monkeypatch)
 
 
 @pytest.mark.slow
-def test_the_time_of_a_cifar_run_is_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_cifar_run_is_as_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = os.environ.get("SOUPBENCH_TEST_DATA")
     if not place or not (Path(place) / "cifar10" / "test.parquet").is_file():
         pytest.skip("SOUPBENCH_TEST_DATA names no folder with cifar10/test.parquet")
@@ -187,9 +186,7 @@ def _seconds(spec: RunSpec, kind: str) -> dict[str, float | None]:
     return {cost.label: cost.seconds for cost in estimate(make_plan(spec)).costs if cost.kind == kind}
 
 
-def test_what_trainings_took_here_before_is_what_they_are_billed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_earlier_trainings_determine_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"source": {"epochs": 3}}
     run(small(tmp_path, method="source", options=steps))
     weights = [facts_of(path) for path in (tmp_path / "cache" / "weights").glob("*")]
@@ -197,9 +194,9 @@ def test_what_trainings_took_here_before_is_what_they_are_billed(
     assert len(took) == 2
 
     def refuse(*_: object) -> None:
-        raise AssertionError("what is known needs no probe")
+        raise AssertionError("known seconds need no probe")
 
-    probes = (bench.planning.training_probe, "_probe_steps"), (bench.planning.training_probe, "_seconds_of_short")
+    probes = (training_probe, "_probe_steps"), (training_probe, "_seconds_of_short")
     with monkeypatch.context() as known:
         for module, name in probes:
             known.setattr(module, name, refuse)
@@ -208,25 +205,25 @@ def test_what_trainings_took_here_before_is_what_they_are_billed(
         assert found.keys() == took.keys()
         for label, seconds in found.items():
             assert seconds == pytest.approx(took[label] * (2 if label == tuned else 1), rel=1e-6)
-        # What takes another time, or was measured on another machine, is probed.
+        # A different kind of training, or one measured on another machine, is probed.
         for change in ({"source": {"epochs": 6, "batch_size": 20}}, {"source": {"epochs": 6, "bf16": True}}):
-            with pytest.raises(AssertionError, match="needs no probe"):
+            with pytest.raises(AssertionError, match="need no probe"):
                 _seconds(small(tmp_path, method="source", seed=1, options=change), "training")
-        known.setattr(bench.training.job_cache, "device_name", lambda device: "another")
-        with pytest.raises(AssertionError, match="needs no probe"):
+        known.setattr(job_cache, "device_name", lambda device: "another")
+        with pytest.raises(AssertionError, match="need no probe"):
             _seconds(small(tmp_path, method="source", seed=1, options=steps), "training")
 
 
-def test_damaged_weights_tell_nothing(tmp_path: Path) -> None:
+def test_damaged_weights_are_not_used(tmp_path: Path) -> None:
     run(small(tmp_path, method="source"))
     for number, path in enumerate(sorted((tmp_path / "cache" / "weights").glob("*"))):
         path.write_bytes(path.read_bytes()[:100] if number else b"")
     assert all(_seconds(small(tmp_path, method="source", seed=1), "training").values())
 
 
-def test_what_streams_took_before_is_what_they_are_billed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs._Pixels, "seconds", lambda self, segment, size: 0.0)
-    monkeypatch.setattr(costs, "_probe_stream", lambda *_: costs._Stream(1.0, 0.25, 8.0, 1.0, 0.0))
+def test_earlier_streams_determine_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_probe.PixelTimer, "seconds", lambda self, segment, size: 0.0)
+    monkeypatch.setattr(stream_probe, "_probe_stream", lambda *_: stream_probe.StreamRate(1.0, 0.25, 8.0, 1.0, 0.0))
     run(small(tmp_path, method="tent", corruption="fog", limit=10))
     for path in (tmp_path / "out" / "records").glob("*.json"):
         record = json.loads(path.read_text())
@@ -237,10 +234,10 @@ def test_what_streams_took_before_is_what_they_are_billed(tmp_path: Path, monkey
         (found,) = _seconds(small(tmp_path, corruption="contrast", limit=10, **settings), "stream").values()
         return found
 
-    # One stream is left, contrast; clean and fog took three seconds an image.
+    # Only contrast is missing; clean and fog took three seconds per image.
     assert seconds(method="tent") == 8 + 10 * 3.0
     assert seconds(method="tent", batch_size=5) == 2 * (8 + 10 * 0.25)
     assert seconds(method="tent", options={"tent": {"lr": 0.5}}) == 2 * (8 + 10 * 0.25)
     assert seconds(method="lame") == 2 * (8 + 10 * 0.25)
-    monkeypatch.setattr(costs, "device_name", lambda device: "another")
+    monkeypatch.setattr(stream_probe, "device_name", lambda device: "another")
     assert seconds(method="tent") == 8 + 10 * 0.25

@@ -1,4 +1,4 @@
-"""Starting from what another run cooked: the same weights and numbers, and what they have seen is not forgotten."""
+"""Starting from the classifier of another run: same weights, same numbers, and its access is kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_adapters_start_from_the_soup_of_another_run(
     trained = set((own_cache / "weights").iterdir())
     later = {key: value for key, value in settings.items() if key != "stock"}
     second = run_quick(later, method="source,tent", seeds=2, init_from=str(first.out), out=first.out.parent / "second")
-    assert set((own_cache / "weights").iterdir()) == trained  # nothing is cooked again
+    assert set((own_cache / "weights").iterdir()) == trained  # nothing is trained again
     assert accuracies(second, "source") == accuracies(first, "selfsoup", "soup")
     assert accuracies(second, "tent") == accuracies(first, "selfsoup+tent")
     for record in second.records():

@@ -1,4 +1,4 @@
-"""The time that is left: by work, not by number, and learnt from what has run."""
+"""The time left: weighted by work and measured on finished work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def now(share: float, gained: float, seconds: float) -> Now:
 
 
 def slow(work_items: list[WorkItem], seconds: Mapping[str, int], jobs: int) -> int:
-    """The same, second by second."""
+    """A reference that simulates every second."""
     left = dict(seconds)
     running: list[str] = []
     done: set[str] = set()
@@ -64,7 +64,7 @@ def test_a_long_piece_counts_by_its_work() -> None:
         estimate.finished(f"short {n}")
     left = estimate.left({})
     assert (left.done, left.of) == (9, 10)
-    assert left.seconds == pytest.approx(182)  # by number of pieces it would be 2
+    assert left.seconds == pytest.approx(182)  # by number of items it would be 2
     estimate.started("long")
     clock[0] += 91.0
     assert estimate.left({}).seconds == pytest.approx(91)
@@ -101,7 +101,7 @@ def test_each_kind_has_its_own_pace_and_what_is_new_takes_that_of_its_like() -> 
 def test_what_a_killed_process_had_done_says_nothing_about_the_pace() -> None:
     estimate = Estimate([item("a", 100.0), item("b", 100.0, kind="a")], 1, lambda: 0.0)
     estimate.started("a")
-    # 60 of 100 were there before; the next 10 took 5 seconds.
+    # 60 of 100 existed before; the next 10 took 5 seconds.
     assert estimate.left({"a": now(0.7, 0.1, 5.0)}).seconds == pytest.approx(15 + 50)
 
 

@@ -1,4 +1,4 @@
-"""What a run survives: kills at any point, full disks, damaged files, dead workers, another run beside it."""
+"""Runs survive kills at any point, full disks, damaged files, dead workers and a concurrent run."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ SOUP = {
     },
 }
 
-# Runs each "name:number" in a fork of one process, which kills itself just before the number-th file is renamed into
-# place (even) or as soon as it is (odd), and then once more to the end. 0 is never killed. Checkpoints come every step.
+# Runs each "name:number" in a fork of one process, which kills itself just before (even) or just after (odd) the
+# number-th file is renamed into place, and then once more to the end. 0 is never killed. Checkpoints come every step.
 _KILLER = """
 import json, os, pathlib, signal, sys
 from bench.execution import checkpointing
@@ -89,11 +89,11 @@ def killed(settings: dict[str, Any], *points: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """All of a folder's records that must not depend on how the run went, with the bytes of their predictions."""
+    """The parts of a folder's records that must not depend on faults, with the bytes of their predictions."""
     found = {}
     for path in sorted((folder / "records").glob("*.json")):
         record = json.loads(path.read_bytes())
-        del record["created"], record["env"]  # when and from which checkout, which may change under a long test
+        del record["created"], record["env"]  # time and checkout, which may change during a long test
         passes = (record["cost"]["forwards"], record["cost"]["backwards"])
         del record["cost"]
         found[path.name] = (record, passes, (folder / record["predictions"]).read_bytes())
@@ -236,7 +236,7 @@ def test_predictions_that_are_cut_short_or_gone_are_made_again(
 
 
 class Meddler(RunCallback):
-    """Does something once the first stream begins."""
+    """Runs a function once, when the first stream starts."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self.act: Callable[[], None] | None = act
@@ -308,7 +308,7 @@ def test_a_damaged_checkpoint_of_a_stream_starts_it_again(
 
 
 class Dying(checkpointer.FileCheckpointer):
-    """A keeper that is interrupted once it has saved so many times."""
+    """A checkpointer that is interrupted after a number of saves."""
 
     left = 0
 
@@ -339,7 +339,7 @@ from methods.base import Adapter
 from methods.table import Access
 
 class Mortal(Adapter):
-    """Plain prediction; the first process that does it ends."""
+    """Plain prediction; the first process that predicts exits."""
     access = Access()
 
     @torch.no_grad()
@@ -396,7 +396,7 @@ def test_two_runs_on_one_folder_share_the_work(settings: dict[str, Any], own_cac
 
 
 def descendants(parent: int) -> set[int]:
-    """Processes that a process started, and those that these started: workers may be forks of a server."""
+    """The descendants of a process; workers may be forks of a server."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -425,7 +425,7 @@ def test_workers_end_with_the_process_that_feeds_them(settings: dict[str, Any], 
         deadline = time.monotonic() + 120
         while len(workers := descendants(process.pid)) < 4 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert len(workers) >= 4  # two workers, the server that they are forks of, and Python's tracker of resources
+        assert len(workers) >= 4  # two workers, their fork server and Python's resource tracker
         process.send_signal(sent)
         _, err = process.communicate(timeout=30)
     if sent == signal.SIGTERM:
@@ -465,5 +465,5 @@ def test_a_folder_tells_what_is_done_running_failed_and_missing(
     assert first in seen
     assert {"source": (3, 0, 0, 0), "tent": (0, 1, 1, 1)} in seen
     assert rows() == {"source": (3, 0, 0, 0), "tent": (0, 0, 3, 0)}
-    print_results(settings["out"], as_json=False, watch=True)  # nothing is missing, so it looks once
+    print_results(settings["out"], as_json=False, watch=True)  # nothing is missing, so it prints once
     assert "burnt" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny stock: rows, resume, failure, parts, keys, and what nobody may see."""
+"""Complete runs on a tiny stock: rows, resume, failures, parts, keys, and data hidden from methods."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from methods.norms import norm_parameters
 from methods.table import Access
 
 class SharpTent(Adapter):
-    """Entropy minimisation on confident samples alone."""
+    """Entropy minimisation on confident samples only."""
     access = Access(test="stream", state="online", backprop="norm")
 
     @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def by_place(outcome: Outcome) -> dict[tuple[str, str | None, str | None], Recor
 
 
 def fingerprints(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Everything in a folder that must not depend on how the run went: metrics and predictions by key."""
+    """The metrics and predictions of a folder, by key, which must not depend on how the run went."""
     store = Store(folder)
     found = {}
     for record in store.records():
@@ -174,7 +174,7 @@ def test_an_adapter_starts_from_the_soup(settings: dict[str, Any], run_quick: Qu
     store = Store(outcome.out)
     soup = store.predictions(records["selfsoup", "soup", "fog"])
     adapted = store.predictions(records["selfsoup+tent", None, "fog"])
-    # One batch: TENT predicts before its first update, so on LayerNorm it must agree with the soup it starts from.
+    # One batch: TENT predicts before its first update, so with LayerNorm it must equal the soup it starts from.
     np.testing.assert_array_equal(soup.p_label, adapted.p_label)
     assert records["selfsoup+tent", None, "fog"].access.state == "offline"
     assert records["selfsoup+tent", None, "fog"].track == "D"
@@ -244,7 +244,9 @@ def test_a_failing_method_is_a_record_and_stops_nobody(
     row = next(row for row in outcome.board().rows if row.method == "broken.py:SharpTent")
     assert row.accuracy is None
     assert row.incomplete
-    assert run_quick(settings, method=f"source,{plugin}:SharpTent").failed == 3  # tried again: failures are not done
+    assert (
+        run_quick(settings, method=f"source,{plugin}:SharpTent").failed == 3
+    )  # run again: failed records are not done
     plugin.write_text(PLUGIN)
     assert run_quick(settings, method=f"{plugin}:SharpTent").exit_code == 0  # another file is another method
 
@@ -335,7 +337,7 @@ def test_keys_move_with_what_changes_the_number_and_with_nothing_else(settings: 
     ]
     assert len({*same, *moved}) == 1 + len(moved)
     fog = make_plan(make_spec({**settings, "corruption": "fog"})).keys
-    assert set(fog) < set(same[0])  # without a pool or a history, a condition's number is its own
+    assert set(fog) < set(same[0])  # without a pool or history, a condition's number depends on nothing else
     pooled = make_plan(make_spec({**settings, "method": "selfsoup"})).keys
     alone = make_plan(make_spec({**settings, "method": "selfsoup", "corruption": "fog"})).keys
     assert not set(alone) & set(pooled)
@@ -347,7 +349,7 @@ def test_keys_move_with_what_changes_the_number_and_with_nothing_else(settings: 
 
 
 def test_adapters_get_pixels_and_nothing_else(settings: dict[str, Any], tmp_path: Path, run_quick: Quick) -> None:
-    """A method that looks for labels, ids or later batches in whatever it can reach must find none."""
+    """A method that searches all reachable objects for labels, ids or later batches finds none."""
     plugin = tmp_path / "spy.py"
     plugin.write_text(
         "import gc, sys, torch\n"

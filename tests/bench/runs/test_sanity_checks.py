@@ -1,4 +1,4 @@
-"""The clean-accuracy gate: torchvision's own metadata and closed forms are the oracle; a wrong order is named."""
+"""The check of clean accuracy, against torchvision's metadata and closed forms; it detects a wrong class order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers in experiment trackers, read back with the trackers' own readers, against the records."""
+"""Metrics in experiment trackers, read with the trackers' own readers, against the records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def expected(outcome: Outcome) -> dict[str, float]:
 
 def test_tensorboard_holds_what_the_records_hold(settings: dict[str, Any], run_quick: Quick) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    outcome = run_quick(settings, track="tensorboard")
+    outcome = run_quick(settings, tracker="tensorboard")
     reader = events.EventAccumulator(str(outcome.out / "track" / outcome.out.name))
     reader.Reload()
     found = {tag.replace("_", " "): reader.Scalars(tag)[0].value for tag in reader.Tags()["scalars"]}
@@ -47,7 +47,7 @@ def test_mlflow_holds_what_the_records_hold(
     pytest.importorskip("sqlalchemy")
     place = f"sqlite:///{settings['out']}/track/mlflow.db"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    outcome = run_quick(settings, track="mlflow")
+    outcome = run_quick(settings, tracker="mlflow")
     client = mlflow.MlflowClient(place)
     (experiment,) = (found for found in client.search_experiments() if found.name == "digits-c")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -62,11 +62,11 @@ def test_wandb_offline_holds_what_the_records_hold_and_stdout_nothing(
 ) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    outcome = run_quick(settings, track="wandb")
+    outcome = run_quick(settings, tracker="wandb")
     (file,) = (outcome.out / "track" / "wandb").glob("offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for name, value in expected(outcome).items():
-        # A name and its value lie side by side in the file, with a byte or two of framing between them.
+        # In the file, one or two bytes of framing separate a name and its value.
         found = re.search(re.escape(name.encode()) + rb".{1,4}?(\d[\d.e-]*)", content, re.DOTALL)
         assert found is not None
         assert float(found[1]) == pytest.approx(value)
@@ -77,11 +77,11 @@ def test_wandb_offline_holds_what_the_records_hold_and_stdout_nothing(
 def test_trackio_holds_what_the_records_hold_and_stdout_nothing(
     settings: dict[str, Any], run_quick: Quick, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Not importorskip: trackio decides where its files lie when it is imported, which is for the run to do.
+    # Not importorskip: trackio chooses its folder on import, which the run must do.
     if importlib.util.find_spec("trackio") is None:
         pytest.skip("trackio is not installed")
     monkeypatch.delenv("TRACKIO_DIR", raising=False)
-    outcome = run_quick(settings, track="trackio")
+    outcome = run_quick(settings, tracker="trackio")
     with closing(sqlite3.connect(outcome.out / "track" / "digits-c.db")) as database:
         rows = database.execute("select metrics from metrics").fetchall()
         ((config,),) = database.execute("select config from configs").fetchall()
@@ -102,7 +102,7 @@ def test_a_tracker_that_hangs_costs_no_record_and_little_time(
     monkeypatch.setattr(track, "_SECONDS_TO_FINISH", 0.1)
     monkeypatch.setattr(TensorBoardTracker, "log", lambda *_: never.wait())
     try:
-        assert run_quick(settings, track="tensorboard").done == 3
+        assert run_quick(settings, tracker="tensorboard").done == 3
         assert "does not answer" in caplog.text
     finally:
         never.set()
@@ -115,8 +115,8 @@ def test_a_tracker_that_never_starts_is_one_sentence(
     monkeypatch.setattr(track, "_SECONDS_TO_START", 0.1)
     monkeypatch.setattr(track, "_start", lambda *_: never.wait())
     try:
-        with pytest.raises(UsageError, match="leave --track out"):
-            run_quick(settings, track="tensorboard")
+        with pytest.raises(UsageError, match="leave --tracker out"):
+            run_quick(settings, tracker="tensorboard")
     finally:
         never.set()
 
@@ -128,7 +128,7 @@ def test_a_tracker_that_is_not_installed_is_one_sentence(
 
     monkeypatch.setattr(tracking, "_available_trackers", [])
     with pytest.raises(UsageError, match=r"pip install 'soupbench\[track\]'"):
-        run_quick(settings, track="wandb")
+        run_quick(settings, tracker="wandb")
 
 
 def test_a_tracker_that_fails_costs_no_record(
@@ -141,4 +141,4 @@ def test_a_tracker_that_fails_costs_no_record(
         raise ConnectionError("no server")
 
     monkeypatch.setattr(TensorBoardTracker, "log", refuse)
-    assert run_quick(settings, track="tensorboard").done == 3
+    assert run_quick(settings, tracker="tensorboard").done == 3

@@ -1,4 +1,4 @@
-"""What `bench tune` says at its end can be pasted into the next run."""
+"""The flags that `bench tune` prints can be pasted into the next run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_best_options_are_said_as_flags(
     grid = ['ingredients=[["mae"],["mae:mask_ratio=0.5","mae"]]', "lr=[2e-3]"]
     tuning.tune("selfsoup", shift, 2, "dev", None, [], grid, {"out": tmp_path / "out"}, as_json=False)
     said = capsys.readouterr().out
-    line = next(line for line in said.splitlines() if line.startswith("to run with the best: "))
+    line = next(line for line in said.splitlines() if line.startswith("to run with the best options: "))
     flags = shlex.split(line.partition(": ")[2])
     assert flags[::2] == ["--set", "--set"]
     given = {key: value for _, key, value in map(parse_setting, flags[1::2])}

@@ -43,6 +43,15 @@ def test_every_setting_is_declared_where_the_flags_are_made() -> None:
     assert list(RunSpec.model_fields) == list(RunFields.__annotations__)
 
 
+@pytest.mark.parametrize("name", ["tracker", "track"])
+def test_a_tracker_has_two_names(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f'{name} = "mlflow"')
+    assert make_spec(BASE, read_run_file(path)).tracker == "mlflow"
+    assert make_spec(BASE, {name: "wandb"}, {"tracker": "mlflow"}).tracker == "mlflow"
+    assert make_spec(BASE, {"tracker": "wandb"}, {name: "mlflow"}).tracker == "mlflow"
+
+
 def test_methods_are_split_in_order_without_repeats() -> None:
     assert make_spec(BASE, {"method": "source, tent,source"}).method == ("source", "tent")
 
