@@ -205,7 +205,7 @@ def run_job(
         call = Call(function, weights, data, config, draws, device)
         writer = ProgressWriter(training_file(key), label)
         steps = work.steps if work is not None else 0
-        checkpointer = FileCheckpointer(_checkpoint(key), tell=partial(writer.step, steps) if steps else None)
+        checkpointer = FileCheckpointer(_checkpoint(key), report=partial(writer.step, steps) if steps else None)
         start = time.perf_counter()
         try:
             result = (

@@ -269,13 +269,13 @@ class ShownCheckpointer(FileCheckpointer):
     """A keeper that tells after every step how many are done, and the loss some moments ago (None at first)."""
 
     def __init__(self, path: Path, tell: ReportProgress, seconds: float = SECONDS) -> None:
-        super().__init__(path, seconds, tell=self._looked)
+        super().__init__(path, seconds, report=self._report_step)
         self._show = tell
         self._done = 0
         self._loss: float | None = None
         self.curve: list[float] = []
 
-    def _looked(self, done: int, loss: float | None) -> None:
+    def _report_step(self, done: int, loss: float | None) -> None:
         self._done, self._loss = done, loss
         self._show(done, loss)
 

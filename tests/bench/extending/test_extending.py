@@ -92,7 +92,7 @@ def test_what_is_written_passes_its_own_test_and_linters(tmp_path: Path) -> None
 def test_nothing_is_overwritten_and_names_are_free(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("precious")
     for name, words in (
-        ("mine", "is left alone"),
+        ("mine", "exists already"),
         ("tent", "taken"),
         ("json", "taken"),
         ("My-Tent", "small letters"),
