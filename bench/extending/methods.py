@@ -9,7 +9,7 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.core.console import print_json, print_text
 from bench.core.errors import UsageError

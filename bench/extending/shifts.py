@@ -134,7 +134,9 @@ def _conditions(shift: Shift) -> Iterator[Finding]:
             yield Finding("gives_images", str(condition), "failed", f"{type(error).__name__}: {error}")
             continue
         yield Finding("gives_images", str(condition), "passed")
-        yield _result("changes_images", condition, not torch.equal(whole, clean), "it changes no image; alter the pixels")
+        yield _result(
+            "changes_images", condition, not torch.equal(whole, clean), "it changes no image; alter the pixels"
+        )
         again = torch.equal(shift.images(few, condition), whole)
         yield _result("same_again", condition, again, "two calls give different pixels; draw from self.draws alone")
         alone = torch.cat([shift.images(few[i : i + 1], condition) for i in range(len(few))])

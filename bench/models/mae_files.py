@@ -29,7 +29,7 @@ _DECODER = {
 
 
 def read_mae(path: Path) -> Weights:
-    """Read a stock from a file in the layout of the MAE release (He et al. 2022): LayerNorm eps 1e-6, class token pooled.
+    """Read a stock from a file in the MAE release's layout (He et al. 2022): LayerNorm eps 1e-6, class token pooled.
 
     Decoders of the visualisation demo predict raw pixels, those of the pre-training files predict pixels normalised
     by patch. Both load alike; the objective's `norm_pix` selects between them. Files with the encoder alone load too.

@@ -30,7 +30,7 @@ from methods.state import constants
 BUNDLED = {"digits": "digits-stock.safetensors"}
 MAE_BASE = "mae-vit-base-patch16"
 MAE_BASE_URL = "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_base.pth"
-"""Encoder and decoder of raw pixels in one file (He et al. 2022); the files for normalised pixels are mae_pretrain_*_full."""
+"""Encoder and decoder of raw pixels in one file (He et al. 2022); mae_pretrain_*_full is for normalised pixels."""
 
 
 def save_weights(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:

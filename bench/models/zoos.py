@@ -157,7 +157,9 @@ def open_clip(name: str) -> ReadyClassifier:
     architecture, _, tag = head.partition("/")
     nearest(architecture, library.list_models(), "model of OpenCLIP")
     if bool(tag) == bool(file):
-        raise UsageError(f"openclip:{rest} needs weights; write openclip:{architecture}/TAG or openclip:{architecture}@FILE")
+        raise UsageError(
+            f"openclip:{rest} needs weights; write openclip:{architecture}/TAG or openclip:{architecture}@FILE"
+        )
     notes: tuple[str, ...] = ()
     if file:
         model = library.create_model(architecture, pretrained=None, precision="fp32")

@@ -212,9 +212,7 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
     )
     for path, count in zip(files, shared or [], strict=False):
         if count == 0:
-            print_text(
-                f"{path} and {stock} share no tensor of the same name and shape, so they have no distance"
-            )
+            print_text(f"{path} and {stock} share no tensor of the same name and shape, so they have no distance")
     if cosines is not None:
         print_text("\ncosine between displacements from the stock:")
         print_text(

@@ -107,7 +107,7 @@ def test_a_training_tells_its_steps_and_the_loss_of_the_last_ten(
     out: Path, told: list[Now], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpointer, "_SECONDS_BETWEEN_REPORTS", 0.0)
-    monkeypatch.setattr(checkpointer, "_LOOK_AT_MOST", 0.0)
+    monkeypatch.setattr(checkpointer, "_REPORT_PAUSE", 0.0)
     task = ingredient(13)
     run_job(*task.arguments)
     weights, facts = load_weights(out.parent / "cache" / "weights" / f"{task.key}.safetensors")
