@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from methods.private_apis import _in_transform
+
 MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = frozenset({bool, int, float, complex, str, type(None)})
 _FIXED = (
@@ -405,11 +407,6 @@ def _own(value: Any) -> bool:
         return False
     file = getattr(sys.modules.get(place), "__file__", None) or ""
     return not {"site-packages", "dist-packages"}.intersection(PurePath(file).parts)
-
-
-def _in_transform(value: Tensor) -> bool:
-    """Whether a tensor is one that torch.func hides others in; left behind by a transform it is of no use."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
 
 
 def _takes(current: Tensor | None, saved: Tensor) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import bench.core.import_object  # noqa: F401 - lets worker processes unpickle objects that a plug-in's file defines
 from bench.core.devices import visible_gpus
 from bench.core.offline import go_offline, is_offline
+from bench.core.private_apis import processes_of
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ class Processes:
     def close(self) -> None:
         """Terminate busy workers immediately, and idle ones after up to two seconds in which they may clean up."""
         computing = [worker for _, worker in self._running.values()]
-        processes = {worker: list((worker._processes or {}).values()) for worker in (*self._idle, *computing)}
+        processes = {worker: processes_of(worker) for worker in (*self._idle, *computing)}
         for worker in processes:
             worker.shutdown(wait=False, cancel_futures=True)
         until = time.monotonic() + _SECONDS_TO_CLEAN_UP

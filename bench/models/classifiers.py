@@ -258,7 +258,6 @@ def _with_timm_data(network: Any, name: str) -> ReadyClassifier:
 
 def _torchvision(name: str) -> ReadyClassifier:
     from torchvision import models
-    from torchvision.transforms._presets import ImageClassification
 
     architecture, _, wanted = name.partition(".")
     known = models.list_models(module=models)
@@ -286,8 +285,7 @@ def _torchvision(name: str) -> ReadyClassifier:
         raise UsageError(
             f"{file} is not the whole weights of torchvision:{name} ({_first_line(error)}); remove it"
         ) from None
-    transform = weights.transforms()
-    assert isinstance(transform, ImageClassification)
+    transform: Any = weights.transforms()
     preprocessing = Preprocessing(transform.crop_size[0], transform.resize_size[0], transform.interpolation.value)
     full = f"torchvision:{architecture}.{weights.name}"
     return ReadyClassifier(full, network, tuple(transform.mean), tuple(transform.std), preprocessing)

@@ -249,7 +249,7 @@ def renamed_for(own: Collection[str], names: Collection[str]) -> tuple[dict[str,
 def _globals() -> list[Any]:
     """Return the classes of plain values that checkpoints hold beside weights: options and NumPy numbers."""
     kinds: list[Any] = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    scalar: Any = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    scalar: Any = np.float64(0).__reduce__()[0]  # the function that pickles of NumPy numbers call
     return [argparse.Namespace, np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]
 
 

@@ -15,6 +15,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from bench.core.errors import UsageError
+from bench.core.private_apis import model_arguments
 from bench.models.classifiers import load_strictly, need_known, read_fitting, timm_data, timm_network
 from bench.models.mae_files import computes_the_same, plain_architecture, whole
 from methods.nets.timm_encoders import OPTIONS, TimmArchitecture, outline, takes_one_size
@@ -93,7 +94,7 @@ def _with_options(shape: TimmArchitecture, network: Any) -> TimmArchitecture:
 
     Raises UsageError if the options do not reproduce the network.
     """
-    given = {key: value for key, value in getattr(network, "_model_args", {}).items() if key in OPTIONS}
+    given = {key: value for key, value in model_arguments(network).items() if key in OPTIONS}
     pool = getattr(network, "global_pool", None)
     if isinstance(pool, str) and pool != getattr(outline(shape), "global_pool", pool):
         given["global_pool"] = pool

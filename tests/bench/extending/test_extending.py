@@ -93,8 +93,8 @@ def test_nothing_is_overwritten_and_names_are_free(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("precious")
     for name, words in (
         ("mine", "exists already"),
-        ("tent", "taken"),
-        ("json", "taken"),
+        ("tent", "already a method or module"),
+        ("json", "already a method or module"),
         ("My-Tent", "small letters"),
         ("class", "small letters"),
         ("../mine", "small letters"),
