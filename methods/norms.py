@@ -13,10 +13,9 @@ from typing import Any, Literal, cast
 import timm.layers
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from methods.base import Unsupported
+from methods.private_apis import _BatchNorm, _InstanceNorm
 
 # timm writes its RMS norms from nn.Module, and which of them exist depends on timm's version.
 _TIMM_NAMES = ("RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d")

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from methods.private_apis import in_transform
+
 MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 _PLAIN = frozenset({bool, int, float, complex, str, type(None)})
 _FIXED = (
@@ -101,7 +103,7 @@ def same(one: Any, other: Any) -> bool:
 def _equal(one: Tensor, other: Tensor) -> bool:
     if one is other:
         return True
-    if _in_transform(one) or one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+    if in_transform(one) or one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return False
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
 
@@ -407,16 +409,11 @@ def _own(value: Any) -> bool:
     return not {"site-packages", "dist-packages"}.intersection(PurePath(file).parts)
 
 
-def _in_transform(value: Tensor) -> bool:
-    """Whether a tensor is one that torch.func hides others in; left behind by a transform it is of no use."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
-
-
 def _takes(current: Tensor | None, saved: Tensor) -> bool:
     """Whether a tensor can be written in place."""
     return (
         current is not None
-        and not _in_transform(current)
+        and not in_transform(current)
         and current.shape == saved.shape
         and current.dtype == saved.dtype
         and (not current.is_inference() or torch.is_inference_mode_enabled())

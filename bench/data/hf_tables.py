@@ -16,6 +16,7 @@ from PIL import Image
 from bench.core.cache_dir import cache_dir
 from bench.core.errors import MissingDataError, UsageError
 from bench.core.offline import go_offline, is_offline, is_reachable
+from bench.core.private_apis import fingerprint_of, is_selection
 from bench.data.classes import KnownClasses, in_order, match, natural_order, places_of
 from bench.data.content_hash import Files, open_files, open_tree, stamps_of
 from bench.data.decode import decode
@@ -160,7 +161,7 @@ def read_hub(
         why = "the hub does not answer" if unreachable else _first_line(error)
         raise MissingDataError(f"hf:{name} ({split}) is not here ({why}); {how}bench data fetch hf:{name}") from None
     files = open_files([Path(file["filename"]) for file in table.cache_files])
-    key = f"hub:{files.digest}" if table.cache_files else f"hub:{name}:{split}:{table._fingerprint}"
+    key = f"hub:{files.digest}" if table.cache_files else f"hub:{name}:{split}:{fingerprint_of(table)}"
     known = KnownClasses.of(classes)
     return _table_set(table, f"hf:{name} {split}", key, label_column, known, as_published=as_published, files=files)
 
@@ -219,7 +220,7 @@ def _table_set(
 def _outside(table: Any, column: str, where: str) -> tuple[Files | None, dict[int, int]]:
     """Open the image files that rows refer to by path, and return them with the position of each such row's file."""
     chunks = table.data.column(column).chunks
-    if table._indices is not None or not any(chunk.field("bytes").null_count for chunk in chunks):
+    if is_selection(table) or not any(chunk.field("bytes").null_count for chunk in chunks):
         return None, {}
     places: dict[int, int] = {}
     paths: list[str] = []

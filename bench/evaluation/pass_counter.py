@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from methods.private_apis import in_transform, unwrapped
+
 
 class Passes:
     """The number of samples that went forward and backward through the modules of an adapter.
@@ -47,8 +49,8 @@ class Passes:
         traced = next((part for part in _tensors(output) if part.requires_grad), None)
         if traced is None:
             return
-        if _under_transform(traced):
-            self.backwards += samples  # torch.func computes the gradient of all that it traces
+        if in_transform(traced):
+            self.backwards += samples  # torch.func takes the gradient of what it traces
         else:
             traced.register_hook(lambda _: self._count_backward(samples))  # type: ignore[no-untyped-call]
 
@@ -77,15 +79,11 @@ def _is_images(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 3
 
 
-def _under_transform(tensor: Tensor) -> bool:
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
-
-
 def _samples(images: Tensor) -> int:
     """Return the number of images in a batch, including the batch dimensions of torch.func."""
     samples = len(images)
-    while _under_transform(images):
-        inner = torch._C._functorch.get_unwrapped(images)
+    while in_transform(images):
+        inner = unwrapped(images)
         samples = samples * (inner.numel() // max(images.numel(), 1))
         images = inner
     return samples

@@ -1,4 +1,4 @@
-"""Checkpoints of a training or a stream in one file, so that a killed one goes on where it was."""
+"""Checkpoint a training or a stream in one file, so that a killed one can resume."""
 
 from __future__ import annotations
 
@@ -20,42 +20,43 @@ from bench.core.errors import BenchError
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0
-"""Time between two checkpoints: what a kill costs at most."""
+"""Seconds between two checkpoints: the most work that a kill can lose."""
 
 _MARK = b"soupbench checkpoint 1\n"
 _DIGEST_BYTES = 32
 _POINTS = 500
-_SECONDS_BETWEEN_LOOKS = 1.0
-_LOOK_AT_MOST = 100.0
+_SECONDS_BETWEEN_REPORTS = 1.0
+_REPORT_PAUSE = 100.0
+"""Least time between two reports, in multiples of the time that a report takes."""
 
 ReportProgress = Callable[[int, float | None], None]
 
 
 class FileCheckpointer:
-    """Keeps a state in one file, written whole or not at all and at most once in `seconds`.
+    """Saves a state to one file atomically, at most once in `seconds`.
 
-    The file begins with the SHA-256 of the rest. A damaged one counts as none, and where the disk is full the work goes
-    on without. Tensors come back on `place` (None: where they were). `seconds_before` is the time that earlier attempts
-    spent up to their last checkpoint; `losses` are those of a finished training, thinned to 500 points. `tell` gets the
-    steps that are done and the loss over the last ten of them (None: unknown) at the start and about every second, but
-    never so often that looking takes more than a hundredth of the time.
+    The file begins with the SHA-256 of the rest. A damaged file counts as missing, and a full disk does not stop the
+    work. Tensors are loaded on the device `place` (None: the device they were saved from). `seconds_before` is the time
+    that earlier attempts spent up to their last checkpoint. `losses` are the losses of a finished training, thinned to
+    500 points. `report` receives the completed steps and the mean loss over the last ten of them (None: unknown), at
+    the start and about every second, but takes at most a hundredth of the time.
     """
 
     def __init__(
-        self, path: Path, seconds: float | None = None, place: str | None = "cpu", tell: ReportProgress | None = None
+        self, path: Path, seconds: float | None = None, place: str | None = "cpu", report: ReportProgress | None = None
     ) -> None:
-        self._path, self._place, self._tell = path, place, tell
+        self._path, self._place, self._report = path, place, report
         self._seconds = SECONDS if seconds is None else seconds
-        self._next_look = 0.0
-        self._looking: float | None = None
+        self._next_report = 0.0
+        self._report_began: float | None = None
         self._began = self._last = time.monotonic()
         self.seconds_before = 0.0
         self.losses: list[float] = []
 
     def load(self) -> dict[str, Any] | None:
         state = self._load()
-        if self._tell is not None:
-            self._tell(0, None) if state is None else self._tell(state["step"], _recent(state))
+        if self._report is not None:
+            self._report(0, None) if state is None else self._report(state["step"], _recent_loss(state))
         return state
 
     def _load(self) -> dict[str, Any] | None:
@@ -66,7 +67,7 @@ class FileCheckpointer:
             state: dict[str, Any] = torch.load(content, map_location=self._place, weights_only=True)
             self.seconds_before = float(state["seconds"])
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            log.warning("checkpoint %s is damaged (%s); this starts again", self._path, error)
+            log.warning("checkpoint %s is damaged (%s); starting from the beginning", self._path, error)
             self.forget()
             return None
         log.info("continuing from step %d", state["step"])
@@ -74,17 +75,17 @@ class FileCheckpointer:
 
     def due(self) -> bool:
         now = time.monotonic()
-        if self._tell is not None and now >= self._next_look:
-            self._looking = now
+        if self._report is not None and now >= self._next_report:
+            self._report_began = now
             return True
         return now - self._last >= self._seconds
 
     def save(self, state: dict[str, Any]) -> None:
-        if self._tell is not None and self._looking is not None:
-            self._tell(state["step"], _recent(state))
+        if self._report is not None and self._report_began is not None:
+            self._report(state["step"], _recent_loss(state))
             now = time.monotonic()
-            self._next_look = now + max(_SECONDS_BETWEEN_LOOKS, _LOOK_AT_MOST * (now - self._looking))
-            self._looking = None
+            self._next_report = now + max(_SECONDS_BETWEEN_REPORTS, _REPORT_PAUSE * (now - self._report_began))
+            self._report_began = None
             if now - self._last < self._seconds:
                 return
         buffer = io.BytesIO()
@@ -104,12 +105,12 @@ class FileCheckpointer:
         self.losses = [round(float(value), 6) for value in losses[::step].tolist()]
 
     def forget(self) -> None:
-        """Remove the checkpoint: the training is finished, or the file is of no use."""
+        """Remove the checkpoint of a finished training, or a damaged one."""
         self._path.unlink(missing_ok=True)
 
 
 def _checked(path: Path) -> io.BytesIO:
-    """What was kept in a file. Raises ValueError where the file is not what was written."""
+    """Return the content of a checkpoint file. Raises ValueError if its checksum does not match."""
     with path.open("rb") as file:
         mark, digest, content = file.read(len(_MARK)), file.read(_DIGEST_BYTES), file.read()
     if mark != _MARK or hashlib.sha256(content).digest() != digest:
@@ -117,5 +118,5 @@ def _checked(path: Path) -> io.BytesIO:
     return io.BytesIO(content)
 
 
-def _recent(state: dict[str, Any]) -> float | None:
+def _recent_loss(state: dict[str, Any]) -> float | None:
     return float(state["losses"][-10:].mean()) if "losses" in state else None

@@ -1,7 +1,7 @@
-"""One training in several processes of this machine, one for each device; whoever asks for it sees a function call.
+"""Run one training in several processes of this machine, one for each device, behind a single function call.
 
-The processes begin and end with the training. Checkpoints stay with whoever asks: its keeper is reached through a pipe.
-If one of the processes fails, all end, and what failed first is raised.
+The processes start and end with the training. The calling process writes the checkpoints; the others reach its
+checkpointer through pipes. If a process fails, all end, and the first failure is raised.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from methods.data_parallel import DataParallelGroup
 from methods.nets.weights import Weights
 
 _GRACE = 2.0
-"""Seconds in which the others may say what happened, after the first of them has failed."""
+"""Seconds in which other processes may still report their error after the first failure."""
 
 _RAISED, _DIED, _LOST = range(3)
-"""How a process fails, the likelier cause first."""
+"""How a process fails, ordered from the most to the least likely root cause."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A job function with its arguments. `draws` seeds its random numbers; `device`: cpu, or cuda for several GPUs."""
+    """A job function with its arguments. `draws` is the random seed; `device` is cpu, or cuda for several GPUs."""
 
     function: JobFunction
     inputs: Sequence[Weights]
@@ -51,7 +51,7 @@ class Call:
     device: str
 
     def here(self, keep: Checkpointer | None, **more: Any) -> Weights:
-        """Run it in this process; `keep` is for resumable functions, None for others."""
+        """Run the function in this process; `keep` is the checkpointer of resumable functions, None for others."""
         generator = torch.Generator(device=self.device).manual_seed(self.draws)
         return self.function(
             self.inputs, self.data, self.config, generator, **({} if keep is None else {"keep": keep}), **more
@@ -59,9 +59,9 @@ class Call:
 
 
 def spread(call: Call, keep: Checkpointer | None, processes: int) -> Weights:
-    """Run a shared job function (methods.base.Job) in so many processes, on a GPU in each on a device of its own.
+    """Run a shared job function (methods.base.Job) in several processes, each on its own GPU if there are GPUs.
 
-    Raises what one of them raised, and BenchError where one was killed.
+    Raises the error that a process raised, or BenchError if one was killed.
     """
     message = pickle.dumps((call, keep is not None))
     with tempfile.TemporaryDirectory() as folder, _started(processes, call.device, Path(folder, "store")) as members:
@@ -72,7 +72,7 @@ def spread(call: Call, keep: Checkpointer | None, processes: int) -> Weights:
 
 @contextlib.contextmanager
 def _started(count: int, device: str, store: Path) -> Iterator[list[tuple[BaseProcess, Connection]]]:
-    """The processes and a pipe to each of them. None of them outlives this."""
+    """Yield the processes with a pipe to each, and end all of them on exit."""
     context = multiprocessing.get_context("spawn")
     members: list[tuple[BaseProcess, Connection]] = []
     try:
@@ -96,7 +96,7 @@ def _started(count: int, device: str, store: Path) -> Iterator[list[tuple[BasePr
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What is started meanwhile hears no warnings of torch's core: one says that all parameters are in use."""
+    """Silence warnings of torch's core in processes started inside, such as the one about parameters in use."""
     before = os.environ.get("TORCH_CPP_LOG_LEVEL")
     os.environ["TORCH_CPP_LOG_LEVEL"] = before or "ERROR"
     try:
@@ -107,7 +107,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _serve(members: Sequence[tuple[BaseProcess, Connection]], keep: Checkpointer | None) -> Weights:
-    """Answer the processes until all have finished; gives what the first of them made."""
+    """Answer requests of the processes until all have finished, and return the result of the first process."""
     pipes = {pipe: process for process, pipe in members}
     kept = _SharedCheckpointer(keep)
     failures: list[tuple[int, Exception]] = []
@@ -129,7 +129,7 @@ def _serve(members: Sequence[tuple[BaseProcess, Connection]], keep: Checkpointer
         if failures and until is None:
             until = time.monotonic() + _GRACE
     if failures:
-        # A process that lost the others says so, but it is not what happened.
+        # A lost connection to other processes is a consequence of the failure, not its cause.
         raise min(failures, key=lambda failure: failure[0])[1]
     assert result is not None
     return result
@@ -139,18 +139,18 @@ def _death(process: BaseProcess) -> Exception:
     process.join(_GRACE)
     code = process.exitcode or 0
     how = f"was killed by {signal.Signals(-code).name} (out of memory?)" if code < 0 else f"ended with exit code {code}"
-    return BenchError(f"{process.name} of a training {how}; run it again: it goes on from its last checkpoint")
+    return BenchError(f"{process.name} of a training {how}; run it again to continue from its last checkpoint")
 
 
 class _SharedCheckpointer:
-    """The keeper of a training, as its processes see it through their pipes: all load one state, the first saves."""
+    """The checkpointer of a training, shared with its processes through pipes: all load one state, the first saves."""
 
     def __init__(self, keep: Checkpointer | None) -> None:
         self._keep = keep
         self._loaded: bytes | None = None
 
     def answer(self, pipe: Connection, what: str, value: Any) -> None:
-        """Do what a process asks for."""
+        """Carry out a process's request."""
         keep = self._keep
         assert keep is not None
         match what:
@@ -168,7 +168,7 @@ class _SharedCheckpointer:
 
 
 class _RemoteCheckpointer:
-    """The keeper as a process has it; of several processes in the same state only the first saves."""
+    """The checkpointer inside a process of a training; all processes share one state, and only the first saves it."""
 
     def __init__(self, pipe: Connection, rank: int) -> None:
         self._pipe, self._first = pipe, rank == 0
@@ -205,8 +205,8 @@ def _unpacked(message: bytes) -> Any:
 
 
 def _member(rank: int, count: int, device: str, store: Path, threads: int, pipe: Connection) -> None:
-    """What one of the processes does."""
-    os.dup2(2, 1)  # gloo greets on stdout, which belongs to the results
+    """Run one process of a training: receive the call, run it and send back the weights or the error."""
+    os.dup2(2, 1)  # gloo writes to stdout, which is reserved for results
     begin(threads)
     try:
         call, kept = pickle.loads(pipe.recv_bytes())
@@ -215,8 +215,8 @@ def _member(rank: int, count: int, device: str, store: Path, threads: int, pipe:
         parallel = _parallel(rank, count, device, store)
         weights = call.here(_RemoteCheckpointer(pipe, rank) if kept else None, parallel=parallel)
         torch.distributed.destroy_process_group()
-    except Exception as error:  # noqa: BLE001 - it is raised where the training was asked for
-        pipe.send_bytes(pickle.dumps(("failed", _told(error))))
+    except Exception as error:  # noqa: BLE001 - the calling process raises it
+        pipe.send_bytes(pickle.dumps(("failed", _failure(error))))
         return
     pipe.send_bytes(pickle.dumps(("done", weights if rank == 0 else None)))
 
@@ -224,7 +224,7 @@ def _member(rank: int, count: int, device: str, store: Path, threads: int, pipe:
 def _parallel(rank: int, count: int, device: str, store: Path) -> DataParallelGroup:
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    # Of a surrounding `accelerate launch` nothing holds for these processes.
+    # Settings of a surrounding `accelerate launch` must not reach these processes.
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -237,21 +237,21 @@ def _parallel(rank: int, count: int, device: str, store: Path) -> DataParallelGr
     torch.distributed.init_process_group(
         "nccl" if cuda else "gloo", init_method=f"file://{store}", rank=rank, world_size=count
     )
-    # Some networks have parameters that an objective does not reach, as the last norm of pooled features has for MAE.
+    # An objective may leave parameters unused, as MAE does with the last norm of pooled features.
     averaging = DistributedDataParallelKwargs(find_unused_parameters=True)
     return DataParallelGroup(Accelerator(cpu=not cuda, mixed_precision="no", kwargs_handlers=[averaging]))
 
 
-def _told(error: Exception) -> tuple[int, Exception]:
-    """An error as it can be sent, and how likely it is what happened: what a lost connection raises comes last."""
+def _failure(error: Exception) -> tuple[int, Exception]:
+    """Return how a process failed, and the error in a form that can be pickled."""
     if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
         return _LOST, BenchError(
             f"the processes of a training lost one another ({str(error).splitlines()[0]}); "
-            "run it again: it goes on from its last checkpoint"
+            "run it again to continue from its last checkpoint"
         )
     error.add_note(traceback.format_exc())
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - some errors cannot be made again from what they say
+    except Exception:  # noqa: BLE001 - some errors cannot be unpickled
         return _RAISED, RuntimeError(f"{type(error).__name__}: {error}")
     return _RAISED, error

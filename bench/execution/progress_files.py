@@ -1,7 +1,7 @@
-"""What streams and trainings say while they run, for people only: a small file beside each checkpoint.
+"""Write and read progress files, which show users the state of running streams and trainings.
 
-A stream's is written by the process that scores, after the adapter has answered; nothing of it goes back to a method or
-into a record. Without torch.
+A training's file lies beside its checkpoint. A stream's file is written by the process that scores, after the adapter
+has predicted; its content reaches neither methods nor records. Does not import torch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _SILENT_RUN = 60.0
 
 @dataclass(frozen=True)
 class Now:
-    """Where a stream is (`done` batches of this part of it, the accuracy over them) or a training (steps, loss).
+    """The progress of a stream (batches and accuracy of its current segment) or of a training (steps and loss).
 
-    `share` is that of the whole task, in 0 .. 1, of which this process has done `gained` in `seconds`.
+    `share` is the completed share of the whole task, in 0 .. 1; this process completed `gained` of it in `seconds`.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Now:
 
     @property
     def value(self) -> str:
-        """The number that people look for, in words; empty where there is none yet."""
+        """The accuracy or loss as text; empty while there is none."""
         if self.accuracy is not None:
             return f"accuracy {self.accuracy:.1%}"
         return "" if self.loss is None else f"loss {self.loss:.4f}"
@@ -57,7 +57,7 @@ class Now:
 
 
 class ProgressWriter:
-    """Writes where a stream or training is, at most twice a second; a disk that refuses is nothing to stop for."""
+    """Writes the progress of a stream or training at most twice a second, and ignores errors of the disk."""
 
     def __init__(self, path: Path, label: str) -> None:
         self._path, self._label = path, label
@@ -66,21 +66,21 @@ class ProgressWriter:
         self._began: float | None = None
 
     def begin(self, share: float) -> None:
-        """The work starts, with a share of it done by a process that was killed; else it starts when first told."""
+        """Start the clock, with the share that a killed process completed. Else the first report starts it."""
         self._before, self._began = share, time.monotonic()
 
     def due(self) -> bool:
         return time.monotonic() - self._last >= _SECONDS
 
     def batch(self, where: str, batches: int, of: int, accuracy: float, share: float) -> None:
-        """Say where a stream is. Accuracy and share of the whole are in 0 .. 1."""
-        self._tell(where, "batch", batches, of, accuracy, None, share)
+        """Write the progress of a stream. Accuracy and share of the whole are in 0 .. 1."""
+        self._report(where, "batch", batches, of, accuracy, None, share)
 
     def step(self, of: int, steps: int, loss: float | None) -> None:
-        """Say where a training of so many steps is."""
-        self._tell("", "step", steps, of, None, loss, steps / of)
+        """Write the progress of a training of `of` steps."""
+        self._report("", "step", steps, of, None, loss, steps / of)
 
-    def _tell(
+    def _report(
         self,
         where: str,
         unit: Literal["batch", "step"],
@@ -98,14 +98,14 @@ class ProgressWriter:
         _write(self._path, asdict(now))
 
     def end(self) -> None:
-        """The work is over."""
+        """Remove the file, because the work has ended."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Left:
-    """How far a run is: tasks that have ended, of how many, and seconds that are left (None: unknown yet)."""
+    """The progress of a run: ended tasks, all tasks, and remaining seconds (None: not yet known)."""
 
     done: int
     of: int
@@ -113,7 +113,7 @@ class Left:
 
 
 def tell_left(out: Path, left: Left | None) -> None:
-    """Leave in a run's folder how far this process's run is; None: it is over."""
+    """Write the progress of this process's run to the run's folder, or remove it if `left` is None."""
     path = _folder(out) / f"{socket.gethostname()}-{os.getpid()}.left"
     if left is not None:
         _write(path, asdict(left))
@@ -123,7 +123,7 @@ def tell_left(out: Path, left: Left | None) -> None:
 
 
 def left(out: Path) -> Left | None:
-    """How far the runs of a folder are together; None where none runs."""
+    """Return the combined progress of all runs in a folder; None if none is running."""
     found = [Left(**values) for values in _read(_folder(out).glob("*.left"), _SILENT_RUN).values()]
     if not found:
         return None
@@ -133,19 +133,19 @@ def left(out: Path) -> Left | None:
 
 
 def stream_file(out: Path, name: str) -> Path:
-    """Where a stream of a run's folder says where it is."""
+    """Return the progress file of a stream in a run's folder."""
     return _folder(out) / f"{name}.now"
 
 
 def training_file(key: str) -> Path:
-    """Where a training says where it is, for every run that waits for it."""
+    """Return the progress file of a training, which all runs that wait for it share."""
     return cache_dir() / "training" / f"{key}.now"
 
 
 def running(out: Path, trainings: Iterable[str] = ()) -> Mapping[str, Now]:
-    """Where the streams of a run's folder and these trainings are, by name and key, trainings first.
+    """Return the progress of the given trainings by key, then of the streams in a run's folder by name.
 
-    What a killed process left behind is not shown for long.
+    Files older than ten minutes, which killed processes leave behind, are omitted.
     """
     files = [*map(training_file, trainings), *sorted(_folder(out).glob("*.now"))]
     found = {}
@@ -156,7 +156,7 @@ def running(out: Path, trainings: Iterable[str] = ()) -> Mapping[str, Now]:
 
 
 def _read(paths: Iterable[Path], silent: float) -> dict[str, dict[str, Any]]:
-    """The values of files that are whole and not older than `silent` seconds, by name."""
+    """Return the values of readable files that are younger than `silent` seconds, by name."""
     found = {}
     for path in paths:
         with contextlib.suppress(OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Tasks as jobs of a SLURM cluster, through submitit; the folder of the run and the cache must be on a shared disk.
+"""Run tasks as jobs of a SLURM cluster through submitit; the run's folder and the cache must be on a shared disk.
 
-The process that hands out the work stays on the submitting machine. A job that is preempted or runs out of time is
-queued again, and a training then goes on from its last checkpoint.
+The scheduling process stays on the submitting machine. A job that is preempted or runs out of time is queued again,
+and its training continues from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from bench.settings.run_spec import Slurm
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LOOKS = 2.0
-_LOOKS_BEFORE_LOST = 5
-"""Shared disks show a result some seconds after the queue has forgotten its job."""
+_SECONDS_BETWEEN_CHECKS = 2.0
+_CHECKS_BEFORE_LOST = 5
+"""Checks without a result until a job counts as lost; shared disks show results seconds after the job has ended."""
 
 
 class Requeued:
-    """A task as a job: submitit calls it again, with the same arguments, after a preemption or a timeout."""
+    """A callable job that submitit calls again with the same arguments after a preemption or a timeout."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -38,14 +38,14 @@ class Requeued:
         return function(*arguments)
 
     def checkpoint(self, function: Callable[..., Any], *arguments: Any) -> submitit.helpers.DelayedSubmission:
-        """What is queued again: the same call, which finds its own checkpoint."""
+        """Return the call to queue again: the same one, which resumes from its checkpoint."""
         return submitit.helpers.DelayedSubmission(self, function, *arguments)
 
 
 class SlurmJobs:
-    """Runs every task as a job of its own, those that may start together as one array.
+    """Runs every task as its own job, and submits tasks that can start together as one array.
 
-    Raises UsageError where there is no sbatch.
+    Raises UsageError if sbatch is missing.
     """
 
     def __init__(self, settings: Slurm, folder: Path, room: int, threads: int) -> None:
@@ -75,11 +75,12 @@ class SlurmJobs:
         self._executor.update_parameters(**{key: value for key, value in wanted.items() if value is not None})
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Queue the tasks, those on as many devices as one array. Raises UsageError with sbatch's own words where it
-        refuses.
+        """Queue the tasks, with one array for each number of devices.
+
+        Raises UsageError with sbatch's message if it refuses the jobs.
         """
         for devices in sorted({task.devices for task in tasks}):
-            # A task on one device leaves the other GPUs of the settings to others.
+            # A task requests only as many of the GPUs in the settings as it has devices.
             gpus = min(self._settings.gpus, devices)
             gpus_if_any = {"gpus_per_node": gpus} if gpus else {}
             self._executor.update_parameters(cpus_per_task=max(self._settings.cpus, devices), **gpus_if_any)
@@ -90,21 +91,21 @@ class SlurmJobs:
             with self._executor.batch():
                 jobs = [self._executor.submit(self._call, task.function, *task.arguments) for task in tasks]
         except FailedJobError as error:
-            said = (str(error).strip().splitlines() or ["no reason given"])[0].removeprefix("sbatch: error: ")
-            mend = "mend --slurm KEY=VALUE, or use --launch local"
-            raise UsageError(f"sbatch refused the jobs ({said}); {mend}") from None
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0].removeprefix("sbatch: error: ")
+            advice = "correct --slurm KEY=VALUE, or use --launch local"
+            raise UsageError(f"sbatch refused the jobs ({reason}); {advice}") from None
         for job, task in zip(jobs, tasks, strict=True):
             log.info("%s is job %s", task.label, job.job_id)
             self._running[job.job_id] = (job, task)
 
     def wait(self) -> list[Finished]:
         while True:
-            # The queue is read first: a job that leaves it afterwards has written its result before.
+            # Read the queue before the results: a job writes its result before it leaves the queue.
             queued = _queued()
             ended = [key for key in self._running if self._has_ended(key, queued)]
             if ended:
                 return [self._collect(key) for key in ended]
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
 
     def _has_ended(self, key: str, queued: frozenset[str] | None) -> bool:
         job, _ = self._running[key]
@@ -114,14 +115,14 @@ class SlurmJobs:
             self._missed.pop(key, None)
             return False
         self._missed[key] = self._missed.get(key, 0) + 1
-        return self._missed[key] >= _LOOKS_BEFORE_LOST
+        return self._missed[key] >= _CHECKS_BEFORE_LOST
 
     def _collect(self, key: str) -> Finished:
         job, task = self._running.pop(key)
         self._missed.pop(key, None)
         if not job.paths.result_pickle.exists():
-            lost = f"job {key} ended without a result (cancelled, out of memory or time); see {job.paths.stderr}"
-            return Finished(task, None, RuntimeError(lost))
+            message = f"job {key} ended without a result (cancelled, out of memory or time); see {job.paths.stderr}"
+            return Finished(task, None, RuntimeError(message))
         kind, value = pickle_load(job.paths.result_pickle)
         if kind == "success":
             return Finished(task, value, None)
@@ -130,13 +131,13 @@ class SlurmJobs:
         return Finished(task, None, RuntimeError(lines[-1]))
 
     def close(self) -> None:
-        """Cancel what is queued or runs: nobody would collect it."""
+        """Cancel all jobs that are queued or running."""
         for job, _ in self._running.values():
             job.cancel(check=False)
 
 
 def _queued() -> frozenset[str] | None:
-    """The jobs of this user that are waiting or running; None where the scheduler does not answer."""
+    """Return this user's waiting and running jobs; None if the scheduler does not answer."""
     try:
         done = subprocess.run(
             ["squeue", "--me", "--noheader", "--array", "--format=%i"],

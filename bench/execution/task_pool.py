@@ -1,4 +1,4 @@
-"""Tasks with dependencies, run in this process or in several; results come back one by one, in any order."""
+"""Run tasks with dependencies in this process or in several, and yield each result as its task ends."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from heapq import heappop, heappush
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Protocol
 
-import bench.core.import_object  # noqa: F401 - a process that works for another can then receive what a plug-in's file defines
+import bench.core.import_object  # noqa: F401 - lets worker processes unpickle objects that a plug-in's file defines
 from bench.core.devices import visible_gpus
 from bench.core.offline import go_offline, is_offline
+from bench.core.private_apis import processes_of
 
 log = logging.getLogger(__name__)
 
-_SECONDS_TO_TIDY_UP = 2.0
+_SECONDS_TO_CLEAN_UP = 2.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """`function(*arguments)` once all tasks named in `after` are done. Function and arguments must pickle.
+    """A call `function(*arguments)` that may start once all tasks named in `after` are done; it must pickle.
 
-    `label` is for people. Tasks listed earlier start earlier when several could. `devices` is how many it computes on.
+    `label` is shown to users. Of several tasks that may start, the one listed first starts first. `devices` is the
+    number of devices that the task computes on.
     """
 
     key: str
@@ -46,7 +48,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Finished:
-    """A task's result, or the error that ended it or one of the tasks it waited for."""
+    """A task's result, or the error that ended it or a task that it depends on."""
 
     task: Task
     value: Any
@@ -54,20 +56,20 @@ class Finished:
 
 
 class Executor(Protocol):
-    """Where tasks run. It takes tasks that may start and gives them back as they end."""
+    """A backend that starts tasks and returns them as they end."""
 
     room: int
-    """How many tasks it takes at a time."""
+    """How many tasks it can run at the same time."""
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Start tasks, never more than there is room for."""
+        """Start tasks, at most as many as `room` allows."""
 
     def wait(self) -> list[Finished]:
-        """Wait until at least one of the tasks that were started has ended."""
+        """Wait until at least one started task has ended, and return the ended tasks."""
         ...
 
     def close(self) -> None:
-        """End what still runs."""
+        """Stop the tasks that are still running."""
 
 
 def run_tasks(
@@ -79,8 +81,8 @@ def run_tasks(
 ) -> Iterator[Finished]:
     """Run tasks in `jobs` processes of `threads` threads each (one job: in this process) and yield each as it ends.
 
-    A failed task fails those that wait for it and no others. Tasks named in `after` but not listed count as done.
-    An `executor` runs them elsewhere.
+    A failed task fails only the tasks that depend on it. Tasks named in `after` but not listed count as done.
+    `executor` overrides where the tasks run.
     """
     executor = executor or (Here(threads) if jobs == 1 else Processes(jobs, threads))
     try:
@@ -143,18 +145,18 @@ class Here:
         assert task is not None
         try:
             return [Finished(task, task.function(*task.arguments), None)]
-        except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
+        except Exception as caught:  # noqa: BLE001 - a failed task must not stop the others
             return [Finished(task, None, caught)]
 
     def close(self) -> None:
-        """Nothing runs outside `wait`."""
+        """Do nothing, because no task runs outside `wait`."""
 
 
 class Processes:
-    """Runs tasks in worker processes on this machine, each of them alone with its task and its share of the GPUs.
+    """Runs tasks in worker processes on this machine, each with one task at a time and its own share of the GPUs.
 
-    To a task "cuda" is the first GPU of its worker. A worker that dies is replaced and its task, which may have a
-    checkpoint, runs once more.
+    In a task, "cuda" is the first GPU of its worker. A worker that dies is replaced, and its task runs once more, from
+    its checkpoint if it has one.
     """
 
     def __init__(self, jobs: int, threads: int) -> None:
@@ -176,7 +178,7 @@ class Processes:
     def _new_worker(self) -> ProcessPoolExecutor:
         share = self._shares.pop(0)
         settings = (self._threads, share, dict(os.environ))
-        # What a fork has loaded could already have looked for GPUs, of which a worker shall see its share alone.
+        # A forked worker may have found all GPUs already, but a worker must see only its share.
         context = multiprocessing.get_context("spawn") if share else _context()
         worker = ProcessPoolExecutor(1, mp_context=context, initializer=begin, initargs=settings)
         self._shares_of[worker] = share
@@ -196,22 +198,22 @@ class Processes:
                         error = RuntimeError("its process died twice (out of memory?); try again with fewer --jobs")
                         ended.append(Finished(task, None, error))
                     else:
-                        log.warning("the process of %s died; once more", task.label)
+                        log.warning("the process of %s died; running it again", task.label)
                         self._died.add(task.key)
                         self.submit([task])
                     continue
-                except Exception as caught:  # noqa: BLE001 - a failed task must not end the others
+                except Exception as caught:  # noqa: BLE001 - a failed task must not stop the others
                     ended.append(Finished(task, None, caught))
                 self._idle.append(worker)
         return ended
 
     def close(self) -> None:
-        """End workers that compute at once, for the user interrupted; idle ones tidy up behind themselves, if soon."""
+        """Terminate busy workers immediately, and idle ones after up to two seconds in which they may clean up."""
         computing = [worker for _, worker in self._running.values()]
-        processes = {worker: list((worker._processes or {}).values()) for worker in (*self._idle, *computing)}
+        processes = {worker: processes_of(worker) for worker in (*self._idle, *computing)}
         for worker in processes:
             worker.shutdown(wait=False, cancel_futures=True)
-        until = time.monotonic() + _SECONDS_TO_TIDY_UP
+        until = time.monotonic() + _SECONDS_TO_CLEAN_UP
         for process in (process for worker in self._idle for process in processes[worker]):
             multiprocessing.connection.wait([process.sentinel], max(0.0, until - time.monotonic()))
         for process in (process for each in processes.values() for process in each):
@@ -219,13 +221,13 @@ class Processes:
 
 
 def get_ready() -> None:
-    """Load the libraries for workers now, in a process beside this one, so that nobody waits for it later."""
+    """Start loading the workers' libraries in a background process, so that workers start faster later."""
     if isinstance(_context(), ForkServerContext):
         multiprocessing.forkserver.ensure_running()
 
 
 def _context() -> ForkServerContext | SpawnContext:
-    """How workers start: on Linux as forks of a process that has loaded what they need once and computed nothing."""
+    """Return how workers start: on Linux as forks of a process that has loaded their libraries and computed nothing."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -234,9 +236,9 @@ def _context() -> ForkServerContext | SpawnContext:
 
 
 def begin(threads: int, gpus: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
-    """Start a process that works for this one: an interrupt is for the one that hands out the work, and ends it.
+    """Set up a worker process: it ignores interrupts, which its parent handles, and ends with its parent.
 
-    `environment` is that of the one that hands out the work, where this process was not started with it.
+    `environment` replaces the worker's environment variables if it did not inherit those of its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -244,15 +246,15 @@ def begin(threads: int, gpus: Sequence[str] = (), environment: Mapping[str, str]
         os.environ.clear()
         os.environ.update(environment)
         if is_offline():
-            go_offline()  # also what was loaded before this was known
+            go_offline()  # also for libraries that were loaded before
     if gpus:
-        # Before torch looks for them.
+        # Set before torch looks for GPUs.
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     set_threads(threads)
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would compute on for nobody."""
+    """End this process when its parent ends, also if the parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -260,7 +262,7 @@ def _end_with_parent() -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Fix the number of compute threads, on which the last bits of results depend."""
+    """Set the number of compute threads, on which the last bits of results depend."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 

@@ -1,1 +1,1 @@
-"""First files for methods, shifts and corruptions of your own, and their checks."""
+"""Write starter files for user-defined methods, shifts and corruptions, and check them."""

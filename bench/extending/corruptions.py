@@ -1,4 +1,4 @@
-"""Corruptions from outside the table: write a first file."""
+"""Write a starter file for a user-defined corruption."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch import Tensor
 def {name}(images: Tensor, severity: float, draws: Sequence[np.random.Generator]) -> Tensor:
     """Images uint8 [n, 3, h, w] to the same; severity 1 is mild, 5 is strong.
 
-    An image must come out alike in every batch and order: take random numbers from its own generator in `draws` alone.
+    The result for an image must not depend on its batch: draw random numbers only from its own generator in `draws`.
     """
     grain = np.stack([own.normal(0, 8 * severity, images.shape[2:]) for own in draws])
     rough = images + torch.from_numpy(grain).to(images.device)[:, None]
     return rough.clamp(0, 255).to(torch.uint8)
 '''
 
-_TEST = '''"""{title} changes images, the more the stronger, and alike in every batch."""
+_TEST = '''"""{title} changes images more at higher severity, and independently of their batch."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ PATH = f"{{Path(__file__).with_name('{name}.py')}}:{name}"
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_alike_in_every_batch() -> None:
+def test_images_do_not_depend_on_their_batch() -> None:
     together = apply_own(PATH, IMAGES, 3, range(4))
     apart = torch.cat([apply_own(PATH, IMAGES[i : i + 1], 3, [i]) for i in range(4)])
     assert torch.equal(together, apart)
@@ -56,5 +56,5 @@ run it:      bench run --method source,tent --shift digits-c --corruption {file}
 
 
 def write_corruption(name: str, folder: Path) -> None:
-    """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that is taken."""
+    """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that exists."""
     write_first("corruption", name, corruptions.names(), folder, (_CORRUPTION, _TEST), _NEXT, "grain")

@@ -1,4 +1,4 @@
-"""Methods from outside the table: write a first file, and try one against the rules that every method keeps."""
+"""Write a starter file for a user-defined method, and check a method against the rules of all methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.core.console import print_json, print_text
 from bench.core.errors import UsageError
@@ -21,7 +21,7 @@ from methods.table import Row
 if TYPE_CHECKING:
     from methods.conformance import Finding
 
-_METHOD = '''"""{title}: one sentence that says what it does (authors and year)."""
+_METHOD = '''"""{title}: one sentence that describes the method (authors and year)."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from torch import Tensor
 
 
 class {title}(Adapter):
-    """Minimises the entropy of certain images over the affine parameters of normalisation layers.
+    """Minimises the entropy of low-entropy images over the affine parameters of normalisation layers.
 
-    Name the paper and its equations here, and what a batch costs: one forward and at most one backward pass.
+    Name the paper and its equations here, and the cost of a batch: one forward and at most one backward pass.
     """
 
-    # What it may see and change, which decides the list it is ranked in; see methods.table.Access.
+    # The data it may use and the parameters it may change, which decide its ranking; see methods.table.Access.
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
     checked_with: ClassVar[Mapping[str, Any]] = {{"lr": 0.02}}
 
@@ -53,14 +53,14 @@ class {title}(Adapter):
         """Options; each needs a default and a line here.
 
         lr: step size.
-        margin: images of less entropy than this share of the largest possible are learnt from; in (0, 1].
+        margin: images with entropy below this share of the maximum are used; in (0, 1].
         """
 
         lr: float = 1e-3
         margin: float = 0.4
 
     def configure(self, source: Source | None) -> None:
-        """Choose what to adapt in self.model, a private copy. What is kept on self is saved and reset for you."""
+        """Choose the parameters to adapt in self.model, a private copy. Attributes of self are saved and reset."""
         parameters = list(norm_parameters(self.model).values())
         if not parameters:
             raise Unsupported("this model has no normalisation layers to adapt; choose one with any, as BatchNorm")
@@ -81,7 +81,7 @@ class {title}(Adapter):
         return logits.detach()
 '''
 
-_TEST = '''"""{title} keeps the rules that every method keeps, and does what it says."""
+_TEST = '''"""{title} keeps the rules of all methods and lowers the entropy."""
 
 from __future__ import annotations
 
@@ -115,26 +115,26 @@ publish it:  in the pyproject.toml of your package, so that --method {name} find
 
 
 def write_method(name: str, folder: Path) -> None:
-    """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that is taken."""
+    """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that exists."""
     write_first("method", name, METHODS, folder, (_METHOD, _TEST), _NEXT.replace("{group}", PLUGINS))
 
 
 def write_first(
     kind: str, name: str, taken: Container[str], folder: Path, texts: tuple[str, str], then: str, example: str = "tent"
 ) -> None:
-    """Write the file of a new method or shift and its test, and say what comes next.
+    """Write the file of a new method, shift or corruption and its test, and print the next steps.
 
-    In the texts and in `then` {name}, {title}, {file} and {test} are filled in. Raises UsageError for a name or file
-    that is taken.
+    The placeholders {name}, {title}, {file} and {test} are filled in, in `texts` and `then`. Raises UsageError for a
+    name or file that exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UsageError(f"'{name}' cannot name a {kind}; use small letters, digits and _, as in my_{example}")
     if name in taken or importlib.util.find_spec(name) is not None:
-        raise UsageError(f"'{name}' is taken by a {kind} or module that exists; choose another name")
+        raise UsageError(f"'{name}' is already a {kind} or module; choose another name")
     file, test = folder / f"{name}.py", folder / f"test_{name}.py"
     for path in (file, test):
         if path.exists():
-            raise UsageError(f"{path} exists and is left alone; choose another name or --out")
+            raise UsageError(f"{path} exists already; choose another name or --out")
     folder.mkdir(parents=True, exist_ok=True)
     title = "".join(part.capitalize() for part in name.split("_"))
     for path, text in zip((file, test), texts, strict=True):
@@ -143,10 +143,10 @@ def write_first(
 
 
 def check_method(method: str, settings: Sequence[str], *, as_json: bool) -> int:
-    """Print what the conformance suite finds of a method; 0 where it keeps every rule, else 4."""
+    """Print the findings of the conformance suite, and return 0 if the method keeps every rule, else 4."""
     row = _row(method)
     if row.kind != "adapter":
-        raise UsageError(f"{row.name} is a recipe, whose rules are tested by running it; give an adapter, as tent")
+        raise UsageError(f"{row.name} is a recipe, which the checks do not cover; give an adapter, as tent")
     from methods.conformance import conform
 
     cls = load_object(row.path)
@@ -157,7 +157,7 @@ def check_method(method: str, settings: Sequence[str], *, as_json: bool) -> int:
 
 
 def tell_findings(kind: str, name: str, places: str, findings: Sequence[Finding], *, as_json: bool) -> int:
-    """Print what was found; 0 where no rule is broken, else 4."""
+    """Print findings, and return 0 if no rule is broken, else 4."""
     failed = [finding for finding in findings if finding.status == "failed"]
     if as_json:
         print_json({kind: name, "failed": len(failed), "findings": [asdict(finding) for finding in findings]})
@@ -177,7 +177,7 @@ def tell_findings(kind: str, name: str, places: str, findings: Sequence[Finding]
 
 
 def _row(method: str) -> Row:
-    """The row of a method by name, FILE:CLASS, or FILE alone where it defines one adapter."""
+    """Return the row of a method by name, FILE:CLASS, or FILE alone if it defines exactly one adapter."""
     if method.endswith(".py"):
         from methods.base import Adapter
 
@@ -194,6 +194,5 @@ def _row(method: str) -> Row:
             names = ", ".join(defined) or "none"
             raise UsageError(f"{method} defines {names} as adapters; say which, as in {method}:Name")
         method = f"{method}:{defined[0]}"
-    asked: Any = parse_method(method)
-    found: Row = asked.adapter or asked.recipe
-    return found
+    parsed = parse_method(method)
+    return parsed.adapter or parsed.recipe

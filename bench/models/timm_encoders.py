@@ -1,4 +1,4 @@
-"""Stocks from timm: any network without its classifier, with weights of the hub, of a folder or of a file."""
+"""Load stocks from timm: any network without its classifier, with weights from the hub, a folder or a file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from bench.core.errors import UsageError
+from bench.core.private_apis import model_arguments
 from bench.models.classifiers import load_strictly, need_known, read_fitting, timm_data, timm_network
 from bench.models.mae_files import computes_the_same, plain_architecture, whole
 from methods.nets.timm_encoders import OPTIONS, TimmArchitecture, outline, takes_one_size
 from methods.nets.weights import AnyArchitecture, Weights
 
 _WHOLE = 128
-"""Images of fewer pixels are not enlarged to be cropped."""
+"""Smallest image side for which images are enlarged before the crop."""
 
 
 def timm_stock(name: str) -> Weights:
-    """The encoder of a timm network, as "vit_small_patch16_224.dino", "NAME@FILE" or "hf-hub:REPO", without a decoder.
+    """Load a timm encoder without a decoder: "vit_small_patch16_224.dino", "NAME@FILE" or "hf-hub:REPO".
 
-    ":PIXELS" at the end asks for images of that size: positions of a transformer are resampled, convolutions take
-    what they are given. Without it, it is the size that the file's positions are for, else that of timm's weights.
-    An objective that needs a decoder starts a fresh one, so results differ from those of a whole MAE file.
-    Raises UsageError for what cannot be a stock, MissingDataError where its weights are not here.
+    A suffix ":PIXELS" selects the image size: positions of a transformer are resampled, convolutions take any size.
+    The default size is the one of the file's positions, else the one of timm's weights. An objective that needs a
+    decoder starts with an untrained one, so results differ from those of a whole MAE file.
+    Raises UsageError for a network that cannot be a stock, MissingDataError for unavailable weights.
     """
     match = re.fullmatch(r"(.+):(\d+)", name)
     given, side = (match[1], int(match[2])) if match else (name, None)
@@ -47,9 +48,9 @@ def timm_stock(name: str) -> Weights:
 
 
 def timm_architecture(name: str, side: int | None = None, network: Any = None) -> TimmArchitecture:
-    """The architecture of a timm name (of `network`, if given) for images of a size (None: what its weights take).
+    """Return the architecture of a timm name (of `network`, if given) for an image size (None: that of its weights).
 
-    Raises ValueError or UsageError where there is none.
+    Raises ValueError or UsageError for a network that no architecture describes.
     """
     mean, std, usual = timm_data(network if network is not None else _any_size(name), f"timm:{name}")
     size = side or usual.size
@@ -89,10 +90,11 @@ def _with_own_weights(name: str, side: int | None) -> tuple[AnyArchitecture, Map
 
 
 def _with_options(shape: TimmArchitecture, network: Any) -> TimmArchitecture:
-    """The architecture with what the network of a folder or repository has beside its name. Raises UsageError where
-    that cannot be said.
+    """Return the architecture with the options that a network of a folder or repository has beside its name.
+
+    Raises UsageError if the options do not reproduce the network.
     """
-    given = {key: value for key, value in getattr(network, "_model_args", {}).items() if key in OPTIONS}
+    given = {key: value for key, value in model_arguments(network).items() if key in OPTIONS}
     pool = getattr(network, "global_pool", None)
     if isinstance(pool, str) and pool != getattr(outline(shape), "global_pool", pool):
         given["global_pool"] = pool
@@ -100,13 +102,13 @@ def _with_options(shape: TimmArchitecture, network: Any) -> TimmArchitecture:
     if not computes_the_same(found, network):
         raise UsageError(
             f"it differs from timm's {shape.name} in more than {', '.join(sorted(OPTIONS))}, which a stock cannot "
-            "remember; take a network by the name that timm has for it"
+            "store; choose a network that timm has a name for"
         )
     return found
 
 
 def _without_head(tensors: Mapping[str, Tensor], network: Any) -> dict[str, Tensor]:
-    """The tensors of an encoder: without a classifier, and without the decoder and mask of a masked autoencoder."""
+    """Return the tensors of an encoder, without classifier and without a masked autoencoder's decoder and mask."""
     names = network.pretrained_cfg.get("classifier") or ()
     heads = [f"{name}." for name in ((names,) if isinstance(names, str) else names)]
     own = network.state_dict()
@@ -115,7 +117,7 @@ def _without_head(tensors: Mapping[str, Tensor], network: Any) -> dict[str, Tens
 
 
 def _side_of(tensors: Mapping[str, Tensor], network: Any) -> int | None:
-    """The size of images that position embeddings are for; None where it is the network's usual one or not said."""
+    """Return the image side of the position embeddings; None if it is the network's default or unknown."""
     found = _positions(tensors, network)
     if found is None or found[0] ** 2 == network.patch_embed.num_patches:
         return None
@@ -123,7 +125,7 @@ def _side_of(tensors: Mapping[str, Tensor], network: Any) -> int | None:
 
 
 def _resampled(tensors: Mapping[str, Tensor], network: Any) -> Mapping[str, Tensor]:
-    """The tensors with position embeddings for the images of the network."""
+    """Return the tensors with position embeddings resampled to the network's image size."""
     found = _positions(tensors, network)
     if found is None or found[0] ** 2 == network.patch_embed.num_patches:
         return tensors
@@ -133,8 +135,9 @@ def _resampled(tensors: Mapping[str, Tensor], network: Any) -> Mapping[str, Tens
 
 
 def _positions(tensors: Mapping[str, Tensor], network: Any) -> tuple[int, int] | None:
-    """Patches along a side, and embeddings before theirs, of position embeddings in the layout of a network;
-    None where it has none or they are for no square of patches.
+    """Return the patches along a side and the number of prefix embeddings of given position embeddings.
+
+    None if the network has no position embeddings or the given ones are not for a square of patches.
     """
     given, own = tensors.get("pos_embed"), getattr(network, "pos_embed", None)
     patches = getattr(getattr(network, "patch_embed", None), "num_patches", 0)

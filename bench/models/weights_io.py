@@ -1,4 +1,4 @@
-"""Weights on disk and the models made of them. Pickles are read as tensors only."""
+"""Read and write weights, and build models from them. Pickles are read as tensors only."""
 
 from __future__ import annotations
 
@@ -30,14 +30,11 @@ from methods.state import constants
 BUNDLED = {"digits": "digits-stock.safetensors"}
 MAE_BASE = "mae-vit-base-patch16"
 MAE_BASE_URL = "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_base.pth"
-"""Encoder and decoder of raw pixels in one file (He et al. 2022); that of normalised pixels is mae_pretrain_*_full."""
+"""Encoder and decoder of raw pixels in one file (He et al. 2022); mae_pretrain_*_full is for normalised pixels."""
 
 
 def save_weights(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None:
-    """Write weights and their architecture, with `facts` (where they come from) as JSON in the file's metadata.
-
-    A checksum of all of it goes there too.
-    """
+    """Write weights with their architecture, `facts` (their origin) and a checksum in the file's metadata as JSON."""
     metadata = {"architecture": json.dumps(asdict(weights.architecture)), "facts": json.dumps(dict(facts))}
     tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
     metadata[CHECKSUM] = checksum(metadata, {name: tensor_digest(tensor) for name, tensor in tensors.items()})
@@ -45,9 +42,9 @@ def save_weights(path: Path, weights: Weights, facts: Mapping[str, Any]) -> None
 
 
 def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
-    """Weights and the facts stored beside them. Raises UsageError where the file is not one of ours or is damaged.
+    """Return the weights and facts of a file, after verifying its checksum if it has one.
 
-    What carries a checksum is held against it.
+    Raises UsageError for a file of another kind or a damaged one, MissingDataError for a missing one.
     """
     weights, facts, _ = _read(path)
     return weights, facts
@@ -57,7 +54,7 @@ def _read(path: Path) -> tuple[Weights, dict[str, Any], Mapping[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Clones: what is mapped from a file changes under us when somebody copies another file over it.
+            # Clones: memory-mapped tensors would change if another file were copied over this one.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise MissingDataError(f"no weights at {path}; make a stock with `bench stock digits -o {path}`") from None
@@ -72,7 +69,7 @@ def _read(path: Path) -> tuple[Weights, dict[str, Any], Mapping[str, str]]:
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """The facts stored beside weights, without reading these; nothing where the file is not whole."""
+    """Return the facts stored beside weights without reading the weights; empty if the file is not whole."""
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {}).get("facts", "{}"))
@@ -82,9 +79,9 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 
 def whole_facts(path: Path) -> dict[str, Any]:
-    """The facts beside weights that are whole; these are read once in a process as long as the file stays as it is.
+    """Return the facts beside weights whose checksum holds. A process reads an unchanged file once.
 
-    Raises MissingDataError for a missing file, UsageError for one that is damaged or carries no checksum.
+    Raises MissingDataError for a missing file, UsageError for one that is damaged or has no checksum.
     """
     try:
         now, stamp = time.time_ns(), stamp_of(path.stat())
@@ -95,7 +92,7 @@ def whole_facts(path: Path) -> dict[str, Any]:
         _whole.pop(key, None)
         _, facts, metadata = _read(path)
         if CHECKSUM not in metadata:
-            raise UsageError(f"{path} carries no checksum; start the run again to make it anew")
+            raise UsageError(f"{path} has no checksum; start the run again to make it anew")
         if not is_settled(stamp, now):
             return facts
         _whole[key] = stamp, facts
@@ -106,7 +103,7 @@ _whole: dict[str, tuple[Stamp, dict[str, Any]]] = {}
 
 
 def open_weights(path: Path) -> Weights:
-    """Weights whose tensors are read from their file when asked for. Raises as `load_weights` does."""
+    """Return weights whose tensors are read from the file at each access. Raises the errors of `load_weights`."""
     checkpoint = Checkpoint(path).verified()
     return Weights(_architecture(checkpoint.metadata, path), checkpoint)
 
@@ -124,26 +121,25 @@ def _architecture(metadata: Mapping[str, str], path: Path) -> AnyArchitecture:
 
 
 def _read_architecture(text: str) -> AnyArchitecture:
-    """An architecture from JSON; one of timm has a name. Raises ValueError where it is none."""
+    """Parse an architecture from JSON; those of timm have a name. Raises ValueError for anything else."""
     values = json.loads(text)
     kind = TimmArchitecture if isinstance(values, dict) and "name" in values else Architecture
     return TypeAdapter[AnyArchitecture](kind).validate_python(values)
 
 
 def load_stock(name: str) -> Weights:
-    """A stock: a bundled name, a file, or "timm:NAME" (an encoder without a decoder, see bench.timm_stocks).
+    """Load a stock: a bundled name, a file, or "timm:NAME" (an encoder without a decoder, see `timm_stock`).
 
-    A file is one of `bench stock`, or a masked autoencoder in the official layout (.pth or .safetensors).
-    Raises MissingDataError where it is not there, UsageError where it is damaged or something else.
+    A file is an output of `bench stock` or a masked autoencoder in the official layout (.pth or .safetensors).
+    Raises MissingDataError for a missing file, UsageError for a damaged file or one of another kind.
     """
     if name in BUNDLED:
         with resources.as_file(resources.files("bench") / "assets" / BUNDLED[name]) as path:
             return load_weights(path)[0]
-    from bench.models import mae_files
-    from bench.models import timm_encoders as timm_stocks
+    from bench.models import mae_files, timm_encoders
 
     if name.startswith("timm:"):
-        return timm_stocks.timm_stock(name.removeprefix("timm:"))
+        return timm_encoders.timm_stock(name.removeprefix("timm:"))
     path = Path(name).expanduser()
     file = split_key(path)[0]
     if not file.is_file():
@@ -163,14 +159,14 @@ def load_stock(name: str) -> Weights:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a shift's default stock is looked for (the first that exists), and the command that puts it there."""
+    """The candidate paths of a shift's default stock (the first that exists is used) and the command to make it."""
 
     places: tuple[Path, ...]
     command: str
 
 
 def origin(row: ShiftRow, root: Path) -> Origin:
-    """The files below a data root that may be the default stock of a shift."""
+    """Return the files below a data root that may be the default stock of a shift."""
     folder = root / "stocks"
     if row.default_stock == MAE_BASE:
         places = tuple(folder / f"{MAE_BASE}{suffix}" for suffix in (".pth", ".safetensors"))
@@ -196,9 +192,9 @@ def find_stock(row: ShiftRow, root: Path) -> str:
 
 
 def load_model(name: str) -> nn.Module:
-    """A ready classifier of images in [0, 1], in eval mode: one that `load_ready` knows, or "file.py:factory".
+    """Load a ready classifier of images in [0, 1], in eval mode: a name of `load_ready`, or "file.py:factory".
 
-    factory() gives a module from images in [0, 1] to logits.
+    factory() returns a module that maps images in [0, 1] to logits. Raises UsageError or MissingDataError.
     """
     from bench.models.classifiers import gives_scores, is_ready, load_ready
 
@@ -220,7 +216,7 @@ def load_model(name: str) -> nn.Module:
 
 
 def shown_name(name: str, base: Weights | nn.Module) -> str:
-    """What records call a model or stock: with the tag of its weights, without folders."""
+    """Return the name of a model or stock in records, which includes the tag of its weights and no folders."""
     kind, colon, rest = name.partition(":")
     if isinstance(base, Weights) and kind == "timm" and colon:
         architecture, at, file = rest.partition("@")
@@ -229,14 +225,14 @@ def shown_name(name: str, base: Weights | nn.Module) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Identifies a classifier by all its numbers: parameters, buffers, and what its modules keep as attributes."""
+    """Return a digest of a classifier's parameters, buffers and numbers that its modules store as attributes."""
     beside = {f"attribute {name}": value for name, value in constants(model).items()}
     numbers = {**dict(model.named_parameters()), **dict(model.named_buffers()), **beside}
     return Weights(Architecture(), numbers).digest
 
 
 def preprocessing_of(base: object) -> Preprocessing | None:
-    """How a stock or classifier wants its images cut; None where only the shift can say."""
+    """Return the preprocessing that a stock or classifier expects; None if the shift decides."""
     architecture = getattr(base, "architecture", None)
     if isinstance(architecture, Architecture | TimmArchitecture):
         return Preprocessing(architecture.image_size, *architecture.cut)
@@ -245,5 +241,5 @@ def preprocessing_of(base: object) -> Preprocessing | None:
 
 
 def classifier(weights: Weights) -> nn.Module:
-    """The classifier of cooked weights, or the ensemble where they are those of several, in eval mode."""
+    """Return the classifier of trained weights in eval mode, or an ensemble for the weights of several."""
     return ready(weights)

@@ -1,6 +1,6 @@
-"""Classifiers by the names that the field has for them: robustbench, transformers and OpenCLIP, each an extra.
+"""Load classifiers of robustbench, transformers and OpenCLIP by their published names; each needs an extra.
 
-Weights come from where the package keeps them or from a file; pickled files are read as tensors only.
+Weights come from the package's own location or from a file. Pickled files are read as tensors only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.models.classifiers import ReadyClassifier, load_strictly
 from bench.models.tensor_files import Checkpoint, renamed_for
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  # as Pillow numbers them
-_TEXTS = 256  # read at a time
+_TEXTS = 256  # texts encoded in one batch
 
 
 def _need(module: str, name: str, extra: str) -> Any:
@@ -40,10 +40,10 @@ def _need(module: str, name: str, extra: str) -> Any:
 
 
 def hugging_face(name: str) -> ReadyClassifier:
-    """hf:REPO or hf:FOLDER: an image classifier of transformers with its image processor. No code of a repository runs.
+    """Load hf:REPO or hf:FOLDER, an image classifier of transformers. No code of a repository runs.
 
-    Raises MissingDataError where it cannot be had, UsageError for a model of something else or a processor whose work
-    is not known.
+    Raises MissingDataError for an unavailable model, UsageError for a model without a trained classifier or an image
+    processor with unsupported steps.
     """
     library = _need("transformers", f"hf:{name}", "models")
     place = Path(name).expanduser()
@@ -57,7 +57,7 @@ def hugging_face(name: str) -> ReadyClassifier:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rpartition(" ")[0]
         raise MissingDataError(
-            f"hf:{name} is not an image classifier that can be had here ({reason} …); check the name and connect once "
+            f"hf:{name} is not available as an image classifier ({reason} …); check the name and connect once "
             "without --offline, or give a folder that save_pretrained wrote with model and image processor"
         ) from None
     lost = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
@@ -72,10 +72,11 @@ def hugging_face(name: str) -> ReadyClassifier:
 
 
 def processing_of(processor: Any, name: str) -> tuple[tuple[float, ...], tuple[float, ...], Preprocessing]:
-    """Mean, deviation and preprocessing of an image processor of transformers. Where an odd number of pixels is
-    cut off, transformers rounds its crop down, and this may lie one pixel beside, as torchvision's does.
+    """Return the mean, standard deviation and preprocessing of an image processor of transformers.
 
-    Raises UsageError for one that does anything else than resize, crop at the centre and normalise.
+    If the crop removes an odd number of pixels, transformers rounds its position down; this crop, like torchvision's,
+    may then be one pixel away. Raises UsageError for a processor that does more than resize, crop at the centre and
+    normalise.
     """
     size, kind = _sides(getattr(processor, "size", None)), type(processor).__name__
     crop = _sides(getattr(processor, "crop_size", None)) if getattr(processor, "do_center_crop", False) else {}
@@ -84,11 +85,11 @@ def processing_of(processor: Any, name: str) -> tuple[tuple[float, ...], tuple[f
     factor = float(getattr(processor, "rescale_factor", 1 / 255))
     odd = getattr(processor, "do_pad", False) or getattr(processor, "rescale_offset", False)
     if not resized or not filter_ or odd or abs(factor * 255 - 1) > 1e-3:
-        raise UsageError(f"{name}: its {kind} does what is not known here; give it as file.py:factory with its own cut")
+        raise UsageError(f"{name}: its {kind} has unsupported steps; use file.py:factory instead")
     plain = not getattr(processor, "do_normalize", True)
     mean = (0.0,) * 3 if plain else tuple(map(float, processor.image_mean))
     std = (1.0,) * 3 if plain else tuple(map(float, processor.image_std))
-    if getattr(processor, "include_top", False):  # EfficientNet's divides by the deviation once more
+    if getattr(processor, "include_top", False):  # EfficientNet's processor divides by the deviation twice
         std = tuple(each * each for each in std)
     short = size.get("shortest_edge")
     if short is not None and kind.startswith("Levit"):
@@ -109,7 +110,7 @@ def processing_of(processor: Any, name: str) -> tuple[tuple[float, ...], tuple[f
 
 
 def _sides(size: Any) -> dict[str, int]:
-    """Sides by name; a processor tells them as a number, a mapping or an object of its own."""
+    """Return sides by name from a number, a mapping or a processor's own size object."""
     if size is None:
         return {}
     if isinstance(size, int):
@@ -123,7 +124,7 @@ def _sides(size: Any) -> dict[str, int]:
 
 
 class ZeroShot(nn.Module):
-    """An image tower and the embeddings of classes: scale x cosine of the image with each class, [n, classes].
+    """A zero-shot classifier: scale x cosine of image and class embeddings, [n, classes].
 
     Radford et al. 2021, arXiv:2103.00020.
     """
@@ -144,11 +145,10 @@ class ZeroShot(nn.Module):
 
 
 def open_clip(name: str) -> ReadyClassifier:
-    """openclip:NAME/TAG or openclip:NAME@FILE, zero-shot on ImageNet's classes with OpenAI's 80 templates; with
-    openclip:…:CLASSES.txt on those of a file, one a line, names of one class with tabs between them.
+    """Load openclip:NAME/TAG or openclip:NAME@FILE, zero-shot on ImageNet's classes with OpenAI's 80 templates.
 
-    Embeddings of classes are kept in the cache, because they take as long as 80,000 texts. Raises MissingDataError or
-    UsageError.
+    openclip:…:CLASSES.txt takes the classes of a file instead: one class a line, its names separated by tabs.
+    Class embeddings are cached, because they take 80,000 texts to compute. Raises MissingDataError or UsageError.
     """
     library = _need("open_clip", f"openclip:{name}", "models")
     rest, colon, listed = name.rpartition(":")
@@ -157,14 +157,16 @@ def open_clip(name: str) -> ReadyClassifier:
     architecture, _, tag = head.partition("/")
     nearest(architecture, library.list_models(), "model of OpenCLIP")
     if bool(tag) == bool(file):
-        raise UsageError(f"say which weights: openclip:{architecture}/TAG, or openclip:{architecture}@FILE")
+        raise UsageError(
+            f"openclip:{rest} needs weights; write openclip:{architecture}/TAG or openclip:{architecture}@FILE"
+        )
     notes: tuple[str, ...] = ()
     if file:
         model = library.create_model(architecture, pretrained=None, precision="fp32")
         checkpoint = Checkpoint(Path(file).expanduser())
         names, _ = renamed_for(model.state_dict(), list(checkpoint))
         load_strictly(model, {here: checkpoint[there].clone() for there, here in names.items()}, file)
-        notes = checkpoint.said
+        notes = checkpoint.notes
     else:
         tags = library.list_pretrained_tags_by_model(architecture)
         nearest(tag, tags, f"weights of {architecture}")
@@ -193,7 +195,7 @@ def open_clip(name: str) -> ReadyClassifier:
 
 @torch.no_grad()
 def _embeddings(model: Any, library: Any, architecture: str, classes: Sequence[str]) -> Tensor:
-    """The mean of a class's normalised texts, normalised: [classes, width]."""
+    """Return the normalised mean of each class's normalised text features, [classes, width]."""
     templates = library.OPENAI_IMAGENET_TEMPLATES
     sha = hashlib.sha256("\n".join([architecture, library.__version__, *classes]).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -224,10 +226,10 @@ _TAKEN_OFF = ("module.", "model.")
 
 
 def robust_bench(name: str) -> ReadyClassifier:
-    """robustbench:SET/THREAT/NAME, as in robustbench:cifar10/corruptions/Hendrycks2020AugMix_ResNeXt, or with @FILE.
+    """Load robustbench:SET/THREAT/NAME[@FILE], as in robustbench:cifar10/corruptions/Hendrycks2020AugMix_ResNeXt.
 
-    SET is cifar10, cifar100 or imagenet, THREAT corruptions, Linf or L2. Weights are read from where the package puts
-    them, models/SET/THREAT/NAME.pt. Normalisation is inside its networks. Raises MissingDataError or UsageError.
+    SET is cifar10, cifar100 or imagenet; THREAT is corruptions, Linf or L2. Without FILE, weights are read from the
+    package's location models/SET/THREAT/NAME.pt. Its networks normalise images. Raises MissingDataError or UsageError.
     """
     _open_robustbench()
     zoo = _need("robustbench.model_zoo.models", f"robustbench:{name}", "robustbench")
@@ -257,7 +259,7 @@ def robust_bench(name: str) -> ReadyClassifier:
     cut = Preprocessing(side, side) if data != "imagenet" else _CUTS.get(row.get("preprocessing"))
     if cut is None:
         raise UsageError(
-            f"robustbench:{head} cuts images by {row.get('preprocessing')}, which is not known here; choose another"
+            f"robustbench:{head} needs the unknown preprocessing {row.get('preprocessing')}; choose another model"
         )
     checkpoint = Checkpoint(path)
     try:
@@ -265,18 +267,18 @@ def robust_bench(name: str) -> ReadyClassifier:
     except (OSError, RuntimeError, ImportError) as error:
         raise MissingDataError(
             f"robustbench:{head} cannot be built here ({str(error).splitlines()[0][:120]}); choose another, or install "
-            "what it asks for"
+            "what is missing"
         ) from None
     own = network.state_dict()
     load_strictly(network, _named_for(own, checkpoint), str(path))
     shown = f"robustbench:{head}" + (f"@{path.name}" if file else "")
     ready = ReadyClassifier(shown, network, (0.0,) * 3, (1.0,) * 3, cut)
-    ready.notes = checkpoint.said
+    ready.notes = checkpoint.notes
     return ready
 
 
 def _open_robustbench() -> None:
-    """Let the package's architectures be imported without its start, which wants an attack that no index has."""
+    """Make robustbench's architectures importable without its `__init__`, which needs a package that no index has."""
     spec = importlib.util.find_spec("robustbench")
     if "robustbench" not in sys.modules and spec is not None and spec.submodule_search_locations:
         package = ModuleType("robustbench")
@@ -286,8 +288,10 @@ def _open_robustbench() -> None:
 
 
 def _named_for(own: Mapping[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Tensors under the network's names: as the package does, "module." and "model." are taken off, and "model." is put
-    before them where the network has it around a normalising layer, whose constants the file need not hold.
+    """Return the tensors under the network's names, mapped as the package maps them.
+
+    "module." and "model." are removed. "model." is added if the network wraps the model behind a normalising layer,
+    whose constants may be missing from the file.
     """
     plain = {}
     for name in checkpoint:

@@ -1,1 +1,1 @@
-"""What a run is asked to do: its settings, its methods and their options."""
+"""Parse the settings of a run, its methods and their options."""

@@ -1,4 +1,4 @@
-"""Which options each method of a run gets: published, tuned, and asked for."""
+"""Choose the options of each method in a run from published, tuned and given options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HELD_OUT = 0.02
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Options of methods on a shift, for a classifier whose norms are of a kind (bn, gn, ln), on a device."""
+    """The options of methods on a shift and a device, for a classifier with norms of one kind (bn, gn, ln)."""
 
     spec: RunSpec
     shift: Shift
@@ -29,13 +29,14 @@ class MethodOptions:
     device: str
 
     def config(self, row: Row) -> Any:
-        """A method's own frozen options. Raises UsageError for those that it does not have or take."""
+        """Return a method's frozen options. Raises UsageError for unknown options and invalid values."""
         return build_config(row, self._given(row))
 
     def _given(self, row: Row) -> dict[str, Any]:
-        """Options over a method's defaults: what was published for such data and norms, then tuned, then asked for.
+        """Return the options that override a method's defaults; later sources override earlier ones.
 
-        Below all of these recipes that train get what the machine and the flags decide.
+        The sources are the machine and the flags (recipes only), published options for the data and norms, options
+        tuned on the shift, and the options of the run.
         """
         name = row.options_of or row.name
         known: set[str] = set()
@@ -52,7 +53,7 @@ class MethodOptions:
         return {**_compared(given), **given} if self.spec.with_baselines and "mixes" in known else given
 
     def _training(self) -> dict[str, Any]:
-        """Options of training that the machine and the flags decide: half precision where a GPU is fast at it."""
+        """Return the training options that machine and flags decide: bf16 on GPUs that are fast at it, and compile."""
         on_gpu = self.device.startswith("cuda")
         known = self.spec.launch != "slurm" and on_gpu and has_bf16(self.device)
         half = on_gpu and (self.spec.precision == "bf16" or (self.spec.precision == "auto" and known))
@@ -60,7 +61,7 @@ class MethodOptions:
 
 
 def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The mixes that a comparison needs, unless a recipe's options say otherwise."""
+    """Return the mixes that a comparison needs, unless a recipe's options set others."""
     if "mixes" in given or given.get("order", "tune_then_soup") != "tune_then_soup":
         return {}
     chosen_on_val = given.get("select_on") == "val" or "holdout" in given

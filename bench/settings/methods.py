@@ -1,4 +1,4 @@
-"""From a method's name to its row, its class and its options; torch is loaded only when a class is."""
+"""Look up methods by name: row, class and options. Torch is imported only when a class is loaded."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 PLUGINS = "soupbench.methods"
-"""The entry-point group by which an installed package adds methods: NAME = "package.module:Class"."""
+"""Entry-point group through which installed packages add methods: NAME = "package.module:Class"."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method as asked for: a recipe, and the adapter that runs on what it cooks."""
+    """A parsed method: a recipe, and the adapter that runs on the classifier that the recipe trains."""
 
     text: str
     recipe: Row
@@ -39,9 +39,9 @@ class Method:
 
 
 def parse_method(text: str) -> Method:
-    """Read "tent", "selfsoup", "selfsoup+tent" or "file.py:Class".
+    """Parse "tent", "selfsoup", "selfsoup+tent" or "file.py:Class".
 
-    A recipe alone runs with the plain adapter, an adapter alone on the `source` classifier.
+    A recipe alone runs with the plain adapter, an adapter alone on the `source` classifier. Raises UsageError.
     """
     rows = [_row(part.strip()) for part in text.split("+")]
     recipes = [row for row in rows if row.kind == "recipe"]
@@ -65,7 +65,7 @@ def _row(name: str) -> Row:
 
 
 def plugins() -> dict[str, EntryPoint]:
-    """Methods that installed packages bring, by name, as "module:Class"; a name of our table is never replaced."""
+    """Return the entry points of methods in installed packages, by name, without names in the built-in table."""
     from importlib.metadata import entry_points
 
     found = entry_points(group=PLUGINS)
@@ -73,7 +73,7 @@ def plugins() -> dict[str, EntryPoint]:
 
 
 def _outside(name: str, path: str) -> Row:
-    """The row of a class that is not in the table, "file.py:Class" or "module:Class"."""
+    """Return a row for a class outside the table, "file.py:Class" or "module:Class". Raises UsageError."""
     from bench.core.import_object import load_object
     from methods.base import Adapter, Recipe
 
@@ -82,7 +82,7 @@ def _outside(name: str, path: str) -> Row:
         raise UsageError(f"{path} is not a subclass of methods.base.Adapter or methods.base.Recipe; derive it from one")
     if not isinstance(getattr(cls, "access", None), Access):
         raise UsageError(
-            f"{path} does not say what it may see; add `access = Access(...)` from methods.table to the class"
+            f"{path} does not declare what it may access; add `access = Access(...)` from methods.table to the class"
         )
     summary = (cls.__doc__ or "").strip().split("\n")[0]
     kind = "adapter" if issubclass(cls, Adapter) else "recipe"
@@ -90,7 +90,7 @@ def _outside(name: str, path: str) -> Row:
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
-    """Read "NAME.key=value"; the value is TOML, or a plain string where it is not."""
+    """Parse "NAME.key=value", where the value is TOML or else a plain string. Raises UsageError."""
     import tomllib
 
     target, equals, value = text.partition("=")
@@ -104,11 +104,11 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
 
 
 def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[str, Any]:
-    """The published options of an adapter for a family of data ("imagenet", "cifar") and of norms (bn, gn, ln).
+    """Return an adapter's published options for a family of data ("imagenet", "cifar") and of norms (bn, gn, ln).
 
-    Empty where nothing was published, and for recipes. Published rates are for batches of 64: where a method learns
-    along the stream (`state` online) on layer or group norms, `lr` is scaled with the batch size, as in the release
-    of SAR (Niu et al. 2023); a method that starts anew with every image keeps its rate.
+    The result is empty for recipes and if nothing was published. Published learning rates are for batches of 64. For
+    methods that learn along the stream (`state` online) on layer or group norms, `lr` scales with the batch size, as
+    in the release of SAR (Niu et al. 2023). Methods that restart at every image keep their rate.
     """
     from bench.core.import_object import load_object
 
@@ -121,7 +121,7 @@ def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[st
 
 
 def build_config(row: Row, options: Mapping[str, Any]) -> Any:
-    """The method's own frozen options, checked: unknown keys and wrong values are one clear sentence."""
+    """Return the method's frozen options. Raises UsageError for unknown keys and invalid values."""
     from pydantic import ValidationError
 
     from bench.core.import_object import load_object
@@ -134,9 +134,9 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
         config = _reader(config_class).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
-        if first["type"] == "value_error":  # the method's own words
-            said = _of_row(str(first["ctx"]["error"]), row, names)
-            raise UsageError(f"{said}; see `bench show method {row.name}`") from None
+        if first["type"] == "value_error":  # raised by the method's own check
+            message = _of_row(str(first["ctx"]["error"]), row, names)
+            raise UsageError(f"{message}; see `bench show method {row.name}`") from None
         where = ".".join(str(part) for part in first["loc"]) or "options"
         if first["type"] == "tuple_type":
             raise UsageError(
@@ -150,10 +150,10 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     return config
 
 
-def _of_row(said: str, row: Row, names: Sequence[str]) -> str:
-    """What a class says of an option, "class.option must be …", as said of the method, which may share that class."""
-    _, dot, rest = said.partition(".")
-    return f"{row.name}.{rest}" if dot and rest.partition(" ")[0] in names else said
+def _of_row(message: str, row: Row, names: Sequence[str]) -> str:
+    """Return a class's message "class.option must be …" with the method's name, as methods may share a class."""
+    _, dot, rest = message.partition(".")
+    return f"{row.name}.{rest}" if dot and rest.partition(" ")[0] in names else message
 
 
 @cache
@@ -164,7 +164,7 @@ def _reader(config_class: type) -> TypeAdapter[Any]:
 
 
 def plain_values(config: Any) -> Any:
-    """A frozen options object as JSON values."""
+    """Return a frozen options object as JSON values."""
     if is_dataclass(config) and not isinstance(config, type):
         return {field.name: plain_values(getattr(config, field.name)) for field in fields(config)}
     if isinstance(config, tuple | list):
@@ -174,7 +174,7 @@ def plain_values(config: Any) -> Any:
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method, as its file states it."""
+    """An option of a method, as written in its file."""
 
     name: str
     type: str
@@ -182,7 +182,7 @@ class Option:
 
 
 def options_of(row: Row) -> tuple[str, list[Option]]:
-    """The docstring and options of a method, read from its file's text so that nothing is imported."""
+    """Return the docstring and options of a method, parsed from its file without importing it."""
     module, _, class_name = row.path.rpartition(":")
     found, tree = _class(module, class_name)
     texts = [ast.get_docstring(found) or ast.get_docstring(tree) or ""]
@@ -202,7 +202,7 @@ def _fields(config: ast.ClassDef) -> list[Option]:
 
 
 def subclasses_of(base: str, module: str) -> list[tuple[dict[str, str], list[Option]]]:
-    """The strings and the fields of each class in a module that derives from `base`, read from the text of its file."""
+    """Return the string attributes and fields of each class in a module derived from `base`, without importing it."""
     return [
         (
             {
@@ -221,9 +221,9 @@ def subclasses_of(base: str, module: str) -> list[tuple[dict[str, str], list[Opt
 
 
 def literal_of(row: Row, name: str, default: Any) -> Any:
-    """A class attribute of a method, read from its file's text so that nothing is imported; bases count.
+    """Return a class attribute of a method or of its bases, parsed from their files without importing them.
 
-    Gives `default` where neither the class nor a base that can be read sets it to a literal.
+    Returns `default` if neither the class nor a readable base sets it to a literal.
     """
     module, _, class_name = row.path.rpartition(":")
     found = _attribute(class_name, module, name)
@@ -251,7 +251,7 @@ def _attribute(class_name: str, module: str, name: str) -> ast.expr | None:
 
 
 def _config_classes(found: ast.ClassDef, module: str) -> list[ast.ClassDef]:
-    """The `Config` of a method class and its bases, bases first, wherever their files are."""
+    """Return the `Config` of a method class and of its bases, bases first, across files."""
     for node in found.body:
         if isinstance(node, ast.ClassDef) and node.name == "Config":
             return _with_bases(node, module)
@@ -270,7 +270,7 @@ def _with_bases(node: ast.ClassDef, module: str) -> list[ast.ClassDef]:
 
 
 def _find(name: str, module: str) -> tuple[ast.ClassDef, str] | None:
-    """A class by the name it has in a module: defined there, or imported from another of our modules."""
+    """Return a class by its name in a module that defines it or imports it, and the module that defines it."""
     tree = _tree(module)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -304,5 +304,5 @@ def _file(module: str) -> Path:
 
 
 def _outside_packages() -> set[str]:
-    """The packages that plug-ins are in; nothing else is looked for beyond our own files."""
+    """Return the packages of plug-ins, the only packages outside this project whose files are read."""
     return {entry.module.partition(".")[0] for entry in plugins().values()}

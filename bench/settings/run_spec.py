@@ -1,4 +1,4 @@
-"""What a run is asked to do: the flags of the command line and the keys of a run file, checked once. Without torch."""
+"""Validate the settings of a run from command-line flags and run files. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ListLike = str | int | float | list[Any] | tuple[Any, ...]
 
 
 class Slurm(BaseModel):
-    """What a job of `--launch slurm` asks the scheduler for; empty: the cluster's default.
+    """Resources that a job of `--launch slurm` requests; None means the cluster's default.
 
-    gpus: of a job that trains, which is spread over them; others take one. time: minutes. mem: GB. requeues: how often
-    a job that was preempted or ran out of time starts again; trainings go on from their last checkpoint. other: further
-    options of sbatch by name, as in {"exclude": "node7"}.
+    gpus: GPUs that a training job is spread over; other jobs take one. time: minutes. mem: GB. requeues: how often a
+    preempted or timed-out job starts again; trainings continue from their last checkpoint. other: further sbatch
+    options by name, as in {"exclude": "node7"}.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,10 +45,10 @@ class RunSpec(RunFields, BaseModel):
     """Resolved settings of one run; field names are the flags' names.
 
     `method`, `severity` and `corruption` take lists or comma-separated text ("1-5" is a range). `set` holds options by
-    method name. `classes`, `label` and `part` say how a folder or table is to be read (None: as it looks; see
+    method name. `classes`, `label` and `part` define how a folder or table is read (None: from its layout; see
     `bench.shifts.data_root.Reading`). `labels` is the number of labelled clean images a class (None: the default of the
     shift, 0: all of them).
-    `devices` is how many GPUs, or processes on a CPU, share each training (None: one, or the GPUs of a SLURM job).
+    `devices` is the number of GPUs, or of CPU processes, that share each training (None: one, or a SLURM job's GPUs).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -88,16 +88,16 @@ class RunSpec(RunFields, BaseModel):
 
     @property
     def seed_list(self) -> tuple[int, ...]:
-        """`seeds` counts from `seed`: --seeds 3 runs 0, 1, 2."""
+        """The `seeds` consecutive seeds from `seed` on: --seeds 3 runs 0, 1, 2."""
         return tuple(range(self.seed, self.seed + (self.seeds or 1)))
 
     def conditions(self, corruptions: tuple[str, ...]) -> tuple[Condition, ...]:
-        """Clean, then every chosen corruption at every chosen severity, in the order of the shift."""
+        """Return clean, then the given corruptions at each severity of the run."""
         return (CLEAN, *(Condition(name, level) for level in self.severity for name in corruptions))
 
 
 def read_severities(value: Any) -> tuple[float, ...]:
-    """Severities from 5, "3,5", "1-5" or a sequence of numbers. Raises ValueError for anything else."""
+    """Parse severities from 5, "3,5", "1-5" or a sequence of numbers. Raises ValueError for anything else."""
     if isinstance(value, str):
         low, dash, high = value.partition("-")
         if dash and low.strip().isdigit() and high.strip().isdigit():
@@ -116,7 +116,10 @@ def read_severities(value: Any) -> tuple[float, ...]:
 
 
 def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
-    """Merge settings, later layers over earlier ones (`set` is merged by option), and check them."""
+    """Merge settings, where later layers override earlier ones and `set` merges by option, and validate them.
+
+    Raises UsageError for unknown, missing and invalid settings.
+    """
     merged: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}
     for layer in layers:
@@ -141,17 +144,17 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = "--" + str(first["loc"][0]).replace("_", "-") + " " if first["loc"] else ""
-        said = first["msg"].removeprefix("Value error, ")
-        if said.startswith("Input should be "):  # pydantic's words, which follow no name
-            said = f"must be {said.removeprefix('Input should be ')}, not {first['input']!r}"
-        raise UsageError(f"{where}{said}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if message.startswith("Input should be "):  # pydantic's wording
+            message = f"must be {message.removeprefix('Input should be ')}, not {first['input']!r}"
+        raise UsageError(f"{where}{message}") from None
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """The settings of a TOML run file; keys are the flags' names."""
+    """Return the settings of a TOML run file, whose keys are the flags' names. Raises UsageError."""
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise UsageError(f"no run file {path}; the ones that ship are in runs/") from None
+        raise UsageError(f"no run file {path}; choose one of runs/ or write your own") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from None

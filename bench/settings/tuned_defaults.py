@@ -1,4 +1,4 @@
-"""Options chosen on the dev images of a shift; they take the place of a method's own defaults there."""
+"""Read options tuned on the dev images of a shift, which replace a method's defaults on that shift."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def _table(shift: str) -> dict[str, dict[str, Any]]:
 
 
 def tuned_options(shift: str, method: str) -> dict[str, Any]:
-    """Options of a method on a shift, from `bench/assets/<shift>.toml`; empty where nothing was tuned."""
+    """Return the tuned options of a method on a shift from `bench/assets/<shift>.toml`; empty if there are none."""
     return dict(_table(shift).get(method, {}))

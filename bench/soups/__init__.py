@@ -1,1 +1,1 @@
-"""Soups of weights in files: mix them, and learn the coefficients."""
+"""Mix weight files into soups, and learn the mixing coefficients."""

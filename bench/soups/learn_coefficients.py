@@ -1,6 +1,6 @@
-"""`bench soup season` and `lmc`: what is learnt or measured on images, for weights of this project and of others.
+"""Implement `bench soup season` and `lmc`, which use images to learn coefficients and to measure connectivity.
 
-Ingredients stay in their files and are read tensor by tensor, so memory does not grow with their number.
+Weights of this project and of others are read tensor by tensor, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Season:
-    """How to learn coefficients, and on which images."""
+    """Settings of learning coefficients: the method, the images and the optimisation."""
 
     how: str = "self"
     shift: str = "digits-c"
@@ -75,7 +75,7 @@ class Season:
 
 
 def season(files: Sequence[Path], out: Path, settings: Season) -> None:
-    """Learn the coefficients of a soup on clean train images, write the soup and say what they are."""
+    """Learn the coefficients of a soup on clean train images, write the soup and print the coefficients."""
     check_target(out, files)
     nearest(settings.how, _WAYS, "way of seasoning")
     generator = torch.Generator(device=pick_device("auto")).manual_seed(settings.seed)
@@ -103,7 +103,7 @@ def _facts(how: str, images: str, files: Sequence[Path], shares: Shares, digests
 
 
 def _season_own(files: Sequence[Path], out: Path, settings: Season, generator: torch.Generator) -> tuple[Shares, str]:
-    """Encoders or classifiers of this project, whose files say what they are."""
+    """Season encoders or classifiers of this project, whose files store their architecture."""
     inputs = [open_weights(path) for path in files]
     shift = load_shift(settings.shift, reading=Reading(settings.data_root, preprocessing_of(inputs[0])))
     data = labelled_source(shift, settings.labels, settings.seed)
@@ -124,7 +124,7 @@ def _season_own(files: Sequence[Path], out: Path, settings: Season, generator: t
 def _season_others(
     files: Sequence[Path], out: Path, settings: Season, generator: torch.Generator
 ) -> tuple[Shares, str]:
-    """Classifiers of any architecture that `--model` names, or of this project."""
+    """Season classifiers of this project, or of any architecture that `--model` names."""
     brought = _own(files) if settings.model is None else bring(files, settings.model)
     shift, model = brought.on(settings.shift, settings.data_root, generator.device)
     data = labelled_source(shift, settings.labels, settings.seed)
@@ -183,7 +183,10 @@ def _season_others(
 def _greedy(
     brought: Brought, mixture: Mixture, model: nn.Module, train: Labelled, held_out: Labelled, device: torch.device
 ) -> Tensor:
-    """The shares of the greedy soup (Wortsman et al. 2022): each next best one stays if accuracy is then no worse."""
+    """Return the shares of the greedy soup (Wortsman et al. 2022), [1, ingredients].
+
+    Ingredients are tried from best to worst; one stays if accuracy does not fall.
+    """
     count = len(brought.tensors)
 
     def row(chosen: Sequence[int]) -> Tensor:
@@ -210,14 +213,14 @@ def _greedy(
 
 @dataclass(frozen=True)
 class Brought:
-    """Files of one architecture and a classifier of it: `network` is the part of `model` whose tensors they hold."""
+    """Open files of one architecture and its classifier; `network` is the part of `model` that the files store."""
 
     model: nn.Module
     network: nn.Module
     tensors: tuple[Checkpoint, ...]
 
     def on(self, shift_name: str, data_root: Path | None, device: torch.device) -> tuple[Shift, nn.Module]:
-        """A shift as the classifier wants its images, and the classifier with the shift's classes on a device."""
+        """Return a shift with the classifier's preprocessing, and the classifier with the shift's classes."""
         shift = load_shift(shift_name, reading=Reading(data_root, preprocessing_of(self.model)))
         self.model.to(device)
         image = shift.images(shift.ids("train")[:1], CLEAN).to(device).float() / 255
@@ -225,7 +228,7 @@ class Brought:
 
 
 def bring(files: Sequence[Path], name: str) -> Brought:
-    """Open files of the architecture that `name` says (as --model takes it).
+    """Open files of the architecture `name`, a value of --model.
 
     Raises UsageError naming the file and the first tensor that does not fit.
     """
@@ -244,7 +247,7 @@ def bring(files: Sequence[Path], name: str) -> Brought:
 
 
 def _measured_statistics(brought: Brought, data: Labelled, device: torch.device) -> dict[str, Tensor]:
-    """BatchNorm statistics of the network as it is, measured on clean train images; nothing where it has none."""
+    """Return the network's BatchNorm statistics measured on clean train images; empty if it has no BatchNorm."""
     if not batch_norm_layers(brought.network):
         return {}
 
@@ -263,10 +266,10 @@ def connect(
     model: str | None,
     as_json: bool,
 ) -> None:
-    """Accuracy along the straight line between two classifiers, on clean dev images: is there a barrier between them?
+    """Print the accuracy along the straight line between two classifiers on clean dev images, and its barrier.
 
-    The barrier is the largest gap by which the line of the two end accuracies lies above the accuracy on the way.
-    BatchNorm statistics between the ends are measured on clean train images.
+    The barrier is the largest gap by which the interpolation of the two end accuracies exceeds the accuracy between
+    them. BatchNorm statistics between the ends are measured on clean train images.
     """
     device = torch.device(pick_device("auto"))
     brought = _own(files) if model is None else bring(files, model)
@@ -292,11 +295,11 @@ def connect(
 
 
 def _own(files: Sequence[Path]) -> Brought:
-    """Classifiers of this project."""
+    """Open classifier files of this project. Raises UsageError for encoders and for different architectures."""
     ends = [open_weights(path) for path in files]
     for path, weights in zip(files, ends, strict=True):
         if "head.bias" not in weights.tensors:
-            raise UsageError(f"{path} has no head and tells no classes apart; give a classifier")
+            raise UsageError(f"{path} has no classification head; give a classifier")
         if weights.architecture != ends[0].architecture:
             raise UsageError(f"{path} has another architecture than {files[0]}; give two of one stock")
     model = Classifier.of(ends[0]).eval()

@@ -1,4 +1,4 @@
-"""`bench soup mix` and `inspect`: weights in files, those of this project and those of others, tensor by tensor."""
+"""Implement `bench soup mix` and `inspect`, which read weight files of any origin tensor by tensor."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def mix(
     weights: Sequence[float],
     average_statistics: bool,
 ) -> None:
-    """Mix weights file by file into a new one, tensor by tensor, so that memory does not grow with their number."""
+    """Mix weight files into a new file tensor by tensor, so that memory does not grow with their number."""
     check_target(out, files)
     rule = _rule(how, weights)
     if rule.needs_stock and stock is None:
-        raise UsageError(f"'{how}' measures from the weights that all ingredients came from; give them with --stock")
+        raise UsageError(f"'{how}' needs the weights that all ingredients started from; give them with --stock")
     start = Checkpoint(stock).verified() if stock is not None and rule.needs_stock else None
     ingredients = [Checkpoint(path).verified() for path in files]
     _same_names([*ingredients, *([start] if start is not None else [])])
@@ -63,7 +63,7 @@ def mix(
         raise UsageError(
             f"{first.path} holds no floating-point tensor, so there is nothing to mix; give trained weights"
         )
-    with ThreadPoolExecutor() as pool:  # hashing and reading let other threads run
+    with ThreadPoolExecutor() as pool:  # hashing and reading release the GIL
         digests = list(pool.map(Checkpoint.digest, ingredients))
     facts: dict[str, Any] = {
         "soup": how,
@@ -80,16 +80,16 @@ def mix(
         raise UsageError(str(error)) from None
     print_text(f"{out}: {how} soup of {len(files)}, {sum(math.prod(s) for _, s in shapes.values()):,} numbers")
     for checkpoint in (*ingredients, *([start] if start is not None else [])):
-        for sentence in checkpoint.said:
+        for sentence in checkpoint.notes:
             print_text(sentence)
     if halves:
         print_text(f"{len(halves)} tensors were stored in half precision; they were mixed and written in float32")
     for number, path in enumerate(files):
         if (first_of := digests.index(digests[number])) != number:
             print_text(f"{path} and {files[first_of]} hold the same weights, which were counted twice")
-    untouched = [name for name in shapes if start is not None and name not in start]
-    if untouched:
-        print_text(f"not in the stock and so averaged: {', '.join(untouched[:4])}" + (" …" if untouched[4:] else ""))
+    averaged = [name for name in shapes if start is not None and name not in start]
+    if averaged:
+        print_text(f"averaged, as the stock lacks them: {', '.join(averaged[:4])}" + (" …" if averaged[4:] else ""))
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -97,20 +97,21 @@ _LORA = re.compile(r"lora_(?:A|B|up|down|embedding_A|embedding_B)\b")
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """A tensor in float32 where it is stored in half precision, else as it is."""
+    """Return a half-precision tensor in float32, and any other tensor unchanged."""
     return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def _same_names(checkpoints: Sequence[Checkpoint]) -> None:
-    """Take the prefixes of training code off names where files differ in them. Raises UsageError for factors of LoRA:
-    the mean of products is not the product of means.
+    """Remove the prefixes of training code from names if the files' names differ.
+
+    Raises UsageError for LoRA factors: the mean of products is not the product of means.
     """
     for checkpoint in checkpoints:
         factor = next((name for name in checkpoint if _LORA.search(name)), None)
         if factor is not None:
             raise UsageError(
-                f"{checkpoint.path} holds factors of LoRA ({factor}), whose means do not multiply to the mean of the "
-                "products; merge them into the weights first (in peft: model.merge_and_unload()) and mix those"
+                f"{checkpoint.path} holds LoRA factors ({factor}), and the product of their means is not the mean of "
+                "their products; merge them into the weights first (in peft: model.merge_and_unload()) and mix those"
             )
     if any(checkpoint.keys() != checkpoints[0].keys() for checkpoint in checkpoints):
         for checkpoint in checkpoints:
@@ -149,13 +150,13 @@ def _refuse_strangers(ingredients: Sequence[Checkpoint], average_statistics: boo
         raise UsageError(f"{strangers} come from different stocks; mix ingredients of one stock")
     if not average_statistics and any(name.endswith(_STATISTICS) for name in first):
         raise UsageError(
-            "these models hold BatchNorm statistics, and the average of those belongs to no model; add "
-            "--average-statistics and measure them again on clean train images (methods.remeasure)"
+            "these models hold BatchNorm statistics, whose average fits no model; add "
+            "--average-statistics and measure them again on clean train images (methods.soups.bn_recalibration)"
         )
 
 
 def _stocks(checkpoint: Checkpoint) -> list[str]:
-    """The digests of what a file says it came from; none where it says nothing, or nothing that can be read."""
+    """Return the digests of the stocks in a file's facts; empty if they are missing or unreadable."""
     try:
         facts = json.loads(checkpoint.metadata.get("facts", "{}"))
     except ValueError:
@@ -166,7 +167,7 @@ def _stocks(checkpoint: Checkpoint) -> list[str]:
 
 @dataclass(frozen=True)
 class Displacement:
-    """How far an ingredient is from where all started: norms over all floating tensors."""
+    """The content of a file, and its norm and distance from the stock over all floating-point tensors."""
 
     file: str
     tensors: int
@@ -178,7 +179,7 @@ class Displacement:
 
 
 def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
-    """Show what files hold, how far each is from the stock, and the cosines between their displacements."""
+    """Print the content of files, their distances from the stock, and the cosines between their displacements."""
     start = Checkpoint(stock).verified() if stock is not None else None
     found = [Checkpoint(path).verified() for path in files]
     every = [*found, *([start] if start is not None else [])]
@@ -211,9 +212,7 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
     )
     for path, count in zip(files, shared or [], strict=False):
         if count == 0:
-            print_text(
-                f"{path} and {stock} share no tensor of one name and shape, so there is no distance between them"
-            )
+            print_text(f"{path} and {stock} share no tensor of the same name and shape, so they have no distance")
     if cosines is not None:
         print_text("\ncosine between displacements from the stock:")
         print_text(
@@ -228,7 +227,7 @@ def inspect(files: Sequence[Path], stock: Path | None, as_json: bool) -> None:
 
 
 def _shared(checkpoint: Checkpoint, start: Checkpoint) -> int:
-    """How many floating tensors of one name and shape two files have."""
+    """Return the number of floating-point tensors that have the same name and shape in two files."""
     both = (name for name in checkpoint if name in start)
     return sum(checkpoint[n].is_floating_point() and checkpoint[n].shape == start[n].shape for n in both)
 
@@ -262,8 +261,9 @@ def _displacement(checkpoint: Checkpoint, start: Mapping[str, Tensor] | None) ->
 
 
 def _cosines(found: Sequence[Checkpoint], start: Checkpoint) -> list[list[float | None]]:
-    """Between displacements, over tensors that all have in one shape; None with one that is not finite or that did not
-    move, and where there is no such tensor.
+    """Return the cosines between displacements over the tensors that all files have in the same shape.
+
+    An entry is None if one of its displacements is zero or not finite, or if there is no such tensor.
     """
     products = torch.zeros(len(found), len(found), dtype=torch.float64)
     for name in start:

@@ -1,4 +1,4 @@
-"""Cooking: a recipe's jobs become tasks, and their weights live in the cache by content key."""
+"""Turn a recipe's jobs into tasks, run them, and cache their weights by content key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def job_key(job: Job | Weights, seed: int) -> str:
-    """What a job's result depends on: its code, options, inputs, data and seed. Weights are their own digest."""
+    """Return a digest of everything that a job's result depends on: code, options, inputs, data and seed.
+
+    For weights it is their own digest.
+    """
     if isinstance(job, Weights):
         return job.digest
     return digest_of(
@@ -51,7 +54,7 @@ def _architecture(part: Job | Weights) -> tuple[str, ...]:
 
 
 def code_key(job: Job) -> str:
-    """What says whether a process has the code that a job was planned with."""
+    """Return a digest of a job's code, which tells whether a process runs the code that the job was planned with."""
     return _code_key(job.function, job.config)
 
 
@@ -60,7 +63,7 @@ def _code_key(function: JobFunction, config: Any) -> str:
 
 
 def types_of(config: Any) -> Iterator[type]:
-    """The classes of options and of all that they hold."""
+    """Yield the classes of options and of all nested options."""
     if is_dataclass(config) and not isinstance(config, type):
         yield type(config)
         for field in fields(config):
@@ -71,9 +74,9 @@ def types_of(config: Any) -> Iterator[type]:
 
 
 def draw_key(job: Job | Weights, seed: int) -> str:
-    """What seeds the random numbers of a job: all that its result depends on but code, which may change without them.
+    """Return the digest that seeds a job's random numbers: options, inputs, data and seed, but not the code.
 
-    The names in it are declared (`methods.identity`), so that they are the same wherever the code lies.
+    It holds declared names (`methods.identity`), so moving code does not change it.
     """
     if isinstance(job, Weights):
         return job.digest
@@ -90,10 +93,9 @@ def draw_key(job: Job | Weights, seed: int) -> str:
 
 
 def described(config: Any, call: Callable[[type], Any]) -> Any:
-    """Options as plain values, each nested object with what `call` gives for its type, so that two kinds never share a
-    key.
+    """Return options as plain values; each object carries `call(type)`, so that two types never share a key.
 
-    What is None is left out, so that an option that is added with this default changes no key and no random number.
+    Values of None are omitted, so that a new option with this default changes no key and no random number.
     """
     if is_dataclass(config) and not isinstance(config, type):
         values = {field.name: getattr(config, field.name) for field in fields(config)}
@@ -108,7 +110,7 @@ _FREE = {"lr", "draw", "steps", "epochs", "weight_decay", "warmup", "head_warmup
 
 
 def kind_of(job: Job) -> str:
-    """What trainings have in common whose steps take equally long, whatever their rates, lengths and draws."""
+    """Return a digest shared by trainings whose steps take equally long; rates, lengths and draws may differ."""
     config = described(job.config, identity_of)
     if isinstance(config, dict):
         config = {name: value for name, value in config.items() if name not in _FREE}
@@ -117,12 +119,12 @@ def kind_of(job: Job) -> str:
 
 
 def stock_of(job: Job) -> Weights:
-    """What a job starts from, itself or through others."""
+    """Return the first weights that a job starts from, directly or through its inputs."""
     return next(part for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights))
 
 
 def all_jobs(targets: Iterable[Job | Weights]) -> list[Job]:
-    """Every job the targets need, inputs before those that use them."""
+    """Return all jobs that the targets need, inputs before the jobs that use them."""
     ordered: dict[int, Job] = {}
 
     def visit(job: Job | Weights) -> None:
@@ -138,7 +140,7 @@ def all_jobs(targets: Iterable[Job | Weights]) -> list[Job]:
 
 @dataclass(frozen=True)
 class Order:
-    """What a job is made of, pickled only when it is sent to another process: many jobs share a stock in memory.
+    """The parts of a job, pickled only when the job is sent to another process, as many jobs share a stock in memory.
 
     Plain pickling copies tensors into the message; torch's own sharing would need a large /dev/shm.
     """
@@ -155,14 +157,14 @@ def _received(message: bytes, modules: Mapping[str, str]) -> Order:
 
 
 def training_tasks(targets: Iterable[Job], seed: int, device: str, devices: int = 1) -> list[Task]:
-    """A task for each job that is not in the cache yet; equal jobs become one. Those that can share `devices`."""
+    """Return a task for each distinct job that is not in the cache; shared jobs run on all `devices`."""
     tasks: dict[str, Task] = {}
     for job in all_jobs(targets):
         key = job_key(job, seed)
         if key in tasks:
             continue
         if cooked(key) is not None:
-            # Left by a process that was killed after the weights were written.
+            # A process killed after writing the weights leaves its checkpoint behind.
             _checkpoint(key).unlink(missing_ok=True)
             continue
         inputs = tuple(part if isinstance(part, Weights) else job_key(part, seed) for part in job.inputs)
@@ -188,12 +190,13 @@ def run_job(
     kind: str = "",
     code: str = "",
 ) -> None:
-    """Run one job with the random numbers that `draws` seeds, and put its weights into the cache with its seconds.
+    """Run a job with the random seed `draws`, and write its weights and facts to the cache.
 
-    `stocks` are the digests of all weights that were given and not made on the way. A shared job may be spread over so
-    many `devices`, whose seconds add up. Of several processes that are to cook the same, one does and the others wait.
-    A job whose steps are known tells people where it is. `kind` is that of `kind_of`, for whoever asks how long such
-    jobs take. `code` is that of `code_key` where the job was planned: BenchError where it is another one here.
+    `stocks` are the digests of the given weights that the job starts from. A shared job is spread over `devices`, whose
+    seconds add up. If several processes run the same job, one trains and the others wait. `work` is the job's number of
+    steps and operations; a job with known steps writes progress. `kind` is its `kind_of`, stored for time estimates.
+    `code` is the `code_key` of the planning process. Raises BenchError if this process has other code,
+    FloatingPointError if the weights are not finite.
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
         if cooked(key) is not None:
@@ -205,7 +208,7 @@ def run_job(
         call = Call(function, weights, data, config, draws, device)
         writer = ProgressWriter(training_file(key), label)
         steps = work.steps if work is not None else 0
-        checkpointer = FileCheckpointer(_checkpoint(key), tell=partial(writer.step, steps) if steps else None)
+        checkpointer = FileCheckpointer(_checkpoint(key), report=partial(writer.step, steps) if steps else None)
         start = time.perf_counter()
         try:
             result = (
@@ -230,13 +233,14 @@ def run_job(
 
 
 def machine(device: str) -> list[str | int]:
-    """What the speed of a job depends on beside the job: the hardware and the threads of this process."""
+    """Return the hardware and the number of threads of this process, on which the speed of a job depends."""
     return [device_name(device), torch.get_num_threads()]
 
 
 def seconds_before(device: str) -> dict[str, float]:
-    """What the trainings in the cache tell of this machine: by kind, seconds of an operation, or where operations are
-    not counted of a job.
+    """Return the mean speed of cached trainings on this machine, by kind: seconds for each operation.
+
+    For jobs without counted operations it is the seconds for each job.
     """
     sums: dict[str, list[float]] = {}
     for path in sorted(weights_path("*").parent.glob("*.safetensors")):
@@ -253,19 +257,19 @@ def _checkpoint(key: str) -> Path:
 
 
 def cooked(key: str) -> dict[str, Any] | None:
-    """The facts of a job's weights if they are whole in the cache; None where they must be made (again)."""
+    """Return the facts of a job's cached weights; None if they are missing or damaged (these are removed)."""
     try:
         return whole_facts(weights_path(key))
     except MissingDataError:
         return None
     except BenchError as error:
-        log.warning("%s; it is made again", str(error).partition(";")[0])
+        log.warning("%s; training it again", str(error).partition(";")[0])
         weights_path(key).unlink(missing_ok=True)
         return None
 
 
 def connectivity_of(report: Job, seed: int) -> dict[str, Any]:
-    """What a report of methods.soup.connectivity found, in plain values, its lines named by what they connect."""
+    """Return the result of a connectivity report as plain values; each line names the two inputs that it connects."""
     tensors = load_weights(weights_path(job_key(report, seed)))[0].tensors
     names = [part.label if isinstance(part, Job) else part.digest for part in report.inputs]
     rows = tensors["accuracy"].tolist()
@@ -277,7 +281,7 @@ def connectivity_of(report: Job, seed: int) -> dict[str, Any]:
 
 
 def mixture_of(job: Job, seed: int) -> dict[str, Any] | None:
-    """What the last way of mixing behind a result has chosen, in plain values; None where nothing was chosen."""
+    """Return the shares chosen by the last mixing job behind a result as plain values; None if there are none."""
     for part in reversed(all_jobs([job])):
         if part.resumable or part.data is None:
             continue
@@ -289,6 +293,6 @@ def mixture_of(job: Job, seed: int) -> dict[str, Any] | None:
 
 
 def fit_seconds(job: Job, seed: int) -> float:
-    """Seconds of training behind a result, cached or not; jobs that several results share count in each."""
+    """Return the training seconds behind a result, cached or not; jobs shared by several results count in each."""
     keys = {job_key(part, seed) for part in all_jobs([job])}
     return sum(float((cooked(key) or {}).get("seconds", 0.0)) for key in keys)

@@ -1,4 +1,4 @@
-"""`bench stock`: make the stock that everything starts from, by a seeded and documented recipe."""
+"""Implement `bench stock`: pre-train a stock by a seeded and documented recipe."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ DIGITS = Pretraining(
 
 CHECK_STEPS = 20
 STEPS = 5000
-"""Steps of a training that is told neither epochs nor steps."""
+"""Default number of steps, used if neither epochs nor steps are given."""
 
 SOURCES = {
     "digits": "digits-c",
@@ -60,7 +60,7 @@ SOURCES = {
     "cifar100": "cifar100-c-gen",
     "imagenet": "imagenet-c-gen",
 }
-"""Short names of clean data, each with the shift whose train images it means."""
+"""Short names of clean data, each with the shift that supplies the train images."""
 
 SIZES = {
     "micro": (64, 4, 4, 32, 1, 4),
@@ -71,18 +71,20 @@ SIZES = {
     "large": (1024, 24, 16, 512, 8, 16),
     "huge": (1280, 32, 16, 512, 8, 16),
 }
-"""Width, blocks and heads of encoder and decoder: DeiT's and MAE's names from tiny and base on, smaller ones before."""
+"""Width, blocks and heads of encoder and decoder. Names from tiny on follow DeiT and MAE; micro and mini are ours."""
 
 _TWO_VIEW_LR = 1e-3
-_STATISTICS = 2000  # images that mean and deviation are measured on
+_STATISTICS = 2000  # images used to measure mean and deviation
 
 
 @dataclass(frozen=True)
 class StockSpec:
-    """What `bench stock` is asked for; None: what suits the data. `data` is one of SOURCES, a shift, folder:PATH or
-    hf:REPO. `objective` is a key of methods.selfsoup.objectives.OBJECTIVES, by default mae where patches can be hidden.
-    `limit` caps the number of images. `threads`, of each process, fixes the last bits of the result on a CPU. `devices`
-    is how many GPUs, or processes on a CPU, share the training.
+    """The settings of `bench stock`; None selects a default that suits the data.
+
+    `data` is one of SOURCES, a shift, folder:PATH or hf:REPO. `objective` is a key of
+    methods.selfsoup.objectives.OBJECTIVES, by default mae if the architecture has patch tokens. `limit` caps the number
+    of images. `threads` of each process fix the last bits of the result on a CPU. `devices` is the number of GPUs, or
+    of CPU processes, that share the training.
     """
 
     data: str
@@ -105,7 +107,7 @@ class StockSpec:
 
     @property
     def command(self) -> str:
-        """The command that repeats it."""
+        """The command that repeats this training."""
         words = ["bench", "stock", self.data]
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
@@ -117,7 +119,7 @@ class StockSpec:
 
 @dataclass(frozen=True)
 class StockPlan:
-    """A training before it starts: `key` names its checkpoint and changes with all that changes its bits."""
+    """A planned training; `key` names its checkpoint and changes with everything that changes the result's bits."""
 
     recipe: Pretraining
     objective: str
@@ -129,8 +131,9 @@ class StockPlan:
 
 
 def architecture(name: str) -> AnyArchitecture:
-    """The architecture called like "vit_mini_patch4_32": size, patch side and image side; or "timm:NAME", for images of
-    the size that its weights take, "timm:NAME:32" for those of 32 pixels. Raises UsageError.
+    """Return the architecture of a name such as "vit_mini_patch4_32" (size, patch side, image side) or "timm:NAME".
+
+    "timm:NAME:32" takes images of 32 pixels instead of the size of timm's weights. Raises UsageError.
     """
     if name.startswith("timm:"):
         network, _, side = name.removeprefix("timm:").partition(":")
@@ -163,9 +166,9 @@ def architecture(name: str) -> AnyArchitecture:
 
 
 def plan_stock(spec: StockSpec) -> StockPlan:
-    """Find the images and settle the recipe. Only clean train images are used, without labels: never dev or test ones.
+    """Load the images and choose the recipe. Only clean train images are used, without labels.
 
-    Raises UsageError for what cannot be trained, MissingDataError where the images are not found.
+    Raises UsageError for settings that cannot be trained, MissingDataError for missing images.
     """
     if spec.epochs is not None and spec.steps is not None:
         raise UsageError("--epochs and --steps exclude each other; give one")
@@ -190,7 +193,7 @@ def plan_stock(spec: StockSpec) -> StockPlan:
     if nearest(name, OBJECTIVES, "objective") != "mae":
         if spec.mask_ratio != StockSpec.mask_ratio or spec.norm_pix:
             raise UsageError(f"--mask-ratio and --norm-pix belong to --objective mae, not to {name}; leave them out")
-        # Its views must differ: 3-Augment, as for ingredients. No digit is another one seen in a mirror.
+        # The two views must differ, so 3-Augment is used, as for ingredients. A mirrored digit is not a digit.
         views = Views(flip=spec.data not in ("digits", "digits-c"))
         recipe = replace(recipe, objective=OBJECTIVES[name].Config(), views=views, lr=_TWO_VIEW_LR)
     recipe = replace(
@@ -225,7 +228,7 @@ def _row_of(data: str) -> ShiftRow:
 
 
 def _usual_lr(shape: AnyArchitecture, batch_size: int) -> float:
-    """2e-3 for the small models of 32 px, tried on digits and CIFAR-10; for others that of the MAE release."""
+    """Return 2e-3 for small models (tuned on digits and CIFAR-10), and the MAE release's rate for others."""
     return 2e-3 if shape.dim < SIZES["tiny"][0] else 1.5e-4 * batch_size / 256
 
 
@@ -236,7 +239,7 @@ def _clean_source(data: str, reading: Reading) -> Shift:
 
 
 def _normalised(shape: AnyArchitecture, images: Any) -> AnyArchitecture:
-    """The architecture with mean and deviation of the images' channels, measured on 2,000 of them at most."""
+    """Return the architecture with the channel means and deviations of the images, measured on 2,000 at most."""
     rows = torch.from_numpy(limit_ids(np.arange(len(images)), _STATISTICS))
     total = torch.zeros(2, 3, dtype=torch.float64)
     count = 0
@@ -266,16 +269,16 @@ def _check_objective(recipe: Pretraining) -> None:
 
 
 class ShownCheckpointer(FileCheckpointer):
-    """A keeper that tells after every step how many are done, and the loss some moments ago (None at first)."""
+    """A checkpointer that reports the completed steps and a recent loss (None at first) after every step."""
 
-    def __init__(self, path: Path, tell: ReportProgress, seconds: float = SECONDS) -> None:
-        super().__init__(path, seconds, tell=self._looked)
-        self._show = tell
+    def __init__(self, path: Path, show: ReportProgress, seconds: float = SECONDS) -> None:
+        super().__init__(path, seconds, report=self._report_step)
+        self._show = show
         self._done = 0
         self._loss: float | None = None
         self.curve: list[float] = []
 
-    def _looked(self, done: int, loss: float | None) -> None:
+    def _report_step(self, done: int, loss: float | None) -> None:
         self._done, self._loss = done, loss
         self._show(done, loss)
 
@@ -293,7 +296,7 @@ class ShownCheckpointer(FileCheckpointer):
 def train_stock(
     plan: StockPlan, spec: StockSpec, keep: FileCheckpointer | None = None
 ) -> tuple[Weights, dict[str, object]]:
-    """Weights of a stock and the facts of where they come from. Raises BenchError where training diverges."""
+    """Train a stock, and return its weights and facts about their origin. Raises BenchError if training diverges."""
     set_threads(plan.threads)
 
     def train(stop: int | None, keep: FileCheckpointer | None) -> Weights:
@@ -322,9 +325,9 @@ def train_stock(
 
 
 def check(weights: Weights, data: Unlabelled, recipe: Pretraining = DIGITS) -> dict[str, object]:
-    """What a short training can be compared by: its digest, and its loss on the first 64 images with a fixed mask.
+    """Return the digest and loss by which short trainings are compared, on the first 64 images with a fixed mask.
 
-    An objective other than masked autoencoding sees fixed views of them, with a head that is not trained.
+    Objectives other than masked autoencoding use fixed views of the images and an untrained head.
     """
     generator = torch.Generator().manual_seed(0)
     objective = (recipe.objective or mae.Config()).build(weights, torch.Generator().manual_seed(0))
@@ -343,7 +346,10 @@ def check(weights: Weights, data: Unlabelled, recipe: Pretraining = DIGITS) -> d
 
 
 def where_to(spec: StockSpec, out: Path | None) -> Path:
-    """The file to write, which can be written: by default where runs on that data look for their stock."""
+    """Return the file to write, by default the path where runs on that data look for their stock.
+
+    Creates its folder. Raises UsageError if there is no default, for another ending and if the folder is not writable.
+    """
     row = _row_of(spec.data)
     if out is None:
         if row.name not in SOURCES.values() or not row.default_stock.endswith(".safetensors"):
@@ -361,16 +367,16 @@ def where_to(spec: StockSpec, out: Path | None) -> Path:
 def make_stock(
     spec: StockSpec,
     out: Path,
-    tell: ReportProgress,
+    report: ReportProgress,
     plan: StockPlan | None = None,
     seconds: float = SECONDS,
 ) -> Weights:
-    """Pretrain, or go on with a training that was interrupted, and write the stock and the curve of its loss beside it.
+    """Pre-train a stock, or resume an interrupted training, and write the stock and its loss curve (.png) beside it.
 
-    `tell` gets the steps that are done; `seconds` lie between two checkpoints.
+    `report` receives the completed steps; `seconds` is the time between two checkpoints.
     """
     plan = plan or plan_stock(spec)
-    checkpointer = ShownCheckpointer(cache_dir() / "training" / f"stock-{plan.key}.pt", tell, seconds)
+    checkpointer = ShownCheckpointer(cache_dir() / "training" / f"stock-{plan.key}.pt", report, seconds)
     weights, facts = train_stock(plan, spec, checkpointer)
     save_weights(out, weights, {**facts, "losses": checkpointer.losses})
     write_bytes(out.with_suffix(".png"), loss_curve(checkpointer.curve, f"{out.stem} by {plan.objective}"))
@@ -379,7 +385,7 @@ def make_stock(
 
 
 def loss_curve(losses: list[float], title: str) -> bytes:
-    """A PNG of the loss of each step and of its running mean over a fiftieth of them, logarithmic if positive."""
+    """Return a PNG of the loss of each step and its running mean over 1/50 of the steps, on a log scale if positive."""
     import io
 
     from matplotlib.figure import Figure

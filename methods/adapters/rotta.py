@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.adapters.common.teachers import (
     TeacherOptions,
@@ -26,6 +25,7 @@ from methods.base import Adapter, Source, Unsupported
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, norm_parameters, require_source_statistics
 from methods.online import margin
+from methods.private_apis import _BatchNorm
 from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from methods.private_apis import flop_counter
 
 if TYPE_CHECKING:
     from methods.nets.weights import AnyArchitecture
@@ -33,17 +35,9 @@ def counted() -> Iterator[FlopCounterMode]:
     The counter knows no fused attention on a CPU, so attention is taken apart into matrix products. It does not tell
     modules apart, which it cannot where a parameter is expanded without gradient.
     """
-    counter: Any = FlopCounterMode(display=False)
-    counter.mod_tracker = _AllInOne()
+    counter = flop_counter()
     with counter, sdpa_kernel(SDPBackend.MATH):
         yield counter
-
-
-class _AllInOne(nullcontext[None]):
-    parents = ("Global",)
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing was entered."""
 
 
 def vision_transformer(patch_size: int, dim: int, depth: int, patches: int) -> Operations:

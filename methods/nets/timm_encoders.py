@@ -13,11 +13,11 @@ import torch
 from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from methods.identity import component
 from methods.nets.flops import Operations, counted
 from methods.nets.vit import encode, encode_visible, is_plain
+from methods.private_apis import _DropoutNd
 
 Option = bool | int | float | str
 

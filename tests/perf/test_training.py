@@ -137,7 +137,7 @@ def test_the_loop_adds_little_to_a_bare_one(benchmark: BenchmarkFixture, watched
         return train(loss, batches, [Group(trained, 1e-3, 0.1)], steps=20, weight_decay=0.01, progress=kept)
 
     writer = ProgressWriter(tmp_path / "x.now", "x")
-    checkpointer = FileCheckpointer(tmp_path / "x.pt", tell=partial(writer.step, 20))
+    checkpointer = FileCheckpointer(tmp_path / "x.pt", report=partial(writer.step, 20))
     bare(encoder, batches)
     ours()
     logs = np.log(paired(lambda: bare(encoder, batches), ours, 40))

@@ -56,12 +56,11 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-_COOK = """
+_RUN_JOB = """
 import sys
-from bench.execution import checkpointing
-checkpointing.SECONDS = 0.0
+from bench.execution.checkpointing import FileCheckpointer
 from bench.training import job_cache
-job_cache.FileCheckpointer = lambda path, tell: checkpointing.FileCheckpointer(path, 0.0, tell=tell)
+job_cache.FileCheckpointer = lambda path, report: FileCheckpointer(path, 0.0, report=report)
 sys.path.insert(0, sys.argv[1])
 from job import task
 job_cache.run_job(*task().arguments)
@@ -69,8 +68,8 @@ job_cache.run_job(*task().arguments)
 
 _JOB = """
 import torch
-from bench.training.job_cache import training_tasks
 from bench.models.weights_io import load_stock
+from bench.training.job_cache import training_tasks
 from methods.base import Job, Unlabelled
 from methods.selfsoup.ingredients import Ingredient, inter_train
 
@@ -89,7 +88,7 @@ def test_a_killed_process_goes_on_and_gives_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     (tmp_path / "job.py").write_text(_JOB)
-    command = [sys.executable, "-c", _COOK, str(tmp_path)]
+    command = [sys.executable, "-c", _RUN_JOB, str(tmp_path)]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 120
     while not list(own_cache.glob("training/*.pt")) and process.poll() is None and time.monotonic() < deadline:
@@ -114,7 +113,7 @@ def test_a_killed_process_goes_on_and_gives_the_same_weights(
     assert len(facts["stocks"]) == 1
 
 
-def test_cooking_leaves_losses_and_no_checkpoint(own_cache: Path) -> None:
+def test_a_training_leaves_losses_and_no_checkpoint(own_cache: Path) -> None:
     from bench.models.weights_io import load_stock
 
     pixels = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)

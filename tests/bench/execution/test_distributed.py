@@ -204,7 +204,7 @@ class Trap:
 @pytest.mark.parametrize(
     ("how", "error", "said"),
     [
-        ("kill", BenchError, "process 1 of 2 of a training was killed by SIGKILL .* it goes on from its last"),
+        ("kill", BenchError, "process 1 of 2 of a training was killed by SIGKILL .* to continue from its last"),
         pytest.param("fail", MemoryError, "no memory for the images of this process", marks=pytest.mark.slow),
     ],
 )
@@ -247,14 +247,11 @@ def test_divergence_is_the_error_of_one_process(tmp_path: Path) -> None:
 def test_the_processes_end_with_the_one_that_asked(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from bench.models.weights_io import load_stock, load_weights
-from bench.runs.run import run
-from bench.settings.run_spec import make_spec
 from bench.execution.distributed import Call, spread
-from bench.training.pretrain_stock import ShownCheckpointer, StockSpec, plan_stock, train_stock
+from bench.models.weights_io import load_stock
 from methods.base import Unlabelled
 from methods.selfsoup.ingredients import inter_train
-from tests.bench.test_spread import Trap, ingredient
+from tests.bench.execution.test_distributed import Trap, ingredient
 if __name__ == "__main__":
     data = Unlabelled(Trap(Path({str(tmp_path)!r}), "wait"), "pool")
     spread(Call(inter_train, [load_stock("digits")], data, ingredient("mae", 1000), 7, "cpu"), None, 2)

@@ -65,14 +65,14 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Now]:
     """All that streams and trainings tell, as who reads the files meets it."""
     seen: list[Now] = []
-    tell = ProgressWriter._tell
+    tell = ProgressWriter._report
 
     def watched(self: ProgressWriter, *values: Any) -> None:
         tell(self, *values)
         folder = self._path.parent.parent
         seen.extend(running(folder, [self._path.stem] if self._path == training_file(self._path.stem) else []).values())
 
-    monkeypatch.setattr(ProgressWriter, "_tell", watched)
+    monkeypatch.setattr(ProgressWriter, "_report", watched)
     return seen
 
 
@@ -106,8 +106,8 @@ def ingredient(steps: int) -> Task:
 def test_a_training_tells_its_steps_and_the_loss_of_the_last_ten(
     out: Path, told: list[Now], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpointer, "_SECONDS_BETWEEN_LOOKS", 0.0)
-    monkeypatch.setattr(checkpointer, "_LOOK_AT_MOST", 0.0)
+    monkeypatch.setattr(checkpointer, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(checkpointer, "_REPORT_PAUSE", 0.0)
     task = ingredient(13)
     run_job(*task.arguments)
     weights, facts = load_weights(out.parent / "cache" / "weights" / f"{task.key}.safetensors")
@@ -138,7 +138,7 @@ def test_looking_for_people_writes_no_checkpoint_and_takes_a_hundredth_of_the_ti
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     looks: list[float] = []
-    kept = checkpointer.FileCheckpointer(tmp_path / "x.pt", tell=lambda done, loss: looks.append(clock[0]))
+    kept = checkpointer.FileCheckpointer(tmp_path / "x.pt", report=lambda done, loss: looks.append(clock[0]))
     kept.load()
     looks.clear()
     for step in range(1, 5000):

@@ -34,7 +34,7 @@ def test_what_the_scheduler_refuses_is_one_sentence_with_its_words(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     jobs = SlurmJobs(Slurm(), tmp_path / "jobs", 4, 1)
-    with pytest.raises(UsageError, match=r"invalid partition specified: gold\); mend --slurm"):
+    with pytest.raises(UsageError, match=r"invalid partition specified: gold\); correct --slurm"):
         jobs.submit([Task("a", square, (1,), frozenset(), "a")])
 
 

@@ -92,9 +92,9 @@ def test_what_is_written_passes_its_own_test_and_linters(tmp_path: Path) -> None
 def test_nothing_is_overwritten_and_names_are_free(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("precious")
     for name, words in (
-        ("mine", "is left alone"),
-        ("tent", "taken"),
-        ("json", "taken"),
+        ("mine", "exists already"),
+        ("tent", "already a method or module"),
+        ("json", "already a method or module"),
         ("My-Tent", "small letters"),
         ("class", "small letters"),
         ("../mine", "small letters"),

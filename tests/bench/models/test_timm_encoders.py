@@ -225,7 +225,7 @@ def test_a_folder_of_timm_is_a_stock_with_its_options(tmp_path: Path) -> None:
     strange = {"mlp_ratio": 3.0}
     network = random_network("test_vit3", num_classes=0, **strange)
     timm.models.save_for_hf(network, str(tmp_path / "odd"), model_args=strange)
-    with pytest.raises(UsageError, match="which a stock cannot remember"):
+    with pytest.raises(UsageError, match="which a stock cannot store"):
         load_stock(f"timm:local-dir:{tmp_path / 'odd'}")
 
 

@@ -92,14 +92,14 @@ class TestTransformers:
                   {"format": "pt"})  # fmt: skip
         with pytest.raises(UsageError, match=r"has no trained classifier\.\w+ \(2 such weights\); take a model"):
             load_ready(f"hf:{folder}")
-        with pytest.raises(MissingDataError, match="is not an image classifier that can be had here"):
+        with pytest.raises(MissingDataError, match="is not available as an image classifier"):
             load_ready(f"hf:{tmp_path}")
 
     def test_a_processor_that_does_more(self, saved: Any) -> None:
         folder = saved("vit")
         facts = json.loads((folder / "preprocessor_config.json").read_text())
         (folder / "preprocessor_config.json").write_text(json.dumps(facts | {"do_resize": False}))
-        with pytest.raises(UsageError, match=r"its ViTImageProcessor\w* does what is not known here; give it as file"):
+        with pytest.raises(UsageError, match=r"its ViTImageProcessor\w* has unsupported steps; use file"):
             load_ready(f"hf:{folder}")
 
 
@@ -143,7 +143,7 @@ class TestOpenClip:
         assert torch.equal(again.network.embeddings, model.network.embeddings)
 
     def test_which_weights_must_be_said(self, library: Any) -> None:
-        with pytest.raises(UsageError, match="say which weights: openclip:ViT-tiny/TAG, or openclip:ViT-tiny@FILE"):
+        with pytest.raises(UsageError, match="needs weights; write openclip:ViT-tiny/TAG or openclip:ViT-tiny@FILE"):
             load_ready("openclip:ViT-tiny")
         with pytest.raises(UsageError, match="unknown model of OpenCLIP 'ViT-B-23'; did you mean 'ViT-B-32'"):
             load_ready("openclip:ViT-B-23/openai")

@@ -201,7 +201,7 @@ def test_what_cannot_be_seasoned_is_one_sentence(
 
     refused("did you mean 'self'", classifiers, how="selfs")
     refused("no head for 10 classes", [classifiers[0], stock], how="labels")
-    refused("tells no classes apart", [classifiers[0], stock], how="greedy")
+    refused("has no classification head", [classifiers[0], stock], how="greedy")
     refused("leave --layerwise out", classifiers, how="greedy", layerwise=True)
     refused("lacks 0.bias|lacks 0.weight|which the model does not", [classifiers[0]], model=name)
     plain = tmp_path / "plain.safetensors"
@@ -214,5 +214,5 @@ def test_what_cannot_be_seasoned_is_one_sentence(
     refused("float16", [half], model=name)
     with pytest.raises(UsageError, match="would be lost"):
         season(classifiers, classifiers[0], Season(labels=10))
-    with pytest.raises(UsageError, match="tells no classes apart"):
+    with pytest.raises(UsageError, match="has no classification head"):
         connect((classifiers[0], stock), "digits-c", None, 3, 50, None, as_json=True)

@@ -288,7 +288,7 @@ class TestFilesOfOthers:
             save_file(factors, tmp_path / f"{number}.safetensors")
             merged.append(b @ a)
             save_file({"q": b @ a}, tmp_path / f"merged{number}.safetensors")
-        with pytest.raises(UsageError, match=r"holds factors of LoRA \(base\.q\.lora_A\.weight\).*merge them into"):
+        with pytest.raises(UsageError, match=r"holds LoRA factors \(base\.q\.lora_A\.weight\).*merge them into"):
             mixed([tmp_path / "0.safetensors", tmp_path / "1.safetensors"])
         found = mixed([tmp_path / "merged0.safetensors", tmp_path / "merged1.safetensors"])
         torch.testing.assert_close(found["q"], (merged[0] + merged[1]) / 2)
@@ -313,7 +313,7 @@ class TestFilesOfOthers:
         assert found["shared"] == [0, 0]
         assert found["files"][0]["distance"] is None
         inspect(files[:2], other, as_json=False)
-        assert "share no tensor of one name and shape" in capsys.readouterr().out
+        assert "share no tensor of the same name and shape" in capsys.readouterr().out
         inspect(files[:2], files[0], as_json=True)
         found = json.loads(capsys.readouterr().out)
         assert found["cosines"][0] == [None, None], "a file that did not move has no direction"

@@ -1,0 +1,27 @@
+"""The private parts of libraries that bench needs; `tests/bench/core/test_private_apis.py` checks that they work."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+
+def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """Return the processes of a pool, which is the only way to end a busy one before Python 3.14."""
+    return list((pool._processes or {}).values())
+
+
+def fingerprint_of(table: Any) -> str:
+    """Return the fingerprint of a `datasets.Dataset`, which identifies tables without files."""
+    return str(table._fingerprint)
+
+
+def is_selection(table: Any) -> bool:
+    """Return whether a `datasets.Dataset` is a selection of rows, so that its Arrow data has other rows."""
+    return table._indices is not None
+
+
+def model_arguments(network: Any) -> dict[str, Any]:
+    """Return the arguments in a timm network's configuration, which timm keeps on the network; empty without any."""
+    return dict(getattr(network, "_model_args", {}))
