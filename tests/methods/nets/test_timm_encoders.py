@@ -266,9 +266,7 @@ def test_every_objective_trains_every_kind_of_network(name: str, objective: str)
     views = Views((0.6, 1.0), three_augment=False, jitter=0.1)
     options = Ingredient(config, steps=30, batch_size=16, lr=1e-3, views=views)
     if objective == "mae" and not stock.architecture.tokens:
-        with pytest.raises(
-            ValueError, match=r"no tokens of single patches; take the objectives mocov3, mmcr or lejepa"
-        ):
+        with pytest.raises(ValueError, match=r"no tokens of single patches; use the objectives mocov3, mmcr or lejepa"):
             inter_train([stock], pool, options, seeded())
         return
     keep = Losses()
