@@ -30,11 +30,11 @@ class Remeasure:
 
 @component("methods.remeasure.remeasured")
 def remeasured(inputs: Sequence[Weights], data: Unlabelled, config: Remeasure, generator: torch.Generator) -> Weights:
-    """Return the encoder or classifier `inputs[0]` with BatchNorm statistics of unaugmented clean images; a job
-    function.
+    """Return the encoder or classifier `inputs[0]` with BatchNorm statistics of clean images; a job function.
 
-    Every layer gets the mean over equal random batches of their mean and unbiased variance; nothing else changes.
-    Weights without BatchNorm are returned unchanged. Raises ValueError for images of another size or a single one.
+    Every layer gets the mean over equal random batches of their mean and unbiased variance, without augmentation;
+    nothing else changes. Weights without BatchNorm are returned unchanged. Raises ValueError for images of another size
+    or a single one.
     """
     weights = inputs[0]
     if not weights.batch_norm:

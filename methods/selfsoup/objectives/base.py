@@ -67,7 +67,7 @@ class Config(Protocol):
 
 
 def small_head(dim: int, out: int, generator: torch.Generator) -> nn.Sequential:
-    """Build two linear layers with a GELU between, 4 dim wide inside: [n, dim] to [n, out], on the generator's device."""
+    """Return two linear layers with a GELU between, hidden width 4 dim: [n, dim] to [n, out], on generator.device."""
     head = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, out)).to(generator.device)
     reset(head, generator)
     return head
