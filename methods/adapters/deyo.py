@@ -49,8 +49,7 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Deyo(NormAdapter):
-    """Minimises the weighted entropy of images with fairly certain predictions that depend on the order of their
-    patches.
+    """Minimises the weighted entropy of fairly certain images whose prediction depends on the order of their patches.
 
     Lee et al. 2024, arXiv:2403.07366, section 4. An image is learnt from if its entropy H is below `margin` * ln C and
     PLPD, the probability of its predicted class minus the same after `shuffle_patches`, is above `plpd`; its weight is

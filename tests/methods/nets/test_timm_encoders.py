@@ -172,7 +172,7 @@ def test_what_cannot_be_built_or_seen_is_said() -> None:
         architecture("test_resnet", options=(("class_token", True),)).build()
     with pytest.raises(ValueError, match="takes no images of 3 px"):
         _ = architecture("vgg11", 3).dim
-    with pytest.raises(ValueError, match="take an objective whose views have one size"):
+    with pytest.raises(ValueError, match="use an objective whose views have one size"):
         architecture("test_vit_relpos", 160).smaller(0.5)
     with pytest.raises(ValueError, match="test_convnext takes no images of 27 px"):
         architecture("test_convnext", 64).smaller(3 / 7)
