@@ -1,6 +1,6 @@
-"""Records in, boards out: what was measured, how it is stored, checked, compared and shown. Never imports torch.
+"""Boards from records: how results are stored, checked, compared and shown. Never imports torch.
 
-The names below are loaded when first used, so that `import leaderboards` costs nothing.
+The names below are loaded on first use, so `import leaderboards` costs nothing.
 """
 
 from __future__ import annotations

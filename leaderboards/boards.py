@@ -1,4 +1,4 @@
-"""The board: records that may be compared, one row for each method and part, ranked within tracks.
+"""The board: comparable records, one row for each method and part, ranked within tracks.
 
 The board holds numbers; `leaderboards.tables` shows them.
 """
@@ -29,9 +29,9 @@ MEANING: Mapping[Track, str] = {
     "D": "unlabelled shifted images before scoring, and labelled source images",
 }
 INGREDIENT = "ingredient:"
-REFERENCE = "source"  # the classifier that nothing adapted; forgetting is measured from its clean accuracy
+REFERENCE = "source"  # the classifier without adaptation; forgetting is measured from its clean accuracy
 
-# Readers look for the published order, noise to digital, then the four extra ones; other names follow alphabetically.
+# The published order, noise to digital, then the four extra corruptions; other names follow alphabetically.
 _PUBLISHED_ORDER = [
     *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
     *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
@@ -45,7 +45,7 @@ _CLEAN: _Condition = (None, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One condition of one row: means over seeds in [0, 1], None unless every seed is done; the records behind it.
+    """One condition of one row: means over seeds in [0, 1], None unless every seed is done, and the underlying records.
 
     `corruption` is None for the clean condition, which has severity 0. `keys` are in the order of the seeds.
     """
@@ -61,17 +61,15 @@ class Cell:
 class BoardRow:
     """One method, or one part of it, over the conditions of a board. Fractions lie in [0, 1].
 
-    `accuracy` is the mean over corrupted conditions and seeds, `interval` its confidence interval (None where
-    predictions were not given), `ece` the mean calibration error over the same, `clean_accuracy` stands beside them.
-    `forgetting` is the clean accuracy that was lost: that of the row `source` on the same board minus this one,
-    negative where the method gained, None where either is not there.
-    `mce` and `relative_mce` are those of `leaderboards.robustness` as fractions of AlexNet's (1 is as robust as it),
-    None where they are not defined.
-    `per_corruption` averages over severities and seeds; `cells` holds every condition, clean first.
-    `fit_seconds` is the training behind one condition, `forwards` and `backwards` the passes for each scored image,
-    `peak_memory_mb` the largest of all conditions, None unless it was measured in all.
-    `rank` is 1 + the number of main rows of the same track that are significantly better; parts are not ranked.
-    `keys` are the records behind the row.
+    `accuracy` is the mean over corrupted conditions and seeds, `interval` its confidence interval (None without
+    predictions), `ece` the mean calibration error over the same conditions and seeds; `clean_accuracy` is separate.
+    `forgetting` is the loss of clean accuracy: that of the row `source` on the same board minus that of this row,
+    negative for a gain, None if either is missing. `mce` and `relative_mce` are those of `leaderboards.robustness` as
+    fractions of AlexNet's (1 is as robust as it), None if they are not defined. `per_corruption` averages over
+    severities and seeds; `cells` holds every condition, clean first. `fit_seconds` is the training time for one
+    condition, `forwards` and `backwards` the passes for each scored image, `peak_memory_mb` the largest over all
+    conditions, None unless it was measured in all. `rank` is 1 + the number of main rows of the same track that are
+    significantly better; parts are not ranked. `keys` are those of the row's records.
 
     `incomplete` says what failed or is missing; such a row has no mean, no interval and no rank.
     """
@@ -102,7 +100,7 @@ class BoardRow:
 
     @property
     def main(self) -> bool:
-        """True for the row that stands for its method; the others are parts of it."""
+        """Whether the row represents its method; other rows are parts of it."""
         return self.part in (None, "soup")
 
     @property
@@ -120,7 +118,7 @@ class Board:
     """Rows over one comparable group of records, by track (R, A, B, C, D), then from best to worst, incomplete last.
 
     `n` is the number of images scored in each corrupted condition, `level` the confidence of all intervals and ranks.
-    `versions` says in sentences where different versions of code made the numbers.
+    `versions` lists, in sentences, results that come from different versions of code.
     """
 
     shift: str
@@ -147,13 +145,13 @@ def make_board(
     seed: int = 0,
     memory: Memory | None = None,
 ) -> Board:
-    """The board of records that may be compared; `predictions` reads those of a record and gives intervals and ranks.
+    """Make the board of comparable records; `predictions` reads those of a record, for intervals and ranks.
 
-    With a `memory`, what was measured before is not measured again, and no predictions are read for it.
+    A `memory` holds earlier measurements; for those, nothing is measured and no predictions are read again.
 
-    Every method with parts `ingredient:*` gets a row "mean", the mean over its ingredients, unless it has one.
-    Ranks come from paired differences on the same images, with Holm's correction over all pairs of a track.
-    Raises BoardError if the records must not be compared or the predictions are not those of the records.
+    Every method with parts `ingredient:*` gets a row "mean", the mean over its ingredients, unless it has one. Ranks
+    come from paired differences on the same images, with Holm's correction over all pairs of a track. Raises BoardError
+    if the records must not be compared or the predictions are not those of the records.
     """
     check_comparable(records)
     lines: dict[Line, list[Record]] = defaultdict(list)
@@ -192,7 +190,7 @@ def make_boards(
     resamples: int = 4000,
     seed: int = 0,
 ) -> dict[str, Board]:
-    """One board for each model by its name, since numbers of different models are never in one list."""
+    """Make one board for each model, by its name, since numbers of different models are never ranked together."""
     models: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         models[record.model].append(record)
@@ -203,7 +201,7 @@ def make_boards(
 
 
 def _measure_forgetting(rows: dict[Line, BoardRow]) -> None:
-    """Say of every row how much clean accuracy it lost against the reference, in place."""
+    """Set, in place, each row's loss of clean accuracy against the reference."""
     reference = rows.get((REFERENCE, None))
     if reference is None or reference.clean_accuracy is None:
         return
@@ -220,7 +218,7 @@ def _measure_uncertainty(
     resampling: Resampling,
     memory: Memory | None,
 ) -> None:
-    """Give every complete row its interval, and every complete main row its rank, in place."""
+    """Set, in place, the interval of every complete row and the rank of every complete main row."""
     complete = {line: own for line, own in members.items() if rows[line].accuracy is not None}
     tracks = {track: [line for line in complete if rows[line].main and rows[line].track == track] for track in TRACKS}
     key = memory.key_of(complete, lines, tracks, resampling) if memory else ""
@@ -244,7 +242,7 @@ def _means(lines: Collection[Line]) -> dict[Line, list[Line]]:
 def _row(
     line: Line, members: Mapping[Line, list[Record]], conditions: Sequence[_Condition], seeds: tuple[int, ...]
 ) -> BoardRow:
-    """A row without interval and rank; the members of a line are itself, or the ingredients it averages."""
+    """Make a row without interval and rank; its members are its own line or the ingredients that it averages."""
     records = [record for group in members.values() for record in group]
     done = [record for record in records if record.status == "done"]
     corrupted = [record for record in done if not record.clean]
@@ -288,7 +286,7 @@ def _row(
 
 
 def _by_condition(done: Iterable[Record], metric: str, expected: int) -> dict[_Condition, float]:
-    """Means over seeds and members of the conditions that have all of them."""
+    """Return means over seeds and members for the conditions that have all of them."""
     values: dict[_Condition, list[float]] = defaultdict(list)
     for record in done:
         values[record.corruption, record.severity].append(getattr(record.metrics, metric))
@@ -296,7 +294,7 @@ def _by_condition(done: Iterable[Record], metric: str, expected: int) -> dict[_C
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean, or None if one is missing or there are none: what is missing is never averaged away."""
+    """Return the mean, or None if a value is missing or there are none: missing values are never skipped."""
     present = [value for value in values if value is not None]
     return float(np.mean(present)) if present and len(present) == len(values) else None
 

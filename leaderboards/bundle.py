@@ -1,10 +1,9 @@
 """The published form of results: one text file with records, packed per-image outcomes and digests of the predictions.
 
-Every line is a JSON object. The first says what the file is: format, version, number of records, model card, the
-settings that repeat the run, and sets of image ids. Each other line holds one record, the name of its set of images,
-whether each of these was classified right (bits, most significant first, in base64), and the SHA-256 of the full
-predictions (`Predictions.digest`). There is nothing to unpack and nothing to execute, and every size is declared
-before it is used.
+Every line is a JSON object. The first describes the file: format, version, number of records, model card, the settings
+that repeat the run, and sets of image ids. Each other line holds one record, the name of its set of images, whether
+each of these was classified correctly (bits, most significant first, in base64), and the SHA-256 of the full
+predictions (`Predictions.digest`). A reader unpacks and executes nothing, and every size is declared before it is used.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _RUN = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated
 
 
 class BundleError(StoreError):
-    """A file is no bundle of results; the message is one sentence that ends with what to do."""
+    """Raised where a file is no bundle of results; the message is one sentence that ends with what to do."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,13 +85,13 @@ class _Entry(_Line):
 
 
 def pack(predictions: Predictions) -> Bits:
-    """Which images were classified right, by ascending id; images shown several times stay in stream order."""
+    """Pack which images were classified correctly, by ascending id; images shown several times stay in stream order."""
     order = np.argsort(predictions.id, kind="stable")
     return Bits(predictions.id[order], predictions.hits[order])
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
-    """Write the file, whole or not at all; equal bundles give equal bytes."""
+    """Write the file atomically; equal bundles give equal bytes."""
     names: dict[bytes, str] = {}
     sets: dict[str, list[list[int]]] = {}
     lines = []
@@ -123,10 +122,10 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read what `write_bundle` wrote, trusting nothing.
+    """Read what `write_bundle` wrote, without trusting the file.
 
-    Sizes are checked before anything is read or made. Raises BundleError on a file that is none, is larger than 64 MiB,
-    repeats a key, or declares a number that its content does not have.
+    Sizes are checked before anything is read or allocated. Raises BundleError for a file that is no bundle, is larger
+    than 64 MiB, repeats a key, or declares a number that differs from its content.
     """
     lines = _lines(path)
     try:
@@ -161,7 +160,7 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def runs_of(ids: NDArray[np.int64]) -> list[list[int]]:
-    """Ascending ids as runs [first, step, count] of equal steps, at least one."""
+    """Return ascending ids, at least one, as runs [first, step, count] of equal steps."""
     steps = np.diff(ids)
     changes = np.flatnonzero(np.diff(steps)) + 1  # steps[changes] differ from the step before them
     runs: list[list[int]] = []
@@ -178,7 +177,7 @@ def runs_of(ids: NDArray[np.int64]) -> list[list[int]]:
 
 
 def ids_of(runs: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """The ids of runs [first, step, count]. Raises ValueError if they do not ascend or are too many or too large."""
+    """Return the ids of runs [first, step, count]. Raises ValueError if they do not ascend, or are too many or large."""
     if sum(count for _, _, count in runs) > MAX_IMAGES:
         raise ValueError(f"it declares more than {MAX_IMAGES} images")
     if any(first + step * (count - 1) >= 1 << 62 for first, step, count in runs):
@@ -236,7 +235,7 @@ def _unpack(text: str, n: int) -> NDArray[np.bool_]:
 
 
 def _said(error: Exception) -> str:
-    """One line of plain characters, whatever the file wanted the message to hold."""
+    """Return a message as one line of plain characters, whatever the file contains."""
     if isinstance(error, StopIteration):
         return "the file is empty"
     text = str(error)

@@ -1,4 +1,4 @@
-"""Which records may stand on one board: differences that would make a comparison false are refused, not averaged."""
+"""Check which records may share a board: differences that would make a comparison false are refused, not averaged."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ _SHARED: dict[str, Callable[[Record], Hashable]] = {
 
 
 class BoardError(ValueError):
-    """These records do not make one board; the message says what differs and which filter to use."""
+    """Raised where records do not make one board; the message says what differs and which filter to use."""
 
 
 def line_of(record: Record) -> Line:
-    """The line of a board that a record belongs to: (method, part)."""
+    """Return the line of a board to which a record belongs: (method, part)."""
     return record.method, record.part
 
 
 def line_name(line: Line) -> str:
-    """A line in words: the method, and its part in parentheses."""
+    """Return a line in words: the method, with its part in parentheses."""
     method, part = line
     return method if part is None else f"{method} ({part})"
 
 
 def condition_name(corruption: str | None, severity: float) -> str:
-    """A condition in words."""
+    """Return a condition in words."""
     return "clean" if corruption is None else f"{corruption} at severity {severity:g}"
 
 
 def check_comparable(records: Sequence[Record]) -> None:
-    """Raise BoardError at the first difference that forbids to compare these records, or if there are none.
+    """Raise BoardError at the first difference that makes these records incomparable, or if there are no records.
 
     One board has one shift, model (by name and by weights), protocol, split, limit and number of labels; one set of
-    severities in every line; the same data in every line of a condition and the same number of images in all
-    corrupted conditions; one batch size, precision, access and set of options within a line; no cell twice.
+    severities in every line; the same data in every line of a condition and the same number of images in all corrupted
+    conditions; one batch size, precision, access and set of options within a line; no cell twice.
     """
     if not records:
         raise BoardError("there is no record to make a board of; loosen the filter or run something first")

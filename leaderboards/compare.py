@@ -30,7 +30,7 @@ class Contrast:
     """One line of a comparison: accuracies of `a` and `b` in [0, 1] and their paired difference, a - b.
 
     `corruption` is None for the clean condition and for the mean over all corruptions. `p_adjusted` is Holm's over the
-    corruptions of the comparison; None where the line is not one of them.
+    corruptions of the comparison, None for other lines.
     """
 
     corruption: str | None
@@ -57,12 +57,12 @@ class Comparison:
 
     @property
     def caption(self) -> str:
-        """What was compared, and which sign favours whom."""
+        """What was compared, and which row a positive sign favours."""
         return f"{self.a.name} minus {self.b.name} on the same images · {caption(self.board)}"
 
     @property
     def notes(self) -> list[str]:
-        """Where different versions of code made the numbers, or the two did not see the same information."""
+        """Notes on results from different versions of code, or on rows with different access to data."""
         if self.a.access == self.b.access:
             return list(self.board.versions)
         words = [f"{row.name}: track {row.track}, {access_words(row.access)}" for row in (self.a, self.b)]
@@ -82,8 +82,8 @@ def compare_rows(
     """Compare two rows by name: "tent", "selfsoup", "selfsoup (ingredient:mae)", "selfsoup (mean)".
 
     The name of a method that has parts means its soup. Differences resample images jointly over conditions and, with
-    several seeds, add their spread, as `leaderboards.uncertainty.Resamples` says.
-    Raises BoardError if a name is not there, the two must not be compared, or either is incomplete.
+    several seeds, add their spread, as described in `leaderboards.uncertainty.Resamples`. Raises BoardError if a name
+    is unknown, the two must not be compared, or either is incomplete.
     """
     for name in (a, b):
         if not any(_named(record, name) for record in records):
@@ -109,7 +109,7 @@ def compare_rows(
 
     overall = scores(board.corruptions)
     singles = [scores([name]) for name in board.corruptions]
-    # A stream may show an image under one corruption and not under another; then each has resamples of its own.
+    # A stream may show an image under one corruption and not under another; then each corruption is resampled alone.
     if all(np.array_equal(one.ids, overall[0].ids) for one, _ in singles):
         first, *rest = contrasts([None, *board.corruptions], [overall, *singles])
     else:

@@ -1,6 +1,6 @@
-"""Figures of a board: severity curves, method by corruption, cost against accuracy, and what a soup is made of.
+"""Figures of a board: severity curves, method by corruption, cost against accuracy, and the composition of a soup.
 
-Colours are seaborn's colour-blind safe ones; markers tell series apart without them. Figures are values of matplotlib,
+Colours are seaborn's colour-blind safe ones; markers tell series apart without them. Figures are matplotlib objects,
 drawn without a display and without changing its global settings.
 """
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_LINES = 8  # more series cannot be told apart
-_MOST_ROWS = 30  # rows of a heat map that can be read
+_MOST_LINES = 8  # more series cannot be distinguished
+_MOST_ROWS = 30  # readable rows of a heat map
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _INK = "#010203"  # stands for the text colour of a page; no palette has it
 _STYLE: Any = {
@@ -94,9 +94,9 @@ def corruption_heatmap(board: Board) -> Figure | None:
 
 
 def pareto_front(rows: Iterable[BoardRow]) -> list[BoardRow]:
-    """The rows that none of the others reaches in accuracy without more passes for each image, cheapest first.
+    """Return the rows whose accuracy no other row reaches without more passes for each image, cheapest first.
 
-    Rows of one track, that is, since others saw something else. Rows without accuracy or cost are left out.
+    The rows must be of one track, since other tracks see other data. Rows without accuracy or cost are left out.
     """
     known = [row for row in rows if row.accuracy is not None and row.forwards]
     front: list[BoardRow] = []
@@ -109,8 +109,8 @@ def pareto_front(rows: Iterable[BoardRow]) -> list[BoardRow]:
 def cost_accuracy(board: Board) -> Figure | None:
     """Accuracy with its interval against passes for each image, and the Pareto front of each track; None without costs.
 
-    A backward pass counts as two forward ones (Kaplan et al. 2020, Scaling laws for neural language models, section
-    2.1). Training is not in it: it is paid once, however many images follow.
+    A backward pass counts as two forward passes (Kaplan et al. 2020, Scaling laws for neural language models, section
+    2.1). Training is excluded: its cost does not depend on the number of images.
     """
     rows = _costed(board)
     if not rows:
@@ -155,7 +155,7 @@ def cost_accuracy(board: Board) -> Figure | None:
 def soup_anatomy(board: Board) -> Figure | None:
     """Accuracy of a Self-Soup, its ingredients, their mean and best, and the source; None if no row has ingredients.
 
-    Other ways to mix the same ingredients (greedy, wise and so on) stand beside the soup.
+    Other ways to mix the same ingredients (greedy, wise and so on) are shown beside the soup.
     """
     methods = list(dict.fromkeys(r.method for r in board.rows if _ingredient(r) and r.accuracy is not None))
     if not methods:
@@ -189,7 +189,7 @@ def soup_anatomy(board: Board) -> Figure | None:
 
 
 def _of_soup(row: BoardRow) -> str:
-    """A row that is no ingredient in the words of the field: "soup", "greedy soup", "mean of the ingredients"."""
+    """Return the standard name of a row that is no ingredient: "soup", "greedy soup", "mean of the ingredients"."""
     if row.part == "mean":
         return "mean of the ingredients"
     kind = (row.part or "").removeprefix("soup").removeprefix(":")
@@ -208,20 +208,20 @@ _FIGURES: dict[str, Callable[[Board], Figure | None]] = {
 
 
 def figures(board: Board) -> dict[str, Figure]:
-    """All figures that this board has the numbers for, by name."""
+    """Return all figures for which this board has the numbers, by name."""
     made = {name: draw(board) for name, draw in _FIGURES.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def to_bytes(figure: Figure, form: Literal["svg", "png", "pdf"]) -> bytes:
-    """The figure as a file on white ground, without a date, so that equal boards give equal bytes."""
+    """Return the figure as a file on white ground, without a date, so that equal boards give equal bytes."""
     return _save(figure, form, transparent=False).replace(_INK.encode(), b"#000000")
 
 
 def to_inline_svg(figure: Figure, title: str) -> str:
-    """An `<svg>` element for a page: it takes the page's text colour, and its ids do not clash with other figures'.
+    """Return an `<svg>` element for a page, in the page's text colour and with ids that clash with no other figure's.
 
-    `title` is read aloud in its place; it is escaped.
+    Screen readers read `title` instead; it is escaped.
     """
     from html import escape
 
@@ -266,7 +266,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _best(board: Board) -> list[BoardRow]:
-    """The best main rows, in the order of the board; every track keeps its best one."""
+    """Return the best main rows, in the order of the board; every track keeps its best one."""
     rows = [row for row in board.rows if row.main and row.accuracy is not None]
     firsts = list({row.track: row for row in reversed(rows)}.values())
     rest = sorted((row for row in rows if row not in firsts), key=lambda row: -(row.accuracy or 0))
@@ -293,7 +293,7 @@ def _point(axes: Axes, height: float, row: BoardRow, colour: Any, marker: str) -
 
 
 def _name_points(axes: Axes, rows: Sequence[BoardRow]) -> None:
-    """Write names to the right of points of the cost plot, with a line to the point where they had to give way."""
+    """Write names to the right of points of the cost plot, with a line to the point if a name had to move."""
     heights = [100 * (row.accuracy or 0) for row in rows]
     gap = max(0.5, (max(heights) - min(heights)) / 18)
     neighbours: list[list[int]] = []
@@ -323,7 +323,7 @@ def _name_points(axes: Axes, rows: Sequence[BoardRow]) -> None:
 
 
 def apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The places nearest to the given heights, in least squares, that keep their order and lie `gap` apart."""
+    """Return the positions nearest to the heights, in least squares, that keep their order and lie `gap` apart."""
     from scipy.optimize import isotonic_regression
 
     order = sorted(range(len(heights)), key=heights.__getitem__)

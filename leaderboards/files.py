@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and the one error that says which file is wrong."""
+"""Atomic files: each is complete or absent, and one error names the file that is wrong."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-MAX_LINE = 8 << 20  # bytes of one record: a thousand times what one takes
+MAX_LINE = 8 << 20  # bytes of one record: a thousand times the usual size
 
 
 class StoreError(ValueError):
-    """A stored file is missing, broken or contradicts another; the message names it and the fix."""
+    """Raised where a stored file is missing, broken or contradicts another; the message names it and the fix."""
 
 
 def check_plain(path: Path, most: int) -> None:
-    """Raise StoreError unless a path leads to a plain file of at most `most` bytes; nothing is opened."""
+    """Raise StoreError unless a path leads to a plain file of at most `most` bytes; the file is not opened."""
     try:
         status = path.stat()
     except OSError:
@@ -28,9 +28,9 @@ def check_plain(path: Path, most: int) -> None:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbers and lines of a plain file; the whole of it is never held at once.
+    """Yield numbers and lines of a plain file, without ever holding the whole file.
 
-    Raises StoreError on a line that no record is as long as.
+    Raises StoreError for a line that is longer than any record.
     """
     check_plain(path, 1 << 62)
     with path.open("rb") as file:
@@ -45,7 +45,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there completely or not at all, also after a power cut; makes the folder if needed."""
+    """Write a file completely or not at all, also through a power cut; creates the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

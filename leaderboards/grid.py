@@ -1,4 +1,4 @@
-"""A grid of texts shown as Markdown, LaTeX or on a terminal: boards and comparisons are both made into one."""
+"""A grid of texts shown as Markdown, LaTeX or on a terminal: the common form of boards and comparisons."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _LATEX = {
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table as people read it: `rows[i][j]` stands under `titles[j]`; `numbers[j]` columns are set to the right.
+    """A table for display: `rows[i][j]` is under `titles[j]`; columns with `numbers[j]` are right-aligned.
 
-    `best` holds the places (i, j) in bold print, `groups` the rows before which a line is drawn. `hidden` columns are
-    left out on a terminal, `optional` ones (the first of them first) where it is too narrow, and `below` stands there
-    instead. `notes` follow the table.
+    `best` holds the cells (i, j) in bold, `groups` the rows above which a line is drawn. `hidden` columns are left out
+    on a terminal, `optional` ones (in order) if it is too narrow, and `below` replaces them there. `notes` follow the
+    table.
     """
 
     caption: str
@@ -49,7 +49,7 @@ class Grid:
 
 
 def to_markdown(grid: Grid) -> str:
-    """A pipe table under its caption, with the notes as a list."""
+    """Return a pipe table under its caption, with the notes as a list."""
     from tabulate import tabulate
 
     body = tabulate(
@@ -64,7 +64,7 @@ def to_markdown(grid: Grid) -> str:
 
 
 def to_latex(grid: Grid) -> str:
-    """A table for the package booktabs, best values in bold, every text escaped; notes stand under the table."""
+    """Return a table for the package booktabs, best values in bold, all text escaped; notes follow the table."""
     lines = [
         r"\begin{table}[t]",
         r"\centering",
@@ -89,7 +89,7 @@ def to_latex(grid: Grid) -> str:
 
 
 def to_terminal(grid: Grid) -> RenderableType:
-    """The same as a renderable for rich: names fold, numbers never do, and text is never read as markup."""
+    """Return a renderable for rich: names fold, numbers never do, and text is never read as markup."""
     from rich.console import Group
     from rich.text import Text
 
@@ -100,7 +100,7 @@ def to_terminal(grid: Grid) -> RenderableType:
 
 @dataclass(frozen=True, slots=True)
 class _Fitting:
-    """The table with as many of its optional columns as the terminal has room for."""
+    """The table with as many of its optional columns as fit the terminal."""
 
     grid: Grid
 
@@ -128,7 +128,7 @@ def _table(grid: Grid, hidden: Collection[int]) -> Table:
 
 
 def escape_latex(text: str) -> str:
-    """A text that LaTeX sets as it is."""
+    """Escape a text so that LaTeX prints it as it is."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 

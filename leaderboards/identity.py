@@ -1,7 +1,7 @@
-"""What a record is, as a key: a digest of every field that can change its number, and of nothing else.
+"""The key of a record: a digest of exactly those fields that can change its number.
 
-`identifying_fields` lists those fields. A plan makes keys of them before anything runs, and whoever holds a record
-makes the same key again from the record alone.
+`identifying_fields` lists those fields. A plan makes keys from them before anything runs; the same key follows from a
+record alone.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ def digest_of(value: Any) -> str:
 
 
 def identifying_fields(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record's content that its key is made of.
+    """Return the fields of a record's content from which its key is made.
 
-    Where and when it was made, what it cost and what came out are left out; so are `access` and `track`, which follow
-    from the method. A field of `data` that is None or empty is left out, so that one that is added with this default
-    changes no key.
+    Place and time of the run, cost and results are left out; so are `access` and `track`, which follow from the method.
+    A field of `data` that is None or empty is left out, so that a new field with this default changes no key.
     """
     found = {name: content[name] for name in _FIELDS} | {"severity": float(content["severity"])}
     found["weights"] = {"ready": False, **content["weights"]}
     empty: tuple[Any, ...] = (None, [], ())
-    # The digests say by content what these say in words.
+    # The digests identify by content what these fields name in words.
     told = ("skipped", "history", "classes", "label", "part")
     found["data"] = {name: value for name, value in content["data"].items() if name not in told and value not in empty}
     return found
@@ -47,19 +46,19 @@ _FIELDS = (
 
 
 def key_of(content: Mapping[str, Any]) -> str:
-    """The key of a record with this content: plain values by field name, as JSON has them."""
+    """Return the key of a record with this content: plain values by field name, as in JSON."""
     return digest_of(identifying_fields(content))
 
 
 def key_of_record(record: Record) -> str:
-    """The key that a record ought to have."""
+    """Return the key that a record must have."""
     return key_of(record.model_dump(mode="json"))
 
 
 def labels_digest(ids: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
-    """A digest of which label each image has, whatever the order and however often an image is shown.
+    """Return a digest of the label of each image, independent of order and repetition.
 
-    ids, labels: int64 [n]; an image that occurs several times counts once, with the label that it has first.
+    ids, labels: int64 [n]; an image that occurs several times counts once, with its first label.
     """
     once, first = np.unique(ids, return_index=True)
     return hashlib.sha256(once.astype("<i8").tobytes() + labels[first].astype("<i8").tobytes()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Comparisons that were made before: intervals and ranks of a board, kept in a folder by all that they follow from."""
+"""A cache of comparisons: intervals and ranks of a board, kept in a folder under a key of all their inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leaderboards.ranking import Measured, Resampling
 from leaderboards.record import Record, Track
 from leaderboards.uncertainty import Interval
 
-_METHOD = 2  # of measuring; another number forgets what was measured by another method
+_METHOD = 2  # version of the measurement; a new number invalidates the results of an older one
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Memory:
         tracks: Mapping[Track, Sequence[Line]],
         resampling: Resampling,
     ) -> str:
-        """A name for what these lines give when they are measured so."""
+        """Return the key for the measurement of these lines with these settings."""
         sha = hashlib.sha256()
         sha.update(json.dumps([_METHOD, resampling.level, resampling.resamples, resampling.seed]).encode())
         sha.update(json.dumps([[line, own] for line, own in members.items()]).encode())
@@ -44,7 +44,7 @@ class Memory:
         return sha.hexdigest()
 
     def recall(self, key: str) -> Measured | None:
-        """What was kept under a key; None if nothing was, or the file is damaged."""
+        """Return what is stored under a key; None if nothing is, or the file is damaged."""
         try:
             rows = json.loads((self.folder / f"{key}.json").read_bytes())
             intervals = {(r["method"], r["part"]): Interval(r["accuracy"], r["low"], r["high"]) for r in rows}
@@ -54,7 +54,7 @@ class Memory:
         return Measured(intervals, ranks)
 
     def keep(self, key: str, measured: Measured) -> None:
-        """Keep what was measured. A folder that cannot be written only costs the time to measure again."""
+        """Store a measurement. If the folder cannot be written, it is measured again next time."""
         rows = [
             {
                 "method": line[0],

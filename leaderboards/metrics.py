@@ -1,7 +1,7 @@
 """Accuracy, negative log-likelihood, calibration error and Brier score from stored predictions.
 
-Scoring and verifying call the same function on the same stored columns, so a published number is exactly what anybody
-recomputes from the published predictions.
+Scoring and verifying call the same function on the same stored columns, so published numbers can be recomputed exactly
+from the published predictions.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def score(predictions: Predictions) -> Metrics:
 
 
 def diagnose(predictions: Predictions, clean_accuracy_after: float | None = None) -> Diagnostics:
-    """How the stream of one condition went, from its stored columns in stream order; see `Diagnostics`.
+    """Return how the stream of one condition went, from its stored columns in stream order; see `Diagnostics`.
 
-    With fewer than ten images each of them is a part of its own.
+    With fewer than ten images, each image is a part of its own.
     """
     shares = np.unique(predictions.predicted, return_counts=True)[1] / len(predictions)
     tenths = [float(part.mean()) for part in np.array_split(predictions.hits, min(10, len(predictions)))]

@@ -34,12 +34,11 @@ def to_page(
     with_figures: bool = True,
     links: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """A page with a section for each board, in the given order; boards are never merged.
+    """Return a page with a section for each board, in the given order; boards are never merged.
 
-    `record_url` gives the address of the record with a key, relative to the page, or None where it is not published;
-    by default `records/<key>.json`. Numbers of single conditions link there. `links` are addresses and texts for the
-    head of the page.
-    Raises ValueError if there is no board.
+    `record_url` gives the address of the record with a key, relative to the page, or None if it is not published; by
+    default `records/<key>.json`. Numbers of single conditions link there. `links` are addresses and texts for the head
+    of the page. Raises ValueError if there is no board.
     """
     if not boards:
         raise ValueError("a page needs at least one board; make one with make_board")
@@ -107,7 +106,7 @@ def _section(board: Board, with_figures: bool) -> dict[str, Any]:
 
 
 def _columns(board: Board) -> list[Column]:
-    """Those of every table, but rows stand under their track here, and what a method sees has room on the right."""
+    """Return the columns of every table, except that rows are under their track and access has its own column here."""
     columns = [column for column in telling(board, columns_of(board)) if column.title != "track"]
     return sorted(columns, key=lambda column: column.title == "access")
 
@@ -117,7 +116,7 @@ def _sortable(value: float | None) -> str:
 
 
 def _details(board: Board, url: RecordUrl) -> dict[str, Any]:
-    """What the page shows of each row on demand; addresses are told as a folder's number and a key."""
+    """Return the details of each row, shown on demand; an address is given as the number of its folder and a key."""
     folders: dict[str, int] = {}
 
     def place(key: str) -> list[Any]:
@@ -144,7 +143,7 @@ def _details(board: Board, url: RecordUrl) -> dict[str, Any]:
 
 
 def _packed(content: Any) -> str:
-    """JSON, compressed, in base64: letters that cannot end a script element."""
+    """Return compressed JSON in base64, whose letters cannot end a script element."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
@@ -159,7 +158,7 @@ def _template() -> Template:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    # A long name of a part may break where its words end; what it says stays the same.
+    # A long name of a part may break between words.
     environment.filters["breakable"] = lambda text: Markup("<wbr>").join(re.split(r"(?<=[:=_+])", text))
-    environment.filters["ours"] = Markup  # for what this package wrote itself: style, script and figures
+    environment.filters["ours"] = Markup  # for trusted parts: style, script and figures
     return environment.from_string(_text("page.html.jinja"))

@@ -1,4 +1,4 @@
-"""The clean-accuracy gate: a model that is bad on clean images was most likely fed wrongly, and says nothing."""
+"""The clean-accuracy gate: low clean accuracy most likely means wrong input, so other results say nothing."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _SLACK = 0.05
 
 @cache
 def published() -> dict[tuple[str, str], float]:
-    """Published clean accuracies by (shift, model), of `reference/clean.toml`, which gives their sources."""
+    """Return published clean accuracies by (shift, model), from `reference/clean.toml`, which gives their sources."""
     text = resources.files("leaderboards").joinpath("reference", "clean.toml").read_text(encoding="utf-8")
     table = tomllib.loads(text)
     return {(shift, row["model"]): row["accuracy"] for row in table["model"] for shift in table["shifts"]}
 
 
 def floor(record: Record) -> float:
-    """The lowest clean accuracy that is plausible for a model on the images of a clean record.
+    """Return the lowest plausible clean accuracy of a model on the images of a clean record.
 
-    Of a model whose accuracy was published: 5 points and three standard errors below that. Else three times chance, one
-    half at most, chance being one in as many classes as were predicted at least once.
+    If the accuracy of the model was published: 5 points and three standard errors below it. Else three times chance, at
+    most one half, where chance is one over the number of classes predicted at least once.
     """
     known = published().get((record.shift, record.model))
     if known is not None:
         return known - _SLACK - 3 * math.sqrt(known * (1 - known) / record.n)
     classes = record.diagnostics.distinct_classes if record.diagnostics else 1
-    # With few images fewer classes can be met than there are.
+    # A few images cannot cover all classes.
     return min(0.5, 3 / max(classes, 1)) if classes < record.n / 2 else 0.0
 
 
 def clean_doubts(records: Iterable[Record]) -> Iterator[tuple[Record, str]]:
-    """The best clean record of each model and shift whose accuracy is implausible, with the reason in a sentence.
+    """Return the best clean record of each model and shift with implausible accuracy, and the reason in a sentence.
 
-    The best one of all methods, because a method may ruin a good model: that is a result and no mistake.
+    The best of all methods counts, because a method may ruin a good model: that is a result and no mistake.
     """
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:

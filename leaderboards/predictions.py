@@ -1,4 +1,4 @@
-"""What was predicted, image by image, and its file: all that is needed to recompute every metric of a record."""
+"""The predictions, image by image, and their file: all that is needed to recompute every metric of a record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OPTIONAL = "correct"
 
 
 class Scored(Protocol):
-    """Which image of one condition was classified right: all that intervals and ranks need."""
+    """Which images of one condition were classified correctly: all that intervals and ranks need."""
 
     @property
     def id(self) -> NDArray[np.int64]:
@@ -44,15 +44,15 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What was predicted for the images of one condition, in stream order; every column has shape [n], n >= 1.
+    """The predictions for the images of one condition, in stream order; every column has shape [n], n >= 1.
 
-    `id` (int64) is the image's number in the shift, shared by all its conditions, and may repeat where a protocol
-    shows an image twice. `label` and `predicted` (int64) are classes. `confidence` is the largest probability,
-    `p_label` that of the label, `sum_p2` the sum of the squares of all (float32, in [0, 1]). `correct` (bool) is given
-    only where an image has several right answers; otherwise right means predicted == label.
+    `id` (int64) is the image's number in the shift, shared by all its conditions, and may repeat if a protocol shows an
+    image twice. `label` and `predicted` (int64) are classes. `confidence` is the largest probability, `p_label` that of
+    the label, `sum_p2` the sum of the squares of all (float32, in [0, 1]). `correct` (bool) is given only if an image
+    has several right answers; otherwise right means predicted == label.
 
-    Raises ValueError on a wrong type or shape, values that are not finite or out of range, or columns that
-    contradict one another, which is how swapped or unnormalised columns show.
+    Raises ValueError for a wrong type or shape, values that are not finite or out of range, or columns that contradict
+    one another, which reveals swapped or unnormalised columns.
     """
 
     id: NDArray[np.int64]
@@ -89,7 +89,7 @@ class Predictions:
     def digest(self) -> str:
         """SHA-256 of the columns, 64 hexadecimal digits: each column's name, number of rows and little-endian bytes.
 
-        It depends on the values and their order only, not on how a file packs them.
+        It depends only on the values and their order, not on how a file packs them.
         """
         sha = hashlib.sha256()
         for name, column in self._columns().items():
@@ -108,8 +108,8 @@ class Predictions:
     def load(path: Path) -> Predictions:
         """Read what `save` wrote; never unpickles.
 
-        Raises StoreError if the file is missing, cut off, larger than 1 GiB unpacked, or holds other columns, types
-        or values than predictions have.
+        Raises StoreError if the file is missing, cut off, larger than 1 GiB unpacked, or holds columns, types or values
+        that predictions do not have.
         """
         check_plain(path, MAX_BYTES)
         try:
@@ -146,20 +146,20 @@ def _read_columns(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
         raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
     columns: dict[str, NDArray[Any]] = {}
     for name, info in members.items():
-        # Other methods are unpacked whole, whatever size was declared.
+        # Other compression methods unpack everything, whatever the declared size.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{name} is packed in a way that numpy does not use")
         with archive.open(info) as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError(f"{name} is in an unknown version of the npy format")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            # Checked before any array is made: an object column would need unpickling, a lying shape memory.
+            # Checked before any array is made: an object column would need unpickling, a false shape memory.
             if dtype != _COLUMNS[name] or len(shape) != 1:
                 raise ValueError(f"{name} has type {dtype} and shape {shape}")
             size = shape[0] * dtype.itemsize
             if not 0 <= size <= info.file_size:
                 raise ValueError(f"{name} is cut off")
-            content = file.read(size + 1)  # the size that is declared bounds what is unpacked
+            content = file.read(size + 1)  # the declared size limits what is unpacked
         if len(content) != size:
             raise ValueError(f"{name} has another length than it declares")
         columns[name] = np.frombuffer(content, dtype)

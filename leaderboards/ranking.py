@@ -1,4 +1,4 @@
-"""Which rows of a board are better than which others, from the outcomes of single images."""
+"""Rank the rows of a board by significant differences, from the outcomes of single images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The interval of every complete line, and the rank of every main one."""
+    """The interval of every complete line, and the rank of every main line."""
 
     intervals: Mapping[Line, Interval]
     ranks: Mapping[Line, int]
@@ -37,10 +37,10 @@ class Measured:
 def read_scores(
     members: Mapping[Line, Sequence[Line]], lines: Mapping[Line, Sequence[Record]], predictions: ReadPredictions
 ) -> dict[Line, ImageScores]:
-    """Scores per image of each line, which averages its members; every record is read once.
+    """Return scores per image of each line, averaged over its members; every record is read once.
 
-    `lines` holds the done records of all seeds and conditions; clean ones are left out.
-    Raises BoardError if predictions are not those of their record or lines were scored on different images.
+    `lines` holds the done records of all seeds and conditions; clean ones are left out. Raises BoardError if
+    predictions are not those of their record or lines were scored on different images.
     """
     single = {
         m: _scores_of_line([r for r in lines[m] if not r.clean], predictions)
@@ -59,9 +59,9 @@ def read_scores(
 def scores_of_row(
     keys: Collection[str], records: Iterable[Record], predictions: ReadPredictions, *, clean: bool = False
 ) -> ImageScores:
-    """Scores per image of one row of a board, given the keys behind it; a row of several lines is their average.
+    """Return scores per image of one row of a board, given its record keys; a row of several lines is their average.
 
-    Over its corrupted conditions, or over the clean one alone if `clean`.
+    Covers its corrupted conditions, or only the clean one if `clean`.
     """
     lines: dict[Line, list[Record]] = defaultdict(list)
     for record in records:
@@ -87,11 +87,11 @@ def _outcomes(record: Record, predictions: ReadPredictions) -> Outcomes:
 def measure(
     tracks: Mapping[Track, Sequence[Line]], scores: Mapping[Line, ImageScores], resampling: Resampling
 ) -> Measured:
-    """Intervals of all lines, and ranks within tracks, from the same resampled images.
+    """Return intervals of all lines, and ranks within tracks, from the same resampled images.
 
     A rank is 1 + the number of lines of the same track that are significantly better: paired, with the error over seeds
-    that all lines of the track have in common, and Holm's correction over all its pairs. Raises BoardError if lines
-    have different numbers of seeds.
+    shared by all lines of the track, and Holm's correction over all its pairs. Raises BoardError if lines have
+    different numbers of seeds.
     """
     if not scores:
         return Measured({}, {})

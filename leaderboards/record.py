@@ -1,6 +1,6 @@
 """The record: the measured result of one condition of one trial, and the unit of publication.
 
-Everything read from a file passes through `Record.from_json`, so whoever holds a `Record` holds a consistent one.
+Everything read from a file passes through `Record.from_json`, so every `Record` is consistent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ so a reader that meets an unknown field of its own schema knows that the record 
 
 
 def _from_first(content: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 called the pictures of tiles `data.pool` and did not say what its key was made of."""
+    """Migrate schema 1, which called the pictures of tiles `data.pool` and did not list the inputs of its key."""
     data = dict(content.get("data") or {})
     data["tiles"] = data.pop("pool", None)
     return content | {"data": data, "components": {}}
@@ -46,12 +46,12 @@ _NAME = r"^[^\x00-\x20\x7f=+\-@][^\x00-\x1f\x7f]*$"
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_NAME)]
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0, le=1e18)]  # sums of many stay finite
+Amount = Annotated[float, Field(ge=0, le=1e18)]  # so that sums of many stay finite
 Count = Annotated[int, Field(ge=0)]
 
 
 class RecordError(ValueError):
-    """A text is not a record of this schema; the message says what is wrong and what to do."""
+    """Raised where a text is not a record of this schema; the message says what is wrong and what to do."""
 
 
 _UNTOLD: set[str] = set()
@@ -61,12 +61,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, from_attributes=True)
 
     def model_post_init(self, _: object) -> None:
-        # Which fields were given, and which have their default, is half of the memory of a record and asked by nobody.
+        # The set of given fields takes half of the memory of a record and is never used.
         object.__setattr__(self, "__pydantic_fields_set__", _UNTOLD)
 
 
 class Access(_Part):
-    """What a method may see and do; the literals are those of the table of methods, restated.
+    """What a method may see and do; the literals repeat those of the table of methods.
 
     `Access.model_validate(other)` takes any object with these four attributes.
     """
@@ -78,7 +78,7 @@ class Access(_Part):
 
     @property
     def track(self) -> Track:
-        """The list this access is ranked in."""
+        """The track in which this access is ranked."""
         if self.test == "none":
             return "R"
         if self.test == "pool":
@@ -116,11 +116,11 @@ class Diagnostics(_Part):
 
 
 class Cost(_Part):
-    """What the number cost. `forwards` and `backwards` count samples, not batches; a condition of a mixed stream gets
-    its share, so they need not be whole.
+    """The cost of the number.
 
-    `fit_seconds` is the time of the training behind this condition, whether or not other conditions share it;
-    `predict_seconds` is the time of the scored stream. `peak_memory_mb` is None unless the method ran alone.
+    `forwards` and `backwards` count samples, not batches; a condition of a mixed stream gets its share, so they need
+    not be whole. `fit_seconds` is the time of the training for this condition, whether or not other conditions share
+    it; `predict_seconds` is the time of the scored stream. `peak_memory_mb` is None unless the method ran alone.
     """
 
     fit_seconds: Amount
@@ -132,7 +132,7 @@ class Cost(_Part):
 
 
 class Line(_Part):
-    """Accuracy on held-out clean images along the straight line between two classifiers in the space of weights."""
+    """Accuracy on held-out clean images along the straight line between two classifiers in weight space."""
 
     first: Name
     second: Name
@@ -151,7 +151,7 @@ class Connectivity(_Part):
 
     @property
     def barrier(self) -> float:
-        """How far accuracy falls below the straight line between its ends at the worst place; 0 where it never does."""
+        """The largest drop of accuracy below the straight line between its ends; 0 if there is none."""
         gaps = [
             (1 - at) * line.accuracy[0] + at * line.accuracy[-1] - found
             for line in self.lines
@@ -161,7 +161,7 @@ class Connectivity(_Part):
 
 
 class Mixture(_Part):
-    """What a way of mixing has chosen by data: the share of each ingredient, for each layer or for "all" of them."""
+    """The coefficients that a way of mixing chose by data: shares of the ingredients, by layer or for "all" layers."""
 
     ingredients: Annotated[tuple[Name, ...], Field(min_length=1)]
     shares: Annotated[dict[Name, tuple[float, ...]], Field(min_length=1)]
@@ -174,7 +174,7 @@ class Mixture(_Part):
 
     @property
     def means(self) -> tuple[float, ...]:
-        """The share of each ingredient, the mean over layers."""
+        """The share of each ingredient, averaged over layers."""
         return tuple(sum(column) / len(self.shares) for column in zip(*self.shares.values(), strict=True))
 
 
@@ -182,13 +182,13 @@ class Data(_Part):
     """Identity of the scored images: content digest, corruption seed, storage type, preprocessing profile.
 
     `labels_per_class` is the number of labelled source images per class, None if all were used. `history` names the
-    conditions ("fog@5") whose images the method met beside the scored ones, in a pool or along the stream, in order:
-    with it the run can be planned again from the record alone. It is empty where only the scored condition counts.
-    `skipped` counts test images that the user left out; such a result is not published. `tiles` names the pictures that
-    tiles pasted over images were made of, where the shift has such corruptions. `labels` is the digest of the scored
-    images' ids and labels (`leaderboards.identity.labels_digest`). `seen` is a digest of all images that the method met
-    beside the scored ones, those of `history`; None where it met none. `classes`, `label` and `part` are what the user
-    said of the order of the classes, the column of labels and the scored part, None where it was found out.
+    conditions ("fog@5") whose images the method saw besides the scored ones, in a pool or along the stream, in order;
+    with it the run can be planned again from the record alone. It is empty if only the scored condition counts.
+    `skipped` counts test images that the user left out; such a result is not published. `tiles` names the pictures from
+    which tiles pasted over images were made, if the shift has such corruptions. `labels` is the digest of the scored
+    images' ids and labels (`leaderboards.identity.labels_digest`). `seen` is a digest of all images of `history`; None
+    if there are none. `classes`, `label` and `part` are the user's settings of the order of the classes, the column of
+    labels and the scored part, None if they were detected.
     """
 
     digest: Name
@@ -207,7 +207,7 @@ class Data(_Part):
 
 
 class Weights(_Part):
-    """Identity of the weights that the trial started from; `ready` if they are a whole classifier, not a stock."""
+    """Identity of the weights from which the trial started; `ready` if they are a whole classifier, not a stock."""
 
     digest: Name
     ready: bool = False
@@ -225,12 +225,12 @@ _SHARED = AfterValidator(_first_of_equals)
 class Record(_Part):
     """One condition of one trial, done or failed.
 
-    `method` is the string as given (`selfsoup+sar`); `part` names a row inside a method ("soup",
-    "ingredient:mae-2e-5") and is None for the method itself. `corruption` None is clean, with severity 0. `options`
-    holds the resolved options by method name. `components` names what made the number ("harness", "method:tent",
-    "corruption:fog", …) with its version, or for other people's code with a digest of it. `n` is the number of scored
-    images. A failed record carries an error and no metrics or predictions; a done one carries both, and its predictions
-    lie at `predictions/<key>.npz`. `key` follows from the other fields (`leaderboards.identity`).
+    `method` is the string as given (`selfsoup+sar`); `part` names a row inside a method ("soup", "ingredient:mae-2e-5")
+    and is None for the method itself. `corruption` None is clean, with severity 0. `options` holds the resolved options
+    by method name. `components` maps the parts of the code that made the number ("harness", "method:tent",
+    "corruption:fog", …) to their versions, or third-party code to a digest. `n` is the number of scored images. A
+    failed record carries an error and no metrics or predictions; a done one carries both, and its predictions are in
+    `predictions/<key>.npz`. `key` follows from the other fields (`leaderboards.identity`).
 
     Raises pydantic's ValidationError (a ValueError) if anything is missing, unknown, out of range or contradictory.
     """
@@ -305,7 +305,7 @@ class Record(_Part):
 
     @property
     def clean(self) -> bool:
-        """True for uncorrupted images, which stay outside the mean over corruptions."""
+        """Whether the images are uncorrupted; such records stay outside the mean over corruptions."""
         return self.corruption is None
 
     @property
@@ -314,14 +314,14 @@ class Record(_Part):
         return None if self.metrics is None else 1 - self.metrics.accuracy
 
     def to_json(self) -> str:
-        """One line of JSON without line break; `from_json` gives back an equal record."""
+        """Return one line of JSON without line break; `from_json` returns an equal record."""
         return self.model_dump_json(by_alias=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Read one record, of this schema or of an earlier one, which is migrated.
 
-        Raises RecordError with one sentence on anything else.
+        Raises RecordError with one sentence for anything else.
         """
         content = _object(text)
         number = content["schema"]
@@ -340,16 +340,16 @@ class Record(_Part):
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a record, as `Record.to_json` writes it.
+    """Return the JSON Schema (draft 2020-12) of a record, as `Record.to_json` writes it.
 
-    It states types, ranges and the closed list of fields; what one field implies for another (a failed record has no
-    metrics) only `Record.from_json` checks.
+    It states types, ranges and the closed list of fields; only `Record.from_json` checks rules between fields (a failed
+    record has no metrics).
     """
     return Record.model_json_schema(by_alias=True, mode="serialization")
 
 
 def strict_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError on NaN, Infinity, a repeated key, or nesting without end."""
+    """Parse a JSON text. Raises ValueError for NaN, Infinity, a repeated key, or excessive nesting."""
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError:

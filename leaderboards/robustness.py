@@ -1,4 +1,4 @@
-"""mCE and relative mCE of ImageNet-C, which exist only where all corruptions were measured at all severities."""
+"""mCE and relative mCE of ImageNet-C, which need all corruptions at all severities."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def relative_mean_corruption_error(records: Sequence[Record]) -> float | None:
 
 
 def _errors(records: Sequence[Record], alexnet: Mapping[str, float]) -> dict[str, float] | None:
-    """Error by corruption, mean over seeds and the five severities; None where anything is missing."""
+    """Return the error by corruption, mean over seeds and the five severities; None if anything is missing."""
     cells: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.shift != _SHIFT or record.error_rate is None:

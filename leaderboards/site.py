@@ -1,4 +1,4 @@
-"""The site of all published results: an index, and for each board its page, its tables and what stands behind it."""
+"""The site of all published results: an index, and for each board its page, its tables and its sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TABLES: dict[str, Callable[[Board], str]] = {"md": to_markdown, "csv": to_csv, 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One board of the site and the files of results behind it. `slug` begins the names of its pages."""
+    """One board of the site and its result files. `slug` is the prefix of its page names."""
 
     slug: str
     board: Board
@@ -42,12 +42,12 @@ class Entry:
 
     @property
     def about(self) -> str:
-        """The page with what stands behind this board."""
+        """The page with the sources of this board."""
         return f"{self.slug}-about.html"
 
     @property
     def links(self) -> list[tuple[str, str]]:
-        """Files of this board, relative to the site, and what to call them."""
+        """Files of this board, relative to the site, and their link texts."""
         made = [(f"{self.slug}.html", "board"), (self.about, "about these results")]
         made += [(f"{self.slug}.{end}", end) for end in _TABLES]
         return made + [(f"results/{name}", name) for name, _ in self.bundles]
@@ -56,10 +56,10 @@ class Entry:
 def build_site(bundles: Mapping[str, Bundle], out: Path) -> list[Path]:
     """Write the site of checked bundles (by file name) into a folder and return its pages; other files there stay.
 
-    index.html lists the boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html is what
-    stands behind it (model cards, settings); beside it lie the same numbers as md, csv, json and tex; records/KEY.json
-    is every record, results/NAME.jsonl every bundle. Files of results that share shift, model, protocol, split, labels
-    and severities are one board, or one each where their rows must not be mixed.
+    index.html lists the boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html holds its
+    sources (model cards, settings); the same numbers are also written as md, csv, json and tex; records/KEY.json is
+    every record, results/NAME.jsonl every bundle. Result files with equal shift, model, protocol, split, labels and
+    severities make one board, or one board each if their rows must not be mixed.
     """
     entries = _entries(bundles)
     pages = [out / "index.html"]

@@ -2,7 +2,7 @@
 
     DIR/records/<key>.json   DIR/records.jsonl (compiled from them)   DIR/predictions/<key>.npz
 
-Processes and machines meet here and nowhere else, so every write is complete or absent.
+Processes and machines share results only through this folder, so every write is complete or absent.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Store:
         self.folder = Path(folder)
 
     def write(self, record: Record, predictions: Predictions | None = None, *, replace: bool = False) -> bool:
-        """Keep a record and its predictions; True if written, False if what is there was kept.
+        """Store a record and its predictions; return True if written, False if the existing record was kept.
 
-        A failed record on disk gives way to any other. A done one never gives way to a failed one, gives way to
-        another done one if `replace`, and stays if the new one has the same metrics.
+        Any record replaces a failed one on disk. A done record is never replaced by a failed one; another done one
+        replaces it if `replace` is set, and it stays if the new one has the same metrics.
 
         Raises ValueError if record and predictions do not belong together, StoreError if a done record with other
-        metrics is there and `replace` is False.
+        metrics exists and `replace` is False.
         """
         from filelock import FileLock
 
@@ -52,14 +52,14 @@ class Store:
             if keeps and (record.status == "failed" or _is_whole(self._predictions_path(record.key))):
                 return False
             if predictions is not None:
-                # Without its record a predictions file is not a result, so a crash in between leaves nothing false.
+                # A predictions file without its record is no result, so a crash in between leaves nothing false.
                 path.unlink(missing_ok=True)
                 predictions.save(self._predictions_path(record.key))
             write_atomically(path, record.to_json().encode() + b"\n")
         return True
 
     def records(self) -> list[Record]:
-        """All records by key: of records/*.json, or of records.jsonl where there is no records/; [] in an empty folder.
+        """Return all records by key: of records/*.json, or of records.jsonl without records/; [] for an empty folder.
 
         Raises StoreError naming the first file that is broken or not named after its key.
         """
@@ -68,11 +68,11 @@ class Store:
         return [read_record(path) for path in sorted((self.folder / "records").glob("*.json"))]
 
     def done(self) -> set[str]:
-        """Keys of the records that are done and have their predictions, not cut short: what a resumed run skips."""
+        """Return keys of records that are done and have complete predictions: those that a resumed run skips."""
         return {record.key for record in self.records() if record.status == "done" and self._has_whole(record.key)}
 
     def has_done(self, keys: Iterable[str]) -> bool:
-        """Whether each of these records is done and has its predictions, not cut short."""
+        """Return whether each of these records is done and has complete predictions."""
         return all(
             (path := self._record_path(key)).exists()
             and read_record(path).status == "done"
@@ -81,7 +81,7 @@ class Store:
         )
 
     def set_aside_broken(self) -> list[Path]:
-        """Rename every record that cannot be read to <name>.broken, where nobody reads it; gives the new names."""
+        """Rename every unreadable record to <name>.broken, which is never read; return the new names."""
         moved = []
         for path in sorted((self.folder / "records").glob("*.json")):
             try:
@@ -91,36 +91,36 @@ class Store:
         return moved
 
     def failed(self) -> set[str]:
-        """Keys of the records with status failed: what `--only-failed` runs again."""
+        """Return keys of failed records: those that `--only-failed` runs again."""
         return {record.key for record in self.records() if record.status == "failed"}
 
     def compile(self) -> Path:
-        """Write records.jsonl, one record a line, sorted by key, and return its path."""
+        """Write records.jsonl, one record on each line, sorted by key, and return its path."""
         lines = "".join(f"{record.to_json()}\n" for record in self.records())
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.jsonl, lines.encode())
         return self.jsonl
 
     def predictions(self, record: Record) -> Predictions:
-        """The predictions of a done record. Raises StoreError if it failed or the file is missing or broken."""
+        """Read the predictions of a done record. Raises StoreError if it failed or the file is missing or broken."""
         if record.predictions is None:
             raise StoreError(f"record {record.key} failed and has no predictions; run it again with --only-failed")
         return Predictions.load(self._predictions_path(record.key))
 
     def has_predictions(self, record: Record) -> bool:
-        """True if a predictions file of this record lies here; it may still turn out to be broken."""
+        """Return whether a predictions file of this record exists; the file may still be broken."""
         return record.predictions is not None and self._predictions_path(record.key).exists()
 
     @property
     def jsonl(self) -> Path:
-        """Where `compile` writes."""
+        """The path that `compile` writes."""
         return self.folder / "records.jsonl"
 
     def _only_lines(self) -> bool:
         return self.jsonl.exists() and not (self.folder / "records").is_dir()
 
     def _unpack(self) -> None:
-        """Turn a folder of lines into one of files, lest a new records/ hide the lines and `compile` drop them."""
+        """Split records.jsonl into files, because a new records/ would hide its lines and `compile` would drop them."""
         if not self._only_lines():
             return
         temporary = self.folder / f".records.{uuid.uuid4().hex}.tmp"
@@ -140,7 +140,7 @@ class Store:
 
 
 def read(folders: Sequence[Path | str]) -> list[Record]:
-    """The records of several results folders, or files made by `bench publish bundle`, together and by key.
+    """Read the records of several results folders, or files made by `bench publish bundle`, sorted by key.
 
     The same key may occur in several folders: a done record wins over a failed one, equal metrics are one record.
     Raises StoreError if a folder is no results folder, or if two done records of one key have different metrics.
@@ -166,9 +166,9 @@ def read(folders: Sequence[Path | str]) -> list[Record]:
 
 
 def find_scored(folders: Sequence[Path | str], record: Record) -> Scored:
-    """Which images of a record that `read(folders)` gave were classified right, from folders and bundles alike.
+    """Return which images of a record from `read(folders)` were classified correctly, from folders and bundles alike.
 
-    Raises StoreError if none has them or the file is broken.
+    Raises StoreError if no folder or bundle has them or the file is broken.
     """
     for path in map(Path, folders):
         if path.is_file() and record.key in (bits := _bundle(path).bits):
@@ -177,7 +177,7 @@ def find_scored(folders: Sequence[Path | str], record: Record) -> Scored:
 
 
 def state_of(folders: Sequence[Path | str], record: Record) -> str:
-    """A text that changes when what `find_scored` gives does; empty where it gives nothing."""
+    """Return a text that changes when the result of `find_scored` does; empty if that has no result."""
     for path in map(Path, folders):
         if path.is_file():
             if record.key in (digests := _bundle(path).digests):
@@ -195,14 +195,14 @@ def _bundle(path: Path) -> Bundle:
 
 @lru_cache(maxsize=8)
 def _read_once(path: Path, changed: int, size: int) -> Bundle:
-    """A bundle holds all its records, so that asking for each of them must not read it anew."""
+    """Read a bundle through a cache, because it holds all its records and each of them asks for it."""
     return read_bundle(path)
 
 
 def find_predictions(folders: Sequence[Path | str], record: Record) -> Predictions:
-    """The predictions of a record that `read(folders)` gave, from the first folder that has them.
+    """Return the predictions of a record from `read(folders)`, from the first folder that has them.
 
-    Raises StoreError if no folder does or the file is broken.
+    Raises StoreError if no folder has them or the file is broken.
     """
     for store in map(Store, folders):
         if store.has_predictions(record):
@@ -213,7 +213,7 @@ def find_predictions(folders: Sequence[Path | str], record: Record) -> Predictio
 
 
 def read_record(path: Path) -> Record:
-    """One records/<key>.json. Raises StoreError if it is broken or not named after its key."""
+    """Read one records/<key>.json. Raises StoreError if it is broken or not named after its key."""
     check_plain(path, MAX_LINE)
     try:
         record = Record.from_json(path.read_bytes())
@@ -225,7 +225,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records of a records.jsonl in its order.
+    """Return the records of a records.jsonl in its order.
 
     Raises StoreError naming the line that is broken or repeats a key.
     """
@@ -242,7 +242,7 @@ def read_lines(path: Path) -> list[Record]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a predictions file is there and ends as it should: a zip file has its table of contents at the end."""
+    """Return whether a predictions file exists and is complete: a zip file ends with its table of contents."""
     return path.is_file() and zipfile.is_zipfile(path)
 
 

@@ -1,7 +1,7 @@
-"""Submissions: bundles made from a results folder, and everything that must hold before one is published.
+"""Submissions: bundles made from a results folder, and all checks before one is published.
 
-A checker knows three things besides the file: what each method may see, which data and weights are the right ones, and
-what was published before. Nothing of a submission is believed that can be recomputed.
+Besides the file, a checker knows three things: what each method may see, the right data and weights, and all earlier
+publications. It trusts nothing in a submission that can be recomputed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class _Part(BaseModel):
 
 
 class KnownSplit(_Part):
-    """The scored images of a split as runs [first id, step, count], the digest of each condition ("fog@5"), and that of
-    the images' labels (`leaderboards.identity.labels_digest`).
+    """The scored images of a split as runs [first id, step, count], with digests.
+
+    The digests are those of each condition ("fog@5") and of the images' labels (`leaderboards.identity.labels_digest`).
     """
 
     ids: Runs
@@ -50,15 +51,16 @@ class KnownSplit(_Part):
 
     @property
     def n(self) -> int:
-        """How many images are scored in each condition."""
+        """Number of images scored in each condition."""
         return sum(count for _, _, count in self.ids)
 
 
 class Known(_Part):
-    """What published results must have been made with: splits by shift and name, digests of weights by model, and the
-    content of the packages (`package` in `env`) by release.
+    """The required inputs of published results.
 
-    A split holds the reported conditions only, so results on tuning corruptions or dev images are never published.
+    Splits by shift and name, digests of weights by model, and the content of the packages (`package` in `env`) by
+    release. A split holds only the reported conditions, so results on tuning corruptions or dev images are never
+    published.
     """
 
     shifts: dict[Name, dict[Name, KnownSplit]] = Field(default_factory=dict)
@@ -66,27 +68,27 @@ class Known(_Part):
     releases: dict[Name, Name] = Field(default_factory=dict)
 
     def labels_of(self, record: Record) -> str | None:
-        """The digest of the labels of a record's images; None where they are not those of a known split."""
+        """Return the digest of the labels of a record's images; None if they are not those of a known split."""
         split = self.shifts.get(record.shift, {}).get(record.split)
         return split.labels if split is not None and record.limit is None and record.n == split.n else None
 
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """What a submission is held against: access by method (None for a method that is not known) and known data."""
+    """The reference for checks of a submission: access by method (None for an unknown method) and known data."""
 
     access_of: AccessOf
     known: Known
 
 
 def known() -> Known:
-    """The data and weights that ship with the project as the known ones."""
+    """Return the known data and weights that ship with the project."""
     with resources.as_file(resources.files("leaderboards") / "reference" / "known.json") as path:
         return read_known(path)
 
 
 def read_known(path: Path) -> Known:
-    """The table of known data and weights. Raises StoreError if the file is broken."""
+    """Read the table of known data and weights. Raises StoreError if the file is broken."""
     try:
         strict_json(path.read_bytes())
         return Known.model_validate_json(path.read_bytes())
@@ -97,7 +99,7 @@ def read_known(path: Path) -> Known:
 def make_bundle(
     records: Sequence[Record], predictions: Callable[[Record], Predictions], card: str | None = None
 ) -> Bundle:
-    """The bundle of records that may be compared.
+    """Make the bundle of comparable records.
 
     `card` replaces the model card that is made from the records. Raises BoardError if the records do not make one
     board, StoreError if predictions are missing or a record failed.
@@ -114,7 +116,7 @@ def make_bundle(
 
 
 def settings_of(records: Sequence[Record]) -> dict[str, JsonValue]:
-    """The settings of a run file that makes these records again; keys are the flags' names."""
+    """Return the settings of a run file that repeats these records; keys are the names of flags."""
     first = records[0]
     corrupted = [record for record in records if not record.clean]
     seeds = sorted({record.seed for record in records})
@@ -154,7 +156,7 @@ _TEST = {
 
 
 def card_of(records: Sequence[Record]) -> str:
-    """The model card: what was run on which data, what each method has seen, with which weights and code."""
+    """Return the model card: what was run on which data, what each method saw, with which weights and code."""
     first = records[0]
     seeds = sorted({record.seed for record in records})
     labels = first.data.labels_per_class
@@ -197,7 +199,7 @@ def card_of(records: Sequence[Record]) -> str:
 
 
 def check_file(path: Path, checker: Checker) -> tuple[Bundle | None, list[Problem]]:
-    """Read and check one bundle; what is wrong becomes a problem of one sentence, never an exception."""
+    """Read and check one bundle; each error becomes a problem of one sentence, never an exception."""
     if not FILE_NAME.fullmatch(path.name):
         name = re.sub(r"[^ -~]", "?", path.name)
         return None, [
@@ -241,7 +243,7 @@ def check_folder(folder: Path, checker: Checker) -> tuple[dict[str, Bundle], lis
 
 
 def check_run(folder: Path, checker: Checker, card: str | None = None) -> list[Problem]:
-    """Everything that would be said of the bundle of a results folder, and that its numbers follow from its files."""
+    """Check the bundle of a results folder as for publication, and that its numbers follow from its files."""
     problems = list(verify(folder, checker.known.labels_of).problems)
     if problems:
         return problems
@@ -256,7 +258,7 @@ def check_run(folder: Path, checker: Checker, card: str | None = None) -> list[P
 
 
 def check_predictions(bundle: Bundle, predictions: Callable[[Record], Predictions]) -> Iterator[Problem]:
-    """Hold a bundle against the full predictions it was made from: digest, and every metric recomputed."""
+    """Check a bundle against the full predictions of its run: digest, and every metric recomputed."""
     for record in bundle.records:
         file = f"predictions/{record.key}.npz"
         try:
@@ -273,12 +275,13 @@ def check_predictions(bundle: Bundle, predictions: Callable[[Record], Prediction
 
 
 def check_bundle(bundle: Bundle, checker: Checker) -> Iterator[tuple[str | None, str]]:
-    """Everything that keeps a bundle from being published, as (record key, sentence that ends with what to do).
+    """Return all that keeps a bundle from being published, as (record key, sentence that ends with what to do).
 
-    Strings must be plain text; keys those that follow from the records; records comparable and none failed or limited;
-    the method known, with just the access it has; data, labels, images and weights the known ones; every corruption of
-    the shift there for every method, part, severity and seed; accuracy the mean of the bits, and other metrics possible
-    beside it; clean accuracy plausible; the code a clean commit or a release.
+    Strings must be plain text; keys must follow from the records; records must be comparable, and none failed or
+    limited; the method must be known, with exactly its access; data, labels, images and weights must be the known ones;
+    every corruption of the shift must be present for every method, part, severity and seed; accuracy must be the mean
+    of the bits, and other metrics possible beside it; clean accuracy must be plausible; the code must be a clean commit
+    or a release.
     """
     for place, text in _strings(bundle):
         if reason := _unsafe(text):
@@ -403,7 +406,7 @@ def _number_problems(record: Record, bits: Bits) -> Iterator[str]:
     accuracy = float(bits.hits.mean())
     if not abs(accuracy - metrics.accuracy) <= TOLERANCE:
         yield f"{_place(record)} says accuracy {metrics.accuracy!r}, its bits give {accuracy!r}; bundle the run again"
-    # A wrong prediction has at least the probability of the label, so the label has at most one half.
+    # A wrong prediction is at least as probable as the label, so the label's probability is at most one half.
     if metrics.brier < 0.5 * (1 - accuracy) - 1e-3 or metrics.nll < float(np.log(2)) * (1 - accuracy) - 1e-3:
         yield f"{_place(record)} has a Brier score or NLL too good for its accuracy; run it again with --rerun"
     if record.cost is not None and record.cost.forwards < record.n - 0.5:
@@ -443,7 +446,7 @@ def _place(record: Record) -> str:
 
 
 def _cell(record: Record) -> tuple[object, ...]:
-    """What a published result is about: two with the same cell contradict or repeat each other."""
+    """Return the subject of a published result: two results with the same cell contradict or repeat each other."""
     return (
         *(record.shift, record.model, record.protocol, record.split, record.data.labels_per_class),
         *(record.method, record.part, record.corruption, record.severity, record.seed, record.batch_size),

@@ -1,4 +1,4 @@
-"""One board shown as Markdown, LaTeX, CSV, JSON or on a terminal, with the same numbers in all."""
+"""One board shown as Markdown, LaTeX, CSV, JSON or on a terminal, with the same numbers in all formats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Columns that a narrow terminal leaves out, in this order; the other renderers have them all.
 _OPTIONAL = ("memory MB", "backwards", "forgetting")
-# Columns that most boards have no value of; they stand only where one row has it.
+# Columns without values on most boards; shown only if one row has a value.
 _RARE = ("mCE", "rel. mCE")
 
 
@@ -29,8 +29,8 @@ _RARE = ("mCE", "rel. mCE")
 class Column:
     """One column of a board: how a cell is written, and the value it is sorted by, if that is a number.
 
-    `better` is +1 where more is better, -1 where less is, and 0 where no value is the best. `shared` says that the
-    caption tells the value where all rows have the same.
+    `better` is +1 if more is better, -1 if less is, and 0 if no value is the best. `shared` says that the caption gives
+    the value if it is the same in all rows.
     """
 
     title: str
@@ -42,30 +42,30 @@ class Column:
 
 
 def to_markdown(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
-    """A Markdown table under a line that says what is compared; accuracies in percent, `63.1 [61.0, 65.2]`.
+    """Return a Markdown table under a line that says what is compared; accuracies in percent, `63.1 [61.0, 65.2]`.
 
-    `columns` are titles of `columns_of`, in the wanted order; without them all that any row has a value of. So in
-    `to_latex` and `to_terminal`.
+    `columns` are titles of `columns_of`, in the wanted order; by default all columns with a value in some row. The same
+    holds for `to_latex` and `to_terminal`.
     """
     return grid.to_markdown(_grid(board, per_corruption, columns))
 
 
 def to_latex(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
-    """A table for a paper (needs the package booktabs): the best main row of each track in bold, all text escaped."""
+    """Return a table for a paper (needs the package booktabs): best main row of each track in bold, text escaped."""
     return grid.to_latex(_grid(board, per_corruption, columns))
 
 
 def to_terminal(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> RenderableType:
-    """The same numbers as in Markdown, as a renderable for rich, with a gap between tracks.
+    """Return the numbers of the Markdown table as a renderable for rich, with a gap between tracks.
 
-    What the caption says for all rows alike (seeds, n, batch) and columns without any value are left out, and access
-    stands below the table. A narrow terminal also lacks memory, backwards and forgetting; names fold, numbers never do.
+    Values that the caption gives for all rows (seeds, n, batch) and columns without any value are left out, and access
+    is below the table. A narrow terminal also lacks memory, backwards and forgetting; names fold, numbers never do.
     """
     return grid.to_terminal(_grid(board, per_corruption, columns))
 
 
 def arranged(board: Board, title: str) -> Board:
-    """The board with its rows sorted by a column of `columns_of`, best or smallest first, within their tracks still.
+    """Return the board with rows sorted by a column of `columns_of`, best or smallest first, within their tracks.
 
     Rows without a value come last. Raises KeyError if there is no such column.
     """
@@ -105,7 +105,7 @@ def _grid(board: Board, per_corruption: bool, chosen: Sequence[str]) -> Grid:
 
 
 def telling(board: Board, columns: list[Column]) -> list[Column]:
-    """The columns without those that hold no value at all, or one that all rows share and the caption tells."""
+    """Return the columns that have a value, without those that the caption gives for all rows."""
     texts = [{column.cell(row) for row in board.rows} for column in columns]
     return [
         c for c, found in zip(columns, texts, strict=True) if found != {ABSENT} and not (c.shared and len(found) == 1)
@@ -113,7 +113,7 @@ def telling(board: Board, columns: list[Column]) -> list[Column]:
 
 
 def best_cells(board: Board, columns: list[Column]) -> frozenset[tuple[int, int]]:
-    """Places (row, column) of the best values among the main rows of each track; what is written alike is as good."""
+    """Return cells (row, column) of the best values among the main rows of each track; equal texts are equally good."""
     best: set[tuple[int, int]] = set()
     for track in {row.track for row in board.rows}:
         rows = [(i, row) for i, row in enumerate(board.rows) if row.track == track and row.main and not row.incomplete]
@@ -133,7 +133,7 @@ def _access_lines(board: Board) -> list[str]:
 
 
 def to_csv(board: Board, *, per_corruption: bool = False) -> str:
-    """One line a row with every number in full precision, accuracies as fractions; an empty cell is no number."""
+    """Return one line for each row with all numbers in full precision, accuracies as fractions; empty if missing."""
     rows = [_flat(board, row, per_corruption) for row in board.rows]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
@@ -143,14 +143,14 @@ def to_csv(board: Board, *, per_corruption: bool = False) -> str:
 
 
 def to_json(board: Board) -> str:
-    """The whole board in full precision: its fields, and its rows with all of theirs. An absent number is null."""
+    """Return the whole board in full precision: its fields, and its rows with all theirs. A missing number is null."""
     content = {field.name: getattr(board, field.name) for field in dataclasses.fields(board)}
     content["rows"] = [_plain(row) for row in board.rows]
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
 
 
 def caption(board: Board) -> str:
-    """What all rows have in common, in one line."""
+    """Return what all rows have in common, in one line."""
     severities = ", ".join(f"{severity:g}" for severity in board.severities)
     words = [
         board.shift,
@@ -172,7 +172,7 @@ def caption(board: Board) -> str:
 
 
 def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
-    """The columns of a board in order, with one for each corruption on demand."""
+    """Return the columns of a board in order, with one for each corruption on demand."""
     by_corruption = [
         Column(
             name,
@@ -273,7 +273,7 @@ def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
 
 
 def access_words(access: Access) -> str:
-    """What a method sees and does, in a few words: test data, source data if any, state, and what gradients change."""
+    """Return what a method sees and does in a few words: test data, source data if any, state, trained parameters."""
     source = [] if access.source == "none" else [f"{access.source} source"]
     backprop = [] if access.backprop == "none" else [f"{access.backprop} backprop"]
     return ", ".join(["no test data" if access.test == "none" else access.test, *source, access.state, *backprop])
@@ -299,7 +299,7 @@ def _value_of_corruption(name: str) -> Callable[[BoardRow], float | None]:
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction in percent with one decimal, as every renderer writes it."""
+    """Return a fraction in percent with one decimal, as every renderer writes it."""
     # A small loss must not be written as minus zero.
     return ABSENT if fraction is None else f"{100 * fraction:.1f}".replace("-0.0", "0.0")
 
@@ -313,7 +313,7 @@ def _count(number: int | None, noun: str) -> str:
 
 
 def notes_of(board: Board) -> list[str]:
-    """Where different versions of code made the numbers, and what failed or is missing in each incomplete row."""
+    """Return notes on different versions of code, and on what failed or is missing in each incomplete row."""
     return [
         *board.versions,
         *(f"{row.name}: {' '.join(row.incomplete.split())}" for row in board.rows if row.incomplete),

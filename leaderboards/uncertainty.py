@@ -1,7 +1,7 @@
-"""How sure a number is: intervals and paired comparisons that resample images jointly over all conditions.
+"""Uncertainty of numbers: intervals and paired comparisons that resample images jointly over all conditions.
 
-One image appears in every condition of a shift, and every method sees the same images, so the image is what is drawn
-again, with all its outcomes; resampling conditions separately would claim a precision that is not there.
+One image appears in every condition of a shift, and every method sees the same images, so an image is resampled with
+all its outcomes; resampling conditions separately would overstate the precision.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Difference:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Outcomes:
-    """One condition under one seed: image ids (int64 [n]) and whether each was classified right (bool [n])."""
+    """One condition under one seed: image ids (int64 [n]) and whether each was classified correctly (bool [n])."""
 
     ids: NDArray[np.int64]
     hits: NDArray[np.bool_]
@@ -45,11 +45,11 @@ class Outcomes:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ImageScores:
-    """What each image adds to an accuracy: ascending ids [m], values [m] whose mean is the accuracy, and the
-    accuracy of every seed [s].
+    """The contribution of each image to an accuracy: ascending ids [m], values [m] whose mean is the accuracy.
 
-    `noise` [s, m] is what neither the image nor the seed explains: its rows and columns have mean zero. It is None
-    with one or two seeds, which are too few to tell it from the spread of the seeds.
+    `by_seed` holds the accuracy of every seed [s]. `noise` [s, m] is what neither the image nor the seed explains: its
+    rows and columns have mean zero. It is None with one or two seeds, which are too few to separate it from the spread
+    of the seeds.
     """
 
     ids: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Recompute every published number of a results folder from its stored predictions, trusting nothing."""
+"""Recompute every published number of a results folder from its stored predictions, without trusting the records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that does not hold: the record's key where known, the file (relative to the folder) and the reason."""
+    """A violated rule: the record's key where known, the file (relative to the folder) and the reason."""
 
     key: str | None
     file: str
@@ -94,7 +94,7 @@ def verify(folder: Path | str, labels_of: LabelsOf = lambda _: None) -> Report:
 
 
 def wrong_key(record: Record) -> Iterator[str]:
-    """Sentences that say why a record is not what its key names."""
+    """Return sentences on how a record contradicts its key."""
     if not record.components:
         yield "was written before keys could be checked; run the trial again with this version"
     elif key_of_record(record) != record.key:
@@ -173,7 +173,7 @@ def _wrong_labels(
     known: dict[object, tuple[str, NDArray[np.int64], NDArray[np.int64]]],
     expected: str | None,
 ) -> Iterator[str]:
-    """Labels are the same under every condition and for every method, so other ones show against the rest."""
+    """Labels are the same under every condition and for every method, so deviating labels are found by comparison."""
     ids, first = np.unique(predictions.id, return_index=True)
     labels = predictions.label[first]
     if np.any(labels[np.searchsorted(ids, predictions.id)] != predictions.label):
@@ -196,7 +196,7 @@ def _wrong_labels(
 def _wrong_images(
     record: Record, predictions: Predictions, known: dict[object, tuple[str, NDArray[np.int64]]]
 ) -> Iterator[str]:
-    """A stream depends on the protocol and the seed, not on the method: lost or repeated images show against others."""
+    """A stream depends on protocol and seed, not on the method, so lost or repeated images are found by comparison."""
     place = (record.shift, record.corruption, record.severity, record.data.digest)
     stream = (place, record.protocol, record.split, record.seed, record.limit)
     ids = np.sort(predictions.id)
@@ -206,9 +206,9 @@ def _wrong_images(
 
 
 def _copied(record: Record, predictions: Predictions, known: dict[str, Record]) -> Iterator[str]:
-    """Different pixels never give the same probabilities, so a file that stands for two conditions was copied.
+    """Different pixels never give the same probabilities, so a file used for two conditions was copied.
 
-    Two methods may predict alike, for example where one of them finds nothing to adapt.
+    Two methods may predict alike, for example if one of them finds nothing to adapt.
     """
     order = np.argsort(predictions.id, kind="stable")
     content = hashlib.sha256(predictions.id[order].tobytes() + predictions.confidence[order].tobytes()).hexdigest()

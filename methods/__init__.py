@@ -1,4 +1,4 @@
-"""The table of methods, readable without torch: one row a method, one method a file."""
+"""The table of methods, readable without torch: one row for each method, one method for each file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The two kinds of method and the values they exchange with whoever runs them.
+"""The two kinds of method, recipes and adapters, and the values that they exchange with their callers.
 
-A *recipe* makes a classifier before the stream starts; it says how as a graph of jobs, which the caller runs and
-caches.
-An *adapter* changes a classifier while the stream runs, batch by batch. Neither ever receives test labels or image ids.
+A *recipe* makes a classifier before the stream starts: it returns a graph of jobs, which the caller runs and caches.
+An *adapter* changes a classifier during the stream, batch by batch. Neither ever receives test labels or image ids.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from methods.table import Access
 
 
 class Images(Protocol):
-    """Pixels uint8 [n, 3, h, w], in memory (a tensor) or made when rows are read."""
+    """Pixels uint8 [n, 3, h, w]: a tensor in memory, or an object that makes rows when they are read."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -37,7 +36,7 @@ class Images(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where row numbers must be and where rows come out."""
+        """The device on which row indices must lie and on which rows are returned."""
 
     def __len__(self) -> int: ...
 
@@ -48,8 +47,8 @@ class Images(Protocol):
 class Unlabelled:
     """Images without labels: uint8 [n, 3, h, w], in an order that says nothing about classes.
 
-    `images` is a tensor or anything that gives rows of one. `digest` identifies the content. There is no attribute
-    through which a label or an id could be reached.
+    `images` is a tensor or an object whose rows are read as tensors. `digest` identifies the content. No attribute
+    gives access to a label or an id.
     """
 
     images: Images
@@ -84,7 +83,7 @@ class Labelled(Unlabelled):
         return Unlabelled(self.images, f"unlabelled:{self.digest}")
 
     def split(self, fraction: float) -> tuple[Labelled, Labelled]:
-        """(rest, held out): the last images of every class held out, `fraction` of them but at least one.
+        """Return (rest, held out): of each class, the last `fraction` of its images, at least one, is held out.
 
         Raises ValueError unless fraction is in (0, 1) and each class that is present has two images.
         """
@@ -107,17 +106,17 @@ class Labelled(Unlabelled):
 
 
 class Options:
-    """Options that say which of them is wrong."""
+    """Base class of options, with a check that names the option at fault."""
 
     def check(self, holds: bool, option: str, wanted: str) -> None:
-        """Raises ValueError with a sentence naming the method and option, what it must be and what it is."""
+        """Raise ValueError unless `holds`; the message names the method, the option, what it must be and its value."""
         if not holds:
             method = type(self).__qualname__.partition(".")[0].lower()
             raise ValueError(f"{method}.{option} must be {wanted}, not {getattr(self, option)!r}")
 
 
 class Chosen:
-    """Some rows of images that are made when read, and read when asked for."""
+    """Selected rows of images that are made on access; no row is read before it is indexed."""
 
     dtype = torch.uint8
     ndim = 4
@@ -136,7 +135,7 @@ class Chosen:
 
 
 class SourceBatch(NamedTuple):
-    """Clean source images, float [n, 3, h, w] in [0, 1], and their labels (int64 [n]) only for who declared them."""
+    """Clean source images, float [n, 3, h, w] in [0, 1], with labels (int64 [n]) only if the method declares them."""
 
     images: Tensor
     labels: Tensor | None = None
@@ -144,10 +143,10 @@ class SourceBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Batches of clean source images in one fixed random order, read when asked for; an adapter may keep it on self.
+    """Batches of clean source images in one fixed random order, read on access; an adapter may keep it on self.
 
-    Iterating gives each batch once; `source[i]` gives the i-th again, so a method that replays source images along the
-    stream keeps a counter, which is saved and reset with it.
+    Iteration yields each batch once. `source[i]` reads the i-th batch again, so a method that replays source images
+    during the stream keeps a counter, which is saved and reset with the method.
     """
 
     read: Callable[[int], SourceBatch]
@@ -166,24 +165,24 @@ class Source:
 
 
 class Checkpointer(Protocol):
-    """Where a long training keeps what it needs to go on after it was killed; states are tensors and plain values."""
+    """Storage for the state from which a killed training resumes; states are tensors and plain values."""
 
     def load(self) -> dict[str, Any] | None:
-        """The last state that was saved, None for a training that starts."""
+        """Return the state saved last, or None for a new training."""
 
     def due(self) -> bool:
-        """Whether it is time to save."""
+        """Return whether it is time to save."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep this state instead of the last one."""
+        """Store this state in place of the last one."""
 
     def finished(self, losses: Tensor) -> None:
-        """Take the losses of all steps, float32 [steps]."""
+        """Store the losses of all steps, float32 [steps]."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job takes, known before it runs: floating-point operations, and the optimiser steps they are spent in."""
+    """The cost of a job, known before it runs: floating-point operations and the optimiser steps that use them."""
 
     flops: float
     steps: int = 0
@@ -196,15 +195,15 @@ JobFunction = Callable[..., Weights]
 class Job:
     """One step of a recipe: `function(inputs, data, config, generator) -> Weights`.
 
-    A `resumable` function also takes `keep: Checkpointer | None`. It continues from the state that was kept and then
-    gives bit-identical weights to an uninterrupted run. A `shared` function also takes
-    `parallel: methods.data_parallel.DataParallelGroup`. Called in each process of the group with otherwise equal
-    arguments, it gives the same weights in each; they equal those of a single process up to rounding.
+    A `resumable` function also takes `keep: Checkpointer | None`. It resumes from the saved state and returns weights
+    that are bit-identical to those of an uninterrupted run. A `shared` function also takes `parallel:
+    methods.data_parallel.DataParallelGroup`. Every process of the group calls it with otherwise equal arguments and
+    gets the same weights, which equal those of a single process up to rounding.
 
-    A job is a pure function of what it names, so whoever runs it may cache its result by content, run it in another
-    process, or share it between recipes. `function` is a module-level function; `config` a frozen dataclass of plain
-    values (or None); `data` is Unlabelled (shifted or clean), Labelled (clean only) or None; `inputs` are weights or
-    jobs that give them. `label` and `work` are for people and do not change the result.
+    A job is a pure function of its fields, so a caller may cache its result by content, run it in another process, or
+    share it between recipes. `function` is a module-level function; `config` a frozen dataclass of plain values (or
+    None); `data` is Unlabelled (shifted or clean), Labelled (clean only) or None; `inputs` are weights or jobs that
+    make them. `label` and `work` are for display and do not change the result.
     """
 
     function: JobFunction
@@ -218,7 +217,7 @@ class Job:
 
 
 class Recipe(ABC):
-    """Makes a classifier offline from a stock, labelled clean images and, if it declares so, a pool of shifted images.
+    """Makes a classifier offline from a stock, labelled clean images and, if declared, a pool of shifted images.
 
     Subclasses set `access` and, if they have options, a frozen dataclass `Config` whose fields all have defaults.
     """
@@ -227,7 +226,7 @@ class Recipe(ABC):
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying for each option, for tuning on held-out images."""
     pool: ClassVar[Literal["none", "clean", "shifted"]] = "none"
-    """The unlabelled images it trains on: clean ones of the source, or shifted ones (then `access.test` is "pool")."""
+    """The unlabelled images it trains on: clean source images, or shifted images (then `access.test` is "pool")."""
 
     @dataclass(frozen=True)
     class Config:
@@ -238,11 +237,11 @@ class Recipe(ABC):
 
     @abstractmethod
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        """The jobs that give each part of the result, by part name.
+        """Return the jobs that make each part of the result, by part name.
 
-        The first entry is the method's own row; further entries are parts a reader needs beside it (single
-        ingredients). `pool` holds the images that the class's `pool` names, None for "none". An entry "connectivity" is
-        a report on the first one and no part. A recipe whose options have a `select_on` also takes `val`: clean
+        The first entry is the method's own row; further entries are parts reported beside it (single ingredients).
+        `pool` holds the images that the class attribute `pool` names, None for "none". An entry "connectivity" is a
+        report on the first entry, not a part. A recipe whose options include `select_on` also takes `val`: clean
         labelled test images that are not scored, or None.
         """
 
@@ -250,11 +249,11 @@ class Recipe(ABC):
 class Adapter(ABC):
     """Changes a classifier online, batch by batch; the base class of every test-time method.
 
-    A subclass implements `configure` (choose parameters, build optimisers) and `predict`. All it keeps on `self` is its
-    state: modules, optimisers, generators, tensors, numbers, strings, None, and lists, tuples or dicts of them are
-    saved by `state_dict` and put back by `reset`, without further code; of a module all that it holds (see
-    `methods.state`), also what its own forward pass changes. `self.model` is a private copy of the
-    classifier in eval mode, `self.config` the options and `self.generator` the only source of randomness.
+    A subclass implements `configure` (choose parameters, build optimisers) and `predict`. Everything it keeps on `self`
+    is its state. `state_dict` saves and `reset` restores modules, optimisers, generators, tensors, numbers, strings,
+    None, and lists, tuples or dicts of them, without further code; for a module, all that it holds (see
+    `methods.state`), including what its own forward pass changes. `self.model` is a private copy of the classifier in
+    eval mode, `self.config` the options and `self.generator` the only source of randomness.
     """
 
     access: ClassVar[Access]
@@ -263,13 +262,14 @@ class Adapter(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Published options by "DATA-NORM", as in {"cifar-bn": {"lr": 1e-3}}; a literal, so that it can be read as text.
 
-    DATA is imagenet or cifar, NORM is bn, ln or gn (see `norms.norm_family`). They go over the defaults of Config and
-    under what was tuned or asked for. A rate is for batches of 64; on ln and gn it is scaled with the batch size.
+    DATA is imagenet or cifar, NORM is bn, ln or gn (see `norms.norm_family`). They override the defaults of Config;
+    tuned and requested options override them. A rate is for batches of 64; on ln and gn it is scaled with the batch
+    size.
     """
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "none"
-    """What the tests hold it against: outputs of the official code, an independent restatement, or (plug-ins) none."""
+    """The reference of its tests: outputs of the official code, an independent restatement, or none (plug-ins)."""
     checked_with: ClassVar[Mapping[str, Any]] = {}
-    """Options that the conformance suite tries it with, over the defaults: little work that moves much."""
+    """Options that override the defaults in the conformance suite: little computation, large changes."""
 
     @dataclass(frozen=True)
     class Config:
@@ -277,9 +277,9 @@ class Adapter(ABC):
 
     @classmethod
     def supports(cls, model: nn.Module, config: Any = None, source: Source | None = None) -> tuple[bool, str]:
-        """Whether it can work on a model with these options, and why not; it gets ready on a copy to find out.
+        """Return whether it works on a model with these options, and why not; prepares on a copy to find out.
 
-        `source` as for `prepare`: where `access.source` is not "none", none is refused.
+        `source` as for `prepare`: None is refused if `access.source` is not "none".
         """
         try:
             cls(model, config).prepare(source)
@@ -294,13 +294,13 @@ class Adapter(ABC):
         self._initial: dict[str, Any] | None = None
 
     def prepare(self, source: Source | None = None) -> None:
-        """Get ready for the stream: `configure`, then remember the state that `reset` returns to.
+        """Prepare for the stream: call `configure`, then store the state that `reset` restores.
 
-        `source` is None unless `access.source` names it; labels come with it only if that is "labelled".
-        Raises RuntimeError when called again: a method that is online is not prepared anew.
+        `source` is None unless `access.source` names it; it has labels only if that is "labelled". Raises RuntimeError
+        when called again: use `reset` or a new adapter.
         """
         if self._initial is not None:
-            raise RuntimeError("prepare() was called before; use reset() to start again or build a new adapter")
+            raise RuntimeError("prepare() was already called; use reset() to start again or build a new adapter")
         self.configure(source)
         self._initial = self.state_dict()
 
@@ -309,20 +309,20 @@ class Adapter(ABC):
 
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
-        """Adapt on a batch (float [n, 3, h, w] in [0, 1]); gives log-probabilities up to a constant, [n, classes]."""
+        """Adapt on a batch (float [n, 3, h, w] in [0, 1]); return log-probabilities up to a constant, [n, classes]."""
 
     def reset(self) -> None:
-        """Return to the state after `prepare`: parameters, buffers, optimisers, memories, counters and generators."""
+        """Restore the state after `prepare`: parameters, buffers, optimisers, memories, counters and generators."""
         if self._initial is None:
             raise RuntimeError("call prepare() before reset()")
         self.load_state_dict(self._initial)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that distinguishes this adapter from one just built, in plain values and copies of tensors."""
+        """Return all that distinguishes this adapter from a new one, as plain values and copies of tensors."""
         return self._saved(copied=True)
 
     def changed(self) -> bool:
-        """Whether anything that it keeps differs from what it was after `prepare`."""
+        """Return whether any state differs from the state after `prepare`."""
         return not same(self._saved(copied=False), self._initial)
 
     def _saved(self, *, copied: bool) -> dict[str, Any]:
@@ -332,7 +332,7 @@ class Adapter(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`; tensors are copied, so one state can be loaded many times.
 
-        What this adapter has come to keep since, and the state does not know, is forgotten.
+        Attributes that the state does not contain are deleted.
         """
         for name in vars(self).keys() - state.keys() - {"config", "_initial"}:
             delattr(self, name)
@@ -367,7 +367,7 @@ def _save(name: str, value: Any, copied: bool) -> Any:
 
 
 def _load(current: Any, saved: Any) -> Any:
-    """What the attribute becomes: objects take the saved state in place, at any depth; values become copies."""
+    """Return the restored attribute: objects load the saved state in place, at any depth; values become copies."""
     match current:
         case nn.Module():
             load_module(current, saved)

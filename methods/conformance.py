@@ -1,7 +1,7 @@
-"""What every adapter must do, whatever it computes: the suite that our tests and `bench check method` share.
+"""The rules that every adapter must follow: the suite that the tests and `bench check method` share.
 
-A check is a function of a `Case` that raises `Broken`, or any other exception, where its rule is broken. Its docstring
-is the rule.
+A check is a function of a `Case` that raises `Broken`, or any other exception, if its rule is broken. Its docstring
+states the rule.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ BATCHES, SIZE = 3, 4
 
 
 class Broken(Exception):
-    """A rule that an adapter breaks, in one sentence that says what to do."""
+    """Raised where an adapter breaks a rule; the message is one sentence that says what to do."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found on one model: the rule held, it was broken, or the adapter refuses the model in words."""
+    """The result of one check on one model: passed, failed, or refused with a reason."""
 
     check: str
     model: str
@@ -53,7 +53,7 @@ class Case:
         return example_images(BATCHES, SIZE)
 
     def build(self, model: nn.Module | None = None, seed: int = 0) -> Adapter:
-        """An adapter that is ready for the stream. Source images come only as the class declares them."""
+        """Build an adapter that is ready for the stream. It gets source images only as its class declares them."""
         given = example_model(self.model) if model is None else model
         adapter = self.adapter(given, self.config, torch.Generator().manual_seed(seed))
         adapter.prepare(_source(self.adapter, next(given.parameters()).device))
@@ -61,7 +61,7 @@ class Case:
 
     @cached_property
     def answers(self) -> Tensor:
-        """What a fresh adapter answers along the stream."""
+        """The predictions of a fresh adapter along the stream."""
         return play(self.build(), self.stream)
 
 
@@ -75,7 +75,7 @@ def _source(adapter: type[Adapter], device: torch.device) -> Source | None:
 
 
 def play(adapter: Adapter, batches: Sequence[Tensor] | Tensor) -> Tensor:
-    """The answers to batches one after the other, [images, classes]. Raises Broken for an answer of another shape."""
+    """Return the predictions for consecutive batches, [images, classes]. Raises Broken for a wrong shape."""
     rows = []
     for batch in batches:
         answer = adapter.predict(batch)
@@ -93,7 +93,7 @@ def _require(holds: bool, sentence: str) -> None:
 
 def _require_same(found: Tensor, expected: Tensor, sentence: str) -> None:
     if not torch.equal(found, expected):
-        raise Broken(f"{sentence} (answers differ by up to {float((found - expected).abs().max()):.3g})")
+        raise Broken(f"{sentence} (predictions differ by up to {float((found - expected).abs().max()):.3g})")
 
 
 def _finite_state(adapter: Adapter) -> bool:
@@ -101,17 +101,20 @@ def _finite_state(adapter: Adapter) -> bool:
 
 
 def answers_every_image(case: Case) -> None:
-    """Gives a finite row of scores for each image, without history, and leaves the batch as it was."""
+    """Returns a finite row of scores for each image, without autograd history, and leaves the batch unchanged."""
     stream = case.stream
     before = stream.clone()
     answers = play(case.build(), stream)
-    _require(bool(torch.isfinite(answers).all()), "scores are not finite on ordinary images; find out where they start")
-    _require(not answers.requires_grad, "scores carry the graph with them; return logits.detach()")
+    _require(
+        bool(torch.isfinite(answers).all()),
+        "scores are not finite on ordinary images; find where the first such value appears",
+    )
+    _require(not answers.requires_grad, "scores carry an autograd graph; return logits.detach()")
     _require(torch.equal(stream, before), "predict changed the images it was given; work on a copy")
 
 
 def takes_single_images(case: Case) -> None:
-    """Answers batches of one image, and a last batch of one."""
+    """Predicts batches of one image, also as the last batch."""
     images = case.stream.flatten(0, 1)
     for parts in (list(torch.split(images, 1)), [images[:4], images[4:7], images[7:8]]):
         adapter = case.build()
@@ -120,31 +123,35 @@ def takes_single_images(case: Case) -> None:
 
 
 def reset_replays(case: Case) -> None:
-    """After reset() the same stream gives the same answers to the bit, also a second time."""
+    """After reset() the same stream gives bit-identical predictions, also a second time."""
     adapter = case.build()
     first = play(adapter, case.stream)
     for _ in range(2):
         adapter.reset()
         again = play(adapter, case.stream)
-        _require_same(again, first, "reset() does not bring everything back; keep all that changes on self")
+        _require_same(again, first, "reset() does not restore everything; keep all state on self")
 
 
 def reset_recovers_from_an_error(case: Case) -> None:
-    """After an error in the middle of a batch, reset() brings everything back."""
+    """After an error in the middle of a batch, reset() restores everything."""
     adapter = case.build()
     play(adapter, case.stream[:2])
     broken = torch.rand(2, 5, SIDE, SIDE)
     try:
         adapter.predict(broken)
-    except Exception:  # noqa: BLE001 - whatever the model says about five channels
+    except Exception:  # noqa: BLE001 - any error about five channels will do
         adapter.reset()
     else:
-        raise Broken("images of five channels gave an answer; let the error of the model through")
-    _require_same(play(adapter, case.stream), case.answers, "reset() after an error leaves something behind")
+        raise Broken("images with five channels gave a prediction; let the error of the model propagate")
+    _require_same(
+        play(adapter, case.stream),
+        case.answers,
+        "reset() after an error does not restore everything; keep all state on self",
+    )
 
 
 def resumes_from_a_file(case: Case) -> None:
-    """A state saved in the middle of a stream lets another process go on with the same answers to the bit."""
+    """From a state saved mid-stream, another process continues with bit-identical predictions."""
     adapter = case.build()
     play(adapter, case.stream[:2])
     file = io.BytesIO()
@@ -154,13 +161,11 @@ def resumes_from_a_file(case: Case) -> None:
     play(other, case.stream[2:])
     other.load_state_dict(torch.load(file, weights_only=True))
     found = play(other, case.stream[2:])
-    _require_same(
-        found, case.answers[2 * SIZE :], "a resumed stream goes on differently; keep all that changes on self"
-    )
+    _require_same(found, case.answers[2 * SIZE :], "a resumed stream gives other predictions; keep all state on self")
 
 
 def leaves_the_callers_model_alone(case: Case) -> None:
-    """The model that it was given keeps its values, modes, flags and hooks."""
+    """The caller's model keeps its values, modes, flags and hooks."""
     model = example_model(case.model).train()
     for number, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(number % 2 == 0)
@@ -191,12 +196,12 @@ def ignores_modes_and_outer_no_grad(case: Case) -> None:
             model.train(number % 2 == 0)
             rows.append(adapter.predict(batch))
         _require(not torch.is_grad_enabled(), "predict leaves gradients switched on; use `with torch.enable_grad():`")
-    sentence = "answers change under torch.no_grad(); adapt inside `with torch.enable_grad():`"
+    sentence = "predictions change under torch.no_grad(); adapt inside `with torch.enable_grad():`"
     _require_same(torch.cat(rows), case.answers, sentence)
 
 
 def uses_its_own_generator_alone(case: Case) -> None:
-    """Two runs with one seed agree, whatever global random numbers are; and it draws none of these."""
+    """Two runs with one seed agree, whatever the global random state, and draw no global random numbers."""
     adapter = case.build()
     with _other_randomness():
         before = _global_randomness()
@@ -209,8 +214,8 @@ def uses_its_own_generator_alone(case: Case) -> None:
 
 @contextmanager
 def _other_randomness() -> Iterator[None]:
-    """Inside, all global generators are seeded; afterwards they are what they were."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 - put back below
+    """Seed all global generators differently inside the context and restore them afterwards."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 - restored below
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
         np.random.seed(123)  # noqa: NPY002
@@ -223,19 +228,19 @@ def _other_randomness() -> Iterator[None]:
 
 
 def _global_randomness() -> tuple[bytes, bytes, Any]:
-    state: Any = np.random.get_state()  # noqa: NPY002 - the state is looked at, not used
+    state: Any = np.random.get_state()  # noqa: NPY002 - the state is only compared
     return torch.get_rng_state().numpy().tobytes(), state[1].tobytes(), random.getstate()
 
 
 def lives_beside_another(case: Case) -> None:
-    """Two adapters of one class, batch by batch in turn, do not disturb each other."""
+    """Two adapters of one class do not affect each other when they predict batches in turn."""
     one, other = case.build(), case.build(seed=5)
     rows = []
     for batch in case.stream:
         rows.append(one.predict(batch))
         other.predict(batch.flip(0))
     _require_same(
-        torch.cat(rows), case.answers, "a second adapter changes the answers of the first; keep state on self"
+        torch.cat(rows), case.answers, "a second adapter changes the predictions of the first; keep state on self"
     )
 
 
@@ -259,33 +264,37 @@ def survives_half_precision(case: Case) -> None:
 
 
 def survives_identical_images(case: Case) -> None:
-    """Batches of the same image, of black and of white ones give finite scores and leave finite parameters."""
+    """Batches of one repeated, a black or a white image give finite scores and leave finite parameters."""
     adapter = case.build()
     same = case.stream[0, :1].expand(SIZE, -1, -1, -1)
     for batch in (same, torch.zeros_like(same), torch.ones_like(same), case.stream[1]):
         finite = bool(torch.isfinite(play(adapter, [batch])).all()) and _finite_state(adapter)
-        _require(finite, "images that are all alike give numbers that are not finite; guard divisions by their spread")
+        _require(finite, "identical images give numbers that are not finite; guard divisions by their spread")
 
 
 def shows_what_is_not_finite(case: Case) -> None:
-    """Images that are not numbers end in scores that are not, or in an error; reset() gets over it."""
+    """Images with NaN give scores that are not finite, or an error; reset() recovers."""
     adapter = case.build()
     play(adapter, case.stream[:1])
     try:
         answer = adapter.predict(torch.full_like(case.stream[0], torch.nan))
-    except Exception:  # noqa: BLE001 - an error is as good a sign
+    except Exception:  # noqa: BLE001 - an error is equally acceptable
         answer = torch.tensor(torch.nan)
-    sentence = "images that are not numbers give finite scores; let them through, so that the run can report them"
+    sentence = "images with NaN give finite scores; let NaN through, so that the run can report it"
     _require(not bool(torch.isfinite(answer).all()), sentence)
     adapter.reset()
-    _require_same(play(adapter, case.stream), case.answers, "reset() does not get over images that are not numbers")
+    _require_same(
+        play(adapter, case.stream),
+        case.answers,
+        "reset() does not recover from images with NaN; keep all state on self",
+    )
 
 
 def does_not_grow(case: Case) -> None:
-    """What it keeps stays the same size along a long stream, and keeps no graph of past batches."""
+    """The size of its state stays constant along a long stream, and it keeps no graph of past batches."""
     adapter = case.build()
     sizes, tensors = [], []
-    # What lives already does not count, and looking through it again and again would take most of the time.
+    # Existing objects do not count, and scanning them each time would take most of the time.
     gc.freeze()
     try:
         for _ in range(4):
@@ -297,11 +306,11 @@ def does_not_grow(case: Case) -> None:
             tensors.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
     finally:
         gc.unfreeze()
-    # A counter may take a digit more.
+    # A counter may grow by a digit.
     _require(
         max(sizes[2:]) <= max(sizes[:2]) + 64 and max(tensors[2:]) <= max(tensors[:2]) + 4,
-        f"what is kept grows along the stream ({sizes} bytes of state, {tensors} tensors); keep a bounded memory, "
-        "and name a small one in checked_with",
+        f"the state grows along the stream ({sizes} bytes of state, {tensors} tensors); keep a bounded memory, "
+        "and set a small one in checked_with",
     )
     for name, value in vars(adapter).items():
         for tensor in value if isinstance(value, list | tuple) else [value]:
@@ -333,10 +342,10 @@ def conform(
     models: Sequence[str] = EXAMPLES,
     checks: Sequence[Callable[[Case], None]] = CHECKS,
 ) -> Iterator[Finding]:
-    """Try an adapter class on example models; what each check found comes as soon as it is known.
+    """Run the checks on an adapter class with example models; yield each result as soon as it is known.
 
-    `config`: its options; by default those of `checked_with`. A ValueError from `prepare` is a refusal of that model
-    (as of one without normalisation layers); a class that refuses every model fails.
+    `config`: its options, by default those of `checked_with`. A ValueError from `prepare` means that it refuses the
+    model (for example, for lack of normalisation layers); a class that refuses every model fails.
     """
     problem = _problem(adapter)
     if problem is not None:
@@ -362,13 +371,13 @@ def _find(check: Callable[[Case], None], case: Case) -> Finding:
         check(case)
     except Broken as error:
         return Finding(check.__name__, case.model, "failed", str(error))
-    except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the other checks go on
+    except Exception as error:  # noqa: BLE001 - a plug-in may raise anything, and the other checks must run
         return Finding(check.__name__, case.model, "failed", f"{type(error).__name__}: {error}")
     return Finding(check.__name__, case.model, "passed")
 
 
 def _problem(adapter: type[Adapter]) -> str | None:
-    """What keeps a class from being tried at all."""
+    """Return why a class cannot be tested at all, or None."""
     config = cast(Any, adapter.Config)
     if not (is_dataclass(config) and cast(Any, config).__dataclass_params__.frozen):
         return "Config is not a frozen dataclass; write @dataclass(frozen=True) above it"

@@ -1,7 +1,8 @@
-"""One training shared by several processes, each with a share of every batch, so that together they do what one does.
+"""Data-parallel training: each process takes a share of every batch, and together they match a single process.
 
-Every process draws the random numbers of the whole batch and keeps those of its own images; a loss that compares images
-sees the representations of all; and gradients are averaged. What is left is rounding: sums are taken in another order.
+Every process draws the random numbers of the whole batch and keeps those of its own images. A loss that compares images
+sees the representations of all images, and gradients are averaged. Only rounding differs, because sums are taken in
+another order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataParallelGroup:
-    """The processes that share a training, through accelerate; without it, this process alone."""
+    """The processes that share a training, through accelerate; without an accelerator, this process alone."""
 
     accelerator: Accelerator | None = None
 
@@ -34,26 +35,26 @@ class DataParallelGroup:
         return 0 if self.accelerator is None else int(self.accelerator.process_index)
 
     def share(self, total: int, parts: int = 1) -> Share:
-        """What this process has of a batch of `total` images that is cut into equal parts: its rows of each part.
+        """Return this process's share of a batch of `total` images cut into equal parts: its rows of each part.
 
-        Raises ValueError where it cannot be cut.
+        Raises ValueError where the batch cannot be cut.
         """
         if total % parts:
             raise ValueError(uneven(total, parts))
         return Share(self, total // parts, parts)
 
     def spread(self, loss: Callable[[Any], Tensor], parameters: Iterable[nn.Parameter]) -> Callable[[Any], Tensor]:
-        """The loss, after whose backward pass every process has the mean of the gradients of all of them."""
+        """Wrap a loss so that after its backward pass every process holds the mean gradient of all processes."""
         if self.accelerator is None:
             return loss
         return cast(Callable[[Any], Tensor], self.accelerator.prepare_model(_Spread(loss, parameters)))
 
     def held_back(self, loss: Callable[[Any], Tensor]) -> contextlib.AbstractContextManager[Any]:
-        """While it lasts, gradients of a `spread` loss pile up in each process and are averaged by the next one."""
+        """Return a context in which gradients of a `spread` loss accumulate locally, without averaging."""
         return contextlib.nullcontext() if self.accelerator is None else self.accelerator.no_sync(loss)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over the processes of a number that each has its own of."""
+        """Return the mean over the processes of a value that differs between them."""
         return value if self.accelerator is None else cast(Tensor, self.accelerator.reduce(value, "mean"))
 
 
@@ -62,10 +63,10 @@ ALONE = DataParallelGroup()
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of a batch that one process of a team works on: of each of `parts` parts, a run of its `total` rows.
+    """The rows of a batch that one process of a group handles: of each of `parts` parts, a run of its `total` rows.
 
-    Counts of two processes differ by one at most. A part with fewer rows than there are processes is not shared: all
-    of them work on all of it.
+    Counts of two processes differ by at most one. A part with fewer rows than there are processes is not divided: every
+    process handles all of it.
     """
 
     parallel: DataParallelGroup = ALONE
@@ -78,16 +79,16 @@ class Share:
 
     @property
     def counts(self) -> list[int]:
-        """Rows of a part that each process has."""
+        """Rows of a part in each process."""
         size = self.parallel.size
         return [(self.total + size - 1 - rank) // size for rank in range(size)]
 
     def whole(self, own: int) -> int:
-        """How many rows the batch has, given how many of them are here."""
+        """Return the rows of the whole batch, given the rows in this process."""
         return own if self.undivided else self.total * self.parts
 
     def own(self, rows: Tensor, dim: int = 0) -> Tensor:
-        """What is here of something that is known for the whole batch along `dim`."""
+        """Return this process's rows of a tensor that covers the whole batch along `dim`."""
         if self.undivided:
             return rows
         counts, rank = self.counts, self.parallel.rank
@@ -95,10 +96,10 @@ class Share:
         return torch.cat([part.narrow(dim, sum(counts[:rank]), counts[rank]) for part in parts], dim)
 
     def everyone(self, own: Tensor, views: int = 1) -> Tensor:
-        """The rows of all processes in the order of a part, as one process would have them, with their gradient.
+        """Gather the rows of all processes in the order of a part, as a single process would have them, with gradients.
 
-        own: [views * rows here, ...], view after view. The loss must be a function of the whole result, the same on
-        every process; its gradient reaches what was computed here, before and after this call, once.
+        own: [views * rows in this process, ...], view after view. The loss must be a function of the whole result and
+        the same on every process; its gradient reaches what this process computed, before and after this call, once.
         """
         if self.undivided:
             return own
@@ -110,19 +111,19 @@ class Share:
         return rows.transpose(0, 1).flatten(0, 1)
 
     def weighed(self, loss: Tensor) -> Tensor:
-        """A mean over the rows here, weighed so that the mean over processes is the mean over all rows of the part."""
+        """Scale a mean over local rows so that the mean over processes is the mean over all rows of the part."""
         if self.undivided or self.total % self.parallel.size == 0:
             return loss
         return loss * (self.counts[self.parallel.rank] * self.parallel.size / self.total)
 
 
 def uneven(total: int, parts: int) -> str:
-    """Why a batch cannot be cut, and what to do."""
+    """Return the message for a batch that cannot be cut into equal parts."""
     return f"a batch of {total} images cannot be cut into {parts} equal parts; choose another accumulate"
 
 
 class _Spread(nn.Module):
-    """A loss as a module that owns the parameters it trains, as torch wants it to average their gradients."""
+    """A loss as a module that owns its trained parameters, as torch requires to average their gradients."""
 
     def __init__(self, loss: Callable[[Any], Tensor], parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
@@ -136,8 +137,8 @@ class _Spread(nn.Module):
 class _Gathered(torch.autograd.Function):
     """The rows of all processes, [size * n, ...], process after process.
 
-    Every process takes the same loss of them and gradients are averaged afterwards, so each sends the gradient of its
-    own rows back as often as there are processes: parameters used before and after the gathering then count once.
+    Every process computes the same loss from them and gradients are averaged afterwards, so backward scales the
+    gradient of the own rows by the number of processes: parameters used before and after gathering then count once.
     """
 
     @staticmethod

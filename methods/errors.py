@@ -1,7 +1,7 @@
-"""What methods raise."""
+"""Errors that methods raise."""
 
 from __future__ import annotations
 
 
 class Unsupported(ValueError):
-    """A method cannot work on this model or data; the message says why and what to do."""
+    """Raised where a method cannot work on this model or data; the message says why and what to do."""

@@ -1,4 +1,4 @@
-"""Small classifiers of every kind of normalisation, on which the conformance suite tries methods."""
+"""Small classifiers with every kind of normalisation, on which the conformance suite tests methods."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ EXAMPLES = tuple(_BUILDERS)
 
 
 def example_model(name: str) -> nn.Module:
-    """A copy of a seeded classifier in eval mode, certain of some images and unsure of others.
+    """Return a copy of a seeded classifier in eval mode, certain of some images and unsure of others.
 
-    Its BatchNorm statistics are lived in. Raises KeyError for a name that is not in EXAMPLES.
+    Its BatchNorm statistics come from training batches. Raises KeyError for a name that is not in EXAMPLES.
     """
     return copy.deepcopy(_made(name))
 
@@ -107,7 +107,7 @@ def _made(name: str) -> nn.Module:
                 model(torch.rand(16, 3, SIDE, SIDE))
             logits = model.eval()(_pictures(16))
             head = head_of(model)
-            # Images that are told apart, by logits that differ between them by some units.
+            # Scale the logits so that they differ between images by several units.
             scale = 4 / logits.std(0).mean()
             head.bias.sub_(logits.mean(0)).mul_(scale)
             head.weight.mul_(scale)
@@ -115,12 +115,12 @@ def _made(name: str) -> nn.Module:
 
 
 def head_of(model: nn.Module) -> nn.Linear:
-    """The last linear layer of an example model."""
+    """Return the last linear layer of an example model."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def example_images(batches: int, size: int) -> Tensor:
-    """A copy of smooth random pictures in [0, 1] on the grid of 8-bit values: [batches, size, 3, 32, 32]."""
+    """Return a copy of smooth random pictures in [0, 1] on the grid of 8-bit values: [batches, size, 3, 32, 32]."""
     return _pictures(batches * size).view(batches, size, 3, SIDE, SIDE).clone()
 
 

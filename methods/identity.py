@@ -1,4 +1,4 @@
-"""What a part of a method is, wherever its code lies: a name that never changes and a version of its numbers."""
+"""The identity of a part of a method, independent of its file: a permanent name and a version of its results."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Declared = TypeVar("Declared", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`name` seeds random numbers and so outlives every move and renaming; `version` is raised when numbers change."""
+    """`name` seeds random numbers, so it survives every move and renaming; `version` grows when numbers change."""
 
     name: str
     version: int = 1
 
 
 def component(name: str, version: int = 1) -> Callable[[Declared], Declared]:
-    """Declare what a job function (`methods.base.Job`), or a class of options of one, is called.
+    """Declare the identity of a job function (`methods.base.Job`) or of its class of options.
 
-    The random numbers of a training follow from these names, so a name stays what it was when the code moves. Results
-    in the cache and records name the version as well: raise it when the same inputs give other numbers.
+    The random numbers of a training follow from these names, so a name stays when the code moves. Cached results and
+    records name the version as well: raise it when the same inputs give other numbers.
     """
 
     def declare(thing: Declared) -> Declared:
@@ -32,6 +32,6 @@ def component(name: str, version: int = 1) -> Callable[[Declared], Declared]:
 
 
 def declared(thing: Any) -> Identity | None:
-    """The identity that a function or class itself declares, None where it does not; a class inherits none."""
+    """Return the identity that a function or class itself declares, or None; a class inherits none."""
     found = vars(thing).get("__component__") if hasattr(thing, "__dict__") else None
     return found if isinstance(found, Identity) else None

@@ -1,4 +1,4 @@
-"""Losses that test-time methods share, stable for huge and for masked (-inf) logits, and the gradients they need."""
+"""Losses that test-time methods share, stable for huge and for masked (-inf) logits, and gradient helpers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """The logits in float32 if they are in half precision, which cannot hold small probabilities."""
+    """Return the logits in float32 if they are in half precision, which cannot hold small probabilities."""
     return logits.float() if logits.element_size() < 4 else logits
 
 
@@ -55,5 +55,5 @@ def gradients() -> Iterator[None]:
 
 
 def recordable(images: Tensor) -> Tensor:
-    """The images without history, copied if they were made under inference mode and so cannot be saved for backward."""
+    """Return the images without history, copied if they come from inference mode, which forbids saving for backward."""
     return images.clone() if images.is_inference() else images.detach()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from methods.base import Unsupported
 from methods.private_apis import _BatchNorm, _InstanceNorm
 
-# timm writes its RMS norms from nn.Module, and which of them exist depends on timm's version.
+# timm derives its RMS norms from nn.Module, and which of them exist depends on timm's version.
 _TIMM_NAMES = ("RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d")
 _TIMM_LAYERS: tuple[type[nn.Module], ...] = tuple(
     getattr(timm.layers, name) for name in _TIMM_NAMES if hasattr(timm.layers, name)
@@ -33,19 +33,19 @@ _LAYERS: tuple[type[nn.Module], ...] = (
 
 
 def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The normalisation layers by name, in the order of `named_modules`, each once even if it is used in many places.
+    """Return the normalisation layers by name, in the order of `named_modules`, each once even if it is reused.
 
-    BatchNorm (1d, 2d, 3d, synchronised), LayerNorm, GroupNorm, InstanceNorm, RMSNorm, and every subclass (timm's
-    BatchNormAct2d and LayerNorm2d among them). Frozen BatchNorm, which keeps its affine values in buffers, is not one.
+    BatchNorm (1d, 2d, 3d, synchronised), LayerNorm, GroupNorm, InstanceNorm, RMSNorm, and every subclass (including
+    timm's BatchNormAct2d and LayerNorm2d). Frozen BatchNorm, which keeps its affine values in buffers, does not count.
     """
     return {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
 
 
 def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The affine parameters (weight, bias) of all normalisation layers by name; a shared one once, by its first name.
+    """Return the affine parameters (weight, bias) of all normalisation layers; a shared one once, by its first name.
 
-    Empty for a model without normalisation layers or with `affine=False` throughout. A parameter of an activation that
-    a layer carries inside it does not count.
+    Empty for a model without normalisation layers or with `affine=False` throughout. Parameters of an activation inside
+    a layer do not count.
     """
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
@@ -58,12 +58,12 @@ def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers of a model, each once."""
+    """Return the BatchNorm layers of a model, each once."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def norm_family(model: nn.Module) -> Literal["bn", "gn", "ln", "none"]:
-    """Which kind of normalisation most layers of a model are: bn, gn (also instance norm), ln (also RMS norm)."""
+    """Return the most frequent kind of normalisation: bn, gn (includes instance norm), ln (includes RMS norm)."""
     layers = list(norm_layers(model).values())
     counts = {
         "bn": sum(isinstance(layer, _BatchNorm) for layer in layers),
@@ -74,12 +74,12 @@ def norm_family(model: nn.Module) -> Literal["bn", "gn", "ln", "none"]:
 
 
 def use_batch_statistics(model: nn.Module) -> int:
-    """Let every BatchNorm normalise with the statistics of the batch it is given; gives the number of such layers.
+    """Make every BatchNorm normalise with the statistics of the current batch; return the number of such layers.
 
     Holds in train and in eval mode of the model, so dropout and stochastic depth can stay off. The source statistics
-    are never updated. A layer that is given one value per channel (one image, 1x1 map) has no batch statistics, since
-    a single value has no variance; it uses the source statistics for that batch, so a last batch of one cannot end a
-    stream. Raises ValueError there if the layer was built without source statistics.
+    are never updated. If a layer gets one value per channel (one image, 1x1 map), there is no variance, so it uses the
+    source statistics for that batch; a last batch of one image therefore does not fail. Raises ValueError in that case
+    if the layer was built without source statistics.
     """
     layers = batch_norm_layers(model)
     for layer in layers:
@@ -96,17 +96,17 @@ def _choose_statistics(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             "a BatchNorm layer without source statistics got one value per channel, which has no variance; "
             "use batches of at least two images"
         )
-    # The flag of this one module only: its own children (the dropout of a fused layer) keep their mode.
+    # Set the flag of this module only: its children (the dropout of a fused layer) keep their mode.
     norm.training = has_batch_statistics
 
 
 def blend_statistics(model: nn.Module, source_share: float) -> int:
-    """Let every BatchNorm normalise with share * source + (1 - share) * current statistics; gives the number of layers.
+    """Make every BatchNorm normalise with share * source + (1 - share) * batch statistics; return the number of layers.
 
     `source_share` is in [0, 1]. The variance of the current batch is the unbiased one, and no gradient flows through
-    the statistics (Schneider et al. 2020, arXiv:2006.16971, as released with MEMO). Where the current input has one
-    value per channel the source statistics are used alone. The layers hold their source statistics again after each
-    forward pass. Raises ValueError for a share out of range, Unsupported for a layer without source statistics.
+    the statistics (Schneider et al. 2020, arXiv:2006.16971, as released with MEMO). If the current input has one value
+    per channel, the source statistics are used alone. The layers hold their source statistics again after each forward
+    pass. Raises ValueError for a share out of range, Unsupported for a layer without source statistics.
     """
     if not 0.0 <= source_share <= 1.0:
         raise ValueError(f"source_share must lie in [0, 1], not {source_share}")
@@ -142,10 +142,10 @@ def _restore(layer: nn.Module, inputs: tuple[Any, ...], output: Any, *, source: 
 
 @contextmanager
 def training_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, every BatchNorm normalises with the batch and moves its running averages, as in training.
+    """Inside the context, every BatchNorm normalises with the batch and updates its running averages, as in training.
 
-    A layer that sees one value per channel, which has no variance, keeps its averages and uses them. All else stays in
-    its mode, children of a layer (the dropout of a fused one) among it.
+    A layer that gets one value per channel, which has no variance, keeps its averages and uses them. Everything else
+    stays in its mode, including children of a layer (the dropout of a fused one).
     """
     layers = batch_norm_layers(model)
     handles = [layer.register_forward_pre_hook(_train_where_possible) for layer in layers]
@@ -162,7 +162,7 @@ def _train_where_possible(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
 
 
 def require_source_statistics(model: nn.Module) -> None:
-    """Raises Unsupported for a BatchNorm layer without running averages."""
+    """Raise Unsupported for a BatchNorm layer without running averages."""
     if any(layer.running_mean is None for layer in batch_norm_layers(model)):
         raise Unsupported(
             "a BatchNorm layer has no source statistics for the averages to start from; "

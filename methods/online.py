@@ -1,7 +1,7 @@
-"""What the methods share that learn along the stream from the uncertainty of their own predictions.
+"""The base of methods that learn along the stream from the uncertainty of their own predictions.
 
-They adapt the affine parameters of normalisation layers, answer with the logits from before the update, and differ in
-which images they learn from and how these are weighted.
+They adapt the affine parameters of normalisation layers, predict with the logits from before the update, and differ in
+which images they learn from and how they weight them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class NormOptions(Options):
 
 
 class NormAdapter(Adapter):
-    """Adapts the affine parameters of normalisation layers by an optimiser; a subclass says from what, in `predict`.
+    """Adapts the affine parameters of normalisation layers by an optimiser; a subclass defines the loss in `predict`.
 
-    BatchNorm uses the statistics of the batch (a layer that sees one value per channel the source's, see
+    BatchNorm uses the statistics of the batch (or those of the source in a layer that sees one value per channel, see
     `use_batch_statistics`). Dropout and stochastic depth stay off.
     """
 
@@ -48,7 +48,7 @@ class NormAdapter(Adapter):
 
     @dataclass(frozen=True)
     class Config(NormOptions):
-        """The optimiser alone.
+        """Options of the optimiser.
 
         lr: step size.
         optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
@@ -62,36 +62,36 @@ class NormAdapter(Adapter):
         if not self.parameters:
             raise Unsupported(
                 f"{type(self).__name__} adapts the affine parameters of normalisation layers and this model has none; "
-                "choose a model with BatchNorm, LayerNorm or GroupNorm, or a method that needs no such layer, as memo"
+                "choose a model with BatchNorm, LayerNorm or GroupNorm, or a method that needs none, such as memo"
             )
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         self.optimizer = self.build_optimizer()
 
     def chosen(self) -> dict[str, nn.Parameter]:
-        """The parameters to adapt, by name."""
+        """Return the parameters to adapt, by name."""
         return norm_parameters(self.model)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser of `self.parameters` that the options name."""
+        """Return the optimiser of `self.parameters` that the options name."""
         if self.config.optimizer == "adam":
             return torch.optim.Adam(self.parameters, lr=self.config.lr, betas=(self.config.momentum, 0.999))
         return torch.optim.SGD(self.parameters, lr=self.config.lr, momentum=self.config.momentum)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As of any adapter; gradients that an interrupted batch left behind are forgotten."""
+        """Load as any adapter does, and discard the gradients of an interrupted batch."""
         super().load_state_dict(state)
         self.optimizer.zero_grad(set_to_none=True)
 
     def uncertainty(self, logits: Tensor) -> Tensor:
-        """How unsure the model is of each image, in nats: [n, classes] -> [n]; the entropy unless overridden."""
+        """Return how unsure the model is of each image, in nats: [n, classes] -> [n]; the entropy unless overridden."""
         return entropy(logits)
 
     def regularise(self) -> None:
-        """Add the gradient of a penalty on the parameters themselves to the gradients that they hold."""
+        """Add the gradient of a penalty on the parameters to their gradients."""
 
     def descend(self, loss: Tensor) -> None:
-        """One step of the optimiser down the gradient of a scalar loss and of what `regularise` adds."""
+        """Take one optimiser step down the gradient of a scalar loss and of the penalty from `regularise`."""
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self.regularise()
@@ -100,36 +100,36 @@ class NormAdapter(Adapter):
 
 
 def rows_where(mask: Tensor) -> Tensor:
-    """The places, int64 [k], where a mask, bool [n], holds."""
+    """Return the indices, int64 [k], at which a mask, bool [n], is true."""
     return mask.nonzero()[:, 0]
 
 
 def margin(logits: Tensor, fraction: float) -> float:
-    """A threshold on the entropy in nats, as a fraction of ln C, the most that C classes can have.
+    """Return a threshold on the entropy in nats, as a fraction of ln C, the largest entropy of C classes.
 
     Raises ValueError for a single class, whose entropy is always 0.
     """
     classes = logits.shape[-1]
     if classes < 2:
-        raise ValueError("entropy says nothing about a model with one class; use a model with at least two")
+        raise ValueError("the entropy of a single class is always 0; use a model with at least two classes")
     return fraction * math.log(classes)
 
 
 def below_the_top(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The affine parameters of normalisation layers, by name, without those of the top quarter of the model.
+    """Return the affine parameters of normalisation layers, by name, without those of the top quarter of the model.
 
-    The top is found by structure, so wrapping, compiling or renaming a model changes nothing: of the stages (children
-    that are made of blocks with normalisation) the last quarter, at least one, or where there are no stages the last
-    quarter of the blocks; and in both cases all that is registered after them. A ResNet loses its fourth stage, a
-    transformer of twelve blocks the last three and the final norm, as in Niu et al. 2023, arXiv:2302.12400, appendix
-    C.2. A model whose normalisation layers cannot be parted keeps all.
+    The top is found by structure, so wrapping, compiling or renaming a model changes nothing. It is the last quarter,
+    at least one, of the stages (children made of blocks with normalisation), or of the blocks if there are no stages;
+    in both cases with everything registered after them. A ResNet loses its fourth stage, a transformer of twelve blocks
+    the last three and the final norm, as in Niu et al. 2023, arXiv:2302.12400, appendix C.2. A model whose
+    normalisation layers cannot be divided keeps all.
     """
     left_out = {id(parameter) for module in _top(model) for parameter in module.parameters()}
     return {name: parameter for name, parameter in norm_parameters(model).items() if id(parameter) not in left_out}
 
 
 def below_the_official_top(model: nn.Module) -> dict[str, nn.Parameter]:
-    """As `below_the_top`, by the names that the releases of SAR and DeYO know.
+    """Return the same as `below_the_top`, but with the top found by the names in the releases of SAR and DeYO.
 
     Leaves out `layer4`, `blocks.9` to `blocks.11` and `norm`, which are timm's names for ResNet-50 and ViT-B/16; any
     other model keeps all.
@@ -144,7 +144,7 @@ def _top(module: nn.Module) -> list[nn.Module]:
     if len(stages) >= 3:
         first = stages[-_quarter(len(stages))]
     elif stages:
-        # One container of blocks, or an encoder beside a small second part: the top lies inside the larger.
+        # One container of blocks, or an encoder beside a small second part: the top is inside the larger one.
         first = max(stages, key=lambda place: len(norm_layers(children[place])))
         return _top(children[first]) + children[first + 1 :]
     elif len(with_norms) > 1:
@@ -155,7 +155,7 @@ def _top(module: nn.Module) -> list[nn.Module]:
 
 
 def _has_blocks(module: nn.Module) -> bool:
-    """Whether a child holds normalisation layers without being one."""
+    """Return whether a child contains normalisation layers without being one."""
     return any(layers and "" not in layers for layers in map(norm_layers, module.children()))
 
 

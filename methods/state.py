@@ -1,8 +1,8 @@
-"""All that a module holds beside its weights, as plain values that can be saved, compared and put back.
+"""Save, compare and restore the whole state of a module, beyond its weights, as plain values.
 
-A forward pass may change more than what `state_dict` knows: buffers that are not persistent, tensors, numbers and
+A forward pass may change more than `state_dict` covers: buffers that are not persistent, and tensors, numbers and
 strings kept as attributes, also inside lists, dicts and objects. Everything that can be reached from the attributes of
-a module and of its submodules counts, except torch's own bookkeeping (hooks among it).
+a module and of its submodules counts, except torch's own bookkeeping (including hooks).
 """
 
 from __future__ import annotations
@@ -61,27 +61,28 @@ _LIBRARIES = frozenset(
 )
 
 Saved = Any
-"""A plain value as it is, or a list of a kind ("tensor", "dict", ...) and what belongs to it."""
+"""A plain value as it is, or a list of its kind ("tensor", "dict", ...) and its content."""
 
 
 class Unsaved(TypeError):
-    """Something in a module cannot be saved and put back; the message says what and what to do."""
+    """Raised where part of a module cannot be saved and restored; the message names it and says what to do."""
 
 
 def save_module(module: nn.Module, *, weights: bool = True, copied: bool = True) -> dict[str, Any]:
-    """{"weights": its state_dict, or its persistent buffers alone, "beside": all else}, in plain values and tensors.
+    """Return {"weights": its state_dict, "beside": the rest of its state}, as plain values and tensors.
 
-    `copied=False` gives the tensors themselves, to compare them with others. Raises Unsaved where something cannot be
-    saved: an iterator, or an object that shows nothing of what it holds.
+    `weights=False` leaves "weights" empty and saves all buffers under "beside". `copied=False` returns the tensors
+    themselves, for comparison. Raises Unsaved for what cannot be saved: an iterator, or an object that exposes no
+    attributes.
     """
     held = module.state_dict() if weights else {}
     return {"weights": copy.deepcopy(held) if copied else held, "beside": _Saving(module, copied).modules(weights)}
 
 
 def load_module(module: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Put back what `save_module` gave. Parameters and buffers keep their place, other tensors become copies.
+    """Restore what `save_module` returned. Parameters and buffers are written in place; other tensors become copies.
 
-    Attributes that came since are forgotten. Raises RuntimeError where the weights do not fit.
+    Attributes added since then are deleted. Raises RuntimeError where the weights do not fit.
     """
     weights = saved["weights"]
     _Loading(module).modules(saved["beside"], weights)
@@ -90,7 +91,7 @@ def load_module(module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two saved states are equal to the bit; two numbers that are none are equal."""
+    """Return whether two saved states are exactly equal; NaN equals NaN."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor) and _equal(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
@@ -110,7 +111,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Whatever happens to a module inside, and to torch's generator on the CPU, is undone. Raises Unsaved."""
+    """Undo, on exit, all changes to a module and to torch's generator on the CPU. Raises Unsaved."""
     before = save_module(module)
     with torch.random.fork_rng(devices=[]):
         try:
@@ -120,10 +121,10 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 
 def constants(module: nn.Module) -> dict[str, Tensor]:
-    """All numbers that a module holds beside parameters and buffers, by where they are, as tensors.
+    """Return all numbers of a module beyond parameters and buffers, as tensors by their path.
 
-    Tensors and numpy arrays everywhere; plain numbers only in classes of somebody's own, because those of libraries
-    keep sizes and switches there, which the weights tell already.
+    Tensors and numpy arrays count everywhere; plain numbers count only in user-defined classes, because library classes
+    keep sizes and switches there, which the weights already determine.
     """
     reach = _Reach(module)
     for path, part in module.named_modules():
@@ -134,7 +135,7 @@ def constants(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _attributes(part: nn.Module) -> Iterator[tuple[str, Any]]:
-    says = type(part).get_extra_state is not nn.Module.get_extra_state  # then `state_dict` has it
+    says = type(part).get_extra_state is not nn.Module.get_extra_state  # then `state_dict` covers it
     if not says and not isinstance(part, torch.jit.ScriptModule):
         yield from ((name, value) for name, value in vars(part).items() if name not in MACHINERY)
 
@@ -153,7 +154,7 @@ class _Saving:
         self._alive: list[Any] = []
 
     def modules(self, weights: bool) -> dict[str, Any]:
-        """{submodule: [its attributes, its buffers that `state_dict` leaves out]}; all buffers without weights."""
+        """Return {submodule: [its attributes, its buffers outside `state_dict`]}; all buffers without weights."""
         saved = {}
         for path, part in self._root.named_modules():
             values = {}
@@ -183,7 +184,7 @@ class _Saving:
         if id(value) in self._seen:
             return ["again", self._seen[id(value)]]
         self._seen[id(value)] = len(self._seen)
-        self._alive.append(value)  # as long as it lives no other object has its id
+        self._alive.append(value)  # kept alive so that no other object gets its id
         return self._mutable(value, where)
 
     def _mutable(self, value: Any, where: str) -> Saved:
@@ -269,7 +270,7 @@ class _Loading:
                     return known
                 return known._make(items) if hasattr(known, "_make") else type(known)(items)
         place = len(self._made)
-        self._made.append(current)  # what holds itself finds itself
+        self._made.append(current)  # set first, so that self-references resolve
         self._made[place] = self._mutable(kind, current, rest[0], where)
         return self._made[place]
 
@@ -325,14 +326,14 @@ class _Loading:
                         object.__setattr__(current, name, made)
             case _:
                 raise Unsaved(
-                    f"the model has put a {type(current).__name__} in place of what it kept in {where.lstrip('.')}, "
-                    "which cannot be reset; keep the same object there and change what it holds"
+                    f"the model replaced the object in {where.lstrip('.')} by a {type(current).__name__}, "
+                    "which cannot be reset; keep the same object there and change its content"
                 )
         return current
 
 
 class _Reach:
-    """Finds the numbers in attributes; an object that is met again is looked at once."""
+    """Collects the numbers in attributes; each object is visited once."""
 
     def __init__(self, root: nn.Module) -> None:
         self.found: dict[str, Tensor] = {}
@@ -374,12 +375,12 @@ class _Reach:
 
 
 def _beside(current: Sequence[Any] | deque[Any], saved: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Every saved item with the current one in its place, None where there is none."""
+    """Pair every saved item with the current item at its index, or with None."""
     return zip([*current, *([None] * len(saved))], saved, strict=False)
 
 
 def _names(value: Any) -> list[str] | None:
-    """The attributes of an object that holds what it knows in them; None where it shows nothing."""
+    """Return the attributes of an object that keeps its state in them; None if it exposes none."""
     kind = type(value)
     if kind.__module__.partition(".")[0] == "torch" and not kind.__module__.startswith("torch.distributions"):
         return None
@@ -401,7 +402,7 @@ def _is_fixed(value: Any) -> bool:
 
 
 def _own(value: Any) -> bool:
-    """Whether the class of a value is somebody's own rather than a library's."""
+    """Return whether the class of a value is user-defined rather than part of a library or this project."""
     place = type(value).__module__
     if place.partition(".")[0] in _LIBRARIES:
         return False
@@ -410,7 +411,7 @@ def _own(value: Any) -> bool:
 
 
 def _takes(current: Tensor | None, saved: Tensor) -> bool:
-    """Whether a tensor can be written in place."""
+    """Return whether the saved tensor can be written into the current one in place."""
     return (
         current is not None
         and not in_transform(current)
@@ -421,9 +422,9 @@ def _takes(current: Tensor | None, saved: Tensor) -> bool:
 
 
 def _put(current: Any, saved: Tensor | None, *, copied: bool = False) -> Tensor | None:
-    """A saved tensor in the place of the current one, or a copy where it does not fit.
+    """Write a saved tensor into the current one and return it, or return a copy where it does not fit.
 
-    `copied`: a copy in any case, unless an optimiser may hold the current one; it may be somebody else's by now.
+    `copied`: always return a copy, unless an optimiser may hold the current tensor; other code may own that one by now.
     """
     known = current if isinstance(current, Tensor) else None
     if saved is None:

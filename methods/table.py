@@ -1,4 +1,4 @@
-"""What a method is, told without loading torch: its row in the table and what it is allowed to see."""
+"""The description of a method, without loading torch: its row in the table and its access to data."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TRACKS: dict[Track, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a method may see and do: the column that keeps a comparison honest.
+    """The data that a method may see and the changes that it may make: the basis of a fair comparison.
 
-    `source`: source data used while or after test data is seen. Training the classifier beforehand, which every
-    row of a board shares, does not count.
-    `test`: test images used without their labels: none, each image alone, the scored stream in order, or a pool
-    of shifted images before scoring.
-    `state`: what survives from one prediction to the next: nothing changes (fixed), it is undone after every
-    image (episodic), it is kept along the stream (online), or everything happened before the stream (offline).
+    `source`: source data used while or after test data is seen. Training the classifier beforehand, which every row of
+    a board shares, does not count.
+    `test`: test images used without their labels: none, each image alone, the scored stream in order, or a pool of
+    shifted images before scoring.
+    `state`: what persists from one prediction to the next: nothing changes (fixed), changes are undone after every
+    image (episodic), changes are kept along the stream (online), or all changes precede the stream (offline).
     `backprop`: which parameters gradients change while shifted images are in use.
     """
 
@@ -51,7 +51,7 @@ class Access:
                 raise ValueError(f"Access.{field.name} must be one of {', '.join(_ORDER[field.name])}")
 
     def __or__(self, other: Access) -> Access:
-        """The union: the most that either of two composed methods may see."""
+        """Return the union: the most that either of two composed methods may see."""
         widest = {
             name: max(getattr(self, name), getattr(other, name), key=order.index) for name, order in _ORDER.items()
         }
@@ -59,7 +59,7 @@ class Access:
 
     @property
     def track(self) -> Track:
-        """The list this access is ranked in; rows of different tracks are never ranked together by default."""
+        """The track in which this access is ranked; rows of different tracks are never ranked together by default."""
         if self.test == "none":
             return "R"
         if self.test == "pool":
@@ -71,10 +71,10 @@ class Access:
 class Row:
     """One method in the table: enough to list, show and plan it without importing its file.
 
-    `path` is "module:Class". `options_of` names the method whose options this one shares (a control of it),
-    `starts_as` the one whose classifier it starts from: options of the same name are taken from there unless given.
-    `citation` is one line: authors, title, venue, year, identifier. `version` is raised when the same inputs give other
-    numbers.
+    `path` is "module:Class". `options_of` names the method whose options this method shares (as its control),
+    `starts_as` the method whose classifier it starts from: options of the same name are taken from that method unless
+    given. `citation` is one line: authors, title, venue, year, identifier. `version` is raised when the same inputs
+    give other numbers.
     """
 
     name: str

@@ -21,27 +21,26 @@ from methods.table import Access
 from methods.views.moco_views import strong_view
 from methods.views.ssl_views import Views
 
-# A crop of side 224 out of an image resized to 256, put the other way round.
+# Area of a crop of side 224 in an image resized to 256.
 _WEAK_AREA = (224 / 256) ** 2
-# Inside the logarithm of the mean prediction.
+# Addend inside the logarithm of the mean prediction.
 ADDEND = 1e-8
 
 
 class AdaContrast(Adapter):
-    """Learns labels that near features vote for, features that tell images of other labels apart, and diversity.
+    """Learns labels voted by nearby features, features that separate images of different labels, and diversity.
 
-    Chen et al. 2022, arXiv:2204.10377, section 3, run online. A weak view of each image is labelled by the mean
+    Chen et al. 2022, arXiv:2204.10377, section 3, run online. The label of an image's weak view comes from the mean
     probabilities of its nearest neighbours (cosine) in a bank of weak views of the stream; before the bank holds
-    `bank_start` images, by the model itself. Two strong views follow (`moco_views.strong_view`): the student's
-    cross-entropy on one to these labels, the contrast of its features with those of the other given by the moving
-    average of the student, against a queue of earlier ones of which those with the same label do not count, and the
-    negative entropy of the mean prediction are summed. All parameters step, with weight decay. As in the release,
-    BatchNorm normalises with each batch while learning and its running averages follow; the answer is given after
-    the step, with these averages. Dropout and stochastic depth stay off. The queue starts with random vectors and
-    labels.
+    `bank_start` images, from the model itself. With two strong views (`moco_views.strong_view`), three losses are
+    summed: the student's cross-entropy on one view to these labels; the contrast of its features with those of the
+    other view from the student's moving average, against a queue of earlier ones without those of the same label; and
+    the negative entropy of the mean prediction. All parameters step, with weight decay. As in the release, BatchNorm
+    normalises with each batch while learning and its running averages follow; the prediction is made after the step,
+    with these averages. Dropout and stochastic depth stay off. The queue starts with random vectors and labels.
 
-    Costs 5 forward passes, two of them of the moving average, and 1 backward pass over all parameters; keeps
-    2 * `queue` features.
+    Costs 5 forward passes, two of them of the moving average, and 1 backward pass over all parameters; keeps 2 *
+    `queue` features.
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
@@ -68,13 +67,13 @@ class AdaContrast(Adapter):
         nesterov: whether SGD uses Nesterov's momentum, as the release does.
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         weight_decay: of all parameters, at least 0.
-        teacher_momentum: how much of the moving average stays at each step; in [0, 1].
-        queue: images whose features are kept for the contrast, and for the votes.
-        bank_start: images in the bank from which on neighbours vote.
-        neighbours: that vote.
-        temperature: that cosines are divided by in the contrast; above 0.
-        contrast_weight: of the contrast; at least 0.
-        diversity_weight: of the negative entropy of the mean prediction; at least 0.
+        teacher_momentum: share of the moving average that stays at each step; in [0, 1].
+        queue: number of images whose features are kept for the contrast, and for the votes.
+        bank_start: number of images in the bank from which neighbours vote.
+        neighbours: number of neighbours that vote.
+        temperature: divisor of the cosines in the contrast; above 0.
+        contrast_weight: weight of the contrast; at least 0.
+        diversity_weight: weight of the negative entropy of the mean prediction; at least 0.
         """
 
         lr: float = 2e-4
@@ -103,11 +102,11 @@ class AdaContrast(Adapter):
             self.check(self.diversity_weight >= 0, "diversity_weight", "at least 0")
 
     def configure(self, source: Source | None) -> None:
-        """Raises Unsupported for a model without one linear head or with BatchNorm without source statistics."""
+        """Raises Unsupported without one linear head, or for a BatchNorm without source statistics."""
         require_source_statistics(self.model)
         self.parts = split(self.model)
         self.averaged = copy.deepcopy(self.parts)
-        # Kept by name as well, since what a split holds is not its own state.
+        # Kept by name as well, since the content of a split is not saved as its state.
         self.teacher = self.averaged.model
         self.parameters, self.averages = list(self.model.parameters()), list(self.teacher.parameters())
         for parameter in self.parameters:
@@ -115,7 +114,7 @@ class AdaContrast(Adapter):
         self.optimizer = build_optimizer(self.parameters, self.config, self.config.weight_decay)
         self.host_draws, self.device_draws = generators(self.generator, self.model)
         self.weak_view = Views((_WEAK_AREA, _WEAK_AREA), (1, 1), self.config.flip, three_augment=False, jitter=0)
-        # Empty until the first batch tells the number of classes.
+        # Empty until the first batch gives the number of classes.
         none = self.parameters[0].new_empty(0)
         self.keys, self.key_labels = none, none
         self.bank, self.bank_probabilities = none, none
@@ -146,7 +145,7 @@ class AdaContrast(Adapter):
 
     @torch.no_grad()
     def vote(self, features: Tensor, logits: Tensor) -> Tensor:
-        """The label of each weak view, int64 [n]: that of its nearest neighbours once there are enough images."""
+        """Return the label of each weak view, int64 [n]: by its nearest neighbours once there are enough images."""
         if self.keys.numel() == 0:
             self._fill(features.shape[1], logits.shape[1])
         if len(self.bank) < self.config.bank_start:
@@ -164,7 +163,7 @@ class AdaContrast(Adapter):
         self.bank, self.bank_probabilities = like.new_empty(0, dim), like.new_empty(0, classes)
 
     def tell_apart(self, queries: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
-        """InfoNCE of unit vectors [n, dim] to their keys among those queued under another label, a scalar in nats."""
+        """InfoNCE of unit vectors [n, dim] to their keys, against queued keys of other labels; a scalar in nats."""
         others = (queries @ self.keys.T).masked_fill(labels[:, None] == self.key_labels, -torch.inf)
         cosines = torch.cat([(queries * keys).sum(1, keepdim=True), others], dim=1)
         scores: Tensor = cosines / self.config.temperature
@@ -172,7 +171,7 @@ class AdaContrast(Adapter):
 
     @torch.no_grad()
     def remember(self, weak: Tensor, keys: Tensor, labels: Tensor) -> None:
-        """Queue the keys, and what the moving average says of the weak views; the oldest leave."""
+        """Queue the keys and the moving average's outputs for the weak views; drop the oldest."""
         size: int = self.config.queue
         self.keys, self.key_labels = _last(self.keys, keys, size), _last(self.key_labels, labels, size)
         features, logits = self.averaged(weak)

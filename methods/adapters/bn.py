@@ -15,9 +15,9 @@ from methods.table import Access
 class BatchNormStatistics(Adapter):
     """Every BatchNorm layer normalises with the mean and (biased) variance of the current test batch alone.
 
-    Nado et al. 2020, arXiv:2006.10963; "Norm" in the TENT release. Nothing is carried from one batch to the next, but
-    the prediction for an image depends on its batch: on a batch of one the layers use the statistics of that one
-    image, and a layer that then sees a single value per channel uses the source's (see `use_batch_statistics`).
+    Nado et al. 2020, arXiv:2006.10963; "Norm" in the TENT release. No state is carried from one batch to the next, but
+    the prediction for an image depends on its batch. In a batch of one image the layers use the statistics of that
+    image, and a layer that then sees a single value per channel uses those of the source (see `use_batch_statistics`).
     """
 
     tested_against = "golden"

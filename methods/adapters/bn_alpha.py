@@ -17,9 +17,9 @@ from methods.table import Access
 class BatchNormAlpha(Adapter):
     """Every BatchNorm layer normalises with (1 - alpha) of the source statistics and alpha of the batch's.
 
-    Schneider et al. 2020, arXiv:2006.16971, equation 2: alpha = n / (N + n) for a batch of n and a source that counts
-    for N images. The variance of the batch is the unbiased one. Nothing is carried from one batch to the next; a layer
-    that sees one value per channel uses the source's statistics (see `blend_statistics`).
+    Schneider et al. 2020, arXiv:2006.16971, equation 2: alpha = n / (N + n) for a batch of n and a source with the
+    weight of N images. The variance of the batch is the unbiased one. No state is carried from one batch to the next; a
+    layer that sees one value per channel uses the source's statistics (see `blend_statistics`).
     """
 
     tested_against = "restatement"
@@ -30,7 +30,7 @@ class BatchNormAlpha(Adapter):
     class Config:
         """The default is the usual one for single images.
 
-        alpha: share of the batch's statistics, in [0, 1]; 1 is `bn` but for the unbiased variance.
+        alpha: share of the batch's statistics, in [0, 1]; 1 equals `bn` except for the unbiased variance.
         """
 
         alpha: float = 0.1

@@ -15,11 +15,11 @@ from methods.table import Access
 
 
 class BatchNormAverage(Adapter):
-    """Each batch first moves the running statistics of every BatchNorm layer, then is predicted with them.
+    """Each batch first updates the running statistics of every BatchNorm layer, then is predicted with them.
 
     Adaptive batch normalisation (Li et al. 2016, arXiv:1603.04779) along a stream, as online benchmarks run it: a
-    forward pass normalises with the batch and updates the averages as in training, a second one, with the averages,
-    predicts. Dropout and stochastic depth stay off in both. A layer that sees one value per channel, which has no
+    forward pass normalises with the batch and updates the averages as in training; a second pass predicts with the
+    averages. Dropout and stochastic depth stay off in both. A layer that sees one value per channel, which has no
     variance, keeps its averages and uses them.
     """
 

@@ -10,7 +10,7 @@ from methods.adapters.common.teachers import move_towards
 from methods.adapters.roid import Roid, RoidOptions
 from methods.base import Source
 
-# Number of adapted parameters that the release's noise is given for, and bounds of its gain.
+# Number of adapted parameters for which the release defines its noise, and bounds of its gain.
 REFERENCE_PARAMETERS = 38400
 LEAST_GAIN = 0.89
 CERTAIN_GAIN = 0.9999
@@ -19,10 +19,10 @@ CERTAIN_GAIN = 0.9999
 class Cmf(Roid):
     """ROID whose parameters follow a hidden state, which a Kalman filter infers from source and adapted parameters.
 
-    Lee and Chang 2024 (ICLR), algorithm 1. After each step the hidden state goes to the source by 1 - alpha and then
-    to the adapted parameters by 1 - beta, the gain of the filter, and the parameters go to the hidden state by
-    1 - gamma. Its variance v <- beta (alpha^2 v + q') does not depend on the data; q' = q * (adapted parameters /
-    38400), beta = (1 - q') / (alpha^2 v + 1), held in [0.89, 1] as in the release.
+    Lee and Chang 2024 (ICLR), algorithm 1. After each step the hidden state moves to the source by 1 - alpha and then
+    to the adapted parameters by 1 - beta, the gain of the filter, and the parameters move to the hidden state by 1 -
+    gamma. Its variance v <- beta (alpha^2 v + q') does not depend on the data; q' = q * (adapted parameters / 38400),
+    beta = (1 - q') / (alpha^2 v + 1), limited to [0.89, 1] as in the release.
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
@@ -40,9 +40,9 @@ class Cmf(Roid):
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         nesterov: whether SGD uses Nesterov's momentum, as the release does.
         flip: mirror the view with probability one half; switch it off where mirrored classes differ, as digits do.
-        temperature: of the weights; smaller sets images further apart.
-        alpha: how much of the hidden state stays where the source pulls, in [0, 1].
-        gamma: how much of the parameters stays where the hidden state pulls, in [0, 1].
+        temperature: of the weights; a smaller one separates images more.
+        alpha: share of the hidden state that stays when it moves to the source, in [0, 1].
+        gamma: share of the parameters that stays when they move to the hidden state, in [0, 1].
         q: variance of the noise of the transition, at least 0.
         """
 
@@ -62,7 +62,7 @@ class Cmf(Roid):
         self.variance = 0.0
 
     def settle(self) -> None:
-        """One prediction and correction of the filter, then the parameters go to the hidden state by a share."""
+        """Predict and correct the filter once, then move the parameters to the hidden state by 1 - gamma."""
         noise = self.config.q * sum(value.numel() for value in self.parameters) / REFERENCE_PARAMETERS
         move_towards(self.hidden, self.anchor, 1 - self.config.alpha)
         predicted = self.config.alpha**2 * self.variance + noise

@@ -1,4 +1,4 @@
-"""COME: the entropy of an opinion that can say "I do not know", in place of the entropy (Zhang et al. 2025)."""
+"""COME: entropy of an opinion that can express "I do not know", instead of the usual entropy (Zhang et al. 2025)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from methods.losses import at_least_float32, entropy
 def opinion_entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of the opinion that logits express under subjective logic: [..., classes] -> [...].
 
-    The opinion spreads over C beliefs and the uncertainty: b = exp(x) / S and u = C / S with S = sum exp(x) + C, which
-    is the softmax of x with ln C appended. The length of the logits is held constant under differentiation, x =
-    logits / |logits| * |logits|, so a model cannot grow sure by scaling them (Zhang et al. 2025, arXiv:2410.10894,
-    equations 6 to 9). Classes masked with -inf hold no belief, and do not count in the length.
+    The opinion consists of C beliefs and the uncertainty: b = exp(x) / S and u = C / S with S = sum exp(x) + C, which
+    is the softmax of x with ln C appended. The norm of the logits is held constant under differentiation, x = logits /
+    |logits| * |logits|, so a model cannot become certain by scaling them (Zhang et al. 2025, arXiv:2410.10894,
+    equations 6 to 9). Classes masked with -inf have no belief, and do not count in the norm.
     """
     logits = at_least_float32(logits)
     masked = torch.isneginf(logits)
@@ -31,7 +31,7 @@ def opinion_entropy(logits: Tensor) -> Tensor:
 
 
 class _Conservative:
-    """Learns from the entropy of opinions instead of that of probabilities."""
+    """Learns from the entropy of opinions instead of the entropy of probabilities."""
 
     def uncertainty(self, logits: Tensor) -> Tensor:
         return opinion_entropy(logits)

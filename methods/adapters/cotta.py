@@ -31,16 +31,16 @@ from methods.views.cotta_views import draw_view, make_view
 class Cotta(Adapter):
     """A student learns the predictions of its running average; single weights return to the source at random.
 
-    Wang et al. 2022, arXiv:2203.13591, algorithm 1. Where the source model (the anchor) gives the images of a batch
-    a mean confidence below `threshold`, the target is the mean of the teacher's logits over `views` random views of the
-    batch, else the teacher's logits of the batch itself. The student steps towards the target, the teacher follows the
-    student, and each weight of the student returns to the source with probability `restore`. The answer is the target,
-    made before the step. Of every module the parameters named weight and bias are learnt, as in the release: tokens and
+    Wang et al. 2022, arXiv:2203.13591, algorithm 1. If the mean confidence of the source model (the anchor) on a batch
+    is below `threshold`, the target is the mean of the teacher's logits over `views` random views of the batch, else
+    the teacher's logits of the batch itself. The student steps towards the target, the teacher follows the student, and
+    each weight of the student returns to the source with probability `restore`. The prediction is the target, made
+    before the step. In every module the parameters named weight and bias are learnt, as in the release: tokens and
     position embeddings are not. BatchNorm uses the statistics of each batch in student, teacher and anchor; dropout and
     stochastic depth stay off.
 
     Views are made only for batches that need them (the release for CIFAR always makes them). Costs 3 forward passes and
-    one backward pass over all parameters, and `views` more forward passes where the confidence is low.
+    one backward pass over all parameters, and `views` more forward passes if the confidence is low.
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
@@ -119,7 +119,7 @@ class Cotta(Adapter):
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
-        """The teacher's logits [n, classes], averaged over views of the batch if the anchor is unsure of it."""
+        """Return the teacher's logits [n, classes], averaged over views of the batch if the anchor is unsure of it."""
         if self.config.threshold > 0:
             confidence = at_least_float32(self.anchor(images)).softmax(1).amax(1).mean()
             if bool(confidence < self.config.threshold):
@@ -128,15 +128,15 @@ class Cotta(Adapter):
         return logits
 
     def view(self, images: Tensor) -> Tensor:
-        """One random view of a batch, [n, 3, h, w]."""
+        """Return one random view of a batch, [n, 3, h, w]."""
         return make_view(images, draw_view(self.host_draws, flip=self.config.flip), self.device_draws)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Each weight returns to the source with probability `restore`, on its own.
+        """Return each weight to the source independently with probability `restore`.
 
-        A Poisson number of places drawn with replacement, with mean -ln(1 - probability) for each place, hits every
-        place independently with just this probability, at the cost of the places that are hit.
+        A Poisson number of positions drawn with replacement, with mean -ln(1 - probability) for each position, hits
+        every position independently with exactly this probability, at a cost proportional to the hits.
         """
         sizes = torch.tensor([parameter.numel() for parameter in self.parameters], dtype=torch.float64)
         hits = torch.poisson(-math.log1p(-self.config.restore) * sizes, generator=self.host_draws).long().tolist()

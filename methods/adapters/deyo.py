@@ -1,4 +1,4 @@
-"""DeYO: entropy minimisation on images whose prediction hangs on the shape of things (Lee et al. 2024)."""
+"""DeYO: entropy minimisation on images whose prediction depends on the shape of objects (Lee et al. 2024)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from methods.online import (
 
 
 def shuffle_patches(images: Tensor, patches: int, generator: torch.Generator) -> Tensor:
-    """Each image [3, h, w] cut into patches x patches tiles put back in a random order of its own: [n, 3, h, w].
+    """Cut each image [3, h, w] into patches x patches tiles and reassemble them in a random order: [n, 3, h, w].
 
-    Sides that `patches` does not divide are resized (bilinear, antialiased) down to one it does, and back. Raises
-    ValueError for an image with fewer pixels than patches on a side.
+    Each image has its own order. Sides that `patches` does not divide are resized (bilinear, antialiased) down to a
+    multiple of it, and back. Raises ValueError for an image with fewer pixels than patches on a side.
     """
     n, channels, height, width = images.shape
     if min(height, width) < patches:
-        raise ValueError(f"images of {height} x {width} cannot be cut into {patches} x {patches} tiles; use fewer")
+        raise ValueError(
+            f"images of {height} x {width} cannot be cut into {patches} x {patches} tiles; use fewer patches"
+        )
     h, w = height // patches, width // patches
     order = torch.rand(n, patches**2, generator=generator, device=generator.device).argsort(-1).to(images.device)
     tiles = _resized(images, (h * patches, w * patches)).view(n, channels, patches, h, patches, w)
@@ -47,13 +49,13 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Deyo(NormAdapter):
-    """Minimises the weighted entropy of images that are fairly certain, and less so once their patches are shuffled.
+    """Minimises the weighted entropy of fairly certain images whose prediction depends on the order of their patches.
 
     Lee et al. 2024, arXiv:2403.07366, section 4. An image is learnt from if its entropy H is below `margin` * ln C and
     PLPD, the probability of its predicted class minus the same after `shuffle_patches`, is above `plpd`; its weight is
-    exp(E0 - H) + exp(PLPD), with E0 = `weight_margin` * ln C. Where no image is left, nothing changes. Only images
-    that pass the first test are predicted again. Layers of the top quarter are left alone (see `below_the_top`). Costs
-    at most two forward passes, one of them without gradients, and one backward pass.
+    exp(E0 - H) + exp(PLPD), with E0 = `weight_margin` * ln C. If no image remains, nothing changes. Only images that
+    pass the first test are predicted again. Layers of the top quarter stay unchanged (see `below_the_top`). Costs at
+    most two forward passes, one of them without gradients, and one backward pass.
     """
 
     tested_against = "golden"
@@ -79,9 +81,9 @@ class Deyo(NormAdapter):
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: the largest entropy to learn from, as a fraction of ln C; in (0, 1].
         weight_margin: E0 of the weights, as a fraction of ln C; in (0, 1].
-        plpd: the smallest fall of probability under shuffling to learn from; 0.3 for BatchNorm, 0.2 for the others.
-        patches: tiles along each side that images are cut into.
-        official_names: find the top by the timm names that the release knows; to compare with its numbers.
+        plpd: the smallest drop of probability under shuffling to learn from; 0.3 for BatchNorm, 0.2 for the others.
+        patches: number of tiles along each side of an image.
+        official_names: find the top by the timm names in the release; to compare with its numbers.
         """
 
         margin: float = 0.5
@@ -123,7 +125,7 @@ class Deyo(NormAdapter):
 
     @torch.no_grad()
     def fall_of_probability(self, images: Tensor, logits: Tensor) -> Tensor:
-        """PLPD: how much of the predicted class's probability shuffling the patches takes away, [n] in [-1, 1]."""
+        """Return the PLPD: the drop of the predicted class's probability under shuffling of patches, [n] in [-1, 1]."""
         shuffled: Tensor = self.model(shuffle_patches(images, self.config.patches, self.generator))
         before, after = (at_least_float32(values).softmax(-1) for values in (logits, shuffled))
         predicted = before.argmax(-1, keepdim=True)

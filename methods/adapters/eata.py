@@ -1,4 +1,4 @@
-"""EATA: ETA with weights anchored to the source where they matter for it (Niu et al. 2022)."""
+"""EATA: ETA with parameters anchored to the source by their importance for it (Niu et al. 2022)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from methods.table import Access
 
 
 class Eata(Eta):
-    """ETA plus beta * sum F (theta - theta_0)^2, which keeps parameters near the source where they matter for it.
+    """ETA plus beta * sum F (theta - theta_0)^2, which keeps parameters that matter for the source near it.
 
-    Niu et al. 2022, arXiv:2204.02610, equations 7 to 9. F is the mean over batches of the squared gradient of a
-    batch's mean cross-entropy to the model's own labels, on clean source images without labels, with the statistics of
-    the batch; squared per batch as in the release, so it depends on the batch size. Where no image is learnt from, the
-    regulariser does not move the parameters either. Costs one forward and backward pass over `fisher_images` before
+    Niu et al. 2022, arXiv:2204.02610, equations 7 to 9. F is the mean over batches of the squared gradient of a batch's
+    mean cross-entropy to the model's own labels, on clean source images without labels, with the statistics of the
+    batch; squared per batch as in the release, so it depends on the batch size. If no image is learnt from, the
+    regulariser does not change the parameters either. Costs one forward and backward pass over `fisher_images` before
     the stream.
     """
 
@@ -52,7 +52,7 @@ class Eata(Eta):
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
         epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
         beta: strength of the regulariser; 2000 for ImageNet, 1 for CIFAR.
-        fisher_images: clean source images that F is estimated from, as many as there are at most.
+        fisher_images: largest number of clean source images for the estimate of F.
         """
 
         beta: float = 2000.0
@@ -67,12 +67,14 @@ class Eata(Eta):
         """Raises ValueError without source images, Unsupported for a model without affine parameters to adapt."""
         super().configure(source)
         if source is None or len(source) == 0:
-            raise ValueError("eata needs clean source images for its Fisher information; give them, or use eta")
+            raise ValueError(
+                "eata needs clean source images for its Fisher information; give prepare() a source, or use eta"
+            )
         self.fisher = self.measure_fisher(source)
         self.anchor = [parameter.detach().clone() for parameter in self.parameters]
 
     def measure_fisher(self, source: Source) -> list[Tensor]:
-        """The diagonal Fisher information of each adapted parameter, in the parameter's shape."""
+        """Return the diagonal Fisher information of each adapted parameter, in the parameter's shape."""
         total = [torch.zeros_like(parameter) for parameter in self.parameters]
         batches, left = 0, self.config.fisher_images
         with gradients():
@@ -91,5 +93,5 @@ class Eata(Eta):
     def regularise(self) -> None:
         for parameter, fisher, anchor in zip(self.parameters, self.fisher, self.anchor, strict=True):
             if parameter.grad is not None:
-                # In closed form: autograd would launch several small kernels more for each parameter.
+                # In closed form: autograd would launch several more small kernels for each parameter.
                 parameter.grad += 2 * self.config.beta * fisher * (parameter - anchor)

@@ -32,13 +32,13 @@ class EtaOptions(NormOptions):
 
 
 class Eta(NormAdapter):
-    """Minimises the weighted entropy of images that are reliable and unlike those learnt from before.
+    """Minimises the weighted entropy of images that are reliable and unlike the images learnt from before.
 
-    Niu et al. 2022, arXiv:2204.02610, section 3.1 (EATA without its regulariser). An image is reliable if its entropy
-    H is below E0 = `margin` * ln C, and unlike the others if the cosine between its probabilities and the running mean
-    of those learnt from is within `epsilon` of 0 (equations 3 to 6); its weight is exp(E0 - H). Where no image is
-    left, nothing changes, the optimiser's momentum included. The mean (0.9 old, 0.1 new) starts with the first batch
-    that has a reliable image, all of whose reliable images count. Costs one forward and at most one backward pass.
+    Niu et al. 2022, arXiv:2204.02610, section 3.1 (EATA without its regulariser). An image is reliable if its entropy H
+    is below E0 = `margin` * ln C, and unlike the others if the cosine between its probabilities and the running mean of
+    those learnt from is within `epsilon` of 0 (equations 3 to 6); its weight is exp(E0 - H). If no image remains,
+    nothing changes, including the optimiser's momentum. The mean (0.9 old, 0.1 new) starts with the first batch that
+    has a reliable image, and all reliable images of that batch count. Costs one forward and at most one backward pass.
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
@@ -91,7 +91,7 @@ class Eta(NormAdapter):
 
     @torch.no_grad()
     def select(self, logits: Tensor, uncertainty: Tensor, limit: float) -> Tensor:
-        """The images to learn from, int64 [k]; their probabilities enter the running mean."""
+        """Return the images to learn from, int64 [k]; their probabilities enter the running mean."""
         rows = rows_where(uncertainty < limit)
         probabilities = at_least_float32(logits)[rows].softmax(-1)
         if not len(self.mean):

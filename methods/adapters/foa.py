@@ -24,24 +24,24 @@ from methods.table import Access
 # The trade-off is stated for batches of this size.
 BATCH = 64
 HISTORY = 0.9
-# What a candidate whose loss is not finite counts for, since a strategy needs an order.
+# Loss of a candidate whose loss is not finite, since a strategy needs an order.
 WORST = 1e30
-# Arrays of the sampler that the strategy has under the same names.
+# Arrays that the strategy shares with its sampler under the same names.
 _SHARED = ("B", "C", "D")
 
 
 class FOA(Adapter):
-    """Looks for prompts that make predictions certain and features like the source's, by forward passes alone.
+    """Searches prompts that make predictions certain and features like the source's, by forward passes alone.
 
-    Niu et al. 2024, arXiv:2404.01650. Prompts are tokens put behind the class token. On each batch CMA-ES proposes a
-    population of them, the best so far is tried again, and all are judged by the sum of entropies plus the distance
-    between the means and deviations of the features after each block and the source's (equations 5-6); the prediction
-    is that of the best. Activation shifting (equations 7-8) moves the last features by the mean of the source less a
-    moving average along the stream, from the second batch on. A block's feature is that of the class token (the mean
-    over patches in models that classify by it) as the following normalisation gives it.
+    Niu et al. 2024, arXiv:2404.01650. Prompts are tokens inserted after the class token. On each batch CMA-ES proposes
+    a population of them, and the best so far is tried again. Each candidate's loss is the sum of entropies plus the
+    distance between the means and deviations of the features after each block and those of the source (equations 5-6);
+    the prediction is that of the best candidate. Activation shifting (equations 7-8) moves the last features by the
+    source mean minus a moving average along the stream, from the second batch on. A block's feature is that of the
+    class token (the mean over patches in models that classify by it), after the next normalisation.
 
-    A single image has no deviation, so there only the means are compared. The covariance that CMA-ES keeps has as many
-    rows as the prompts have values.
+    For a single image there is no deviation, so only the means are compared. The covariance in CMA-ES has as many rows
+    as the prompts have values.
     """
 
     tested_against = "restatement"
@@ -53,12 +53,12 @@ class FOA(Adapter):
     class Config:
         """Defaults of the paper for ViT-B/16 on ImageNet-C.
 
-        prompts: how many tokens are learnt; 0 leaves activation shifting alone, in one forward pass.
-        population: candidates of each batch, at least 3; one more pass tries the best so far.
+        prompts: number of learnt tokens; 0 leaves only activation shifting, in one forward pass.
+        population: candidates for each batch, at least 3; one more pass tries the best so far.
         deviation: of the first candidates around zero, the initial step size of CMA-ES.
         trade_off: weight of the distance to the source, for batches of 64; 0.4, or 0.2 for ImageNet-R.
         shift: whether the last features are moved towards the source.
-        source_images: clean images whose features make the statistics; the paper finds 32 to be enough.
+        source_images: number of clean images for the statistics; the paper finds that 32 are enough.
         """
 
         prompts: int = 3
@@ -81,14 +81,14 @@ class FOA(Adapter):
                 raise ValueError(f"foa.source_images must be at least 2, not {self.source_images}")
 
     def configure(self, source: Source | None) -> None:
-        """Raises Unsupported for another model than a vision transformer, ValueError without source images."""
+        """Raises Unsupported for a model that is not a vision transformer, ValueError without source images."""
         self.prompted = find_transformer(self.model)
         if source is None:
             raise ValueError("foa compares features with the source's; give prepare() a source of clean images")
         features = self._source_features(source)
         self.source_deviation, self.source_mean = torch.std_mean(features, dim=0)
         self.history: Tensor | None = None
-        # A CPU generator gives the same numbers whatever the device.
+        # A CPU generator gives the same numbers on every device.
         on_cpu = self.generator.device.type == "cpu"
         self.draws = self.generator if on_cpu else torch.Generator().manual_seed(self.generator.initial_seed())
         size = self.config.prompts * self.prompted.dim
@@ -153,8 +153,8 @@ class FOA(Adapter):
 class Search(nn.Module):
     """CMA-ES (Hansen 2016, arXiv:1604.00772) over `size` values around zero, from the package cma.
 
-    A module without parameters, so that its state is saved and reset with that of the adapter; it draws from the
-    given generator alone.
+    It is a module without parameters, so that its state is saved and reset with the adapter. It draws only from the
+    given generator.
     """
 
     def __init__(self, size: int, population: int, deviation: float, draws: torch.Generator) -> None:
@@ -166,8 +166,8 @@ class Search(nn.Module):
         options = {
             "popsize": self.population,
             "randn": self._normals,
-            "seed": math.nan,  # which keeps it away from numpy's global generator
-            "CMA_mirrors": 0,  # so that nothing waits from one population to the next but numbers and arrays
+            "seed": math.nan,  # keeps cma from seeding numpy's global generator
+            "CMA_mirrors": 0,  # so that only numbers and arrays persist between populations
             "maxiter": math.inf,
             "verbose": -9,
         }
@@ -178,22 +178,22 @@ class Search(nn.Module):
         return drawn
 
     def ask(self) -> list[np.ndarray]:
-        """Candidates of the next population, float64 [size] each."""
+        """Return the candidates of the next population, float64 [size] each."""
         asked: list[np.ndarray] = self.strategy.ask()
         return asked
 
     def tell(self, candidates: list[np.ndarray], losses: list[float]) -> None:
-        """Learn from candidates, asked for or not, and their finite losses."""
+        """Update the strategy with candidates, from `ask` or not, and their finite losses."""
         self.strategy.tell(candidates, losses)
 
     def get_extra_state(self) -> dict[str, dict[str, Any]]:
-        """Numbers and arrays of the strategy, its sampler and its step-size rule, as plain values and tensors."""
+        """Return numbers and arrays of strategy, sampler and step-size rule, as plain values and tensors."""
         return {name: _plain(part, _SHARED if part is self.strategy else ()) for name, part in self._parts().items()}
 
     def set_extra_state(self, state: dict[str, dict[str, Any]]) -> None:
-        """Go on from a state of `get_extra_state`."""
+        """Continue from a state of `get_extra_state`."""
         self.strategy = self._fresh()
-        self.strategy.timer = ElapsedWCTime()  # which the strategy makes on its first ask
+        self.strategy.timer = ElapsedWCTime()  # normally made by the first ask
         for name, part in self._parts().items():
             for key, value in state[name].items():
                 setattr(part, key, value.clone().numpy() if isinstance(value, Tensor) else value)
@@ -211,7 +211,7 @@ def _plain(part: Any, skipped: Sequence[str]) -> dict[str, Any]:
             case _ if name in skipped:
                 continue
             case np.ndarray() if value.dtype.kind == "f":
-                # In its own layout, which the rounding of products depends on.
+                # In its own memory layout, on which the rounding of products depends.
                 found[name] = torch.from_numpy(value.copy(order="K"))
             case float():
                 found[name] = float(value)
@@ -224,11 +224,11 @@ def _plain(part: Any, skipped: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Prompted:
-    """A vision transformer whose blocks take prompts and give their features; see `find_transformer`.
+    """A vision transformer whose blocks accept prompts and return their features; see `find_transformer`.
 
-    `norms` are what follows each block but the last. `token` says that the class token is classified, not the mean
-    over patches; `prefix` is the number of tokens before the patches. `dim` is the width of a token and `last` that of
-    what the head is given.
+    `norms` are the normalisations after each block but the last. `token` says that the class token is classified, not
+    the mean over patches; `prefix` is the number of tokens before the patches. `dim` is the width of a token and `last`
+    the width of the head's input.
     """
 
     parts: Split
@@ -243,9 +243,9 @@ class Prompted:
         return self.parts.head.in_features
 
     def __call__(self, images: Tensor, prompts: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features [n, (blocks - 1) * dim + last] before, and logits [n, classes] after the last ones are shifted.
+        """Features [n, (blocks - 1) * dim + last] before the shift, and logits [n, classes] after it.
 
-        `prompts`: [p, dim], behind the class token of all images. `shift`: [last].
+        `prompts`: [p, dim], inserted after the class token of all images. `shift`: [last], added to the last features.
         """
         number = 0 if prompts is None else len(prompts)
         place = min(self.prefix, 1)
@@ -289,9 +289,9 @@ def _hooked() -> Iterator[list[Any]]:
 
 
 def find_transformer(model: nn.Module) -> Prompted:
-    """The vision transformer (timm's or torchvision's) inside a classifier, ready to be prompted.
+    """Find the vision transformer (timm's or torchvision's) inside a classifier and prepare it for prompts.
 
-    Raises Unsupported where there is none, or not one whose blocks start with a normalisation.
+    Raises Unsupported if there is none whose blocks start with a normalisation.
     """
     parts = split(model)
     for module in model.modules():
@@ -307,6 +307,6 @@ def find_transformer(model: nn.Module) -> Prompted:
         if isinstance(blocks, nn.Sequential) and all(isinstance(norm, nn.Module) for norm in norms):
             return Prompted(parts, blocks, tuple(norm for norm in norms if norm is not None), token, prefix, dim)
     raise Unsupported(
-        "foa learns prompts of a vision transformer of timm or torchvision and finds none in this model; "
-        "choose a ViT, or a method without gradients for any model, as lame or t3a"
+        "foa learns prompts of a vision transformer of timm or torchvision, and this model contains none; "
+        "choose a ViT, or a method without gradients for any model, such as lame or t3a"
     )

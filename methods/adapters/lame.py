@@ -1,4 +1,4 @@
-"""LAME: corrects a batch's predictions so that images with near features get near labels (Boudiaf et al. 2022)."""
+"""LAME: corrects a batch's predictions so that images with near features get similar labels (Boudiaf et al. 2022)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Affinity = Literal["rbf", "knn", "linear"]
 
 # Relative change of the energy at which the authors' release stops.
 TOLERANCE = 1e-8
-# Steps between two looks at whether the energy stands still, which make the host wait for the device.
+# Steps between two checks of convergence, at which the host waits for the device.
 STEPS_PER_LOOK = 10
 
 
 class Lame(Adapter):
     """Laplacian adjusted maximum-likelihood estimation: changes the outputs of each batch, never the model.
 
-    Boudiaf et al. 2022, arXiv:2201.05718, equations 4-8: assignments Y minimise sum_i KL(y_i || p_i) minus
-    sum_ij w_ij y_i . y_j for the affinity w of L2-normalised features, by the fixed point
-    Y <- softmax(log p + W Y). BatchNorm keeps its source statistics. It gains where neighbours in the stream share
-    their class and loses where a batch holds many classes, each seldom.
+    Boudiaf et al. 2022, arXiv:2201.05718, equations 4-8: assignments Y minimise sum_i KL(y_i || p_i) minus sum_ij w_ij
+    y_i . y_j for the affinity w of L2-normalised features, by the fixed point Y <- softmax(log p + W Y). BatchNorm
+    keeps its source statistics. It helps if neighbours in the stream share their class and hurts if a batch holds many
+    classes with few images each.
     """
 
     tested_against = "golden"
@@ -37,13 +37,13 @@ class Lame(Adapter):
 
     @dataclass(frozen=True)
     class Config:
-        """Defaults that most benchmarks use; the authors choose affinity and neighbours for each model.
+        """Defaults of most benchmarks; the authors choose affinity and neighbours for each model.
 
-        affinity: "rbf" (exp(-d^2 / 2 s^2), s the mean distance to the k-th nearest), "knn" (1 for the k nearest
-            others) or "linear" (cosine).
-        neighbours: k, at least 1; for "rbf" the image itself counts as its nearest, as in the authors' release, so
-            that 1 makes it an island. Of fewer images all count. Without effect for "linear".
-        steps: at most so many updates of a batch; it ends before when the energy stands still.
+        affinity: "rbf" (exp(-d^2 / 2 s^2), s the mean distance to the k-th nearest), "knn" (1 for the k nearest others)
+            or "linear" (cosine).
+        neighbours: k, at least 1; for "rbf" the image itself counts as its nearest, as in the authors' release, so 1
+            isolates it. In a smaller batch all images count. Without effect for "linear".
+        steps: largest number of updates of a batch; updates stop earlier when the energy converges.
         """
 
         affinity: Affinity = "rbf"
@@ -72,10 +72,10 @@ class Lame(Adapter):
 
 
 def correct(probabilities: Tensor, affinity: Tensor, steps: int) -> Tensor:
-    """Logarithm of the assignments after at most `steps` updates: [n, classes], [n, n] -> [n, classes].
+    """Return the logarithm of the assignments after at most `steps` updates: [n, classes], [n, n] -> [n, classes].
 
-    Stops, from the third update on, where the energy sum(Y log Y - Y log p - Y (W Y')) (Y' the assignments before)
-    changes by at most 1e-8 of itself, as the authors' release does.
+    Stops, from the third update on, when the energy sum(Y log Y - Y log p - Y (W Y')) (Y' the assignments before)
+    changes by a relative amount of at most 1e-8, as the authors' release does.
     """
     likelihood = (probabilities + 1e-10).log()
     log_y = likelihood.log_softmax(dim=1)
@@ -86,7 +86,7 @@ def correct(probabilities: Tensor, affinity: Tensor, steps: int) -> Tensor:
         new = (likelihood + pairwise).log_softmax(dim=1)
         y = new.exp()
         new_energy = (y * (new - likelihood - pairwise)).sum()
-        # The update at which the energy stands still counts; the ones after it, until the next look, do not.
+        # The update that reaches convergence counts; those after it, until the next check, do not.
         log_y = torch.where(still, log_y, new)
         if step > 1:
             still = still | ((new_energy - energy).abs() <= TOLERANCE * energy.abs())
@@ -97,12 +97,12 @@ def correct(probabilities: Tensor, affinity: Tensor, steps: int) -> Tensor:
 
 
 def _distances(features: Tensor) -> Tensor:
-    # The faster formula through a matrix product leaves an image at some distance from itself.
+    # The faster formula by matrix product gives an image a nonzero distance to itself.
     return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def rbf(features: Tensor, neighbours: int) -> Tensor:
-    """Gaussian affinity of unit features [n, dim], [n, n]; where all k-th nearest are at 0, its limit (equality)."""
+    """Gaussian affinity of unit features [n, dim], [n, n]; if all k-th nearest are at 0, its limit (equality)."""
     distances = _distances(features)
     k = min(neighbours, len(features))
     deviation = distances.topk(k, dim=1, largest=False).values[:, -1].mean()
@@ -111,7 +111,7 @@ def rbf(features: Tensor, neighbours: int) -> Tensor:
 
 
 def knn(features: Tensor, neighbours: int) -> Tensor:
-    """1 for the k nearest other images, else 0, so not symmetric: unit features [n, dim] to [n, n]."""
+    """1 for the k nearest other images, else 0; not symmetric: unit features [n, dim] to [n, n]."""
     distances = _distances(features).fill_diagonal_(-1)
     nearest = distances.topk(min(neighbours + 1, len(features)), dim=1, largest=False).indices[:, 1:]
     return torch.zeros_like(distances).scatter_(1, nearest, 1.0)

@@ -31,16 +31,16 @@ ADAM_EPSILON = 1e-8
 class Memo(Adapter):
     """For each image alone: one step on all parameters to lower the entropy of the mean prediction over AugMix views.
 
-    Zhang et al. 2022, arXiv:2110.09506, algorithm 1. The image itself is then predicted with the stepped parameters;
-    the next image starts from the source again, optimiser included (the release carries AdamW's moments from image
-    to image). BatchNorm normalises with N/(N+1) of the source statistics and 1/(N+1) of the current ones: those of the
+    Zhang et al. 2022, arXiv:2110.09506, algorithm 1. The image itself is then predicted with the updated parameters;
+    the next image starts from the source again, optimiser included (the release carries AdamW's moments from image to
+    image). BatchNorm normalises with N/(N+1) of the source statistics and 1/(N+1) of the current ones: those of the
     views while adapting, of the single image while predicting.
 
-    The source parameters are never written: an image's own parameters are made beside them. Images go through the
-    model together, each with its own gradient, where it has no blended BatchNorm; else one by one. Views depend on
-    the generator and on an image's place in the stream, never on the batch size; so predictions differ between batch
-    sizes by the rounding of floats only (AdamW, whose first step is the gradient's sign, turns rounding of a gradient
-    near zero into a step of lr).
+    The source parameters are never changed: each image has its own copy of them. Images pass through the model
+    together, each with its own gradient, if the model has no blended BatchNorm; else one by one. Views depend on the
+    generator and on an image's position in the stream, never on the batch size; so predictions for different batch
+    sizes differ only by floating-point rounding (AdamW, whose first step is the gradient's sign, turns rounding of a
+    gradient near zero into a step of lr).
     """
 
     tested_against = "restatement"
@@ -65,7 +65,7 @@ class Memo(Adapter):
         optimizer: "sgd" (without momentum) or "adamw"; with a single step its betas do not matter.
         weight_decay: 0 with SGD, 0.01 with AdamW in the paper.
         views: augmented views of each image; 64, or 32 for CIFAR.
-        prior: N, the number of images the source statistics of BatchNorm count for; negative uses them alone.
+        prior: N, the weight of the source statistics of BatchNorm in images; a negative value uses them alone.
         crop: before the chains, "resized" (ImageNet), "padded" (CIFAR) or "none".
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         """
@@ -93,18 +93,18 @@ class Memo(Adapter):
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative."""
         self.model.requires_grad_(True)
-        # The source statistics alone are what eval mode uses already.
+        # Eval mode already uses the source statistics alone.
         blended = (
             0 if self.config.prior < 0 else blend_statistics(self.model, self.config.prior / (self.config.prior + 1))
         )
         # Blended statistics belong to one image's views, and setting them is a side effect that vmap cannot see.
         self.together = blended == 0
-        # A CPU generator gives an image the same numbers whatever comes with it; those of GPUs do not.
+        # A CPU generator gives an image the same numbers whatever its batch; GPU generators do not.
         on_cpu = self.generator.device.type == "cpu"
         self.draws = self.generator if on_cpu else torch.Generator().manual_seed(self.generator.initial_seed())
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] of each with its own parameters.
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters.
 
         Raises RuntimeError under `torch.inference_mode()`.
         """
@@ -162,7 +162,7 @@ class Memo(Adapter):
         def clean(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
             return self._call(parameters, image[None])[0]
 
-        # vmap knows the plain formula of attention; of the fused kernels it would make a slow loop.
+        # vmap supports the plain formula of attention; it would run the fused kernels in a slow loop.
         with sdpa_kernel(SDPBackend.MATH):
             slopes = vmap(grad(loss), in_dims=(None, 0))(parameters, views)
             with torch.no_grad():
@@ -171,9 +171,9 @@ class Memo(Adapter):
         return logits
 
     def _call(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """The model with other parameters by name, each in every place where it stands."""
+        """Run the model with other parameters by name, each in every module that uses it."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        # Place by place: torch's own way to tie parameters leaves a module that is used twice with the others' values.
+        # Module by module: torch's own way to tie parameters gives a module that is used twice wrong values.
         placed = {
             f"{prefix}.{key}" if prefix else key: parameters[names[id(parameter)]]
             for prefix, module in self.model.named_modules()
@@ -184,7 +184,7 @@ class Memo(Adapter):
         return logits
 
     def step(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """The parameter after the first step of a fresh optimiser; a leading dimension of the gradient stays.
+        """Return the parameter after the first step of a new optimiser; a leading dimension of the gradient is kept.
 
         The first bias-corrected step of AdamW is g / (|g| + epsilon), whatever its betas.
         """

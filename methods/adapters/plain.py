@@ -1,4 +1,4 @@
-"""The plain adapter: predicts and never changes, which makes a recipe's classifier its own baseline."""
+"""The plain adapter: predicts without changing anything, which makes a recipe's classifier its own baseline."""
 
 from __future__ import annotations
 

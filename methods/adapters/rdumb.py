@@ -1,4 +1,4 @@
-"""RDumb: ETA that forgets everything at a fixed interval (Press et al. 2023)."""
+"""RDumb: ETA that resets itself at a fixed interval (Press et al. 2023)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from methods.base import Source
 
 
 class Rdumb(Eta):
-    """ETA that returns to the source after every `interval` batches, so a long stream cannot make it collapse.
+    """ETA that returns to the source after every `interval` batches, so that a long stream cannot make it collapse.
 
-    Press et al. 2023, arXiv:2306.05401, section 5. Parameters, optimiser and the running mean start anew; a batch
-    counts whether or not an image of it was learnt from.
+    Press et al. 2023, arXiv:2306.05401, section 5. Parameters, optimiser and the running mean are reset; every batch
+    counts, including batches from which no image was learnt.
     """
 
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
@@ -38,7 +38,7 @@ class Rdumb(Eta):
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
         epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
-        interval: batches from one return to the source to the next.
+        interval: number of batches between two returns to the source.
         """
 
         interval: int = 1000

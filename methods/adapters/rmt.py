@@ -49,14 +49,14 @@ class ContrastOptions(TeacherOptions):
 class Rmt(Adapter):
     """A student learns its average's predictions, gathers features around source prototypes, and replays the source.
 
-    Doebler, Marsden and Yang 2023, arXiv:2211.13081, equations 1 to 6. The student steps on the symmetric cross-entropy
-    of the batch and of a random view of it to the teacher, on the contrast (see `prototypes.contrast`) of three vectors
-    an image, the nearest source prototype and the features of the batch and of the view behind a small projector, and
-    on the cross-entropy of a labelled source batch. The teacher follows the student. The answer is the sum of the
-    logits of both from before the step. Of every module the parameters named weight and bias are learnt. BatchNorm
-    uses the statistics of each batch; dropout and stochastic depth stay off.
+    Doebler, Marsden and Yang 2023, arXiv:2211.13081, equations 1 to 6. The student steps on three losses: the symmetric
+    cross-entropy of the batch and of a random view of it to the teacher; the contrast (see `prototypes.contrast`) of
+    three vectors for each image, the nearest source prototype and the projected features of the batch and of the view;
+    and the cross-entropy of a labelled source batch. The teacher follows the student. The prediction is the sum of the
+    logits of both from before the step. In every module the parameters named weight and bias are learnt. BatchNorm uses
+    the statistics of each batch; dropout and stochastic depth stay off.
 
-    Before the stream, prototypes are measured (one forward pass over `prototype_images`) and student and teacher warm
+    Before the stream, prototypes are measured (one forward pass over `prototype_images`), and student and teacher warm
     up on `warm_up_images` at a rate that grows to `lr` (two forward passes and one backward pass each); a reset returns
     to the warmed-up state. A batch costs 4 forward passes, one of them the teacher's, and 3 backward passes.
     """
@@ -85,13 +85,13 @@ class Rmt(Adapter):
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         nesterov: whether SGD uses Nesterov's momentum, as the release does.
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
-        contrast_weight: of the contrast beside the loss to the teacher; at least 0.
-        temperature: that cosines are divided by in the contrast; above 0.
+        contrast_weight: weight of the contrast, added to the loss to the teacher; at least 0.
+        temperature: divisor of the cosines in the contrast; above 0.
         projection: width of the projector.
-        prototype_images: labelled source images that class means are taken over, as many as there are at most.
-        source_weight: of the loss on source images beside the loss to the teacher; at least 0.
-        teacher_momentum: how much of the teacher stays at each step; in [0, 1].
-        warm_up_images: source images to warm up on, as many as there are at most; 0 for none.
+        prototype_images: largest number of labelled source images for the class means.
+        source_weight: weight of the loss on source images, added to the loss to the teacher; at least 0.
+        teacher_momentum: share of the teacher that stays at each step; in [0, 1].
+        warm_up_images: largest number of source images to warm up on; 0 for none.
         """
 
         lr: float = 0.01
@@ -122,7 +122,7 @@ class Rmt(Adapter):
         self.warm_up()
 
     def warm_up(self) -> None:
-        """Student and teacher on source images, at a rate that grows in equal steps to `lr`."""
+        """Train student and teacher on source images, at a rate that grows in equal steps to `lr`."""
         if self.config.warm_up_images == 0:
             return
         steps = min(len(self.source), max(1, self.config.warm_up_images // len(self.source[0].images)))
@@ -159,17 +159,17 @@ class Rmt(Adapter):
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
-        """The teacher's logits, [n, classes]."""
+        """Return the teacher's logits, [n, classes]."""
         logits: Tensor = self.teacher(images)
         return logits
 
     def replay(self) -> SourceBatch:
-        """The next labelled source batch; the first one again after the last."""
+        """Return the next labelled source batch, cycling through the source."""
         batch = self.source[self.replayed % len(self.source)]
         self.replayed += 1
         return batch
 
     def step(self, loss: Tensor) -> None:
-        """The student down the gradient, then the teacher towards the student."""
+        """Step the student down the gradient, then move the teacher towards the student."""
         descend(loss, self.optimizer)
         move_towards(self.averages, self.parameters, 1 - self.config.teacher_momentum)

@@ -22,10 +22,10 @@ from methods.losses import at_least_float32, entropy, gradients, recordable
 from methods.online import NormAdapter
 from methods.views.cotta_views import draw_view, make_view
 
-# Constants of the release: largest probability that is learnt from, addend inside its logarithm.
+# Constants of the release: largest probability in the loss, addend inside its logarithm.
 LARGEST = 0.99
 ADDEND = 1e-5
-# Of the running mean of predictions.
+# Share of the old value in the running mean of predictions.
 MEMORY = 0.9
 
 
@@ -43,16 +43,16 @@ class RoidOptions(TeacherOptions):
 class Roid(NormAdapter):
     """Learns from certain and diverse images by a soft likelihood ratio and by consistency, near the source.
 
-    Marsden, Doebler and Yang 2024, arXiv:2306.00650, equations 1 to 9. Of each batch the images count whose
-    prediction is at least as far (cosine) from the running mean of predictions as the average image's, with weight
-    exp(diversity * certainty / temperature), both scaled to [0, 1] over the batch. They lower the negative soft
-    likelihood ratio -sum q log(q / (1 - q)) (q cut at 0.99) and the symmetric cross-entropy to one augmented view,
-    summed and divided by the batch size: the largest batch so far, so that a short last batch moves less. After each
-    step the parameters go back to the source by a hundredth. The answer is the logits from before the update times the
-    smoothed mean prediction of the batch (the release's prior correction, which multiplies logits).
+    Marsden, Doebler and Yang 2024, arXiv:2306.00650, equations 1 to 9. In each batch an image counts if its prediction
+    is at least as far (cosine) from the running mean of predictions as the average image's. Its weight is exp(diversity
+    * certainty / temperature), both scaled to [0, 1] over the batch. The loss is the negative soft likelihood ratio
+    -sum q log(q / (1 - q)) (q cut at 0.99) plus the symmetric cross-entropy to one augmented view, summed and divided
+    by the size of the largest batch so far, so that a short last batch moves less. After each step the parameters
+    return to the source by `source_share`. The prediction is the logits from before the update times the smoothed mean
+    prediction of the batch (the release's prior correction, which multiplies logits).
 
-    Where all images of a batch are equally diverse or certain (one image, the same image many times) this measure is
-    0 for each of them; the release divides 0 by 0 there.
+    If all images of a batch are equally diverse or certain (one image, the same image many times), this measure is 0
+    for each of them; the release divides 0 by 0 there.
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
@@ -78,8 +78,8 @@ class Roid(NormAdapter):
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         nesterov: whether SGD uses Nesterov's momentum, as the release does.
         flip: mirror the view with probability one half; switch it off where mirrored classes differ, as digits do.
-        temperature: of the weights; smaller sets images further apart.
-        source_share: how far the parameters go back to the source after each step, in [0, 1].
+        temperature: of the weights; a smaller one separates images more.
+        source_share: how far the parameters return to the source after each step, in [0, 1].
         """
 
         source_share: float = 0.01
@@ -91,7 +91,7 @@ class Roid(NormAdapter):
     def configure(self, source: Source | None) -> None:
         super().configure(source)
         self.anchor = [parameter.detach().clone() for parameter in self.parameters]
-        # Empty until the first batch tells the number of classes.
+        # Empty until the first batch gives the number of classes.
         self.mean = self.parameters[0].new_empty(0)
         self.batch_size = 0
         self.host_draws, self.device_draws = generators(self.generator, self.model)
@@ -124,7 +124,7 @@ class Roid(NormAdapter):
 
     @torch.no_grad()
     def weigh(self, logits: Tensor) -> Tensor:
-        """The weight of each image, 0 for those left out: [n, classes] -> [n]; renews the running mean."""
+        """Return the weight of each image, 0 for excluded ones: [n, classes] -> [n]; updates the running mean."""
         probabilities = at_least_float32(logits).softmax(1)
         if self.mean.numel() == 0:
             self.mean = torch.full_like(probabilities[0], 1 / logits.shape[1])
@@ -134,7 +134,7 @@ class Roid(NormAdapter):
         return torch.where(diversity < diversity.mean(), 0.0, weights)
 
     def settle(self) -> None:
-        """What follows each step: the parameters go back to the source by a share."""
+        """After each step, move the parameters towards the source by `source_share`."""
         move_towards(self.parameters, self.anchor, self.config.source_share)
 
 
@@ -146,7 +146,7 @@ def likelihood_ratio(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def correct_prior(logits: Tensor) -> Tensor:
-    """Logits [n, classes] times the mean prediction of the batch, smoothed more the fewer images there are."""
+    """Return logits [n, classes] times the mean prediction of the batch, smoothed more for fewer images."""
     n, classes = logits.shape
     prior = at_least_float32(logits).softmax(1).mean(0)
     smoothing = max(1 / n, 1 / classes) / prior.max()
@@ -154,6 +154,6 @@ def correct_prior(logits: Tensor) -> Tensor:
 
 
 def _rescaled(values: Tensor) -> Tensor:
-    """Values [n] stretched to [0, 1]; zeros if they are all the same."""
+    """Return values [n] scaled to [0, 1]; zeros if they are all equal."""
     least, most = values.aminmax()
     return (values - least) / (most - least).clamp_min(torch.finfo(values.dtype).tiny)

@@ -33,16 +33,17 @@ FREE = -1
 
 
 class Rotta(Adapter):
-    """A student learns from a class-balanced memory of the stream what its running average says of it.
+    """A student learns its running average's predictions on a class-balanced memory of the stream.
 
-    Yuan, Xie and Li 2023, arXiv:2303.13899, equations 1 to 9. The answer is the teacher's, with the statistics in its
-    BatchNorm layers. Every image is offered to a memory of `capacity` images with the class that the teacher gives it;
-    room is made in the largest class, or in its own if that has its share, by the image with the highest score (age
-    and entropy), if that is above the newcomer's. After every `update_every` images the student predicts one random
-    view of the memory, the teacher the memory itself; the student steps on the cross-entropy, newer images weighing
-    more, and the teacher's parameters follow. In that pass alone the statistics of every BatchNorm layer move to those
-    of the memory by `statistics_share`, and gradients flow through them. BatchNorm and other normalisation layers
-    are adapted; dropout and stochastic depth stay off.
+    Yuan, Xie and Li 2023, arXiv:2303.13899, equations 1 to 9. The prediction is the teacher's, with the statistics in
+    its BatchNorm layers. Every image is offered to a memory of `capacity` images under the class that the teacher
+    predicts. If that class has its share, the image competes with that class, else, if the memory is full, with the
+    largest class: it replaces the image with the highest score (age and entropy), if that score is above its own. After
+    every `update_every` images the student predicts one random view of the memory and the teacher the memory itself;
+    the student steps on the cross-entropy, in which newer images weigh more, and the teacher's parameters follow. Only
+    in that pass do the statistics of every BatchNorm layer move to those of the memory by `statistics_share`, and
+    gradients flow through them. BatchNorm and other normalisation layers are adapted; dropout and stochastic depth stay
+    off.
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
@@ -103,13 +104,13 @@ class Rotta(Adapter):
         if not self.parameters:
             raise Unsupported(
                 "rotta adapts the affine parameters of normalisation layers and this model has none; "
-                "choose a model with BatchNorm, LayerNorm or GroupNorm, or a method that needs no such layer, as memo"
+                "choose a model with BatchNorm, LayerNorm or GroupNorm, or a method that needs none, such as memo"
             )
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         self.optimizer = build_optimizer(self.parameters, self.config)
         self.host_draws, self.device_draws = generators(self.generator, self.model)
-        # What the host decides by, one entry a slot; the images, on their device, come with the first batch.
+        # Values for decisions on the host, one for each slot; the images, on their device, come with the first batch.
         self.labels = torch.full((self.config.capacity,), FREE)
         self.uncertainty = torch.zeros(self.config.capacity, dtype=torch.float64)
         self.born = torch.zeros(self.config.capacity, dtype=torch.int64)
@@ -117,7 +118,7 @@ class Rotta(Adapter):
         self.seen = 0
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the teacher's logits [n, classes] from before any update they lead to.
+        """Images [n, 3, h, w] in [0, 1] to the teacher's logits [n, classes] from before any update by this batch.
 
         Raises RuntimeError under `torch.inference_mode()`, ValueError for a model with a single class.
         """
@@ -127,7 +128,7 @@ class Rotta(Adapter):
                 logits: Tensor = self.teacher(images)
                 probabilities = at_least_float32(logits).softmax(1)
                 entropy = -(probabilities * (probabilities + 1e-6).log()).sum(1) / margin(logits, 1.0)
-                # One copy to the host, where the memory is kept in order; its images stay on the device.
+                # One copy to the host, which manages the memory; its images stay on the device.
                 labels, uncertainty = torch.stack([logits.argmax(1).double(), entropy.double()]).cpu()
             start = 0
             while start < len(images):
@@ -155,7 +156,7 @@ class Rotta(Adapter):
         self.images[torch.from_numpy(slots).to(device)] = images[torch.from_numpy(origin[slots]).to(device)]
 
     def slot(self, label: int, unsure: float, classes: int) -> int:
-        """Where a new image goes, or FREE (-1) if nowhere."""
+        """Return the slot for a new image, or FREE (-1) for none."""
         labels = self.labels.numpy()
         if (labels == label).sum() >= self.config.capacity / classes:
             candidates = labels == label
@@ -169,15 +170,15 @@ class Rotta(Adapter):
         return int(scores.argmax()) if scores.max() > newcomer else FREE
 
     def score(self, age: np.ndarray, unsure: np.ndarray) -> np.ndarray:
-        """How much each image is worth forgetting, [n]: by age in images and entropy as a fraction of ln C."""
+        """Return the score for removal of each image, [n]: by age in images and entropy as a fraction of ln C."""
         timeliness = 1 / (1 + np.exp(-age / self.config.capacity))
         score: np.ndarray = self.config.age_weight * timeliness + self.config.entropy_weight * unsure
         return score
 
     def update(self) -> None:
-        """One step of the student on the memory; the teacher follows."""
+        """Take one step of the student on the memory and move the teacher towards it."""
         labels = self.labels.numpy()
-        # By class and age, so that the noise in a view depends on what the memory holds and not on where.
+        # Sorted by class and age, so that the noise of a view depends on the content of the memory and not on slots.
         order = np.lexsort((self.born.numpy(), labels))
         held = torch.from_numpy(order[labels[order] != FREE])
         images = self.images[held.to(self.images.device)]
@@ -193,10 +194,10 @@ class Rotta(Adapter):
 
 @contextmanager
 def robust_statistics(model: nn.Module, share: float) -> Iterator[None]:
-    """In here each BatchNorm moves its statistics to those of its input by `share`, then normalises with them.
+    """Inside, each BatchNorm moves its statistics to those of its input by `share`, then normalises with them.
 
-    The variance is the biased one, and gradients flow through the part that the input has in the statistics. The
-    model is in eval mode, before, in here and after.
+    The variance is the biased one, and gradients flow through the input's part of the statistics. The model stays in
+    eval mode.
     """
     handles = [
         layer.register_forward_pre_hook(partial(_move_statistics, share=share)) for layer in batch_norm_layers(model)
@@ -220,7 +221,7 @@ def _move_statistics(layer: nn.Module, inputs: tuple[Any, ...], *, share: float)
     norm.running_mean, norm.running_var = mean.detach(), variance.detach()
     if not mean.requires_grad:
         return None
-    # Normalising in eval mode knows no gradient of the statistics. This input has the same value, up to rounding, and
+    # Eval mode gives no gradient of the statistics. This input has the same value, up to rounding, and
     # the gradient that the layer would have.
     shape = [1, -1, *[1] * (values.ndim - 2)]
     ratio = ((norm.running_var + norm.eps) / (variance + norm.eps)).sqrt()

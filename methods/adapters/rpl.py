@@ -1,4 +1,4 @@
-"""RPL: self-learning on the model's own labels with a loss that is robust to wrong ones (Rusak et al. 2022)."""
+"""RPL: self-learning on the model's own labels with a loss that is robust to wrong labels (Rusak et al. 2022)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from methods.online import NormAdapter, NormOptions
 def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float) -> Tensor:
     """(1 - p^q) / q of the probability p of each label: [n, classes], int64 [n] -> [n].
 
-    Cross-entropy in the limit of q = 0, the probability of the other classes at q = 1 (Zhang & Sabuncu 2018,
+    Cross-entropy in the limit q -> 0, the probability of the other classes at q = 1 (Zhang & Sabuncu 2018,
     arXiv:1805.07836, equation 6).
     """
     p = at_least_float32(logits).softmax(-1).gather(-1, labels[:, None])[:, 0]

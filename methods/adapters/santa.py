@@ -25,11 +25,11 @@ class Santa(NormAdapter):
     """Keeps predictions near the source model's on each batch, and gathers features around source prototypes.
 
     Chakrabarty, Sreenivas and Biswas 2023 (TMLR). The affine parameters of normalisation layers and a small projector
-    step on -sum p log a, for the probabilities p of the batch (and of one random view of it) and a of the source model
-    on the batch itself, and on the contrast (see `prototypes.contrast`) of three vectors an image: the nearest source
-    prototype, and the features of the batch and of the view behind the projector. The gradient of the first flows
-    through p, so predictions become the certain ones that the source model finds likely. The answer is the logits from
-    before the step. The source model, too, uses the statistics of each batch.
+    step on two losses. The first is -sum p log a, for the probabilities p of the batch (and of one random view of it)
+    and a of the source model on the batch itself. The second is the contrast (see `prototypes.contrast`) of three
+    vectors for each image: the nearest source prototype, and the projected features of the batch and of the view. The
+    gradient of the first flows through p, so predictions become certain in favour of what the source model finds
+    likely. The prediction is the logits from before the step. The source model also uses the statistics of each batch.
 
     Prototypes are class means over labelled source images, as benchmarks run it: one forward pass over
     `prototype_images` before the stream. A batch costs 3 forward passes, one of them without gradients, and 2 backward
@@ -60,16 +60,16 @@ class Santa(NormAdapter):
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         nesterov: whether SGD uses Nesterov's momentum.
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
-        contrast_weight: of the contrast beside the loss to the source model; at least 0.
-        temperature: that cosines are divided by in the contrast; above 0.
+        contrast_weight: weight of the contrast, added to the loss to the source model; at least 0.
+        temperature: divisor of the cosines in the contrast; above 0.
         projection: width of the projector.
-        prototype_images: labelled source images that class means are taken over, as many as there are at most.
+        prototype_images: largest number of labelled source images for the class means.
         """
 
         lr: float = 0.01
 
     def configure(self, source: Source | None) -> None:
-        """Raises ValueError without labelled source images, Unsupported where there is nothing to adapt or no head."""
+        """Raises ValueError without labelled source images, Unsupported without parameters to adapt or a head."""
         super().configure(source)
         self.parts = split(self.model)
         self.prototypes = class_means(self.parts, source, self.config.prototype_images, "santa")

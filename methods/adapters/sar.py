@@ -25,17 +25,17 @@ MEMORY = 0.9
 
 
 class Sar(NormAdapter):
-    """Minimises the entropy of reliable images at the worst point nearby, and starts anew when it nears collapse.
+    """Minimises the entropy of reliable images at the worst nearby point, and resets itself when it nears collapse.
 
     Niu et al. 2023, arXiv:2302.12400, section 4. Images are reliable if their entropy is below E0 = `margin` * ln C.
-    The mean over these is climbed to the distance `rho` (sharpness-aware minimisation), where it is taken again over
-    those that are still reliable; that gradient moves the parameters. When the moving average (0.9 old, 0.1 new) of
-    the second loss falls below `reset_below`, all returns to the source. Layers of the top quarter are left alone (see
-    `below_the_top`).
+    The parameters climb the gradient of the mean over these by the distance `rho` (sharpness-aware minimisation); there
+    the mean is taken again over those that are still reliable, and its gradient updates the parameters. When the moving
+    average (0.9 old, 0.1 new) of the second loss falls below `reset_below`, everything returns to the source. Layers of
+    the top quarter stay unchanged (see `below_the_top`).
 
-    The release differs in three ways, which `official_quirks` brings back: its moving average survives the return to
-    the source and so causes it again, the optimiser's momentum survives too, and it moves by momentum where no image
-    is reliable. It also finds the top by timm's names alone. Costs two forward and two backward passes.
+    The release differs in three ways, which `official_quirks` restores: its moving average survives the return to the
+    source and so triggers it again; the optimiser's momentum survives too, and moves the parameters even if no image is
+    reliable; and the release finds the top by timm's names alone. Costs two forward and two backward passes.
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
@@ -62,7 +62,7 @@ class Sar(NormAdapter):
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
         rho: how far to climb, as the Euclidean distance in all adapted parameters together.
         reset_below: the average entropy in nats that counts as near collapse; 0.2 for 1000 classes, less for few.
-        official_quirks: do as the release does where it departs from the paper; to compare with its numbers.
+        official_quirks: follow the release where it departs from the paper; to compare with its numbers.
         """
 
         margin: float = 0.4
@@ -78,7 +78,7 @@ class Sar(NormAdapter):
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)
-        # Not a number until there is a first loss.
+        # NaN until there is a first loss.
         self.average = self.parameters[0].new_full((), math.nan, dtype=torch.float32)
         self.source_values = [parameter.detach().clone() for parameter in self.parameters]
 
@@ -104,7 +104,7 @@ class Sar(NormAdapter):
         return logits.detach()
 
     def _descend_from_above(self, images: Tensor, reliable: Tensor, limit: float) -> None:
-        """Climb the gradient that the parameters hold, take the gradient there, and step with it from where it was."""
+        """Climb the current gradient, take the gradient there, and step with it from the original parameters."""
         below = [parameter.detach().clone() for parameter in self.parameters]
         self._climb()
         uncertainty = self.uncertainty(self.model(images))[reliable]
@@ -113,7 +113,7 @@ class Sar(NormAdapter):
         if len(still) or self.config.official_quirks:
             uncertainty[still].mean().backward()  # type: ignore[no-untyped-call]
         self._put_back(below)
-        # The optimiser leaves parameters without a gradient alone, momentum included.
+        # The optimiser skips parameters without a gradient, including their momentum.
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -131,7 +131,7 @@ class Sar(NormAdapter):
             parameter.copy_(value)
 
     def _remember(self, loss: Tensor) -> None:
-        """Let a loss into the moving average, unless it is not a number (as of no image at all)."""
+        """Include a loss in the moving average, unless it is NaN (as the loss of no image is)."""
         known = torch.where(self.average.isnan(), loss, MEMORY * self.average + (1 - MEMORY) * loss)
         self.average = torch.where(loss.isnan(), self.average, known)
 

@@ -18,12 +18,12 @@ from methods.table import Access
 
 
 class ShotIM(Adapter):
-    """Lowers the entropy of each prediction and raises that of their mean, over all parameters but the head's.
+    """Lowers the entropy of each prediction and raises the entropy of their mean, over all parameters but the head's.
 
-    Liang et al. 2020, arXiv:2002.08546, equations 2-3 (information maximisation; its pseudo-labels need the whole
-    test set), run online as in the release of T3A (Iwasawa and Matsuo 2021). BatchNorm keeps its source statistics,
-    dropout and stochastic depth stay off. The mean prediction says little in batches that are small beside the number
-    of classes; on a single image the two terms all but cancel.
+    Liang et al. 2020, arXiv:2002.08546, equations 2-3 (information maximisation; its pseudo-labels need the whole test
+    set), run online as in the release of T3A (Iwasawa and Matsuo 2021). BatchNorm keeps its source statistics, dropout
+    and stochastic depth stay off. The mean prediction carries little information in batches that are small relative to
+    the number of classes; on a single image the two terms nearly cancel.
     """
 
     tested_against = "restatement"
@@ -34,10 +34,10 @@ class ShotIM(Adapter):
     @component("methods.shot_im.ShotIM.Config")
     @dataclass(frozen=True)
     class Config:
-        """The release of T3A tries a tenth, once and ten times the rate of the source, there 5e-5, and 1 or 3 steps.
+        """Grid of the T3A release: a tenth, once and ten times the rate of the source (there 5e-5), and 1 or 3 steps.
 
         lr: step size of Adam, without weight decay.
-        steps: updates on each batch; the prediction is that of the last forward pass, made before its update.
+        steps: updates on each batch; the prediction comes from the last forward pass, before its update.
         """
 
         lr: float = 5e-5
@@ -50,13 +50,13 @@ class ShotIM(Adapter):
                 raise ValueError(f"shot_im.steps must be at least 1, not {self.steps}")
 
     def configure(self, source: Source | None) -> None:
-        """Raises Unsupported for a classifier that does not end in one linear layer, or is nothing else."""
+        """Raises Unsupported for a classifier that does not end in one linear layer, or that is only that layer."""
         head = {id(parameter) for parameter in split(self.model).head.parameters()}
         self.parameters = [parameter for parameter in self.model.parameters() if id(parameter) not in head]
         if not self.parameters:
             raise Unsupported(
                 "shot_im adapts what comes before the last linear layer and this model has no parameters there; "
-                "choose a deeper classifier, or a method that changes the head, as t3a"
+                "choose a deeper classifier, or a method that changes the head, such as t3a"
             )
         for parameter in self.parameters:
             parameter.requires_grad_(True)
@@ -78,9 +78,9 @@ class ShotIM(Adapter):
 
 
 def information(logits: Tensor) -> Tensor:
-    """Mean entropy of the predictions less the entropy of their mean, in nats: [n, classes] -> scalar.
+    """Mean entropy of the predictions minus the entropy of their mean, in nats: [n, classes] -> scalar.
 
-    The mean prediction is raised by 1e-5 inside its logarithm, as in the releases.
+    1e-5 is added to the mean prediction inside its logarithm, as in the releases.
     """
     mean = at_least_float32(logits).softmax(dim=1).mean(dim=0)
     return entropy(logits).mean() + (mean * (mean + 1e-5).log()).sum()

@@ -15,17 +15,17 @@ from methods.losses import entropy
 from methods.nets.feature_head_split import split
 from methods.table import Access
 
-# Rows of the head that become supports in one go, which bounds what that takes of memory.
+# Rows of the head that become supports at once, which bounds the memory.
 ROWS_TOGETHER = 256
 
 
 class T3A(Adapter):
     """Test-time template adjuster: scores are features times class prototypes that follow the stream.
 
-    Iwasawa and Matsuo, NeurIPS 2021, algorithm 1. The rows of the head are each class's first support; each image
-    becomes a support of the class the head predicts, before it is predicted itself; the supports of lowest entropy
-    are kept, and the prototype is the direction of their sum. Scores have no bias and a scale of their own, so they
-    rank classes better than they tell probabilities.
+    Iwasawa and Matsuo, NeurIPS 2021, algorithm 1. The row of the head is the first support of each class. Each image
+    becomes a support of the class that the head predicts, before the image itself is predicted; the supports of lowest
+    entropy are kept, and the prototype is the direction of their sum. Scores have no bias and a scale of their own, so
+    they rank classes well but are poor probabilities.
     """
 
     tested_against = "golden"
@@ -37,10 +37,10 @@ class T3A(Adapter):
     class Config:
         """The authors choose the number of supports on the source; comparisons use 20.
 
-        supports: how many are kept for each class, at least 1.
-        official_quirks: label each row of the head with what the head predicts for it, as the release does, instead
-            of with its own class as the paper does; a class that no row is labelled with scores zero until an image
-            is predicted to be of it.
+        supports: number of supports kept for each class, at least 1.
+        official_quirks: label each row of the head with the head's prediction for it, as the release does, instead of
+            with its own class as the paper does; a class that labels no row scores zero until an image is predicted as
+            that class.
         """
 
         supports: int = 20
@@ -58,7 +58,7 @@ class T3A(Adapter):
         logits = rows @ rows.T + bias
         own = torch.arange(len(rows), device=rows.device)
         labels = logits.argmax(dim=1) if self.config.official_quirks else own
-        # An empty slot has no direction and an entropy that anything is below.
+        # An empty slot has no direction and infinite entropy.
         self.memory = rows.new_zeros(len(rows), self.config.supports, rows.shape[1])
         self.entropies = rows.new_full((len(rows), self.config.supports), torch.inf)
         self.prototypes = torch.zeros_like(rows)
@@ -75,10 +75,10 @@ class T3A(Adapter):
             return features @ self.prototypes.T
 
     def _keep(self, features: Tensor, classes: Tensor, entropies: Tensor) -> None:
-        """Take in features [n, dim], then keep the supports of lowest entropy of each class, older ones first.
+        """Add features [n, dim] as supports, then keep those of lowest entropy in each class, older ones first.
 
-        Each image puts its whole class in order, together with all images of that class that came with it; so images of
-        one class write the same, and classes without an image cost nothing.
+        Each image sorts its whole class, together with all images of that class in the batch; so images of one class
+        write the same values, and classes without an image cost nothing.
         """
         slots: int = self.config.supports
         directions = normalize(features, dim=1)

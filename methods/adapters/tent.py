@@ -16,10 +16,10 @@ from methods.online import NormAdapter, NormOptions
 class Tent(NormAdapter):
     """Minimises the mean entropy of each batch over the affine parameters of the normalisation layers, online.
 
-    Wang et al. 2021, arXiv:2006.10726, equation 1 and section 3.2. BatchNorm uses the statistics of the batch
-    (a layer that sees one value per channel the source's, see `use_batch_statistics`); LayerNorm, GroupNorm and the
-    rest are adapted as in the release of SAR (Niu et al. 2023, arXiv:2302.12400), since the original knows BatchNorm
-    alone. Dropout and stochastic depth stay off. Costs one forward and one backward pass for each of its steps.
+    Wang et al. 2021, arXiv:2006.10726, equation 1 and section 3.2. BatchNorm uses the statistics of the batch (or those
+    of the source in a layer that sees one value per channel, see `use_batch_statistics`); LayerNorm, GroupNorm and the
+    rest are adapted as in the release of SAR (Niu et al. 2023, arXiv:2302.12400), since the original supports only
+    BatchNorm. Dropout and stochastic depth stay off. Costs one forward and one backward pass for each of its steps.
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
@@ -44,7 +44,7 @@ class Tent(NormAdapter):
         lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200).
         optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
         momentum: of SGD, or the first beta of Adam; in [0, 1).
-        steps: updates on each batch; the prediction is that of the last forward pass, made before its update.
+        steps: updates on each batch; the prediction comes from the last forward pass, before its update.
         """
 
         steps: int = 1

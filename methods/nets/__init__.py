@@ -1,1 +1,1 @@
-"""Networks: weights and their architecture, vision transformers, encoders of timm."""
+"""Networks: weights and their architecture, vision transformers, timm encoders."""

@@ -1,4 +1,4 @@
-"""Split any classifier into what makes the features and the last linear layer, by what it does, never by names."""
+"""Split any classifier into its features and its last linear layer, by behaviour and never by names."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 
-# Sides in pixels to try where no layer says which one it was built for.
+# Sides in pixels to try if no layer states its image size.
 _SIDES = (32, 224, 64, 96, 28)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A classifier as features and head. Calling it gives both outputs of one forward pass.
+    """A classifier as features and head. A call returns both outputs of one forward pass.
 
-    `head` is the linear layer that the logits come from; it belongs to `model`. `columns` (int64 [classes]) says which
-    of its outputs each class is, in order (all of them, or those of a subset of classes); it is None where the model
-    goes on to mix the outputs, as classes that stand for several others do. Adapters may keep it on self: it holds no
-    state of its own. A deep copy is split in the same way.
+    `head` is the linear layer that makes the logits; it belongs to `model`. `columns` (int64 [classes]) gives, for each
+    class in order, the index of its output in the head (all outputs, or those of a subset of classes). It is None if
+    the model mixes the outputs further, as for classes that each combine several outputs. Adapters may keep a Split on
+    self: it has no state of its own. A deep copy is split in the same way.
     """
 
     model: nn.Module
@@ -45,9 +45,9 @@ class Split:
         return seen[-1], logits
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """The head's rows and biases in the order of the classes, detached: [classes, dim] and [classes].
+        """Return the head's rows and biases in the order of the classes, detached: [classes, dim] and [classes].
 
-        Raises Unsupported where the model mixes the outputs of the head.
+        Raises Unsupported if the model mixes the outputs of the head.
         """
         if self.columns is None:
             raise Unsupported(
@@ -62,17 +62,17 @@ class Split:
 def split(model: nn.Module) -> Split:
     """Find the linear layer that makes the logits of a classifier in eval mode, by two forward passes on noise.
 
-    It is the last `nn.Linear` that runs. Put in place of its output, numbers must decide the model's output alone:
-    else the classifier has two heads or another kind of head. Works for a classifier inside others (normalisation,
-    choice of classes, DataParallel). Raises Unsupported where no such layer is found.
+    It is the last `nn.Linear` that runs. When its output is replaced by fixed numbers, these alone must determine the
+    model's output; otherwise the classifier has two heads or another kind of head. Works for a classifier inside others
+    (normalisation, selection of classes, DataParallel). Raises Unsupported if no such layer is found.
     """
-    model = getattr(model, "_orig_mod", model)  # a compiled module, whose hooks torch would not call
+    model = getattr(model, "_orig_mod", model)  # a compiled module, on which torch does not call hooks
     images = _noise(model)
     calls = _linear_calls(model, images)
     if not calls:
         raise Unsupported(
             "this method needs the features before a last linear layer and the model runs none; "
-            "choose a classifier that ends in nn.Linear, or a method that needs no features, as tent or memo"
+            "choose a classifier that ends in nn.Linear, or a method that needs no features, such as tent or memo"
         )
     head, inputs = calls[-1]
     if inputs.ndim != 2 or sum(layer is head for layer, _ in calls) > 1:
@@ -102,14 +102,14 @@ def _linear_calls(model: nn.Module, images: Tensor) -> list[tuple[nn.Linear, Ten
 
 def _columns(model: nn.Module, head: nn.Linear, images: Tensor) -> Tensor | None:
     numbers = torch.arange(head.out_features, device=images.device, dtype=torch.float32)
-    # The same numbers for two images, and others: a choice of columns gives the first back, and the others likewise.
+    # Equal numbers for two images and other numbers for the third: a selection of columns must return all of them.
     given = torch.stack([numbers, numbers, numbers.sin()])
     with _replaced(head, given), torch.no_grad():
         out: Tensor = model(images)
     if out.ndim != 2 or not torch.equal(out[0], out[1]):
         raise Unsupported(
             "the output of this model depends on more than its last linear layer, as with two heads or a head that is "
-            "a convolution; choose a classifier with one linear head, or a method that needs no features, as tent"
+            "a convolution; choose a classifier with one linear head, or a method that needs no features, such as tent"
         )
     columns = out[0].round().long().clamp(0, head.out_features - 1)
     return columns if torch.equal(given[:, columns], out) else None
@@ -125,7 +125,7 @@ def _replaced(head: nn.Linear, output: Tensor) -> Iterator[None]:
 
 
 def _noise(model: nn.Module) -> Tensor:
-    """Three images of a size that the model accepts: one that a layer says it was built for, or a usual one."""
+    """Return three noise images of a size that the model accepts: one that a layer states, or a common one."""
     parameter = next(model.parameters(), torch.empty(0))
     first: RuntimeError | ValueError | AssertionError | None = None
     for height, width in dict.fromkeys([*_stated_sizes(model), *((side, side) for side in _SIDES)]):
@@ -138,8 +138,8 @@ def _noise(model: nn.Module) -> Tensor:
             continue
         return images
     raise Unsupported(
-        f"this model takes images of none of the sizes tried ({', '.join(map(str, _SIDES))} px), so its head cannot be "
-        f"found; give it an attribute image_size with the side in pixels. It said: {first}"
+        f"this model accepts none of the tried image sizes ({', '.join(map(str, _SIDES))} px), so its head cannot be "
+        f"found; give it an attribute image_size with the side in pixels. The first error was: {first}"
     )
 
 

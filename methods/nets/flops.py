@@ -1,7 +1,7 @@
 """Floating-point operations of encoders, two for each multiply-add (matrix products and convolutions only).
 
-A forward pass of a transformer block of width D over n tokens is 24 D^2 n + 4 n^2 D; a backward pass is two forward
-ones, but for the first layer, which needs no gradient of its input.
+A forward pass of a transformer block of width D over n tokens takes 24 D^2 n + 4 n^2 D. A backward pass takes two
+forward passes, except in the first layer, which needs no gradient of its input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Operations(NamedTuple):
-    """Of an encoder on one image: forward; forward and backward; the same while its patch embedding is frozen."""
+    """The cost of an encoder on one image: forward; forward and backward; the same with a frozen patch embedding."""
 
     forward: float
     training: float
@@ -30,10 +30,10 @@ class Operations(NamedTuple):
 
 @contextmanager
 def counted() -> Iterator[FlopCounterMode]:
-    """Inside, what runs is counted, on any device: ask for `get_total_flops()`.
+    """Count the operations inside the context, on any device; the counter's `get_total_flops()` returns them.
 
-    The counter knows no fused attention on a CPU, so attention is taken apart into matrix products. It does not tell
-    modules apart, which it cannot where a parameter is expanded without gradient.
+    The counter does not support fused attention on a CPU, so attention runs as matrix products. Operations are not
+    counted by module, because torch's module tracking fails where a parameter is expanded without gradient.
     """
     counter = flop_counter()
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -41,29 +41,30 @@ def counted() -> Iterator[FlopCounterMode]:
 
 
 def vision_transformer(patch_size: int, dim: int, depth: int, patches: int) -> Operations:
-    """A plain vision transformer with one class token that sees so many patches of an image."""
+    """Return the cost of a plain vision transformer with one class token on this many patches of an image."""
     first = 6.0 * patches * patch_size**2 * dim
     forward = first + blocks(dim, depth, patches + 1)
     return Operations(forward, 3 * forward - first, 3 * forward - 2 * first)
 
 
 def blocks(dim: int, depth: int, tokens: int) -> float:
-    """Transformer blocks with an MLP four times as wide."""
+    """Return the forward cost of transformer blocks whose MLP is four times as wide."""
     return depth * (24.0 * dim**2 * tokens + 4.0 * tokens**2 * dim)
 
 
 def forward(shape: AnyArchitecture) -> float:
-    """The encoder on one image."""
+    """Return the forward cost of the encoder on one image."""
     return shape.operations().forward
 
 
 def training(shape: AnyArchitecture, *, visible: int | None = None, side: int | None = None) -> float:
-    """The encoder forward and backward on one image, of which `visible` patches are seen, or on one of `side` pixels
-    (None: all of an image of the usual size).
+    """Return the forward and backward cost of the encoder on one image.
+
+    `visible`: only this many patches are seen. `side`: image side in pixels. None: the whole image at its usual size.
     """
     return shape.operations(visible=visible, side=side).training
 
 
 def layers(widths: Sequence[int]) -> float:
-    """Linear layers on one vector, forward."""
+    """Return the forward cost of linear layers on one vector."""
     return 2.0 * sum(width * following for width, following in itertools.pairwise(widths))

@@ -1,4 +1,4 @@
-"""Any network of timm without its classifier as the encoder of a stock: what it takes, gives and costs."""
+"""Any timm network without its classifier as the encoder of a stock: its input, output and cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPTIONS = frozenset(
         "reg_tokens",
     }
 )
-"""Arguments of a network that it may have beside its name: they choose tokens, norms and pooling."""
+"""Arguments that may modify a network beside its name: they choose tokens, norms and pooling."""
 
 _LARGEST_SIDE = 2048
 _LARGEST_OPTION = 64
@@ -47,17 +47,16 @@ _LARGE_DECODER = (512, 8, 16)
 @component("methods.timm_encoders.TimmArchitecture")
 @dataclass(frozen=True)
 class TimmArchitecture:
-    """A network by its timm name: its pooled features, the input of timm's classifier, are the representation.
+    """A network by its timm name; its pooled features, the input of timm's classifier, are the representation.
 
-    name: what timm.create_model takes, with or without the tag of weights (tags differ in sizes and options).
-    image_size, mean, std: as in methods.stock.Architecture. resize, interpolation, squash: see its `cut`. options:
-    arguments from OPTIONS that differ from the name's own.
+    name: as timm.create_model takes it, with or without the tag of weights (tags differ in sizes and options).
+    image_size, mean, std: as in methods.nets.weights.Architecture. resize, interpolation, squash: see its `cut`.
+    options: arguments from OPTIONS that differ from the name's own.
 
-    Dropout and stochastic depth are off, so that training draws from its own generator alone. Networks that drop
-    patches (see methods.vit.is_plain) are given a decoder by their width, as those of MAE and of its smaller
-    followers.
+    Dropout and stochastic depth are off, so that training draws only from its own generator. Networks that can drop
+    patches (see methods.nets.vit.is_plain) get a decoder by their width, as in MAE and its smaller successors.
 
-    Raises ValueError for what timm does not know or no network of it takes.
+    Raises ValueError for a name that timm does not know, and for an invalid size, mean, std or option.
     """
 
     name: str
@@ -71,7 +70,7 @@ class TimmArchitecture:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+(\.\w+)?", self.name, re.ASCII) or not timm.is_model(self.name.partition(".")[0]):
-            raise ValueError(f"timm has no network '{self.name}'")
+            raise ValueError(f"timm has no network '{self.name}'; use a name from timm.list_models()")
         if not 1 <= self.image_size <= self.resize <= 2 * _LARGEST_SIDE or self.image_size > _LARGEST_SIDE:
             raise ValueError(
                 f"image_size {self.image_size} must lie in 1 .. {_LARGEST_SIDE} and resize {self.resize} at or above it"
@@ -80,7 +79,7 @@ class TimmArchitecture:
             raise ValueError("mean must be finite and std positive")
         for key, value in self.options:
             if key not in OPTIONS:
-                raise ValueError(f"'{key}' is no option of a stock; there are {', '.join(sorted(OPTIONS))}")
+                raise ValueError(f"'{key}' is no option of a stock; use one of {', '.join(sorted(OPTIONS))}")
             if not isinstance(value, str) and not 0 <= value <= _LARGEST_OPTION:
                 raise ValueError(f"{key} is {value}, which must lie in 0 .. {_LARGEST_OPTION}")
 
@@ -94,7 +93,7 @@ class TimmArchitecture:
 
     @property
     def dim(self) -> int:
-        """Width of the representation. Raises ValueError where images of this size give none."""
+        """Width of the representation. Raises ValueError if images of this size give none."""
         return _width(self)
 
     @property
@@ -123,11 +122,11 @@ class TimmArchitecture:
 
     @property
     def layer_norm_eps(self) -> float:
-        """Of the decoder; the encoder has its own."""
+        """Epsilon of the decoder's layer norms; the encoder has its own."""
         return 1e-6
 
     def build(self) -> nn.Module:
-        """The network as timm initialises it, from the global generator of PyTorch."""
+        """Return the network as timm initialises it, from the global generator of PyTorch."""
         arguments: dict[str, Any] = dict(self.options)
         if takes_one_size(self.name):
             arguments["img_size"] = self.image_size
@@ -143,7 +142,7 @@ class TimmArchitecture:
         return without_chance(network)
 
     def initial(self, generator: torch.Generator) -> nn.Module:
-        """The network as timm initialises it, from a seed that the generator draws."""
+        """Return the network as timm initialises it, from a seed that the generator draws."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -157,11 +156,11 @@ class TimmArchitecture:
             return max(1, round(self.image_size * fraction / self.patch_size)) * self.patch_size
         if takes_one_size(self.name):
             raise ValueError(
-                f"{self.name} takes images of {self.image_size} px only and no smaller views beside them; take an "
+                f"{self.name} takes only images of {self.image_size} px and no smaller views; use an "
                 "objective whose views have one size: mocov3, mmcr or lejepa"
             )
         side = max(1, round(self.image_size * fraction))
-        _width(replace(self, image_size=side))  # raises where so few pixels leave nothing
+        _width(replace(self, image_size=side))  # raises if the images are too small for the network
         return side
 
     @property
@@ -175,13 +174,13 @@ class TimmArchitecture:
 
 
 def takes_one_size(name: str) -> bool:
-    """Whether a network is built for one size of images, as vision transformers are and convolutions are not."""
+    """Return whether a network is built for one image size, as vision transformers are and convolutions are not."""
     config = timm.get_pretrained_cfg(name)
     return bool(config is not None and config.fixed_input_size)
 
 
 def without_chance(network: nn.Module) -> nn.Module:
-    """The network with all dropout and stochastic depth off."""
+    """Return the network with all dropout and stochastic depth off."""
     for module in network.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
@@ -192,7 +191,7 @@ def without_chance(network: nn.Module) -> nn.Module:
 
 @cache
 def outline(architecture: TimmArchitecture) -> nn.Module:
-    """The network without memory for its numbers, to be asked for names and shapes; not to be changed."""
+    """Return the network on the meta device, for its names and shapes only; it must not be changed."""
     with torch.device("meta"):
         return architecture.build()
 
@@ -214,7 +213,7 @@ def _width(architecture: TimmArchitecture) -> int:
 
 @cache
 def _operations(architecture: TimmArchitecture, visible: int | None, side: int) -> Operations:
-    """Counted on an image that is nowhere. Two of them: BatchNorm has no statistics of one."""
+    """Return the cost, counted on two images on the meta device, as BatchNorm has no statistics of one image."""
     network = outline(architecture)
 
     def run() -> Tensor:

@@ -1,7 +1,7 @@
-"""Plain vision transformers of timm from the inside: tokens of some patches only, and images of other sizes.
+"""The internals of timm's plain vision transformers: encode only some patches, or images of another size.
 
-Class and register tokens, learnt, fixed or no positions, norms before the blocks, and whatever the blocks are made of
-are those of the network.
+Class and register tokens, positions (learnt, fixed or none), norms before the blocks, and the blocks themselves are
+those of the network.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 
 def is_plain(network: nn.Module) -> bool:
-    """Whether patches of an image can be left out: they are square, tile it and are embedded one by one, and positions
-    are added before the first block.
+    """Return whether patches of an image can be left out of a network.
+
+    Patches must be square, tile the image and be embedded one by one, and positions must be added before the first
+    block.
     """
     if type(network) is not VisionTransformer or type(network.patch_embed) is not PatchEmbed:
         return False
@@ -29,18 +31,17 @@ def is_plain(network: nn.Module) -> bool:
 
 
 def pick(tokens: Tensor, ids: Tensor) -> Tensor:
-    """tokens[i, ids[i, j]]: [n, L, d] and [n, m] to [n, m, d]."""
+    """Return tokens[i, ids[i, j]]: [n, L, d] and [n, m] to [n, m, d]."""
     count, length, _ = tokens.shape
     starts = torch.arange(0, count * length, length, device=ids.device)[:, None]
     return tokens.flatten(0, 1)[ids + starts]
 
 
 def encode_visible(encoder: nn.Module, patches: Tensor, ids: Tensor) -> Tensor:
-    """Class and register tokens and those of the visible patches only, through all blocks and the final norm:
-    [n, prefix + m, dim]. The encoder must be plain.
+    """Encode class tokens, register tokens and visible patches only, through the final norm: [n, prefix + m, dim].
 
-    patches: [n, L, 3 p^2], pixels before channels; ids: [n, m] which of them are visible. The convolution of the patch
-    embedding is applied as the linear map it is, so hidden patches are never read.
+    The encoder must be plain. patches: [n, L, 3 p^2], pixels before channels; ids: [n, m], the visible patches. The
+    convolution of the patch embedding is applied as the linear map it is, so hidden patches are never read.
     """
     vit = cast(Any, encoder)
     kernel = vit.patch_embed.proj.weight
@@ -53,9 +54,9 @@ def encode_visible(encoder: nn.Module, patches: Tensor, ids: Tensor) -> Tensor:
 
 
 def encode(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The representation [n, dim] of images of another size than usual, for a plain encoder a multiple of the patch.
+    """Return the representation [n, dim] of images of another size, for a plain encoder a multiple of the patch size.
 
-    Its positions are resampled; another encoder must take the images as they are.
+    The positions of a plain encoder are resampled; another encoder must accept the images as they are.
     """
     if not is_plain(encoder):
         return cast(Tensor, encoder(images))
@@ -73,7 +74,7 @@ def encode(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def _prefix_and_places(vit: Any, positions: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Class and register tokens [1, prefix, dim] with their positions, and the positions of patches [1, L, dim]."""
+    """Return class and register tokens [1, prefix, dim] with positions, and the patches' positions [1, L, dim]."""
     parts = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
     prefix = torch.cat(parts, dim=1) if parts else None
     if positions is None or vit.no_embed_class or prefix is None:

@@ -1,7 +1,7 @@
-"""Weights and the architecture they belong to: the stock that everything starts from, and classifiers made of it.
+"""Weights and their architecture: the stock from which everything starts, and the classifiers made from it.
 
-The encoder is timm's VisionTransformer, so its tensors carry timm's names under `encoder.`; the decoder of a masked
-autoencoder (He et al. 2022, arXiv:2111.06377) carries `decoder.`, a classifier's last layer `head.`.
+The encoder is timm's VisionTransformer, so its tensors have timm's names under `encoder.`; the decoder of a masked
+autoencoder (He et al. 2022, arXiv:2111.06377) is under `decoder.`, a classifier's last layer under `head.`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from methods.nets import flops
 
 
 class AnyArchitecture(Protocol):
-    """What is asked of the network that weights belong to, whoever defines it: a frozen value, compared by content.
+    """The interface of the network to which weights belong: a frozen value, compared by content.
 
-    mean, std: of images in [0, 1]. dim: width of a representation. tokens: patches of an image that may be left out
-    one by one (masked autoencoding needs them), 0 where none may; patch_size is their side, prefix the number of tokens
-    before them, decoder_… the shape of a decoder that predicts them. cut: how a picture becomes a square of image_size
-    pixels: its shorter side first, the filter, and whether both sides become that.
+    mean, std: of images in [0, 1]. dim: width of a representation. tokens: number of patches of an image that may be
+    left out one by one (masked autoencoding needs them), 0 if none may; patch_size is their side, prefix the number of
+    tokens before them, decoder_… the shape of a decoder that predicts them. cut: how a picture becomes a square of
+    image_size pixels: the length to which its shorter side is first resized, the filter, and whether both sides get
+    that length.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -73,17 +74,18 @@ class AnyArchitecture(Protocol):
         """The network in a few words."""
 
     def build(self) -> nn.Module:
-        """The encoder, normalised images [n, 3, h, w] to [n, dim], with any values."""
+        """Return the encoder, normalised images [n, 3, h, w] to [n, dim], with arbitrary values."""
 
     def initial(self, generator: torch.Generator) -> nn.Module:
-        """The encoder as it is before any training, with random values from the generator and on its device."""
+        """Return the untrained encoder, with random values from the generator and on its device."""
 
     def operations(self, *, visible: int | None = None, side: int | None = None) -> flops.Operations:
-        """What one image takes: seen whole, or so many of its patches, or at so many pixels a side."""
+        """Return the cost of one image: whole, by this many of its patches, or with sides of this many pixels."""
 
     def smaller(self, fraction: float) -> int:
-        """The side of smaller images that the network takes too, about this fraction of image_size. Raises ValueError
-        where it takes one size only.
+        """Return the side of smaller images that the network also accepts, about this fraction of image_size.
+
+        Raises ValueError if the network accepts one size only.
         """
 
 
@@ -169,16 +171,16 @@ class Weights:
 
     @property
     def batch_norm(self) -> bool:
-        """Whether there are running statistics of BatchNorm, which belong to one model and one training process."""
+        """Whether there are running statistics of BatchNorm, which are valid for one model and one training process."""
         return any(name.endswith(".running_mean") for name in self.tensors)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under a prefix ("encoder", "decoder", "head"), with the prefix taken off."""
+        """Return the tensors under a prefix ("encoder", "decoder", "head"), without the prefix."""
         return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def build_encoder(architecture: Architecture) -> nn.Module:
-    """A timm VisionTransformer without head, position embedding fixed to two-dimensional sines and cosines."""
+    """Return a timm VisionTransformer without head, with fixed two-dimensional sine-cosine positions."""
     encoder: nn.Module = timm.models.VisionTransformer(
         img_size=architecture.image_size,
         patch_size=architecture.patch_size,
@@ -196,7 +198,7 @@ def build_encoder(architecture: Architecture) -> nn.Module:
 
 
 def sine_cosine_positions(dim: int, side: int) -> Tensor:
-    """Fixed position embedding [1, 1 + side * side, dim], zero for the class token: half the channels for each axis."""
+    """Return fixed positions [1, 1 + side * side, dim], zero for the class token: half the channels for each axis."""
     if dim % 4:
         raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {dim}")
     omega = torch.exp(-math.log(10000.0) * torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
@@ -255,19 +257,19 @@ class Classifier(nn.Module):
 
     @staticmethod
     def of(weights: Weights) -> Classifier:
-        """The classifier that holds a copy of these weights (encoder and head)."""
+        """Return the classifier with a copy of these weights (encoder and head)."""
         model = Classifier(weights.architecture, len(weights.tensors["head.bias"]))
         model.load_state_dict(dict(weights.tensors))
         return model
 
     passes = 1
-    """Forward passes of a network that one prediction takes."""
+    """Forward passes of the network for one prediction."""
 
     def weights(self) -> Weights:
         return Weights(self.architecture, {name: t.detach().cpu().clone() for name, t in self.state_dict().items()})
 
     def features(self, images: Tensor) -> Tensor:
-        """The representation of images in [0, 1], before the head: [n, dim]."""
+        """Return the representation of images in [0, 1], before the head: [n, dim]."""
         out: Tensor = self.encoder(self.normalise(images))
         return out
 
@@ -286,7 +288,7 @@ class Ensemble(nn.Module):
 
     @staticmethod
     def of(weights: Weights) -> Ensemble:
-        """The ensemble that holds copies of the classifiers under `members.0`, `members.1`, ..."""
+        """Return the ensemble with copies of the classifiers under `members.0`, `members.1`, ..."""
         count = len({name.split(".")[1] for name in weights.tensors})
         parts = (weights.part(f"members.{number}") for number in range(count))
         return Ensemble([Classifier.of(Weights(weights.architecture, part)) for part in parts])
@@ -297,6 +299,6 @@ class Ensemble(nn.Module):
 
 
 def ready(weights: Weights) -> Classifier | Ensemble:
-    """The classifier, or ensemble of them, that these weights hold, in eval mode."""
+    """Return the classifier, or ensemble of classifiers, that these weights hold, in eval mode."""
     several = any(name.startswith("members.") for name in weights.tensors)
     return (Ensemble if several else Classifier).of(weights).eval()

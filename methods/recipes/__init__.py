@@ -1,1 +1,1 @@
-"""Recipes: methods that make a classifier before the stream."""
+"""Recipes: methods that make a classifier before the stream starts."""

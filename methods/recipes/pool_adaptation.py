@@ -1,7 +1,7 @@
-"""TENT and SHOT-IM for several epochs over the pool of shifted images, before the stream: what a Self-Soup may see too.
+"""TENT and SHOT-IM for several epochs over the pool of shifted images, before the stream: controls for a Self-Soup.
 
-Online methods see each scored image once. These see, without labels, the same images as the ingredients of a
-Self-Soup, as often as it takes, and then predict unchanged.
+Online methods see each scored image once. These methods see the same images as the ingredients of a Self-Soup, without
+labels and for several passes, and then predict without further changes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ADAPTERS: Mapping[type, type[Adapter]] = {Tent.Config: Tent, ShotIM.Config: Sho
 @component("methods.offline.Adaptation")
 @dataclass(frozen=True)
 class Adaptation:
-    """How to adapt on a pool: the options of an adapter, and how often and in which batches it meets every image."""
+    """How to adapt on a pool: the options of an adapter, the number of passes and the batch size."""
 
     rule: Any = field(default_factory=Tent.Config)
     passes: int = 5
@@ -45,14 +45,14 @@ def adapt(
     generator: torch.Generator,
     keep: Checkpointer | None = None,
 ) -> Weights:
-    """The classifier `inputs[0]` after an adapter has met a pool in random order; a resumable job function.
+    """Return the classifier `inputs[0]` after an adapter has seen a pool in random order; a resumable job function.
 
-    Every pass has a new order; its ragged last batch is left out unless it is the only one. Raises TypeError for
-    labelled images, ValueError for images of another size, Unsupported where the adapter cannot work on the model,
+    Every pass has a new order; its ragged last batch is dropped unless it is the only one. Raises TypeError for
+    labelled images, ValueError for images of another size, Unsupported if the adapter cannot work on the model,
     FloatingPointError if it diverges.
     """
     if isinstance(data, Labelled):
-        raise TypeError("adaptation never sees labels; hand over data.without_labels()")
+        raise TypeError("adaptation never sees labels; pass data.without_labels()")
     check_size(data, inputs[0].architecture)
     model = Classifier.of(inputs[0]).to(generator.device)
     adapter = _ADAPTERS[type(config.rule)](model, config.rule, generator)
@@ -68,7 +68,7 @@ def adapt(
     for step in range(done, steps):
         adapter.predict(take(data.images, next(order), generator.device).float() / 255)
         if keep is not None and step + 1 < steps and keep.due():
-            # The adapter's state holds the generator, which also draws the order.
+            # The adapter's state includes the generator, which also draws the order.
             keep.save({"step": step + 1, "adapter": adapter.state_dict(), "order": order.state_dict()})
     if not all(torch.isfinite(parameter).all() for parameter in adapter.model.parameters()):
         raise FloatingPointError(f"{type(adapter).__name__} diverged on the pool; lower its rate")
@@ -78,15 +78,15 @@ def adapt(
 
 
 def steps_of(config: Adaptation, count: int) -> int:
-    """Batches that are adapted on."""
+    """Return the number of batches to adapt on."""
     return config.passes * max(1, count // config.batch_size)
 
 
 @dataclass(frozen=True)
 class PoolOptions(FineTune):
-    """Options of the source classifier (methods.finetune.FineTune) and of what follows.
+    """Options of the source classifier (methods.training.finetune.FineTune) and of the adaptation.
 
-    rate: step size on the pool. passes: over the whole pool. batch: images in a batch of the pool.
+    rate: step size on the pool. passes: passes over the whole pool. batch: images in a batch of the pool.
     """
 
     rate: float = 1e-4
@@ -101,7 +101,7 @@ class PoolOptions(FineTune):
 
 
 class _OnPool(Recipe):
-    """The source classifier, then an adapter on the pool."""
+    """Fine-tunes the source classifier, then runs an adapter on the pool."""
 
     pool = "shifted"
 
@@ -111,7 +111,7 @@ class _OnPool(Recipe):
 
     @abstractmethod
     def rule(self) -> Any:
-        """The options of the adapter."""
+        """Return the options of the adapter."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         if pool is None:

@@ -1,4 +1,4 @@
-"""`source`: the stock fine-tuned on clean labelled images, the row that every adaptation is measured against."""
+"""`source`: the stock fine-tuned on clean labelled images, the baseline of every adaptation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SourceOnly(Recipe):
 
     @dataclass(frozen=True)
     class Config(FineTune):
-        """Options of fine-tuning; see methods.finetune.FineTune."""
+        """Options of fine-tuning; see methods.training.finetune.FineTune."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         return {"": fine_tunings([stock], stock, source, self.config, (1.0,))[0]}

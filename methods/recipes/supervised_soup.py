@@ -16,7 +16,7 @@ from methods.training.finetune import fine_tunings, probe_of
 class SupervisedSoup(Recipe):
     """Uniform average of fine-tunings of one stock at several learning rates (Wortsman et al. 2022, arXiv:2203.05482).
 
-    All start from the same linear-probe head, without which their heads could not be averaged.
+    All start from the same linear-probe head; otherwise their heads could not be averaged.
     """
 
     access: ClassVar[Access] = Access()

@@ -21,11 +21,11 @@ from methods.views.ssl_views import Views
 @component("methods.selfsoup.ingredients.Ingredient")
 @dataclass(frozen=True)
 class Ingredient:
-    """How to make one ingredient (Fuller et al. 2026, arXiv:2602.02890, section 4 and the released code).
+    """Options of one ingredient (Fuller et al. 2026, arXiv:2602.02890, section 4 and the released code).
 
     lr: peak learning rate of encoder and head alike; warm-up takes the fraction `warmup` of the steps for the encoder
     and `head_warmup` for the head or decoder, each followed by a cosine to 0. bf16: autocast on a GPU. accumulate: cut
-    each batch into so many parts that are compared among themselves (None: one). compile: compile the blocks.
+    each batch into this many parts; images are compared only within a part (None: one). compile: compile the blocks.
     """
 
     objective: base.Config = field(default_factory=mae.Config)
@@ -70,11 +70,11 @@ def inter_train(
     """Continue the encoder of `inputs[0]` by self-supervision; a job function, resumable and shared (methods.base.Job).
 
     Starts from `encoder.*` and, where the objective can use it, `decoder.*` of the stock; returns `encoder.*` alone.
-    Runs on `generator.device`; the images may lie elsewhere. Batches are drawn without replacement in each epoch, the
-    ragged last one left out unless the pool is smaller than a batch.
+    Runs on `generator.device`; the images may lie elsewhere. Batches are drawn without replacement in each epoch; the
+    ragged last one is dropped unless the pool is smaller than a batch.
 
-    Raises TypeError for labelled images, ValueError for images of another size or batches (or their parts) too small
-    for the objective or that cannot be cut, FloatingPointError if training diverges.
+    Raises TypeError for labelled images, ValueError for images of another size, for batches (or their parts) that are
+    too small for the objective and for batches that cannot be cut, FloatingPointError if training diverges.
     """
     stock = inputs[0]
     parts = config.accumulate or 1
@@ -116,9 +116,9 @@ def pool_order(
     parts: int = 1,
     parallel: DataParallelGroup = ALONE,
 ) -> Batches:
-    """Batches of places in a pool, all of one size, for an objective, which is told its share of them.
+    """Return index batches of a pool, all of one size, and tell the objective its share of them.
 
-    Raises ValueError where they, or their parts, are too small, or where they cannot be cut.
+    Raises ValueError where batches, or their parts, are too small or cannot be cut.
     """
     whole = min(batch_size, len(data))
     size = whole // parts
@@ -141,14 +141,14 @@ def view_batches(
     parallel: DataParallelGroup = ALONE,
     parts: int = 1,
 ) -> Iterator[list[Tensor]]:
-    """Batches of normalised views in an order, as many of each image as the objective takes, on the generator's device.
+    """Yield batches of normalised views on the generator's device, as many views of each image as the objective takes.
 
-    A process of a team gets its share of each of the `parts` that a batch will be cut into.
+    Each process of a group gets its share of each of the `parts` into which a batch will be cut.
 
     Raises TypeError for labelled images, ValueError for images of another size, before the first batch.
     """
     if isinstance(data, Labelled):
-        raise TypeError("self-supervised training never sees labels; hand over data.without_labels()")
+        raise TypeError("self-supervised training never sees labels; pass data.without_labels()")
     check_size(data, stock.architecture)
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(generator.device)
     device = generator.device
@@ -164,5 +164,5 @@ def view_batches(
 
 
 def tensors_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Copies on the CPU of a module's tensors, their names under `prefix`."""
+    """Return copies on the CPU of a module's tensors, with `prefix` before their names."""
     return {f"{prefix}.{name}": tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}

@@ -1,7 +1,7 @@
-"""Ingredients trained side by side: every image is decoded and corrupted once and seen by all of them.
+"""Joint training of several ingredients: every image is decoded and corrupted once and used by all of them.
 
-Their parameters have nothing in common, so the step that lowers the sum of their losses is the step of each: AdamW
-works entry by entry. What they share is the order of the images; views, masks and heads have draws of their own.
+The ingredients share no parameters, so a step on the sum of their losses is a step of each: AdamW works entry by entry.
+They share the order of the images; views, masks and heads have random draws of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from methods.training.loop import ParameterGroup, Progress, check_size, compile_
 @component("methods.selfsoup.lockstep.Together")
 @dataclass(frozen=True)
 class Together:
-    """Ingredients of one length, batch size and precision, which share their images. Raises Unsupported otherwise."""
+    """Ingredients of equal length, batch size and precision that share their images. Raises Unsupported otherwise."""
 
     ingredients: tuple[Ingredient, ...]
     batch_size: int = 128
@@ -33,7 +33,7 @@ class Together:
         kinds = {(i.steps, i.batch_size, i.weight_decay, i.bf16, i.compile) for i in self.ingredients}
         if len(kinds) != 1:
             raise Unsupported(
-                "ingredients in lockstep need one number of steps and one batch size; or leave lockstep out"
+                "ingredients in lockstep need the same steps and batch size; make them equal or leave lockstep out"
             )
         if any((ingredient.accumulate or 1) > 1 for ingredient in self.ingredients):
             raise Unsupported("ingredients in lockstep take whole batches; leave accumulate or lockstep out")
@@ -42,13 +42,13 @@ class Together:
 @component("methods.selfsoup.lockstep.Member")
 @dataclass(frozen=True)
 class Member:
-    """Which of several encoders to take."""
+    """The number of the encoder to select."""
 
     number: int
 
 
 class Draws:
-    """A generator as something that can be saved."""
+    """A generator whose state can be saved."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
@@ -69,12 +69,13 @@ def inter_train_together(
     keep: Checkpointer | None = None,
     parallel: DataParallelGroup = ALONE,
 ) -> Weights:
-    """All encoders (`members.0.encoder.*`, …) of the ingredients; a job function, resumable and shared.
+    """Train all encoders (`members.0.encoder.*`, …) of the ingredients; a job function, resumable and shared.
 
-    An ingredient's weights depend on its place in the row, not on the others. Raises as `inter_train` does.
+    An ingredient's weights depend on its position in the list, not on the other ingredients. Raises as `inter_train`
+    does.
     """
     if isinstance(data, Labelled):
-        raise TypeError("self-supervised training never sees labels; hand over data.without_labels()")
+        raise TypeError("self-supervised training never sees labels; pass data.without_labels()")
     stock, device = inputs[0], generator.device
     check_size(data, stock.architecture)
     seeds = [torch.randint(2**62, (), generator=generator, device=device) for _ in range(1 + len(config.ingredients))]
@@ -128,5 +129,5 @@ def inter_train_together(
 
 @component("methods.selfsoup.lockstep.member")
 def member(inputs: Sequence[Weights], data: None, config: Member, generator: torch.Generator | None = None) -> Weights:
-    """One of the encoders of `inter_train_together`; a job function."""
+    """Select one of the encoders of `inter_train_together`; a job function."""
     return Weights(inputs[0].architecture, inputs[0].part(f"members.{config.number}"))

@@ -1,4 +1,4 @@
-"""The ways in which a recipe can mix its ingredients, by name: "greedy", "ties:keep=0.3", "learned:layerwise=1"."""
+"""The ways to mix the ingredients of a recipe, by name: "greedy", "ties:keep=0.3", "learned:layerwise=1"."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from methods.soups.bn_recalibration import Remeasure, remeasured
 from methods.training.finetune import FineTune
 
 CONNECTIVITY = "connectivity"
-"""The entry of a plan that is no part of the method but the report of `methods.soup.connectivity`."""
+"""The plan entry for the report of `methods.soups.soup.connectivity`, which is no part of the method."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a way of mixing needs. `config` is the class of its options, None where it has none.
+    """The requirements of a way of mixing. `config` is the class of its options, None where it has none.
 
-    data: nothing, held-out labelled images, or clean images without labels. stock: it measures from the stock.
-    averages: its weights are those of no ingredient, so BatchNorm statistics must be measured again.
-    of: which weights it can mix, encoders, classifiers, or both.
+    data: nothing, held-out labelled images, or clean images without labels. stock: whether it takes the stock as first
+    input. averages: whether its weights differ from those of every ingredient, so that BatchNorm statistics must be
+    measured again. of: which weights it can mix: encoders, classifiers, or both.
     """
 
     function: JobFunction
@@ -53,14 +53,14 @@ MIXES: dict[str, Mix] = {
 
 @dataclass(frozen=True)
 class Mixing(FineTune):
-    """Options of fine-tuning several models and of mixing them, beside those of methods.finetune.FineTune.
+    """Options of fine-tuning several models and of mixing them, added to those of methods.training.finetune.FineTune.
 
     scales: each model is fine-tuned once at each of these multiples of `lr`; the paper uses four.
     mixes: ways to mix (the keys of MIXES), as "uniform", "greedy", "ties:keep=0.3". The first one makes the method's
-        own row, the others parts "soup:…" beside it; "ensemble" averages probabilities and not weights.
-    holdout: fraction of the labelled images of each class that is kept from fine-tuning for the ways that choose.
+        own row, the others make parts "soup:…" beside it; "ensemble" averages probabilities and not weights.
+    holdout: fraction of the labelled images of each class that is held out from fine-tuning, for the ways that choose.
     select_on: choose by these held-out images, or ("val", as in the papers) by the clean labelled test images of the
-        adapt half, which is for parity only: nobody has their labels at test time.
+        adapt half, which is for parity only: their labels are not available at test time.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -75,7 +75,7 @@ class Mixing(FineTune):
 
 
 def selection(source: Labelled, val: Labelled | None, config: Mixing) -> tuple[Labelled, Labelled | None]:
-    """(what to fine-tune on, what to choose by, None where there is nothing). Raises Unsupported without "val"."""
+    """Return (images to fine-tune on, images to choose by or None). Raises Unsupported if "val" has no images."""
     if config.select_on == "holdout":
         return source.split(config.holdout) if config.holdout else (source, None)
     if config.holdout:
@@ -88,10 +88,10 @@ def selection(source: Labelled, val: Labelled | None, config: Mixing) -> tuple[L
 def mix_classifiers(
     tuned: Sequence[Job], head: Job, source: Labelled, held_out: Labelled | None, config: Mixing
 ) -> dict[str, Job]:
-    """The soup of fine-tuned classifiers, "soup:…" for each further way, and the connectivity of what was mixed.
+    """Return the soup of fine-tuned classifiers, "soup:…" for each further way, and the connectivity of what was mixed.
 
-    `head` is the stock under the linear probe that all of them started from. The connectivity is measured where
-    images were held out. Raises Unsupported for options that do not go together.
+    `head` is the stock with the linear probe from which all of them started. The connectivity is measured if images
+    were held out. Raises Unsupported for options that contradict one another.
     """
     if not config.mixes or not config.scales:
         raise Unsupported("a soup needs at least one of mixes and scales")
@@ -111,15 +111,15 @@ def mix_job(
     held_out: Labelled | None,
     of: Literal["encoders", "classifiers"],
 ) -> Job:
-    """The job that mixes ingredients in the way that `text` says.
+    """Return the job that mixes ingredients in the way that `text` names.
 
-    `stock` is what all ingredients started from, of the same kind as they. BatchNorm statistics of the mixture are
-    measured again on `source`, never on test images. Raises Unsupported for an unknown way or
-    option, for one that mixes the other kind of weights, and where held-out labels are needed and there are none.
+    `stock` is what all ingredients started from, of the same kind as the ingredients. BatchNorm statistics of the
+    mixture are measured again on `source`, never on test images. Raises Unsupported for an unknown way or option, for a
+    way that mixes the other kind of weights, and for missing held-out labels.
     """
     name, *pairs = text.split(":")
     if name not in MIXES:
-        raise Unsupported(f"no way of mixing '{name}'; there are {', '.join(MIXES)}")
+        raise Unsupported(f"there is no way of mixing '{name}'; use one of {', '.join(MIXES)}")
     mix = MIXES[name]
     if mix.of not in ("both", of):
         order = {"encoders": "soup_then_tune", "classifiers": "tune_then_soup"}[mix.of]
@@ -144,13 +144,13 @@ def mix_job(
 
 
 def _first(part: Job | Weights) -> Weights:
-    """The weights that a job started from."""
+    """Return the weights from which a job started."""
     return part if isinstance(part, Weights) else _first(part.inputs[0])
 
 
 def read_options(config: type | None, pairs: Sequence[str], text: str) -> Any:
-    """The options of a way of mixing from "key=value" pairs. Raises Unsupported for what it does not have."""
-    # A switch that was added later is None by default, which changes no key and no draw.
+    """Read the options of a way of mixing from "key=value" pairs. Raises Unsupported for an unknown or invalid one."""
+    # A switch that was added later defaults to None, which changes no cache key and no random draw.
     known: dict[str, Any] = {
         field.name: bool if field.default is None else type(field.default)
         for field in (fields(config) if config is not None else ())

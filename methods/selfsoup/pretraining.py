@@ -21,10 +21,10 @@ from methods.views.ssl_views import Views
 @component("methods.pretrain.Pretraining")
 @dataclass(frozen=True)
 class Pretraining:
-    """How to make a stock. lr: peak learning rate; weight decay, betas, mask ratio and crops are the paper's (table 8).
+    """Options of pre-training a stock; weight decay, betas, mask ratio and crops are the paper's (table 8).
 
-    stop: end after so many steps of the schedule, to check a recipe without paying for all of it. objective: what to
-    learn by, None for masked autoencoding with the mask ratio and pixels given here.
+    lr: peak learning rate. stop: end after this many steps of the schedule, to check a recipe at a fraction of its
+    cost. objective: the loss, None for masked autoencoding with the mask ratio and pixels given here.
     """
 
     architecture: AnyArchitecture = field(default_factory=Architecture)
@@ -51,16 +51,16 @@ def pretrain(
     keep: Checkpointer | None = None,
     parallel: DataParallelGroup = ALONE,
 ) -> Weights:
-    """A stock from random weights; a resumable, shared job function (methods.base.Job).
+    """Train a stock from random weights; a resumable, shared job function (methods.base.Job).
 
-    `encoder.*` and, after masked autoencoding, `decoder.*`. `inputs` must be empty. Runs on `generator.device`, whose
-    generator also gives the initial weights.
+    Returns `encoder.*` and, after masked autoencoding, `decoder.*`. `inputs` must be empty. Runs on `generator.device`;
+    the generator also draws the initial weights.
 
     Raises TypeError for labelled images, ValueError for images of another size or if `inputs` is not empty,
     FloatingPointError if training diverges.
     """
     if inputs:
-        raise ValueError("pre-training starts from nothing; to continue from weights use inter_train")
+        raise ValueError("pre-training takes no input weights; to continue from weights use inter_train")
     encoder = config.architecture.initial(generator)
     start = Weights(config.architecture, tensors_of(encoder, "encoder"))
     learnt_by = config.objective or mae.Config(config.mask_ratio, config.norm_pix)

@@ -1,4 +1,4 @@
-"""`selfsoup`: Self-Souping (Fuller, Green, Shelhamer 2026, arXiv:2602.02890), and the controls beside it."""
+"""`selfsoup`: Self-Souping (Fuller, Green, Shelhamer 2026, arXiv:2602.02890), and its control recipes."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ ShiftPool = Literal["mixed", "per_corruption", "leave_one_family_out"]
 
 @dataclass(frozen=True)
 class SoupOptions(Mixing):
-    """Options of fine-tuning back and mixing (those of methods.selfsoup.mixes.Mixing) and of the ingredients.
+    """Options of fine-tuning back and mixing (see methods.selfsoup.mixing_options.Mixing) and of the ingredients.
 
-    ingredients: one entry an ingredient, "objective:key=value:…"; keys are `steps`, `rate` (learning rate), `batch`,
-        `area`, `augment`, `decay` (weight decay, 0.01), `warmup` and `head_warmup` (fractions of the steps, 0.1 and
-        0.01) and the options of the objective (mae, mocov3, mmcr, lejepa), as in "mae:rate=2e-3:mask_ratio=0.5".
-        "stock" is the stock itself, not trained further, as one more ingredient.
-    steps, rate, batch: of the ingredients that do not say their own; so are ssl_area and ssl_augment.
+    ingredients: one entry for each ingredient, "objective:key=value:…"; keys are `steps`, `rate` (learning rate),
+        `batch`, `area`, `augment`, `decay` (weight decay, 0.01), `warmup` and `head_warmup` (fractions of the steps,
+        0.1 and 0.01) and the options of the objective (mae, mocov3, mmcr, lejepa), as in
+        "mae:rate=2e-3:mask_ratio=0.5". "stock" adds the stock itself, not trained further, as an ingredient.
+    steps, rate, batch: of the ingredients that do not set their own; likewise ssl_area and ssl_augment.
     order: fine-tune each ingredient and mix the classifiers (tune_then_soup, the paper's), mix the encoders and
         fine-tune once (soup_then_tune), mix the encoders under the stock's linear-probe head and do not fine-tune back
-        (no_tune), or fine-tune the stock once, inter-train copies of that and mix them under its head (tune_first).
-    shift_pool: what ingredients are trained on: every shifted condition in one pool (mixed, the paper's), the scored
-        condition alone, one soup for each (per_corruption: it needs to be told the corruption), or all families of
-        corruptions but the scored one (leave_one_family_out: does it carry over?).
-    lockstep: train all ingredients side by side on the same images, each decoded and corrupted once (they then need one
-        length and batch size, and the memory of all), and not as jobs of their own.
-    ssl_area: smallest area of the random crops that self-supervised views show, as a fraction of the image.
+        (no_tune), or fine-tune the stock once, inter-train copies of it and mix them under its head (tune_first).
+    shift_pool: the training images of the ingredients: every shifted condition in one pool (mixed, the paper's), the
+        scored condition alone, one soup for each (per_corruption: the corruption must be known), or all families of
+        corruptions but the scored one (leave_one_family_out: measures transfer).
+    lockstep: train all ingredients together on the same images, each decoded and corrupted once (they then need one
+        length and batch size, and the memory of all), and not as separate jobs.
+    ssl_area: smallest area of the random crops in self-supervised views, as a fraction of the image.
     ssl_augment: whether those views also get 3-Augment and colour jitter 0.3, as in the paper. `flip` is shared.
     """
 
@@ -95,9 +95,9 @@ class SelfSoup(Recipe):
 
 
 class CleanSelfSoup(Recipe):
-    """The recipe of selfsoup, cooked on all clean train images without labels instead of shifted ones.
+    """The recipe of selfsoup on all clean train images without labels instead of shifted ones.
 
-    What remains is the effect of more self-supervision and of souping. Parts: the soup and its other mixes.
+    It isolates the effect of more self-supervision and of souping. Parts: the soup and its other mixes.
     """
 
     access: ClassVar[Access] = Access()
@@ -106,7 +106,7 @@ class CleanSelfSoup(Recipe):
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
-        """Those of selfsoup."""
+        """Options of selfsoup."""
 
     def plan(
         self, stock: Weights, source: Labelled, pool: Unlabelled | None, val: Labelled | None = None
@@ -118,7 +118,7 @@ class CleanSelfSoup(Recipe):
 class ContinuedSoup(Recipe):
     """One self-supervised run on clean train images, fine-tuned as often as all ingredients of the soup are, averaged.
 
-    The baseline "continued SSL + supervised" (section 4): ingredients that differ in their fine-tuning alone.
+    The baseline "continued SSL + supervised" (section 4): ingredients that differ only in their fine-tuning.
     """
 
     access: ClassVar[Access] = Access()
@@ -127,7 +127,7 @@ class ContinuedSoup(Recipe):
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
-        """Those of selfsoup; the first of its ingredients is trained."""
+        """Options of selfsoup; only the first of its ingredients is trained."""
 
     def plan(
         self, stock: Weights, source: Labelled, pool: Unlabelled | None, val: Labelled | None = None
@@ -145,9 +145,9 @@ class ContinuedSoup(Recipe):
 
 
 class SingleIngredient(Recipe):
-    """One MAE ingredient given the self-supervised compute of the whole soup: is it the soup or only more training?
+    """One MAE ingredient with the self-supervised compute of the whole soup: separates souping from more training.
 
-    Of a stock that cannot be a masked autoencoder the first of the ingredients.
+    If the stock cannot be a masked autoencoder, the first of the ingredients takes the place of MAE.
     """
 
     access: ClassVar[Access] = SelfSoup.access
@@ -156,7 +156,7 @@ class SingleIngredient(Recipe):
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
-        """Those of selfsoup."""
+        """Options of selfsoup."""
 
     def plan(
         self, stock: Weights, source: Labelled, pool: Unlabelled | None, val: Labelled | None = None
@@ -177,25 +177,25 @@ class SingleIngredient(Recipe):
 
 
 class CleanSingleIngredient(SingleIngredient):
-    """That single ingredient trained on clean images: the same self-supervised compute without shift and soup."""
+    """The single ingredient on clean images: the same self-supervised compute without shift and soup."""
 
     access: ClassVar[Access] = Access()
     pool = "clean"
 
 
 def check(config: SoupOptions) -> None:
-    """Raises Unsupported for options that leave nothing to do."""
+    """Raise Unsupported for options that leave nothing to train or mix, and for an ingredient named twice."""
     if not config.ingredients or not config.mixes or not config.scales:
         raise Unsupported("selfsoup needs at least one of ingredients, mixes and scales")
     twice = next((text for text in config.ingredients if config.ingredients.count(text) > 1), None)
     if twice is not None:
         raise Unsupported(
-            f"ingredient '{twice}' is named twice and would be the same weights; change one of its options"
+            f"ingredient '{twice}' is named twice and would give the same weights twice; change one of its options"
         )
 
 
 def given(pool: Unlabelled | None) -> Unlabelled:
-    """The pool. Raises Unsupported where there is none."""
+    """Return the pool. Raises Unsupported for None."""
     if pool is None:
         raise Unsupported("a Self-Soup is trained on unlabelled images; run it on a shift that gives an adapt half")
     return pool
@@ -204,9 +204,9 @@ def given(pool: Unlabelled | None) -> Unlabelled:
 def cook(
     stock: Weights, source: Labelled, pool: Unlabelled, config: SoupOptions, val: Labelled | None = None
 ) -> dict[str, Job]:
-    """The jobs of a Self-Soup on any pool: the soup first, other ways to mix it, each ingredient fine-tuned alone.
+    """Return the jobs of a Self-Soup on any pool: the soup, other ways to mix it, and each ingredient fine-tuned alone.
 
-    Raises Unsupported for options that do not go together.
+    Raises Unsupported for options that contradict one another.
     """
     check(config)
     source, held_out = selection(source, val, config)
@@ -247,9 +247,9 @@ def cook(
 def ingredient_jobs(
     config: SoupOptions, stock: Weights, pool: Unlabelled, start: Job | Weights | None = None
 ) -> list[Job]:
-    """The jobs that make all ingredients from `start`, by default the stock.
+    """Return the jobs that make all ingredients from `start`, by default the stock.
 
-    Raises Unsupported for some that cannot be trained side by side.
+    Raises Unsupported for ingredients that cannot be trained in lockstep.
     """
     start = stock if start is None else start
     itself = Job(encoder_alone, None, (start,), None, "the stock itself")
@@ -271,7 +271,7 @@ def ingredient_jobs(
 def ingredient_job(
     config: Ingredient, stock: Weights, pool: Unlabelled, label: str, start: Job | Weights | None = None
 ) -> Job:
-    """The job that makes one ingredient from `start`, by default the stock."""
+    """Return the job that makes one ingredient from `start`, by default the stock."""
     flops = config.objective.flops(stock.architecture) * min(config.batch_size, len(pool)) * config.steps
     refuse_cut(config.accumulate, min(config.batch_size, len(pool)), "batch")
     inputs = (stock if start is None else start,)
@@ -283,7 +283,7 @@ def ingredient_job(
 def encoder_alone(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
-    """The encoder of the weights, as an ingredient has it; a job function."""
+    """Return only the encoder of the weights, as an ingredient has it; a job function."""
     body = inputs[0]
     return Weights(body.architecture, {n: t for n, t in body.tensors.items() if n.startswith("encoder.")})
 
@@ -292,7 +292,7 @@ def encoder_alone(
 def encoder_and_decoder(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
-    """The encoder of `inputs[0]` with the decoder of `inputs[1]`, if that has one: a stock; a job function."""
+    """Return the encoder of `inputs[0]` with the decoder of `inputs[1]`, if any: a stock; a job function."""
     body, stock = inputs
     decoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("decoder.")}
     return Weights(body.architecture, {**encoder_alone([body]).tensors, **decoder})
@@ -302,7 +302,7 @@ def read_ingredient(text: str, config: SoupOptions) -> Ingredient:
     """Read "mae:rate=2e-3:mask_ratio=0.5". Raises Unsupported for an unknown objective or key."""
     name, *pairs = text.split(":")
     if name not in OBJECTIVES:
-        raise Unsupported(f"no objective '{name}' in ingredient '{text}'; there are {', '.join(OBJECTIVES)}")
+        raise Unsupported(f"no objective '{name}' in ingredient '{text}'; use one of {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name].Config
     values = dict(_pair(pair, text) for pair in pairs)
     own = {field.name for field in fields(objective)}

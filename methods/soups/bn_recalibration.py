@@ -1,4 +1,4 @@
-"""BatchNorm after mixing: its statistics measured again on clean images, since their average belongs to no model."""
+"""Recalibration of BatchNorm after mixing: measure its statistics on clean images, as their average fits no model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from methods.training.loop import check_size, take
 @component("methods.remeasure.Remeasure")
 @dataclass(frozen=True)
 class Remeasure:
-    """How to measure. images: at most so many, drawn at random; batch_size: about so many at a time."""
+    """How to measure. images: at most this many, drawn at random; batch_size: approximate size of a batch."""
 
     images: int = 4096
     batch_size: int = 256
@@ -30,10 +30,11 @@ class Remeasure:
 
 @component("methods.remeasure.remeasured")
 def remeasured(inputs: Sequence[Weights], data: Unlabelled, config: Remeasure, generator: torch.Generator) -> Weights:
-    """The encoder or classifier `inputs[0]` with statistics of clean images as they are; a job function.
+    """Return the encoder or classifier `inputs[0]` with BatchNorm statistics of clean images; a job function.
 
-    Every layer gets the mean over equal random batches of their mean and unbiased variance; nothing else changes.
-    Weights without BatchNorm come back as they are. Raises ValueError for images of another size or a single one.
+    Every layer gets the mean over equal random batches of their mean and unbiased variance, without augmentation;
+    nothing else changes. Weights without BatchNorm are returned unchanged. Raises ValueError for images of another size
+    or a single one.
     """
     weights = inputs[0]
     if not weights.batch_norm:
@@ -41,7 +42,7 @@ def remeasured(inputs: Sequence[Weights], data: Unlabelled, config: Remeasure, g
     shape = weights.architecture
     check_size(data, shape)
     if len(data) < 2:
-        raise ValueError("BatchNorm has no statistics of a single image; give more clean images")
+        raise ValueError("BatchNorm statistics need more than one image; give more clean images")
     encoder = shape.build()
     encoder.load_state_dict(weights.part("encoder"))
     model = nn.Sequential(Normalise(shape.mean, shape.std), encoder).to(generator.device)
@@ -52,10 +53,10 @@ def remeasured(inputs: Sequence[Weights], data: Unlabelled, config: Remeasure, g
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Give every BatchNorm the cumulative statistics of clean train batches, float [n, 3, h, w] in [0, 1], as mixing
-    leaves those of no model; gives the number of such layers.
+    """Give every BatchNorm layer the cumulative statistics of clean train batches; return the number of such layers.
 
-    Weights, mode and momentum of the model are as before. Raises ValueError where there are layers and no batches.
+    Batches are float [n, 3, h, w] in [0, 1]. Mixing leaves statistics that fit no model. Weights, mode and momentum of
+    the model are unchanged. Raises ValueError if there are layers but no batches.
     """
     layers = batch_norm_layers(model)
     if not layers:
@@ -81,8 +82,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
 
 def clean_batches(data: Unlabelled, config: Remeasure, generator: torch.Generator) -> Iterator[Tensor]:
-    """Equal batches, float [n, 3, h, w] in [0, 1]: each counts alike in the average; in random order, as images may be
-    sorted by class.
+    """Yield batches of equal size, float [n, 3, h, w] in [0, 1], so that each has the same weight in the average.
+
+    The order is random, since images may be sorted by class.
     """
     order = torch.randperm(len(data), generator=generator, device=generator.device)[: config.images]
     for rows in torch.tensor_split(order.to(data.images.device), max(1, len(order) // config.batch_size)):

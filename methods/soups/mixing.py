@@ -1,7 +1,7 @@
 """Ways to mix the weights of several models, tensor by tensor, so that they work in memory and from files alike.
 
-Each rule is a frozen dataclass with `mix(tensors, stock)`: the same tensor of every ingredient (and of the stock they
-started from) to the mixed one. All arithmetic is in float64; the result has the type of the inputs.
+Each rule is a frozen dataclass with `mix(tensors, stock)`, which maps one tensor of every ingredient (and of the stock
+they started from) to the mixed tensor. All arithmetic is in float64; the result has the type of the inputs.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from torch import Tensor
 from methods.identity import component
 from methods.nets.weights import Weights
 
-_CACHED = 2**16  # numbers that are averaged at once, so that their sum in float64 stays in a processor's cache
+_CACHED = 2**16  # numbers to average at once, so that their sum in float64 stays in a processor's cache
 
 
 class Mixer(Protocol):
-    """A rule of mixing. `needs_stock`: it measures from the weights that all ingredients started from."""
+    """A mixing rule. `needs_stock`: whether it measures from the weights that all ingredients started from."""
 
     needs_stock: ClassVar[bool]
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:
-        """The mixture of one tensor; `stock` is given where `needs_stock` says so."""
+        """Return the mixture of one tensor; `stock` is given if `needs_stock` is set."""
 
 
 @dataclass(frozen=True)
 class Mixed(Weights):
-    """Weights that a way of mixing has chosen: `shares` of the inputs, in order, for each layer, or for "all" of it."""
+    """Mixed weights and the coefficients used: `shares` of the inputs, in order, by layer, or for "all" layers."""
 
     shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum in float64, divide once: exact for equal tensors and independent of their order (float32 or less)."""
+    """Return the mean: a sum in float64, divided once; exact for equal tensors, any order (float32 or less)."""
     return reduce(torch.add, (tensor.double() for tensor in tensors)) / len(tensors)
 
 
@@ -62,14 +62,14 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Weighted:
-    """sum_i w_i theta_i. Weights sum to 1, so equal tensors stay what they are; single ones may be negative."""
+    """sum_i w_i theta_i. Weights sum to 1, so equal tensors stay unchanged; single weights may be negative."""
 
     weights: tuple[float, ...]
     needs_stock: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.weights or not all(map(math.isfinite, self.weights)):
-            raise ValueError(f"weights must be finite numbers, one an ingredient, not {list(self.weights)}")
+            raise ValueError(f"weights must be finite numbers, one for each ingredient, not {list(self.weights)}")
         if abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"weights must sum to 1, not {sum(self.weights):g}; divide them by their sum")
 
@@ -107,9 +107,9 @@ class Wise:
 class ModelStock:
     """t mean + (1 - t) stock with t = k cos / ((k - 1) cos + 1) for each tensor (Jang et al. 2024, arXiv:2403.19522).
 
-    cos is the mean cosine between the displacements of the k ingredients from the stock; a negative one counts as 0,
-    and a tensor that no ingredient moved stays. `filter_wise`: t is chosen for each output of a layer (each row along
-    the first dimension) on its own, as the paper's second variant.
+    cos is the mean cosine between the displacements of the k ingredients from the stock; a negative mean counts as 0,
+    and a tensor that no ingredient moved stays. `filter_wise`: choose t for each output of a layer (each row along the
+    first dimension) separately, as in the paper's second variant.
     """
 
     filter_wise: bool | None = None
@@ -167,7 +167,7 @@ class TaskArithmetic:
 class Ties:
     """Trim, elect signs, merge (TIES, Yadav et al. 2023, arXiv:2306.01708), for each tensor.
 
-    Of each displacement the fraction `keep` of largest magnitude stays, rounded down to whole numbers as mergekit does
+    Of each displacement the fraction `keep` of largest magnitude stays, rounded down to a whole number as in mergekit
     (at least one); each entry takes the sign of the sum; the mean of the entries that agree with it, times `scale`, is
     added to the stock.
     """
@@ -208,8 +208,8 @@ class Ties:
 class Dare:
     """Drop and rescale (DARE, Yu et al. 2024, arXiv:2311.03099), for each tensor.
 
-    Of each displacement every entry stays with probability `keep`, divided by it; the mean of what stays, times
-    `scale`, is added to the stock. The draw is fixed by `seed`, the ingredient's place and the stock's tensor.
+    Each entry of a displacement stays with probability `keep` and is then divided by it; the mean over ingredients,
+    times `scale`, is added to the stock. `seed`, the ingredient's position and the stock's tensor fix the random draw.
     """
 
     keep: float = 0.5
@@ -238,9 +238,10 @@ class Dare:
 
 @dataclass(frozen=True)
 class Slerp:
-    """From one model to another along a great circle (Shoemake 1985), for each tensor as one vector; `position` is 0
-    for the first and 1 for the second. Vectors that are nearly parallel, or of which one is 0, are mixed on a straight
-    line.
+    """Spherical interpolation from one model to another (Shoemake 1985), for each tensor as one vector.
+
+    `position` is 0 for the first model and 1 for the second. Vectors that are nearly parallel, or one of which is 0,
+    are mixed on a straight line.
     """
 
     position: float = 0.5
@@ -270,9 +271,9 @@ _PARALLEL = 0.9995
 
 
 def given(stock: Tensor | None) -> Tensor:
-    """The stock's tensor. Raises ValueError where a rule needs it and there is none."""
+    """Return the stock's tensor. Raises ValueError if a rule needs it and it is None."""
     if stock is None:
-        raise ValueError("this way of mixing measures from the stock; give the weights that all ingredients came from")
+        raise ValueError("this way of mixing needs the stock; give the weights that all ingredients started from")
     return stock
 
 

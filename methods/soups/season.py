@@ -2,7 +2,7 @@
 
 With theta(c) = sum_i c_i theta_i, dL/dc_i = <dL/dtheta, theta_i>: one ordinary forward and backward pass at the mixed
 parameters and one dot product for each ingredient and tensor. Ingredients may be read from files tensor by tensor, so
-memory does not grow with their number. Per-layer coefficients cost nothing more.
+memory does not grow with their number. Per-layer coefficients add no cost.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Batch = TypeVar("Batch")
 
 
 class Tensors(Protocol):
-    """Named tensors, in memory or read when asked for."""
+    """Named tensors, in memory or read on access."""
 
     def __getitem__(self, name: str, /) -> Tensor: ...
 
 
 class Prefixed(Mapping[str, Tensor]):
-    """The tensors whose names begin with a prefix and a dot; those are taken off unless `keep`. Read when asked for."""
+    """The tensors whose names start with a prefix and a dot, removed from the names unless `keep`; read on access."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str, *, keep: bool = False) -> None:
         self._tensors = tensors
@@ -55,9 +55,9 @@ class Prefixed(Mapping[str, Tensor]):
 class Mixture:
     """A live module whose parameters are a mixture of ingredients, and the gradients of its coefficients.
 
-    `groups` coefficients vectors: one for the whole model, or one for each block of layers (`layerwise`). Floating
-    tensors of the module are written in place; a parameter shared by two places is mixed once. Buffers of integers
-    stay those of the module. Raises ValueError for no ingredient.
+    There is one vector of coefficients for the whole model, or one for each block of layers (`layerwise`).
+    Floating-point tensors of the module are written in place; a parameter shared by two modules is mixed once. Integer
+    buffers stay those of the module. Raises ValueError for no ingredient.
     """
 
     def __init__(self, module: nn.Module, ingredients: Sequence[Tensors], *, layerwise: bool = False) -> None:
@@ -86,7 +86,7 @@ class Mixture:
 
     @torch.no_grad()
     def write(self, coefficients: Tensor) -> None:
-        """Put the mixture with these coefficients [layers, ingredients] into the module, in place."""
+        """Write the mixture with these coefficients [layers, ingredients] into the module, in place."""
         values = coefficients.tolist()
         for name, target in self.tensors.items():
             row = values[self.group[name]]
@@ -98,7 +98,7 @@ class Mixture:
                     target.data.add_(tensor, alpha=value)
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """dL/dc [layers, ingredients] (float64) of a loss of the module as it was last written."""
+        """Return dL/dc [layers, ingredients] (float64) of a loss of the module as last written."""
         self.dots.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         return self.dots.clone()
@@ -106,7 +106,7 @@ class Mixture:
     def _collect(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
         gradient = parameter.grad.flatten()
-        parameter.grad = None  # freed as soon as its products are taken, so no full gradient is ever held
+        parameter.grad = None  # freed at once, so that no full gradient is ever held
         row = self.dots[self.group[name]]
         for number, ingredient in enumerate(self.ingredients):
             own = ingredient[name].to(gradient.device, gradient.dtype, non_blocking=True)
@@ -114,7 +114,7 @@ class Mixture:
 
 
 def layer_of(name: str) -> str:
-    """The block that a tensor belongs to: everything up to the first number in its name, else its module."""
+    """Return the block of a tensor: its name up to the first number, else the name of its module."""
     parts = name.split(".")
     for place, part in enumerate(parts):
         if part.isdigit():
@@ -125,9 +125,10 @@ def layer_of(name: str) -> str:
 @component("methods.season.Schedule")
 @dataclass(frozen=True)
 class Schedule:
-    """How to learn coefficients. lr, last_lr: first and last rate of Adam, a cosine between. layerwise: see Mixture.
+    """Options of learning coefficients.
 
-    batch_size, epochs: as in the paper for 1000 images; the ragged last batch of an epoch is left out.
+    lr, last_lr: first and last rate of Adam, with a cosine between. layerwise: see Mixture. batch_size, epochs: as in
+    the paper for 1000 images; the ragged last batch of an epoch is dropped.
     """
 
     epochs: int = 100
@@ -147,11 +148,11 @@ class Schedule:
 def learn_coefficients(
     mixture: Mixture, loss: Callable[[Batch], Tensor], epochs: Callable[[], Iterator[Batch]], schedule: Schedule
 ) -> Tensor:
-    """Minimise the mean loss over softmax coefficients, from equal ones; gives those of the best epoch.
+    """Minimise the mean loss over softmax coefficients, starting from equal ones; return those of the best epoch.
 
-    `epochs()` gives the batches of one epoch. An epoch is judged by the mean loss over it with the coefficients held
-    still at its end. Returns float64 [layers, ingredients], rows summing to 1, and leaves the module mixed with them.
-    Raises FloatingPointError if the loss is not finite, ValueError if an epoch has no batch.
+    `epochs()` yields the batches of one epoch. An epoch is judged by the mean loss over it with the coefficients fixed
+    at their values at its end. Returns float64 [layers, ingredients], rows summing to 1, and leaves the module mixed
+    with them. Raises FloatingPointError if the loss is not finite, ValueError if an epoch has no batch.
     """
     logits = torch.zeros_like(mixture.dots, requires_grad=True)
     optimiser = torch.optim.Adam([logits], lr=schedule.rate(0))
@@ -183,7 +184,7 @@ def neighbour_entropy(features: Tensor, neighbours: int = 16, temperature: float
     """Mean entropy in nats of softmax(s / T) over each row's most similar other rows; features [n, d], n >= 2.
 
     s are cosines (Fuller et al. 2026, section 3.3, self-seasoning). Lies in [0, ln k] with k = min(neighbours, n - 1);
-    ln k where the k similarities are equal.
+    ln k if the k similarities are equal.
     """
     unit = F.normalize(features, dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(-math.inf)
@@ -195,7 +196,7 @@ def neighbour_entropy(features: Tensor, neighbours: int = 16, temperature: float
 @component("methods.season.SelfSeasoning")
 @dataclass(frozen=True)
 class SelfSeasoning(Schedule):
-    """Options of self-seasoning: the schedule, and neighbours and temperature of the entropy."""
+    """Options of self-seasoning: the schedule, and the neighbours and temperature of the entropy."""
 
     neighbours: int = 16
     temperature: float = 0.07
@@ -205,10 +206,10 @@ class SelfSeasoning(Schedule):
 def self_seasoned(
     inputs: Sequence[Weights], data: Unlabelled, config: SelfSeasoning, generator: torch.Generator
 ) -> Mixed:
-    """Encoders mixed with the coefficients that lower the neighbour entropy of unlabelled images; a job function.
+    """Mix encoders with the coefficients that minimise the neighbour entropy of unlabelled images; a job function.
 
-    Fuller et al. 2026, section 3.3, with Adam as released. Only `encoder.*` is mixed and returned. BatchNorm
-    normalises with each batch meanwhile; the averaged statistics that are returned are to be measured again.
+    Fuller et al. 2026, section 3.3, with Adam as released. Only `encoder.*` is mixed and returned. Meanwhile BatchNorm
+    normalises with each batch; the returned statistics are averages and must be measured again.
     """
     stock = inputs[0]
     encoder = stock.architecture.build().to(generator.device).eval()
@@ -225,7 +226,7 @@ def self_seasoned(
 
 @component("methods.season.learned_soup")
 def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, generator: torch.Generator) -> Mixed:
-    """Classifiers mixed with the coefficients that lower the cross-entropy of held-out clean images; a job function.
+    """Mix classifiers with the coefficients that minimise the cross-entropy of held-out clean images; a job function.
 
     The learned soup of Wortsman et al. 2022 (appendix I), per layer if `config.layerwise`. BatchNorm as in
     `self_seasoned`.
@@ -247,8 +248,8 @@ def learned_soup(inputs: Sequence[Weights], data: Labelled, config: Schedule, ge
 
 
 def _apply(inputs: Sequence[Weights], shares: Tensor, layerwise: bool, prefix: str) -> Mixed:
-    """The soup with these coefficients, mixed in float64 from the ingredients themselves."""
-    uniform_soup(inputs)  # refuses what cannot be mixed
+    """Return the soup with these coefficients, mixed in float64 from the ingredients themselves."""
+    uniform_soup(inputs)  # raises for what cannot be mixed
     first = inputs[0]
     trained = [name for name, tensor in first.tensors.items() if tensor.is_floating_point()]
     layers = list(dict.fromkeys(layer_of(name.removeprefix(prefix)) if layerwise else "" for name in trained))
@@ -268,13 +269,13 @@ def _encoder_of(weights: Weights) -> Weights:
 
 
 def epoch_of(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of images in [0, 1], in a new order, for one epoch of seasoning."""
+    """Yield batches of images in [0, 1], in a new order, for one epoch of seasoning."""
     for rows in _rows(data, schedule, generator):
         yield data.images[rows].to(generator.device).float() / 255
 
 
 def labelled_epoch(data: Labelled, schedule: Schedule, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same with labels."""
+    """Yield batches as `epoch_of` does, with labels."""
     for rows in _rows(data, schedule, generator):
         yield data.images[rows].to(generator.device).float() / 255, data.labels[rows].to(generator.device)
 
@@ -302,7 +303,7 @@ def nearest_neighbour_accuracy(
 @component("methods.season.Supervised")
 @dataclass(frozen=True)
 class Supervised:
-    """Options of supervised seasoning by random search. draws: of Dirichlet(1) coefficients, the first one uniform."""
+    """Options of supervised seasoning by random search. draws: number of Dirichlet(1) draws, the first one uniform."""
 
     draws: int = 1000
     neighbours: int = 20
@@ -314,7 +315,7 @@ class Supervised:
 def supervised_seasoned(
     inputs: Sequence[Weights], data: Labelled, config: Supervised, generator: torch.Generator
 ) -> Mixed:
-    """Encoders mixed with the best of random coefficients by leave-one-out neighbours on labelled clean images.
+    """Mix encoders with the best of random coefficients, by leave-one-out neighbours on labelled clean images.
 
     Fuller et al. 2026, section 3.3 (supervised seasoning); a job function. Only `encoder.*` is mixed and returned.
     BatchNorm as in `self_seasoned`.
@@ -337,16 +338,16 @@ def search_coefficients(
     config: Supervised,
     generator: torch.Generator,
 ) -> Tensor:
-    """The best of random coefficients, float64 [1, ingredients], by the neighbours of features of labelled images.
+    """Find the best of random coefficients, float64 [1, ingredients], by the neighbours of features of labelled images.
 
-    `features` takes images in [0, 1] through the module as the mixture last wrote it.
+    `features` passes images in [0, 1] through the module as the mixture last wrote it.
     """
     count = len(mixture.ingredients)
     exponential = torch.empty(config.draws, count, dtype=torch.float64, device=generator.device)
     shares = exponential.exponential_(generator=generator)
     shares[0] = 1
     shares /= shares.sum(1, keepdim=True)
-    # Images may be sorted by class, and batches of one class would have other statistics.
+    # Images may be sorted by class, and batches of one class would have biased statistics.
     mixed_up = torch.randperm(len(data), generator=generator, device=generator.device)
     layers = batch_norm_layers(mixture.module)
     order = mixed_up.to(data.images.device) if layers else torch.arange(len(data), device=data.images.device)

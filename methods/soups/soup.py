@@ -1,4 +1,4 @@
-"""Soups: weights of several models mixed into one, with the rules that keep a mixture meaningful."""
+"""Soups: the weights of several models mixed into one, with checks that keep a mixture meaningful."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Where between two models to stop: 0 is the first, 1 the second."""
+    """A position between two models: 0 is the first, 1 the second."""
 
     position: float = 0.5
 
@@ -29,14 +29,14 @@ class Interpolation:
 def uniform_soup(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
-    """The arithmetic mean of every tensor of N weights; a job function (methods.base.Job), `data` and `config` unused.
+    """Return the mean of every tensor of N weights; a job function (methods.base.Job), `data` and `config` unused.
 
-    Each tensor is summed in float64 and divided once, then stored in its own type, so identical inputs come back
-    bit by bit and the order of float32 inputs does not matter. Integers and booleans must be equal in all inputs,
-    except `num_batches_tracked`, of which the largest is kept.
+    Each tensor is summed in float64, divided once and stored in its own type, so identical inputs are returned bit for
+    bit and the order of float32 inputs does not matter. Integers and booleans must be equal in all inputs, except
+    `num_batches_tracked`, whose maximum is kept.
 
-    Raises ValueError, naming the input and the tensor, for different architectures, names, shapes or types, for
-    values that are not finite, for weights stored in half precision and for no input at all.
+    Raises ValueError, naming the input and the tensor, for different architectures, names, shapes or types, for values
+    that are not finite, for weights stored in half precision and for no input at all.
     """
     return _combine(inputs, lambda name, tensors: Uniform().mix(tensors))
 
@@ -45,10 +45,10 @@ def uniform_soup(
 def mixed_soup(
     inputs: Sequence[Weights], data: None, config: Mixer, generator: torch.Generator | None = None
 ) -> Weights:
-    """The ingredients mixed by any rule of methods.mixing; a job function. `inputs[0]` is the stock if it needs one.
+    """Mix the ingredients by a rule of methods.soups.mixing; a job function. `inputs[0]` is the stock if it is needed.
 
-    Tensors that the stock lacks (a head, where it is an encoder) are averaged. Raises as `uniform_soup` does, and
-    ValueError where nothing is left beside the stock.
+    Tensors that the stock lacks (a head, if the stock is an encoder) are averaged. Raises as `uniform_soup` does, and
+    ValueError if there is no ingredient beside the stock.
     """
     if not config.needs_stock:
         return _combine(inputs, lambda name, tensors: config.mix(tensors, None))
@@ -67,12 +67,12 @@ def mixed_soup(
 def interpolate(
     inputs: Sequence[Weights], data: None, config: Interpolation, generator: torch.Generator | None = None
 ) -> Weights:
-    """(1 - a) first + a second, in float64 (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903); a job function.
+    """Return (1 - a) first + a second, in float64 (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903); a job function.
 
-    Raises as `uniform_soup` does, and unless there are two inputs.
+    Raises as `uniform_soup` does, and ValueError unless there are two inputs.
     """
     if len(inputs) != 2:
-        raise ValueError(f"interpolation goes between two models, not {len(inputs)}; use uniform_soup for more")
+        raise ValueError(f"interpolation takes two models, not {len(inputs)}; use uniform_soup for more")
     rule = Wise(config.position)
     return _combine(inputs, lambda name, tensors: rule.mix(tensors[1:], tensors[0]))
 
@@ -80,7 +80,7 @@ def interpolate(
 @component("methods.soup.Greedy")
 @dataclass(frozen=True)
 class Greedy:
-    """Options of the greedy soup. ties: also accept an ingredient that leaves the accuracy as it is."""
+    """Options of the greedy soup. ties: also accept an ingredient that leaves the accuracy unchanged."""
 
     ties: bool = True
 
@@ -91,8 +91,8 @@ def greedy_soup(
 ) -> Weights:
     """Start from the best classifier; add each next one if the mean is then no worse on held-out clean images.
 
-    Wortsman et al. 2022, recipe 1. A job function; the candidates are tried from best to worst, equal ones in the
-    order given, all with BatchNorm statistics of the held-out images. Raises as `uniform_soup` does.
+    Wortsman et al. 2022, recipe 1. A job function. Candidates are tried from best to worst, equal ones in the given
+    order, all with BatchNorm statistics of the held-out images. Raises as `uniform_soup` does.
     """
     device = generator.device if generator is not None else torch.device("cpu")
     scores = [accuracy(measured(weights, data, device), data, device) for weights in inputs]
@@ -109,7 +109,7 @@ def greedy_soup(
 
 
 def shares_of(chosen: Sequence[int], count: int) -> dict[str, tuple[float, ...]]:
-    """Equal shares of the chosen ones of `count` ingredients."""
+    """Return equal shares for the chosen ones of `count` ingredients, and 0 for the others."""
     return {"all": tuple(1 / len(chosen) if number in chosen else 0.0 for number in range(count))}
 
 
@@ -117,7 +117,7 @@ def shares_of(chosen: Sequence[int], count: int) -> dict[str, tuple[float, ...]]
 def best_ingredient(
     inputs: Sequence[Weights], data: Labelled, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
-    """The classifier with the best accuracy on held-out clean images, the first of equals; a job function."""
+    """Return the classifier with the best accuracy on held-out clean images, the first of equals; a job function."""
     device = generator.device if generator is not None else torch.device("cpu")
     scores = [accuracy(weights, data, device) for weights in inputs]
     best = scores.index(max(scores))
@@ -128,10 +128,10 @@ def best_ingredient(
 def ensemble(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
-    """All classifiers side by side, for the mean of their probabilities: what averaging weights is held against.
+    """Return all classifiers side by side, to average their probabilities: the reference for averaging weights.
 
-    A job function. It takes as many forward passes as there are classifiers. Raises ValueError for no classifier or
-    different architectures.
+    A job function. A prediction takes as many forward passes as there are classifiers. Raises ValueError for no
+    classifier or different architectures.
     """
     if not inputs:
         raise ValueError("an ensemble needs at least one classifier")
@@ -148,27 +148,27 @@ def ensemble(
 @component("methods.soup.Line")
 @dataclass(frozen=True)
 class Line:
-    """Where on the line between two classifiers to measure. points: how many, both ends among them; at least three."""
+    """Where to measure on the line between two classifiers. points: at least three, including both ends."""
 
     points: int = 5
 
     def __post_init__(self) -> None:
         if self.points < 3:
-            raise ValueError(f"a line needs its ends and a point between them, so 3 points, not {self.points}")
+            raise ValueError(f"a line needs at least 3 points, its ends and one between them, not {self.points}")
 
 
 @component("methods.soup.connectivity")
 def connectivity(
     inputs: Sequence[Weights], data: Labelled, config: Line, generator: torch.Generator | None = None
 ) -> Weights:
-    """Accuracy on held-out clean images along the lines between neighbouring classifiers of a ring; a job function.
+    """Measure accuracy on held-out clean images along lines between neighbouring classifiers of a ring; a job function.
 
-    Averaging can work only where it does not fall between them (linear mode connectivity, Frankle et al. 2020,
-    arXiv:1912.05671). The tensors are `pairs` int64 [lines, 2], `positions` and `accuracy` float64 [points] and
-    [lines, points], and `images`, their number. N classifiers make N lines, two make one. Raises ValueError for one.
+    Averaging can work only if accuracy does not drop between them (linear mode connectivity, Frankle et al. 2020,
+    arXiv:1912.05671). The tensors are `pairs` int64 [lines, 2], `positions` and `accuracy` float64 [points] and [lines,
+    points], and `images`, their number. N classifiers make N lines, two make one. Raises ValueError for one.
     """
     if len(inputs) < 2:
-        raise ValueError("a line goes between two classifiers; give at least two")
+        raise ValueError("a line connects two classifiers; give at least two")
     device = generator.device if generator is not None else torch.device("cpu")
     count = len(inputs)
     pairs = [(number, (number + 1) % count) for number in range(count if count > 2 else 1)]
@@ -203,8 +203,8 @@ def fisher_soup(
 ) -> Weights:
     """sum_i F_i theta_i / sum_i F_i, F_i the diagonal Fisher information (Matena & Raffel 2022, arXiv:2111.09832).
 
-    F_i is the mean over images of the squared gradient of log p(y | x), y the classifier's own prediction, one image
-    at a time in vectorised form. A job function; `data` are clean images. Raises as `uniform_soup` does.
+    F_i is the mean over images of the squared gradient of log p(y | x), with y the classifier's own prediction,
+    computed for each image in vectorised form. A job function; `data` are clean images. Raises as `uniform_soup` does.
     """
     device = generator.device if generator is not None else torch.device("cpu")
     information = [diagonal_fisher(weights, data, config, device) for weights in inputs]
@@ -224,7 +224,7 @@ def fisher_soup(
 
 
 def diagonal_fisher(weights: Weights, data: Unlabelled, config: Fisher, device: torch.device) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information of a classifier on images, by parameter, float32 on the CPU."""
+    """Return the diagonal Fisher information of a classifier on images, by parameter, float32 on the CPU."""
     model = Classifier.of(weights).to(device).eval()
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
@@ -246,13 +246,13 @@ def diagonal_fisher(weights: Weights, data: Unlabelled, config: Fisher, device: 
 
 
 def measured(weights: Weights, data: Unlabelled, device: torch.device) -> Weights:
-    """A mixture as it can be judged: with BatchNorm statistics of the images that it is judged by."""
+    """Return a mixture with BatchNorm statistics of the images on which it will be judged."""
     return remeasured([weights], data, Remeasure(), torch.Generator(device).manual_seed(0))
 
 
 @torch.no_grad()
 def accuracy(weights: Weights, data: Labelled, device: torch.device) -> float:
-    """The fraction of labelled images that a classifier gets right, in [0, 1]."""
+    """Return the fraction of labelled images that a classifier predicts correctly, in [0, 1]."""
     model = Classifier.of(weights).to(device).eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
     for low in range(0, len(data), _BATCH):
@@ -272,7 +272,7 @@ def _combine(inputs: Sequence[Weights], mix: Callable[[str, Sequence[Tensor]], T
 
 
 def combine_tensor(name: str, every: Sequence[Tensor], mix: Callable[[str, Sequence[Tensor]], Tensor]) -> Tensor:
-    """One tensor of a soup: floats are mixed, of `num_batches_tracked` the largest counts, other integers must agree.
+    """Combine one tensor of a soup: mix floats, keep the largest `num_batches_tracked`, require equal other integers.
 
     Raises ValueError, naming the tensor, where they differ.
     """
@@ -316,6 +316,6 @@ def refuse_tensor(what: str, tensor: Tensor, reference: Any, of: str = "ingredie
         raise ValueError(
             f"{what} is stored in {tensor.dtype}, which rounds away most of what training changed; store float32"
         )
-    # A finite sum has no term that is not; the sum of finite terms may be too large, which is then looked at in detail.
+    # A finite sum has only finite terms; the sum of finite terms may overflow, so then all terms are checked.
     if tensor.is_floating_point() and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         raise ValueError(f"{what} is not finite; leave that ingredient out or train it with a lower learning rate")

@@ -1,7 +1,7 @@
 """Fine-tune back: linear probe of the stock, then the whole network on clean labels (LP-FT, Kumar et al. 2022).
 
 The head of every fine-tuning of a task starts as the same linear probe of the stock (arXiv:2202.10054, and the code of
-arXiv:2602.02890): that is what makes the heads of different ingredients averageable.
+arXiv:2602.02890), so that the heads of different ingredients can be averaged.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ _SMALLEST_DEVIATION = 1e-5
 @component("methods.finetune.Probe")
 @dataclass(frozen=True)
 class Probe:
-    """How to fit a linear probe. l2: weight of half the squared norm of the weights beside the mean loss."""
+    """Options of a linear probe. l2: factor of half the squared norm of the weights, added to the mean loss."""
 
     l2: float = 1e-2
 
 
 @dataclass(frozen=True)
 class FineTune(Options):
-    """How to fine-tune on clean labelled images.
+    """Options of fine-tuning on clean labelled images.
 
     epochs, batch_size: the last batch of an epoch may be smaller. lr: peak learning rate of the whole network, reached
     after the fraction `warmup` of the steps, then a cosine to 0. probe_l2: see Probe.
-    area, flip, three_augment, jitter: the random views that are trained on, `area` the smallest part of an image that a
-    crop shows (see methods.views.Views). bf16: autocast on a GPU. accumulate: cut each batch into so many equal parts,
-    for less memory (None: one); batches then need one size. compile: compile the blocks of the encoder.
+    area, flip, three_augment, jitter: the random views to train on; `area` is the smallest fraction of an image that a
+    crop shows (see methods.views.ssl_views.Views). bf16: autocast on a GPU. accumulate: cut each batch into this many
+    equal parts, for less memory (None: one); all batches must then have one size. compile: compile the blocks of the
+    encoder.
     """
 
     epochs: int = 30
@@ -80,7 +81,7 @@ class FineTune(Options):
 @component("methods.finetune.Repeat")
 @dataclass(frozen=True)
 class Repeat(FineTune):
-    """One of several fine-tunings with the same options, which differ in their random numbers only."""
+    """One of several fine-tunings with the same options, which differ only in their random numbers."""
 
     draw: int = 0
 
@@ -88,17 +89,17 @@ class Repeat(FineTune):
 def fine_tunings(
     encoders: Sequence[Job | Weights], stock: Weights, source: Labelled, options: FineTune, scales: Sequence[float]
 ) -> list[Job]:
-    """A job that fine-tunes each encoder, all from one linear probe of the stock, at `scales` times the learning rate.
+    """Return a job for each encoder that fine-tunes it from one shared probe of the stock, at `scales` times the rate.
 
-    `options` may be an instance of a subclass; only what FineTune itself names enters the jobs. Raises ValueError if
-    there are not as many scales as encoders.
+    `options` may be an instance of a subclass; only the fields of FineTune enter the jobs. Raises ValueError unless
+    there are as many scales as encoders.
     """
     refuse_cut(options.accumulate, min(options.batch_size, len(source)), "batch_size")
     head = probe_of(stock, source, options)
     values = {field.name: getattr(options, field.name) for field in fields(FineTune)}
     image = flops.training(stock.architecture) + 3 * flops.layers((stock.architecture.dim, source.classes))
     work = Work(options.epochs * len(source) * image, steps_of(options, source))
-    shared = not stock.batch_norm  # which would see a share of a batch only
+    shared = not stock.batch_norm  # which would see only a share of the batch
     seen: list[tuple[int, float]] = []
     jobs = []
     for encoder, scale in zip(encoders, scales, strict=True):
@@ -112,7 +113,7 @@ def fine_tunings(
 
 
 def refuse_cut(accumulate: int | None, images: int, option: str) -> None:
-    """Raises Unsupported where batches of so many images cannot be cut into equal parts."""
+    """Raise Unsupported where batches of this many images cannot be cut into equal parts."""
     if images % (accumulate or 1):
         raise Unsupported(
             f"{option} = {images} images cannot be cut into accumulate = {accumulate} equal parts; choose other numbers"
@@ -120,13 +121,13 @@ def refuse_cut(accumulate: int | None, images: int, option: str) -> None:
 
 
 def probe_of(stock: Weights, source: Labelled, options: FineTune) -> Job:
-    """The job that gives the stock its linear probe, the start of all heads of a task."""
+    """Return the job that fits the linear probe of the stock, with which all heads of a task start."""
     work = Work(len(source) * flops.forward(stock.architecture))
     return Job(probe, Probe(options.probe_l2), (stock,), source, "linear probe of the stock", work=work)
 
 
 def steps_of(options: FineTune, source: Labelled) -> int:
-    """Optimiser steps of a fine-tuning; the ragged batch of an epoch is left out where batches are cut into parts."""
+    """Return the optimiser steps of a fine-tuning; batches cut into parts leave out an epoch's ragged last batch."""
     whole = len(source) // options.batch_size
     ragged = len(source) % options.batch_size > 0 and (whole == 0 or (options.accumulate or 1) == 1)
     return options.epochs * (whole + ragged)
@@ -136,12 +137,12 @@ def steps_of(options: FineTune, source: Labelled) -> int:
 def join(
     inputs: Sequence[Weights], data: None = None, config: None = None, generator: torch.Generator | None = None
 ) -> Weights:
-    """The encoder of `inputs[0]` under the head of `inputs[1]`; a job function. Raises ValueError where it has none."""
+    """Return the encoder of `inputs[0]` with the head of `inputs[1]`; a job function. Raises ValueError for no head."""
     body, head = inputs
     tensors = {name: t for name, t in body.tensors.items() if name.startswith("encoder.")}
     found = {name: t for name, t in head.tensors.items() if name.startswith("head.")}
     if not found:
-        raise ValueError("the second weights have no head; give those of a linear probe or a classifier")
+        raise ValueError("the second weights have no head; give weights of a linear probe or a classifier")
     return Weights(body.architecture, tensors | found)
 
 
@@ -154,14 +155,14 @@ def fine_tune(
     keep: Checkpointer | None = None,
     parallel: DataParallelGroup = ALONE,
 ) -> Weights:
-    """A classifier (`encoder.*`, `head.*`) trained on clean labelled images; a job function, resumable and shared.
+    """Train a classifier (`encoder.*`, `head.*`) on clean labelled images; a job function, resumable and shared.
 
-    The encoder starts from `inputs[0]`, the head from the last of the inputs: its own `head.*` if it has one (see
-    `probe`), else the linear probe of its encoder. Hand over the stock, or its probe, as `inputs[1]` so that all
-    fine-tunings share the head. epochs * ceil(n / batch_size) steps on `generator.device`.
+    The encoder starts from `inputs[0]`. The head starts from the last input: from its own `head.*` if it has one (see
+    `probe`), else from the linear probe of its encoder. Pass the stock, or its probe, as `inputs[1]` so that all
+    fine-tunings share the head. Takes epochs * ceil(n / batch_size) steps on `generator.device`.
 
-    Raises TypeError for images without labels, ValueError for a head that does not fit the classes or images of
-    another size, FloatingPointError if training diverges.
+    Raises TypeError for images without labels, ValueError for a head that does not fit the classes or images of another
+    size, FloatingPointError if training diverges.
     """
     _need_labels(data)
     start, source = inputs[0], inputs[-1]
@@ -170,7 +171,7 @@ def fine_tune(
         source = probe([source], data, Probe(config.probe_l2), generator)
     if len(source.tensors["head.bias"]) != data.classes:
         raise ValueError(
-            f"the head knows {len(source.tensors['head.bias'])} classes and the data {data.classes}; "
+            f"the head has {len(source.tensors['head.bias'])} classes and the data has {data.classes}; "
             "use the probe of the same task"
         )
     model = Classifier(start.architecture, data.classes).to(generator.device)
@@ -195,7 +196,7 @@ def fine_tune(
         logits = parallel.share(len(batch[1])).everyone(model(batch[0]))
         return F.cross_entropy(logits.float(), batch[1], label_smoothing=config.label_smoothing)
 
-    # Only BatchNorm is concerned: a ragged batch of one image may have no variance.
+    # Affects only BatchNorm: a ragged batch of one image may have no variance.
     with training_statistics(model):
         train(
             loss,
@@ -213,10 +214,10 @@ def fine_tune(
 
 @component("methods.finetune.probe")
 def probe(inputs: Sequence[Weights], data: Labelled, config: Probe, generator: torch.Generator) -> Weights:
-    """The encoder of `inputs[0]`, unchanged, with a linear probe of it as head; a job function (methods.base.Job).
+    """Return the encoder of `inputs[0]`, unchanged, with its linear probe as head; a job function (methods.base.Job).
 
-    Features are of the clean images as they are, without augmentation. Draws no random numbers; `generator` says on
-    which device to work. Raises TypeError for images without labels, ValueError for images of another size.
+    The features are those of the clean images without augmentation. Draws no random numbers; `generator` only names the
+    device. Raises TypeError for images without labels, ValueError for images of another size.
     """
     _need_labels(data)
     stock = inputs[0]
@@ -230,7 +231,7 @@ def probe(inputs: Sequence[Weights], data: Labelled, config: Probe, generator: t
 
 @torch.no_grad()
 def features(model: Classifier, data: Unlabelled, device: torch.device) -> Tensor:
-    """Representations of images as they are, float32 [n, dim], on `device`."""
+    """Return representations of images without augmentation, float32 [n, dim], on `device`."""
     every = torch.arange(len(data), device=data.images.device)
     return torch.cat(
         [
@@ -241,7 +242,7 @@ def features(model: Classifier, data: Unlabelled, device: torch.device) -> Tenso
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: int, *, l2: float = 1e-2) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression on standardised features, folded to act on raw ones: weight [classes, d], bias.
+    """Fit multinomial logistic regression on standardised features, folded for raw ones: weight [classes, d], bias.
 
     Minimises mean cross-entropy + l2 / 2 |W|^2 (bias free) over z = (f - mean) / (deviation + 1e-5) by L-BFGS in
     float64, from zero; then W' = W / (deviation + 1e-5) and b' = b - W' mean, so that logits of f and z are equal.
@@ -277,4 +278,4 @@ def linear_probe(features: Tensor, labels: Tensor, classes: int, *, l2: float = 
 
 def _need_labels(data: Unlabelled | None) -> None:
     if not isinstance(data, Labelled):
-        raise TypeError("fine-tuning learns from clean labelled images only; hand over a Labelled data set")
+        raise TypeError("fine-tuning learns only from clean labelled images; pass a Labelled data set")

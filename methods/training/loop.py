@@ -1,7 +1,7 @@
-"""The one training loop: AdamW, warm-up then cosine per step, no host synchronisation inside an epoch of steps.
+"""The training loop: AdamW with a warm-up and a cosine schedule per step, and few synchronisations with the device.
 
-Pre-training, inter-training and fine-tuning differ only in the batches and the loss they hand over. Everything runs on
-the device of the generator that was given, which is also the only source of randomness.
+Pre-training, inter-training and fine-tuning differ only in the batches and the loss that they pass. Everything runs on
+the device of the given generator, which is also the only source of randomness.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from methods.data_parallel import ALONE, DataParallelGroup, uneven
 from methods.nets.weights import AnyArchitecture
 from methods.nets.weights import reset as reset
 
-# Losses are looked at once in this many steps: often enough to stop a diverged run, too seldom to stall a GPU.
+# Losses are checked once in this many steps: often enough to stop a diverged run, too rarely to stall a GPU.
 _CHECK_EVERY = 100
 _START = 1e-6
 
@@ -39,7 +39,7 @@ class ParameterGroup:
 
 
 def schedule(steps: int, warmup: float) -> list[float]:
-    """Factors of the peak learning rate for each of `steps` steps: linear warm-up from 1e-6, then cosine to 0.
+    """Return the factor of the peak learning rate for each step: linear warm-up from 1e-6, then cosine to 0.
 
     With W = max(1, floor(warmup * steps)): factor(t) = 1e-6 + (1 - 1e-6) t / W for t < W, so factor(0) = 1e-6 and
     factor(W) = 1; then (1 + cos(pi (t - W) / (steps - W))) / 2, which would reach 0 at t = steps.
@@ -54,10 +54,10 @@ def schedule(steps: int, warmup: float) -> list[float]:
 
 
 class Batches:
-    """Endless index batches (int64 on `device`) without replacement inside an epoch, reshuffled for each epoch.
+    """Endless index batches (int64 on `device`) without replacement within an epoch, reshuffled for each epoch.
 
-    The ragged batch at the end of an epoch is left out if `drop_last`, unless it is the only one. The state is the
-    order of the current epoch and the place in it.
+    The ragged last batch of an epoch is dropped if `drop_last`, unless it is the only one. The state is the order of
+    the current epoch and the position in it.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Batches:
 
 
 def cut(batch: Batch, parts: int) -> list[Batch]:
-    """A batch (a list or tuple of tensors, each by its own length) in equal parts. ValueError where it has no such."""
+    """Cut a batch (a list or tuple of tensors, each along its own rows) into equal parts, or raise ValueError."""
     tensors: Sequence[Tensor] = batch  # type: ignore[assignment]
     count = len(tensors[0])
     if count % parts:
@@ -97,7 +97,7 @@ def cut(batch: Batch, parts: int) -> list[Batch]:
 
 
 def compile_blocks(*modules: nn.Module) -> None:
-    """Compile every transformer block in place: one kernel for all of one shape, names of tensors as before."""
+    """Compile every transformer block in place; blocks of one shape share a kernel, and tensor names stay the same."""
     for module in modules:
         for part in module.modules():
             if isinstance(part, Block):
@@ -105,7 +105,7 @@ def compile_blocks(*modules: nn.Module) -> None:
 
 
 class Stateful(Protocol):
-    """What has a state that can be saved and put back: modules, optimisers, orders of batches."""
+    """An object whose state can be saved and restored: a module, an optimiser, an order of batches."""
 
     def state_dict(self) -> Any: ...
 
@@ -114,7 +114,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """How a training is kept: where, and all beside the optimiser that changes as it goes."""
+    """How to checkpoint a training: the storage, and all that changes during training except the optimiser."""
 
     keep: Checkpointer
     parts: Sequence[Stateful]
@@ -122,7 +122,7 @@ class Progress:
 
 
 def take(images: Images, indices: Tensor, device: torch.device) -> Tensor:
-    """The chosen images on the device where training happens; the pool itself stays where it is."""
+    """Return the chosen images on the training device; the pool itself stays where it is."""
     return images[indices].to(device, non_blocking=True)
 
 
@@ -150,12 +150,12 @@ def train(
 ) -> Tensor:
     """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
 
-    Weight decay acts on all parameters of a group. `bf16` runs `loss` (not the making of batches, and not the update)
-    in bfloat16 autocast; parameters stay float32. `stop` ends after so many steps of the unchanged schedule.
-    `accumulate` cuts each batch in so many equal parts, whose mean gradient makes one step in the memory of a part.
-    With `progress` it continues where it was killed: `stream` must then draw from its parts and generator alone.
-    Of a `team`, every process is called with the same and hands over its share of each batch (methods.team).
-    Returns the losses, float32 [steps or stop], on the parameters' device.
+    Weight decay acts on all parameters of a group. `bf16` runs `loss` (but neither the stream nor the update) in
+    bfloat16 autocast; parameters stay float32. `stop` ends after this many steps of the unchanged schedule.
+    `accumulate` cuts each batch into this many equal parts, whose mean gradient makes one step with the memory of one
+    part. With `progress`, training resumes from the saved state; `stream` must then draw only from its parts and
+    generator. With several processes in `parallel`, each makes the same call and passes its own share of each batch
+    (methods.data_parallel). Returns the losses, float32 [steps or stop], on the parameters' device.
 
     Raises FloatingPointError if a loss or a trained parameter is not finite, ValueError for a setting that cannot work.
     """
@@ -202,7 +202,7 @@ def train(
 
 
 def _continue(progress: Progress, optimiser: torch.optim.Optimizer, losses: Tensor) -> int:
-    """Put back what was kept; gives the number of steps that are done."""
+    """Restore the saved state and return the number of completed steps."""
     state = progress.keep.load()
     if state is None:
         return 0

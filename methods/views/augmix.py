@@ -1,9 +1,9 @@
-"""AugMix as MEMO specifies it, for many images and views at once, on the device the images are on.
+"""AugMix as MEMO specifies it, for many images and views at once, on the device of the images.
 
-Hendrycks et al. 2020, arXiv:1912.02781, with the operations and strengths of the code released with Zhang et al.
-2022, arXiv:2110.09506: the nine operations that do not overlap with the ImageNet-C corruptions, at severity 1.
-Operations work on 8-bit values as PIL's do. All randomness comes in as uniform numbers, a fixed count for each view, so
-the views of an image do not depend on the batch it came in, on the device, or on how other views turned out.
+Hendrycks et al. 2020, arXiv:1912.02781, with the operations and strengths of the code released with Zhang et al. 2022,
+arXiv:2110.09506: the nine operations that do not overlap with the ImageNet-C corruptions, at severity 1. Operations
+work on 8-bit values as PIL's do. All randomness enters as uniform numbers, a fixed count for each view, so the views of
+an image depend neither on its batch nor on the device nor on other views.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Crop = Literal["resized", "padded", "none"]
 
 CHAINS = 3
 DEPTH = 3
-# What a shift or rotation leaves empty: PIL reads the fill colour 128 of the release as this red.
+# Fill of a shift or rotation: PIL reads the fill colour 128 of the release as this red.
 FILL = (128.0, 0.0, 0.0)
 PADDING = 4
 
@@ -44,7 +44,7 @@ UNIFORMS = _OPERATIONS.stop
 
 
 def draw(images: int, views: int, generator: torch.Generator) -> Tensor:
-    """Uniform numbers for the views of images in order: [images, views, UNIFORMS] in [0, 1), on the generator's device.
+    """Draw uniform numbers for views of images in order: [images, views, UNIFORMS] in [0, 1), on generator.device.
 
     From a CPU generator, the numbers of an image depend only on how many images came before it.
     """
@@ -89,7 +89,7 @@ def _mix(start: Tensor, chains: Tensor, rows: Tensor) -> Tensor:
 
 
 def _run_chains(pixels: Tensor, rows: Tensor) -> Tensor:
-    """One to three operations on each chain: pixels uint8 [n * CHAINS, 3, h, w], changed in place."""
+    """Apply one to three operations in each chain: pixels uint8 [n * CHAINS, 3, h, w], changed in place."""
     depths = _integers(rows[:, _DEPTHS], DEPTH).flatten() + 1
     drawn = rows[:, _OPERATIONS].reshape(-1, DEPTH, 3)
     kinds = _integers(drawn[..., 0], len(OPERATIONS))
@@ -97,7 +97,7 @@ def _run_chains(pixels: Tensor, rows: Tensor) -> Tensor:
     signs = torch.where(drawn[..., 2] > 0.5, -1.0, 1.0)
     for step in range(DEPTH):
         for kind, operation in enumerate(OPERATIONS.values()):
-            # Found on the CPU, where the numbers are: asking the device would wait for it.
+            # Selected on the CPU, where the numbers are: a query to the device would wait for it.
             chosen = torch.nonzero((kinds[:, step] == kind) & (depths > step)).flatten()
             if len(chosen):
                 where = chosen.to(pixels.device)
@@ -121,11 +121,11 @@ def autocontrast(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _stretches(device: torch.device) -> Tensor:
-    """PIL's table for each lowest and highest value, uint8 [256, 256, 256]; in float64, whose rounding it keeps."""
+    """Return PIL's table for each lowest and highest value, uint8 [256, 256, 256], with its rounding in float64."""
     low = torch.arange(256, dtype=torch.float64).view(256, 1, 1)
     high = torch.arange(256, dtype=torch.float64).view(1, 256, 1)
     values = torch.arange(256, dtype=torch.float64)
-    # A tensor, since a number divided by a tensor is a product with the reciprocal, which rounds otherwise.
+    # A tensor, since a number divided by a tensor becomes a product with the reciprocal, which rounds differently.
     scale = torch.full_like(low, 255.0) / (high - low).clamp(min=1)
     stretched = (values * scale + -low * scale).trunc_().clamp_(0, 255)
     return torch.where(high > low, stretched, values).to(torch.uint8).to(device)
@@ -156,7 +156,7 @@ def solarize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 
 def rotate(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    """Turn by int(3 level) degrees about the centre, counter-clockwise for a positive sign."""
+    """Rotate by int(3 level) degrees about the centre, counter-clockwise for a positive sign."""
     height, width = pixels.shape[-2:]
     angle = -torch.deg2rad(sign * (3 * level).long())
     cos, sin = (part.float().to(pixels.device).view(-1, 1, 1) for part in (angle.cos(), angle.sin()))
@@ -172,7 +172,7 @@ def shear_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     slope = (0.03 * level * sign).view(-1, 1, 1).to(pixels.device)
     shift = slope * (torch.arange(height, device=pixels.device).view(-1, 1) + 0.5)
     whole = shift.floor()
-    # Both neighbours of every pixel in one row that is a pixel longer.
+    # A row that is one pixel longer holds both neighbours of every pixel.
     columns = (torch.arange(width + 1, device=pixels.device) + whole.long()).clamp_(0, width - 1)
     rows = torch.arange(height, device=pixels.device).view(-1, 1)
     read = _read(pixels, rows, columns).float()
@@ -224,7 +224,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def _histograms(pixels: Tensor) -> Tensor:
-    """Counts of each 8-bit value: [n, 3, h, w] -> int64 [n, 3, 256]."""
+    """Count each 8-bit value: [n, 3, h, w] -> int64 [n, 3, 256]."""
     n, channels = pixels.shape[:2]
     return torch.bincount(_places(pixels), minlength=n * channels * 256).view(n, channels, 256)
 
@@ -235,14 +235,14 @@ def _look_up(pixels: Tensor, tables: Tensor) -> Tensor:
 
 
 def _places(pixels: Tensor) -> Tensor:
-    """Where each 8-bit value stands in the tables of all images and channels: [n, 3, h, w] -> int32 [n * 3 * h * w]."""
+    """Index of each 8-bit value in the tables of all images and channels: [n, 3, h, w] -> int32 [n * 3 * h * w]."""
     n, channels = pixels.shape[:2]
     starts = torch.arange(n * channels, dtype=torch.int32, device=pixels.device).mul_(256).view(n, channels, 1)
     return pixels.flatten(2).int().add_(starts).flatten()
 
 
 def _read(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pixels at rows and columns (int64, of shapes that broadcast to [n, h', w']): [n, 3, h, w] -> [n, 3, h', w']."""
+    """Read pixels at rows and columns (int64, broadcast to [n, h', w']): [n, 3, h, w] -> [n, 3, h', w']."""
     n, channels, _, width = pixels.shape
     places = (rows * width + columns).expand(n, -1, -1)
     read = pixels.flatten(2).gather(2, places.flatten(1)[:, None].expand(-1, channels, -1))
@@ -250,12 +250,12 @@ def _read(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _cut(values: Tensor, inside: Tensor) -> Tensor:
-    """Values in 0..255 cut, not rounded, to 8 bits, as PIL does; FILL outside. Changes float values [n, 3, h, w].
+    """Truncate values in 0..255 to 8 bits, as PIL does; FILL outside. Changes float values [n, 3, h, w] in place.
 
     inside: bool [n, h, w].
     """
     # The addend keeps whole values whole: coordinates in float32 are off by some 1e-5 pixels, times 255 levels.
-    # Products, since a choice between two tensors is many times slower on CPUs.
+    # Products, since torch.where is many times slower on CPUs.
     values.add_(0.004).mul_(inside[:, None])
     red, green, blue = FILL
     for channel, level in enumerate((red, green, blue)):
@@ -269,7 +269,7 @@ def _shifted(pixels: Tensor, down: Tensor, right: Tensor, fill: tuple[float, flo
     height, width = pixels.shape[-2:]
     rows = torch.arange(height) + down.view(-1, 1)
     columns = torch.arange(width) + right.view(-1, 1)
-    # One more pixel holds the colour; whatever lies outside is read there.
+    # One extra pixel holds the colour; reads outside the image go there.
     last = height * width
     rows = torch.where((rows >= 0) & (rows < height), rows * width, last).to(pixels.device)
     columns = torch.where((columns >= 0) & (columns < width), columns, last).to(pixels.device)
@@ -284,7 +284,7 @@ def _centres(size: int, device: torch.device) -> Tensor:
 
 
 def _bilinear(values: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Values at coordinates in pixels (centres at one half), the edge pixels continued: xs, ys [n, h, w]."""
+    """Interpolate values at pixel coordinates (centres at one half), with the edge continued: xs, ys [n, h, w]."""
     height, width = values.shape[-2:]
     grid = torch.stack([xs * (2 / width) - 1, ys * (2 / height) - 1], dim=-1)
     return grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -298,15 +298,15 @@ def _resized(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
     height, width = pixels.shape[-2:]
     x = _mirrored(_centres(width, pixels.device), rows, flip, width)
     y = _centres(height, pixels.device)
-    # The edges of the box are continued, not the picture beyond them: the crop comes before the stretch.
+    # Continue the edges of the box, not the picture beyond them, because the crop comes before the stretch.
     xs = left + (x * wide / width).clamp(min=0.5).minimum(wide - 0.5)
     ys = top + (y * tall / height).clamp(min=0.5).minimum(tall - 0.5)
-    # PIL stretches rows, rounds, then stretches columns; a level that is off would be magnified by later operations.
+    # As PIL does: stretch rows, round, then stretch columns; later operations would magnify a wrong level.
     return _stretched(_stretched(pixels, xs, 3), ys, 2)
 
 
 def _stretched(pixels: Tensor, places: Tensor, dim: int) -> Tensor:
-    """Pixels along one dimension at coordinates of centres [n, size] that lie inside the picture, linearly."""
+    """Interpolate pixels linearly along one dimension at centre coordinates [n, size] inside the picture."""
     size = pixels.shape[dim]
     shape = [len(pixels), 1, 1, 1]
     shape[dim] = places.shape[1]
@@ -319,12 +319,12 @@ def _stretched(pixels: Tensor, places: Tensor, dim: int) -> Tensor:
 
 
 def _nearest_levels(values: Tensor) -> Tensor:
-    # Halves go up, also those that coordinates in float32 put just below.
+    # Halves round up, including those that float32 coordinates put just below.
     return (values + 0.504).floor_().clamp_(0, 255)
 
 
 def _boxes(rows: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width of a crop of random area and aspect: the first of ten that fits, or the centre."""
+    """Draw crops of random area and aspect: the first of ten that fits, or the centre; top, left, height, width."""
     area = height * width * (0.08 + 0.92 * rows[:, _AREAS])
     low, high = math.log(3 / 4), math.log(4 / 3)
     aspect = torch.exp(low + (high - low) * rows[:, _RATIOS])
@@ -353,7 +353,7 @@ def _whole(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
 
 
 def _mirrored(x: Tensor, rows: Tensor, flip: bool, width: int) -> Tensor:
-    """Column centres to read from, [n, w]: those from the right where a view is flipped."""
+    """Return the column centres to read from, [n, w], counted from the right where a view is flipped."""
     if not flip:
         return x.expand(len(rows), -1)
     mirror = (rows[:, _FLIP] < 0.5).to(x.device)

@@ -1,4 +1,4 @@
-"""Random views of a test batch as CoTTA makes them: colours, a small rotation, blur and noise, on its device."""
+"""Random views of a test batch as in CoTTA, on its device: colours, a small rotation, blur and noise."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _DARKEST = 1e-8  # the release raises only values from here up to the power gamm
 
 @dataclass(frozen=True)
 class View:
-    """What happens to all images of one batch in one pass.
+    """The transform of all images of one batch in one pass.
 
     `colours` are the factors of brightness, contrast and saturation, the turn of the hue (fractions of a full circle)
-    and the exponent gamma; `order` says in which order the five are applied. `degrees` turns, `translation` (right and
-    down, fractions of twice the side, since the release moves the image after padding it by half on each side) moves,
-    and `scale` enlarges. `sigma` is that of the blur in pixels, None for no blur and no noise.
+    and the exponent gamma; `order` is the order in which the five are applied. `degrees` rotates, `translation` (right
+    and down, fractions of twice the side, since the release moves the image after padding it by half on each side)
+    moves, and `scale` enlarges. `sigma` is the deviation of the blur in pixels, None for no blur and no noise.
     """
 
     order: tuple[int, ...]
@@ -44,10 +44,10 @@ class View:
 
 
 def draw_view(generator: torch.Generator, *, smooth: bool = True, flip: bool = True) -> View:
-    """A random view; the generator is a CPU one, so that drawing never waits for a device.
+    """Draw a random view from a CPU generator, so that drawing never waits for a device.
 
-    `smooth` blurs and adds noise (CoTTA, RMT, RoTTA and SANTA do, ROID and CMF do not); `flip` mirrors with probability
-    one half. The count of numbers drawn is always the same.
+    `smooth` adds blur and noise (CoTTA, RMT, RoTTA and SANTA use it, ROID and CMF do not); `flip` mirrors with
+    probability one half. The count of numbers drawn is always the same.
     """
     order = tuple(torch.randperm(len(_COLOURS), generator=generator).tolist())
     *uniforms, coin = torch.rand(len(_RANGES) + 1, generator=generator, dtype=torch.float64).tolist()
@@ -66,12 +66,12 @@ def draw_view(generator: torch.Generator, *, smooth: bool = True, flip: bool = T
 
 @torch.no_grad()
 def make_view(images: Tensor, view: View, noise: torch.Generator, *, padding: Padding = "edge") -> Tensor:
-    """The view of images: float [n, 3, h, w] to the same shape, dtype and device, in [0, 1].
+    """Return the view of images: float [n, 3, h, w] to the same shape, dtype and device, in [0, 1].
 
     Colour jitter, rotation, translation and scaling with bilinear interpolation about the centre, blur, mirror,
-    Gaussian noise; clipped before and after. What comes in from outside continues the edge or reflects the image.
-    `noise` is a generator on the images' device. Equals padding by half a side, transforming and cropping as the
-    release does, without touching the pixels that are cropped; for sides of at least 16 pixels the two agree.
+    Gaussian noise; clipped before and after. Pixels from outside continue the edge or reflect the image. `noise` is a
+    generator on the images' device. Equals padding by half a side, transforming and cropping as the release does,
+    without computing the pixels that are cropped; for sides of at least 16 pixels the two agree.
     """
     pixels = images.float().clamp(0, 1)
     for which in view.order:
@@ -102,10 +102,10 @@ _OPERATIONS: Sequence[Callable[[Tensor, float], Tensor]] = (
 
 
 def _affine(pixels: Tensor, view: View, margin: int, padding: Padding) -> Tensor:
-    """Images [n, 3, h, w] to [n, 3, h + 2 margin, w + 2 margin]: what the transformed plane shows around the frame."""
+    """Images [n, 3, h, w] to [n, 3, h + 2 margin, w + 2 margin]: transformed, with a margin around the frame."""
     n, _, height, width = pixels.shape
     angle = math.radians(view.degrees)
-    # Whole pixels, as fractions of the side that the release's padding by half of it on each side gives.
+    # Whole pixels, from fractions of the side after the release's padding by half of it on each side.
     right, down = (
         round(fraction * (side + side // 2 * 2))
         for fraction, side in zip(view.translation, (width, height), strict=True)

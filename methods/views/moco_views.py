@@ -7,24 +7,24 @@ from torch import Tensor
 
 from methods.views.ssl_views import blend_gray, colour_jitter, crop_boxes, gaussian_blur, resample, resampling, turn_hue
 
-# Chen et al. 2020, arXiv:2003.04297, as released: strengths and how often.
+# Chen et al. 2020, arXiv:2003.04297, as released: strengths and probabilities.
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 JITTER, HUE, BLUR = 0.4, 0.1, (0.1, 2.0)
 JITTERED, GRAYED, BLURRED = 0.8, 0.2, 0.5
 
 _ATTEMPTS = 10
-# What a view draws beside its crop: coins for jitter, gray, blur and mirror; four strengths of colour, one of blur.
+# Random numbers of a view beside its crop: coins for jitter, gray, blur and mirror; four of colour, one of blur.
 _NUMBERS = 9
 
 
 @torch.no_grad()
 def strong_view(images: Tensor, generator: torch.Generator, *, flip: bool = True) -> Tensor:
-    """One view of each image, with its own draws: float [n, 3, h, w] in [0, 1] to the same shape, dtype and device.
+    """Make one view of each image, with its own draws: float [n, 3, h, w] in [0, 1] to equal shape, dtype and device.
 
-    A crop of a fifth of the area or more, resized back (bicubic); with probability 0.8 brightness, contrast,
-    saturation (by up to 0.4) and hue (by up to 0.1 of the circle) are changed, in this order where the release draws
-    the order; gray with probability 0.2; Gaussian blur of deviation 0.1 to 2 pixels with 0.5; mirrored with one half.
-    The generator is on the images' device.
+    A crop of a fifth of the area or more is resized back (bicubic). With probability 0.8 brightness, contrast,
+    saturation (by up to 0.4) and hue (by up to 0.1 of the circle) change, in this order (the release draws the order).
+    The view turns gray with probability 0.2, is blurred by a Gaussian of deviation 0.1 to 2 pixels with 0.5, and is
+    mirrored with 0.5. The generator is on the images' device.
     """
     n, _, height, width = images.shape
     draws = torch.rand(_NUMBERS + 4 * _ATTEMPTS, n, generator=generator, device=generator.device)

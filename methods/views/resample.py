@@ -1,6 +1,7 @@
-"""Resampling without the zeros of its matrices: each new line of an image is a weighted sum of a few old ones.
+"""Sparse resampling: each new line of an image is a weighted sum of a few old lines.
 
-The same as the matrices `resampling` and `gaussian_blur` of methods.views, for large images on a processor.
+Equal to the matrices `resampling` and `gaussian_blur` of methods.views.ssl_views without their zeros, for large images
+on a CPU.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# Which old lines make each new one, int64 [new, k], and their weights, float32 [new, k].
+# The old lines that make each new one, int64 [new, k], and their weights, float32 [new, k].
 Taps = tuple[Tensor, Tensor]
 
-DEVIATIONS = 5  # where a blur ends: beyond, its weight is less than 1e-5
+DEVIATIONS = 5  # cut-off of a blur: beyond it, the weight is less than 1e-5
 _SUPPORT = 2  # of the bicubic kernel, in old lines
 
 
 def bicubic_taps(length: Tensor, size: int, mirrored: Tensor | None = None) -> list[Taps]:
-    """Taps that stretch each of n images from `length` lines to `size`, in reverse order where it is mirrored.
+    """Return taps that stretch each of n images from `length` lines to `size`, in reverse order where it is mirrored.
 
     length: float [n], whole numbers; mirrored: bool [n].
     """
@@ -41,7 +42,7 @@ def bicubic_taps(length: Tensor, size: int, mirrored: Tensor | None = None) -> l
 
 
 def gaussian_taps(deviation: float, size: int) -> Taps:
-    """Taps that blur `size` lines by a Gaussian, its deviation in lines, renormalised at the border."""
+    """Return taps that blur `size` lines by a Gaussian of this deviation in lines, renormalised at the border."""
     reach = math.ceil(DEVIATIONS * deviation)
     apart = torch.arange(-reach, reach + 1)
     taps = torch.arange(size)[:, None] + apart
@@ -50,7 +51,7 @@ def gaussian_taps(deviation: float, size: int) -> Taps:
 
 
 def weigh_rows(lines: Tensor, taps: Taps) -> Tensor:
-    """The weighted sums of lines [old, m], float32: [new, m]."""
+    """Return the weighted sums of lines [old, m], float32: [new, m]."""
     which, weights = taps
     made: Tensor = embedding_bag(which, lines, mode="sum", per_sample_weights=weights)
     return made

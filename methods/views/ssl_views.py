@@ -1,6 +1,7 @@
 """Random views of images, made for a whole batch at once on its own device: crop, flip, 3-Augment, colour jitter.
 
-3-Augment is of DeiT III (Touvron et al. 2022, arXiv:2204.07118, section 3.2): one of grayscale, solarisation and blur.
+3-Augment comes from DeiT III (Touvron et al. 2022, arXiv:2204.07118, section 3.2): one of grayscale, solarisation and
+blur.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from methods.views.resample import bicubic_taps, gaussian_taps, weigh_rows
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as PIL and torchvision convert to gray
 _ATTEMPTS = 10
-_LARGE = 96  # pixels; from this side on a processor is faster image by image
-_CACHED = 3 * 2**16  # values that a core works on at once, so that they stay in its cache
+_LARGE = 96  # pixels; from this side on, a CPU is faster image by image
+_CACHED = 3 * 2**16  # values that a core processes at once, so that they stay in its cache
 _GRAY, _SOLARISE, _BLUR = range(3)
 _WHOLE = Share()
 
 
 class _Drawn(NamedTuple):
-    """What was drawn for each image: tensors [n], `factors` of brightness, contrast and saturation [3, n]."""
+    """The random parameters of each image: tensors [n]; `factors` of brightness, contrast and saturation [3, n]."""
 
     top: Tensor
     left: Tensor
@@ -52,8 +53,8 @@ class Views:
       with a deviation uniform in `blur`, in pixels (the kernel renormalised at the border);
     - jitter: brightness, contrast and saturation, in this order, by factors uniform in [1 - jitter, 1 + jitter].
 
-    The resampling of an image is two small matrices, one for rows and one for columns, which also hold flip and blur. A
-    GPU takes the whole batch at once, a processor as much as its cache holds.
+    Two small matrices resample an image, one for rows and one for columns; they include flip and blur. A GPU processes
+    the whole batch at once, a CPU as many images as fit in its cache.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -77,9 +78,10 @@ class Views:
             raise ValueError(f"blur must be an interval of positive deviations, not {self.blur}")
 
     def __call__(self, images: Tensor, generator: torch.Generator, share: Share = _WHOLE) -> Tensor:
-        """Views of a batch on the generator's device, which is also where the images must be.
+        """Return views of a batch on the generator's device, on which the images must be.
 
-        Of a share of a batch, the images are those that are here; they get the views that they have in the whole batch.
+        With a `share` of a batch, `images` are those of this process; they get the views that they have in the whole
+        batch.
         """
         count, _, height, width = images.shape
         drawn = self._draw(count, height, width, generator, share)
@@ -126,7 +128,7 @@ class Views:
         )
 
     def _one_by_one(self, images: Tensor, drawn: _Drawn, tall: int, broad: int) -> Tensor:
-        """The same on a processor: each image in its cache and changed in place, its matrices without their zeros."""
+        """Do the same on a CPU: image by image in its cache and in place, with matrices without their zeros."""
         channels = images.shape[1]
         views = torch.empty(len(images), channels, tall, broad)
         rows, columns = bicubic_taps(drawn.high, tall), bicubic_taps(drawn.wide, broad, drawn.mirrored)
@@ -146,9 +148,9 @@ class Views:
         return views
 
     def _coloured(self, image: Tensor, chosen: int, brightness: float, contrast: float, saturation: float) -> Tensor:
-        """3-Augment without the blur, and the jitter but for its last clamp, of one image [3, h, w], in place.
+        """Apply 3-Augment without the blur, and the jitter without its last clamp, to one image [3, h, w], in place.
 
-        A gray image may come back as its only channel.
+        A gray image may be returned as its only channel.
         """
         if self.three_augment and chosen == _GRAY:
             image = _gray(image[None])
@@ -165,7 +167,7 @@ class Views:
 def crop_boxes(
     draws: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width (float [n], whole numbers) of one random crop an image.
+    """Return top, left, height and width (float [n], whole numbers) of one random crop for each image.
 
     `draws`: uniform numbers [4 * attempts, n]. The first attempt that fits inside the image is used; if none fits, the
     largest centred crop whose ratio is allowed.
@@ -194,7 +196,7 @@ def resampling(start: Tensor, length: Tensor, size: int, out: int | None = None)
     """Matrices [n, out, size] that stretch the interval [start, start + length) of a line of `size` pixels to `out`.
 
     Bicubic (Keys 1981, a = -0.5), pixel centres at halves; weights outside the interval are dropped, the rest sum to 1.
-    Where an interval shrinks, the kernel is as many times wider, against aliasing. `start` and `length`: float [n],
+    If an interval shrinks, the kernel widens by the same factor, against aliasing. `start` and `length`: float [n],
     whole numbers, length at most `size`; `out` is `size` by default.
     """
     out = size if out is None else out
@@ -220,7 +222,7 @@ def gaussian_blur(deviation: Tensor, size: int) -> Tensor:
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ image @ columns^T for each image [3, h, w] of a batch; matrices [n, out, h] and [n, out, w]."""
+    """Return rows @ image @ columns^T for each image [3, h, w] of a batch; matrices [n, out, h] and [n, out, w]."""
     count, channels, height, width = images.shape
     lines = images.to(rows.dtype).reshape(count, channels * height, width) @ columns.mT
     return rows[:, None] @ lines.view(count, channels, height, columns.shape[1])
@@ -236,7 +238,7 @@ def colour_jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturati
 
 
 def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of each image, in [0, 1], by a fraction of the full circle; largest and smallest value stay.
+    """Rotate the hue of each image, in [0, 1], by a fraction of the full circle; largest and smallest value stay.
 
     `turns`: float [n]. Equal to torchvision's `adjust_hue`, which takes one number for all images.
     """
@@ -252,7 +254,7 @@ def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def blend_gray(images: Tensor, factor: Tensor) -> Tensor:
-    """factor * image + (1 - factor) * gray for each image; factor [n], 0 gives gray."""
+    """Return factor * image + (1 - factor) * gray for each image; factor [n], 0 gives gray."""
     return torch.lerp(_gray(images)[:, None], images, factor[:, None, None, None])
 
 
@@ -263,6 +265,6 @@ def _gray(images: Tensor) -> Tensor:
 
 def _three_augment(images: Tensor, chosen: Tensor) -> Tensor:
     images = blend_gray(images, (chosen != _GRAY).to(images.dtype))
-    # From half on the lower of a value and what is left of 1 is the inverted one; what is left of 3 is never lower.
+    # Solarisation is min(x, 1 - x), which inverts values above one half; min(x, 3 - x) leaves x unchanged.
     whole = torch.where(chosen == _SOLARISE, 1.0, 3.0)[:, None, None, None]
     return torch.minimum(images, whole - images)

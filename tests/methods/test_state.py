@@ -282,7 +282,7 @@ def test_an_object_put_in_place_of_another_is_refused() -> None:
     model = Restless("object")
     saved = save_module(model)
     model.kept = None
-    with pytest.raises(Unsaved, match=r"a NoneType in place of what it kept in kept.*; keep the same object"):
+    with pytest.raises(Unsaved, match=r"replaced the object in kept by a NoneType.*; keep the same object"):
         load_module(model, saved)
 
 

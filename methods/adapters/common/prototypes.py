@@ -1,4 +1,4 @@
-"""What RMT and SANTA share: class means of source features, and the contrast that gathers test features around them."""
+"""Prototypes for RMT and SANTA: class means of source features, and the contrast that gathers features around them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from methods.nets.feature_head_split import Split
 
 @torch.no_grad()
 def class_means(parts: Split, source: Source | None, images: int, method: str) -> Tensor:
-    """Mean features of every class that occurs among the first labelled source images: [at most classes, dim].
+    """Return the mean features of every class among the first labelled source images: [at most classes, dim].
 
-    Reads whole batches until there are `images`. Raises ValueError without labelled images.
+    Reads whole batches until it has `images` of them. Raises ValueError without labelled images.
     """
     sums, counts = torch.empty(0), torch.empty(0)
     seen = 0
@@ -42,15 +42,15 @@ def class_means(parts: Split, source: Source | None, images: int, method: str) -
 
 
 def nearest(prototypes: Tensor, features: Tensor) -> Tensor:
-    """The prototype of the largest cosine to each feature: [k, dim], [n, dim] -> [n, dim]."""
+    """Return the prototype with the largest cosine to each feature: [k, dim], [n, dim] -> [n, dim]."""
     cosines = normalize(features.detach(), dim=1) @ normalize(prototypes, dim=1).T
     return prototypes[cosines.argmax(1)]
 
 
 def build_projector(prototypes: Tensor, width: int, generator: torch.Generator) -> nn.Sequential:
-    """Two linear layers and a ReLU that features are compared behind, on the prototypes' device.
+    """Return two linear layers with a ReLU between, behind which features are compared, on the prototypes' device.
 
-    Initialised as torch does by default, by numbers of a CPU generator, so that they are the same for every device.
+    Initialised as torch does by default, but from a CPU generator, so that the numbers are the same on every device.
     """
     sizes = (prototypes.shape[1], width), (width, width)
     first, last = (cast(nn.Linear, skip_init(nn.Linear, *size)) for size in sizes)  # type: ignore[no-untyped-call]
@@ -65,8 +65,9 @@ def build_projector(prototypes: Tensor, width: int, generator: torch.Generator) 
 def contrast(views: Tensor, temperature: float) -> Tensor:
     """Contrast of several views of each image, in nats: [views, n, dim] -> scalar.
 
-    Every vector is told from all others by its cosine to the other views of its image, over `temperature`; the mean
-    over vectors and their other views (Khosla et al. 2020, arXiv:2004.11362, equation 2, each image its own class).
+    Every vector is distinguished from all others by its cosine to the other views of its image, over `temperature`; the
+    mean over vectors and their other views (Khosla et al. 2020, arXiv:2004.11362, equation 2, each image its own
+    class).
     """
     count, n, _ = views.shape
     vectors = normalize(at_least_float32(views).flatten(0, 1), dim=1)

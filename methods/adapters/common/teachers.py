@@ -1,4 +1,4 @@
-"""What methods with teachers share: averaged copies, losses between two predictions, generators, an optimiser."""
+"""Building blocks of methods with teachers: averaged copies, losses between predictions, generators, an optimiser."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from methods.online import NormOptions
 
 @dataclass(frozen=True)
 class TeacherOptions(NormOptions):
-    """Options of an optimiser that may use Nesterov's momentum, as the releases of this family do."""
+    """Options of an optimiser that can use Nesterov's momentum, as the releases of this family do."""
 
     nesterov: bool = True
     flip: bool = True
 
 
 def learnable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters named weight or bias of all modules, each once, in the order of `named_parameters`."""
+    """Return the parameters named weight or bias of all modules, each once, in the order of `named_parameters`."""
     return [value for name, value in model.named_parameters() if name.rpartition(".")[2] in ("weight", "bias")]
 
 
 def build_optimizer(
     parameters: list[nn.Parameter], options: TeacherOptions, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """SGD (without Nesterov where there is no momentum, as it needs some) or Adam."""
+    """Return SGD (without Nesterov if the momentum is 0, as Nesterov needs momentum) or Adam."""
     if options.optimizer == "adam":
         betas = (options.momentum, 0.999)
         return torch.optim.Adam(parameters, lr=options.lr, betas=betas, weight_decay=weight_decay)
@@ -42,7 +42,7 @@ def build_optimizer(
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step of the optimiser down the gradient of a scalar loss."""
+    """Take one optimiser step down the gradient of a scalar loss."""
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -70,9 +70,9 @@ def symmetric_cross_entropy(one: Tensor, other: Tensor) -> Tensor:
 
 
 def generators(generator: torch.Generator, model: nn.Module) -> tuple[torch.Generator, torch.Generator]:
-    """One on the CPU for numbers that the host needs, and one on the model's device for tensors made there.
+    """Return a generator on the CPU for numbers that the host needs, and one on the model's device for tensors there.
 
-    The given generator where it is on such a device, else a new one with its seed.
+    Each is the given generator if that is on the right device, else a new one with its seed.
     """
     device = next((value.device for value in model.parameters()), torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""The self-supervised objectives that make ingredients, by name: one module a loss, each with a frozen `Config`.
+"""The self-supervised objectives of ingredients, by name: one module for each loss, each with a frozen `Config`.
 
 The plain names are the forms that Self-Souping uses; "…_official" are those of the objectives' own papers.
 """

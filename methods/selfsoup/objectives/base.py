@@ -1,4 +1,4 @@
-"""What the four self-supervised objectives share: how inter-training asks for a loss, and a small head."""
+"""The interface and the building blocks that the self-supervised objectives share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from methods.views.ssl_views import Views
 
 
 class Objective(nn.Module, ABC):
-    """A self-supervised loss and the head or decoder that it trains beside the encoder and that is thrown away after.
+    """A self-supervised loss, with the head or decoder that is trained beside the encoder and discarded afterwards.
 
-    `views` is how many views of each image `loss` takes; `smallest_batch` how few images still give a gradient;
-    `once_a_step` says that `loss` also moves an average, so that a batch cannot be cut into parts. `share` says which
-    images of each batch (or part) are in this process: a loss that compares images asks it for everyone's features,
-    one that does not weighs its mean, and what is drawn for each image is drawn for the whole batch.
+    `views` is the number of views of each image that `loss` takes; `smallest_batch` the smallest batch that gives a
+    gradient; `once_a_step` says that `loss` also updates a moving average, so that a batch cannot be cut into parts.
+    `share` names the images of each batch (or part) in this process: a loss that compares images gathers the features
+    of all processes with it, other losses weigh their mean with it, and random numbers for images are drawn for the
+    whole batch.
     """
 
     smallest_batch: ClassVar[int] = 1
@@ -33,41 +34,40 @@ class Objective(nn.Module, ABC):
     share: Share = Share()
 
     def prepare(self, encoder: nn.Module, steps: int) -> None:
-        """Get ready to train an encoder, as it is before its first of `steps` steps: freeze parts of it, copy it."""
+        """Prepare to train an encoder for `steps` steps, before the first one: freeze parts of it, or copy it."""
 
     def pipelines(self, views: Views) -> list[Views]:
-        """How each view is made, given how the ingredient's views are."""
+        """Return the transform of each view, given the ingredient's views."""
         return [views] * self.views
 
     @abstractmethod
     def loss(self, encoder: nn.Module, views: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """The scalar loss of a batch. Each view: normalised images, float [n, 3, h, w], row i always of image i of the
-        `share` of a batch.
+        """Return the scalar loss of a batch; called once in each step, or for each part of a batch that is cut.
 
-        It is asked for once in every step of training.
+        Each view: normalised images, float [n, 3, h, w]; row i always belongs to image i of the `share` of a batch.
         """
 
 
 class Config(Protocol):
     """Options of an objective: a frozen dataclass that can build it for a stock.
 
-    `cost` is about the time of one step relative to one MAE step with the default options and the same batch size,
-    measured on one CPU core for images of 32 pixels, patches of 8, width 64 and depth 4. The ratios of floating-point
-    operations of a ViT-B/16 are close: 2.4 for the two-view objectives, 3.6 for LeJEPA with two crops.
+    `cost` is approximately the time of one step relative to one MAE step with the default options and the same batch
+    size, measured on one CPU core for images of 32 pixels, patches of 8, width 64 and depth 4. The ratios of
+    floating-point operations of a ViT-B/16 are close: 2.4 for the two-view objectives, 3.6 for LeJEPA with two crops.
     """
 
     @property
     def cost(self) -> float: ...
 
     def flops(self, shape: AnyArchitecture) -> float:
-        """Floating-point operations that training spends on one image: its views, forward and backward."""
+        """Return the floating-point operations of training on one image: its views, forward and backward."""
         ...
 
     def build(self, stock: Weights, generator: torch.Generator) -> Objective: ...
 
 
 def small_head(dim: int, out: int, generator: torch.Generator) -> nn.Sequential:
-    """Two linear layers with a GELU between, 4 dim wide inside: [n, dim] to [n, out], on the generator's device."""
+    """Return two linear layers with a GELU between, hidden width 4 dim: [n, dim] to [n, out], on generator.device."""
     head = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, out)).to(generator.device)
     reset(head, generator)
     return head
@@ -76,10 +76,10 @@ def small_head(dim: int, out: int, generator: torch.Generator) -> nn.Sequential:
 def projector(
     widths: Sequence[int], generator: torch.Generator, *, bias: bool = False, last_norm: bool = False
 ) -> nn.Sequential:
-    """Linear, batch norm and ReLU for each pair of widths; the last is linear (with `bias`), then a bare batch norm if
-    `last_norm`.
+    """Return an MLP with linear, batch norm and ReLU for each pair of widths, on the generator's device.
 
-    On the generator's device. Batches must have at least two images.
+    The last layer is linear (with `bias`), followed by a batch norm without affine parameters if `last_norm`. Batches
+    must have at least two images.
     """
     layers: list[nn.Module] = []
     for number, (width, following) in enumerate(itertools.pairwise(widths)):
@@ -95,10 +95,10 @@ def projector(
 
 
 class Momentum(nn.Module):
-    """A moving average of an online module, which no gradient reaches: theta' <- m theta' + (1 - m) theta.
+    """A moving average of an online module, without gradients: theta' <- m theta' + (1 - m) theta.
 
     m rises from `start` to 1 by half a cosine over `steps` updates (He et al. 2020; Chen et al. 2021), or stays at
-    `start` if `steps` is 0. Buffers of floats are averaged likewise.
+    `start` if `steps` is 0. Floating-point buffers are averaged likewise.
     """
 
     def __init__(self, online: nn.Module, start: float, steps: int) -> None:
@@ -109,7 +109,7 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def update(self, online: nn.Module) -> None:
-        """Move towards the online module by one step."""
+        """Move one step towards the online module."""
         share = 1 - self.start
         if self.steps:
             share *= (1 + math.cos(math.pi * self.taken / self.steps)) / 2
@@ -131,5 +131,5 @@ class Momentum(nn.Module):
 
 
 def full_precision(tensor: Tensor) -> Any:
-    """A context without autocast, for losses whose sums must not be taken in half precision."""
+    """Return a context without autocast, for losses whose sums must not be taken in half precision."""
     return torch.autocast(tensor.device.type, enabled=False)

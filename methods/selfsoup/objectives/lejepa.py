@@ -22,8 +22,8 @@ _LIMIT = 3.0
 class Config:
     """Options of the predictive objective.
 
-    balance: weight lambda of the Gaussian term, in [0, 1]; the prediction term has 1 - lambda.
-    slices: random directions a step. projection: width of the embeddings. crops: views of each image, all global.
+    balance: weight lambda of the Gaussian term, in [0, 1]; the prediction term has weight 1 - lambda.
+    slices: random directions in each step. projection: width of the embeddings. crops: views of each image, all global.
     """
 
     balance: float = 0.05
@@ -50,7 +50,7 @@ class Config:
 
 
 def prediction_loss(embeddings: Tensor) -> Tensor:
-    """Mean squared distance of each view from the mean of an image's views: [views, n, k] to a scalar.
+    """Return the mean squared distance of each view from the mean of its image's views: [views, n, k] to a scalar.
 
     Gradient flows through the mean too, which changes nothing: deviations from it sum to zero.
     """
@@ -58,18 +58,18 @@ def prediction_loss(embeddings: Tensor) -> Tensor:
 
 
 def random_slices(width: int, slices: int, generator: torch.Generator) -> Tensor:
-    """Random unit vectors as columns, [width, slices], uniform on the sphere."""
+    """Return random unit vectors as columns, [width, slices], uniform on the sphere."""
     directions = torch.randn(width, slices, generator=generator, device=generator.device)
     lengths: Tensor = torch.linalg.vector_norm(directions, dim=0)
     return directions / lengths
 
 
 def sigreg(embeddings: Tensor, slices: Tensor) -> Tensor:
-    """Epps-Pulley distance of sliced embeddings from N(0, 1), mean over slices and views, in float32.
+    """Return the Epps-Pulley distance of sliced embeddings from N(0, 1), mean over slices and views, in float32.
 
     embeddings: [views, n, k]; slices: [k, s], unit columns. For each view and slice, with u_i = <p_i, a> and ecf its
-    empirical characteristic function over the n images,
-    n * 2 * integral_0^3 |ecf(t) - e^(-t^2 / 2)|^2 e^(-t^2 / 2) dt by the trapezoid rule on 17 knots.
+    empirical characteristic function over the n images, n * 2 * integral_0^3 |ecf(t) - e^(-t^2 / 2)|^2 e^(-t^2 / 2) dt
+    by the trapezoid rule on 17 knots.
 
     Standard Gaussian embeddings give 1.0525 whatever n (not 0); total collapse to 0 gives 0.40205 n.
     """
@@ -86,7 +86,7 @@ def sigreg(embeddings: Tensor, slices: Tensor) -> Tensor:
 
 
 class Prediction(base.Objective):
-    """All views pass through the encoder and a small projector with gradient: no teacher, no predictor."""
+    """Encodes and projects all views with gradient: no teacher, no predictor."""
 
     smallest_batch = 2
 

@@ -24,9 +24,9 @@ _LOCAL_SIDE = 3 / 7  # 96 of 224 pixels
 class Config:
     """Options of LeJEPA; defaults are the recommended ones.
 
-    balance: weight lambda of the Gaussian term, in [0, 1]. globals_, locals_: views that show `global_area` to all of
-    the image, and small ones of `local_smallest` to `global_area` of it, at three sevenths of the side. slices: random
-    directions a step. hidden, out: widths of the projector.
+    balance: weight lambda of the Gaussian term, in [0, 1]. globals_, locals_: numbers of global views, which show
+    `global_area` to all of the image, and of local views, which show `local_smallest` to `global_area` of it at three
+    sevenths of the side. slices: random directions in each step. hidden, out: widths of the projector.
     """
 
     balance: float = 0.05
@@ -61,12 +61,12 @@ class Config:
 
 
 def centred_prediction_loss(embeddings: Tensor, centres: int) -> Tensor:
-    """Mean squared distance of all views from the mean of the first `centres` of them; [views, n, k] to a scalar."""
+    """Return the mean squared distance of all views from the mean of the first `centres`: [views, n, k] to a scalar."""
     return (embeddings - embeddings[:centres].mean(0)).square().mean()
 
 
 class GlobalAndLocal(base.Objective):
-    """All views pass through encoder and projector with gradient; only global ones say where an image should be."""
+    """Encodes and projects all views with gradient; only global views define the target of an image."""
 
     smallest_batch = 2
 

@@ -27,8 +27,8 @@ class Config:
 
     mask_ratio: fraction of patches that are hidden, in (0, 1); L - round(L * mask_ratio) of L patches stay visible.
     norm_pix: predict each patch normalised by its own mean and deviation instead of raw (normalised) pixels.
-    decoder_depth: how many blocks of the stock's decoder are used, the first ones, before its norm and its last layer;
-        all of them if left out. The paper's runs on clean train images take 1, with a mask_ratio of 0.9.
+    decoder_depth: number of blocks of the stock's decoder to use, counted from the first, before its norm and its last
+        layer; all of them if None. The paper's runs on clean train images take 1, with a mask_ratio of 0.9.
     """
 
     mask_ratio: float = 0.75
@@ -40,7 +40,7 @@ class Config:
             raise ValueError(f"decoder_depth must be at least 1, not {self.decoder_depth}")
 
     def depth(self, shape: AnyArchitecture) -> int:
-        """How many blocks of the decoder are trained. Raises ValueError where the stock's is not as deep."""
+        """Return the number of trained decoder blocks. Raises ValueError if the stock's decoder has fewer."""
         depth = shape.decoder_depth if self.decoder_depth is None else self.decoder_depth
         if depth > shape.decoder_depth:
             raise ValueError(f"the stock's decoder has {shape.decoder_depth} blocks; decoder_depth cannot be {depth}")
@@ -63,16 +63,16 @@ class Config:
 
 
 def need_patches(shape: AnyArchitecture) -> None:
-    """Raise ValueError for a network whose patches cannot be hidden from it."""
+    """Raise ValueError for a network from which patches cannot be left out."""
     if not shape.tokens:
         raise ValueError(
-            f"masked autoencoding (mae) leaves out patches, and this network ({shape.description}) has no tokens of "
-            "single patches; take the objectives mocov3, mmcr or lejepa, or their official forms"
+            f"masked autoencoding (mae) hides patches, and this network ({shape.description}) has no tokens of "
+            "single patches; use the objectives mocov3, mmcr or lejepa, or their official forms"
         )
 
 
 def visible_patches(patches: int, mask_ratio: float) -> int:
-    """How many of `patches` stay visible. Raises ValueError if none or all would."""
+    """Return how many of `patches` stay visible. Raises ValueError if none or all would."""
     visible = patches - round(patches * mask_ratio)
     if not 0 < visible < patches:
         raise ValueError(f"mask_ratio {mask_ratio} leaves {visible} of {patches} patches visible; choose another")
@@ -80,7 +80,7 @@ def visible_patches(patches: int, mask_ratio: float) -> int:
 
 
 def patchify(images: Tensor, size: int) -> Tensor:
-    """Images [n, 3, h, w] to patches [n, (h / size)(w / size), 3 size^2], pixels before channels, rows first.
+    """Cut images [n, 3, h, w] into patches [n, (h / size)(w / size), 3 size^2], pixels before channels, rows first.
 
     Raises ValueError if the sides are not multiples of `size`.
     """
@@ -94,12 +94,12 @@ def patchify(images: Tensor, size: int) -> Tensor:
 
 
 def random_order(count: int, patches: int, generator: torch.Generator) -> Tensor:
-    """An independent random permutation of the patches of each image, int64 [count, patches]; the first are visible."""
+    """Return a random permutation of each image's patches, int64 [count, patches]; the first ones are visible."""
     return torch.rand(count, patches, generator=generator, device=generator.device).argsort(1)
 
 
 def pixel_targets(patches: Tensor, *, norm_pix: bool) -> Tensor:
-    """What to predict: the patches, or (x - mean) / sqrt(var + 1e-6) of each patch with its unbiased variance."""
+    """Return the targets: the patches, or (x - mean) / sqrt(var + 1e-6) of each patch with its unbiased variance."""
     if not norm_pix:
         return patches
     variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
@@ -107,17 +107,18 @@ def pixel_targets(patches: Tensor, *, norm_pix: bool) -> Tensor:
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over the pixels of the hidden patches, [n, hidden, 3 p^2] each, in float32.
+    """Return the mean squared error over the pixels of the hidden patches, [n, hidden, 3 p^2] each, in float32.
 
-    Equal to sum(mask * mean_p (prediction - target)^2) / sum(mask) over all patches: only hidden ones are handed over.
+    Equal to sum(mask * mean_p (prediction - target)^2) / sum(mask) over all patches, since both inputs hold only hidden
+    patches.
     """
     return F.mse_loss(prediction.float(), target.float())
 
 
 class Decoder(nn.Module):
-    """Transformer decoder: all tokens of the encoder to pixels of the patches that were hidden.
+    """Transformer decoder: predicts the pixels of the hidden patches from all tokens of the encoder.
 
-    depth: how many blocks it has, None for those of the architecture.
+    depth: number of blocks, None for that of the architecture.
     """
 
     positions: Tensor
@@ -141,7 +142,7 @@ class Decoder(nn.Module):
         self.register_buffer("positions", sine_cosine_positions(width, side), persistent=False)
 
     def forward(self, tokens: Tensor, order: Tensor) -> Tensor:
-        """Predicted pixels of the hidden patches, [n, hidden, 3 p^2], in the order in which `order` names them.
+        """Predict the pixels of the hidden patches, [n, hidden, 3 p^2], in the order that `order` gives.
 
         tokens: [n, prefix + visible, dim], class and register tokens first; order: [n, L], visible patches first.
         """
@@ -150,7 +151,7 @@ class Decoder(nn.Module):
         visible = tokens.shape[1] - prefix
         ids, hidden = order[:, :visible], order[:, visible:]
         places = self.positions[0, 1:]
-        # Attention does not care about order, so tokens stay shuffled and only their positions follow `order`.
+        # Attention ignores the order of tokens, so they stay shuffled and only their positions follow `order`.
         seen = torch.cat([tokens[:, :prefix] + self.positions[:, :1], tokens[:, prefix:] + places[ids]], dim=1)
         everything = torch.cat([seen, self.mask_token + places[hidden]], dim=1)
         decoded = self.blocks(everything)[:, prefix + visible :]

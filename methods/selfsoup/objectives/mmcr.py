@@ -1,4 +1,4 @@
-"""Manifold capacity ingredient: MMCR (Yerxa et al. 2023, arXiv:2303.03307) simplified by Self-Souping."""
+"""Manifold capacity ingredient: MMCR (Yerxa et al. 2023, arXiv:2303.03307) as Self-Souping simplifies it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def capacity_loss(first: Tensor, second: Tensor, *, local: bool) -> Tensor:
 
 
 class ManifoldCapacity(base.Objective):
-    """Both views pass through the encoder and a small head; the second one without gradient."""
+    """Passes both views through the encoder and a small head; the second view without gradient."""
 
     views = 2
     smallest_batch = 2

@@ -1,4 +1,4 @@
-"""Manifold capacity ingredient as published: MMCR (Yerxa et al. 2023, arXiv:2303.03307), with momentum if asked."""
+"""Manifold capacity ingredient as published: MMCR (Yerxa et al. 2023, arXiv:2303.03307), optionally with momentum."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from methods.selfsoup.objectives import base
 class Config:
     """Options of MMCR; defaults are those of its ImageNet training.
 
-    crops: views of each image. local: weight lambda of the mean nuclear norm of each image's own views, which the loss
-    adds. momentum: of the moving average of encoder and projector whose centroids are averaged with the online ones; 0
-    for none. divide: divide the global term by the number of images, as Self-Souping does. hidden, out: widths of the
+    crops: views of each image. local: weight lambda of the added mean nuclear norm of each image's own views. momentum:
+    of the moving average of encoder and projector, whose centroids are averaged with the online ones; 0 for no moving
+    average. divide: divide the global term by the number of images, as Self-Souping does. hidden, out: widths of the
     projector.
     """
 
@@ -72,7 +72,7 @@ def manifold_loss(embeddings: Tensor, others: Tensor | None, *, local: float, di
 
 
 class Manifold(base.Objective):
-    """All views pass through encoder and projector with gradient; the moving average, if any, without."""
+    """Passes all views through encoder and projector with gradient; the moving average, if any, without."""
 
     smallest_batch = 2
     once_a_step = True

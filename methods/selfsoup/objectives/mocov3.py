@@ -19,11 +19,12 @@ from methods.selfsoup.objectives import base
 @component("methods.selfsoup.objectives.mocov3.Config")
 @dataclass(frozen=True)
 class Config:
-    """Options of the contrastive objective; left out, it is the simplified one.
+    """Options of the contrastive objective; the defaults give the simplified form.
 
     temperature: positive; the paper uses 0.1 and 1.0. symmetric: also match queries of the second view with keys of the
-    first, and add both losses. momentum: keys come from a moving average of encoder and head, updated before, that
-    starts here and rises to 1 by a cosine; 0 or none: from the encoder as it is. key_head: keys pass through the head.
+    first, and add both losses. momentum: start of the momentum, rising to 1 by a cosine, of a moving average of encoder
+    and head that makes the keys and is updated before them; 0 or None: the online encoder makes the keys. key_head:
+    whether keys pass through the head.
     """
 
     temperature: float = 1.0
@@ -64,7 +65,7 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 class Contrast(base.Objective):
     """Queries: a small head on the first view. Keys: the bare encoder on the second, without gradient or momentum.
 
-    Options bring back, one by one, what the simplification left out.
+    The options restore, one by one, what the simplification removed.
     """
 
     views = 2

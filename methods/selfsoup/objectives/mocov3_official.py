@@ -20,9 +20,9 @@ from methods.selfsoup.objectives.mocov3 import info_nce
 class Config:
     """Options of MoCo v3; defaults are those of its ViT-B.
 
-    temperature: positive. momentum: where the moving average starts, rising to 1 by a cosine. hidden, out: widths of
-    the projector (three layers) and the predictor (two). freeze_patches: the patch embedding, where the
-    network has one, stays as it is.
+    temperature: positive. momentum: start of the moving average's momentum, rising to 1 by a cosine. hidden, out:
+    widths of the projector (three layers) and the predictor (two). freeze_patches: whether the patch embedding, if the
+    network has one, stays frozen.
     """
 
     temperature: float = 0.2

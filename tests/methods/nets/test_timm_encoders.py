@@ -172,7 +172,7 @@ def test_what_cannot_be_built_or_seen_is_said() -> None:
         architecture("test_resnet", options=(("class_token", True),)).build()
     with pytest.raises(ValueError, match="takes no images of 3 px"):
         _ = architecture("vgg11", 3).dim
-    with pytest.raises(ValueError, match="take an objective whose views have one size"):
+    with pytest.raises(ValueError, match="use an objective whose views have one size"):
         architecture("test_vit_relpos", 160).smaller(0.5)
     with pytest.raises(ValueError, match="test_convnext takes no images of 27 px"):
         architecture("test_convnext", 64).smaller(3 / 7)
@@ -266,9 +266,7 @@ def test_every_objective_trains_every_kind_of_network(name: str, objective: str)
     views = Views((0.6, 1.0), three_augment=False, jitter=0.1)
     options = Ingredient(config, steps=30, batch_size=16, lr=1e-3, views=views)
     if objective == "mae" and not stock.architecture.tokens:
-        with pytest.raises(
-            ValueError, match=r"no tokens of single patches; take the objectives mocov3, mmcr or lejepa"
-        ):
+        with pytest.raises(ValueError, match=r"no tokens of single patches; use the objectives mocov3, mmcr or lejepa"):
             inter_train([stock], pool, options, seeded())
         return
     keep = Losses()
