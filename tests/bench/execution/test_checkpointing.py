@@ -1,4 +1,4 @@
-"""Checkpoints in files: exact, whole or not at all, and gone when the training is."""
+"""Checkpoint files are exact and atomic, and are removed when the training ends."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_several_processes_give_the_weights_of_one(each: tuple[Any, ...], proces
 
 
 class Trap:
-    """Images of which one process dies, or fails, at its tenth batch, the first time they are trained on."""
+    """Images on which one process dies or fails at its tenth batch, in the first training only."""
 
     dtype = torch.uint8
     ndim = 4
@@ -273,7 +273,7 @@ if __name__ == "__main__":
 
 
 def running(number: int) -> bool:
-    """Whether a process is there and is not one that nobody has asked about since it ended."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -299,20 +299,20 @@ def test_a_run_and_a_stock_may_be_spread(stock: str, tmp_path: Path, monkeypatch
     made = []
     for devices in (1, 2):
         each = replace(spec, devices=devices)
-        told: list[int] = []
+        steps: list[int] = []
         plan = plan_stock(each)
         assert plan.key == plan_stock(spec).key
-        checkpointer = ShownCheckpointer(tmp_path / "stock.pt", lambda done, _, told=told: told.append(done), 0.0)
+        checkpointer = ShownCheckpointer(tmp_path / "stock.pt", lambda done, _, steps=steps: steps.append(done), 0.0)
         made.append(train_stock(plan, each, checkpointer)[0])
         checkpointer.forget()
-        assert told == sorted(told)
-        assert (told[0], told[-1]) == (0, 30)
+        assert steps == sorted(steps)
+        assert (steps[0], steps[-1]) == (0, 30)
     assert_close(*made)
 
 
 @pytest.mark.slow
 def test_parameters_that_a_loss_does_not_reach_stay_as_they_are() -> None:
-    """Features that are pooled before the last norm, which MAE, working on tokens, passes by."""
+    """An encoder that pools before its last norm, which MAE on tokens does not use."""
     torch.set_num_threads(1)
     options = (("global_pool", "avg"),)
     shape = TimmArchitecture("vit_tiny_patch16_224", 32, (0.5,) * 3, (0.5,) * 3, 32, options=options)

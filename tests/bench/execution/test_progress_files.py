@@ -1,4 +1,4 @@
-"""What people see while streams and trainings run: true numbers, on a terminal and in lines; methods see nothing."""
+"""Progress of streams and trainings: correct numbers on a terminal and in lines, invisible to methods."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[Now]:
-    """All that streams and trainings tell, as who reads the files meets it."""
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Now]:
+    """Return all progress that streams and trainings write, as read from the files."""
     seen: list[Now] = []
     tell = ProgressWriter._report
 
@@ -76,14 +76,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Now]:
     return seen
 
 
-def test_live_accuracy_is_the_records_and_changes_no_prediction(out: Path, told: list[Now]) -> None:
+def test_live_accuracy_is_the_records_and_changes_no_prediction(out: Path, reports: list[Now]) -> None:
     spec = make_spec({**SETTINGS, "jobs": 1, "out": out})
     streams = [task.arguments[0] for task, *_ in missing_streams(make_plan(spec))]
     outcome = run(spec)
     assert outcome.done == 2
     for record in outcome.records():
         where = "clean" if record.corruption is None else "fog@3"
-        seen = [now for now in told if now.where == where]
+        seen = [now for now in reports if now.where == where]
         assert [(now.done, now.of, now.share) for now in seen] == [(1, 3, 0.4), (2, 3, 0.8), (3, 3, 1.0)]
         assert [now.gained for now in seen] == [now.share for now in seen]
         assert record.metrics is not None
@@ -104,7 +104,7 @@ def ingredient(steps: int) -> Task:
 
 
 def test_a_training_tells_its_steps_and_the_loss_of_the_last_ten(
-    out: Path, told: list[Now], monkeypatch: pytest.MonkeyPatch
+    out: Path, reports: list[Now], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpointer, "_SECONDS_BETWEEN_REPORTS", 0.0)
     monkeypatch.setattr(checkpointer, "_REPORT_PAUSE", 0.0)
@@ -112,8 +112,8 @@ def test_a_training_tells_its_steps_and_the_loss_of_the_last_ten(
     run_job(*task.arguments)
     weights, facts = load_weights(out.parent / "cache" / "weights" / f"{task.key}.safetensors")
     losses = facts["losses"]
-    assert [(now.done, now.of) for now in told] == [(step, 13) for step in range(13)]
-    for now in told[1:]:
+    assert [(now.done, now.of) for now in reports] == [(step, 13) for step in range(13)]
+    for now in reports[1:]:
         assert now.loss == pytest.approx(np.mean(losses[max(0, now.done - 10) : now.done]), abs=1e-5)
         assert (now.unit, now.name, now.share) == ("step", "ingredient mae", now.done / 13)
     assert not running(out, [task.key])
@@ -212,7 +212,7 @@ def test_elsewhere_long_streams_and_trainings_are_plain_lines(out: Path, monkeyp
     assert left(out) is None
 
 
-def test_who_watches_a_folder_sees_trainings_streams_and_the_time_left(
+def test_a_watched_folder_shows_trainings_streams_and_the_time_left(
     out: Path,
 ) -> None:
     spec = make_spec({**SETTINGS, "jobs": 1, "out": out})

@@ -1,4 +1,4 @@
-"""Jobs of a cluster with submitit's own debugging engine in place of a scheduler."""
+"""Jobs of a cluster, with submitit's debug executor in place of a scheduler."""
 
 from __future__ import annotations
 

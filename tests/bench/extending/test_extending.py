@@ -1,4 +1,4 @@
-"""A method from outside: written by `bench new`, tried by `bench check`, found in files and installed packages."""
+"""User-defined methods: written by `bench new`, checked by `bench check`, loaded from files and packages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from methods.base import Adapter
 from methods.table import Access
 
 class Forgetful(Adapter):
-    """Counts where reset does not look."""
+    """An adapter with state that its reset does not restore."""
     access = Access(test="stream", state="online")
     seen = []
 
@@ -105,7 +105,7 @@ def test_nothing_is_overwritten_and_names_are_free(tmp_path: Path) -> None:
     assert (tmp_path / "test_mine.py").read_text() == "precious"
 
 
-def test_a_broken_method_is_told_which_rules_and_ends_with_4(tmp_path: Path) -> None:
+def test_a_broken_method_lists_its_broken_rules_and_exits_with_4(tmp_path: Path) -> None:
     file = tmp_path / "forgetful.py"
     file.write_text(BROKEN)
     result = bench("check", "method", f"{file}:Forgetful", "--json")
@@ -150,7 +150,7 @@ def test_what_cannot_be_checked_is_refused_in_words(tmp_path: Path) -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package with a method and an entry point, as pip would have put it."""
+    """An installed package with a method and an entry point."""
     site = tmp_path / "site"
     package, info = site / "their_tta", site / "their_tta-1.0.dist-info"
     package.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Numbers that changed on the disk are never used: what can be made again is, and of a file of a person it is said."""
+"""Damaged files are never used: cached results are made again, and files of users are refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Killed(Exception):
 
 
 class Dying(FileCheckpointer):
-    """Saves whenever it may, and is killed right after one of these times."""
+    """A checkpointer that saves at every chance and raises Killed after a given number of saves."""
 
     def __init__(self, path: Path, last: int, place: str | None = "cpu") -> None:
         super().__init__(path, 0.0, place)
@@ -65,7 +65,7 @@ class Dying(FileCheckpointer):
 
 
 def flip_signs(path: Path, count: int = 400) -> None:
-    """Flip the sign of so many float32 numbers of a safetensors file, of all where it has fewer."""
+    """Flip the sign of at most this many float32 numbers of a safetensors file."""
     content = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
     places = np.random.default_rng(0).permutation((len(content) - start) // 4)[:count]
@@ -75,7 +75,7 @@ def flip_signs(path: Path, count: int = 400) -> None:
 
 
 def flip_signs_of(path: Path, tensors: Iterator[Tensor], count: int = 400) -> None:
-    """Flip the sign of so many numbers of the float tensors that a checkpoint holds."""
+    """Flip the sign of this many numbers in the float tensors of a checkpoint."""
     content = bytearray(path.read_bytes())
     left = count
     for tensor in tensors:
@@ -122,7 +122,7 @@ def test_damaged_weights_in_the_cache_are_made_again(
     damage: str,
     unsettled: int,
 ) -> None:
-    """As in the next session, and in this one, where they were found whole before."""
+    """Both in a new process and in one that has read them undamaged before."""
     monkeypatch.setattr(models, "is_settled", lambda stamp, now: stamp[4] <= now - unsettled)
     first = run_quick(settings, method="selfsoup,source+tent")
     files = sorted((own_cache / "weights").glob("*.safetensors"))
@@ -138,7 +138,7 @@ def test_damaged_weights_in_the_cache_are_made_again(
 
 
 def test_damage_anywhere_in_weights_is_one_sentence(stock: str, tmp_path: Path) -> None:
-    """Every 97th byte of the file, one bit each: what is read is what was written, or nothing is."""
+    """Flip one bit of every 97th byte: the file is read as it was written, or refused."""
     good = Path(stock).read_bytes()
     whole, facts = load_weights(Path(stock))
     bad = tmp_path / "bad.safetensors"
@@ -176,7 +176,7 @@ def test_facts_belong_to_the_checksum(tmp_path: Path) -> None:
 
 
 def test_a_file_without_checksum_is_read_as_before_but_no_result(stock: str, own_cache: Path) -> None:
-    """A stranger's; and weights that an earlier version left in the cache are made again."""
+    """Other people's files are read; cached weights without a checksum are made again."""
     metadata = {name: text for name, text in Checkpoint(Path(stock)).metadata.items() if name != CHECKSUM}
     tensors = load_file(stock)
     digest = load_stock(stock).digest

@@ -1,4 +1,4 @@
-"""Ready classifiers: the libraries' own transforms and forward passes are the oracle; bad files are one sentence."""
+"""Ready classifiers match the libraries' own transforms and forward passes; bad files give one sentence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATA = os.environ.get("SOUPBENCH_TEST_DATA")
 
 
 def pictures() -> list[Image.Image]:
-    """Odd shapes and smooth content with noise, where a wrong filter, rounding or crop shows."""
+    """Images of odd shapes with smooth content and noise, which reveal a wrong filter, rounding or crop."""
     rng = np.random.default_rng(0)
     made = []
     for width, height in ((300, 200), (201, 333), (256, 256), (640, 427)):
@@ -45,7 +45,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 class TestPreprocessing:
-    """`Preprocessing` and `Normalise` together are what the libraries' own evaluation transforms do."""
+    """`Preprocessing` with `Normalise` equals the libraries' evaluation transforms."""
 
     @pytest.mark.parametrize(
         "name",
@@ -109,7 +109,7 @@ def _data_of(config: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def torchvision_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts random weights where torchvision keeps those it has downloaded."""
+    """Write random weights to torchvision's download folder."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch" / "hub"))
 
     def put(name: str, content: Any = None) -> Any:
@@ -286,7 +286,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 class TestLite:
-    """The mapping by name, held against the order and shapes of all tensors."""
+    """The mapping by name agrees with the order and shapes of all tensors."""
 
     @pytest.fixture
     def file(self) -> Path:

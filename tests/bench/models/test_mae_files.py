@@ -1,4 +1,4 @@
-"""Files in the layout of MAE's release, held against a restatement of its forward pass on the raw tensors."""
+"""Files in the layout of MAE's release give the results of a plain reimplementation of its forward pass."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_the_representation_is_the_class_token(file: Path) -> None:
 
 
 def test_the_architecture_of_the_release_is_read_from_its_shapes(tmp_path: Path) -> None:
-    """ViT-B/16 with the decoder of 8 blocks and 512 channels: heads are those of the release, which no shape tells."""
+    """ViT-B/16 with a decoder of 8 blocks and 512 channels; shapes do not determine the release's head counts."""
     from bench.models.mae_files import architecture_of
 
     for width, depth, heads, patch in ((768, 12, 12, 16), (1024, 24, 16, 16), (1280, 32, 16, 14)):

@@ -1,4 +1,4 @@
-"""Classifiers whose own forward pass changes what they keep: one record key, one number, whatever ran before."""
+"""Classifiers with a forward pass that changes their state: a record key has one number, whatever ran before."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def measure(settings: dict[str, Any], tmp_path: Path) -> Callable[..., dict[str 
 
 @pytest.mark.filterwarnings("ignore:memo adapts to one image")
 @pytest.mark.parametrize("method", ["source", "tent", "memo"])
-def test_a_key_has_one_number_in_every_company_and_order(
+def test_a_key_has_one_number_in_every_combination_and_order(
     measure: Callable[..., dict[str | None, Record]], model: str, method: str
 ) -> None:
     alone = measure(method=method, model=model, corruption="fog")
@@ -95,7 +95,7 @@ def test_a_key_has_one_number_in_every_company_and_order(
 def test_a_change_that_is_carried_on_is_another_number(
     measure: Callable[..., dict[str | None, Record]], model: str
 ) -> None:
-    """The models of these tests do change; where a protocol never resets they carry it on, under another key."""
+    """The models change; under a protocol without resets the change persists, and the record has another key."""
     anew = measure(method="source", model=model)
     on = measure(method="source", model=model, protocol="continual")
     assert on["contrast"].key != anew["contrast"].key
@@ -155,7 +155,7 @@ def test_answers_of_a_classifier_that_changes_are_not_kept(
 def test_answers_are_not_taken_by_one_that_has_changed(
     settings: dict[str, Any], tmp_path: Path, run_quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only dark images change this one: the clean ones' answers are kept, but not taken where it has seen others."""
+    """Only dark images change this model: its clean predictions are cached, but not used after dark images."""
     true = Classifier.forward
 
     def forward(self: Any, images: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def test_records_of_other_text_features_have_other_keys(
 
 
 def test_digests_of_published_models_stay() -> None:
-    """Parameters and buffers alone, as records of earlier days have them: restated here without the walk."""
+    """The digest of parameters and buffers alone, as in earlier records."""
     import hashlib
 
     import timm

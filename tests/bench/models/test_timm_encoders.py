@@ -1,4 +1,4 @@
-"""Stocks from timm: features are timm's own, files come back as they were, and what cannot be a stock is refused."""
+"""Stocks from timm: features equal timm's, files round-trip, and unsuitable networks are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from methods.selfsoup.objectives import mae
 
 
 def random_network(name: str, seed: int = 0, **options: Any) -> Any:
-    """A network as timm makes it, no number of it at zero."""
+    """A timm network without zero parameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = timm.create_model(name, pretrained=False, **options).eval()
@@ -242,7 +242,7 @@ def test_names_of_timm_say_their_sizes_and_constants() -> None:
 
 
 def quiet(done: int, loss: float | None) -> None:
-    """Nobody watches."""
+    """Ignore progress."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Classifiers by the names of the field: small random weights in the real layouts; the packages are the oracles."""
+"""Classifiers of robustbench, transformers and OpenCLIP: small random weights give the packages' own results."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def nothing(): return Net("none")
 
 
 class TestOutputs:
-    """What is no tensor is unwrapped or refused where a model is loaded, for every adapter alike."""
+    """Outputs that are not tensors are unwrapped or refused at loading, for all adapters alike."""
 
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
@@ -254,7 +254,7 @@ class TestOutputs:
 
     @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.kind == "adapter"])
     def test_adapters_never_meet_anything_else(self, name: str, file: Path) -> None:
-        """Each predicts from a model that names its logits as from one that returns them."""
+        """Every adapter predicts the same from a model with named logits as from one that returns logits."""
         from bench.core.import_object import load_object
 
         cls = load_object(METHODS[name].path)

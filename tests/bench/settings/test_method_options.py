@@ -1,4 +1,4 @@
-"""Options that make no sense are refused in a sentence, whichever method has them, before anything is trained."""
+"""Invalid options of any method are refused in one sentence before a training starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published options: which apply to whom, under what was tuned and asked for, and how they are shown."""
+"""Published options: where they apply, which options override them, and how they are shown."""
 
 from __future__ import annotations
 

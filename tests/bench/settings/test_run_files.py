@@ -1,4 +1,4 @@
-"""The run files that ship: every option in them is one, and they plan what they say."""
+"""The run files in runs/: all their options exist, and their plans match their description."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNS = sorted((Path(__file__).parents[3] / "runs").glob("*.toml"))
 
 
 def on_digits(name: str, tmp_path: Path, **changes: Any) -> Plan:
-    """The plan of a run file on data that everybody has."""
+    """Return the plan of a run file on bundled data."""
     settings = read_run_file(next(path for path in RUNS if path.stem == name))
     local = {"shift": "digits-c", "stock": "digits", "labels": 60, "severity": 5, "out": tmp_path, "device": "cpu"}
     return make_plan(make_spec(settings, local, changes))

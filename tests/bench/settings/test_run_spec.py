@@ -1,4 +1,4 @@
-"""Settings: layers, lists, ranges, and errors that name the nearest thing."""
+"""Settings: layers, lists, ranges, and errors that suggest the nearest name."""
 
 from __future__ import annotations
 

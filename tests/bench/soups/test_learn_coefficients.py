@@ -38,7 +38,7 @@ def make():
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The digits stock under its probe, and the same moved a little."""
+    """Classifiers from the digits stock with its probe, and with slightly moved weights."""
     folder = tmp_path_factory.mktemp("classifiers")
     stock = load_stock("digits")
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +122,7 @@ def test_seasoning_files(classifiers: list[Path], tmp_path: Path, how: str, caps
 
 
 def test_ingredients_are_read_as_they_are_needed(classifiers: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits from files as from memory, and no more than a few tensors of an ingredient at a time."""
+    """Files give the same bits as memory, and only a few tensors of an ingredient are in memory at a time."""
     data = labelled_source(load_shift("digits-c"), 10, 0)
     schedule = Schedule(epochs=1, batch_size=50)
     lazy, whole = (

@@ -186,7 +186,7 @@ def test_facts_that_cannot_be_read_say_nothing(tmp_path: Path) -> None:
 
 
 def test_tied_tensors_stay_tied(tmp_path: Path) -> None:
-    """Two names of one storage, which safetensors would refuse: mixed alike and written apart."""
+    """Two names of one storage, which safetensors refuses, are mixed alike and written separately."""
     for seed in range(2):
         shared = tensors(seed)["a.weight"]
         torch.save({"embed.weight": shared, "head.weight": shared}, tmp_path / f"{seed}.pth")
@@ -351,7 +351,7 @@ class TestMoreWaysOfMixing:
             mixed([*files, files[0]], "slerp")
 
     def test_model_stock_for_each_filter(self, tmp_path: Path) -> None:
-        """Each row mixed as the same rule mixes it alone."""
+        """Each row is mixed as the rule mixes it alone."""
         generator = torch.Generator().manual_seed(0)
         stock, *others = (torch.randn(6, 3, 2, 2, generator=generator) for _ in range(4))
         others = [stock + 0.1 * other for other in others]
@@ -377,7 +377,7 @@ class TestMoreWaysOfMixing:
 
 
 class TestWhichWeights:
-    """What timm's own loader takes of a file; the prefixes of other code; any by its key."""
+    """Selection of weights in a file: timm's choice, prefixes of other code, and selection by key."""
 
     def saved(self, tmp_path: Path, **content: Any) -> Path:
         torch.save(content, tmp_path / "x.pth")

@@ -1,4 +1,4 @@
-"""Stocks: the bundled one comes from its documented command, and any other is made the same way."""
+"""Stocks: the bundled one comes from its documented command, and others are made in the same way."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def test_the_first_steps_of_its_training_come_out_again() -> None:
 
 
 def quiet(done: int, loss: float | None) -> None:
-    """Nobody watches."""
+    """Ignore progress."""
 
 
 def test_a_stock_of_few_steps_is_made_read_back_and_reproducible(tmp_path: Path) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     spec = StockSpec("digits", seed=3, steps=2)
-    weights = make_stock(spec, tmp_path / "a.safetensors", lambda done, loss: told.append(done))
+    weights = make_stock(spec, tmp_path / "a.safetensors", lambda done, loss: reported.append(done))
     again, facts = load_weights(tmp_path / "a.safetensors")
     assert facts["command"] == "bench stock digits --steps 2 --seed 3"
-    assert len(facts["losses"]) == told[-1] == 2
+    assert len(facts["losses"]) == reported[-1] == 2
     assert load_stock(str(tmp_path / "a.safetensors")).digest == weights.digest == again.digest
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     other = StockSpec("digits", seed=4, steps=2)
@@ -101,7 +101,7 @@ def test_architectures_are_those_of_their_names() -> None:
 
 
 class Killed(Exception):
-    """What ends a training in the middle."""
+    """An error that ends a training in the middle."""
 
 
 @pytest.mark.parametrize("kills", [(3,), (1, 2, 5)])
@@ -119,9 +119,9 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
         with pytest.raises(Killed):
             make_stock(spec, tmp_path / "killed.safetensors", tell, seconds=0.0)
         assert not (tmp_path / "killed.safetensors").exists()
-    told: list[int] = []
-    after = make_stock(spec, tmp_path / "killed.safetensors", lambda done, loss: told.append(done))
-    assert told[0] == kills[-1]
+    reported: list[int] = []
+    after = make_stock(spec, tmp_path / "killed.safetensors", lambda done, loss: reported.append(done))
+    assert reported[0] == kills[-1]
     assert after.digest == whole.digest
     facts = [load_weights(tmp_path / f"{name}.safetensors")[1] for name in ("whole", "killed")]
     assert facts[0]["losses"] == facts[1]["losses"]
