@@ -4,8 +4,8 @@
     shifted = corrupt(images, "fog", 5, ids=range(len(images)))
 
 `corrupt` takes batches, `corrupt_image` one Pillow or numpy picture, and `Corruption` is a torchvision transform.
-`folder_pool` and `tensor_pool` make one's own pictures the tiles of mosaic and stickers.
-Importing the package, listing and describing do not load torch; the first use of one of these does.
+`folder_pool` and `tensor_pool` turn your own pictures into the tiles of mosaic and stickers. Importing the package,
+listing and describing do not load torch; the first use of one of these functions does.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The ten corruptions of ImageNet-C-bar (Mintun et al. 2021, "On interaction between augmentations and corruptions in
-natural corruption robustness", arXiv:2102.11273).
+"""The ten corruptions of ImageNet-C-bar (Mintun et al. 2021, arXiv:2102.11273).
 
-A severity is a level of at most 10; `_share` of it scales a corruption's largest strength. Lengths follow the shorter
-side S of the image, so an image looks alike at every size. x is a pixel in [0, 1], 255 the unit of published numbers.
-All is computed in float64, as the published code does: before truncation float32 may end on the other side of a level.
+The paper is "On interaction between augmentations and corruptions in natural corruption robustness". A severity is a
+level of at most 10; `_share` of it scales a corruption's largest strength. Lengths are relative to the shorter side S
+of the image, so an image looks alike at every size. x is a pixel in [0, 1], 255 the unit of published numbers.
+Everything is computed in float64, as in the published code: in float32 a value may truncate to another level.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ def draw_caustic_refraction(stream: Stream, size: Size, parameters: Parameters) 
 
 
 def caustic_refraction(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """The image bent and lit by the slopes of a caustic, as seen through rippled water.
+    """The image refracted and lit by the slopes of a caustic, as seen through rippled water.
 
-    The light of the caustic, smoothed, is a surface; a ray from above is refracted by it with the index 4 and meets
+    The light of the caustic, smoothed, is a surface; it refracts a ray from above with the index 4, and the ray meets
     the image p S / 2 further down. The slopes, times 2 p, are added as light. Outside of the image all is black.
     """
     height, width = images.shape[-2:]
@@ -170,9 +170,9 @@ def draw_checkerboard_cutout(stream: Stream, size: Size, parameters: Parameters)
 
 
 def checkerboard_cutout(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """A turned checkerboard of square cells of S / 10 to S / 4, of whose black ones a share of p is grey, 128.
+    """A rotated checkerboard of square cells of S / 10 to S / 4; a share p of its black cells is grey, 128.
 
-    As published, cell numbers are cut towards zero, so the cells on both sides of an axis share one draw.
+    As published, cell numbers are truncated towards zero, so the cells on both sides of an axis share one draw.
     """
     height, width = images.shape[-2:]
     angle, extent = _each(draws["uniform"])

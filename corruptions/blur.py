@@ -111,7 +111,7 @@ def motion_blur(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     radius, sigma = parameters
     blurred = trail(images, draws["angle"], radius, sigma)
     if to_the_bit(images):
-        # ImageMagick rounds to 16 bits before it truncates to 8: half a step of 16 bits more says the same.
+        # ImageMagick rounds to 16 bits before it truncates to 8: half a step of 16 bits more has the same effect.
         blurred += 0.5 / 257 / 255
     return blurred.clamp_(0, 1)
 

@@ -1,4 +1,4 @@
-"""Which corruptions there are, and their parameters at a severity; readable without torch."""
+"""The available corruptions and their parameters at a severity; readable without torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ Group = Literal["noise", "blur", "weather", "digital", "extra", "pasted", "patte
 class Row:
     """One corruption. `path` is "module:function"; a random one has a second function, `draw_<function>`, beside it.
 
-    `pool` says that it is made of the pictures of a pool (`tiles.TilePool`). `held_against` is what the tests compare
-    its pixels with, given the same random numbers. `version` is raised when the same image and draws give other pixels.
+    `pool` says that it is made from the pictures of a pool (`tiles.TilePool`). `held_against` is the reference with
+    which the tests compare its pixels, given the same random numbers. `version` is raised when the same image and draws
+    give other pixels.
     """
 
     name: str
@@ -155,7 +156,7 @@ def names(suite: str | None = None) -> tuple[str, ...]:
 
 
 def canonical(name: str) -> str:
-    """The published name for a name or short alias (elastic -> elastic_transform). Raises ValueError if unknown."""
+    """Return the published name for a name or alias (elastic -> elastic_transform). Raises ValueError if unknown."""
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
     if key not in _BY_NAME:
@@ -164,12 +165,12 @@ def canonical(name: str) -> str:
 
 
 def describe(name: str) -> Row:
-    """The row of a corruption. Raises ValueError for an unknown name."""
+    """Return the row of a corruption. Raises ValueError for an unknown name."""
     return _BY_NAME[canonical(name)]
 
 
 def profile_for(height: int, width: int) -> str:
-    """The profile that "auto" means for an image size in pixels: by the shorter side."""
+    """Return the profile that "auto" selects for an image size in pixels: by the shorter side."""
     side = min(height, width)
     if side <= 48:
         return "cifar32"
@@ -177,7 +178,7 @@ def profile_for(height: int, width: int) -> str:
 
 
 def check_profile(profile: str, height: int = 1, width: int = 1) -> str:
-    """The profile itself, or the one that "auto" means for a size. Raises ValueError for an unknown profile."""
+    """Return the profile itself, or the one that "auto" selects. Raises ValueError for an unknown profile."""
     if profile == "auto":
         return profile_for(height, width)
     if profile not in PROFILES:
@@ -186,7 +187,7 @@ def check_profile(profile: str, height: int = 1, width: int = 1) -> str:
 
 
 def check_severity(severity: Any) -> float:
-    """The severity as a float in [0, 5]. Raises ValueError for all else: True, "3" and NaN too."""
+    """Return the severity as a float in [0, 5]. Raises ValueError for anything else, including True, "3" and NaN."""
     if isinstance(severity, bool) or not isinstance(severity, numbers.Real):
         raise ValueError(f"severity must be a number from 0 to 5, not {severity!r}; give 0 for the clean image")
     number = float(severity)
@@ -196,7 +197,7 @@ def check_severity(severity: Any) -> float:
 
 
 def parameters(name: str, severity: float, profile: str) -> Parameters:
-    """The numbers of a corruption at a severity in (0, 5]; a fraction lies between its neighbours (linearly).
+    """Return the parameters of a corruption at a severity in (0, 5]; fractions are interpolated between neighbours.
 
     Raises ValueError for an unknown name or profile and for a severity outside (0, 5].
     """
@@ -214,7 +215,7 @@ def parameters(name: str, severity: float, profile: str) -> Parameters:
         below = tuple(b if a is None else a for a, b in zip(CLEAN[name], above, strict=True))
     if name in _HARMONIC:
         return tuple(1 / ((1 / b - 1 / a) * share + 1 / a) for a, b in zip(below, above, strict=True))
-    # In scipy's order, so that the last bit is that of CCC's numbers.
+    # In scipy's order, so that even the last bit equals CCC's numbers.
     return tuple((b - a) * share + a for a, b in zip(below, above, strict=True))
 
 

@@ -1,7 +1,7 @@
-"""Hue, saturation and value of images and back, in the floating-point operations of scikit-image.
+"""Conversion between RGB and hue, saturation and value, in the floating-point operations of scikit-image.
 
-Brightness and saturate are defined by scikit-image's float64 conversions and then truncated. What is mathematically a
-whole level comes out of them just above or below it, so only the same operations in the same order give the same level.
+Brightness and saturate are defined by scikit-image's float64 conversions and then truncated. Rounding puts
+mathematically whole levels just above or below, so only the same operations in the same order give the same level.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _recoloured(levels: Tensor, change: Change) -> Tensor:
     value = torch.maximum(torch.maximum(red, green), blue)
     spread = value - torch.minimum(torch.minimum(red, green), blue)
     grey, black = (spread == 0).double(), (value == 0).double()
-    # What is zero becomes one, so that grey divides to zero.
+    # Zeros become ones, so that grey divides to zero.
     divisor = spread + grey
     # Where two channels are the largest, the later one decides.
     by_blue = (blue == value).double()
@@ -60,7 +60,7 @@ def _recoloured(levels: Tensor, change: Change) -> Tensor:
     part = sixth.sub_(sector)
     low = (1 - saturation).mul_(value)
     first, second, third, fourth, fifth, sixth = ((sector == number).double() for number in range(6))
-    first += sector == 6  # a hue that rounding has brought to a whole turn
+    first += sector == 6  # a hue that was rounded to a whole turn
     # In an odd sector the colour falls to the next corner of the hexagon, in an even one it rises.
     falls = second + fourth + sixth
     share = part.mul(falls).add_((1 - part).mul_(1 - falls))

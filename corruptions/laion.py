@@ -1,8 +1,8 @@
-"""The six distortions of LAION-C (Li et al. 2025, "LAION-C: an out-of-distribution benchmark for web-scale vision
-models", arXiv:2506.16950).
+"""The six distortions of LAION-C (Li et al. 2025, arXiv:2506.16950).
 
-They are defined at 224 pixels. At other sizes lengths are so many 224ths of the shorter side, a pixel at least, and
-counts grow with the area, so that an image looks alike at every size.
+The paper is "LAION-C: an out-of-distribution benchmark for web-scale vision models". They are defined at 224 pixels. At
+other sizes lengths are in 224ths of the shorter side, at least a pixel, and counts grow with the area, so that an image
+looks alike at every size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from corruptions.tables import IMAGENET224, Parameters
 from corruptions.tiles import TilePool
 
 DEFINED_AT = 224
-# As many are drawn at every severity, which takes the first of them: a stronger one adds to a weaker one.
+# The number of draws is the same at every severity, which uses the first ones: higher severities add to lower ones.
 _MOST_STICKERS, _MOST_SHAPES = 1200, 1000
 _STICKER, _LUMINANCE_TILE = 16, 14
 _LEAST_SHAPE, _LARGEST_SHAPE = 6, 15
@@ -32,12 +32,12 @@ _TURNS = 360
 
 
 def whole_pixels(length: float, size: Size) -> int:
-    """A length of the definition in an image of a size (h, w), whole pixels."""
+    """Return a length of the definition for an image of a size (h, w), in whole pixels."""
     return max(1, round(length * min(size) / DEFINED_AT))
 
 
 def _number(count: float, size: Size) -> int:
-    """So many things on a square of the shorter side, on the whole image."""
+    """Scale a count for a square of the shorter side to the whole image."""
     return round(count * max(size) / min(size))
 
 
@@ -53,7 +53,7 @@ def draw_luminance_checkerboard(stream: Stream, size: Size, parameters: Paramete
 
 
 def luminance_checkerboard(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """Tiles of 14 pixels in turn lighter and darker by a shift that each draws from the severity's range.
+    """Tiles of 14 pixels, alternately lighter and darker, each by a random shift in the range of the severity.
 
     The published code draws the shifts once for a batch; here every image has its own.
     """
@@ -69,14 +69,14 @@ def luminance_checkerboard(images: Tensor, draws: Draws, parameters: Parameters)
 
 
 def draw_stickers(stream: Stream, size: Size, parameters: Parameters) -> Draws:
-    """Uniforms (row, column, tile) of every sticker, in the order in which they are stuck on."""
+    """Uniforms (row, column, tile) of every sticker, in the order of pasting."""
     return {"uniform": stream.uniform(3, max(_number(_MOST_STICKERS, size), _number(parameters[0], size)))}
 
 
 def stickers(images: Tensor, draws: Draws, parameters: Parameters, pool: TilePool) -> Tensor:
-    """Tiles of 16 pixels anywhere, later ones over earlier ones; as published they never reach the last row or column.
+    """Tiles of 16 px at random positions, later ones over earlier ones; as published, never in the last row or column.
 
-    Only the last sticker on a pixel shows: marks at the corners grow to the stickers' size, the larger number winning.
+    Only the last sticker on a pixel shows: marks at the corners grow to the stickers' size, and the larger number wins.
     """
     n, _, height, width = images.shape
     side, count = whole_pixels(_STICKER, (height, width)), _number(parameters[0], (height, width))
@@ -121,7 +121,7 @@ def draw_geometric_shapes(stream: Stream, size: Size, parameters: Parameters) ->
 def geometric_shapes(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Triangles, squares, stars and circles of 6 to 15 pixels in plain colours, later ones over earlier ones.
 
-    Stamped with what Pillow draws. The stars alone are turned.
+    The shapes are stamps that Pillow draws. Only the stars are rotated.
     """
     n, _, height, width = images.shape
     count = _number(parameters[0], (height, width))
@@ -210,7 +210,7 @@ def _glitch(amount: float, height: int, width: int, device: torch.device) -> Ten
     reach, chunks = int(amount**2 / 100 * width), int(2 * amount)
     roll = [0] * height
     for chunk in range(chunks):
-        # A generator of our own gives the same numbers as the global one, which is left alone.
+        # A separate generator gives the same numbers as the global one, which stays untouched.
         rng = random.Random(1 + chunk)
         offset = rng.randint(-reach, reach)
         if offset:
@@ -228,10 +228,10 @@ def _glitch(amount: float, height: int, width: int, device: torch.device) -> Ten
 
 
 def mosaic(images: Tensor, draws: Draws, parameters: Parameters, pool: TilePool) -> Tensor:
-    """The image laid out of tiles: each cell becomes the tile whose mean colour is nearest to the cell's.
+    """The image composed of tiles: each cell becomes the tile whose mean colour is nearest to the cell's.
 
-    Cells are pixels of the image as Pillow's bicubic filter makes it small. Where tiles do not fit (6 pixels in 224),
-    the grid is centred and edge pixels are repeated to its border; see `published_mosaic` for the published frame.
+    Cells are the pixels of the image after Pillow's bicubic downsampling. If tiles do not fit (6 pixels in 224), the
+    grid is centred and edge pixels are repeated to its border; see `published_mosaic` for the published frame.
     """
     side = whole_pixels(parameters[0], (images.shape[-2], images.shape[-1]))
     return _laid(whole_levels(images), side, pool).float().div_(255)

@@ -1,4 +1,4 @@
-"""The vertical lines of LAION-C (Li et al. 2025, arXiv:2506.16950): a picture told by bent lines, drawn all at once."""
+"""The vertical lines of LAION-C (Li et al. 2025, arXiv:2506.16950): bent lines that depict a picture, drawn at once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PULL = 40
 
 
 class Layout(NamedTuple):
-    """What the lines of all images of a size share.
+    """Values that the lines of all images of a size share.
 
-    Line i starts at `start`[i] = (i / lines) w; its cells reach over the columns `low`[i] .. `high`[i] - 1 and have
-    `area` pixels [cell, line]. Segment k of a line leads to its cell k and passes the rows `row` [cell, step + 1, 1];
-    `number` [cell, step + 1, line] tells which is drawn later in a row. `colour` [number] + `above` [h, 1] is the place
-    of a segment's colour in rows of cells that each begin with black.
+    Line i starts at `start`[i] = (i / lines) w; its cells span the columns `low`[i] .. `high`[i] - 1 and have `area`
+    pixels [cell, line]. Segment k of a line leads to its cell k and passes the rows `row` [cell, step + 1, 1]; `number`
+    [cell, step + 1, line] gives the drawing order in a row. `colour` [number] + `above` [h, 1] is the index of a
+    segment's colour in rows of cells that each begin with black.
     """
 
     start: Tensor
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
 
 
 def vertical_lines(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """The image told by lines on black: one for each column of cells, in their mean colours, pulled left where dark.
+    """The image as lines on black: one for each column of cells, in their mean colours, pulled left in dark places.
 
     A line joins the points of its cells by one-pixel segments as Pillow draws them (Bresenham's), later ones over
     earlier ones.

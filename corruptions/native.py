@@ -1,4 +1,4 @@
-"""OpenCV, where it is installed: the same pixels on a CPU in less time. Without it all is done by Pillow and torch."""
+"""Optional OpenCV: the same pixels on a CPU in less time. Without it, Pillow and torch do everything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @cache
 def opencv() -> Any | None:
-    """The module cv2, None where it is not installed or does not load."""
+    """Return the module cv2, or None if it is not installed or does not load."""
     try:
         return importlib.import_module("cv2")
     except ImportError:
@@ -24,7 +24,7 @@ def opencv() -> Any | None:
 
 
 def jpeg_by_pillow(image: Bytes, quality: int) -> Bytes:
-    """An image [h, w, 3] after a round trip through JPEG of a quality, 4:2:0, uint8."""
+    """Return an image [h, w, 3] after a round trip through JPEG of a quality, 4:2:0, uint8."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     with Image.open(file) as read:
@@ -32,7 +32,7 @@ def jpeg_by_pillow(image: Bytes, quality: int) -> Bytes:
 
 
 def jpeg_by_opencv(cv2: Any, planes: Bytes, out: Bytes, quality: int) -> None:
-    """The same for planes [3, h, w], into `out`."""
+    """Do the same for planes [3, h, w], into `out`."""
     red, green, blue = planes
     _, file = cv2.imencode(".jpg", cv2.merge((blue, green, red)), [cv2.IMWRITE_JPEG_QUALITY, quality])
     cv2.split(cv2.imdecode(file, cv2.IMREAD_COLOR), [out[2], out[1], out[0]])
@@ -40,7 +40,7 @@ def jpeg_by_opencv(cv2: Any, planes: Bytes, out: Bytes, quality: int) -> None:
 
 @cache
 def opencv_for_jpeg() -> Any | None:
-    """OpenCV if its JPEG gives the pixels that Pillow's gives here: both bring a libjpeg of their own."""
+    """Return OpenCV if its JPEG gives the same pixels here as Pillow's: each brings its own libjpeg."""
     cv2 = opencv()
     if cv2 is None:
         return None
@@ -64,7 +64,7 @@ def into_planes(image: Bytes, planes: Bytes) -> None:
 
 
 def water_relief(cv2: Any, levels: Bytes, furthest: int, edges: tuple[int, int], relief: Bytes) -> Bytes:
-    """The shading of water of one plane of levels [h, w], uint8: see `extra.spatter`."""
+    """Return the shading of water for one plane of levels [h, w], uint8: see `extra.spatter`."""
     distance = cv2.distanceTransform(255 - cv2.Canny(levels, *edges), cv2.DIST_L2, 5)
     np.minimum(distance, furthest, out=distance)
     shade = cv2.equalizeHist(cv2.blur(distance, (3, 3)).astype(np.uint8))

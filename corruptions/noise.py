@@ -101,7 +101,7 @@ def impulse_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tenso
     """Each value, not each pixel, turns black or white with probability amount / 2 each: coloured specks."""
     (amount,) = parameters
     hit, black = (_below(draws["uniform"], limit) for limit in (amount, amount / 2))
-    # What is hit becomes white, and the black half of that is taken away again.
+    # All affected values become white, then the black half is subtracted.
     return torch.maximum(images, hit).sub_(black)
 
 

@@ -1,4 +1,4 @@
-"""From images and a name to corrupted images: check, draw, apply, store."""
+"""The pipeline from images and a name to corrupted images: check, draw, apply, store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Draw = Callable[[Stream, Size, Parameters], Draws]
 Apply = Callable[..., Tensor]
 ApplyToBytes = Callable[[Tensor, Parameters], Tensor]
 
-# Pixels worked on at once: on a CPU what fits its cache, elsewhere what fills the device.
+# Pixels processed at once: on a CPU as many as fit its cache, elsewhere as many as fill the device.
 _PIXELS_AT_ONCE = 1 << 21
 _CACHED_PIXELS = 1 << 17
 
@@ -34,10 +34,10 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Storage(NamedTuple):
-    """How corrupted images in [0, 1] are kept: as values in [0, 1], or as levels whose whole part is the byte.
+    """How corrupted images in [0, 1] are stored: as values in [0, 1], or as levels whose whole part is the byte.
 
-    `of_levels` makes such levels of levels. All may overwrite what they are given. `lossless` says that whole levels
-    stay what they are.
+    `of_levels` makes such levels from levels. All functions may overwrite their input. `lossless` says that whole
+    levels stay unchanged.
     """
 
     values: Callable[[Tensor], Tensor]
@@ -173,7 +173,7 @@ def sample(
     profile: str = "auto",
     device: torch.device | str = "cpu",
 ) -> Draws:
-    """The random draws of a corruption for images of a size (h, w), first dimension len(ids); {} if it has none.
+    """Return the random draws of a corruption for images of a size (h, w), first dimension len(ids); {} if it has none.
 
     They can be inspected, replaced and passed to `apply`. Raises as `corrupt` does, and ValueError for severity 0.
     """
@@ -217,8 +217,10 @@ def apply(
 
 
 def check_pool(row: Row, pool: TilePool | None) -> TilePool | None:
-    """The pool that a corruption takes: none, or the procedural one if none is given. Raises ValueError where a
-    corruption takes none."""
+    """Return the pool for a corruption: None, or the procedural one by default.
+
+    Raises ValueError if a corruption takes none.
+    """
     if row.pool:
         return procedural_pool() if pool is None else pool
     if pool is not None:
@@ -228,8 +230,10 @@ def check_pool(row: Row, pool: TilePool | None) -> TilePool | None:
 
 @cache
 def _functions(name: str) -> tuple[Draw | None, Apply, ApplyToBytes | None, Apply | None]:
-    """What draws, what applies, what applies to uint8 images where that needs no other numbers, and what gives levels
-    of images that are computed to the bit."""
+    """Return four functions of a corruption: draw, apply, apply to uint8 images, and give exact levels.
+
+    The third exists if uint8 images need no other numbers, the fourth for images that are computed bit for bit.
+    """
     row = describe(name)
     module_name, function = row.path.split(":")
     module = importlib.import_module(module_name)
@@ -267,7 +271,7 @@ def _severities(severity: float | Sequence[float] | Tensor, n: int) -> float | l
 
 
 def check_storage(storage: str) -> str:
-    """The name of a storage itself. Raises ValueError for an unknown one."""
+    """Return the name of a storage itself. Raises ValueError for an unknown one."""
     if storage not in STORAGES:
         raise ValueError(f"unknown storage {storage!r}; choose from {', '.join(STORAGES)}")
     return storage
@@ -282,7 +286,7 @@ def _to_unit(images: Tensor) -> Tensor:
 
 
 def _checked(ids: Ids, n: int | None) -> Sequence[int | str]:
-    """The ids as a sequence of n, any number of them if n is None."""
+    """Return the ids as a sequence of n, or of any length if n is None."""
     if isinstance(ids, str):
         raise TypeError("ids must be a sequence with one int or string per image, not a string; wrap it in a list")
     known: Sequence[int | str] = ids if isinstance(ids, Sequence) else list(ids)

@@ -1,9 +1,9 @@
 """Random numbers that belong to an image, not to a batch, a worker or a device.
 
 A counter-based generator (Philox-4x32-10: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in integer
-tensor arithmetic. Its key is a hash of (generator version, data seed, corruption, image id); its counter says which
-number of which draw. The same integers come out on every device, in every batch and order. Severity is left out of the
-key on purpose: all severities of an image share their random numbers, which makes severity curves smooth.
+tensor arithmetic. Its key is a hash of (generator version, data seed, corruption, image id); its counter names the
+number and the draw. The integers are the same on every device, in every batch and order. The key leaves out severity on
+purpose: all severities of an image share their random numbers, which makes severity curves smooth.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
-# Up to this many blocks are quicker one by one than in arrays.
+# Up to this many blocks are faster one by one than in arrays.
 _FEW_BLOCKS = 8
 # Blocks per round of the generator on a CPU: three buffers of them stay in its cache.
 _CACHED_BLOCKS = 1 << 14
@@ -95,9 +95,9 @@ def philox_on_cpu(keys: Tensor, draw: int, blocks: int) -> Tensor:
         count = n * width
         state, *products = buffers[:, :, :count]
         # Upper halves are read as if the row began half a word later: whole rows of halves are several times faster
-        # than every second one. What is not meant to be there is masked away.
+        # than every second one. The mask removes the rest.
         halves = buffers[:, :, : count + 1].view(np.uint32)
-        # Of few numbers most time goes into finding parts of arrays, so each is found once.
+        # For few numbers, slicing takes most of the time, so each slice is made once.
         mixed, upper, others = halves[0, :, :-2], list(halves[1:, :, 1:-1]), list(halves[1:, ::-1, :-2])
         by_image = state.reshape(2, n, width)
         # The first round is simple, as two of the counter words are zero and one is the same in all blocks.
@@ -131,7 +131,7 @@ class Stream:
         return len(self.keys)
 
     def words(self, count: int) -> Tensor:
-        """The next `count` 32-bit words of every image: int64 [n, count]."""
+        """Return the next `count` 32-bit words of every image: int64 [n, count]."""
         words = self._blocks(count).long() & _LOW
         return words.flatten(1)[:, :count]
 

@@ -1,11 +1,11 @@
-"""How strong each severity of each corruption is, by profile; readable without torch.
+"""The strength of each severity of each corruption, by profile; readable without torch.
 
 The numbers of `imagenet224`, `inception299`, `tiny64` and `cifar32` are those of ImageNet-C, its 299-pixel version,
 Tiny-ImageNet-C and CIFAR-10-C (Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common
 corruptions and perturbations", arXiv:1903.12261). Their lengths are pixels and are not rescaled for other image sizes.
 
 LAION-C (Li et al. 2025, arXiv:2506.16950) and ImageNet-C-bar (Mintun et al. 2021, arXiv:2102.11273) are defined at 224
-pixels: their lengths are 1/224 of the shorter side and their counts are those of a square of it, at every size.
+pixels: at every size their lengths are 1/224 of the shorter side and their counts those of a square of it.
 """
 
 from __future__ import annotations

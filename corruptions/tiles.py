@@ -1,7 +1,7 @@
 """Pools of pictures for the corruptions that paste tiles over an image: mosaic and stickers of LAION-C.
 
-The published tiles come from a million pictures that nobody may ship. A pool of one's own (a folder or a tensor) takes
-their place, else `procedural_pool`. Results depend on the pool, so its name belongs in every record.
+The published tiles come from a million pictures that cannot be redistributed. Your own pool (a folder or a tensor) or
+`procedural_pool` replaces them. Results depend on the pool, so its name belongs in every record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif",
 # Of the procedural pool: mean colours along each axis of the colour cube, and the side of its pictures.
 _SHADES, _SIDE = 16, 32
 _AT_ONCE = 256
-# Distances held at once where there is no tree.
+# Distances held at once if there is no tree.
 _DISTANCES_AT_ONCE = 1 << 25
 
 
@@ -60,7 +60,7 @@ class TilePool:
         return self._tiles[key]
 
     def nearest(self, colours: Tensor, side: int) -> Tensor:
-        """The tile of a side whose mean is nearest to each colour (levels, float [m, 3]), exactly: int64 [m]."""
+        """Return the tile of a side whose mean is exactly nearest to each colour (levels, float [m, 3]): int64 [m]."""
         key = (side, colours.device)
         if key not in self._means:
             self._means[key] = self.tiles(*key).double().mean((2, 3))
@@ -85,7 +85,7 @@ def _nearest(colours: Tensor, means: Tensor) -> Tensor:
 
 
 def _square(pictures: Tensor, side: int) -> Tensor:
-    """The centres of uint8 [n, 3, h, w] as tiles, filtered as Pillow does."""
+    """Return the centres of uint8 [n, 3, h, w] as tiles, filtered as in Pillow."""
     shorter = min(pictures.shape[-2:])
     centre = v2.functional.center_crop(pictures, [shorter, shorter])
     return resized(centre, side, side, BILINEAR).to(torch.uint8)
@@ -102,9 +102,9 @@ def _read(path: Path) -> Tensor:
 
 
 def folder_pool(folder: Path) -> TilePool:
-    """All pictures in a folder and the folders in it, in the order of their paths; named by the folder and a hash.
+    """Return all pictures in a folder and its subfolders, in the order of their paths; named by the folder and a hash.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there are none.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not paths:
@@ -117,7 +117,7 @@ def folder_pool(folder: Path) -> TilePool:
 
 
 def tensor_pool(pictures: Tensor, name: str) -> TilePool:
-    """Pictures uint8 [n, 3, h, w] as a pool, named by `name` and a hash. Raises ValueError for other tensors."""
+    """Return pictures uint8 [n, 3, h, w] as a pool, named by `name` and a hash. Raises ValueError for other tensors."""
     if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3 or 0 in pictures.shape:
         kind = f"{str(pictures.dtype).removeprefix('torch.')} {list(pictures.shape)}"
         raise ValueError(f"a pool of tiles is made of uint8 [n, 3, h, w], not {kind}; convert the pictures")
@@ -128,7 +128,7 @@ def tensor_pool(pictures: Tensor, name: str) -> TilePool:
 
 @cache
 def procedural_pool() -> TilePool:
-    """The pool where none is given, "plasma-4096": coloured plasma whose means cover the colour cube, always the same.
+    """Return the default pool, "plasma-4096": coloured plasma whose means cover the colour cube, always the same.
 
     A picture's contrast fades towards black and white, so that nothing is clipped and the means are exact to a level.
     """
@@ -138,7 +138,7 @@ def procedural_pool() -> TilePool:
     for start in range(0, len(means), _AT_ONCE):
         mean = means[start : start + _AT_ONCE, :, None, None]
         stream = Stream(image_keys("procedural_pool", range(start, start + len(mean)), 0))
-        # In float64, so that no machine's rounding shows in the levels.
+        # In float64, so that the rounding of a machine never changes the levels.
         fields = plasma(stream.uniform(4, _SIDE * _SIDE - 1).flatten(0, 1).double(), 2.0).view(-1, 4, _SIDE, _SIDE)
         pattern = 0.6 * fields[:, :1] + 0.4 * fields[:, 1:]
         pattern -= pattern.mean((2, 3), keepdim=True)

