@@ -331,7 +331,7 @@ def test_declared_images_take_no_memory_before_they_are_checked(submission: Path
     lines[0]["images"] = {str(i): [[0, 1, 19_000_000]] for i in range(1000)}
     submission.write_text(text_of(lines))
     code = (
-        "import resource, sys; from pathlib import Path; from bench import publishing\n"
+        "import resource, sys; from pathlib import Path; from bench.runs import publishing\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
         "sys.exit(publishing.check(Path(sys.argv[1]), None, as_json=False))"
     )

@@ -43,11 +43,11 @@ SOUP = {
 # number-th file is renamed into place, and then once more to the end. 0 is never killed. Checkpoints come every step.
 _KILLER = """
 import json, os, pathlib, signal, sys
-from bench import keeper
-from bench.run import run
-from bench.spec import make_spec
+from bench.execution import checkpointing
+from bench.runs.run import run
+from bench.settings.run_spec import make_spec
 
-keeper.SECONDS = 0.0
+checkpointing.SECONDS = 0.0
 settings = json.loads(sys.argv[1])
 home = pathlib.Path(settings.pop("out")).parent
 
