@@ -374,9 +374,9 @@ def test_recipes_without_the_right_get_no_pool(settings: dict[str, Any], tmp_pat
     recipe = tmp_path / "greedy.py"
     recipe.write_text(
         "from methods.base import Recipe\n"
-        "from methods.source import Source\n"
+        "from methods.recipes.source import SourceOnly\n"
         "from methods.table import Access\n"
-        "class Greedy(Source):\n"
+        "class Greedy(SourceOnly):\n"
         "    '''Wants test images that it did not declare.'''\n"
         "    def plan(self, stock, source, pool):\n"
         "        assert pool is None, 'got shifted images'\n"
