@@ -63,7 +63,7 @@ def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
     console, read_seconds, last_printed = Console(), 0.0, time.monotonic()
     with Live(_with_now(folder, lines), console=console, auto_refresh=False) as screen:
         while any(line["running"] or line["missing"] for line in lines):
-            time.sleep(max(_SECONDS_BETWEEN_LOOKS, 5 * read_seconds))
+            time.sleep(max(_SECONDS_BETWEEN_UPDATES, 5 * read_seconds))
             began = time.monotonic()
             before, lines = lines, _standing(folder)
             read_seconds = time.monotonic() - began  # read a large folder less often
@@ -96,7 +96,7 @@ def _progress(folder: Path) -> str:
     return ", ".join(filter(None, (f"{left.done} of {left.of} trainings and streams", in_words(left))))
 
 
-_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_UPDATES = 2.0
 _SECONDS_OF_SILENCE = 30.0
 _STATES = ("done", "running", "failed", "missing")
 

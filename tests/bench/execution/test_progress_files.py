@@ -189,7 +189,7 @@ def test_the_terminal_shows_tasks_trainings_batches_accuracy_and_time_left(out: 
 
 
 def test_elsewhere_long_streams_and_trainings_are_plain_lines(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_UPDATES", 0.01)
     monkeypatch.setattr(progress, "_SECONDS_OF_SILENCE", 0.0)
     writer = ProgressWriter(stream_file(out, "x"), "tent seed 0")
     writer.begin(0.0)
