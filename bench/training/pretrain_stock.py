@@ -193,7 +193,7 @@ def plan_stock(spec: StockSpec) -> StockPlan:
     if nearest(name, OBJECTIVES, "objective") != "mae":
         if spec.mask_ratio != StockSpec.mask_ratio or spec.norm_pix:
             raise UsageError(f"--mask-ratio and --norm-pix belong to --objective mae, not to {name}; leave them out")
-        # The two views must differ, so 3-Augment is used, as for ingredients. A flip would change a digit.
+        # The two views must differ, so 3-Augment is used, as for ingredients. Flips would change digits.
         views = Views(flip=spec.data not in ("digits", "digits-c"))
         recipe = replace(recipe, objective=OBJECTIVES[name].Config(), views=views, lr=_TWO_VIEW_LR)
     recipe = replace(

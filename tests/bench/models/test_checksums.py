@@ -131,7 +131,7 @@ def test_damaged_weights_in_the_cache_are_made_again(
         flip_signs(path)
     with caplog.at_level(logging.WARNING):
         second = run_quick(settings, method="selfsoup,source+tent", out=tmp_path / "again")
-    assert "made again" in caplog.text
+    assert "training it again" in caplog.text
     assert numbers(second) == numbers(first)
     assert predictions(second) == predictions(first)
     assert {path.name: load_weights(path)[0].digest for path in files} == whole
@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_of_a_training_counts_as_none(
 ) -> None:
     (task,) = training_tasks([job()], 0, "cpu")
     with monkeypatch.context() as killing:
-        killing.setattr(kitchen, "FileCheckpointer", lambda path, tell: Dying(path, 4))
+        killing.setattr(kitchen, "FileCheckpointer", lambda path, report: Dying(path, 4))
         with pytest.raises(Killed):
             run_job(*task.arguments)
     (path,) = (own_cache / "training").glob("*.pt")
