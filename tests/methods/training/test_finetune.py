@@ -230,7 +230,7 @@ def test_only_labelled_images_are_learnt_from() -> None:
 def test_a_head_for_other_classes_is_refused() -> None:
     head = probe([stock_of()], task(), Probe(), seeded())
     four = Labelled(task().images, "four", torch.arange(50) % 4, 4)
-    with pytest.raises(ValueError, match="3 classes and the data 4"):
+    with pytest.raises(ValueError, match="3 classes and the data has 4"):
         fine_tune([stock_of(), head], four, FineTune(epochs=1), seeded())
 
 
