@@ -300,7 +300,7 @@ class Adapter(ABC):
         when called again: use `reset` or a new adapter.
         """
         if self._initial is not None:
-            raise RuntimeError("prepare() was already called; use reset() to start again or build a new adapter")
+            raise RuntimeError("prepare() was called before; use reset() to start again or build a new adapter")
         self.configure(source)
         self._initial = self.state_dict()
 

@@ -33,7 +33,7 @@ class Together:
         kinds = {(i.steps, i.batch_size, i.weight_decay, i.bf16, i.compile) for i in self.ingredients}
         if len(kinds) != 1:
             raise Unsupported(
-                "ingredients in lockstep need the same steps and batch size; make them equal or leave lockstep out"
+                "ingredients in lockstep need one number of steps and one batch size; or leave lockstep out"
             )
         if any((ingredient.accumulate or 1) > 1 for ingredient in self.ingredients):
             raise Unsupported("ingredients in lockstep take whole batches; leave accumulate or lockstep out")

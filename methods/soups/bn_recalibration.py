@@ -42,7 +42,7 @@ def remeasured(inputs: Sequence[Weights], data: Unlabelled, config: Remeasure, g
     shape = weights.architecture
     check_size(data, shape)
     if len(data) < 2:
-        raise ValueError("BatchNorm statistics need more than one image; give more clean images")
+        raise ValueError("BatchNorm has no statistics of a single image; give more clean images")
     encoder = shape.build()
     encoder.load_state_dict(weights.part("encoder"))
     model = nn.Sequential(Normalise(shape.mean, shape.std), encoder).to(generator.device)

@@ -1,4 +1,4 @@
-"""What an adapter keeps: everything on `self` is saved, put back by reset, and never shared with the saved copy."""
+"""The state of an adapter: everything on `self` is saved, restored by reset, and never shared with the saved copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method of the table keeps every rule; and every rule is broken by somebody, whom the suite must find."""
+"""Every method of the table follows every rule, and the suite finds an adapter that breaks each rule."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_who_breaks_a_rule_is_found(adapter: type[Adapter], check: str) -> None:
     assert check in {finding.check for finding in bad(adapter, ("layer_norm",))}
 
 
-def test_every_check_has_somebody_who_breaks_it() -> None:
+def test_every_check_has_an_adapter_that_breaks_it() -> None:
     assert {check.__name__ for check in CHECKS} == {check for _, check in BREAKERS}
 
 

@@ -1,4 +1,4 @@
-"""What a forward pass changes beside the weights: saved, compared and put back, whatever kind of thing it is."""
+"""State that a forward pass changes besides the weights: saved, compared and restored, whatever its type."""
 
 from __future__ import annotations
 
@@ -353,12 +353,12 @@ def _own(value: float) -> _Scale:
 
 
 def test_every_number_that_can_be_reached_is_a_constant() -> None:
-    def told(model: nn.Module) -> dict[str, list[Any]]:
+    def state_of(model: nn.Module) -> dict[str, list[Any]]:
         return {name: value.tolist() for name, value in constants(model).items()}
 
     for (name, one), (_, again), (_, other) in zip(_models(False), _models(False), _models(True), strict=True):
-        assert told(one) == told(again), name
-        assert told(one) != told(other), name
+        assert state_of(one) == state_of(again), name
+        assert state_of(one) != state_of(other), name
 
 
 def test_layers_of_libraries_have_no_constants() -> None:

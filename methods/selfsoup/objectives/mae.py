@@ -67,7 +67,7 @@ def need_patches(shape: AnyArchitecture) -> None:
     if not shape.tokens:
         raise ValueError(
             f"masked autoencoding (mae) hides patches, and this network ({shape.description}) has no tokens of "
-            "single patches; use the objectives mocov3, mmcr or lejepa, or their official forms"
+            "single patches; take the objectives mocov3, mmcr or lejepa, or their official forms"
         )
 
 

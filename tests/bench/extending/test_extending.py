@@ -116,7 +116,7 @@ def test_a_broken_method_lists_its_broken_rules_and_exits_with_4(tmp_path: Path)
     assert report["failed"] == sum(finding["status"] == "failed" for finding in report["findings"])
     text = bench("check", "method", str(file))
     assert text.exit_code == 4
-    assert "reset() does not bring everything back" in text.output
+    assert "reset() does not restore everything" in text.output
 
 
 def test_the_example_of_the_readme_keeps_every_rule(tmp_path: Path) -> None:

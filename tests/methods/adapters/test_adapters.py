@@ -1,4 +1,4 @@
-"""What holds for every method of the table beside the rules of the conformance suite."""
+"""Properties of every method of the table besides the rules of the conformance suite."""
 
 from __future__ import annotations
 

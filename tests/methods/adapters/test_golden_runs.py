@@ -214,7 +214,7 @@ def both(run: str, mutant: type[Adapter] | None = None, **changed: Any) -> list[
 
 
 # The stored runs of ETA and EATA on the transformer hold a single update, and no run of SAR a return to the source:
-# what they cannot tell apart is held against restatements (test_eta.py, test_sar.py).
+# restatements test what they cannot distinguish (test_eta.py, test_sar.py).
 MUTANTS = [
     *both("eta", NesterovEta),
     *both("eta", margin=0.38),

@@ -41,7 +41,7 @@ def stock_of(name: str, side: int = SIDE) -> Weights:
 
 
 def lively(network: nn.Module) -> nn.Module:
-    """The network with no number at zero, where initialisation hides what a term does."""
+    """The network without zeros among its numbers, because initial zeros hide the effect of a term."""
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(number)))
@@ -195,7 +195,7 @@ def test_an_objective_takes_what_it_says(name: str, objective: str) -> None:
     stock = stock_of(name)
     config = OBJECTIVES[objective].Config()
     if objective == "mae" and not stock.architecture.tokens:
-        with pytest.raises(ValueError, match=r"use the objectives mocov3, mmcr or lejepa"):
+        with pytest.raises(ValueError, match=r"take the objectives mocov3, mmcr or lejepa"):
             config.flops(stock.architecture)
         return
     generator = seeded()
@@ -241,7 +241,7 @@ def labelled(count: int, classes: int = 4) -> Labelled:
 
 
 class Losses(Checkpointer):
-    """A keeper that only listens."""
+    """A checkpointer that only records losses."""
 
     def load(self) -> None:
         return None
@@ -266,7 +266,9 @@ def test_every_objective_trains_every_kind_of_network(name: str, objective: str)
     views = Views((0.6, 1.0), three_augment=False, jitter=0.1)
     options = Ingredient(config, steps=30, batch_size=16, lr=1e-3, views=views)
     if objective == "mae" and not stock.architecture.tokens:
-        with pytest.raises(ValueError, match=r"no tokens of single patches; use the objectives mocov3, mmcr or lejepa"):
+        with pytest.raises(
+            ValueError, match=r"no tokens of single patches; take the objectives mocov3, mmcr or lejepa"
+        ):
             inter_train([stock], pool, options, seeded())
         return
     keep = Losses()

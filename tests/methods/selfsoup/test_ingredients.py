@@ -29,7 +29,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def pool_of(count: int = 24, size: int = 16) -> Unlabelled:
-    # Pictures of one colour and a little noise: a masked autoencoder can learn them in no time.
+    # Pictures of one colour and a little noise: a masked autoencoder learns them quickly.
     colours = 255 * torch.rand(count, 3, 1, 1, generator=seeded(5))
     noise = 20 * torch.rand(count, 3, size, size, generator=seeded(6))
     return Unlabelled((0.9 * colours + noise).to(torch.uint8), "colours")
@@ -300,7 +300,7 @@ def test_training_happens_where_the_generator_is(name: str, bf16: bool, stock: W
 
 @dataclass(frozen=True)
 class Spy:
-    """An objective from outside the package: inter_train knows nothing of it but its interface."""
+    """An objective from outside the package: inter_train knows only its interface."""
 
     seen: list[list[Tensor]]
     views: int = 3

@@ -1,4 +1,4 @@
-"""Ingredients side by side: nobody's weights depend on the others, and every image is read once."""
+"""Joint training: no ingredient's weights depend on the others, and every image is read once."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def test_the_first_blocks_of_the_decoder_can_be_taken_alone(encoder: nn.Module, 
 
 
 def test_a_prediction_at_a_visible_patch_changes_nothing(encoder: nn.Module, images: Tensor) -> None:
-    """Targets of visible patches are never looked at: other pixels there change the loss through the encoder alone."""
+    """Targets of visible patches are never used: other pixels there change the loss only through the encoder."""
     objective = mae.Config().build(stock_of(encoder), seeded())
     order = mae.random_order(5, 16, seeded(7))
     patches = mae.patchify(images, 4)

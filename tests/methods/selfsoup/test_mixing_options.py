@@ -123,7 +123,7 @@ def test_holding_out_needs_two_images_of_a_class() -> None:
         SOURCE.split(1.0)
 
 
-def test_images_to_choose_by_may_be_given_and_are_trained_on_by_nobody() -> None:
+def test_images_to_choose_by_may_be_given_and_are_never_trained_on() -> None:
     val = Labelled(pixels(9, 7), "val", torch.arange(9) % 3, 3)
     config = SelfSoup.Config(
         ingredients=("mae", "mae:mask_ratio=0.5"), steps=2, batch=8, mixes=("uniform", "greedy"), select_on="val"

@@ -1,4 +1,4 @@
-"""Linear probe against scikit-learn, and fine-tuning: who gives the head, who gives the encoder, how many steps."""
+"""Linear probe against scikit-learn, and fine-tuning: sources of head and encoder, and the number of steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stock_of(seed: int = 0) -> Weights:
 
 
 def task(count: int = 50, seed: int = 0) -> Labelled:
-    """Noise whose brightness tells the class."""
+    """Noise whose brightness indicates the class."""
     labels = torch.arange(count) % 3
     noise = torch.randint(0, 60, (count, 3, 16, 16), generator=seeded(seed))
     return Labelled((noise + 80 * labels[:, None, None, None]).to(torch.uint8), f"task {seed}", labels, 3)
@@ -230,7 +230,7 @@ def test_only_labelled_images_are_learnt_from() -> None:
 def test_a_head_for_other_classes_is_refused() -> None:
     head = probe([stock_of()], task(), Probe(), seeded())
     four = Labelled(task().images, "four", torch.arange(50) % 4, 4)
-    with pytest.raises(ValueError, match="3 classes and the data 4"):
+    with pytest.raises(ValueError, match="3 classes and the data has 4"):
         fine_tune([stock_of(), head], four, FineTune(epochs=1), seeded())
 
 

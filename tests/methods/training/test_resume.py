@@ -1,4 +1,4 @@
-"""A training that is killed at any step and goes on gives the weights of an undisturbed one, bit by bit."""
+"""A training that is killed at any step and resumed gives bit-identical weights to an uninterrupted one."""
 
 from __future__ import annotations
 
