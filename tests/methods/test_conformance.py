@@ -317,7 +317,7 @@ def test_supports_answers_without_touching_the_model() -> None:
     assert not supported
     assert "choose a model with" in reason
     eata = class_of(METHODS["eata"].path)
-    assert "give them, or use eta" in eata.supports(model)[1]
+    assert "give prepare() a source, or use eta" in eata.supports(model)[1]
 
 
 def test_example_models_are_what_their_names_say() -> None:

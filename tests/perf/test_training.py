@@ -23,7 +23,7 @@ from bench.execution.progress_files import ProgressWriter
 from methods.nets import vit
 from methods.nets.weights import Architecture, build_encoder
 from methods.selfsoup.objectives import mae
-from methods.training.loop import Group, Progress, reset, schedule, train
+from methods.training.loop import ParameterGroup, Progress, reset, schedule, train
 from methods.views.ssl_views import Views
 
 pytestmark = pytest.mark.slow
@@ -134,7 +134,7 @@ def test_the_loop_adds_little_to_a_bare_one(benchmark: BenchmarkFixture, watched
     def ours() -> Tensor:
         loss = lambda batch: encoder(batch).square().mean()  # noqa: E731
         kept = Progress(checkpointer, [encoder], generator) if watched else None
-        return train(loss, batches, [Group(trained, 1e-3, 0.1)], steps=20, weight_decay=0.01, progress=kept)
+        return train(loss, batches, [ParameterGroup(trained, 1e-3, 0.1)], steps=20, weight_decay=0.01, progress=kept)
 
     writer = ProgressWriter(tmp_path / "x.now", "x")
     checkpointer = FileCheckpointer(tmp_path / "x.pt", report=partial(writer.step, 20))

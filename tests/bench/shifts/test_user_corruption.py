@@ -42,7 +42,7 @@ def test_the_first_file_works(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["new", "corruption", "my_grain", "--out", str(tmp_path)])
     assert isinstance(again.exception, UsageError)
     taken = CliRunner().invoke(app, ["new", "corruption", "fog", "--out", str(tmp_path)])
-    assert "taken" in str(taken.exception)
+    assert "already" in str(taken.exception)
 
 
 def test_a_shift_takes_it_beside_its_own(path: str) -> None:
