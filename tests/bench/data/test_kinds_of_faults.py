@@ -518,7 +518,9 @@ class TestAdvice:
     def test_classes_on_one_line(self, tmp_path: Path) -> None:
         tree(tmp_path / "d/test", ["kitty", "dog"])
         tree(tmp_path / "d/train", ["cat", "dog"])
-        with pytest.raises(UsageError, match="list all of them with --classes FILE, names of one class on one line"):
+        with pytest.raises(
+            UsageError, match="list all of them with --classes FILE, the names of one class on one line"
+        ):
             load_shift(f"folder:{tmp_path}/d")
         (tmp_path / "classes.txt").write_text("cat\tkitty\ndog\n")
         shift = load_shift(f"folder:{tmp_path}/d", reading=Reading(classes=str(tmp_path / "classes.txt")))

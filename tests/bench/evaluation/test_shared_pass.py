@@ -191,6 +191,7 @@ class Dying(FileCheckpointer):
             raise Killed
 
 
+@pytest.mark.slow
 def test_killed_at_different_places_all_go_on_to_the_same_numbers(
     settings: dict[str, Any], tmp_path: Path, made: list[Any]
 ) -> None:

@@ -90,9 +90,9 @@ def test_what_is_written_passes_its_own_test_and_linters(tmp_path: Path) -> None
 
 
 def test_nothing_is_overwritten_and_names_are_free(tmp_path: Path) -> None:
-    (tmp_path / "test_mine.py").write_text("precious")
+    (tmp_path / "test_my_precious.py").write_text("precious")
     for name, words in (
-        ("mine", "exists already"),
+        ("my_precious", "exists already"),
         ("tent", "already a method or module"),
         ("json", "already a method or module"),
         ("My-Tent", "small letters"),
@@ -101,8 +101,8 @@ def test_nothing_is_overwritten_and_names_are_free(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             app(["new", "method", name, "--out", str(tmp_path)], standalone_mode=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["test_mine.py"]
-    assert (tmp_path / "test_mine.py").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["test_my_precious.py"]
+    assert (tmp_path / "test_my_precious.py").read_text() == "precious"
 
 
 def test_a_broken_method_lists_its_broken_rules_and_exits_with_4(tmp_path: Path) -> None:
