@@ -49,21 +49,22 @@ class Golden:
         """Whether the logits of the adapter are the official ones up to rounding.
 
         At learning rate 0.01 a stream amplifies rounding, which differs between processors: float32 and float64 part
-        by 2e-2 after six batches. So where 1e-4 is exceeded, each batch may differ by as much as the same adapter
-        does from itself when the pixels change by a rounding error, times three.
+        by 2e-2 after six batches. An image at a threshold may fall on its other side. So where 1e-4 is exceeded, the
+        pixels are changed by rounding errors: the logits agree if one such run is within 1e-4 of the official ones, or
+        if every batch is within three times what such a change does in the median.
         """
         ours = self._play(build(), self.stream, after_reset)
-        differences = (ours - self.logits(run)).abs().amax((1, 2))
-        if differences.max() <= ROUNDING:
+        official = self.logits(run)
+        if (ours - official).abs().max() <= ROUNDING:
             return True
         noise = torch.Generator().manual_seed(0)
-        spread = torch.zeros_like(differences)
-        for _ in range(8):
-            moved = self.stream * (
-                1 + torch.finfo(torch.float32).eps / 2 * torch.randn(self.stream.shape, generator=noise)
-            )
-            spread = spread.maximum((self._play(build(), moved, after_reset) - ours).abs().amax((1, 2)))
-        return bool((differences <= (3 * spread).clamp_min(ROUNDING)).all())
+        half = torch.finfo(torch.float32).eps / 2
+        moved = (self.stream * (1 + half * torch.randn(self.stream.shape, generator=noise)) for _ in range(9))
+        runs = torch.stack([self._play(build(), stream, after_reset) for stream in moved])
+        if (runs - official).abs().flatten(1).amax(1).min() <= ROUNDING:
+            return True
+        spread = (runs - ours).abs().amax((2, 3)).median(0).values
+        return bool(((ours - official).abs().amax((1, 2)) <= (3 * spread).clamp_min(ROUNDING)).all())
 
     def _play(self, adapter: Adapter, stream: Tensor, after_reset: bool) -> Tensor:
         if (capability := torch.backends.cpu.get_cpu_capability()) != "AVX2":

@@ -29,7 +29,7 @@ from bench.planning.plan import make_plan
 from bench.planning.streams import missing_streams
 from bench.runs.run import run
 from bench.settings.run_spec import make_spec
-from bench.training import job_cache as kitchen
+from bench.training import job_cache
 from bench.training.job_cache import draw_key, job_key
 from leaderboards.identity import key_of_record
 from leaderboards.store import Store
@@ -431,7 +431,7 @@ def test_a_version_moves_keys_and_no_draw(stock: str, monkeypatch: pytest.Monkey
 
     job = Job(fine_tune, None, (load_stock(stock),), None, "x")
     before = job_key(job, 0), draw_key(job, 0)
-    monkeypatch.setattr(kitchen, "identity_of", lambda thing: (name_of(thing), "2"))
+    monkeypatch.setattr(job_cache, "identity_of", lambda thing: (name_of(thing), "2"))
     assert job_key(job, 0) != before[0]
     assert draw_key(job, 0) == before[1]
 

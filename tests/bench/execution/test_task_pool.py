@@ -17,7 +17,7 @@ from bench.core.cache_dir import weights_path
 from bench.core.components import identity_of
 from bench.execution.task_pool import Task, run_tasks
 from bench.models.weights_io import load_stock, load_weights
-from bench.training import job_cache as kitchen
+from bench.training import job_cache
 from bench.training.job_cache import all_jobs, cooked, fit_seconds, job_key, training_tasks
 from methods.base import Job, Unlabelled
 from methods.selfsoup.ingredients import Ingredient, inter_train
@@ -124,7 +124,7 @@ def test_random_numbers_do_not_move_with_the_code(
     job = Job(inter_train, config, (load_stock(stock),), pool, "x")
     list(run_tasks(training_tasks([job], 0, "cpu"), 1, 1))
     before = load_weights(weights_path(job_key(job, 0)))[0].digest
-    monkeypatch.setattr(kitchen, "identity_of", lambda thing: (*identity_of(thing), "edited"))
+    monkeypatch.setattr(job_cache, "identity_of", lambda thing: (*identity_of(thing), "edited"))
     assert len(training_tasks([job], 0, "cpu")) == 1  # edited code is run again …
     list(run_tasks(training_tasks([job], 0, "cpu"), 1, 1))
     assert load_weights(weights_path(job_key(job, 0)))[0].digest == before  # … on the same draws

@@ -27,7 +27,7 @@ from bench.planning.streams import missing_streams
 from bench.runs.run import Outcome
 from bench.settings.run_spec import make_spec
 from bench.soups.mix_files import mix
-from bench.training import job_cache as kitchen
+from bench.training import job_cache
 from bench.training.job_cache import cooked, job_key, run_job, training_tasks
 from methods.base import Job, Unlabelled
 from methods.nets.weights import Architecture, Weights
@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_of_a_training_counts_as_none(
 ) -> None:
     (task,) = training_tasks([job()], 0, "cpu")
     with monkeypatch.context() as killing:
-        killing.setattr(kitchen, "FileCheckpointer", lambda path, report: Dying(path, 4))
+        killing.setattr(job_cache, "FileCheckpointer", lambda path, report: Dying(path, 4))
         with pytest.raises(Killed):
             run_job(*task.arguments)
     (path,) = (own_cache / "training").glob("*.pt")

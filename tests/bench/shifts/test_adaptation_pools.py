@@ -34,7 +34,7 @@ def pool_of(entry: BoardEntry) -> Any:
 
 
 def planned(settings: dict[str, Any], options: dict[str, Any], **changes: Any) -> dict[str, BoardEntry]:
-    """The main lane of the Self-Soup that scores each condition."""
+    """The first board entry of the Self-Soup that scores each condition."""
     spec = make_spec({**settings, "method": "selfsoup", **changes}, {"set": {"selfsoup": {**SMALL, **options}}})
     entries = [entry for entry in make_plan(spec).entries if entry.part == "soup"]
     return {
