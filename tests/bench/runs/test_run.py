@@ -303,6 +303,7 @@ def test_a_model_of_ones_own(settings: dict[str, Any], tmp_path: Path) -> None:
         ({"protocol": "contnual"}, "did you mean 'continual'"),
         ({"set": {"tent": {"lr": 1}}}, "this run has no method 'tent'"),
         ({"set": {"source": {"learning_rate": 1}}}, "unknown option of source 'learning_rate'"),
+        ({"method": "bn", "set": {"bn": {"lr": 1}}}, "unknown option of bn 'lr'; there is none, so leave it out"),
         ({"set": {"source": {"lr": "fast"}}}, "source.lr: .*number"),
         ({"method": "tent", "set": {"tent": {"lr": -1}}}, "tent.*lr"),
         ({"device": "tpu"}, "unknown device|not supported"),
