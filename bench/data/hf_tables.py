@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,8 @@ from bench.data.classes import KnownClasses, in_order, match, natural_order, pla
 from bench.data.content_hash import Files, open_files, open_tree, stamps_of
 from bench.data.decode import decode
 from bench.data.imageset import Labels, checked_labels
+
+_TRIES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +158,8 @@ def read_hub(
         go_offline()
     options = datasets.DownloadConfig(local_files_only=offline or unreachable)
     try:
-        table = datasets.load_dataset(repo, config, split=split, download_config=options)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        table = _loaded(repo, config, split, options)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, *_broken_transfers()) as error:
         how = "leave --offline out once, or run: " if offline else "check the name and the network, then run: "
         why = "the hub does not answer" if unreachable else _first_line(error)
         raise MissingDataError(f"hf:{name} ({split}) is not here ({why}); {how}bench data fetch hf:{name}") from None
@@ -168,6 +171,26 @@ def read_hub(
 
 class UnlabelledError(UsageError):
     """A part has images but no labels, like the test parts of some data sets."""
+
+
+def _loaded(repo: str, config: str | None, split: str, options: Any) -> Any:
+    """Load a table from the hub. A transfer that breaks off is tried again, which not every release of the hub does."""
+    import datasets
+
+    for _ in range(_TRIES - 1):
+        try:
+            return datasets.load_dataset(repo, config, split=split, download_config=options)
+        except _broken_transfers():
+            continue
+    return datasets.load_dataset(repo, config, split=split, download_config=options)
+
+
+def _broken_transfers() -> tuple[type[Exception], ...]:
+    """Return the errors of a broken connection; releases of the hub client from 1.0 on use httpx."""
+    from requests.exceptions import ChunkedEncodingError, ConnectionError
+
+    httpx = sys.modules.get("httpx")
+    return ChunkedEncodingError, ConnectionError, *([httpx.TransportError] if httpx else [])
 
 
 def _first_line(error: Exception) -> str:

@@ -155,13 +155,19 @@ def test_bad_options_are_refused_when_it_is_made(options: dict[str, Any], messag
         Corruption(**({"name": "fog", "severity": 3} | options))
 
 
-def test_copies_pickles_and_compiled_modules_do_the_same(pictures: Pictures) -> None:
+def test_copies_and_pickles_do_the_same(pictures: Pictures) -> None:
     planes = pictures(2, 32, 32)
     transform = Corruption("gaussian_noise", 3)
     expected = transform(planes)
     assert "name=gaussian_noise" in repr(transform)
     for twin in (copy.deepcopy(transform), pickle.loads(pickle.dumps(transform))):
         assert torch.equal(twin(planes), expected)
+
+
+def test_compiled_modules_do_the_same(pictures: Pictures) -> None:
+    planes = pictures(2, 32, 32)
+    transform = Corruption("gaussian_noise", 3)
+    expected = transform(planes)
     model = torch.nn.Sequential(transform, torch.nn.Flatten())
     compiled = torch.compile(model, backend="eager")
     assert torch.equal(compiled(planes), expected.flatten(1))
