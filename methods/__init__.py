@@ -228,6 +228,7 @@ _ROWS = (
         "Searches prompts of a vision transformer by CMA-ES and shifts its last features, by forward passes alone",
         Access(source="statistics", test="stream", state="online"),
         _NIU_FOA,
+        version=2,
     ),
     Row(
         "tent",
@@ -284,6 +285,7 @@ _ROWS = (
         "Minimises the entropy of reliable images, sharpness-aware, and starts anew before it collapses",
         Access(test="stream", state="online", backprop="norm"),
         _NIU_SAR,
+        version=2,
     ),
     Row(
         "deyo",
@@ -316,6 +318,7 @@ _ROWS = (
         "SAR on the entropy of opinions, which leave room for not knowing",
         Access(test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
+        version=2,
     ),
     Row(
         "cotta",

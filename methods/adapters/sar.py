@@ -29,9 +29,9 @@ class Sar(NormAdapter):
 
     Niu et al. 2023, arXiv:2302.12400, section 4. Images are reliable if their entropy is below E0 = `margin` * ln C.
     The parameters climb the gradient of the mean over these by the distance `rho` (sharpness-aware minimisation); there
-    the mean is taken again over those that are still reliable, and its gradient updates the parameters. When the moving
-    average (0.9 old, 0.1 new) of the second loss falls below `reset_below`, everything returns to the source. Layers of
-    the top quarter stay unchanged (see `below_the_top`).
+    the mean is taken again over those that are still reliable, and its gradient updates the parameters. When the
+    moving average (0.9 old, 0.1 new) of this second mean falls below `reset_below`, everything returns to the source.
+    Layers of the top quarter stay unchanged (see `below_the_top`).
 
     The release differs in three ways, which `official_quirks` restores: its moving average survives the return to the
     source and so triggers it again; the optimiser's momentum survives too, and moves the parameters even if no image is
@@ -109,9 +109,10 @@ class Sar(NormAdapter):
         self._climb()
         uncertainty = self.uncertainty(self.model(images))[reliable]
         still = rows_where(uncertainty.detach() < limit)
-        self._remember(uncertainty.detach().mean())
         if len(still) or self.config.official_quirks:
-            uncertainty[still].mean().backward()  # type: ignore[no-untyped-call]
+            loss = uncertainty[still].mean()
+            self._remember(loss.detach())
+            loss.backward()  # type: ignore[no-untyped-call]
         self._put_back(below)
         # The optimiser skips parameters without a gradient, including their momentum.
         self.optimizer.step()

@@ -3,92 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file
+from golden_streams import Golden, stored_golden
 from torch import Tensor, nn
-
-from methods.base import Adapter, Source, SourceBatch
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-ROUNDING = 1e-4
-
-
-@dataclass(frozen=True)
-class Golden:
-    """The official implementations' models, input stream and logits."""
-
-    stream: Tensor
-    source: Tensor
-
-    def model(self, architecture: str) -> nn.Module:
-        # The stored position embedding is that of the default size (10 x 10 patches), resampled on the fly for 32 px.
-        size: dict[str, Any] = {"dynamic_img_size": True} if architecture == "test_vit" else {}
-        model: nn.Module = timm.create_model(architecture, num_classes=10, **size)
-        model.load_state_dict(load_file(GOLDEN / f"{architecture}.safetensors"))
-        return model
-
-    def logits(self, run: str) -> Tensor:
-        return torch.from_numpy(np.load(GOLDEN / f"{run}.npz")["logits"])
-
-    def difference(self, adapter: Adapter, run: str, *, after_reset: bool = False) -> float:
-        """The largest absolute difference between the adapter's logits along the stream and the official ones.
-
-        With `after_reset` the stream is played, the adapter reset, and the second time counts. On one thread and with
-        AVX2 kernels, as the official logits were made.
-        """
-        return float((self._play(adapter, self.stream, after_reset) - self.logits(run)).abs().max())
-
-    def agrees(self, build: Callable[[], Adapter], run: str, *, after_reset: bool = False) -> bool:
-        """Whether the logits of the adapter are the official ones up to rounding.
-
-        At learning rate 0.01 a stream amplifies rounding, which differs between processors: float32 and float64 part
-        by 2e-2 after six batches. An image at a threshold may fall on its other side. So where 1e-4 is exceeded, the
-        pixels are changed by rounding errors: the logits agree if one such run is within 1e-3 of the official ones (of
-        releases of torch they differ by 4.5e-4), or if every batch is within three times what such a change does in the
-        median. The mutants in these tests are told apart by the same comparison.
-        """
-        ours = self._play(build(), self.stream, after_reset)
-        official = self.logits(run)
-        if (ours - official).abs().max() <= ROUNDING:
-            return True
-        noise = torch.Generator().manual_seed(0)
-        half = torch.finfo(torch.float32).eps / 2
-        moved = (self.stream * (1 + half * torch.randn(self.stream.shape, generator=noise)) for _ in range(9))
-        runs = torch.stack([self._play(build(), stream, after_reset) for stream in moved])
-        if (runs - official).abs().flatten(1).amax(1).min() <= 10 * ROUNDING:
-            return True
-        spread = (runs - ours).abs().amax((2, 3)).median(0).values
-        return bool(((ours - official).abs().amax((1, 2)) <= (3 * spread).clamp_min(ROUNDING)).all())
-
-    def _play(self, adapter: Adapter, stream: Tensor, after_reset: bool) -> Tensor:
-        if (capability := torch.backends.cpu.get_cpu_capability()) != "AVX2":
-            pytest.skip(f"golden outputs were made with AVX2 kernels, this processor runs {capability} ones")
-        declared = adapter.access.source != "none"
-        batches = Source(lambda number: SourceBatch(self.source[number]), len(self.source))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            adapter.prepare(batches if declared else None)
-            if after_reset:
-                for batch in stream:
-                    adapter.predict(batch)
-                adapter.reset()
-            return torch.stack([adapter.predict(batch) for batch in stream])
-        finally:
-            torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def golden() -> Golden:
-    stored = np.load(GOLDEN / "stream.npz")
-    return Golden(torch.from_numpy(stored["target"]), torch.from_numpy(stored["source"]))
+    return stored_golden()
 
 
 def bn_net(last_map_is_1x1: bool = True) -> nn.Sequential:

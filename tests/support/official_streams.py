@@ -1,0 +1,177 @@
+"""Streams on which an adapter is held against its authors' release, run with our random draws.
+
+`SOUPBENCH_OFFICIAL` names a folder with checkouts of the official repositories, each under its repository's name. A
+module is loaded from there and its functions run; nothing of it is kept here. What a run made is stored in
+`tests/golden/official/NAME.npz`, so that without checkouts the adapter is compared with that.
+
+    SOUPBENCH_OFFICIAL=checkouts python tests/support/official_streams.py [NAME ...]     # writes them anew
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+if __name__ == "__main__":
+    os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+
+import numpy as np
+import torch
+from golden_streams import GOLDEN, Golden, play, stored_golden
+from torch import Tensor, nn
+
+from methods.base import Adapter
+
+FOLDER = GOLDEN / "official"
+
+
+class Absent(Exception):
+    """What a run of official code lacks here."""
+
+
+@dataclass(frozen=True)
+class OfficialRun:
+    """One stream through a release and through our adapter.
+
+    `name`: file of the stored logits. `adapter` and `options`: ours. `model`: architecture of the golden models
+    ("test_resnet", "test_vit"), or a function that builds one, always with the same weights. `file`: what of the
+    checkouts is run, for the tables. `enters`: the branches of the release that the stream enters, in words.
+    `official(model, stream, source)` plays the release and returns its logits [batches, n, classes]; it raises Absent
+    without its checkout, and asserts that the branches named were entered. `stream`: the batches, [batches, n, 3, h,
+    w], made from the golden ones. `tolerance`: largest absolute difference. `ours`: how our adapter is played, if
+    otherwise than with seed 7 along the stream.
+    """
+
+    name: str
+    adapter: type[Adapter]
+    options: Mapping[str, Any]
+    model: str | Callable[[Golden], nn.Module]
+    file: str
+    enters: Sequence[str]
+    official: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    stream: Callable[[Golden], Tensor] = field(default=lambda golden: golden.stream)
+    tolerance: float = 1e-5
+    ours: Callable[[OfficialRun, nn.Module, Tensor, Tensor], Tensor] | None = None
+
+    def build_model(self, golden: Golden) -> nn.Module:
+        return golden.model(self.model) if isinstance(self.model, str) else self.model(golden)
+
+    def play_ours(self, stream: Tensor, golden: Golden) -> Tensor:
+        """The logits of our adapter along a stream."""
+        model = self.build_model(golden)
+        if self.ours is not None:
+            return self.ours(self, model, stream, golden.source)
+        adapter = self.adapter(model, self.adapter.Config(**self.options), torch.Generator().manual_seed(7))
+        return play(adapter, stream, golden.source)
+
+    def play_official(self, golden: Golden) -> Tensor:
+        """The logits of the release along the stream. Raises Absent without its checkout."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with on_cpu(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return self.official(self.build_model(golden), self.stream(golden), golden.source).detach()
+        finally:
+            torch.set_num_threads(threads)
+
+    def stored(self) -> Tensor:
+        return torch.from_numpy(np.load(FOLDER / f"{self.name}.npz")["logits"])
+
+
+def checkouts() -> Path:
+    """Where the checkouts are. Raises Absent where there are none."""
+    named = os.environ.get("SOUPBENCH_OFFICIAL")
+    if not named:
+        raise Absent("SOUPBENCH_OFFICIAL names no folder with checkouts of the official repositories")
+    return Path(named)
+
+
+def release(folder: str, module: str, stand_ins: Mapping[str, Any] | None = None) -> types.ModuleType:
+    """Load a module from a folder in the checkouts, as if Python had been started there. Raises Absent without it.
+
+    `stand_ins` are modules that the release imports and this project does not install, by name: a dict of attributes,
+    or any object. Modules of ours and of the release that share a name (`methods`, `utils`) do not meet.
+    """
+    place = checkouts() / folder
+    if not place.is_dir():
+        raise Absent(f"{place} is not there")
+    own = {entry.stem for entry in place.iterdir() if entry.is_dir() or entry.suffix == ".py"}
+    made = {name: _stand_in(name, value) for name, value in (stand_ins or {}).items()}
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in own}
+    before = set(sys.modules)
+    try:
+        with mock.patch.dict(sys.modules, made), mock.patch.object(sys, "path", [str(place), *sys.path]), on_cpu():
+            importlib.invalidate_caches()
+            return importlib.import_module(module)
+    finally:
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] in own:
+                del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+def _stand_in(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    module = types.ModuleType(name)
+    vars(module).update(value)
+    return module
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Let releases that call `.cuda()` run on the CPU."""
+
+    def same(it: Any, *_: Any, **__: Any) -> Any:
+        return it
+
+    with mock.patch.object(Tensor, "cuda", same), mock.patch.object(nn.Module, "cuda", same):
+        yield
+
+
+def write(names: Sequence[str]) -> None:
+    """Run the releases and store what they made."""
+    FOLDER.mkdir(exist_ok=True)
+    golden = stored_golden()
+    for run in all_runs():
+        if names and run.name not in names:
+            continue
+        try:
+            made = run.play_official(golden)
+        except Absent as error:
+            print(f"{run.name}: {error}")  # noqa: T201 - the output of this script
+            continue
+        np.savez_compressed(FOLDER / f"{run.name}.npz", logits=made.numpy())
+        ours = run.play_ours(run.stream(golden), golden)
+        difference = float((ours - made).abs().max())
+        print(f"{run.name}: largest difference {difference:.2g}; {run.file}; {'; '.join(run.enters)}")  # noqa: T201
+
+
+def all_runs() -> list[OfficialRun]:
+    """The runs of all test files in `tests/methods/official`."""
+    found: list[OfficialRun] = []
+    for file in sorted((Path(__file__).parents[1] / "methods" / "official").glob("test_*.py")):
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += getattr(module, "RUNS", [])
+    return found
+
+
+if __name__ == "__main__":
+    # One module, whether it is run or imported by the files of runs.
+    importlib.import_module("official_streams").write(sys.argv[1:])
