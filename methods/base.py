@@ -21,6 +21,11 @@ from methods.nets.weights import Weights
 from methods.state import load_module, same, save_module
 from methods.table import Access
 
+RateRule = Literal[
+    "batch/64", "batch/64, twice that for 1", "batch/32, at most 1", "batch/32, at most 1, twice that for 1"
+]
+"""By what a release multiplies its rate for a batch of this many images."""
+
 
 class Images(Protocol):
     """Pixels uint8 [n, 3, h, w]: a tensor in memory, or an object that makes rows when they are read."""
@@ -262,10 +267,12 @@ class Adapter(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Published options by "DATA-NORM", as in {"cifar-bn": {"lr": 1e-3}}; a literal, so that it can be read as text.
 
-    DATA is imagenet or cifar, NORM is bn, ln or gn (see `norms.norm_family`). They override the defaults of Config;
-    tuned and requested options override them. A rate is for batches of 64; on ln and gn it is scaled with the batch
-    size.
+    DATA is imagenet, cifar or cifar100, or the name of a shift; NORM is bn, ln or gn (see `norms.norm_family`). They
+    override the defaults of Config; tuned and requested options override them. A run on other data or norms takes the
+    nearest ones and says so.
     """
+    rate_rules: ClassVar[Mapping[str, RateRule]] = {}
+    """How the release scales a published rate with the batch size, by "DATA-NORM"; a rate without a rule is kept."""
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "none"
     """The reference of its tests: outputs of the official code, an independent restatement, or none (plug-ins)."""
     checked_with: ClassVar[Mapping[str, Any]] = {}

@@ -10,6 +10,7 @@ from typing import Any
 from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError, nearest
 from bench.settings.methods import literal_of, options_of, parse_method, plugins, subclasses_of
+from bench.settings.published import Data, in_words, published
 from methods import METHODS
 from methods.table import TRACKS, Row
 
@@ -143,11 +144,28 @@ def _method(name: str) -> dict[str, Any]:
     return shown[0] if len(shown) == 1 else {"name": name, "track": parse_method(name).access.track, "parts": shown}
 
 
+_DATA = {
+    "imagenet": Data("", "imagenet", 1000),
+    "cifar": Data("", "cifar", 10),
+    "cifar100": Data("", "cifar", 100),
+    "digits": Data("", "digits", 10),
+}
+
+
 def _published(row: Row) -> dict[str, Any]:
     if row.kind != "adapter":
         return {}
+    presets, rules = literal_of(row, "presets", {}), literal_of(row, "rate_rules", {})
+    in_force = {
+        f"{name}-{norm}": in_words(published(presets, rules, data, norm))
+        for name, data in _DATA.items()
+        for norm in ("bn", "gn", "ln")
+        if presets
+    }
     return {
-        "presets": literal_of(row, "presets", {}),
+        "presets": presets,
+        "rate_rules": rules,
+        "in_force": in_force,
         "tested_against": literal_of(row, "tested_against", "none"),
     }
 
@@ -199,6 +217,9 @@ def print_one(what: str, name: str, as_json: bool) -> None:
             print_text(_as_text(part))
 
 
+_HEADINGS = {"in_force": "published options in force, by data and norms (all others keep their default):"}
+
+
 def _as_text(facts: dict[str, Any]) -> str:
     lines = []
     for key, value in facts.items():
@@ -207,8 +228,10 @@ def _as_text(facts: dict[str, Any]) -> str:
             lines += [f"  {option['name']}: {option['type']} = {option['default']}" for option in value] or ["  none"]
         elif key == "description":
             lines += ["", str(value)]
+        elif key in ("presets", "rate_rules"):
+            continue  # both are in `in_force`
         elif isinstance(value, dict):
-            lines.append(f"{key}:")
+            lines.append(_HEADINGS.get(key, f"{key}:"))
             lines += [f"  {name}: {_in_words(item)}" for name, item in value.items()] or ["  none"]
         elif value not in ("", None, ()):
             lines.append(f"{key.replace('_', ' ')}: {_in_words(value)}")

@@ -230,7 +230,7 @@ def _is_descriptive(statement: ast.stmt) -> bool:
     """Whether a class attribute only serves tuning, tests or `bench show`; keys hold the values of chosen options."""
     match statement:
         case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
-            return name in ("search", "presets", "tested_against", "checked_with")
+            return name in ("search", "presets", "rate_rules", "tested_against", "checked_with")
     return False
 
 

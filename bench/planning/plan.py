@@ -127,7 +127,8 @@ def make_plan(spec: RunSpec) -> Plan:
     own = added(spec.corruption)
     reading = _as_said(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
     shift, reading = fitted(spec.shift, base, reading)
-    entries = tuple(_entries(spec, shift, device, name, base))
+    scene = _scene(spec, shift, device, name, base)
+    entries = tuple(_entries(scene))
     missing = _missing(spec, out, entries)
     model = name if isinstance(base, nn.Module) else None
     return Plan(
@@ -144,7 +145,12 @@ def make_plan(spec: RunSpec) -> Plan:
         entries=entries,
         missing=missing,
         cooking=_trainings(entries, missing, device, devices),
-        notes=(*getattr(base, "notes", ()), *getattr(shift, "notes", ()), *_notes(base, name, entries)),
+        notes=(
+            *getattr(base, "notes", ()),
+            *getattr(shift, "notes", ()),
+            *_notes(base, name, entries),
+            *_borrowed(scene),
+        ),
     )
 
 
@@ -179,6 +185,12 @@ def _notes(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, .
     if not any(isinstance(getattr(job.config, "objective", None), mae.Config) for job in jobs):
         return ()
     return (f"the stock {shown_name(name, base)} has no decoder: MAE ingredients start from a fresh one",)
+
+
+def _borrowed(scene: _Scene) -> list[str]:
+    """One note for each adapter that runs with options published for other data or norms."""
+    rows = {method.adapter.name: method.adapter for method in scene.methods if method.adapter is not None}
+    return [note for row in rows.values() if (note := scene.options.note(row))]
 
 
 def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
@@ -250,10 +262,10 @@ class _Scene:
         return self.shift.default_labels if self.spec.labels is None else (self.spec.labels or None)
 
 
-def _entries(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> Iterator[BoardEntry]:
-    scene = _scene(spec, shift, device, name, base)
-    pools = AdaptationPools(shift, scene.adapt, spec.split)
-    for seed in spec.seed_list:
+def _entries(scene: _Scene) -> Iterator[BoardEntry]:
+    shift = scene.shift
+    pools = AdaptationPools(shift, scene.adapt, scene.spec.split)
+    for seed in scene.spec.seed_list:
         labelled = _Labels(shift)
         source = labelled_source(shift, scene.labels, seed) if scene.from_stock else None
         for method in scene.methods:

@@ -8,7 +8,8 @@ from typing import Any
 
 from bench.core.devices import has_bf16
 from bench.core.import_object import load_object
-from bench.settings.methods import build_config, preset_options
+from bench.settings.methods import build_config
+from bench.settings.published import NOTHING, Data, Published, borrowed, published
 from bench.settings.run_spec import RunSpec
 from bench.settings.tuned_defaults import tuned_options
 from bench.shifts.shift import Shift
@@ -35,10 +36,9 @@ class MethodOptions:
     def _given(self, row: Row) -> dict[str, Any]:
         """Return the options that override a method's defaults; later sources override earlier ones.
 
-        The sources are the machine and the flags (recipes only), published options for the data and norms, options
-        tuned on the shift, and the options of the run.
+        The sources are the machine and the flags (recipes only), published options for the data and norms or the
+        nearest ones, options tuned on the shift, and the options of the run.
         """
-        name = row.options_of or row.name
         known: set[str] = set()
         start: dict[str, Any] = {}
         if row.kind == "recipe":
@@ -46,11 +46,29 @@ class MethodOptions:
             start = self._training() if row.starts_as is None else self._given(METHODS[row.starts_as])
         given = {
             **{key: value for key, value in start.items() if key in known},
-            **preset_options(row, self.shift.family, self.norm, self.spec.batch_size),
-            **tuned_options(self.shift.name, name),
-            **self.spec.options.get(name, {}),
+            **self._published(row).options,
+            **self._chosen(row),
         }
         return {**_compared(given), **given} if self.spec.with_baselines and "mixes" in known else given
+
+    def _published(self, row: Row) -> Published:
+        if row.kind != "adapter":
+            return NOTHING
+        cls = load_object(row.path)
+        data = Data(self.shift.name, self.shift.family, self.shift.classes)
+        return published(cls.presets, cls.rate_rules, data, self.norm, self.spec.batch_size)
+
+    def _chosen(self, row: Row) -> dict[str, Any]:
+        """Return the options tuned on the shift, and over them those of the run."""
+        name = row.options_of or row.name
+        return {**tuned_options(self.shift.name, name), **self.spec.options.get(name, {})}
+
+    def note(self, row: Row) -> str:
+        """Say which options are those published for other data or norms; "" if none are."""
+        if not (found := borrowed(self._published(row), self._chosen(row))):
+            return ""
+        where = f"{self.shift.name} on {self.norm}"
+        return f"{row.name}: no published options for {where}: using {found} (bench tune chooses better)"
 
     def _training(self) -> dict[str, Any]:
         """Return the training options that machine and flags decide: bf16 on GPUs that are fast at it, and compile."""

@@ -103,23 +103,6 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
         return name.strip(), key.strip(), value.strip()
 
 
-def preset_options(row: Row, family: str, norm: str, batch_size: int) -> dict[str, Any]:
-    """Return an adapter's published options for a family of data ("imagenet", "cifar") and of norms (bn, gn, ln).
-
-    The result is empty for recipes and if nothing was published. Published learning rates are for batches of 64. For
-    methods that learn along the stream (`state` online) on layer or group norms, `lr` scales with the batch size, as
-    in the release of SAR (Niu et al. 2023). Methods that restart at every image keep their rate.
-    """
-    from bench.core.import_object import load_object
-
-    if row.kind != "adapter":
-        return {}
-    options = dict(load_object(row.path).presets.get(f"{family}-{norm}", {}))
-    if "lr" in options and norm in ("ln", "gn") and row.access.state == "online":
-        options["lr"] *= batch_size / 64
-    return options
-
-
 def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     """Return the method's frozen options. Raises UsageError for unknown keys and invalid values."""
     from pydantic import ValidationError

@@ -61,7 +61,8 @@ class AdaContrast(Adapter):
     class Config(TeacherOptions):
         """Defaults of the release.
 
-        lr: step size; 2e-4 with SGD (batch 64, or 200 for CIFAR).
+        lr: step size; 2e-4 with SGD (batch 64, or 200 for CIFAR);
+            the release keeps it for other batch sizes.
         optimizer: "sgd" or "adam" (betas `momentum` and 0.999).
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         nesterov: whether SGD uses Nesterov's momentum, as the release does.

@@ -35,7 +35,8 @@ class Cmf(Roid):
     class Config(RoidOptions):
         """Defaults of the paper for ImageNet.
 
-        lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200).
+        lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
+            the release keeps it for other batch sizes.
         optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         nesterov: whether SGD uses Nesterov's momentum, as the release does.

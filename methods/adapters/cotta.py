@@ -56,13 +56,15 @@ class Cotta(Adapter):
         "imagenet-bn": {"lr": 0.01, "restore": 0.001, "threshold": 0.1},
         "imagenet-ln": {"lr": 5e-3, "nesterov": False, "restore": 0.001, "threshold": 0.1},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "restore": 0.01, "threshold": 0.92, "symmetric": False},
+        "cifar100-bn": {"lr": 1e-3, "optimizer": "adam", "restore": 0.01, "threshold": 0.72, "symmetric": False},
     }
 
     @dataclass(frozen=True)
     class Config(TeacherOptions):
         """Defaults of the release for ImageNet.
 
-        lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200).
+        lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
+            the release keeps it for other batch sizes.
         optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         nesterov: whether SGD uses Nesterov's momentum, as the release does.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from methods.base import RateRule
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import (
     NormAdapter,
@@ -71,12 +72,18 @@ class Deyo(NormAdapter):
         "imagenet-ln": {"lr": 1e-3, "plpd": 0.2},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "plpd": 0.2},
     }
+    rate_rules: ClassVar[Mapping[str, RateRule]] = {
+        "imagenet-bn": "batch/32, at most 1, twice that for 1",
+        "imagenet-gn": "batch/32, at most 1, twice that for 1",
+        "imagenet-ln": "batch/64, twice that for 1",
+    }
 
     @dataclass(frozen=True)
     class Config(NormOptions):
         """Defaults of the paper for ImageNet and ResNet-50.
 
-        lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64).
+        lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64); other sizes:
+            `rate_rules`.
         optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: the largest entropy to learn from, as a fraction of ln C; in (0, 1].

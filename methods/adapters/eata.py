@@ -40,13 +40,14 @@ class Eata(Eta):
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},
         "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05, "beta": 2000.0},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.4, "beta": 1.0},
+        "cifar100-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.1, "beta": 1.0},
     }
 
     @dataclass(frozen=True)
     class Config(EtaOptions):
         """Defaults of the paper for ImageNet.
 
-        lr: step size; 2.5e-4 with SGD (batch 64).
+        lr: step size; 2.5e-4 with SGD (batch 64); `rate_rules` scales it for other sizes.
         optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].

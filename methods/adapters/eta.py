@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import Source
+from methods.base import RateRule, Source
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import NormAdapter, NormOptions, margin, rows_where
 
@@ -53,13 +53,18 @@ class Eta(NormAdapter):
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05},
         "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.4},
+        "cifar100-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.1},
+    }
+    rate_rules: ClassVar[Mapping[str, RateRule]] = {
+        "imagenet-gn": "batch/32, at most 1",
+        "imagenet-ln": "batch/64",
     }
 
     @dataclass(frozen=True)
     class Config(EtaOptions):
         """Defaults of the paper for ImageNet.
 
-        lr: step size; 2.5e-4 with SGD (batch 64).
+        lr: step size; 2.5e-4 with SGD (batch 64); `rate_rules` scales it for other sizes.
         optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].

@@ -48,6 +48,10 @@ class FOA(Adapter):
     access: ClassVar[Access] = Access(source="statistics", test="stream", state="online")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"trade_off": (0.1, 0.2, 0.4, 0.8), "prompts": (0, 1, 3)}
     checked_with: ClassVar[Mapping[str, Any]] = {"prompts": 1, "population": 4, "source_images": 8}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "imagenet-ln": {"trade_off": 0.4},
+        "imagenet-r-ln": {"trade_off": 0.2},
+    }
 
     @dataclass(frozen=True)
     class Config:

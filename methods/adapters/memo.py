@@ -54,6 +54,7 @@ class Memo(Adapter):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4, "views": 64},
         "imagenet-ln": {"lr": 1e-5, "optimizer": "adamw", "weight_decay": 0.01, "views": 64},
+        "cifar-bn": {"lr": 5e-3, "views": 32, "crop": "padded"},
         "cifar-gn": {"lr": 5e-3, "views": 32, "crop": "padded"},
     }
 

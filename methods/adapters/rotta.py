@@ -64,7 +64,7 @@ class Rotta(Adapter):
     class Config(TeacherOptions):
         """Defaults of the release.
 
-        lr: step size.
+        lr: step size; it does not follow the batch size, as each step is on the images of the memory.
         optimizer: "adam" (betas `momentum` and 0.999) or "sgd". No weight decay.
         momentum: the first beta of Adam, or of SGD; in [0, 1).
         nesterov: whether SGD uses Nesterov's momentum.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.base import Source
+from methods.base import RateRule, Source
 from methods.losses import gradients, recordable
 from methods.online import (
     NormAdapter,
@@ -51,12 +51,18 @@ class Sar(NormAdapter):
         "imagenet-ln": {"lr": 1e-3},
         "cifar-bn": {"lr": 1e-3},
     }
+    rate_rules: ClassVar[Mapping[str, RateRule]] = {
+        "imagenet-bn": "batch/32, at most 1, twice that for 1",
+        "imagenet-gn": "batch/32, at most 1, twice that for 1",
+        "imagenet-ln": "batch/64, twice that for 1",
+    }
 
     @dataclass(frozen=True)
     class Config(NormOptions):
         """Defaults of the paper for ImageNet.
 
-        lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64).
+        lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64); other sizes:
+            `rate_rules`.
         optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from methods.base import RateRule
 from methods.identity import component
 from methods.losses import gradients, recordable
 from methods.online import NormAdapter, NormOptions
@@ -35,13 +36,18 @@ class Tent(NormAdapter):
         "imagenet-ln": {"lr": 1e-3},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam"},
     }
+    rate_rules: ClassVar[Mapping[str, RateRule]] = {
+        "imagenet-gn": "batch/32, at most 1",
+        "imagenet-ln": "batch/64",
+    }
 
     @component("methods.tent.Tent.Config")
     @dataclass(frozen=True)
     class Config(NormOptions):
         """Defaults of the paper for ImageNet.
 
-        lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200).
+        lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200); other sizes:
+            `rate_rules`.
         optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
         momentum: of SGD, or the first beta of Adam; in [0, 1).
         steps: updates on each batch; the prediction comes from the last forward pass, before its update.

@@ -1,0 +1,107 @@
+"""Find the published options of a method for the data and the norms of a run, and say where each comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.core.errors import nearest
+
+# What the number of classes and the resolution of the data decide less than the normalisation of the model does.
+_OF_THE_STEP = ("lr", "optimizer", "momentum", "nesterov", "weight_decay")
+_NORMS = ("bn", "gn", "ln")
+# Number of classes of the data that options are published for.
+_CLASSES = {"cifar": 10, "cifar100": 100, "imagenet": 1000}
+
+RATE_RULES: dict[str, Callable[[int], float]] = {
+    "batch/64": lambda batch: batch / 64,
+    "batch/64, twice that for 1": lambda batch: batch / 64 if batch > 1 else 2 / 64,
+    "batch/32, at most 1": lambda batch: min(1.0, batch / 32),
+    "batch/32, at most 1, twice that for 1": lambda batch: min(1.0, batch / 32) if batch > 1 else 2 / 32,
+}
+"""By what a published rate is multiplied for a batch of this many images; see `Adapter.rate_rules`."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What decides the options for a data set: the name of the shift, its family and the number of classes."""
+
+    name: str
+    family: str
+    classes: int
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names under which options for exactly this data are published, the most special first."""
+        return self.name, f"{self.family}{self.classes}", self.family
+
+    def nearest(self, names: Sequence[str]) -> list[str]:
+        """Sort names of data: those of this data, then others, the nearest number of classes first."""
+        own = [name for name in self.keys if name in names]
+        others = [name for name in names if name in _CLASSES and name not in own]
+        return own + sorted(others, key=lambda name: abs(math.log(_CLASSES[name] / self.classes)))
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published options, and for each the key of `presets` that it is from. `exact`: the key is of this data and norm.
+
+    `scale` is what the published rate was multiplied by for the size of the batch, `rule` says why ("": not at all).
+    """
+
+    options: Mapping[str, Any]
+    origin: Mapping[str, str]
+    exact: bool
+    rule: str = ""
+    scale: float = 1.0
+
+
+NOTHING = Published({}, {}, True)
+
+
+def published(
+    presets: Mapping[str, Mapping[str, Any]], rules: Mapping[str, str], data: Data, norm: str, batch_size: int = 64
+) -> Published:
+    """Choose among a method's published options for data and norms (bn, gn, ln).
+
+    Where none are published for both, the options of the step (rate, optimiser) are those for the same norms on other
+    data, and the others, which follow the number of classes, those for the same data or else the nearest number of
+    classes. The result is empty for a method without published options.
+    """
+    names = data.nearest([key.rpartition("-")[0] for key in presets])
+    for_norm = next((f"{name}-{norm}" for name in names if f"{name}-{norm}" in presets), None)
+    for_data = next(
+        (f"{name}-{kind}" for name in names for kind in (norm, *_NORMS) if f"{name}-{kind}" in presets), None
+    )
+    if for_data is None:
+        return NOTHING
+    exact = for_data == for_norm and for_data.rpartition("-")[0] in data.keys
+    origin = dict.fromkeys(presets[for_data], for_data)
+    if for_norm is not None and for_norm != for_data:
+        origin = {option: key for option, key in origin.items() if option not in _OF_THE_STEP}
+        origin |= {option: for_norm for option in presets[for_norm] if option in _OF_THE_STEP}
+    options = {option: presets[key][option] for option, key in origin.items()}
+    rule = rules.get(origin.get("lr", ""), "")
+    scale = RATE_RULES[nearest(rule, RATE_RULES, "rate rule")](batch_size) if rule else 1.0
+    if rule:
+        options["lr"] *= scale
+    return Published(options, origin, exact, rule, scale)
+
+
+def in_words(found: Published) -> dict[str, str]:
+    """Return each option with its value and where it comes from, as "0.001 (of imagenet-ln, times batch/64)"."""
+    words = {}
+    for option, value in found.options.items():
+        where = "published" if found.exact else f"of {found.origin[option]}"
+        scaled = option == "lr" and found.rule
+        words[option] = f"{value / found.scale} ({where}, times {found.rule})" if scaled else f"{value} ({where})"
+    return words
+
+
+def borrowed(found: Published, overridden: Mapping[str, Any]) -> str:
+    """Say which options are those of other data or norms: "lr of imagenet-ln, epsilon of cifar-bn"; "" if none are."""
+    if found.exact:
+        return ""
+    return ", ".join(f"{option} of {key}" for option, key in found.origin.items() if option not in overridden)
