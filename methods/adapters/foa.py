@@ -34,17 +34,19 @@ class FOA(Adapter):
     """Searches prompts that make predictions certain and features like the source's, by forward passes alone.
 
     Niu et al. 2024, arXiv:2404.01650. Prompts are tokens inserted after the class token. On each batch CMA-ES proposes
-    a population of them, and the best so far is tried again. Each candidate's loss is the sum of entropies plus the
-    distance between the means and deviations of the features after each block and those of the source (equations 5-6);
-    the prediction is that of the best candidate. Activation shifting (equations 7-8) moves the last features by the
-    source mean minus a moving average along the stream, from the second batch on. A block's feature is that of the
-    class token (the mean over patches in models that classify by it), after the next normalisation.
+    a population of them, and the best of the last batch is tried again (at first, uniform random prompts). Each
+    candidate's loss is the sum of entropies plus the distance between the means and deviations of the features after
+    each block and those of the source (equations 5-6); the prediction is that of the best candidate. Activation
+    shifting (equations 7-8) moves the last features by the source mean minus a moving average along the stream, from
+    the second batch on; the losses are those from before the shift. A block's feature is that of the class token (the
+    mean over patches in models that classify by it), after the next normalisation. Costs `population` + 1 forward
+    passes.
 
     For a single image there is no deviation, so only the means are compared. The covariance in CMA-ES has as many rows
     as the prompts have values.
     """
 
-    tested_against = "restatement"
+    tested_against = "golden"
     access: ClassVar[Access] = Access(source="statistics", test="stream", state="online")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"trade_off": (0.1, 0.2, 0.4, 0.8), "prompts": (0, 1, 3)}
     checked_with: ClassVar[Mapping[str, Any]] = {"prompts": 1, "population": 4, "source_images": 8}
@@ -97,7 +99,9 @@ class FOA(Adapter):
         self.draws = self.generator if on_cpu else torch.Generator().manual_seed(self.generator.initial_seed())
         size = self.config.prompts * self.prompted.dim
         self.search_state = Search(size, self.config.population, self.config.deviation, self.draws) if size else None
-        self.best = torch.zeros(size, dtype=torch.float64)
+        bound = self.prompted.prompt_bound
+        # In single precision, as the release keeps it.
+        self.best = (torch.rand(size, generator=self.draws, dtype=torch.float64) * 2 * bound - bound).float()
 
     @torch.no_grad()
     def _source_features(self, source: Source) -> Tensor:
@@ -118,26 +122,29 @@ class FOA(Adapter):
         """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] of the best prompts."""
         shift = self._shift()
         if self.search_state is None:
-            features, logits = self.prompted(images, None, shift)
+            features, _, shifted = self.prompted(images, None, shift)
             self._remember(features.mean(dim=0))
-            return logits
-        candidates = [*self.search_state.ask(), self.best.numpy()]
+            return shifted
+        candidates = [*self.search_state.ask(), self.best.double().numpy()]
         outputs, losses, means = [], [], []
         for candidate in candidates:
             prompts = torch.from_numpy(candidate).to(images).view(-1, self.prompted.dim)
-            features, logits = self.prompted(images, prompts, shift)
-            outputs.append(logits)
+            features, logits, shifted = self.prompted(images, prompts, shift)
+            outputs.append(shifted)
             losses.append(self.loss(features, logits))
             means.append(features.mean(dim=0))
         self._remember(torch.stack(means).mean(dim=0))
         judged = torch.stack(losses).double().nan_to_num(nan=WORST, posinf=WORST).tolist()
         chosen = min(range(len(judged)), key=judged.__getitem__)
-        self.best = torch.from_numpy(candidates[chosen].copy())
+        self.best = torch.from_numpy(candidates[chosen]).float()
         self.search_state.tell(candidates, judged)
         return outputs[chosen]
 
     def loss(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Sum of entropies plus the weighted distance to the source: [n, layers * dim], [n, classes] -> scalar."""
+        """Sum of entropies plus the weighted distance to the source: [n, layers * dim], [n, classes] -> scalar.
+
+        Both as they are before the shift.
+        """
         distance = (features.mean(dim=0) - self.source_mean).square().sum()
         if len(features) > 1:
             distance = distance + (features.std(dim=0) - self.source_deviation).square().sum()
@@ -231,8 +238,8 @@ class Prompted:
     """A vision transformer whose blocks accept prompts and return their features; see `find_transformer`.
 
     `norms` are the normalisations after each block but the last. `token` says that the class token is classified, not
-    the mean over patches; `prefix` is the number of tokens before the patches. `dim` is the width of a token and `last`
-    the width of the head's input.
+    the mean over patches; `prefix` is the number of tokens before the patches. `dim` is the width of a token, `patch`
+    the number of pixels of a patch and `last` the width of the head's input.
     """
 
     parts: Split
@@ -241,13 +248,19 @@ class Prompted:
     token: bool
     prefix: int
     dim: int
+    patch: int
 
     @property
     def last(self) -> int:
         return self.parts.head.in_features
 
-    def __call__(self, images: Tensor, prompts: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features [n, (blocks - 1) * dim + last] before the shift, and logits [n, classes] after it.
+    @property
+    def prompt_bound(self) -> float:
+        """Largest absolute value of a new prompt: Glorot's, from a patch to a token (Jia et al. 2022, VPT)."""
+        return math.sqrt(6 / (3 * self.patch + self.dim))
+
+    def __call__(self, images: Tensor, prompts: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [n, (blocks - 1) * dim + last], logits [n, classes], and logits after the shift, if there is one.
 
         `prompts`: [p, dim], inserted after the class token of all images. `shift`: [last], added to the last features.
         """
@@ -271,7 +284,8 @@ class Prompted:
 
         def finish(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
             features.append(inputs[0].float())
-            return None if shift is None else (inputs[0] + shift.to(inputs[0].dtype),)
+            # Both through the model, which may select classes after its head.
+            return None if shift is None else (torch.cat([inputs[0], inputs[0] + shift.to(inputs[0].dtype)]),)
 
         with _hooked() as handles:
             handles.append(self.blocks[0].register_forward_pre_hook(insert))
@@ -279,7 +293,7 @@ class Prompted:
             handles.extend(norm.register_forward_hook(note) for norm in self.norms)
             handles.append(self.parts.head.register_forward_pre_hook(finish))
             logits: Tensor = self.parts.model(images)
-        return torch.cat(features, dim=1), logits
+        return torch.cat(features, dim=1), logits[: len(images)], logits[-len(images) :]
 
 
 @contextmanager
@@ -302,14 +316,16 @@ def find_transformer(model: nn.Module) -> Prompted:
         if isinstance(module, TimmTransformer):
             blocks, name = module.blocks, "norm1"
             token, prefix, dim = module.global_pool == "token", int(module.num_prefix_tokens), int(module.embed_dim)
+            patch = math.prod(module.patch_embed.patch_size)
         elif isinstance(module, TorchvisionTransformer):
             blocks, name = module.encoder.layers, "ln_1"
             token, prefix, dim = True, 1, module.hidden_dim
+            patch = module.patch_size**2
         else:
             continue
         norms = tuple(getattr(block, name, None) for block in list(blocks)[1:])
         if isinstance(blocks, nn.Sequential) and all(isinstance(norm, nn.Module) for norm in norms):
-            return Prompted(parts, blocks, tuple(norm for norm in norms if norm is not None), token, prefix, dim)
+            return Prompted(parts, blocks, tuple(norm for norm in norms if norm is not None), token, prefix, dim, patch)
     raise Unsupported(
         "foa learns prompts of a vision transformer of timm or torchvision, and this model contains none; "
         "choose a ViT, or a method without gradients for any model, such as lame or t3a"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,8 +81,13 @@ def agree(run: Callable[[Tensor], Tensor], stream: Tensor, official: Tensor, tol
     return bool(((ours - official).abs().amax((1, 2)) <= (3 * spread).clamp_min(tolerance)).all())
 
 
-def play(adapter: Adapter, stream: Tensor, source: Tensor, after_reset: bool = False) -> Tensor:
-    """The logits of an adapter along a stream, [batches, n, classes], on one thread and with AVX2 kernels."""
+def play(
+    adapter: Adapter, stream: Tensor, source: Tensor, after_reset: bool = False, resets: Collection[int] = ()
+) -> Tensor:
+    """The logits of an adapter along a stream, [batches, n, classes], on one thread and with AVX2 kernels.
+
+    It is reset before the batches whose places are in `resets`.
+    """
     if (capability := torch.backends.cpu.get_cpu_capability()) != "AVX2":
         pytest.skip(f"golden outputs were made with AVX2 kernels, this processor runs {capability} ones")
     declared = adapter.access.source != "none"
@@ -95,6 +100,11 @@ def play(adapter: Adapter, stream: Tensor, source: Tensor, after_reset: bool = F
             for batch in stream:
                 adapter.predict(batch)
             adapter.reset()
-        return torch.stack([adapter.predict(batch) for batch in stream])
+        logits = []
+        for place, batch in enumerate(stream):
+            if place in resets:
+                adapter.reset()
+            logits.append(adapter.predict(batch))
+        return torch.stack(logits)
     finally:
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +88,30 @@ class OfficialRun:
 
     def stored(self) -> Tensor:
         return torch.from_numpy(np.load(FOLDER / f"{self.name}.npz")["logits"])
+
+
+def play_with_resets(
+    resets: Collection[int], run: OfficialRun, model: nn.Module, stream: Tensor, source: Tensor
+) -> Tensor:
+    """The logits of our adapter, which is reset before the batches given; as `ours` by `partial`."""
+    adapter = run.adapter(model, run.adapter.Config(**run.options), torch.Generator().manual_seed(7))
+    return play(adapter, stream, source, resets=resets)
+
+
+def fisher_information(model: nn.Module, source: Tensor) -> dict[str, list[Tensor]]:
+    """What the releases of EATA take: squared gradients, in the mean over batches, and value of each parameter, by name.
+
+    The releases compute it in their scripts, which cannot be loaded; this restates them. `model` is configured,
+    `source` [batches, n, 3, h, w].
+    """
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    squares = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+    for images in source:
+        logits = model(images)
+        loss = nn.functional.cross_entropy(logits, logits.argmax(1))
+        for name, slope in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
+            squares[name] += slope**2
+    return {name: [squares[name] / len(source), named[name].detach().clone()] for name in named}
 
 
 def checkouts() -> Path:
