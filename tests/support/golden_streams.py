@@ -71,6 +71,8 @@ def agree(run: Callable[[Tensor], Tensor], stream: Tensor, official: Tensor, tol
     ours = run(stream)
     if (ours - official).abs().max() <= tolerance:
         return True
+    if stream.dtype == torch.float64:
+        return False  # so fine a rounding does not show, however much a stream amplifies it
     noise = torch.Generator().manual_seed(0)
     half = torch.finfo(torch.float32).eps / 2
     moved = (stream * (1 + half * torch.randn(stream.shape, generator=noise)) for _ in range(9))
