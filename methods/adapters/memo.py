@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.base import Adapter, Source
-from methods.losses import gradients, marginal_entropy, recordable
+from methods.losses import at_least_float32, gradients, marginal_entropy, recordable
 from methods.norms import blend_statistics
 from methods.state import load_module, same, save_module
 from methods.table import Access
@@ -137,7 +137,7 @@ class Memo(Adapter):
             except RuntimeError as error:
                 why = f"vmap refuses the model: {error}"
             load_module(self.model, before)
-            warnings.warn(f"memo adapts to one image at a time, since {why}", stacklevel=4)
+            warnings.warn(f"memo adapts to one image at a time, since {why}", stacklevel=5)
             self.together = False
         return torch.stack([self._one(image, own) for image, own in zip(images, views, strict=True)])
 
@@ -191,5 +191,7 @@ class Memo(Adapter):
         lr: float = self.config.lr
         decay: float = self.config.weight_decay
         if self.config.optimizer == "adamw":
-            return parameter * (1 - lr * decay) - lr * gradient / (gradient.abs() + ADAM_EPSILON)
+            exact = at_least_float32(gradient)  # float16 rounds the addend to 0
+            change = lr * exact / (exact.abs() + ADAM_EPSILON)
+            return parameter * (1 - lr * decay) - change.to(parameter.dtype)
         return parameter - lr * (gradient + decay * parameter)
