@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -91,7 +91,12 @@ class Memo(Adapter):
                 raise ValueError(f'memo.crop must be one of {", ".join(get_args(Crop))}, not "{self.crop}"')
 
     def configure(self, source: Source | None) -> None:
-        """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative."""
+        """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative.
+
+        A model inside nn.DataParallel is taken out, since torch.func refuses it; so one device does all the work.
+        """
+        if isinstance(self.model, nn.DataParallel):
+            self.model = self.model.module
         self.model.requires_grad_(True)
         # Eval mode already uses the source statistics alone.
         blended = (
