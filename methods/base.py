@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -259,6 +260,8 @@ class Adapter(ABC):
     None, and lists, tuples or dicts of them, without further code; for a module, all that it holds (see
     `methods.state`), including what its own forward pass changes. `self.model` is a private copy of the classifier in
     eval mode, `self.config` the options and `self.generator` the only source of randomness.
+
+    Every `predict` refuses images that break its contract before the subclass sees them (see `check_images`).
     """
 
     access: ClassVar[Access]
@@ -281,6 +284,11 @@ class Adapter(ABC):
     @dataclass(frozen=True)
     class Config:
         """No options."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not hasattr(cls.predict, "_checks_images"):
+            cls.predict = _with_checked_images(cls.predict)  # type: ignore[method-assign, assignment]
 
     @classmethod
     def supports(cls, model: nn.Module, config: Any = None, source: Source | None = None) -> tuple[bool, str]:
@@ -316,7 +324,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
-        """Adapt on a batch (float [n, 3, h, w] in [0, 1]); return log-probabilities up to a constant, [n, classes]."""
+        """Adapt on a batch (float [n, 3, h, w] in [0, 1]); return log-probabilities up to a constant, [n, classes].
+
+        Where the scores of the model are not finite, these must not be finite either. Raises ValueError, and changes
+        nothing, for images that `check_images` refuses.
+        """
 
     def reset(self) -> None:
         """Restore the state after `prepare`: parameters, buffers, optimisers, memories, counters and generators."""
@@ -345,6 +357,35 @@ class Adapter(ABC):
             delattr(self, name)
         for name, saved in state.items():
             setattr(self, name, _load(vars(self).get(name), saved))
+
+
+def check_images(images: Tensor, model: nn.Module) -> None:
+    """Raise ValueError unless images are float [n, 3, h, w] with n >= 1, in a precision that suits the model.
+
+    Integers are refused since their range is not [0, 1], and float64 unless the model has parameters in float64. The
+    range is not checked, since that would make the host wait for the device.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"predict takes images [n, 3, h, w], not {list(images.shape)}; give a batch of images")
+    if len(images) == 0:
+        raise ValueError("a batch of 0 images has nothing to predict or to learn from; leave it out")
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"predict takes float images in [0, 1], not {kind}; give images.float() / 255 for values in 0 .. 255"
+        )
+    if images.dtype == torch.float64 and all(value.dtype != torch.float64 for value in model.parameters()):
+        raise ValueError("the images are float64 and no parameter of the model is; give images.float()")
+
+
+def _with_checked_images(predict: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    @functools.wraps(predict)
+    def checked(self: Adapter, images: Tensor) -> Tensor:
+        check_images(images, self.model)
+        return predict(self, images)
+
+    checked._checks_images = True  # type: ignore[attr-defined]
+    return checked
 
 
 def _save(name: str, value: Any, copied: bool) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from methods.base import Adapter, Source, SourceBatch
+from methods.base import Adapter, Source, SourceBatch, Unsupported
 from methods.example_models import CLASSES, EXAMPLES, SIDE, example_images, example_model, head_of
 
 BATCHES, SIZE = 3, 4
@@ -53,10 +53,13 @@ class Case:
         return example_images(BATCHES, SIZE)
 
     def build(self, model: nn.Module | None = None, seed: int = 0) -> Adapter:
-        """Build an adapter that is ready for the stream. It gets source images only as its class declares them."""
+        """Build an adapter that is ready for the stream. It gets source images only as its class declares them.
+
+        Source images have the precision and device of the model.
+        """
         given = example_model(self.model) if model is None else model
         adapter = self.adapter(given, self.config, torch.Generator().manual_seed(seed))
-        adapter.prepare(_source(self.adapter, next(given.parameters()).device))
+        adapter.prepare(_source(self.adapter, next(given.parameters())))
         return adapter
 
     @cached_property
@@ -65,11 +68,11 @@ class Case:
         return play(self.build(), self.stream)
 
 
-def _source(adapter: type[Adapter], device: torch.device) -> Source | None:
+def _source(adapter: type[Adapter], like: Tensor) -> Source | None:
     if adapter.access.source == "none":
         return None
-    images = example_images(3, SIZE).flip(-1).to(device)
-    labels = (torch.arange(3 * SIZE) % CLASSES).view(3, SIZE).to(device)
+    images = example_images(3, SIZE).flip(-1).to(like)
+    labels = (torch.arange(3 * SIZE) % CLASSES).view(3, SIZE).to(like.device)
     labelled = adapter.access.source == "labelled"
     return Source(lambda number: SourceBatch(images[number], labels[number] if labelled else None), 3)
 
@@ -263,6 +266,20 @@ def survives_half_precision(case: Case) -> None:
     _require(finite, "half precision gives numbers that are not finite; do sums and logarithms in float32")
 
 
+def takes_models_in_half_precision(case: Case) -> None:
+    """A model in bfloat16 or float16 gives finite scores and parameters, or is refused as Unsupported."""
+    for precision in (torch.bfloat16, torch.float16):
+        try:
+            adapter = case.build(example_model(case.model).to(precision))
+        except Unsupported:
+            continue
+        finite = bool(torch.isfinite(play(adapter, case.stream.to(precision))).all()) and _finite_state(adapter)
+        _require(
+            finite,
+            f"a model in {precision} gives numbers that are not finite; calculate in float32, or raise Unsupported",
+        )
+
+
 def survives_identical_images(case: Case) -> None:
     """Batches of one repeated, a black or a white image give finite scores and leave finite parameters."""
     adapter = case.build()
@@ -288,6 +305,55 @@ def shows_what_is_not_finite(case: Case) -> None:
         case.answers,
         "reset() does not recover from images with NaN; keep all state on self",
     )
+
+
+def shows_a_broken_model(case: Case) -> None:
+    """Where a model with a NaN in its weights gives scores that are not finite, so does the adapter, or an error."""
+    for place in ("first parameter", "head's weight", "head's bias"):
+        model = example_model(case.model)
+        head = head_of(model)
+        values = {"first parameter": next(model.parameters()), "head's weight": head.weight, "head's bias": head.bias}
+        with torch.no_grad():
+            values[place].view(-1)[0] = torch.nan
+            broken = ~torch.isfinite(model(case.stream.flatten(0, 1))).all(1)
+        try:
+            answers = play(case.build(model), case.stream)
+        except Broken:
+            raise
+        except Exception:  # noqa: BLE001 - an error is equally acceptable
+            continue
+        hidden = torch.isfinite(answers).all(1) & broken
+        _require(
+            not bool(hidden.any()),
+            f"a model with NaN in its {place} gets finite scores; return NaN where the model's scores are not finite",
+        )
+
+
+def refuses_images_outside_the_contract(case: Case) -> None:
+    """A batch of 0 images, integers, float64 for a float32 model and a single image [3, h, w] raise ValueError.
+
+    They change nothing. The base class does this for each `predict` that a class defines.
+    """
+    adapter = case.build()
+    first = play(adapter, case.stream[:1])
+    batch = case.stream[1]
+    refused = {
+        "a batch of 0 images": batch[:0],
+        "uint8 images": batch.mul(255).to(torch.uint8),
+        "float64 images for a float32 model": batch.double(),
+        "an image without a batch dimension": batch[0],
+    }
+    for what, images in refused.items():
+        try:
+            adapter.predict(images)
+        except ValueError:
+            continue
+        except Exception as error:
+            kind = type(error).__name__
+            raise Broken(f"{what} gave {kind}; call methods.base.check_images first in predict") from error
+        raise Broken(f"{what} gave an answer; call methods.base.check_images first in predict")
+    found = torch.cat([first, play(adapter, case.stream[1:])])
+    _require_same(found, case.answers, "refused images change later predictions; refuse them before anything else")
 
 
 def does_not_grow(case: Case) -> None:
@@ -330,8 +396,11 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     lives_beside_another,
     survives_huge_logits,
     survives_half_precision,
+    takes_models_in_half_precision,
     survives_identical_images,
     shows_what_is_not_finite,
+    shows_a_broken_model,
+    refuses_images_outside_the_contract,
     does_not_grow,
 )
 
@@ -355,7 +424,7 @@ def conform(
     accepted = False
     for model in models:
         case = Case(adapter, config, model)
-        supported, reason = adapter.supports(example_model(model), config, _source(adapter, torch.device("cpu")))
+        supported, reason = adapter.supports(example_model(model), config, _source(adapter, torch.empty(0)))
         if not supported:
             yield Finding("supports", model, "refused", reason)
             continue

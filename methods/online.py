@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -75,7 +75,7 @@ class NormAdapter(Adapter):
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimiser of `self.parameters` that the options name."""
         if self.config.optimizer == "adam":
-            return torch.optim.Adam(self.parameters, lr=self.config.lr, betas=(self.config.momentum, 0.999))
+            return adam(self.parameters, self.config.lr, self.config.momentum)
         return torch.optim.SGD(self.parameters, lr=self.config.lr, momentum=self.config.momentum)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -97,6 +97,22 @@ class NormAdapter(Adapter):
             self.regularise()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def adam(
+    parameters: Sequence[nn.Parameter], lr: float, beta: float = 0.9, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """Return Adam with betas `beta` and 0.999. Raises Unsupported for parameters in float16.
+
+    Its averages have the precision of the parameters, and in float16 the squares of most gradients and its addend of
+    1e-8 are 0.
+    """
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        raise Unsupported(
+            "Adam divides by squared gradients, which are 0 in the float16 of this model; "
+            "use the model in float32 or bfloat16, or SGD if the method offers it"
+        )
+    return torch.optim.Adam(parameters, lr=lr, betas=(beta, 0.999), weight_decay=weight_decay)
 
 
 def rows_where(mask: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.base import Adapter, Source
-from methods.losses import gradients, marginal_entropy, recordable
+from methods.losses import at_least_float32, gradients, marginal_entropy, recordable
 from methods.norms import blend_statistics
 from methods.state import load_module, same, save_module
 from methods.table import Access
@@ -92,7 +92,12 @@ class Memo(Adapter):
                 raise ValueError(f'memo.crop must be one of {", ".join(get_args(Crop))}, not "{self.crop}"')
 
     def configure(self, source: Source | None) -> None:
-        """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative."""
+        """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative.
+
+        A model inside nn.DataParallel is taken out, since torch.func refuses it; so one device does all the work.
+        """
+        if isinstance(self.model, nn.DataParallel):
+            self.model = self.model.module
         self.model.requires_grad_(True)
         # Eval mode already uses the source statistics alone.
         blended = (
@@ -138,7 +143,7 @@ class Memo(Adapter):
             except RuntimeError as error:
                 why = f"vmap refuses the model: {error}"
             load_module(self.model, before)
-            warnings.warn(f"memo adapts to one image at a time, since {why}", stacklevel=4)
+            warnings.warn(f"memo adapts to one image at a time, since {why}", stacklevel=5)
             self.together = False
         return torch.stack([self._one(image, own) for image, own in zip(images, views, strict=True)])
 
@@ -192,5 +197,7 @@ class Memo(Adapter):
         lr: float = self.config.lr
         decay: float = self.config.weight_decay
         if self.config.optimizer == "adamw":
-            return parameter * (1 - lr * decay) - lr * gradient / (gradient.abs() + ADAM_EPSILON)
+            exact = at_least_float32(gradient)  # float16 rounds the addend to 0
+            change = lr * exact / (exact.abs() + ADAM_EPSILON)
+            return parameter * (1 - lr * decay) - change.to(parameter.dtype)
         return parameter - lr * (gradient + decay * parameter)

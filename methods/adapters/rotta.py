@@ -217,8 +217,9 @@ def _move_statistics(layer: nn.Module, inputs: tuple[Any, ...], *, share: float)
     variance, mean = torch.var_mean(values, dim=[dim for dim in range(values.ndim) if dim != 1], correction=0)
     mean = (1 - share) * norm.running_mean + share * mean
     variance = (1 - share) * norm.running_var + share * variance
-    # New tensors: autograd may still hold those of an earlier pass through the same layer.
-    norm.running_mean, norm.running_var = mean.detach(), variance.detach()
+    # New tensors: autograd may still hold those of an earlier pass through the same layer. In the layer's precision.
+    norm.running_mean = mean.detach().to(norm.running_mean.dtype)
+    norm.running_var = variance.detach().to(norm.running_var.dtype)
     if not mean.requires_grad:
         return None
     # Eval mode gives no gradient of the statistics. This input has the same value, up to rounding, and

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from methods.base import Adapter, Source, Unsupported
 from methods.identity import component
 from methods.losses import at_least_float32, entropy, gradients, recordable
 from methods.nets.feature_head_split import split
+from methods.online import adam
 from methods.table import Access
 
 
@@ -50,7 +50,7 @@ class ShotIM(Adapter):
                 raise ValueError(f"shot_im.steps must be at least 1, not {self.steps}")
 
     def configure(self, source: Source | None) -> None:
-        """Raises Unsupported for a classifier that does not end in one linear layer, or that is only that layer."""
+        """Raises Unsupported for a classifier that does not end in one linear layer, is only that, or is in float16."""
         head = {id(parameter) for parameter in split(self.model).head.parameters()}
         self.parameters = [parameter for parameter in self.model.parameters() if id(parameter) not in head]
         if not self.parameters:
@@ -60,7 +60,7 @@ class ShotIM(Adapter):
             )
         for parameter in self.parameters:
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.config.lr)
+        self.optimizer = adam(self.parameters, self.config.lr)
 
     def predict(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update.

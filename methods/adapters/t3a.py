@@ -25,7 +25,8 @@ class T3A(Adapter):
     Iwasawa and Matsuo, NeurIPS 2021, algorithm 1. The row of the head is the first support of each class. Each image
     becomes a support of the class that the head predicts, before the image itself is predicted; the supports of lowest
     entropy are kept, and the prototype is the direction of their sum. Scores have no bias and a scale of their own, so
-    they rank classes well but are poor probabilities.
+    they rank classes well but are poor probabilities. They are NaN for an image whose logits are not probabilities,
+    since finite prototypes would hide a broken model.
     """
 
     tested_against = "golden"
@@ -72,7 +73,8 @@ class T3A(Adapter):
         features, logits = features.float(), logits.float()
         with torch.autocast(images.device.type, enabled=False):
             self._keep(features, logits.argmax(dim=1), entropy(logits))
-            return features @ self.prototypes.T
+            broken = ~logits.logsumexp(dim=1, keepdim=True).isfinite()
+            return (features @ self.prototypes.T).masked_fill(broken, torch.nan)
 
     def _keep(self, features: Tensor, classes: Tensor, entropies: Tensor) -> None:
         """Add features [n, dim] as supports, then keep those of lowest entropy in each class, older ones first.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.base import Adapter, Source
+from methods.base import Adapter, Source, check_images
 from methods.table import Access
 
 
@@ -139,3 +139,52 @@ def test_what_cannot_be_saved_is_refused_by_name(net: nn.Module) -> None:
 
     with pytest.raises(TypeError, match=r"self\.callback is a function"):
         Opaque(net).prepare()
+
+
+CONTRACT = [
+    (torch.rand(3, 2, 2), r"\[n, 3, h, w\], not \[3, 2, 2\]; give a batch of images"),
+    (torch.rand(0, 3, 2, 2), "a batch of 0 images has nothing to predict or to learn from; leave it out"),
+    (torch.ones(1, 3, 2, 2, dtype=torch.uint8), r"not uint8; give images.float\(\) / 255"),
+    (torch.ones(1, 3, 2, 2, dtype=torch.bool), r"not bool; give"),
+    (torch.rand(1, 3, 2, 2, dtype=torch.float64), r"float64 and no parameter of the model is; give images.float\(\)"),
+]
+
+
+@pytest.mark.parametrize(("images", "words"), CONTRACT)
+def test_images_outside_the_contract_are_refused_before_a_subclass_sees_them(
+    net: nn.Module, stream: Tensor, images: Tensor, words: str
+) -> None:
+    adapter = ready(net)
+    with pytest.raises(ValueError, match=words):
+        adapter.predict(images)
+    assert not adapter.changed()
+    assert torch.equal(play(adapter, stream), play(ready(net), stream))
+
+
+def test_images_in_the_precision_of_the_model_are_taken(net: nn.Module) -> None:
+    for precision in (torch.float64, torch.float16, torch.bfloat16):
+        check_images(torch.ones(1, 3, 2, 2, dtype=precision), copy.deepcopy(net).to(precision))
+    # Autocast takes lower precision than the model's.
+    check_images(torch.ones(1, 3, 2, 2, dtype=torch.bfloat16), net)
+
+
+def test_a_mixin_that_brings_predict_is_checked_too(net: nn.Module) -> None:
+    class Doubles:
+        def predict(self, images: Tensor) -> Tensor:
+            return 2 * super().predict(images)  # type: ignore[misc]
+
+    class Doubled(Doubles, Hoarder):
+        """Twice the answer."""
+
+    class Inherits(Doubled):
+        """No predict of its own."""
+
+    for cls in (Doubled, Inherits):
+        adapter = cls(net, generator=torch.Generator().manual_seed(5))
+        adapter.prepare()
+        with pytest.raises(ValueError, match="0 images"):
+            adapter.predict(torch.rand(0, 3, 2, 2))
+        images = torch.rand(2, 3, 2, 2)
+        assert torch.equal(adapter.predict(images), 2 * ready(net).predict(images))
+    assert Doubles.predict.__qualname__ == Doubled.predict.__qualname__
+    assert not hasattr(Doubles.predict, "_checks_images")

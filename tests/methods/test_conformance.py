@@ -194,6 +194,40 @@ class HidesNaN(Honest):
         return super().predict(images).nan_to_num()
 
 
+class HidesABrokenModel(Honest):
+    def predict(self, images: Tensor) -> Tensor:
+        logits = super().predict(images)
+        return logits.nan_to_num() if images.isfinite().all() else logits
+
+
+class TakesAnyImages(Honest):
+    """Answers itself for images that other adapters refuse."""
+
+    def __init__(self, classifier: nn.Module, config: Any = None, generator: torch.Generator | None = None) -> None:
+        super().__init__(classifier, config, generator)
+        type(self).predict = _answer_anything  # type: ignore[method-assign]
+
+
+def _answer_anything(self: Honest, images: Tensor) -> Tensor:
+    batch = images if images.ndim == 4 else images[None]
+    if len(batch) == 0:
+        return torch.empty(0, 10)
+    return Honest.predict(self, batch.float())
+
+
+class CountsRefusedBatches(Honest):
+    counts: ClassVar[dict[int, int]] = {}
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "predict":
+            counts = type(self).counts
+            counts[id(self)] = counts.get(id(self), 0) + 1
+        return super().__getattribute__(name)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return super().predict(images) * self.counts[id(self)]
+
+
 class KeepsEverything(Honest):
     def configure(self, source: Source | None) -> None:
         super().configure(source)
@@ -232,7 +266,11 @@ BREAKERS: list[tuple[type[Adapter], str]] = [
     (SharesACount, "lives_beside_another"),
     (Exponentiates, "survives_huge_logits"),
     (OverflowsInHalfPrecision, "survives_half_precision"),
+    (OverflowsInHalfPrecision, "takes_models_in_half_precision"),
     (HidesNaN, "shows_what_is_not_finite"),
+    (HidesABrokenModel, "shows_a_broken_model"),
+    (TakesAnyImages, "refuses_images_outside_the_contract"),
+    (CountsRefusedBatches, "refuses_images_outside_the_contract"),
     (KeepsEverything, "does_not_grow"),
     (KeepsAChainOfGraphs, "does_not_grow"),
 ]

@@ -242,6 +242,14 @@ def test_models_without_anything_to_adapt_are_refused(build: Build, make_net: Ne
             build(model)
 
 
+def test_adam_refuses_float16_and_sgd_takes_it(make_net: Nets) -> None:
+    half = make_net("gn").half()
+    with pytest.raises(Unsupported, match="use the model in float32 or bfloat16, or SGD"):
+        Tent(half, Tent.Config(optimizer="adam")).prepare()
+    Tent(half, Tent.Config(optimizer="sgd")).prepare()
+    Tent(half.bfloat16(), Tent.Config(optimizer="adam")).prepare()
+
+
 def test_a_layer_that_no_image_reaches_is_left_alone(build: Build, make_net: Nets, batches: Tensor) -> None:
     class WithSpare(nn.Sequential):
         def forward(self, input: Tensor) -> Tensor:

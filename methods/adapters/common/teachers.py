@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.losses import at_least_float32
-from methods.online import NormOptions
+from methods.online import NormOptions, adam
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,9 @@ def learnable(model: nn.Module) -> list[nn.Parameter]:
 def build_optimizer(
     parameters: list[nn.Parameter], options: TeacherOptions, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """Return SGD (without Nesterov if the momentum is 0, as Nesterov needs momentum) or Adam."""
+    """Return SGD (without Nesterov if the momentum is 0, as Nesterov needs momentum) or Adam (see `online.adam`)."""
     if options.optimizer == "adam":
-        betas = (options.momentum, 0.999)
-        return torch.optim.Adam(parameters, lr=options.lr, betas=betas, weight_decay=weight_decay)
+        return adam(parameters, options.lr, options.momentum, weight_decay)
     return torch.optim.SGD(
         parameters,
         lr=options.lr,

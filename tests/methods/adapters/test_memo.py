@@ -244,3 +244,20 @@ def test_class_masks_hold_before_the_entropy(make_net: Nets, batches: Tensor) ->
 def test_options_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"memo.{next(iter(wrong))}"):
         Memo.Config(**wrong)
+
+
+def test_data_parallel_models_are_answered_as_the_model_inside(make_net: Nets, batches: Tensor) -> None:
+    """torch.func refuses nn.DataParallel, also in an episode of one image."""
+    config = Memo.Config(lr=0.05, views=4, crop="none")
+    for kind in ("bn", "gn"):
+        plain, parallel = ready(make_net(kind), config), ready(nn.DataParallel(make_net(kind)), config)
+        for batch in (batches[0], batches[1, :1]):
+            assert torch.equal(parallel.predict(batch), plain.predict(batch))
+
+
+def test_adamw_leaves_parameters_in_half_precision_without_gradient(make_net: Nets) -> None:
+    """In float16 the addend of 1e-8 would be 0, and the step 0 / 0."""
+    adapter = ready(make_net("none"), Memo.Config(lr=0.5, optimizer="adamw"))
+    values = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float16)
+    stepped = adapter.step(values, torch.tensor([0.0, 1e-4, -1e-4], dtype=torch.float16))
+    torch.testing.assert_close(stepped, torch.tensor([1.0, 1.5, 3.5], dtype=torch.float16), rtol=0, atol=2e-3)

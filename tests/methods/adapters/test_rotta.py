@@ -247,3 +247,20 @@ def test_models_it_cannot_work_with_are_refused(make_net: Nets) -> None:
 def test_options_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"rotta.{next(iter(wrong))}"):
         Rotta.Config(**wrong)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_follows_one_in_float32(
+    make_net: Nets, batches: Tensor, precision: torch.dtype
+) -> None:
+    """The statistics keep the precision of their layer, which otherwise refuses its input."""
+    config = Rotta.Config(**{**BASE, "optimizer": "sgd"})
+    exact, rough = ready(make_net("bn"), config), ready(make_net("bn").to(precision), config)
+    for batch in stream(batches):
+        answers = exact.predict(batch)
+        found = rough.predict(batch.to(precision))
+        assert found.dtype == precision
+        assert float((found.float() - answers).abs().max()) < 0.05 * float(answers.abs().max())
+    kept = [value.dtype for name, value in rough.teacher.named_buffers() if name.endswith(("mean", "var"))]
+    assert kept == [precision] * len(kept)
+    assert not torch.equal(rough.teacher[1].running_mean, make_net("bn")[1].running_mean.to(precision))

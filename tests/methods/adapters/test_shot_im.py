@@ -74,3 +74,9 @@ def test_a_lone_head_and_wrong_options_are_refused() -> None:
     for options in ({"lr": -1.0}, {"steps": 0}):
         with pytest.raises(ValueError, match=r"shot_im\."):
             ShotIM.Config(**options)  # type: ignore[arg-type]
+
+
+def test_a_model_in_float16_is_refused_since_adam_fails_there(make_net: Callable[[str], nn.Sequential]) -> None:
+    with pytest.raises(Unsupported, match="use the model in float32 or bfloat16"):
+        ShotIM(make_net("gn").half()).prepare()
+    ShotIM(make_net("gn").bfloat16()).prepare()

@@ -112,3 +112,32 @@ def test_mixtures_of_classes_are_refused() -> None:
 
     with pytest.raises(Unsupported, match="mixture"):
         T3A(Mixture().eval()).prepare()
+
+
+def test_scores_are_nan_exactly_where_the_logits_are_no_probabilities(
+    make_net: Callable[[str], nn.Sequential], batches: Tensor
+) -> None:
+    """Prototypes stay finite, so without a guard the classifier of a broken head would look sound."""
+
+    class Masked(nn.Module):
+        def __init__(self, addends: Tensor) -> None:
+            super().__init__()
+            self.net, self.addends = make_net("gn"), addends
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.net(images)
+            return logits + self.addends[: len(logits)]
+
+    sound = torch.zeros(4, 10)
+    broken = sound.clone()
+    broken[0, 3], broken[1, 4], broken[2, 5], broken[3] = torch.nan, torch.inf, -torch.inf, -torch.inf
+    answers = []
+    for addends in (sound, broken):
+        adapter = T3A(Masked(sound), T3A.Config())
+        adapter.prepare()
+        adapter.model.addends = addends
+        answers.append(adapter.predict(batches[0]))
+    assert answers[0].isfinite().all()
+    # A class masked with minus infinity is a valid probability of 0; nothing but such classes is not.
+    assert answers[1].isnan().all(1).tolist() == [True, True, False, True]
+    assert answers[1][2].isfinite().all()
