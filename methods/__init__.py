@@ -32,6 +32,10 @@ _LI = (
     "Y. Li, N. Wang, J. Shi, J. Liu, X. Hou. Revisiting Batch Normalization For Practical Domain Adaptation. 2016. "
     "arXiv:1603.04779"
 )
+_MIRZA_DUA = (
+    "M. J. Mirza, J. Micorek, H. Possegger, H. Bischof. The Norm Must Go On: Dynamic Unsupervised Domain Adaptation by "
+    "Normalization. CVPR 2022. arXiv:2112.00463"
+)
 _LIANG = (
     "J. Liang, D. Hu, J. Feng. Do We Really Need to Access the Source Data? Source Hypothesis Transfer for "
     "Unsupervised Domain Adaptation. ICML 2020. arXiv:2002.08546"
@@ -196,6 +200,14 @@ _ROWS = (
         "Batch normalisation with source statistics that follow the stream by a moving average",
         Access(test="stream", state="online"),
         _LI,
+    ),
+    Row(
+        "dua",
+        "adapter",
+        "methods.adapters.dua:Dua",
+        "Moves the statistics of batch normalisation by views of the first images, one by one, ever less",
+        Access(test="stream", state="online"),
+        _MIRZA_DUA,
     ),
     Row(
         "lame",

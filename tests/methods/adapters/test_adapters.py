@@ -17,6 +17,8 @@ from methods.example_models import example_images, example_model
 
 ROWS = [PLAIN, *(row for row in METHODS.values() if row.kind == "adapter")]
 
+BATCH_NORM_ALONE = ("bn", "bn_alpha", "bn_ema", "dua")
+
 
 def case_of(row: Any, model: str | None = None) -> Case:
     cls: type[Adapter] = load_object(row.path)
@@ -76,7 +78,7 @@ def test_source_images_are_asked_for_exactly_by_those_who_declare_them(row: Any)
 def test_two_seeds_differ_only_where_something_is_drawn(row: Any) -> None:
     case = case_of(row)
     other = play(case.build(seed=1), case.stream)
-    draws = {"memo", "deyo", "foa", "cotta", "rotta", "roid", "cmf", "adacontrast", "rmt", "santa"}
+    draws = {"dua", "memo", "deyo", "foa", "cotta", "rotta", "roid", "cmf", "adacontrast", "rmt", "santa"}
     assert torch.equal(other, case.answers) == (row.name not in draws)
 
 
@@ -84,14 +86,14 @@ def test_two_seeds_differ_only_where_something_is_drawn(row: Any) -> None:
 def test_other_sizes_of_images_than_those_of_papers(row: Any, size: int) -> None:
     if row.name == "foa":
         pytest.skip("a transformer of fixed size")
-    case = case_of(row, "group_norm" if row.name not in ("bn", "bn_alpha", "bn_ema") else None)
+    case = case_of(row, "group_norm" if row.name not in BATCH_NORM_ALONE else None)
     images = example_images(1, 4)[0][..., :24, :24] if size == 24 else example_images(1, 4)[0].repeat(1, 1, 2, 2)
     assert torch.isfinite(case.build().predict(images[..., :size, :size])).all()
 
 
 def test_stochastic_depth_and_dropout_stay_off(row: Any) -> None:
     """A transformer in training mode, as a caller may hand it over, whose drawn layers would change every answer."""
-    if row.name in ("bn", "bn_alpha", "bn_ema"):
+    if row.name in BATCH_NORM_ALONE:
         pytest.skip("adapts BatchNorm alone")
     options = {"num_classes": 10, "img_size": 32, "drop_rate": 0.5, "drop_path_rate": 0.5}
     with torch.random.fork_rng(devices=[]):
