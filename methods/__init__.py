@@ -96,6 +96,11 @@ _CHAKRABARTY = (
     "Test Time Adaptation. TMLR 2023."
 )
 
+_MIRZA = (
+    "M. J. Mirza, P. J. Soneira, W. Lin, M. Kozinski, H. Possegger, H. Bischof. ActMAD: Activation Matching to Align "
+    "Distributions for Test-Time-Training. CVPR 2023. arXiv:2211.12870"
+)
+
 PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
@@ -388,6 +393,14 @@ _ROWS = (
         "Keeps predictions near the source model's and gathers features around source prototypes",
         Access(source="labelled", test="stream", state="online", backprop="norm"),
         _CHAKRABARTY,
+    ),
+    Row(
+        "actmad",
+        "adapter",
+        "methods.adapters.actmad:ActMad",
+        "Moves the mean and the variance of activations, place by place, to those of clean source images",
+        Access(source="statistics", test="stream", state="online", backprop="full"),
+        _MIRZA,
     ),
 )
 

@@ -17,14 +17,18 @@ class Passes:
     """The number of samples that went forward and backward through the modules of an adapter.
 
     A pass is an image batch [n, 3, h, w] that enters a module with parameters from outside all watched modules: the
-    whole model, a teacher or anchor, or the first part of a model that a method runs part by part. Batch dimensions
-    added by torch.func count too. The attribute `passes` of a module is the number of networks that it runs.
+    whole model, a teacher or anchor, or the first part of a model that a method runs part by part. It goes backward
+    when a gradient reaches the first output with a gradient that it computed, so a loss of inner activations counts.
+    Batch dimensions added by torch.func count too. The attribute `passes` of a module is the number of networks that it
+    runs.
     """
 
     def __init__(self) -> None:
         self.forwards = 0
         self.backwards = 0
         self._inside = 0
+        self._images = 0
+        self._hooked = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Passes:
         # A copy of a watched model belongs to the same adapter, so its passes are counted here too.
@@ -38,20 +42,28 @@ class Passes:
                 module.register_forward_hook(self._leave, always_call=True)
 
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self._inside:
+            images = bool(inputs) and _is_images(inputs[0])
+            self._images = _samples(inputs[0]) * int(getattr(module, "passes", 1)) if images else 0
+            self._hooked = False
         self._inside += 1
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._inside -= 1
-        if self._inside or not inputs or not _is_images(inputs[0]):
+        if not self._images:
             return
-        samples = _samples(inputs[0]) * int(getattr(module, "passes", 1))
-        self.forwards += samples
+        if not self._inside:
+            self.forwards += self._images
+        if self._hooked or (self._inside and torch.compiler.is_compiling()):
+            return
         traced = next((part for part in _tensors(output) if part.requires_grad), None)
         if traced is None:
             return
         if in_transform(traced):
-            self.backwards += samples  # torch.func takes the gradient of what it traces
-        else:
+            if not self._inside:
+                self.backwards += self._images  # torch.func takes the gradient of what it traces
+        elif not traced.is_leaf:  # a parameter would keep the hook
+            samples, self._hooked = self._images, True
             traced.register_hook(lambda _: self._count_backward(samples))  # type: ignore[no-untyped-call]
 
     def _count_backward(self, samples: int) -> None:

@@ -82,6 +82,7 @@ LIMITS: list[tuple[str, str, float]] = [
             "santa": 7.0,
             "adacontrast": 12.0,
             "rmt": 16.0,
+            "actmad": 6.0,
         }.items()
     ),
     ("vit_tiny_patch16_224", "tent", 2.6),

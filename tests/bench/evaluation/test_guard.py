@@ -177,6 +177,50 @@ def test_passes_of_teachers_parts_and_functional_calls_count() -> None:
     assert passes.forwards == before + 3  # an error inside leaves the nesting count correct
 
 
+def test_a_loss_of_inner_activations_goes_backward_once() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 2)
+    )
+    passes, inner = Passes(), list[Tensor]()
+    passes.watch(net)
+    net[1].register_forward_hook(lambda layer, inputs, output: inner.append(output.clone()))
+    logits = net(torch.rand(5, 3, 8, 8))
+    assert (passes.forwards, passes.backwards) == (5, 0)
+    (inner[0].sum() + logits.sum()).backward()
+    assert passes.backwards == 5
+    net(torch.rand(3, 3, 8, 8))
+    inner[1].sum().backward()
+    assert (passes.forwards, passes.backwards) == (8, 8)
+    net[:2].requires_grad_(False)
+    net(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert (passes.forwards, passes.backwards) == (10, 10)
+
+
+def test_a_module_that_returns_a_parameter_counts_one_pass_at_a_time() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values = nn.Parameter(torch.rand(3, 8, 8))
+
+        def forward(self) -> Tensor:
+            return self.values
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions, self.head = Positions(), nn.Linear(8, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.head((images + self.positions()).mean((1, 2)))
+            return logits
+
+    net, passes = Net(), Passes()
+    passes.watch(net)
+    for number in (1, 2, 3):
+        net(torch.rand(2, 3, 8, 8)).sum().backward()
+        assert passes.backwards == 2 * number
+
+
 def test_a_peak_of_memory_is_seen_and_forgotten() -> None:
     before = peak_memory_mb("cpu")
     assert before is not None

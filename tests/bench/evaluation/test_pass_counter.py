@@ -32,6 +32,7 @@ WIDE_OPEN: dict[str, dict[str, Any]] = {
     "adacontrast": {"queue": 16, "bank_start": 4},
     "rmt": {"warm_up_images": 5},
     "santa": {},
+    "actmad": {"source_images": 10},
 }
 PASSES = {
     "eta": (1, 1),
@@ -49,6 +50,7 @@ PASSES = {
     "cotta": (1 + 1 + 3, 1),
     "adacontrast": (5, 1),
     "santa": (3, 2),
+    "actmad": (2, 1),
 }
 
 
