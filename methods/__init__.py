@@ -183,6 +183,15 @@ _ROWS = (
         starts_as="source",
     ),
     Row(
+        "adabn_pool",
+        "recipe",
+        "methods.recipes.adabn_pool:PoolAdaBN",
+        "BatchNorm with the means and variances of the shifted images that a Self-Soup sees",
+        Access(test="pool", state="offline"),
+        _LI,
+        starts_as="source",
+    ),
+    Row(
         "bn",
         "adapter",
         "methods.adapters.bn:BatchNormStatistics",

@@ -164,7 +164,8 @@ def _scenarios() -> Iterator[tuple[str | None, dict[str, Job]]]:
         cls = load_object(row.path)
         known = {field.name for field in fields(cls.Config)}
         config = cls.Config(**{key: value for key, value in _SOUP.items() if key in known})
-        yield name, cls(config).plan(_stock(), _source_images(), None if cls.pool == "none" else pool)
+        stock = _network() if name == "adabn_pool" else _stock()  # which needs BatchNorm
+        yield name, cls(config).plan(stock, _source_images(), None if cls.pool == "none" else pool)
     soup = load_object(METHODS["selfsoup"].path)
     tuned = {"mixes": _MIXES, "holdout": 0.25, "ingredients": ("mae", "mmcr")}
     seasoned = ("seasoned:epochs=2:batch_size=8", "supervised_seasoned:draws=5")
