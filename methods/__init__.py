@@ -302,6 +302,7 @@ _ROWS = (
         "TENT on the entropy of opinions, which leave room for not knowing",
         Access(test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
+        version=2,
     ),
     Row(
         "come_eata",
@@ -310,6 +311,7 @@ _ROWS = (
         "EATA on the entropy of opinions, which leave room for not knowing",
         Access(source="unlabelled", test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
+        version=2,
     ),
     Row(
         "come_sar",

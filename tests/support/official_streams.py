@@ -5,6 +5,7 @@ module is loaded from there and its functions run; nothing of it is kept here. W
 `tests/golden/official/NAME.npz`, so that without checkouts the adapter is compared with that.
 
     SOUPBENCH_OFFICIAL=checkouts python tests/support/official_streams.py [NAME ...]     # writes them anew
+    SOUPBENCH_OFFICIAL=checkouts python tests/support/official_streams.py --table        # rows of docs/parity.md
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -50,7 +52,8 @@ class OfficialRun:
     `official(model, stream, source)` plays the release and returns its logits [batches, n, classes]; it raises Absent
     without its checkout, and asserts that the branches named were entered. `stream`: the batches, [batches, n, 3, h,
     w], made from the golden ones. `tolerance`: largest absolute difference. `ours`: how our adapter is played, if
-    otherwise than with seed 7 along the stream.
+    otherwise than with seed 7 along the stream. `double`: play both in double precision, where the stream amplifies
+    rounding, as BatchNorm at large steps does.
     """
 
     name: str
@@ -63,17 +66,21 @@ class OfficialRun:
     stream: Callable[[Golden], Tensor] = field(default=lambda golden: golden.stream)
     tolerance: float = 1e-5
     ours: Callable[[OfficialRun, nn.Module, Tensor, Tensor], Tensor] | None = None
+    double: bool = False
 
     def build_model(self, golden: Golden) -> nn.Module:
-        return golden.model(self.model) if isinstance(self.model, str) else self.model(golden)
+        model = golden.model(self.model) if isinstance(self.model, str) else self.model(golden)
+        return model.double() if self.double else model
+
+    def inputs(self, golden: Golden) -> tuple[Tensor, Tensor]:
+        """The stream and the source."""
+        stream, source = self.stream(golden), golden.source
+        return (stream.double(), source.double()) if self.double else (stream, source)
 
     def play_ours(self, stream: Tensor, golden: Golden) -> Tensor:
-        """The logits of our adapter along a stream."""
-        model = self.build_model(golden)
-        if self.ours is not None:
-            return self.ours(self, model, stream, golden.source)
-        adapter = self.adapter(model, self.adapter.Config(**self.options), torch.Generator().manual_seed(7))
-        return play(adapter, stream, golden.source)
+        """The logits of our adapter along a stream like that of `inputs`."""
+        play_it = self.ours or partial(play_with_resets, ())
+        return play_it(self, self.build_model(golden), stream, self.inputs(golden)[1])
 
     def play_official(self, golden: Golden) -> Tensor:
         """The logits of the release along the stream. Raises Absent without its checkout."""
@@ -82,7 +89,7 @@ class OfficialRun:
         try:
             with on_cpu(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return self.official(self.build_model(golden), self.stream(golden), golden.source).detach()
+                return self.official(self.build_model(golden), *self.inputs(golden)).detach()
         finally:
             torch.set_num_threads(threads)
 
@@ -99,7 +106,7 @@ def play_with_resets(
 
 
 def fisher_information(model: nn.Module, source: Tensor) -> dict[str, list[Tensor]]:
-    """What the releases of EATA take: squared gradients, in the mean over batches, and value of each parameter, by name.
+    """What the releases of EATA take: by name, the mean over batches of squared gradients, and the parameter's value.
 
     The releases compute it in their scripts, which cannot be loaded; this restates them. `model` is configured,
     `source` [batches, n, 3, h, w].
@@ -177,8 +184,8 @@ def write(names: Sequence[str]) -> None:
         except Absent as error:
             print(f"{run.name}: {error}")  # noqa: T201 - the output of this script
             continue
-        np.savez_compressed(FOLDER / f"{run.name}.npz", logits=made.numpy())
-        ours = run.play_ours(run.stream(golden), golden)
+        np.savez_compressed(FOLDER / f"{run.name}.npz", logits=made.float().numpy())
+        ours = run.play_ours(run.inputs(golden)[0], golden)
         difference = float((ours - made).abs().max())
         print(f"{run.name}: largest difference {difference:.2g}; {run.file}; {'; '.join(run.enters)}")  # noqa: T201
 
