@@ -105,6 +105,12 @@ def play_with_resets(
     return play(adapter, stream, source, resets=resets)
 
 
+def with_copies(golden: Golden) -> Tensor:
+    """The stream between two batches of copies of one image, of which no model of the golden ones is sure."""
+    copies = golden.stream[:1, :1].expand_as(golden.stream[:1])
+    return torch.cat([copies, golden.stream[:4], copies])
+
+
 def fisher_information(model: nn.Module, source: Tensor) -> dict[str, list[Tensor]]:
     """What the releases of EATA take: by name, the mean over batches of squared gradients, and the parameter's value.
 
