@@ -5,7 +5,7 @@ module is loaded from there and its functions run; nothing of it is kept here. W
 `tests/golden/official/NAME.npz`, so that without checkouts the adapter is compared with that.
 
     SOUPBENCH_OFFICIAL=checkouts python tests/support/official_streams.py [NAME ...]     # writes them anew
-    SOUPBENCH_OFFICIAL=checkouts python tests/support/official_streams.py --table        # rows of docs/parity.md
+    SOUPBENCH_OFFICIAL=checkouts python tests/support/official_streams.py --table        # measures docs/parity.md anew
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -33,9 +34,14 @@ import torch
 from golden_streams import GOLDEN, Golden, play, stored_golden
 from torch import Tensor, nn
 
+from methods import METHODS
 from methods.base import Adapter
 
 FOLDER = GOLDEN / "official"
+PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
+# The rows of the page lie between the rule below its heading and this.
+TABLE_START = "|---|---|---|---|---|---|"
+TABLE_END = "\n## "
 
 
 class Absent(Exception):
@@ -181,6 +187,24 @@ def on_cpu() -> Iterator[None]:
 def write(names: Sequence[str]) -> None:
     """Run the releases and store what they made."""
     FOLDER.mkdir(exist_ok=True)
+    for run, made, difference in _played(names):
+        np.savez_compressed(FOLDER / f"{run.name}.npz", logits=made.float().numpy())
+        print(f"{run.name}: largest difference {difference:.2g}; {run.file}; {'; '.join(run.enters)}")  # noqa: T201
+
+
+def write_table(names: Sequence[str]) -> None:
+    """Run the releases and write the rows of the page anew; a row whose checkout is absent stays as it is."""
+    before, start, after = PAGE.read_text().partition(TABLE_START)
+    known, end, rest = after.partition(TABLE_END)
+    rows = {line.split("|")[2].strip(" `"): line for line in known.strip().splitlines()}
+    rows |= {run.name: _row(run, difference) for run, _, difference in _played(names)}
+    # A stable order by method and run, without runs that are no more.
+    lines = sorted(rows[run.name] for run in all_runs() if run.name in rows)
+    PAGE.write_text("\n".join([before + start, *lines, end + rest]))
+
+
+def _played(names: Sequence[str]) -> Iterator[tuple[OfficialRun, Tensor, float]]:
+    """The runs, all or those named, with what the release made and the largest difference of ours."""
     golden = stored_golden()
     for run in all_runs():
         if names and run.name not in names:
@@ -190,10 +214,33 @@ def write(names: Sequence[str]) -> None:
         except Absent as error:
             print(f"{run.name}: {error}")  # noqa: T201 - the output of this script
             continue
-        np.savez_compressed(FOLDER / f"{run.name}.npz", logits=made.float().numpy())
         ours = run.play_ours(run.inputs(golden)[0], golden)
-        difference = float((ours - made).abs().max())
-        print(f"{run.name}: largest difference {difference:.2g}; {run.file}; {'; '.join(run.enters)}")  # noqa: T201
+        yield run, made, float((ours - made).abs().max())
+
+
+def _row(run: OfficialRun, difference: float) -> str:
+    path = f"{run.adapter.__module__}:{run.adapter.__qualname__}"
+    method = next(row.name for row in METHODS.values() if row.path == path)
+    owner, repository, file = run.file.split("/", 2)
+    commit = subprocess.run(
+        ["git", "-C", str(checkouts() / repository), "rev-parse", "--short=7", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    model = _in_words(run.model) + (", double" if run.double else "")
+    cells = [f"`{method}`", f"`{run.name}`", f"{owner}/{repository} `{file}` ({commit})", model, f"{difference:.1g}"]
+    return f"| {' | '.join([*cells, '; '.join(run.enters)])} |"
+
+
+def _in_words(model: Any) -> str:
+    match model:
+        case str():
+            return model
+        case partial(func=function, args=(str(architecture), *_)):
+            return f"{architecture}, {_in_words(function)}"
+    words: str = model.__name__
+    return words.replace("_", " ")
 
 
 def all_runs() -> list[OfficialRun]:
@@ -211,4 +258,8 @@ def all_runs() -> list[OfficialRun]:
 
 if __name__ == "__main__":
     # One module, whether it is run or imported by the files of runs.
-    importlib.import_module("official_streams").write(sys.argv[1:])
+    module = importlib.import_module("official_streams")
+    if "--table" in sys.argv:
+        module.write_table([name for name in sys.argv[1:] if name != "--table"])
+    else:
+        module.write(sys.argv[1:])
