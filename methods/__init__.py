@@ -328,6 +328,7 @@ _ROWS = (
         "TENT on the entropy of opinions, which leave room for not knowing",
         Access(test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
+        version=2,
     ),
     Row(
         "come_eata",
@@ -336,6 +337,7 @@ _ROWS = (
         "EATA on the entropy of opinions, which leave room for not knowing",
         Access(source="unlabelled", test="stream", state="online", backprop="norm"),
         _ZHANG_COME,
+        version=2,
     ),
     Row(
         "come_sar",

@@ -22,7 +22,7 @@ class BatchNormAlpha(Adapter):
     layer that sees one value per channel uses the source's statistics (see `blend_statistics`).
     """
 
-    tested_against = "restatement"
+    tested_against = "golden"
     access: ClassVar[Access] = Access(test="stream", state="fixed")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.05, 0.1, 0.2, 0.5, 0.8)}
 

@@ -23,7 +23,7 @@ class BatchNormAverage(Adapter):
     variance, keeps its averages and uses them.
     """
 
-    tested_against = "restatement"
+    tested_against = "golden"
     access: ClassVar[Access] = Access(test="stream", state="online")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"momentum": (0.01, 0.05, 0.1, 0.2)}
 

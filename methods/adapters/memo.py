@@ -43,7 +43,7 @@ class Memo(Adapter):
     gradient near zero into a step of lr).
     """
 
-    tested_against = "restatement"
+    tested_against = "golden"
     access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3),

@@ -69,7 +69,7 @@ def augmix(images: Tensor, uniforms: Tensor, *, crop: Crop = "resized", flip: bo
     n, _, height, width = images.shape
     views = uniforms.shape[1]
     rows = uniforms.reshape(n * views, UNIFORMS).cpu().double()
-    pixels = images.clamp(0, 1).mul(255).round().repeat_interleave(views, dim=0)
+    pixels = images.clamp(0, 1).mul(255).round().float().repeat_interleave(views, dim=0)
     start = _BOXES[crop](pixels, rows, flip)
     chains = _run_chains(start.to(torch.uint8).repeat_interleave(CHAINS, dim=0), rows)
     mixed = _mix(start, chains.view(n * views, CHAINS, 3, height, width), rows)

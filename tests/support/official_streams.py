@@ -5,6 +5,7 @@ module is loaded from there and its functions run; nothing of it is kept here. W
 `tests/golden/official/NAME.npz`, so that without checkouts the adapter is compared with that.
 
     SOUPBENCH_OFFICIAL=checkouts python tests/support/official_streams.py [NAME ...]     # writes them anew
+    SOUPBENCH_OFFICIAL=checkouts python tests/support/official_streams.py --table        # measures docs/parity.md anew
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,9 +34,14 @@ import torch
 from golden_streams import GOLDEN, Golden, play, stored_golden
 from torch import Tensor, nn
 
+from methods import METHODS
 from methods.base import Adapter
 
 FOLDER = GOLDEN / "official"
+PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
+# The rows of the page lie between the rule below its heading and this.
+TABLE_START = "|---|---|---|---|---|---|"
+TABLE_END = "\n## "
 
 
 class Absent(Exception):
@@ -50,7 +58,8 @@ class OfficialRun:
     `official(model, stream, source)` plays the release and returns its logits [batches, n, classes]; it raises Absent
     without its checkout, and asserts that the branches named were entered. `stream`: the batches, [batches, n, 3, h,
     w], made from the golden ones. `tolerance`: largest absolute difference. `ours`: how our adapter is played, if
-    otherwise than with seed 7 along the stream.
+    otherwise than with seed 7 along the stream. `double`: play both in double precision, where the stream amplifies
+    rounding, as BatchNorm at large steps does.
     """
 
     name: str
@@ -63,17 +72,21 @@ class OfficialRun:
     stream: Callable[[Golden], Tensor] = field(default=lambda golden: golden.stream)
     tolerance: float = 1e-5
     ours: Callable[[OfficialRun, nn.Module, Tensor, Tensor], Tensor] | None = None
+    double: bool = False
 
     def build_model(self, golden: Golden) -> nn.Module:
-        return golden.model(self.model) if isinstance(self.model, str) else self.model(golden)
+        model = golden.model(self.model) if isinstance(self.model, str) else self.model(golden)
+        return model.double() if self.double else model
+
+    def inputs(self, golden: Golden) -> tuple[Tensor, Tensor]:
+        """The stream and the source."""
+        stream, source = self.stream(golden), golden.source
+        return (stream.double(), source.double()) if self.double else (stream, source)
 
     def play_ours(self, stream: Tensor, golden: Golden) -> Tensor:
-        """The logits of our adapter along a stream."""
-        model = self.build_model(golden)
-        if self.ours is not None:
-            return self.ours(self, model, stream, golden.source)
-        adapter = self.adapter(model, self.adapter.Config(**self.options), torch.Generator().manual_seed(7))
-        return play(adapter, stream, golden.source)
+        """The logits of our adapter along a stream like that of `inputs`."""
+        play_it = self.ours or partial(play_with_resets, ())
+        return play_it(self, self.build_model(golden), stream, self.inputs(golden)[1])
 
     def play_official(self, golden: Golden) -> Tensor:
         """The logits of the release along the stream. Raises Absent without its checkout."""
@@ -82,7 +95,7 @@ class OfficialRun:
         try:
             with on_cpu(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return self.official(self.build_model(golden), self.stream(golden), golden.source).detach()
+                return self.official(self.build_model(golden), *self.inputs(golden)).detach()
         finally:
             torch.set_num_threads(threads)
 
@@ -98,8 +111,14 @@ def play_with_resets(
     return play(adapter, stream, source, resets=resets)
 
 
+def with_copies(golden: Golden) -> Tensor:
+    """The stream between two batches of copies of one image, of which no model of the golden ones is sure."""
+    copies = golden.stream[:1, :1].expand_as(golden.stream[:1])
+    return torch.cat([copies, golden.stream[:4], copies])
+
+
 def fisher_information(model: nn.Module, source: Tensor) -> dict[str, list[Tensor]]:
-    """What the releases of EATA take: squared gradients, in the mean over batches, and value of each parameter, by name.
+    """What the releases of EATA take: by name, the mean over batches of squared gradients, and the parameter's value.
 
     The releases compute it in their scripts, which cannot be loaded; this restates them. `model` is configured,
     `source` [batches, n, 3, h, w].
@@ -168,6 +187,24 @@ def on_cpu() -> Iterator[None]:
 def write(names: Sequence[str]) -> None:
     """Run the releases and store what they made."""
     FOLDER.mkdir(exist_ok=True)
+    for run, made, difference in _played(names):
+        np.savez_compressed(FOLDER / f"{run.name}.npz", logits=made.float().numpy())
+        print(f"{run.name}: largest difference {difference:.2g}; {run.file}; {'; '.join(run.enters)}")  # noqa: T201
+
+
+def write_table(names: Sequence[str]) -> None:
+    """Run the releases and write the rows of the page anew; a row whose checkout is absent stays as it is."""
+    before, start, after = PAGE.read_text().partition(TABLE_START)
+    known, end, rest = after.partition(TABLE_END)
+    rows = {line.split("|")[2].strip(" `"): line for line in known.strip().splitlines()}
+    rows |= {run.name: _row(run, difference) for run, _, difference in _played(names)}
+    # A stable order by method and run, without runs that are no more.
+    lines = sorted(rows[run.name] for run in all_runs() if run.name in rows)
+    PAGE.write_text("\n".join([before + start, *lines, end + rest]))
+
+
+def _played(names: Sequence[str]) -> Iterator[tuple[OfficialRun, Tensor, float]]:
+    """The runs, all or those named, with what the release made and the largest difference of ours."""
     golden = stored_golden()
     for run in all_runs():
         if names and run.name not in names:
@@ -177,10 +214,33 @@ def write(names: Sequence[str]) -> None:
         except Absent as error:
             print(f"{run.name}: {error}")  # noqa: T201 - the output of this script
             continue
-        np.savez_compressed(FOLDER / f"{run.name}.npz", logits=made.numpy())
-        ours = run.play_ours(run.stream(golden), golden)
-        difference = float((ours - made).abs().max())
-        print(f"{run.name}: largest difference {difference:.2g}; {run.file}; {'; '.join(run.enters)}")  # noqa: T201
+        ours = run.play_ours(run.inputs(golden)[0], golden)
+        yield run, made, float((ours - made).abs().max())
+
+
+def _row(run: OfficialRun, difference: float) -> str:
+    path = f"{run.adapter.__module__}:{run.adapter.__qualname__}"
+    method = next(row.name for row in METHODS.values() if row.path == path)
+    owner, repository, file = run.file.split("/", 2)
+    commit = subprocess.run(
+        ["git", "-C", str(checkouts() / repository), "rev-parse", "--short=7", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    model = _in_words(run.model) + (", double" if run.double else "")
+    cells = [f"`{method}`", f"`{run.name}`", f"{owner}/{repository} `{file}` ({commit})", model, f"{difference:.1g}"]
+    return f"| {' | '.join([*cells, '; '.join(run.enters)])} |"
+
+
+def _in_words(model: Any) -> str:
+    match model:
+        case str():
+            return model
+        case partial(func=function, args=(str(architecture), *_)):
+            return f"{architecture}, {_in_words(function)}"
+    words: str = model.__name__
+    return words.replace("_", " ")
 
 
 def all_runs() -> list[OfficialRun]:
@@ -198,4 +258,8 @@ def all_runs() -> list[OfficialRun]:
 
 if __name__ == "__main__":
     # One module, whether it is run or imported by the files of runs.
-    importlib.import_module("official_streams").write(sys.argv[1:])
+    module = importlib.import_module("official_streams")
+    if "--table" in sys.argv:
+        module.write_table([name for name in sys.argv[1:] if name != "--table"])
+    else:
+        module.write(sys.argv[1:])

@@ -25,6 +25,9 @@ def opinion(x: list[float]) -> list[float]:
     return [math.exp(value) / strength for value in x] + [len(x) / strength]
 
 
+# What the release adds to each belief and to the uncertainty.
+SMALL = 1e-7
+
 LOGITS = [
     [0.0, 0.0, 0.0],
     [1.0, -2.0, 0.5, 3.0],
@@ -38,16 +41,16 @@ LOGITS = [
 def test_opinion_entropy_by_definition(logits: list[float]) -> None:
     q = opinion(logits)
     assert math.fsum(q) == pytest.approx(1)
-    expected = -math.fsum(value * math.log(value) for value in q)
+    expected = -math.fsum((value + SMALL) * math.log(value + SMALL) for value in q)
     assert float(opinion_entropy(torch.tensor(logits, dtype=torch.float64))) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("logits", LOGITS[1:])
 def test_its_gradient_by_hand_is_across_the_logits(logits: list[float]) -> None:
-    """dH/dx_k = -q_k (ln q_k + H); then the part along x is taken out, since the length is held."""
+    """dH/dx_k = -q_k (ln q_k - sum_j q_j ln q_j); then the part along x is taken out, since the length is held."""
     q = opinion(logits)
-    entropy = -math.fsum(value * math.log(value) for value in q)
-    slope = torch.tensor([-value * (math.log(value) + entropy) for value in q[:-1]], dtype=torch.float64)
+    mean = math.fsum(value * math.log(value + SMALL) for value in q)
+    slope = torch.tensor([-value * (math.log(value + SMALL) - mean) for value in q[:-1]], dtype=torch.float64)
     x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     (ours,) = torch.autograd.grad(opinion_entropy(x), x)
     unit = x.detach() / x.detach().norm()

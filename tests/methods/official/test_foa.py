@@ -75,7 +75,7 @@ def official(model: nn.Module, stream: Tensor, source: Tensor) -> Tensor:
         mock.patch.object(nn.init, "uniform_", uniform),
         mock.patch.object(foa.cma, "CMAEvolutionStrategy", search),
         mock.patch.object(foa, "forward_and_get_loss", noted),
-        mock.patch.object(foa, "print", lambda *_: None, create=True),
+        mock.patch.object(foa, "print", create=True),
     ):
         draws.manual_seed(7)
         adapted = foa.FOA(foa.PromptViT(model, PROMPTS))
