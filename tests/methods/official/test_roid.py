@@ -36,7 +36,7 @@ def official(given: Mapping[str, Any], model: nn.Module, stream: Tensor, source:
 
 
 def play_ours(run: OfficialRun, model: nn.Module, stream: Tensor, source: Tensor) -> Tensor:
-    adapter = Roid(model, Roid.Config(**run.options), seeded())
+    adapter = run.adapter(model, run.adapter.Config(**run.options), seeded())
     adapter.prepare()
     return short_at_the_end(adapter.predict, stream)
 
