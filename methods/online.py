@@ -99,6 +99,12 @@ class NormAdapter(Adapter):
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def refuse_float16(parameters: Sequence[nn.Parameter], why: str, instead: str = "") -> None:
+    """Raise Unsupported for parameters in float16, which holds neither small nor large gradients."""
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        raise Unsupported(f"{why}; use the model in float32 or bfloat16{instead}")
+
+
 def adam(
     parameters: Sequence[nn.Parameter], lr: float, beta: float = 0.9, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
@@ -107,11 +113,9 @@ def adam(
     Its averages have the precision of the parameters, and in float16 the squares of most gradients and its addend of
     1e-8 are 0.
     """
-    if any(parameter.dtype == torch.float16 for parameter in parameters):
-        raise Unsupported(
-            "Adam divides by squared gradients, which are 0 in the float16 of this model; "
-            "use the model in float32 or bfloat16, or SGD if the method offers it"
-        )
+    refuse_float16(
+        parameters, "Adam divides by squared gradients, which are 0 in float16", ", or SGD where it is offered"
+    )
     return torch.optim.Adam(parameters, lr=lr, betas=(beta, 0.999), weight_decay=weight_decay)
 
 

@@ -24,6 +24,14 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
+def synchronise(device: str) -> None:
+    """Wait until the device has finished its queued work."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
 def pick_jobs(wanted: int | None, device: str, devices: int = 1) -> tuple[int, int]:
     """Return (processes, threads in each): on a CPU small models gain from processes, not threads; GPUs are not shared.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bench.core.cache_dir import weights_path
 from bench.core.components import identity, identity_of_path, is_component
 from bench.core.conditions import CLEAN, Condition, digest_of
+from bench.core.devices import synchronise
 from bench.core.errors import BenchError, MissingDataError
 from bench.core.import_object import code_of, load_object
 from bench.evaluation.pass_counter import Passes, forget_peak, peak_memory_mb
@@ -241,11 +242,14 @@ def _run_segment(
         n = len(images)
         if segment.episodic:
             adapter.reset()
+        # The time of a method contains neither the making of its images nor what is done with its scores.
+        synchronise(job.device)
         start = time.perf_counter()
         with _autocast(job.precision, job.device):
             scores = adapter.predict(images)
-        probabilities = _probabilities(scores, n, shift.classes, f"{job.method} on {segment.conditions[0]}")
+        synchronise(job.device)
         results.seconds += time.perf_counter() - start
+        probabilities = _probabilities(scores, n, shift.classes, f"{job.method} on {segment.conditions[0]}")
         rows = stream.answered()
         best = probabilities.argmax(axis=1)
         columns["predicted"][rows] = best
@@ -276,7 +280,7 @@ def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarr
     if not isinstance(scores, Tensor) or scores.shape != (n, classes):
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"{where}: predict gave {shape} for a batch of {n}; return a tensor [{n}, {classes}]")
-    exact = scores.detach().to("cpu", torch.float64)
+    exact = scores.detach().cpu().double()
     # Minus infinity is a probability of 0, which is valid; a row of nothing but minus infinity is not.
     if not (torch.isfinite(exact) | exact.isneginf()).all() or not torch.isfinite(exact.amax(1)).all():
         raise FloatingPointError(f"{where}: predictions are not finite; lower the method's learning rate")

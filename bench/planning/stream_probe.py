@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.core.cache_dir import weights_path
 from bench.core.conditions import Trial, digest_of
+from bench.core.devices import synchronise
 from bench.core.environment import device_name
 from bench.evaluation.evaluate import Evaluation, evaluate
 from bench.evaluation.protocols import Segment
@@ -20,7 +21,7 @@ from bench.evaluation.stream import make_pixels
 from bench.evaluation.stream_results import ConditionResult
 from bench.models.weights_io import save_weights
 from bench.planning.plan import BoardEntry, Plan
-from bench.planning.training_probe import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, stand_in, synchronise
+from bench.planning.training_probe import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, stand_in
 from bench.planning.work_items import kind_of_stream
 from bench.training.job_cache import all_jobs, cooked, stock_of
 from leaderboards.record import Record

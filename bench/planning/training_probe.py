@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.devices import synchronise
 from bench.data.pixel_cache import CachedRows
 from bench.shifts.lazy_images import LazyImages
 from bench.training.job_cache import all_jobs, kind_of, seconds_before
@@ -198,12 +199,6 @@ class _Clock:
     def seconds_to_begin(self) -> float:
         """Return the seconds before the first step."""
         return max(self._times[0] - self._begun - self.seconds_per_step(), 0.0) if len(self._times) > 1 else 0.0
-
-
-def synchronise(device: str) -> None:
-    """Wait until the device has finished its queued work."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def stand_in(stock: Weights, classes: int) -> Weights:

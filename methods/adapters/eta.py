@@ -97,13 +97,13 @@ class Eta(NormAdapter):
     @torch.no_grad()
     def select(self, logits: Tensor, uncertainty: Tensor, limit: float) -> Tensor:
         """Return the images to learn from, int64 [k]; their probabilities enter the running mean."""
-        rows = rows_where(uncertainty < limit)
-        probabilities = at_least_float32(logits)[rows].softmax(-1)
-        if not len(self.mean):
-            if len(rows):
-                self.mean = probabilities.mean(0)
-            return rows
-        unlike = rows_where(cosine_similarity(self.mean[None], probabilities, dim=1).abs() < self.config.epsilon)
-        if len(unlike):
-            self.mean = MEMORY * self.mean + (1 - MEMORY) * probabilities[unlike].mean(0)
-        return rows[unlike]
+        probabilities = at_least_float32(logits).softmax(-1)
+        first = not len(self.mean)
+        chosen = uncertainty < limit
+        if not first:
+            chosen = chosen & (cosine_similarity(self.mean[None], probabilities, dim=1).abs() < self.config.epsilon)
+        rows = rows_where(chosen)
+        if len(rows):
+            now = probabilities[rows].mean(0)
+            self.mean = now if first else MEMORY * self.mean + (1 - MEMORY) * now
+        return rows

@@ -19,7 +19,7 @@ from methods.adapters.common.teachers import (
 )
 from methods.base import Source
 from methods.losses import at_least_float32, entropy, gradients, recordable
-from methods.online import NormAdapter
+from methods.online import NormAdapter, refuse_float16
 from methods.views.cotta_views import draw_view, make_view
 
 # Constants of the release: largest probability in the loss, addend inside its logarithm.
@@ -90,7 +90,9 @@ class Roid(NormAdapter):
             self.check(0 <= self.source_share <= 1, "source_share", "in [0, 1]")
 
     def configure(self, source: Source | None) -> None:
+        """Raises Unsupported for a model without affine parameters to adapt, or in float16."""
         super().configure(source)
+        refuse_float16(self.parameters, "the weighted gradients of this method exceed the range of float16")
         self.anchor = [parameter.detach().clone() for parameter in self.parameters]
         # Empty until the first batch gives the number of classes.
         self.mean = self.parameters[0].new_empty(0)

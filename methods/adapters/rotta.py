@@ -152,8 +152,11 @@ class Rotta(Adapter):
                 origin[slot] = row
             self.seen += 1
         slots = np.flatnonzero(origin != FREE)
-        device = self.images.device
-        self.images[torch.from_numpy(slots).to(device)] = images[torch.from_numpy(origin[slots]).to(device)]
+        self.images[self.uploaded(torch.from_numpy(slots))] = images[self.uploaded(torch.from_numpy(origin[slots]))]
+
+    def uploaded(self, values: Tensor) -> Tensor:
+        """Return values of the host on the device, for which the host does not wait."""
+        return values.to(self.images.device, non_blocking=True)
 
     def slot(self, label: int, unsure: float, classes: int) -> int:
         """Return the slot for a new image, or FREE (-1) for none."""
@@ -181,14 +184,15 @@ class Rotta(Adapter):
         # Sorted by class and age, so that the noise of a view depends on the content of the memory and not on slots.
         order = np.lexsort((self.born.numpy(), labels))
         held = torch.from_numpy(order[labels[order] != FREE])
-        images = self.images[held.to(self.images.device)]
+        images = self.images[self.uploaded(held)]
         age = (self.seen - self.born[held]) / self.config.capacity
         view = make_view(images, draw_view(self.host_draws, flip=self.config.flip), self.device_draws)
         with robust_statistics(self.teacher, self.config.statistics_share), torch.no_grad():
             target: Tensor = self.teacher(images)
         with robust_statistics(self.model, self.config.statistics_share):
             losses = cross_entropy_to(target, self.model(view))
-        descend((losses * torch.sigmoid(-age).to(losses)).mean(), self.optimizer)
+        weights = self.uploaded(torch.sigmoid(-age)).to(losses)
+        descend((losses * weights).mean(), self.optimizer)
         move_towards(self.averages, self.parameters, self.config.teacher_share)
 
 

@@ -81,7 +81,7 @@ def _mix(start: Tensor, chains: Tensor, rows: Tensor) -> Tensor:
     exponentials = -torch.log1p(-rows[:, _WEIGHTS]) + 1e-12
     weights = exponentials / exponentials.sum(1, keepdim=True)
     share = rows[:, _MIX]
-    parts = torch.cat([share, (1 - share) * weights], dim=1).float().div(255).to(start.device)
+    parts = _sent(torch.cat([share, (1 - share) * weights], dim=1).float().div(255), start.device)
     mixed = start * parts[:, 0, None, None, None]
     for chain in range(CHAINS):
         mixed += chains[:, chain].float().mul_(parts[:, chain + 1, None, None, None])
@@ -100,10 +100,15 @@ def _run_chains(pixels: Tensor, rows: Tensor) -> Tensor:
             # Selected on the CPU, where the numbers are: a query to the device would wait for it.
             chosen = torch.nonzero((kinds[:, step] == kind) & (depths > step)).flatten()
             if len(chosen):
-                where = chosen.to(pixels.device)
+                where = _sent(chosen, pixels.device)
                 before = pixels.index_select(0, where)
                 pixels.index_copy_(0, where, operation(before, levels[chosen, step], signs[chosen, step]))
     return pixels
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return values of the host on a device; the host does not wait, since CUDA first stages ordinary memory."""
+    return values.to(device, non_blocking=True)
 
 
 def _integers(uniforms: Tensor, count: int) -> Tensor:
@@ -152,14 +157,14 @@ def solarize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     values = torch.arange(256)
     threshold = 256 - (25.6 * level).long()[:, None, None]
     tables = torch.where(values < threshold, values, 255 - values).to(torch.uint8)
-    return _look_up(pixels, tables.expand(-1, pixels.shape[1], -1).to(pixels.device))
+    return _look_up(pixels, _sent(tables.expand(-1, pixels.shape[1], -1), pixels.device))
 
 
 def rotate(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Rotate by int(3 level) degrees about the centre, counter-clockwise for a positive sign."""
     height, width = pixels.shape[-2:]
     angle = -torch.deg2rad(sign * (3 * level).long())
-    cos, sin = (part.float().to(pixels.device).view(-1, 1, 1) for part in (angle.cos(), angle.sin()))
+    cos, sin = (_sent(part.float(), pixels.device).view(-1, 1, 1) for part in (angle.cos(), angle.sin()))
     x, y = _centres(width, pixels.device) - width / 2, _centres(height, pixels.device).view(-1, 1) - height / 2
     xs, ys = cos * x + sin * y + width / 2, cos * y - sin * x + height / 2
     inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
@@ -169,7 +174,7 @@ def rotate(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 def shear_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Shift each row by 0.03 level times its height."""
     height, width = pixels.shape[-2:]
-    slope = (0.03 * level * sign).view(-1, 1, 1).to(pixels.device)
+    slope = _sent((0.03 * level * sign).view(-1, 1, 1), pixels.device)
     shift = slope * (torch.arange(height, device=pixels.device).view(-1, 1) + 0.5)
     whole = shift.floor()
     # A row that is one pixel longer holds both neighbours of every pixel.
@@ -184,7 +189,7 @@ def shear_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 def shear_y(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Shift each column by 0.03 level times its distance from the left."""
     height, width = pixels.shape[-2:]
-    slope = (0.03 * level * sign).view(-1, 1, 1).to(pixels.device)
+    slope = _sent((0.03 * level * sign).view(-1, 1, 1), pixels.device)
     shift = slope * (torch.arange(width, device=pixels.device) + 0.5)
     whole = shift.floor()
     rows = (torch.arange(height + 1, device=pixels.device).view(-1, 1) + whole.long()).clamp_(0, height - 1)
@@ -226,7 +231,11 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 def _histograms(pixels: Tensor) -> Tensor:
     """Count each 8-bit value: [n, 3, h, w] -> int64 [n, 3, 256]."""
     n, channels = pixels.shape[:2]
-    return torch.bincount(_places(pixels), minlength=n * channels * 256).view(n, channels, 256)
+    places = _places(pixels)
+    # Not bincount, which on a GPU makes the host wait for the smallest and the largest place.
+    counts = torch.zeros(n * channels * 256, dtype=torch.int64, device=pixels.device)
+    counts.index_add_(0, places, torch.ones_like(counts[:1]).expand(len(places)))
+    return counts.view(n, channels, 256)
 
 
 def _look_up(pixels: Tensor, tables: Tensor) -> Tensor:
@@ -271,10 +280,10 @@ def _shifted(pixels: Tensor, down: Tensor, right: Tensor, fill: tuple[float, flo
     columns = torch.arange(width) + right.view(-1, 1)
     # One extra pixel holds the colour; reads outside the image go there.
     last = height * width
-    rows = torch.where((rows >= 0) & (rows < height), rows * width, last).to(pixels.device)
-    columns = torch.where((columns >= 0) & (columns < width), columns, last).to(pixels.device)
+    rows = _sent(torch.where((rows >= 0) & (rows < height), rows * width, last), pixels.device)
+    columns = _sent(torch.where((columns >= 0) & (columns < width), columns, last), pixels.device)
     places = (rows[:, :, None] + columns[:, None, :]).clamp_(max=last).flatten(1)
-    colour = torch.tensor(fill, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1).expand(len(pixels), -1, -1)
+    colour = _sent(torch.tensor(fill, dtype=pixels.dtype), pixels.device).view(1, 3, 1).expand(len(pixels), -1, -1)
     read = torch.cat([pixels.flatten(2), colour], dim=2).gather(2, places[:, None].expand(-1, 3, -1))
     return read.view_as(pixels)
 
@@ -294,7 +303,9 @@ def _bilinear(values: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
 
 
 def _resized(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
-    top, left, tall, wide = (edge.float().to(pixels.device).view(-1, 1) for edge in _boxes(rows, *pixels.shape[-2:]))
+    top, left, tall, wide = (
+        _sent(edge.float(), pixels.device).view(-1, 1) for edge in _boxes(rows, *pixels.shape[-2:])
+    )
     height, width = pixels.shape[-2:]
     x = _mirrored(_centres(width, pixels.device), rows, flip, width)
     y = _centres(height, pixels.device)
@@ -348,7 +359,7 @@ def _padded(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
 def _whole(pixels: Tensor, rows: Tensor, flip: bool) -> Tensor:
     if not flip:
         return pixels
-    mirror = (rows[:, _FLIP] < 0.5).to(pixels.device).view(-1, 1, 1, 1)
+    mirror = _sent(rows[:, _FLIP] < 0.5, pixels.device).view(-1, 1, 1, 1)
     return torch.where(mirror, pixels.flip(-1), pixels)
 
 
@@ -356,7 +367,7 @@ def _mirrored(x: Tensor, rows: Tensor, flip: bool, width: int) -> Tensor:
     """Return the column centres to read from, [n, w], counted from the right where a view is flipped."""
     if not flip:
         return x.expand(len(rows), -1)
-    mirror = (rows[:, _FLIP] < 0.5).to(x.device)
+    mirror = _sent(rows[:, _FLIP] < 0.5, x.device)
     return torch.where(mirror, width - x, x)
 
 

@@ -19,6 +19,7 @@ from methods.adapters.deyo import Deyo
 from methods.adapters.eata import Eata
 from methods.adapters.eta import Eta
 from methods.adapters.rdumb import Rdumb
+from methods.adapters.roid import Roid
 from methods.adapters.rpl import Rpl
 from methods.adapters.sar import Sar
 from methods.adapters.tent import Tent
@@ -244,6 +245,8 @@ def test_models_without_anything_to_adapt_are_refused(build: Build, make_net: Ne
 
 def test_adam_refuses_float16_and_sgd_takes_it(make_net: Nets) -> None:
     half = make_net("gn").half()
+    with pytest.raises(Unsupported, match=r"exceed the range of float16; use the model in float32 or bfloat16$"):
+        Roid(half, Roid.Config(optimizer="sgd")).prepare()
     with pytest.raises(Unsupported, match="use the model in float32 or bfloat16, or SGD"):
         Tent(half, Tent.Config(optimizer="adam")).prepare()
     Tent(half, Tent.Config(optimizer="sgd")).prepare()

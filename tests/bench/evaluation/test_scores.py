@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bench.evaluation import evaluate, stream
 from bench.runs.run import Outcome
 
 Quick = Callable[..., Outcome]
@@ -70,3 +72,26 @@ def test_what_is_no_answer_is_a_failed_record(answered: Callable[[str], Outcome]
     outcome = answered(answer)
     assert (outcome.done, outcome.failed) == (0, 2)
     assert all(words in error for error in outcome.errors)
+
+
+def test_the_time_of_a_method_ends_when_its_scores_are_on_the_device(
+    answered: Callable[[str], Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work that is queued on a device counts; making the images, the copy and the softmax do not."""
+    now = 0.0
+
+    def passing(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return function(*args)
+
+        return slow
+
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(evaluate, "synchronise", passing(1, lambda device: None))
+    monkeypatch.setattr(evaluate, "_probabilities", passing(1000, evaluate._probabilities))
+    monkeypatch.setattr(stream, "make_pixels", passing(1000, stream.make_pixels))
+    seconds = [record.cost.predict_seconds for record in answered("p.log()").records() if record.cost is not None]
+    # Three batches of 5, 5 and 2 images, each with one second on the device.
+    assert seconds == [pytest.approx(3)] * 2
