@@ -183,6 +183,15 @@ _ROWS = (
         starts_as="source",
     ),
     Row(
+        "shot_pool",
+        "recipe",
+        "methods.recipes.shot_pool:PoolShot",
+        "SHOT-IM with pseudo-labels of class centroids, for several epochs over the shifted images of a Self-Soup",
+        Access(test="pool", state="offline", backprop="full"),
+        _LIANG,
+        starts_as="source",
+    ),
+    Row(
         "adabn_pool",
         "recipe",
         "methods.recipes.adabn_pool:PoolAdaBN",

@@ -15,6 +15,7 @@ from methods.identity import component
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.norms import batch_norm_layers
+from methods.recipes.pool_adaptation import need_pool
 from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
 from methods.training.loop import check_size, take
@@ -40,8 +41,7 @@ class PoolAdaBN(Recipe):
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         """Raises Unsupported for a stock without BatchNorm, and without a pool."""
-        if pool is None:
-            raise Unsupported("this method adapts on unlabelled images; run it on a shift that gives an adapt half")
+        pool = need_pool(pool)
         layers = sum(name.endswith(".running_mean") for name in stock.tensors)
         if not layers:
             raise Unsupported(

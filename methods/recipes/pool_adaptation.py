@@ -82,6 +82,13 @@ def steps_of(config: Adaptation, count: int) -> int:
     return config.passes * max(1, count // config.batch_size)
 
 
+def need_pool(pool: Unlabelled | None) -> Unlabelled:
+    """Return the pool. Raises Unsupported where there is none."""
+    if pool is None:
+        raise Unsupported("this method adapts on unlabelled images; run it on a shift that gives an adapt half")
+    return pool
+
+
 @dataclass(frozen=True)
 class PoolOptions(FineTune):
     """Options of the source classifier (methods.training.finetune.FineTune) and of the adaptation.
@@ -114,8 +121,7 @@ class _OnPool(Recipe):
         """Return the options of the adapter."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        if pool is None:
-            raise Unsupported("this method adapts on unlabelled images; run it on a shift that gives an adapt half")
+        pool = need_pool(pool)
         config = self.config
         adaptation = Adaptation(self.rule(), config.passes, config.batch)
         steps = steps_of(adaptation, len(pool))

@@ -15,6 +15,7 @@ from methods.adapters.tent import Tent
 from methods.base import Checkpointer, Labelled, Unlabelled
 from methods.nets.weights import Architecture, Classifier, Weights
 from methods.recipes.pool_adaptation import Adaptation, adapt
+from methods.recipes.shot_pool import Shot, shot
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
@@ -94,6 +95,7 @@ def trainings() -> dict[str, Training]:
         found[type(rule).__qualname__] = lambda keep, rule=rule: adapt(
             [stock()], POOL, Adaptation(rule, passes=4, batch_size=8), seeded(), keep
         )
+    found["shot"] = lambda keep: shot([stock()], POOL, Shot(passes=4, batch_size=8, rate=1e-2), seeded(), keep)
     found["fine_tune"] = lambda keep: fine_tune([stock()], SOURCE, FineTune(epochs=3, batch_size=8), seeded(), keep)
     found["pretrain"] = lambda keep: pretrain((), POOL, Pretraining(SMALL, steps=STEPS, batch_size=8), seeded(), keep)
     return found
