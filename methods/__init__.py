@@ -92,6 +92,11 @@ _CHAKRABARTY = (
     "Test Time Adaptation. TMLR 2023."
 )
 
+_HENDRYCKS = (
+    "D. Hendrycks, N. Mu, E. D. Cubuk, B. Zoph, J. Gilmer, B. Lakshminarayanan. AugMix: A Simple Data Processing "
+    "Method to Improve Robustness and Uncertainty. ICLR 2020. arXiv:1912.02781"
+)
+
 PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
@@ -102,6 +107,15 @@ _ROWS = (
         "The stock fine-tuned on clean labelled images (LP-FT)",
         Access(),
         _KUMAR,
+    ),
+    Row(
+        "augmix",
+        "recipe",
+        "methods.recipes.augmix:AugMix",
+        "The stock fine-tuned on clean labelled images with AugMix and a consistency loss",
+        Access(),
+        _HENDRYCKS,
+        starts_as="source",
     ),
     Row(
         "supervised_soup",
