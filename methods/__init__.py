@@ -96,6 +96,11 @@ _HENDRYCKS = (
     "D. Hendrycks, N. Mu, E. D. Cubuk, B. Zoph, J. Gilmer, B. Lakshminarayanan. AugMix: A Simple Data Processing "
     "Method to Improve Robustness and Uncertainty. ICLR 2020. arXiv:1912.02781"
 )
+_TOUVRON = "H. Touvron, M. Cord, H. Jégou. DeiT III: Revenge of the ViT. ECCV 2022. arXiv:2204.07118"
+_MODAS = (
+    "A. Modas, R. Rade, G. Ortiz-Jiménez, S.-M. Moosavi-Dezfooli, P. Frossard. PRIME: A Few Primitives Can Boost "
+    "Robustness to Common Corruptions. ECCV 2022. arXiv:2112.13547"
+)
 
 PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
@@ -115,6 +120,15 @@ _ROWS = (
         "The stock fine-tuned on clean labelled images with AugMix and a consistency loss",
         Access(),
         _HENDRYCKS,
+        starts_as="source",
+    ),
+    Row(
+        "three_augment",
+        "recipe",
+        "methods.recipes.three_augment:ThreeAugment",
+        "The stock fine-tuned on clean labelled images with 3-Augment and colour jitter",
+        Access(),
+        _TOUVRON,
         starts_as="source",
     ),
     Row(

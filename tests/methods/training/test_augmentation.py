@@ -20,6 +20,7 @@ from methods.identity import component
 from methods.nets.weights import Architecture, Classifier, Weights, build_encoder
 from methods.recipes.augmix import AugMix, Mixing
 from methods.recipes.source import SourceOnly
+from methods.recipes.three_augment import ThreeAugment
 from methods.selfsoup.ingredients import tensors_of
 from methods.training.augmentation import Augmentation, consistent
 from methods.training.finetune import FineTune, Repeat, fine_tune, fine_tunings
@@ -27,7 +28,7 @@ from methods.training.loop import reset
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2)
 LARGER = replace(SMALL, image_size=96)
-RECIPES: dict[str, Any] = {"augmix": AugMix}
+RECIPES: dict[str, Any] = {"augmix": AugMix, "three_augment": ThreeAugment}
 AUGMENTATIONS: dict[str, Augmentation] = {"augmix": Mixing()}
 
 
@@ -183,14 +184,14 @@ def test_processes_make_the_views_of_the_whole_batch(name: str, count: int, part
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_is_one_fine_tuning_that_learns(name: str) -> None:
     cls = RECIPES[name]
-    config = cls.Config(epochs=12, batch_size=16, lr=3e-3)
+    config = cls.Config(epochs=6, batch_size=20, lr=5e-3)
     parts = cls(config).plan(stock(), task(60), None)
     assert list(parts) == [""]
     job = parts[""]
     head = job.inputs[1]
     assert isinstance(head, Job)
-    plain = SourceOnly(SourceOnly.Config(epochs=12, batch_size=16, lr=3e-3)).plan(stock(), task(60), None)[""]
-    assert job.label != plain.label
+    plain = SourceOnly(SourceOnly.Config(epochs=6, batch_size=20, lr=5e-3)).plan(stock(), task(60), None)[""]
+    assert job.config != plain.config
     assert job.work is not None
     assert plain.work is not None
     assert job.work.steps == plain.work.steps
@@ -215,6 +216,14 @@ def test_options_that_were_published_for_the_size_of_the_images() -> None:
     for severity in (0.0, 11.0):
         with pytest.raises(ValueError, match=r"augmix.severity must be None or in \[0.1, 10\]"):
             AugMix.Config(severity=severity)
+
+
+def test_three_augment_is_in_the_views_and_cannot_be_left_out() -> None:
+    job = ThreeAugment().plan(stock(), task(), None)[""]
+    assert (job.config.views.three_augment, job.config.views.jitter) == (True, 0.3)
+    assert job.config.augmentation is None
+    with pytest.raises(ValueError, match=r"threeaugment.three_augment must be true \(run source"):
+        ThreeAugment.Config(three_augment=False)
 
 
 def test_an_augmentation_is_part_of_the_key_and_none_changes_none() -> None:
