@@ -132,6 +132,15 @@ _ROWS = (
         starts_as="source",
     ),
     Row(
+        "prime",
+        "recipe",
+        "methods.recipes.prime:Prime",
+        "The stock fine-tuned on clean labelled images with random deformations, colour curves and filters (PRIME)",
+        Access(),
+        _MODAS,
+        starts_as="source",
+    ),
+    Row(
         "supervised_soup",
         "recipe",
         "methods.recipes.supervised_soup:SupervisedSoup",

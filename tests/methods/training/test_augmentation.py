@@ -18,18 +18,25 @@ from methods.base import Job, Labelled
 from methods.data_parallel import DataParallelGroup, Share
 from methods.identity import component
 from methods.nets.weights import Architecture, Classifier, Weights, build_encoder
+from methods.recipes import prime
 from methods.recipes.augmix import AugMix, Mixing
+from methods.recipes.prime import Prime
 from methods.recipes.source import SourceOnly
 from methods.recipes.three_augment import ThreeAugment
 from methods.selfsoup.ingredients import tensors_of
 from methods.training.augmentation import Augmentation, consistent
 from methods.training.finetune import FineTune, Repeat, fine_tune, fine_tunings
 from methods.training.loop import reset
+from methods.views.prime import PUBLISHED
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2)
 LARGER = replace(SMALL, image_size=96)
-RECIPES: dict[str, Any] = {"augmix": AugMix, "three_augment": ThreeAugment}
-AUGMENTATIONS: dict[str, Augmentation] = {"augmix": Mixing()}
+RECIPES: dict[str, Any] = {"augmix": AugMix, "three_augment": ThreeAugment, "prime": Prime}
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "augmix": Mixing(),
+    "prime": prime.Mixing(),
+    "prime large": prime.Mixing(strength=PUBLISHED["imagenet"]),
+}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -216,6 +223,19 @@ def test_options_that_were_published_for_the_size_of_the_images() -> None:
     for severity in (0.0, 11.0):
         with pytest.raises(ValueError, match=r"augmix.severity must be None or in \[0.1, 10\]"):
             AugMix.Config(severity=severity)
+
+
+def test_strengths_and_losses_of_prime_are_those_of_the_release() -> None:
+    def mixing(architecture: Architecture, **options: Any) -> Any:
+        images = task(side=architecture.image_size)
+        return Prime(Prime.Config(**options)).plan(stock(architecture), images, None)[""].config.augmentation
+
+    assert mixing(SMALL) == prime.Mixing(True, PUBLISHED["cifar"])
+    assert mixing(LARGER) == prime.Mixing(False, PUBLISHED["imagenet"])
+    assert mixing(LARGER, strength="cifar") == prime.Mixing(True, PUBLISHED["cifar"])
+    assert mixing(SMALL, strength="imagenet", jsd=True) == prime.Mixing(True, PUBLISHED["imagenet"])
+    with pytest.raises(ValueError, match=r"prime.strength must be cifar, imagenet or None"):
+        Prime.Config(strength="digits")  # type: ignore[arg-type]
 
 
 def test_three_augment_is_in_the_views_and_cannot_be_left_out() -> None:

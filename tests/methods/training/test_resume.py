@@ -14,6 +14,7 @@ from methods.adapters.shot_im import ShotIM
 from methods.adapters.tent import Tent
 from methods.base import Checkpointer, Labelled, Unlabelled
 from methods.nets.weights import Architecture, Classifier, Weights
+from methods.recipes import prime
 from methods.recipes.augmix import Mixing
 from methods.recipes.pool_adaptation import Adaptation, adapt
 from methods.selfsoup.ingredients import Ingredient, inter_train
@@ -96,7 +97,7 @@ def trainings() -> dict[str, Training]:
             [stock()], POOL, Adaptation(rule, passes=4, batch_size=8), seeded(), keep
         )
     found["fine_tune"] = lambda keep: fine_tune([stock()], SOURCE, FineTune(epochs=3, batch_size=8), seeded(), keep)
-    for augmentation in (Mixing(), Mixing(jsd=False)):
+    for augmentation in (Mixing(), Mixing(jsd=False), prime.Mixing()):
         tuning = Repeat(epochs=3, batch_size=8, augmentation=augmentation)
         name = f"fine_tune with {augmentation.title}{'' if augmentation.jsd else ' alone'}"
         found[name] = lambda keep, tuning=tuning: fine_tune([stock()], SOURCE, tuning, seeded(), keep)
