@@ -100,6 +100,15 @@ _MIRZA = (
     "M. J. Mirza, P. J. Soneira, W. Lin, M. Kozinski, H. Possegger, H. Bischof. ActMAD: Activation Matching to Align "
     "Distributions for Test-Time-Training. CVPR 2023. arXiv:2211.12870"
 )
+_HENDRYCKS = (
+    "D. Hendrycks, N. Mu, E. D. Cubuk, B. Zoph, J. Gilmer, B. Lakshminarayanan. AugMix: A Simple Data Processing "
+    "Method to Improve Robustness and Uncertainty. ICLR 2020. arXiv:1912.02781"
+)
+_TOUVRON = "H. Touvron, M. Cord, H. Jégou. DeiT III: Revenge of the ViT. ECCV 2022. arXiv:2204.07118"
+_MODAS = (
+    "A. Modas, R. Rade, G. Ortiz-Jiménez, S.-M. Moosavi-Dezfooli, P. Frossard. PRIME: A Few Primitives Can Boost "
+    "Robustness to Common Corruptions. ECCV 2022. arXiv:2112.13547"
+)
 
 PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
@@ -111,6 +120,33 @@ _ROWS = (
         "The stock fine-tuned on clean labelled images (LP-FT)",
         Access(),
         _KUMAR,
+    ),
+    Row(
+        "augmix",
+        "recipe",
+        "methods.recipes.augmix:AugMix",
+        "The stock fine-tuned on clean labelled images with AugMix and a consistency loss",
+        Access(),
+        _HENDRYCKS,
+        starts_as="source",
+    ),
+    Row(
+        "three_augment",
+        "recipe",
+        "methods.recipes.three_augment:ThreeAugment",
+        "The stock fine-tuned on clean labelled images with 3-Augment and colour jitter",
+        Access(),
+        _TOUVRON,
+        starts_as="source",
+    ),
+    Row(
+        "prime",
+        "recipe",
+        "methods.recipes.prime:Prime",
+        "The stock fine-tuned on clean labelled images with random deformations, colour curves and filters (PRIME)",
+        Access(),
+        _MODAS,
+        starts_as="source",
     ),
     Row(
         "supervised_soup",

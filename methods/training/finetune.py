@@ -20,6 +20,7 @@ from methods.identity import component
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.norms import training_statistics
+from methods.training.augmentation import Augmentation, consistent
 from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, take, train
 from methods.views.ssl_views import Views
 
@@ -81,33 +82,43 @@ class FineTune(Options):
 @component("methods.finetune.Repeat")
 @dataclass(frozen=True)
 class Repeat(FineTune):
-    """One of several fine-tunings with the same options, which differ only in their random numbers."""
+    """One of several fine-tunings with the same options, which differ only in their random numbers.
+
+    augmentation: what is done to the random views, and the loss that goes with it; None for cross-entropy on them.
+    """
 
     draw: int = 0
+    augmentation: Augmentation | None = None
 
 
 def fine_tunings(
-    encoders: Sequence[Job | Weights], stock: Weights, source: Labelled, options: FineTune, scales: Sequence[float]
+    encoders: Sequence[Job | Weights],
+    stock: Weights,
+    source: Labelled,
+    options: FineTune,
+    scales: Sequence[float],
+    augmentation: Augmentation | None = None,
 ) -> list[Job]:
     """Return a job for each encoder that fine-tunes it from one shared probe of the stock, at `scales` times the rate.
 
-    `options` may be an instance of a subclass; only the fields of FineTune enter the jobs. Raises ValueError unless
-    there are as many scales as encoders.
+    `options` may be an instance of a subclass; only the fields of FineTune and the augmentation enter the jobs. Raises
+    ValueError unless there are as many scales as encoders.
     """
     refuse_cut(options.accumulate, min(options.batch_size, len(source)), "batch_size")
     head = probe_of(stock, source, options)
     values = {field.name: getattr(options, field.name) for field in fields(FineTune)}
     image = flops.training(stock.architecture) + 3 * flops.layers((stock.architecture.dim, source.classes))
-    work = Work(options.epochs * len(source) * image, steps_of(options, source))
+    passes, manner = (1, "") if augmentation is None else (augmentation.passes, f" with {augmentation.title}")
+    work = Work(options.epochs * len(source) * image * passes, steps_of(options, source))
     shared = not stock.batch_norm  # which would see only a share of the batch
     seen: list[tuple[int, float]] = []
     jobs = []
     for encoder, scale in zip(encoders, scales, strict=True):
         draw = seen.count((id(encoder), scale))
         seen.append((id(encoder), scale))
-        config = Repeat(**(values | {"lr": options.lr * scale}), draw=draw)
+        config = Repeat(**(values | {"lr": options.lr * scale}), draw=draw, augmentation=augmentation)
         name = encoder.label if isinstance(encoder, Job) else "the stock"
-        label = f"fine-tune {name} at lr {config.lr:g}"
+        label = f"fine-tune {name}{manner} at lr {config.lr:g}"
         jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, shared=shared, work=work))
     return jobs
 
@@ -179,6 +190,7 @@ def fine_tune(
     model.head.load_state_dict(source.part("head"))
     device = generator.device
     views = config.views
+    augmentation = config.augmentation if isinstance(config, Repeat) else None
     labels = data.labels.to(device)
 
     parts = config.accumulate or 1
@@ -189,12 +201,18 @@ def fine_tune(
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
         for indices in order:
             share = parallel.share(len(indices), parts)
-            images = take(data.images, share.own(indices), device)
-            yield views(images, generator, share), labels[indices.to(device)]
+            images = views(take(data.images, share.own(indices), device), generator, share)
+            if augmentation is not None:
+                images = augmentation(images, generator, share)
+            yield images, labels[indices.to(device)]
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        logits = parallel.share(len(batch[1])).everyone(model(batch[0]))
-        return F.cross_entropy(logits.float(), batch[1], label_smoothing=config.label_smoothing)
+        images, targets = batch
+        passes = 1
+        if augmentation is not None:
+            passes, images = augmentation.passes, images.transpose(0, 1).flatten(0, 1)
+        logits = parallel.share(len(targets)).everyone(model(images), passes)
+        return consistent(logits.float(), targets, passes, config.label_smoothing)
 
     # Affects only BatchNorm: a ragged batch of one image may have no variance.
     with training_statistics(model):

@@ -1,9 +1,9 @@
-"""AugMix as MEMO specifies it, for many images and views at once, on the device of the images.
+"""AugMix for many images and views at once, on the device of the images.
 
-Hendrycks et al. 2020, arXiv:1912.02781, with the operations and strengths of the code released with Zhang et al. 2022,
-arXiv:2110.09506: the nine operations that do not overlap with the ImageNet-C corruptions, at severity 1. Operations
-work on 8-bit values as PIL's do. All randomness enters as uniform numbers, a fixed count for each view, so the views of
-an image depend neither on its batch nor on the device nor on other views.
+Hendrycks et al. 2020, arXiv:1912.02781, with the nine operations of its release that do not overlap with the ImageNet-C
+corruptions. Severity and fill colour are by default those of the code released with MEMO (Zhang et al. 2022,
+arXiv:2110.09506). Operations work on 8-bit values as PIL's do. All randomness enters as uniform numbers, a fixed count
+for each view, so the views of an image depend neither on its batch nor on the device nor on other views.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 Crop = Literal["resized", "padded", "none"]
+Fill = tuple[float, float, float]
+Operation = Callable[[Tensor, Tensor, Tensor, Fill], Tensor]
 
 CHAINS = 3
 DEPTH = 3
-# Fill of a shift or rotation: PIL reads the fill colour 128 of the release as this red.
-FILL = (128.0, 0.0, 0.0)
+# Fill of a shift, shear or rotation: PIL reads the fill colour 128 of MEMO's release as this red; AugMix's has none.
+FILL: Fill = (128.0, 0.0, 0.0)
+BLACK: Fill = (0.0, 0.0, 0.0)
 PADDING = 4
 
 _TRIES = 10
@@ -52,7 +55,15 @@ def draw(images: int, views: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def augmix(images: Tensor, uniforms: Tensor, *, crop: Crop = "resized", flip: bool = True) -> Tensor:
+def augmix(
+    images: Tensor,
+    uniforms: Tensor,
+    *,
+    crop: Crop = "resized",
+    flip: bool = True,
+    severity: float = 1.0,
+    fill: Fill = FILL,
+) -> Tensor:
     """AugMix views of images.
 
     Args:
@@ -61,6 +72,8 @@ def augmix(images: Tensor, uniforms: Tensor, *, crop: Crop = "resized", flip: bo
         crop: what comes before the chains: "resized" (area 0.08-1 and aspect 3/4-4/3, stretched to h x w: ImageNet),
             "padded" (h x w out of the image padded with 4 black pixels: CIFAR), or "none".
         flip: mirror each view with probability one half.
+        severity: levels of operations are uniform in [0.1, severity]; at most 10.
+        fill: red, green and blue, 0-255, of what a shift, shear or rotation brings in.
 
     Returns:
         float [n, views, 3, h, w] in [0, 1]: m x0 + (1 - m) sum_i w_i x_i for the cropped view x0, three chains x_i of
@@ -71,7 +84,7 @@ def augmix(images: Tensor, uniforms: Tensor, *, crop: Crop = "resized", flip: bo
     rows = uniforms.reshape(n * views, UNIFORMS).cpu().double()
     pixels = images.clamp(0, 1).mul(255).round().float().repeat_interleave(views, dim=0)
     start = _BOXES[crop](pixels, rows, flip)
-    chains = _run_chains(start.to(torch.uint8).repeat_interleave(CHAINS, dim=0), rows)
+    chains = _run_chains(start.to(torch.uint8).repeat_interleave(CHAINS, dim=0), rows, severity, fill)
     mixed = _mix(start, chains.view(n * views, CHAINS, 3, height, width), rows)
     return mixed.view(n, views, 3, height, width)
 
@@ -88,12 +101,12 @@ def _mix(start: Tensor, chains: Tensor, rows: Tensor) -> Tensor:
     return mixed.clamp_(0, 1)
 
 
-def _run_chains(pixels: Tensor, rows: Tensor) -> Tensor:
+def _run_chains(pixels: Tensor, rows: Tensor, severity: float, fill: Fill) -> Tensor:
     """Apply one to three operations in each chain: pixels uint8 [n * CHAINS, 3, h, w], changed in place."""
     depths = _integers(rows[:, _DEPTHS], DEPTH).flatten() + 1
     drawn = rows[:, _OPERATIONS].reshape(-1, DEPTH, 3)
     kinds = _integers(drawn[..., 0], len(OPERATIONS))
-    levels = 0.1 + 0.9 * drawn[..., 1]
+    levels = 0.1 + (severity - 0.1) * drawn[..., 1]
     signs = torch.where(drawn[..., 2] > 0.5, -1.0, 1.0)
     for step in range(DEPTH):
         for kind, operation in enumerate(OPERATIONS.values()):
@@ -102,7 +115,7 @@ def _run_chains(pixels: Tensor, rows: Tensor) -> Tensor:
             if len(chosen):
                 where = _sent(chosen, pixels.device)
                 before = pixels.index_select(0, where)
-                pixels.index_copy_(0, where, operation(before, levels[chosen, step], signs[chosen, step]))
+                pixels.index_copy_(0, where, operation(before, levels[chosen, step], signs[chosen, step], fill))
     return pixels
 
 
@@ -115,10 +128,10 @@ def _integers(uniforms: Tensor, count: int) -> Tensor:
     return (uniforms * count).long().clamp_(max=count - 1)
 
 
-# Operations: uint8 [n, 3, h, w], level float64 [n] in [0.1, 1] and sign float64 [n] (-1 or 1), both on the CPU.
+# Operations: uint8 [n, 3, h, w], level float64 [n] in [0.1, 10] and sign float64 [n] (-1 or 1), both on the CPU.
 
 
-def autocontrast(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def autocontrast(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Stretch each channel's range to 0..255."""
     low, high = pixels.amin((2, 3)).long(), pixels.amax((2, 3)).long()
     return _look_up(pixels, _stretches(pixels.device)[low, high])
@@ -136,7 +149,7 @@ def _stretches(device: torch.device) -> Tensor:
     return torch.where(high > low, stretched, values).to(torch.uint8).to(device)
 
 
-def equalize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def equalize(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Flatten each channel's histogram."""
     counts = _histograms(pixels)
     values = torch.arange(256, device=pixels.device)
@@ -147,12 +160,13 @@ def equalize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     return _look_up(pixels, torch.where(step > 0, flat, values).to(torch.uint8))
 
 
-def posterize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
-    """Keep the 4 highest bits: 4 - int(0.4 level), and the level never exceeds 1."""
-    return pixels & 0b11110000
+def posterize(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
+    """Keep the 4 - int(0.4 level) highest bits."""
+    lowest = 1 << (4 + (0.4 * level).long())
+    return pixels & (256 - lowest).to(torch.uint8).to(pixels.device).view(-1, 1, 1, 1)
 
 
-def solarize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def solarize(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Invert values of 256 - int(25.6 level) and above."""
     values = torch.arange(256)
     threshold = 256 - (25.6 * level).long()[:, None, None]
@@ -160,7 +174,7 @@ def solarize(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     return _look_up(pixels, _sent(tables.expand(-1, pixels.shape[1], -1), pixels.device))
 
 
-def rotate(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def rotate(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Rotate by int(3 level) degrees about the centre, counter-clockwise for a positive sign."""
     height, width = pixels.shape[-2:]
     angle = -torch.deg2rad(sign * (3 * level).long())
@@ -168,10 +182,10 @@ def rotate(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     x, y = _centres(width, pixels.device) - width / 2, _centres(height, pixels.device).view(-1, 1) - height / 2
     xs, ys = cos * x + sin * y + width / 2, cos * y - sin * x + height / 2
     inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
-    return _cut(_bilinear(pixels.float(), xs, ys), inside)
+    return _cut(_bilinear(pixels.float(), xs, ys), inside, fill)
 
 
-def shear_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def shear_x(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Shift each row by 0.03 level times its height."""
     height, width = pixels.shape[-2:]
     slope = _sent((0.03 * level * sign).view(-1, 1, 1), pixels.device)
@@ -183,10 +197,10 @@ def shear_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     read = _read(pixels, rows, columns).float()
     xs = torch.arange(width, device=pixels.device) + 0.5 + shift
     between = torch.lerp(read[..., :-1], read[..., 1:], (shift - whole).float()[:, None])
-    return _cut(between, (xs >= 0) & (xs < width))
+    return _cut(between, (xs >= 0) & (xs < width), fill)
 
 
-def shear_y(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def shear_y(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Shift each column by 0.03 level times its distance from the left."""
     height, width = pixels.shape[-2:]
     slope = _sent((0.03 * level * sign).view(-1, 1, 1), pixels.device)
@@ -197,22 +211,22 @@ def shear_y(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     read = _read(pixels, rows, columns).float()
     ys = torch.arange(height, device=pixels.device).view(-1, 1) + 0.5 + shift
     between = torch.lerp(read[..., :-1, :], read[..., 1:, :], (shift - whole).float()[:, None])
-    return _cut(between, (ys >= 0) & (ys < height))
+    return _cut(between, (ys >= 0) & (ys < height), fill)
 
 
-def translate_x(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def translate_x(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Shift by int(level * width / 30) pixels along the rows."""
     shift = (sign * (level * pixels.shape[-1] / 30).long()).long()
-    return _shifted(pixels, torch.zeros_like(shift), shift, FILL)
+    return _shifted(pixels, torch.zeros_like(shift), shift, fill)
 
 
-def translate_y(pixels: Tensor, level: Tensor, sign: Tensor) -> Tensor:
+def translate_y(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Shift by int(level * height / 30) pixels along the columns."""
     shift = (sign * (level * pixels.shape[-2] / 30).long()).long()
-    return _shifted(pixels, shift, torch.zeros_like(shift), FILL)
+    return _shifted(pixels, shift, torch.zeros_like(shift), fill)
 
 
-OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+OPERATIONS: dict[str, Operation] = {
     operation.__name__: operation
     for operation in (
         autocontrast,
@@ -258,22 +272,21 @@ def _read(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return read.view(n, channels, *places.shape[1:])
 
 
-def _cut(values: Tensor, inside: Tensor) -> Tensor:
-    """Truncate values in 0..255 to 8 bits, as PIL does; FILL outside. Changes float values [n, 3, h, w] in place.
+def _cut(values: Tensor, inside: Tensor, fill: Fill) -> Tensor:
+    """Truncate values in 0..255 to 8 bits, as PIL does; `fill` outside. Changes float values [n, 3, h, w] in place.
 
     inside: bool [n, h, w].
     """
     # The addend keeps whole values whole: coordinates in float32 are off by some 1e-5 pixels, times 255 levels.
     # Products, since torch.where is many times slower on CPUs.
     values.add_(0.004).mul_(inside[:, None])
-    red, green, blue = FILL
-    for channel, level in enumerate((red, green, blue)):
+    for channel, level in enumerate(fill):
         if level:
             values[:, channel] += level * ~inside
     return values.to(torch.uint8)
 
 
-def _shifted(pixels: Tensor, down: Tensor, right: Tensor, fill: tuple[float, float, float]) -> Tensor:
+def _shifted(pixels: Tensor, down: Tensor, right: Tensor, fill: Fill) -> Tensor:
     """Read each pixel from whole pixels further down and right, int64 [n] on the CPU; `fill` outside the image."""
     height, width = pixels.shape[-2:]
     rows = torch.arange(height) + down.view(-1, 1)

@@ -28,11 +28,13 @@ from methods.base import Labelled, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Weights
+from methods.recipes import prime
+from methods.recipes.augmix import Mixing
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.selfsoup.pretraining import Pretraining, pretrain
-from methods.training.finetune import FineTune, fine_tune
+from methods.training.finetune import FineTune, Repeat, fine_tune
 from tests.bench.conftest import FAST
 
 COUNT = 65
@@ -133,6 +135,8 @@ FEW = (
     ingredient("mocov3", accumulate=2),
     FineTune(epochs=7, batch_size=32),  # the last batch of an epoch is one image
     FineTune(epochs=10, batch_size=32, accumulate=2),
+    Repeat(epochs=3, batch_size=32, augmentation=Mixing()),
+    Repeat(epochs=3, batch_size=32, accumulate=2, augmentation=prime.Mixing()),
 )
 MANY = (
     ingredient("mae", accumulate=4),

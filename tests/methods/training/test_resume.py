@@ -14,13 +14,15 @@ from methods.adapters.shot_im import ShotIM
 from methods.adapters.tent import Tent
 from methods.base import Checkpointer, Labelled, Unlabelled
 from methods.nets.weights import Architecture, Classifier, Weights
+from methods.recipes import prime
+from methods.recipes.augmix import Mixing
 from methods.recipes.pool_adaptation import Adaptation, adapt
 from methods.recipes.shot_pool import Shot, shot
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.selfsoup.pretraining import Pretraining, pretrain
-from methods.training.finetune import FineTune, fine_tune
+from methods.training.finetune import FineTune, Repeat, fine_tune
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
 STEPS = 7
@@ -97,6 +99,10 @@ def trainings() -> dict[str, Training]:
         )
     found["shot"] = lambda keep: shot([stock()], POOL, Shot(passes=4, batch_size=8, rate=1e-2), seeded(), keep)
     found["fine_tune"] = lambda keep: fine_tune([stock()], SOURCE, FineTune(epochs=3, batch_size=8), seeded(), keep)
+    for augmentation in (Mixing(), Mixing(jsd=False), prime.Mixing()):
+        tuning = Repeat(epochs=3, batch_size=8, augmentation=augmentation)
+        name = f"fine_tune with {augmentation.title}{'' if augmentation.jsd else ' alone'}"
+        found[name] = lambda keep, tuning=tuning: fine_tune([stock()], SOURCE, tuning, seeded(), keep)
     found["pretrain"] = lambda keep: pretrain((), POOL, Pretraining(SMALL, steps=STEPS, batch_size=8), seeded(), keep)
     return found
 
