@@ -75,6 +75,7 @@ _ZHANG_COME = (
 _WANG_COTTA = (
     "Q. Wang, O. Fink, L. Van Gool, D. Dai. Continual Test-Time Domain Adaptation. CVPR 2022. arXiv:2203.13591"
 )
+_BRAHMA = "D. Brahma, P. Rai. A Probabilistic Framework for Lifelong Test-Time Adaptation. CVPR 2023. arXiv:2212.09713"
 _MARSDEN = (
     "R. A. Marsden, M. Döbler, B. Yang. Universal Test-time Adaptation through Weight Ensembling, Diversity Weighting, "
     "and Prior Correction. WACV 2024. arXiv:2306.00650"
@@ -400,6 +401,14 @@ _ROWS = (
         "Learns its running average's predictions over views, and returns single weights to the source",
         Access(test="stream", state="online", backprop="full"),
         _WANG_COTTA,
+    ),
+    Row(
+        "petal",
+        "adapter",
+        "methods.adapters.petal:Petal",
+        "CoTTA kept near the posterior of the source weights; the weights that a batch says least about return",
+        Access(source="labelled", test="stream", state="online", backprop="full"),
+        _BRAHMA,
     ),
     Row(
         "rotta",

@@ -114,10 +114,14 @@ class Cotta(Adapter):
             target = self.teach(images)
             logits: Tensor = self.model(images)
             losses = (symmetric_cross_entropy if self.config.symmetric else cross_entropy_to)(target, logits)
-            descend(losses.mean(), self.optimizer)
+            self.learn(losses.mean())
         move_towards(self.averages, self.parameters, 1 - self.config.teacher_momentum)
         self.restore()
         return target
+
+    def learn(self, loss: Tensor) -> None:
+        """Take one step of the student down the gradient of a scalar loss."""
+        descend(loss, self.optimizer)
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
