@@ -86,6 +86,10 @@ _LEE_CMF = (
 
 _YUAN = "L. Yuan, B. Xie, S. Li. Robust Test-Time Adaptation in Dynamic Scenarios. CVPR 2023. arXiv:2303.13899"
 
+_GONG_NOTE = (
+    "T. Gong et al. NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation. NeurIPS 2022. "
+    "arXiv:2208.05117"
+)
 _CHEN = "D. Chen, D. Wang, T. Darrell, S. Ebrahimi. Contrastive Test-Time Adaptation. CVPR 2022. arXiv:2204.10377"
 _DOEBLER = (
     "M. Döbler, R. A. Marsden, B. Yang. Robust Mean Teacher for Continual and Gradual Test-Time Adaptation. CVPR 2023. "
@@ -347,6 +351,14 @@ _ROWS = (
         "Learns its running average's predictions of a class-balanced memory, with robust statistics",
         Access(test="stream", state="online", backprop="norm"),
         _YUAN,
+    ),
+    Row(
+        "note",
+        "adapter",
+        "methods.adapters.note:Note",
+        "Minimises the entropy of a class-balanced memory, with instance-aware batch normalisation",
+        Access(test="stream", state="online", backprop="norm"),
+        _GONG_NOTE,
     ),
     Row(
         "roid",

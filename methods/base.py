@@ -262,9 +262,9 @@ class Adapter(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Published options by "DATA-NORM", as in {"cifar-bn": {"lr": 1e-3}}; a literal, so that it can be read as text.
 
-    DATA is imagenet or cifar, NORM is bn, ln or gn (see `norms.norm_family`). They override the defaults of Config;
-    tuned and requested options override them. A rate is for batches of 64; on ln and gn it is scaled with the batch
-    size.
+    DATA is imagenet, cifar or cifar100, NORM is bn, ln or gn (see `norms.norm_family`). They override the defaults of
+    Config; tuned and requested options override them. A rate is for batches of 64; on ln and gn it is scaled with the
+    batch size.
     """
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "none"
     """The reference of its tests: outputs of the official code, an independent restatement, or none (plug-ins)."""

@@ -94,6 +94,6 @@ def test_what_is_shown_is_what_the_class_says(name: str) -> None:
     assert shown["tested_against"] == cls.tested_against
     assert shown["presets"] == cls.presets
     assert {key.rpartition("-")[2] for key in cls.presets} <= {"bn", "ln", "gn"}
-    assert {key.rpartition("-")[0] for key in cls.presets} <= {"imagenet", "cifar"}
+    assert {key.rpartition("-")[0] for key in cls.presets} <= {"imagenet", "cifar", "cifar100"}
     for options in cls.presets.values():
         cls.Config(**options)
