@@ -90,6 +90,10 @@ _GONG_NOTE = (
     "T. Gong et al. NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation. NeurIPS 2022. "
     "arXiv:2208.05117"
 )
+_GONG_SOTTA = (
+    "T. Gong, Y. Kim, T. Lee, S. Chottananurak, S.-J. Lee. SoTTA: Robust Test-Time Adaptation on Noisy Data Streams. "
+    "NeurIPS 2023. arXiv:2310.10074"
+)
 _CHEN = "D. Chen, D. Wang, T. Darrell, S. Ebrahimi. Contrastive Test-Time Adaptation. CVPR 2022. arXiv:2204.10377"
 _DOEBLER = (
     "M. Döbler, R. A. Marsden, B. Yang. Robust Mean Teacher for Continual and Gradual Test-Time Adaptation. CVPR 2023. "
@@ -359,6 +363,14 @@ _ROWS = (
         "Minimises the entropy of a class-balanced memory, with instance-aware batch normalisation",
         Access(test="stream", state="online", backprop="norm"),
         _GONG_NOTE,
+    ),
+    Row(
+        "sotta",
+        "adapter",
+        "methods.adapters.sotta:Sotta",
+        "Minimises, sharpness-aware, the entropy of a class-balanced memory of confident images",
+        Access(test="stream", state="online", backprop="norm"),
+        _GONG_SOTTA,
     ),
     Row(
         "roid",
