@@ -87,6 +87,14 @@ _LEE_CMF = (
 
 _YUAN = "L. Yuan, B. Xie, S. Li. Robust Test-Time Adaptation in Dynamic Scenarios. CVPR 2023. arXiv:2303.13899"
 
+_GONG_NOTE = (
+    "T. Gong et al. NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation. NeurIPS 2022. "
+    "arXiv:2208.05117"
+)
+_GONG_SOTTA = (
+    "T. Gong, Y. Kim, T. Lee, S. Chottananurak, S.-J. Lee. SoTTA: Robust Test-Time Adaptation on Noisy Data Streams. "
+    "NeurIPS 2023. arXiv:2310.10074"
+)
 _CHEN = "D. Chen, D. Wang, T. Darrell, S. Ebrahimi. Contrastive Test-Time Adaptation. CVPR 2022. arXiv:2204.10377"
 _DOEBLER = (
     "M. Döbler, R. A. Marsden, B. Yang. Robust Mean Teacher for Continual and Gradual Test-Time Adaptation. CVPR 2023. "
@@ -417,6 +425,22 @@ _ROWS = (
         "Learns its running average's predictions of a class-balanced memory, with robust statistics",
         Access(test="stream", state="online", backprop="norm"),
         _YUAN,
+    ),
+    Row(
+        "note",
+        "adapter",
+        "methods.adapters.note:Note",
+        "Minimises the entropy of a class-balanced memory, with instance-aware batch normalisation",
+        Access(test="stream", state="online", backprop="norm"),
+        _GONG_NOTE,
+    ),
+    Row(
+        "sotta",
+        "adapter",
+        "methods.adapters.sotta:Sotta",
+        "Minimises, sharpness-aware, the entropy of a class-balanced memory of confident images",
+        Access(test="stream", state="online", backprop="norm"),
+        _GONG_SOTTA,
     ),
     Row(
         "roid",

@@ -161,6 +161,19 @@ def _train_where_possible(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     layer.training = _values_per_channel(inputs[0]) > 1
 
 
+def input_normalised_by(layer: _BatchNorm, values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Return the input for which a BatchNorm in eval mode gives what it would give for `values` with other statistics.
+
+    `values` is [n, channels, ...]; `mean` and `variance` broadcast with it, and gradients flow through all three. The
+    layer's own statistics and affine parameters stay, so any subclass is served.
+    """
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    shape = [1, -1, *[1] * (values.ndim - 2)]
+    ratio = ((layer.running_var.view(shape) + layer.eps) / (variance + layer.eps)).sqrt()
+    return (values - mean) * ratio + layer.running_mean.view(shape)
+
+
 def require_source_statistics(model: nn.Module) -> None:
     """Raise Unsupported for a BatchNorm layer without running averages."""
     if any(layer.running_mean is None for layer in batch_norm_layers(model)):

@@ -57,7 +57,7 @@ class NormAdapter(Adapter):
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without affine parameters to adapt."""
-        use_batch_statistics(self.model)
+        self.choose_statistics()
         self.parameters = list(self.chosen().values())
         if not self.parameters:
             raise Unsupported(
@@ -67,6 +67,10 @@ class NormAdapter(Adapter):
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         self.optimizer = self.build_optimizer()
+
+    def choose_statistics(self) -> None:
+        """Make BatchNorm use the statistics of the batch, unless overridden."""
+        use_batch_statistics(self.model)
 
     def chosen(self) -> dict[str, nn.Parameter]:
         """Return the parameters to adapt, by name."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from methods.adapters.common.memory import FREE, held_slots, place, smoothed_entropies
 from methods.adapters.common.teachers import (
     TeacherOptions,
     build_optimizer,
@@ -23,13 +24,11 @@ from methods.adapters.common.teachers import (
 )
 from methods.base import Adapter, Source, Unsupported
 from methods.losses import at_least_float32, gradients, recordable
-from methods.norms import batch_norm_layers, norm_parameters, require_source_statistics
+from methods.norms import batch_norm_layers, input_normalised_by, norm_parameters, require_source_statistics
 from methods.online import margin
 from methods.private_apis import _BatchNorm
 from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
-
-FREE = -1
 
 
 class Rotta(Adapter):
@@ -126,8 +125,7 @@ class Rotta(Adapter):
         with gradients():
             with torch.no_grad():
                 logits: Tensor = self.teacher(images)
-                probabilities = at_least_float32(logits).softmax(1)
-                entropy = -(probabilities * (probabilities + 1e-6).log()).sum(1) / margin(logits, 1.0)
+                entropy = smoothed_entropies(logits).sum(1) / margin(logits, 1.0)
                 # One copy to the host, which manages the memory; its images stay on the device.
                 labels, uncertainty = torch.stack([logits.argmax(1).double(), entropy.double()]).cpu()
             start = 0
@@ -144,19 +142,14 @@ class Rotta(Adapter):
         """Offer images in order to the memory; labels (float64 [n]) and uncertainty (float64 [n]) are on the CPU."""
         if self.images.numel() == 0:
             self.images = images.new_zeros(self.config.capacity, *images.shape[1:])
-        origin = np.full(self.config.capacity, FREE)
-        for row, (label, unsure) in enumerate(zip(labels.long().tolist(), uncertainty.tolist(), strict=True)):
+        slots = []
+        for label, unsure in zip(labels.long().tolist(), uncertainty.tolist(), strict=True):
             slot = self.slot(label, unsure, classes)
             if slot != FREE:
                 self.labels[slot], self.uncertainty[slot], self.born[slot] = label, unsure, self.seen
-                origin[slot] = row
+            slots.append(slot)
             self.seen += 1
-        slots = np.flatnonzero(origin != FREE)
-        self.images[self.uploaded(torch.from_numpy(slots))] = images[self.uploaded(torch.from_numpy(origin[slots]))]
-
-    def uploaded(self, values: Tensor) -> Tensor:
-        """Return values of the host on the device, for which the host does not wait."""
-        return values.to(self.images.device, non_blocking=True)
+        place(self.images, images, slots)
 
     def slot(self, label: int, unsure: float, classes: int) -> int:
         """Return the slot for a new image, or FREE (-1) for none."""
@@ -180,11 +173,9 @@ class Rotta(Adapter):
 
     def update(self) -> None:
         """Take one step of the student on the memory and move the teacher towards it."""
-        labels = self.labels.numpy()
-        # Sorted by class and age, so that the noise of a view depends on the content of the memory and not on slots.
-        order = np.lexsort((self.born.numpy(), labels))
-        held = torch.from_numpy(order[labels[order] != FREE])
-        images = self.images[self.uploaded(held)]
+        # Sorted, so that the noise of a view depends on the content of the memory and not on slots.
+        held = held_slots(self.labels, self.born)
+        images = self.images[held.to(self.images.device, non_blocking=True)]
         age = (self.seen - self.born[held]) / self.config.capacity
         view = make_view(images, draw_view(self.host_draws, flip=self.config.flip), self.device_draws)
         with robust_statistics(self.teacher, self.config.statistics_share), torch.no_grad():
@@ -226,8 +217,7 @@ def _move_statistics(layer: nn.Module, inputs: tuple[Any, ...], *, share: float)
     norm.running_var = variance.detach().to(norm.running_var.dtype)
     if not mean.requires_grad:
         return None
-    # Eval mode gives no gradient of the statistics. This input has the same value, up to rounding, and
-    # the gradient that the layer would have.
+    # Eval mode gives no gradient of the statistics. This input has the same value, up to rounding, and the gradient
+    # that the layer would have.
     shape = [1, -1, *[1] * (values.ndim - 2)]
-    ratio = ((norm.running_var + norm.eps) / (variance + norm.eps)).sqrt()
-    return (((values - mean.view(shape)) * ratio.view(shape) + norm.running_mean.view(shape)).to(inputs[0].dtype),)
+    return (input_normalised_by(norm, values, mean.view(shape), variance.view(shape)).to(inputs[0].dtype),)

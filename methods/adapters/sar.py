@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from methods.adapters.common.sharpness import climb, put_back
 from methods.base import RateRule, Source
 from methods.losses import gradients, recordable
 from methods.online import (
@@ -111,31 +112,17 @@ class Sar(NormAdapter):
 
     def _descend_from_above(self, images: Tensor, reliable: Tensor, limit: float) -> None:
         """Climb the current gradient, take the gradient there, and step with it from the original parameters."""
-        below = [parameter.detach().clone() for parameter in self.parameters]
-        self._climb()
+        below = climb(self.parameters, self.config.rho)
         uncertainty = self.uncertainty(self.model(images))[reliable]
         still = rows_where(uncertainty.detach() < limit)
         if len(still) or self.config.official_quirks:
             loss = uncertainty[still].mean()
             self._remember(loss.detach())
             loss.backward()  # type: ignore[no-untyped-call]
-        self._put_back(below)
+        put_back(self.parameters, below)
         # The optimiser skips parameters without a gradient, including their momentum.
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def _climb(self) -> None:
-        pairs = [(parameter, parameter.grad) for parameter in self.parameters if parameter.grad is not None]
-        scale = self.config.rho / (nn.utils.get_total_norm([slope for _, slope in pairs]) + 1e-12)
-        for parameter, slope in pairs:
-            parameter.add_(slope * scale)
-        self.optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def _put_back(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
 
     def _remember(self, loss: Tensor) -> None:
         """Include a loss in the moving average, unless it is NaN (as the loss of no image is)."""
@@ -144,6 +131,6 @@ class Sar(NormAdapter):
 
     def _start_anew(self) -> None:
         if self.config.official_quirks:
-            self._put_back(self.source_values)
+            put_back(self.parameters, self.source_values)
         else:
             self.reset()

@@ -17,7 +17,7 @@ from methods.example_models import example_images, example_model
 
 ROWS = [PLAIN, *(row for row in METHODS.values() if row.kind == "adapter")]
 
-BATCH_NORM_ALONE = ("bn", "bn_alpha", "bn_ema", "dua")
+BATCH_NORM_ALONE = ("bn", "bn_alpha", "bn_ema", "dua", "note")
 
 
 def case_of(row: Any, model: str | None = None) -> Case:
@@ -78,21 +78,23 @@ def test_source_images_are_asked_for_exactly_by_those_who_declare_them(row: Any)
 def test_two_seeds_differ_only_where_something_is_drawn(row: Any) -> None:
     case = case_of(row)
     other = play(case.build(seed=1), case.stream)
-    draws = {
-        "memo",
-        "deyo",
-        "foa",
-        "cotta",
-        "rotta",
-        "roid",
-        "cmf",
-        "adacontrast",
-        "rmt",
-        "santa",
-        "dua",
+    draws = [
         "actmad",
+        "adacontrast",
+        "cmf",
+        "cotta",
+        "deyo",
+        "dua",
+        "foa",
+        "memo",
+        "note",
         "petal",
-    }
+        "rmt",
+        "roid",
+        "rotta",
+        "santa",
+        "sotta",
+    ]
     assert torch.equal(other, case.answers) == (row.name not in draws)
 
 

@@ -194,11 +194,6 @@ class OneSelectionSar(Sar):
         super()._descend_from_above(images, reliable, float("inf"))
 
 
-class NoSharpness(Sar):
-    def _climb(self) -> None:
-        self.optimizer.zero_grad()
-
-
 class AllLayersDeyo(Deyo):
     def chosen(self) -> dict[str, nn.Parameter]:
         return norm_parameters(self.model)
@@ -230,7 +225,7 @@ MUTANTS = [
     ("test_resnet__eata", FisherOfSourceStatistics, {}),
     *both("sar_lr0.01", NesterovSar),
     *both("sar_lr0.01", AllLayersSar),
-    *both("sar_lr0.01", NoSharpness),
+    *both("sar_lr0.01", rho=0.0),
     *both("sar_lr0.01", rho=0.06),
     ("test_resnet__sar_lr0.01", OneSelectionSar, {}),
     *both("deyo", NesterovDeyo),
