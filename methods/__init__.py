@@ -96,6 +96,10 @@ _MIRZA = (
     "M. J. Mirza, P. J. Soneira, W. Lin, M. Kozinski, H. Possegger, H. Bischof. ActMAD: Activation Matching to Align "
     "Distributions for Test-Time-Training. CVPR 2023. arXiv:2211.12870"
 )
+_SUN = (
+    "Y. Sun, X. Wang, Z. Liu, J. Miller, A. A. Efros, M. Hardt. Test-Time Training with Self-Supervision for "
+    "Generalization under Distribution Shifts. ICML 2020. arXiv:1909.13231"
+)
 
 PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
@@ -176,6 +180,15 @@ _ROWS = (
         "SHOT-IM for several epochs over the shifted images that a Self-Soup sees, then fixed",
         Access(test="pool", state="offline", backprop="full"),
         _LIANG,
+        starts_as="source",
+    ),
+    Row(
+        "source_rotation",
+        "recipe",
+        "methods.recipes.source_rotation:SourceRotation",
+        "The stock fine-tuned on clean labelled images and on telling their rotations, with a second head",
+        Access(),
+        _SUN,
         starts_as="source",
     ),
     Row(
@@ -388,6 +401,24 @@ _ROWS = (
         "Moves the mean and the variance of activations, place by place, to those of clean source images",
         Access(source="statistics", test="stream", state="online", backprop="full"),
         _MIRZA,
+    ),
+    Row(
+        "ttt",
+        "adapter",
+        "methods.adapters.ttt:Ttt",
+        "Learns to tell the rotations of one image, then predicts it and forgets",
+        Access(test="image", state="episodic", backprop="full"),
+        _SUN,
+        needs="source_rotation",
+    ),
+    Row(
+        "ttt_online",
+        "adapter",
+        "methods.adapters.ttt:TttOnline",
+        "Learns to tell the rotations of each image before it predicts it, and goes on from there",
+        Access(test="stream", state="online", backprop="full"),
+        _SUN,
+        needs="source_rotation",
     ),
 )
 

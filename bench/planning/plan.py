@@ -411,7 +411,7 @@ def _met(base: Base) -> tuple[str, ...]:
 def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recipe | None:
     """The recipe with its options; None for a ready classifier."""
     if not from_stock:
-        if method.recipe.name != "source":
+        if method.recipe.name != "source" and not method.implied:
             raise UsageError(
                 f"{method.recipe.name} starts from a stock, not from a ready classifier; give --stock instead"
             )
