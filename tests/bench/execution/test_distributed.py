@@ -28,6 +28,7 @@ from methods.base import Labelled, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Weights
+from methods.recipes.source_rotation import Jointly, fine_tune_jointly
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
@@ -94,6 +95,8 @@ def trainings(
         match how:
             case Gradients():
                 made = how.take(parallel)
+            case Jointly():
+                made = fine_tune_jointly(inputs, data, how, draws, parallel=parallel)
             case FineTune():
                 made = fine_tune(inputs, data, how, draws, parallel=parallel)
             case Pretraining():
@@ -133,6 +136,8 @@ FEW = (
     ingredient("mocov3", accumulate=2),
     FineTune(epochs=7, batch_size=32),  # the last batch of an epoch is one image
     FineTune(epochs=10, batch_size=32, accumulate=2),
+    Jointly(epochs=3, batch_size=32),
+    Jointly(epochs=3, batch_size=32, accumulate=2, rotations="rand"),
 )
 MANY = (
     ingredient("mae", accumulate=4),
