@@ -118,6 +118,10 @@ _MODAS = (
     "A. Modas, R. Rade, G. Ortiz-Jiménez, S.-M. Moosavi-Dezfooli, P. Frossard. PRIME: A Few Primitives Can Boost "
     "Robustness to Common Corruptions. ECCV 2022. arXiv:2112.13547"
 )
+_SUN = (
+    "Y. Sun, X. Wang, Z. Liu, J. Miller, A. A. Efros, M. Hardt. Test-Time Training with Self-Supervision for "
+    "Generalization under Distribution Shifts. ICML 2020. arXiv:1909.13231"
+)
 
 PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
@@ -243,6 +247,15 @@ _ROWS = (
         "BatchNorm with the means and variances of the shifted images that a Self-Soup sees",
         Access(test="pool", state="offline"),
         _LI,
+        starts_as="source",
+    ),
+    Row(
+        "source_rotation",
+        "recipe",
+        "methods.recipes.source_rotation:SourceRotation",
+        "The stock fine-tuned on clean labelled images and on telling their rotations, with a second head",
+        Access(),
+        _SUN,
         starts_as="source",
     ),
     Row(
@@ -490,6 +503,24 @@ _ROWS = (
         "Moves the mean and the variance of activations, place by place, to those of clean source images",
         Access(source="statistics", test="stream", state="online", backprop="full"),
         _MIRZA,
+    ),
+    Row(
+        "ttt",
+        "adapter",
+        "methods.adapters.ttt:Ttt",
+        "Learns to tell the rotations of one image, then predicts it and forgets",
+        Access(test="image", state="episodic", backprop="full"),
+        _SUN,
+        needs="source_rotation",
+    ),
+    Row(
+        "ttt_online",
+        "adapter",
+        "methods.adapters.ttt:TttOnline",
+        "Learns to tell the rotations of each image before it predicts it, and goes on from there",
+        Access(test="stream", state="online", backprop="full"),
+        _SUN,
+        needs="source_rotation",
     ),
 )
 

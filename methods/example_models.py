@@ -90,7 +90,8 @@ EXAMPLES = tuple(_BUILDERS)
 def example_model(name: str) -> nn.Module:
     """Return a copy of a seeded classifier in eval mode, certain of some images and unsure of others.
 
-    Its BatchNorm statistics come from training batches. Raises KeyError for a name that is not in EXAMPLES.
+    Its BatchNorm statistics come from training batches. "layer_norm" also has a head that tells rotations. Raises
+    KeyError for a name that is not in EXAMPLES.
     """
     return copy.deepcopy(_made(name))
 
@@ -111,11 +112,18 @@ def _made(name: str) -> nn.Module:
             scale = 4 / logits.std(0).mean()
             head.bias.sub_(logits.mean(0)).mul_(scale)
             head.weight.mul_(scale)
+            if isinstance(model, Classifier):
+                # Random numbers of its own, so that those of the classifier do not depend on it.
+                model.rotation = nn.Linear(model.head.in_features, 4)
+                for parameter in model.rotation.parameters():
+                    parameter.normal_(generator=torch.Generator().manual_seed(2))
     return model
 
 
 def head_of(model: nn.Module) -> nn.Linear:
-    """Return the last linear layer of an example model."""
+    """Return the linear layer of an example model that makes its logits."""
+    if isinstance(model, Classifier):
+        return model.head
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 

@@ -72,9 +72,10 @@ class Row:
     """One method in the table: enough to list, show and plan it without importing its file.
 
     `path` is "module:Class". `options_of` names the method whose options this method shares (as its control),
-    `starts_as` the method whose classifier it starts from: options of the same name are taken from that method unless
-    given. `citation` is one line: authors, title, venue, year, identifier. `version` is raised when the same inputs
-    give other numbers.
+    `starts_as` the method whose classifier it starts from, or whose training it extends: options of the same name are
+    taken from that method unless given. `needs` names the recipe on whose classifier an adapter runs when it is named
+    alone (None: source). `citation` is one line: authors, title, venue, year, identifier. `version` is raised when the
+    same inputs give other numbers.
     """
 
     name: str
@@ -85,4 +86,5 @@ class Row:
     citation: str
     options_of: str | None = None
     starts_as: str | None = None
+    needs: str | None = None
     version: int = 1

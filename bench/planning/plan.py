@@ -41,7 +41,7 @@ from bench.shifts.user_corruption import added
 from bench.training.job_cache import all_jobs, training_tasks
 from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
-from methods import PLAIN
+from methods import METHODS, PLAIN
 from methods.base import Job, Labelled, Recipe
 from methods.nets.weights import Weights
 from methods.norms import norm_family
@@ -423,11 +423,17 @@ def _met(base: Base) -> tuple[str, ...]:
 def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recipe | None:
     """The recipe with its options; None for a ready classifier."""
     if not from_stock:
-        if method.recipe.name != "source":
+        if method.recipe.name != "source" and not method.implied:
             raise UsageError(
                 f"{method.recipe.name} starts from a stock, not from a ready classifier; give --stock instead"
             )
         return None
+    needed = method.adapter.needs if method.adapter else None
+    if needed and METHODS.get(method.recipe.name) is method.recipe and method.recipe.name != needed:
+        raise UsageError(
+            f"{method.text}: {method.recipe.name} does not train what {method.adapter.name} needs; "
+            f"use {needed}+{method.adapter.name}"
+        )
     recipe: Recipe = load_object(method.recipe.path)(chosen.config(method.recipe))
     return recipe
 

@@ -201,10 +201,16 @@ class _Clock:
         return max(self._times[0] - self._begun - self.seconds_per_step(), 0.0) if len(self._times) > 1 else 0.0
 
 
-def stand_in(stock: Weights, classes: int) -> Weights:
-    """Return a classifier that costs as much as a trained one: the stock's encoder with a random head."""
+def stand_in(stock: Weights, classes: int, *, rotation: bool = False) -> Weights:
+    """Return a classifier that costs as much as a trained one: the stock's encoder with a random head.
+
+    With `rotation`, it also has a head that tells rotations.
+    """
     width = stock.architecture.dim
     # A confident head, like a trained one: methods that skip uncertain images are then measured on all images.
     head = 10 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
     encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
-    return Weights(stock.architecture, {**encoder, "head.weight": head, "head.bias": torch.zeros(classes)})
+    heads = {"head.weight": head, "head.bias": torch.zeros(classes)}
+    if rotation:
+        heads |= {"rotation.weight": torch.zeros(4, width), "rotation.bias": torch.zeros(4)}
+    return Weights(stock.architecture, {**encoder, **heads})

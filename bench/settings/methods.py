@@ -27,11 +27,15 @@ PLUGINS = "soupbench.methods"
 
 @dataclass(frozen=True)
 class Method:
-    """A parsed method: a recipe, and the adapter that runs on the classifier that the recipe trains."""
+    """A parsed method: a recipe, and the adapter that runs on the classifier that the recipe trains.
+
+    `implied`: the recipe was not named, so a ready classifier may stand in for what it trains.
+    """
 
     text: str
     recipe: Row
     adapter: Row | None
+    implied: bool = False
 
     @property
     def access(self) -> Access:
@@ -41,7 +45,8 @@ class Method:
 def parse_method(text: str) -> Method:
     """Parse "tent", "selfsoup", "selfsoup+tent" or "file.py:Class".
 
-    A recipe alone runs with the plain adapter, an adapter alone on the `source` classifier. Raises UsageError.
+    A recipe alone runs with the plain adapter, an adapter alone on the classifier of the recipe that it needs, which is
+    `source` unless its row names another. Raises UsageError.
     """
     rows = [_row(part.strip()) for part in text.split("+")]
     recipes = [row for row in rows if row.kind == "recipe"]
@@ -51,7 +56,9 @@ def parse_method(text: str) -> Method:
     shown = "+".join(
         row.name if ".py:" in row.path else part.strip() for row, part in zip(rows, text.split("+"), strict=True)
     )
-    return Method(shown, recipes[0] if recipes else METHODS["source"], adapters[0] if adapters else None)
+    adapter = adapters[0] if adapters else None
+    needed = METHODS[(adapter.needs if adapter else None) or "source"]
+    return Method(shown, recipes[0] if recipes else needed, adapter, implied=not recipes)
 
 
 def _row(name: str) -> Row:

@@ -182,7 +182,7 @@ class Rotta(Adapter):
             target: Tensor = self.teacher(images)
         with robust_statistics(self.model, self.config.statistics_share):
             losses = cross_entropy_to(target, self.model(view))
-        weights = self.uploaded(torch.sigmoid(-age)).to(losses)
+        weights = torch.sigmoid(-age).to(losses, non_blocking=True)
         descend((losses * weights).mean(), self.optimizer)
         move_towards(self.averages, self.parameters, self.config.teacher_share)
 

@@ -1,7 +1,8 @@
 """Weights and their architecture: the stock from which everything starts, and the classifiers made from it.
 
 The encoder is timm's VisionTransformer, so its tensors have timm's names under `encoder.`; the decoder of a masked
-autoencoder (He et al. 2022, arXiv:2111.06377) is under `decoder.`, a classifier's last layer under `head.`.
+autoencoder (He et al. 2022, arXiv:2111.06377) is under `decoder.`, a classifier's last layer under `head.`, and the
+second head of a classifier that also learnt to tell rotations under `rotation.`.
 """
 
 from __future__ import annotations
@@ -246,19 +247,24 @@ class Normalise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images in [0, 1] (float [n, 3, h, w]) to logits [n, classes]: normalisation, encoder, linear head."""
+    """Images in [0, 1] (float [n, 3, h, w]) to logits [n, classes]: normalisation, encoder, linear head.
 
-    def __init__(self, architecture: AnyArchitecture, classes: int) -> None:
+    With `rotation`, a second head tells by how many quarter turns an image was rotated; predictions do not use it.
+    """
+
+    def __init__(self, architecture: AnyArchitecture, classes: int, *, rotation: bool = False) -> None:
         super().__init__()
         self.architecture = architecture
         self.normalise = Normalise(architecture.mean, architecture.std)
         self.encoder = architecture.build()
         self.head = nn.Linear(architecture.dim, classes)
+        self.rotation = nn.Linear(architecture.dim, 4) if rotation else None
 
     @staticmethod
     def of(weights: Weights) -> Classifier:
-        """Return the classifier with a copy of these weights (encoder and head)."""
-        model = Classifier(weights.architecture, len(weights.tensors["head.bias"]))
+        """Return the classifier with a copy of these weights: encoder, head and, if they have one, rotation head."""
+        rotation = "rotation.bias" in weights.tensors
+        model = Classifier(weights.architecture, len(weights.tensors["head.bias"]), rotation=rotation)
         model.load_state_dict(dict(weights.tensors))
         return model
 
@@ -271,6 +277,13 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Return the representation of images in [0, 1], before the head: [n, dim]."""
         out: Tensor = self.encoder(self.normalise(images))
+        return out
+
+    def rotation_logits(self, images: Tensor) -> Tensor:
+        """Return scores of 0 to 3 quarter turns of images in [0, 1]: [n, 4]. Raises ValueError without this head."""
+        if self.rotation is None:
+            raise ValueError("this classifier has no rotation head; train it with the recipe source_rotation")
+        out: Tensor = self.rotation(self.features(images))
         return out
 
     def forward(self, images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ arXiv:2602.02890), so that the heads of different ingredients can be averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.base import Checkpointer, Job, Labelled, Options, Unlabelled, Unsupported, Work
-from methods.data_parallel import ALONE, DataParallelGroup
+from methods.data_parallel import ALONE, DataParallelGroup, Share
 from methods.identity import component
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
@@ -175,6 +175,41 @@ def fine_tune(
     Raises TypeError for images without labels, ValueError for a head that does not fit the classes or images of another
     size, FloatingPointError if training diverges.
     """
+
+    augmentation = config.augmentation if isinstance(config, Repeat) else None
+
+    def loss(model: Classifier, images: Tensor, labels: Tensor, share: Share) -> Tensor:
+        if augmentation is None:
+            return classification(share.everyone(model(images)), labels, config)
+        logits = share.everyone(model(images.transpose(0, 1).flatten(0, 1)), augmentation.passes)
+        return consistent(logits.float(), labels, augmentation.passes, config.label_smoothing)
+
+    return fit(inputs, data, config, generator, loss, keep, parallel, augmentation=augmentation)
+
+
+def classification(logits: Tensor, labels: Tensor, options: FineTune) -> Tensor:
+    """Return the mean cross-entropy, in nats, of logits [n, classes] to labels (int64 [n])."""
+    return F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing)
+
+
+def fit(
+    inputs: Sequence[Weights],
+    data: Labelled,
+    config: FineTune,
+    generator: torch.Generator,
+    loss_of: Callable[[Classifier, Tensor, Tensor, Share], Tensor],
+    keep: Checkpointer | None = None,
+    parallel: DataParallelGroup = ALONE,
+    *,
+    rotation: bool = False,
+    augmentation: Augmentation | None = None,
+) -> Weights:
+    """Train a classifier as `fine_tune` does, by a loss of its own; with `rotation`, with a rotation head from zero.
+
+    loss_of: the classifier, this process's views (float [own, 3, s, s] in [0, 1], or what the augmentation makes of
+    them) of a part of a batch, the labels of the whole part (int64 [n]) and the share of it that the views are, to a
+    scalar that is the same on every process.
+    """
     _need_labels(data)
     start, source = inputs[0], inputs[-1]
     check_size(data, start.architecture)
@@ -185,12 +220,14 @@ def fine_tune(
             f"the head has {len(source.tensors['head.bias'])} classes and the data has {data.classes}; "
             "use the probe of the same task"
         )
-    model = Classifier(start.architecture, data.classes).to(generator.device)
+    model = Classifier(start.architecture, data.classes, rotation=rotation).to(generator.device)
     model.encoder.load_state_dict(start.part("encoder"))
     model.head.load_state_dict(source.part("head"))
+    if model.rotation is not None:
+        for parameter in model.rotation.parameters():
+            torch.nn.init.zeros_(parameter)
     device = generator.device
     views = config.views
-    augmentation = config.augmentation if isinstance(config, Repeat) else None
     labels = data.labels.to(device)
 
     parts = config.accumulate or 1
@@ -207,12 +244,7 @@ def fine_tune(
             yield images, labels[indices.to(device)]
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, targets = batch
-        passes = 1
-        if augmentation is not None:
-            passes, images = augmentation.passes, images.transpose(0, 1).flatten(0, 1)
-        logits = parallel.share(len(targets)).everyone(model(images), passes)
-        return consistent(logits.float(), targets, passes, config.label_smoothing)
+        return loss_of(model, *batch, parallel.share(len(batch[1])))
 
     # Affects only BatchNorm: a ragged batch of one image may have no variance.
     with training_statistics(model):

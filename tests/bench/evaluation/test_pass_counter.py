@@ -35,6 +35,8 @@ WIDE_OPEN: dict[str, dict[str, Any]] = {
     "rmt": {"warm_up_images": 5},
     "santa": {},
     "actmad": {"source_images": 10},
+    "ttt": {"steps": 2, "copies": 3},
+    "ttt_online": {"copies": 2, "rotations": "expand", "threshold": 0.99},
 }
 PASSES = {
     "eta": (1, 1),
@@ -55,12 +57,15 @@ PASSES = {
     "adacontrast": (5, 1),
     "santa": (3, 2),
     "actmad": (2, 1),
+    "ttt": (2 * 3 + 1, 2 * 3),
+    "ttt_online": (1 + 4 * 2 + 1, 4 * 2),
 }
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_run_of_the_family_is_done_and_counts_its_passes(settings: dict[str, Any]) -> None:
-    options = {"source": {"epochs": 2, "batch_size": 50}, **WIDE_OPEN}
+    short = {"epochs": 2, "batch_size": 50}
+    options = {"source": short, "source_rotation": short, **WIDE_OPEN}
     outcome = run(make_spec({**settings, "method": ",".join(WIDE_OPEN), "corruption": "fog"}, {"set": options}))
     assert outcome.exit_code == 0
     records = [record for record in outcome.records() if record.corruption == "fog"]

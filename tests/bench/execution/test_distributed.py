@@ -30,6 +30,7 @@ from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Weights
 from methods.recipes import prime
 from methods.recipes.augmix import Mixing
+from methods.recipes.source_rotation import Jointly, fine_tune_jointly
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
@@ -96,6 +97,8 @@ def trainings(
         match how:
             case Gradients():
                 made = how.take(parallel)
+            case Jointly():
+                made = fine_tune_jointly(inputs, data, how, draws, parallel=parallel)
             case FineTune():
                 made = fine_tune(inputs, data, how, draws, parallel=parallel)
             case Pretraining():
@@ -137,6 +140,8 @@ FEW = (
     FineTune(epochs=10, batch_size=32, accumulate=2),
     Repeat(epochs=3, batch_size=32, augmentation=Mixing()),
     Repeat(epochs=3, batch_size=32, accumulate=2, augmentation=prime.Mixing()),
+    Jointly(epochs=3, batch_size=32),
+    Jointly(epochs=3, batch_size=32, accumulate=2, rotations="rand"),
 )
 MANY = (
     ingredient("mae", accumulate=4),
