@@ -137,8 +137,9 @@ class Cotta(Adapter):
         sizes = [parameter.numel() for parameter in self.parameters]
         drawn = draw_places(sizes, self.config.restore, self.host_draws, self.device_draws)
         for parameter, original, flat in zip(self.parameters, self.originals, drawn, strict=True):
-            places = torch.unravel_index(flat, parameter.shape)
-            parameter[places] = original[places]
+            if len(flat):
+                places = torch.unravel_index(flat, parameter.shape)
+                parameter[places] = original[places]
 
 
 def draw_places(

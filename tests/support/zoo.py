@@ -6,14 +6,16 @@ import copy
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import torch
 from golden_streams import Golden
-from official_streams import checkouts, release
+from official_streams import OfficialRun, checkouts, release
 from torch import Tensor, nn
 
+from methods.adapters.common.prototypes import build_projector
 from methods.base import Source, SourceBatch
 from methods.views.cotta_views import Padding, draw_view, make_view
 
@@ -166,3 +168,49 @@ def double(architecture: str) -> Callable[[Golden], nn.Module]:
 
 def double_stream(golden: Golden) -> Tensor:
     return golden.stream.double()
+
+
+def with_a_short_batch(predict: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
+    """The logits along a stream whose last batch but one has two thirds of the images, for the others zeros."""
+    sizes = [stream.shape[1]] * len(stream)
+    sizes[-2] = sizes[-2] * 2 // 3
+    logits = [predict(batch[:size]).detach() for batch, size in zip(stream, sizes, strict=True)]
+    return torch.stack([nn.functional.pad(row, (0, 0, 0, sizes[0] - len(row))) for row in logits])
+
+
+def play_labelled(run: OfficialRun, model: nn.Module, stream: Tensor, source: Tensor) -> Tensor:
+    """Our adapter along a stream, after the golden source images with labels."""
+    adapter = run.adapter(model, run.adapter.Config(**run.options), seeded())
+    adapter.prepare(labelled(source.to(stream)))
+    return along(adapter.predict, stream)
+
+
+class Loader:
+    """The golden source images with labels as the release's loader, which counts how often it was started."""
+
+    batch_size = 16
+
+    def __init__(self, batches: Tensor) -> None:
+        self.batches, self.started = batches, 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.started += 1
+        for batch in self.batches:
+            yield batch, labels_of(batch)
+
+
+def build_with_source(method: str, name: str, cfg: types.SimpleNamespace, model: nn.Module, loader: Loader) -> Any:
+    """Make a method that reads the source, with our projector and our views."""
+    with TemporaryDirectory() as folder:
+        cfg.CKPT_DIR = folder  # where the release keeps prototypes and warmed-up models
+        adapted = build(method, name, cfg, model, get_source_loader=lambda **_: (None, loader))
+    draws = seeded()
+    projector = build_projector(adapted.prototypes_src[:, 0], cfg.CONTRAST.PROJECTION_DIM, draws)
+    adapted.projector.to(adapted.prototypes_src)
+    adapted.projector.load_state_dict(projector.state_dict())
+    adapted.tta_transform = views(draws)
+    return adapted
+
+
+def wrapped(architecture: str, golden: Golden) -> nn.Module:
+    return Wrapped(golden, architecture).double()
