@@ -359,6 +359,7 @@ _ROWS = (
         "Learns labels that near features vote for, and features that tell images of other labels apart",
         Access(test="stream", state="online", backprop="full"),
         _CHEN,
+        version=2,
     ),
     Row(
         "rmt",

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from methods.adapters.common.teachers import TeacherOptions, build_optimizer, descend, generators, move_towards
+from methods.adapters.common.teachers import (
+    TeacherOptions,
+    build_optimizer,
+    descend,
+    generators,
+    learnable,
+    move_towards,
+)
 from methods.base import Adapter, Source
 from methods.losses import at_least_float32, gradients, recordable
 from methods.nets.feature_head_split import split
@@ -35,15 +42,20 @@ class AdaContrast(Adapter):
     `bank_start` images, from the model itself. With two strong views (`moco_views.strong_view`), three losses are
     summed: the student's cross-entropy on one view to these labels; the contrast of its features with those of the
     other view from the student's moving average, against a queue of earlier ones without those of the same label; and
-    the negative entropy of the mean prediction. All parameters step, with weight decay. As in the release, BatchNorm
-    normalises with each batch while learning and its running averages follow; the prediction is made after the step,
-    with these averages. Dropout and stochastic depth stay off. The queue starts with random vectors and labels.
+    the negative entropy of the mean prediction. In every module the parameters named weight and bias step, with weight
+    decay. As in the release, BatchNorm normalises with each batch while learning and its running averages follow; the
+    prediction is made after the step, with these averages. Dropout and stochastic depth stay off. The queue starts with
+    random vectors and labels.
 
-    Costs 5 forward passes, two of them of the moving average, and 1 backward pass over all parameters; keeps 2 *
+    Two things of the releases are kept, as published numbers come from them. The labels of a batch enter the queue
+    before the contrast and its keys after it, so the oldest keys count under the labels of those that replace them. And
+    the first batch after the bank is full replaces the newest one; from the next on, the oldest are replaced.
+
+    Costs 5 forward passes, two of them of the moving average, and 1 backward pass over what is learnt; keeps 2 *
     `queue` features.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (2e-5, 2e-4, 2e-3),
@@ -68,7 +80,8 @@ class AdaContrast(Adapter):
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         weight_decay: of all parameters, at least 0.
         teacher_momentum: share of the moving average that stays at each step; in [0, 1].
-        queue: number of images whose features are kept for the contrast, and for the votes.
+        queue: number of images whose features are kept for the contrast, and for the votes (there the last batch that
+            finds room enters as a whole).
         bank_start: number of images in the bank from which neighbours vote.
         neighbours: number of neighbours that vote.
         temperature: divisor of the cosines in the contrast; above 0.
@@ -108,7 +121,7 @@ class AdaContrast(Adapter):
         self.averaged = copy.deepcopy(self.parts)
         # Kept by name as well, since the content of a split is not saved as its state.
         self.teacher = self.averaged.model
-        self.parameters, self.averages = list(self.model.parameters()), list(self.teacher.parameters())
+        self.parameters, self.averages = learnable(self.model), learnable(self.teacher)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         self.optimizer = build_optimizer(self.parameters, self.config, self.config.weight_decay)
@@ -118,6 +131,8 @@ class AdaContrast(Adapter):
         none = self.parameters[0].new_empty(0)
         self.keys, self.key_labels = none, none
         self.bank, self.bank_probabilities = none, none
+        # Where the next batch goes.
+        self.queue_place, self.bank_place = 0, 0
 
     def predict(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in [0, 1] to logits [n, classes] from after the update.
@@ -132,13 +147,14 @@ class AdaContrast(Adapter):
                 views = [strong_view(images, self.device_draws, flip=self.config.flip) for _ in range(2)]
                 move_towards(self.averages, self.parameters, 1 - self.config.teacher_momentum)
                 keys = _directions(self.averaged(views[1])[0])
+                _write(self.key_labels, self.queue_place, labels)
             features, logits = self.parts(views[0])
             logits = at_least_float32(logits)
             loss = cross_entropy(logits, labels)
             loss = loss + self.config.contrast_weight * self.tell_apart(_directions(features), keys, labels)
             loss = loss + self.config.diversity_weight * diversity(logits)
             descend(loss, self.optimizer)
-            self.remember(weak, keys, labels)
+            self.remember(weak, keys)
         with torch.no_grad():
             answer: Tensor = self.model(images)
         return answer
@@ -170,13 +186,18 @@ class AdaContrast(Adapter):
         return -scores.log_softmax(1)[:, 0].mean()
 
     @torch.no_grad()
-    def remember(self, weak: Tensor, keys: Tensor, labels: Tensor) -> None:
-        """Queue the keys and the moving average's outputs for the weak views; drop the oldest."""
-        size: int = self.config.queue
-        self.keys, self.key_labels = _last(self.keys, keys, size), _last(self.key_labels, labels, size)
+    def remember(self, weak: Tensor, keys: Tensor) -> None:
+        """Put the keys into the queue, and the moving average's outputs for the weak views into the bank."""
+        self.queue_place = _write(self.keys, self.queue_place, keys)
         features, logits = self.averaged(weak)
-        self.bank = _last(self.bank, _directions(features), size)
-        self.bank_probabilities = _last(self.bank_probabilities, at_least_float32(logits).softmax(1), size)
+        directions, probabilities = _directions(features), at_least_float32(logits).softmax(1)
+        if len(self.bank) < self.config.queue:
+            self.bank = torch.cat([self.bank, directions])
+            self.bank_probabilities = torch.cat([self.bank_probabilities, probabilities])
+            self.bank_place = (self.bank_place + len(weak)) % len(self.bank)
+        else:
+            _write(self.bank, self.bank_place, directions)
+            self.bank_place = _write(self.bank_probabilities, self.bank_place, probabilities)
 
 
 def diversity(logits: Tensor) -> Tensor:
@@ -189,5 +210,9 @@ def _directions(features: Tensor) -> Tensor:
     return normalize(at_least_float32(features), dim=1)
 
 
-def _last(old: Tensor, new: Tensor, size: int) -> Tensor:
-    return torch.cat([old, new])[-size:]
+def _write(ring: Tensor, place: int, new: Tensor) -> int:
+    """Write the last rows of `new` that fit into a ring, from a place on; return the place after them."""
+    end = place + len(new)
+    first = max(place, end - len(ring))
+    ring[torch.arange(first, end, device=ring.device) % len(ring)] = new[first - end :]
+    return end % len(ring)

@@ -47,6 +47,7 @@ def restated(net: nn.Sequential, stream: Tensor, config: AdaContrast.Config, see
     queue: list[tuple[Tensor, int]] = []
     bank: list[tuple[Tensor, Tensor]] = []
     rows = []
+    place, oldest = 0, 0
     for images in stream:
         train_norms(student, True)
         train_norms(teacher, True)
@@ -70,6 +71,9 @@ def restated(net: nn.Sequential, stream: Tensor, config: AdaContrast.Config, see
             for average, value in zip(teacher.parameters(), student.parameters(), strict=True):
                 average.copy_(config.teacher_momentum * average + (1 - config.teacher_momentum) * value)
             keys = [unit(key) for key in teacher[:-1](other)]
+        places = [(place + i) % config.queue for i in range(len(images))]
+        for where, name in zip(places, named, strict=True):
+            queue[where] = (queue[where][0], name)
         features = student[:-1](view)
         probabilities = student[-1](features).double().softmax(1)
         loss = torch.zeros((), dtype=torch.float64)
@@ -83,10 +87,18 @@ def restated(net: nn.Sequential, stream: Tensor, config: AdaContrast.Config, see
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        queue = [*queue, *zip(keys, named, strict=True)][-config.queue :]
+        for where, key, name in zip(places, keys, named, strict=True):
+            queue[where] = (key, name)
+        place = (place + len(images)) % config.queue
         with torch.no_grad():
             features = teacher[:-1](weak)
-            bank = [*bank, *zip(features, teacher[-1](features).double().softmax(1), strict=True)][-config.queue :]
+            new = list(zip(features, teacher[-1](features).double().softmax(1), strict=True))
+            if len(bank) < config.queue:
+                bank = [*bank, *new]
+            else:
+                for i, entry in enumerate(new):
+                    bank[(oldest + i) % len(bank)] = entry
+            oldest = (oldest + len(new)) % len(bank)
             train_norms(student, False)
             rows.append(student(images))
     return torch.stack(rows)
@@ -149,7 +161,8 @@ def test_the_restatement_tells_mutants_apart(make_net: Nets, batches: Tensor, ch
 def test_what_is_kept_is_bounded_and_returns_with_a_reset(make_net: Nets, batches: Tensor) -> None:
     adapter = ready(make_net("bn"), AdaContrast.Config(**BASE))
     first = torch.stack([adapter.predict(batch) for batch in batches])
-    assert len(adapter.bank) == len(adapter.bank_probabilities) == len(adapter.keys) == len(adapter.key_labels) == 11
+    assert len(adapter.keys) == len(adapter.key_labels) == 11
+    assert len(adapter.bank) == len(adapter.bank_probabilities) == 12  # three batches
     assert not any(module.training for module in adapter.model.modules())
     adapter.reset()
     assert adapter.keys.numel() == 0
@@ -160,7 +173,8 @@ def test_a_batch_larger_than_the_queue_and_one_where_no_other_label_is_queued(ma
     adapter = ready(make_net("gn"), AdaContrast.Config(queue=3, bank_start=1))
     for batch in (batches.flatten(0, 1), batches[0, :1].expand(4, -1, -1, -1), batches[0, :1]):
         assert torch.isfinite(adapter.predict(batch)).all()
-    assert len(adapter.keys) == len(adapter.bank) == 3
+    assert len(adapter.keys) == 3
+    assert len(adapter.bank) == 20  # the first batch
 
 
 def test_models_it_cannot_work_with_are_refused() -> None:
