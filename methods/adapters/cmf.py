@@ -67,7 +67,7 @@ class Cmf(Roid):
         move_towards(self.hidden, self.anchor, 1 - self.config.alpha)
         predicted = self.config.alpha**2 * self.variance + noise
         gain = max(LEAST_GAIN, (1 - noise) / (predicted + 1 - noise))
-        gain = 1.0 if gain > CERTAIN_GAIN else gain
+        gain = 1.0 if gain >= CERTAIN_GAIN else gain
         self.variance = gain * predicted
         move_towards(self.hidden, self.parameters, 1 - gain)
         move_towards(self.parameters, self.hidden, 1 - self.config.gamma)
