@@ -61,7 +61,7 @@ class Rmt(Adapter):
     to the warmed-up state. A batch costs 4 forward passes, one of them the teacher's, and 3 backward passes.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
     access: ClassVar[Access] = Access(source="labelled", test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-4, 1e-3, 1e-2),

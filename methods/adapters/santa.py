@@ -36,7 +36,7 @@ class Santa(NormAdapter):
     passes.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
     access: ClassVar[Access] = Access(source="labelled", test="stream", state="online", backprop="norm")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-4, 1e-3, 1e-2),
