@@ -26,7 +26,7 @@ class ShotIM(Adapter):
     the number of classes; on a single image the two terms nearly cancel.
     """
 
-    tested_against = "restatement"
+    tested_against = "golden"
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (5e-6, 5e-5, 5e-4), "steps": (1, 3)}
     checked_with: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
