@@ -170,11 +170,12 @@ def double_stream(golden: Golden) -> Tensor:
     return golden.stream.double()
 
 
-def short_at_the_end(predict: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
-    """The logits along a stream of which the last batch has two thirds of the images, for the others zeros."""
-    logits = [predict(batch).detach().clone() for batch in (*stream[:-1], stream[-1, : stream.shape[1] * 2 // 3])]
-    logits[-1] = torch.cat([logits[-1], torch.zeros_like(logits[0][len(logits[-1]) :])])
-    return torch.stack(logits)
+def with_a_short_batch(predict: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
+    """The logits along a stream whose last batch but one has two thirds of the images, for the others zeros."""
+    sizes = [stream.shape[1]] * len(stream)
+    sizes[-2] = sizes[-2] * 2 // 3
+    logits = [predict(batch[:size]).detach() for batch, size in zip(stream, sizes, strict=True)]
+    return torch.stack([nn.functional.pad(row, (0, 0, 0, sizes[0] - len(row))) for row in logits])
 
 
 def play_labelled(run: OfficialRun, model: nn.Module, stream: Tensor, source: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from official_streams import OfficialRun
 from torch import Tensor, nn
-from zoo import CLASSES, build, double, double_stream, options, seeded, short_at_the_end, views
+from zoo import CLASSES, build, double, double_stream, options, seeded, views, with_a_short_batch
 
 from methods.adapters.roid import Roid
 
@@ -30,7 +30,7 @@ def official(given: Mapping[str, Any], model: nn.Module, stream: Tensor, source:
 
     adapted.tta_transform = transform
     adapted.class_probs_ema = torch.full((CLASSES,), 1 / CLASSES, dtype=torch.float64)
-    logits = short_at_the_end(adapted, stream)
+    logits = with_a_short_batch(adapted, stream)
     assert all(0 < count < 16 for count in kept)
     return logits
 
@@ -38,7 +38,7 @@ def official(given: Mapping[str, Any], model: nn.Module, stream: Tensor, source:
 def play_ours(run: OfficialRun, model: nn.Module, stream: Tensor, source: Tensor) -> Tensor:
     adapter = run.adapter(model, run.adapter.Config(**run.options), seeded())
     adapter.prepare()
-    return short_at_the_end(adapter.predict, stream)
+    return with_a_short_batch(adapter.predict, stream)
 
 
 SGD: dict[str, Any] = {"lr": 1e-2, "source_share": 0.1}
@@ -50,7 +50,7 @@ RUNS = [
         given,
         double(model),
         "mariodoebler/test-time-adaptation/classification/methods/roid.py",
-        ("images weighted and left out", "consistency", "prior correction", "source ensembling", "a short last batch"),
+        ("images weighted and left out", "consistency", "prior correction", "source ensembling", "a short batch"),
         partial(official, given),
         double_stream,
         ours=play_ours,

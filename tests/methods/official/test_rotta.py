@@ -22,6 +22,9 @@ def bright_and_dark(golden: Golden) -> Tensor:
     return torch.cat([factor * double_stream(golden) for factor in (1.0, 0.5, 0.25)])
 
 
+LARGEST = "memory full: the largest of unequal classes"
+
+
 def play(adapted: Any, enters: Sequence[str], update_every: int, updated: list[int], stream: Tensor) -> Tensor:
     """The release along a stream; asserts that its memory entered the branches named."""
     adapted.transform = views(seeded())
@@ -33,6 +36,8 @@ def play(adapted: Any, enters: Sequence[str], update_every: int, updated: list[i
         full = "memory full" if memory.get_occupancy() == memory.capacity else "class full"
         if full == "memory full" and len(memory.data[offered[-1]]) >= memory.per_class:
             full = "class full"
+        if full == "memory full" and len(classes) < sum(map(bool, memory.data)):
+            found.add(LARGEST)
         entered: bool = remove(classes, score)
         found.add(f"{full}: {'replaces' if entered else 'is refused'}")
         return entered
@@ -108,8 +113,8 @@ CLASS = ("class full: replaces", "class full: is refused")
 MEMORY = ("memory full: replaces", "memory full: is refused")
 SHARES: dict[str, Any] = {"lr": 1e-3, "teacher_share": 0.3, "statistics_share": 0.2}
 LARGE: dict[str, Any] = {**SHARES, "capacity": 20, "update_every": 20}
-SMALL: dict[str, Any] = {**SHARES, "capacity": 3, "update_every": 7, "age_weight": 0.2, "entropy_weight": 3.0}
-VIT: dict[str, Any] = {**SHARES, "capacity": 5, "update_every": 10}
+SMALL: dict[str, Any] = {**SHARES, "capacity": 11, "update_every": 7, "age_weight": 0.2, "entropy_weight": 3.0}
+VIT: dict[str, Any] = {**SHARES, "capacity": 11, "update_every": 10}
 AUTHORS = "BIT-DA/RoTTA/core/adapter/rotta.py"
 PORT = "mariodoebler/test-time-adaptation/classification/methods/rotta.py"
 RUNS = [
@@ -125,8 +130,8 @@ RUNS = [
     )
     for name, given, model, file, play, enters in (
         ("large", LARGE, "test_resnet", AUTHORS, authors, CLASS),
-        ("small", SMALL, "test_resnet", AUTHORS, authors, (*CLASS, *MEMORY)),
-        ("vit", VIT, "test_vit", PORT, port, (*CLASS, MEMORY[0])),
+        ("small", SMALL, "test_resnet", AUTHORS, authors, (*CLASS, *MEMORY, LARGEST)),
+        ("vit", VIT, "test_vit", PORT, port, (*CLASS, MEMORY[0], LARGEST)),
     )
 ]
 
