@@ -93,4 +93,5 @@ class Sotta(MemoryAdapter):
         return smoothed_entropies(logits, self.config.temperature).sum(1).mean()
 
     def may_enter(self, confidence: float) -> bool:
-        return confidence >= self.config.confidence
+        least: float = self.config.confidence
+        return confidence >= least
