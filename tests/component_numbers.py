@@ -115,7 +115,7 @@ def _of_adapter(path: str) -> Numbers:
 def _source(cls: Any, model: str) -> Any:
     from methods.conformance import _source as source_of
 
-    return source_of(cls, next(example_model(model).parameters()).device)
+    return source_of(cls, next(example_model(model).parameters()))
 
 
 _TINY = Architecture(image_size=16, patch_size=4, dim=16, depth=2, heads=2, decoder_dim=16, decoder_heads=2)
