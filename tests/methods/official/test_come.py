@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from golden_streams import Golden
-from official_streams import OfficialRun, fisher_information, play_with_resets, release
+from official_streams import OfficialRun, fisher_information, play_with_resets, release, with_copies
 from torch import Tensor, nn
 
 from methods.adapters.come import ComeEata, ComeSar, ComeTent
@@ -76,11 +76,12 @@ def official_eata(lr: float, epsilon: float, model: nn.Module, stream: Tensor, s
     return torch.stack(logits)
 
 
-def official_sar(lr: float, second_filter: bool, model: nn.Module, stream: Tensor, source: Tensor) -> Tensor:
+def play_sar(lr: float, margin: float, model: nn.Module, stream: Tensor) -> tuple[Tensor, list[Tensor], list[int]]:
+    """Logits, entropies at the first and at the second pass in turn, and the places of the batches with a reset."""
     sar, sam = release("COME", "sar_come"), release("COME", "sam")
     model = sar.configure_model(model)
     optimizer = sam.SAM(sar.collect_params(model)[0], torch.optim.SGD, lr=lr, momentum=0.9)
-    adapted = sar.SAR_COME(model, optimizer, margin_e0=LIMIT)
+    adapted = sar.SAR_COME(model, optimizer, margin_e0=margin)
     entropies: list[Tensor] = []
     resets: list[int] = []
     entropy, restore = sar.dirichlet_entropy, adapted.reset
@@ -95,13 +96,25 @@ def official_sar(lr: float, second_filter: bool, model: nn.Module, stream: Tenso
         restore()
 
     sar.dirichlet_entropy, adapted.reset, sar.print = noted, counted, lambda *_: None
-    logits = [adapted(batch).detach()[:, :STORED] for batch in stream]
+    logits = torch.stack([adapted(batch).detach()[:, :STORED] for batch in stream])
+    return logits, entropies, resets
+
+
+def official_sar(lr: float, second_filter: bool, model: nn.Module, stream: Tensor, source: Tensor) -> Tensor:
+    logits, entropies, resets = play_sar(lr, LIMIT, model, stream)
     assert resets, "no reset on this stream"
     assert 1 < resets[0] < len(stream)
     if second_filter:
         pairs = zip(entropies[::2], entropies[1::2], strict=True)
         assert any(((first < LIMIT) & (second >= LIMIT)).any() for first, second in pairs)
-    return torch.stack(logits)
+    return logits
+
+
+def official_sar_without_images(lr: float, model: nn.Module, stream: Tensor, source: Tensor) -> Tensor:
+    logits, entropies, _ = play_sar(lr, 0.5 * LIMIT, model, stream)
+    reliable = [bool((first < 0.5 * LIMIT).any()) for first in entropies[::2]]
+    assert reliable == [False, *[True] * 4, False]
+    return logits
 
 
 def runs(
@@ -129,6 +142,18 @@ def runs(
         "BlueWhaleLab/COME/eata_come.py",
         ("first reliable images", "unreliable images", "redundant images", "Fisher information"),
         partial(official_eata, lr, epsilon),
+        double=True,
+        ours=partial(first_classes, ()),
+    )
+    yield OfficialRun(
+        f"come-sar-none-{model}",
+        ComeSar,
+        {"lr": 0.01, "margin": 0.2, "official_quirks": True},
+        build,
+        "BlueWhaleLab/COME/sar_come.py",
+        ("no reliable image before the first update", "none after it"),
+        partial(official_sar_without_images, 0.01),
+        with_copies,
         double=True,
         ours=partial(first_classes, ()),
     )
