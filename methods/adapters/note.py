@@ -31,11 +31,11 @@ class Note(MemoryAdapter):
     -p log p on the memory, in whose pass BatchNorm uses the memory's statistics and moves the running ones to them by
     `statistics_share`. Predictions use the running statistics. Dropout and stochastic depth stay off.
 
-    The release trains its source models with instance-aware BatchNorm. This adapter changes the layers of any model. One
-    trained with plain BatchNorm has not learnt to do without what an image's own statistics take out of its features;
-    few `standard_errors` can cost accuracy even on clean images.
-    `instance_aware` = false keeps its layers as they are, as the release does without its switch `--iabn`. The
-    release's variant for independent streams, which keeps the last images and uses batch statistics, is left out.
+    The release trains its source models with instance-aware BatchNorm; this adapter changes the layers of any model.
+    One trained with plain BatchNorm has not learnt to do without what an image's own statistics take out of its
+    features, and few `standard_errors` can cost it accuracy even on clean images; `instance_aware` = false keeps its
+    layers as they are, as the release does without its switch `--iabn`. The release's variant for independent streams,
+    which keeps the last images and uses batch statistics, is left out.
     Costs one forward pass an image, and a forward and a backward pass of the memory an update.
     """
 
