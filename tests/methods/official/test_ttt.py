@@ -157,7 +157,7 @@ def run_of(
     flags: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> OfficialRun:
-    given = {"lr": LR, "copies": COPIES, "padding": PADDING, "flip": True, "steps": flags["niter"], **options}
+    given = {"lr": LR, "copies": COPIES, "crop": "padded", "flip": True, "steps": flags["niter"], **options}
     file = "yueatsprograms/ttt_cifar_release/test_calls/test_adapt.py"
     return OfficialRun(name, adapter, given, model, file, enters, partial(official, flags), short_stream)
 
