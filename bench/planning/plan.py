@@ -428,11 +428,11 @@ def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recip
                 f"{method.recipe.name} starts from a stock, not from a ready classifier; give --stock instead"
             )
         return None
-    needed = method.adapter.needs if method.adapter else None
-    if needed and METHODS.get(method.recipe.name) is method.recipe and method.recipe.name != needed:
+    adapter = method.adapter or PLAIN
+    if adapter.needs not in (None, method.recipe.name) and METHODS.get(method.recipe.name) is method.recipe:
         raise UsageError(
-            f"{method.text}: {method.recipe.name} does not train what {method.adapter.name} needs; "
-            f"use {needed}+{method.adapter.name}"
+            f"{method.text}: {method.recipe.name} does not train what {adapter.name} needs; "
+            f"use {adapter.needs}+{adapter.name}"
         )
     recipe: Recipe = load_object(method.recipe.path)(chosen.config(method.recipe))
     return recipe

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from methods.base import Adapter, Options, Source, Unsupported
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import training_statistics
 from methods.table import Access
+from methods.views.augmix import PADDING, Crop, draw, resized_crops
 from methods.views.padded_crops import crop_padded, draw_crops
 from methods.views.rotations import TURNS, all_rotations, rotate
 
@@ -29,7 +30,7 @@ class TttOptions(Options):
     steps: int = 10
     copies: int = 32
     rotations: Literal["rand", "expand"] = "rand"
-    padding: int = 4
+    crop: Crop = "padded"
     flip: bool = True
     threshold: float = 1.0
     fix_bn: bool = False
@@ -40,7 +41,7 @@ class TttOptions(Options):
         self.check(self.steps >= 1, "steps", "at least 1")
         self.check(self.copies >= 1, "copies", "at least 1")
         self.check(self.rotations in ("rand", "expand"), "rotations", '"rand" or "expand"')
-        self.check(self.padding >= 0, "padding", "at least 0")
+        self.check(self.crop in get_args(Crop), "crop", f"one of {', '.join(get_args(Crop))}")
         self.check(0 <= self.threshold <= 1, "threshold", "in [0, 1]")
 
 
@@ -63,8 +64,9 @@ class Ttt(Adapter):
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 1e-3, 1e-2), "steps": (1, 3, 10)}
     checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "steps": 2, "copies": 4}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "cifar-bn": {"lr": 1e-3, "steps": 10, "copies": 32, "padding": 4, "flip": True},
-        "cifar-gn": {"lr": 1e-3, "steps": 10, "copies": 32, "padding": 4, "flip": True},
+        "imagenet-gn": {"lr": 1e-3, "steps": 10, "copies": 64, "crop": "resized", "flip": True},
+        "cifar-bn": {"lr": 1e-3, "steps": 10, "copies": 32, "crop": "padded", "flip": True},
+        "cifar-gn": {"lr": 1e-3, "steps": 10, "copies": 32, "crop": "padded", "flip": True},
     }
 
     @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Ttt(Adapter):
         steps: updates for each image; 10 from the source, 1 along the stream.
         copies: views of an image in a step.
         rotations: of each view, a random one ("rand") or all four ("expand").
-        padding: black pixels around an image of which a view is a random crop; 0 for none.
+        crop: of each view, "padded" (out of the image with 4 black pixels around it: CIFAR), "resized" (area 0.08-1,
+            stretched: ImageNet) or "none".
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         threshold: adapt to images whose probability of being upright is below this; 1 for all.
         fix_bn: let BatchNorm keep its source statistics.
@@ -136,18 +139,26 @@ class Ttt(Adapter):
         scores = at_least_float32(find_rotation_head(self.model).rotation_logits(image))
         return bool(scores.softmax(1)[0, 0] < self.config.threshold)
 
+    def views(self, image: Tensor) -> Tensor:
+        """Return the views of one image [1, 3, s, s], upright: [copies, 3, s, s]."""
+        copies, flip = self.config.copies, self.config.flip
+        if self.config.crop == "resized":
+            made = resized_crops(image, draw(1, copies, self.host_draws), flip=flip)
+            return made[0].to(image.dtype)
+        padding = PADDING if self.config.crop == "padded" else 0
+        crops = draw_crops(copies, padding, self.host_draws, flip=flip)
+        return crop_padded(image.expand(copies, -1, -1, -1), crops, padding)
+
     def adapt(self, image: Tensor) -> None:
         """Take the steps on one image [1, 3, s, s]."""
         network = find_rotation_head(self.model)
-        copies: int = self.config.copies
         with nullcontext() if self.config.fix_bn else training_statistics(self.model):
             for _ in range(self.config.steps):
-                crops = draw_crops(copies, self.config.padding, self.host_draws, flip=self.config.flip)
-                views = crop_padded(image.expand(copies, -1, -1, -1), crops, self.config.padding)
+                views = self.views(image)
                 if self.config.rotations == "expand":
                     views, turns = all_rotations(views)
                 else:
-                    turns = torch.randint(TURNS, (copies,), generator=self.host_draws).to(views.device)
+                    turns = torch.randint(TURNS, (len(views),), generator=self.host_draws).to(views.device)
                     views = rotate(views, turns)
                 self.optimizer.zero_grad(set_to_none=True)
                 descend(F.cross_entropy(at_least_float32(network.rotation_logits(views)), turns), self.optimizer)
@@ -159,8 +170,9 @@ class TttOnline(Ttt):
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
     # Without a rate, which a preset scales with the size of the batch: a step is on one image.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "cifar-bn": {"steps": 1, "copies": 32, "padding": 4, "flip": True},
-        "cifar-gn": {"steps": 1, "copies": 32, "padding": 4, "flip": True},
+        "imagenet-gn": {"steps": 1, "copies": 64, "crop": "resized", "flip": True},
+        "cifar-bn": {"steps": 1, "copies": 32, "crop": "padded", "flip": True},
+        "cifar-gn": {"steps": 1, "copies": 32, "crop": "padded", "flip": True},
     }
 
     @dataclass(frozen=True)
@@ -171,7 +183,8 @@ class TttOnline(Ttt):
         steps: updates for each image; 10 from the source, 1 along the stream.
         copies: views of an image in a step.
         rotations: of each view, a random one ("rand") or all four ("expand").
-        padding: black pixels around an image of which a view is a random crop; 0 for none.
+        crop: of each view, "padded" (out of the image with 4 black pixels around it: CIFAR), "resized" (area 0.08-1,
+            stretched: ImageNet) or "none".
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         threshold: adapt to images whose probability of being upright is below this; 1 for all.
         fix_bn: let BatchNorm keep its source statistics.

@@ -89,6 +89,18 @@ def augmix(
     return mixed.view(n, views, 3, height, width)
 
 
+def resized_crops(images: Tensor, uniforms: Tensor, *, flip: bool = True) -> Tensor:
+    """Return the views that AugMix starts from for ImageNet: random crops, stretched to h x w, mirrored by half.
+
+    images: float [n, 3, h, w] in [0, 1], rounded to 8 bits first. uniforms: [n, views, UNIFORMS] from `draw`. Returns
+    float [n, views, 3, h, w] in [0, 1].
+    """
+    views = uniforms.shape[1]
+    pixels = images.clamp(0, 1).mul(255).round().repeat_interleave(views, dim=0)
+    made = _resized(pixels, uniforms.flatten(0, 1).cpu().double(), flip)
+    return made.div(255).view(len(images), views, *images.shape[1:])
+
+
 def _mix(start: Tensor, chains: Tensor, rows: Tensor) -> Tensor:
     # Dirichlet(1, 1, 1) is three exponentials over their sum; one minus a number of [0, 1) is never zero.
     exponentials = -torch.log1p(-rows[:, _WEIGHTS]) + 1e-12

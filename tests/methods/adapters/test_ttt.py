@@ -10,11 +10,13 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import resized_crop
 
 from methods.adapters.ttt import Ttt, TttOnline, find_rotation_head
 from methods.base import Adapter, Unsupported
 from methods.example_models import example_images, example_model
 from methods.nets.weights import Classifier, Ensemble
+from methods.views.augmix import _boxes, draw, resized_crops
 from methods.views.rotations import all_rotations, rotate
 
 
@@ -52,7 +54,7 @@ def test_rotations_are_those_of_each_image() -> None:
 
 def test_a_step_without_views_is_a_step_of_gradient_descent() -> None:
     model = example_model("layer_norm")
-    adapter = prepared(lr=0.1, steps=1, copies=1, padding=0, flip=False, rotations="expand")
+    adapter = prepared(lr=0.1, steps=1, copies=1, crop="none", flip=False, rotations="expand")
     slow = copy.deepcopy(model).requires_grad_(True)
     scores = slow.rotation_logits(torch.cat([torch.rot90(image(), turn, (2, 3)) for turn in range(4)]))
     loss = F.cross_entropy(scores, torch.arange(4))
@@ -153,12 +155,40 @@ def test_images_that_are_not_square_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"lr": -1.0}, {"steps": 0}, {"copies": 0}, {"rotations": "all"}, {"padding": -1}, {"threshold": 1.5}],
+    [{"lr": -1.0}, {"steps": 0}, {"copies": 0}, {"rotations": "all"}, {"crop": "all"}, {"threshold": 1.5}],
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     for cls in (Ttt, TttOnline):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
             cls.Config(**wrong)
+
+
+@pytest.mark.parametrize("crop", ["padded", "resized", "none"])
+def test_views_are_of_the_image_and_of_its_size(crop: str) -> None:
+    adapter = prepared(crop=crop, copies=6, flip=False)
+    views = adapter.views(image())
+    assert views.shape == (6, 3, 32, 32)
+    assert 0 <= float(views.min()) < float(views.max()) <= 1
+    same = [torch.equal(view, image()[0]) for view in views]
+    assert all(same) if crop == "none" else not any(same)
+    mirrored = prepared(crop=crop, copies=32, flip=True).views(image())
+    assert 0 < sum(torch.equal(view, image()[0]) for view in mirrored) < 32 or crop != "none"
+    assert torch.isfinite(adapter.predict(image())).all()
+
+
+def test_resized_views_are_those_that_augmix_starts_from() -> None:
+    uniforms = draw(2, 3, torch.Generator().manual_seed(0))
+    images = example_images(1, 2)[0]
+    views = resized_crops(images, uniforms)
+    boxes = [resized_crop(images[1], *box, [32, 32], antialias=True) for box in boxes_of(uniforms[1])]
+    for number, (view, box) in enumerate(zip(views[1], boxes, strict=True)):
+        expected = box.flip(-1) if uniforms[1, number, 0] < 0.5 else box
+        assert (view - expected).abs().mean() < 0.01
+
+
+def boxes_of(uniforms: Tensor) -> list[list[int]]:
+    """Top, left, height and width of each crop."""
+    return [[int(value) for value in box] for box in zip(*_boxes(uniforms.double(), 32, 32), strict=True)]
 
 
 def test_defaults_are_the_releases() -> None:
