@@ -92,6 +92,11 @@ _CHAKRABARTY = (
     "Test Time Adaptation. TMLR 2023."
 )
 
+_GANDELSMAN = (
+    "Y. Gandelsman, Y. Sun, X. Chen, A. A. Efros. Test-Time Training with Masked Autoencoders. NeurIPS 2022. "
+    "arXiv:2209.07522"
+)
+
 PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
@@ -102,6 +107,15 @@ _ROWS = (
         "The stock fine-tuned on clean labelled images (LP-FT)",
         Access(),
         _KUMAR,
+    ),
+    Row(
+        "mae_probe",
+        "recipe",
+        "methods.recipes.mae_probe:MaeProbe",
+        "Linear probe of a masked autoencoder on clean labelled images, its encoder frozen and its decoder kept",
+        Access(),
+        _GANDELSMAN,
+        starts_as="source",
     ),
     Row(
         "supervised_soup",
@@ -263,6 +277,24 @@ _ROWS = (
         "Minimises the marginal entropy over augmented views of one image, then predicts it and forgets",
         Access(test="image", state="episodic", backprop="full"),
         _ZHANG,
+    ),
+    Row(
+        "ttt_mae",
+        "adapter",
+        "methods.adapters.ttt_mae:TttMae",
+        "Learns to reconstruct the hidden patches of one image, then predicts it and forgets",
+        Access(test="image", state="episodic", backprop="full"),
+        _GANDELSMAN,
+        needs="mae_probe",
+    ),
+    Row(
+        "ttt_mae_online",
+        "adapter",
+        "methods.adapters.ttt_mae:TttMaeOnline",
+        "Learns to reconstruct the hidden patches of each image along the stream",
+        Access(test="stream", state="online", backprop="full"),
+        _GANDELSMAN,
+        needs="mae_probe",
     ),
     Row(
         "eta",

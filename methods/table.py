@@ -73,7 +73,8 @@ class Row:
 
     `path` is "module:Class". `options_of` names the method whose options this method shares (as its control),
     `starts_as` the method whose classifier it starts from: options of the same name are taken from that method unless
-    given. `citation` is one line: authors, title, venue, year, identifier. `version` is raised when the same inputs
+    given. `needs` names the recipe whose classifier an adapter runs on where none is named, instead of `source`.
+    `citation` is one line: authors, title, venue, year, identifier. `version` is raised when the same inputs
     give other numbers.
     """
 
@@ -86,3 +87,4 @@ class Row:
     options_of: str | None = None
     starts_as: str | None = None
     version: int = 1
+    needs: str | None = None

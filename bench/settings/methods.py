@@ -41,7 +41,8 @@ class Method:
 def parse_method(text: str) -> Method:
     """Parse "tent", "selfsoup", "selfsoup+tent" or "file.py:Class".
 
-    A recipe alone runs with the plain adapter, an adapter alone on the `source` classifier. Raises UsageError.
+    A recipe alone runs with the plain adapter, an adapter alone on the classifier of the recipe that it needs, which is
+    `source` unless its row says otherwise. Raises UsageError.
     """
     rows = [_row(part.strip()) for part in text.split("+")]
     recipes = [row for row in rows if row.kind == "recipe"]
@@ -51,7 +52,8 @@ def parse_method(text: str) -> Method:
     shown = "+".join(
         row.name if ".py:" in row.path else part.strip() for row, part in zip(rows, text.split("+"), strict=True)
     )
-    return Method(shown, recipes[0] if recipes else METHODS["source"], adapters[0] if adapters else None)
+    needed = METHODS[(adapters[0].needs if adapters else None) or "source"]
+    return Method(shown, recipes[0] if recipes else needed, adapters[0] if adapters else None)
 
 
 def _row(name: str) -> Row:
