@@ -122,6 +122,10 @@ _SUN = (
     "Y. Sun, X. Wang, Z. Liu, J. Miller, A. A. Efros, M. Hardt. Test-Time Training with Self-Supervision for "
     "Generalization under Distribution Shifts. ICML 2020. arXiv:1909.13231"
 )
+_GANDELSMAN = (
+    "Y. Gandelsman, Y. Sun, X. Chen, A. A. Efros. Test-Time Training with Masked Autoencoders. NeurIPS 2022. "
+    "arXiv:2209.07522"
+)
 
 PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
@@ -159,6 +163,15 @@ _ROWS = (
         "The stock fine-tuned on clean labelled images with random deformations, colour curves and filters (PRIME)",
         Access(),
         _MODAS,
+        starts_as="source",
+    ),
+    Row(
+        "mae_probe",
+        "recipe",
+        "methods.recipes.mae_probe:MaeProbe",
+        "Linear probe of a masked autoencoder on clean labelled images, its encoder frozen and its decoder kept",
+        Access(),
+        _GANDELSMAN,
         starts_as="source",
     ),
     Row(
@@ -338,6 +351,24 @@ _ROWS = (
         "Minimises the marginal entropy over augmented views of one image, then predicts it and forgets",
         Access(test="image", state="episodic", backprop="full"),
         _ZHANG,
+    ),
+    Row(
+        "ttt_mae",
+        "adapter",
+        "methods.adapters.ttt_mae:TttMae",
+        "Learns to reconstruct the hidden patches of one image, then predicts it and forgets",
+        Access(test="image", state="episodic", backprop="full"),
+        _GANDELSMAN,
+        needs="mae_probe",
+    ),
+    Row(
+        "ttt_mae_online",
+        "adapter",
+        "methods.adapters.ttt_mae:TttMaeOnline",
+        "Learns to reconstruct the hidden patches of each image along the stream",
+        Access(test="stream", state="online", backprop="full"),
+        _GANDELSMAN,
+        needs="mae_probe",
     ),
     Row(
         "eta",

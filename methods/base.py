@@ -280,6 +280,8 @@ class Adapter(ABC):
     """The reference of its tests: outputs of the official code, an independent restatement, or none (plug-ins)."""
     checked_with: ClassVar[Mapping[str, Any]] = {}
     """Options that override the defaults in the conformance suite: little computation, large changes."""
+    checked_on: ClassVar[Sequence[str]] = ()
+    """Example models (methods.example_models.SPECIAL) that have what it needs beside the layers of a classifier."""
 
     @dataclass(frozen=True)
     class Config:

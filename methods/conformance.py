@@ -408,10 +408,12 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 def conform(
     adapter: type[Adapter],
     config: Any = None,
-    models: Sequence[str] = EXAMPLES,
+    models: Sequence[str] | None = None,
     checks: Sequence[Callable[[Case], None]] = CHECKS,
 ) -> Iterator[Finding]:
     """Run the checks on an adapter class with example models; yield each result as soon as it is known.
+
+    `models`: by default EXAMPLES and those of `checked_on`.
 
     `config`: its options, by default those of `checked_with`. A ValueError from `prepare` means that it refuses the
     model (for example, for lack of normalisation layers); a class that refuses every model fails.
@@ -422,7 +424,7 @@ def conform(
         return
     config = adapter.Config(**adapter.checked_with) if config is None else config
     accepted = False
-    for model in models:
+    for model in (*EXAMPLES, *adapter.checked_on) if models is None else models:
         case = Case(adapter, config, model)
         supported, reason = adapter.supports(example_model(model), config, _source(adapter, torch.empty(0)))
         if not supported:

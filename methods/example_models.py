@@ -11,7 +11,8 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from methods.nets.weights import Architecture, Classifier
+from methods.nets.masked_autoencoder import Decoder
+from methods.nets.weights import Architecture, AutoencoderClassifier, Classifier
 
 SIDE = 32
 CLASSES = 10
@@ -65,6 +66,11 @@ def _rare_norms() -> nn.Module:
     return Chain(*_stem(nn.Sequential(*inner)), *_head(8, nn.BatchNorm1d(8), nn.RMSNorm(8)))
 
 
+def _masked_autoencoder() -> nn.Module:
+    shape = Architecture(image_size=SIDE, patch_size=8, dim=16, depth=2, heads=2, decoder_dim=16, decoder_heads=2)
+    return AutoencoderClassifier(shape, CLASSES, Decoder(shape).state_dict())
+
+
 def _stem(norm: nn.Module) -> tuple[nn.Module, ...]:
     return nn.Conv2d(3, 8, 3, 4, 1), norm, nn.ReLU()
 
@@ -85,13 +91,15 @@ _BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
     "rare_norms": _rare_norms,
 }
 EXAMPLES = tuple(_BUILDERS)
+SPECIAL: Mapping[str, Callable[[], nn.Module]] = {"masked_autoencoder": _masked_autoencoder}
+"""Classifiers with something beside their layers, for the methods that name them in `checked_on`."""
 
 
 def example_model(name: str) -> nn.Module:
     """Return a copy of a seeded classifier in eval mode, certain of some images and unsure of others.
 
     Its BatchNorm statistics come from training batches. "layer_norm" also has a head that tells rotations. Raises
-    KeyError for a name that is not in EXAMPLES.
+    KeyError for a name that is neither in EXAMPLES nor in SPECIAL.
     """
     return copy.deepcopy(_made(name))
 
@@ -100,7 +108,7 @@ def example_model(name: str) -> nn.Module:
 def _made(name: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = _BUILDERS[name]().train()
+        model = {**_BUILDERS, **SPECIAL}[name]().train()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape))

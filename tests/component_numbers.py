@@ -103,7 +103,7 @@ def _of_adapter(path: str) -> Numbers:
     cls = load_object(path)
     config = cls.Config(**cls.checked_with) if hasattr(cls, "checked_with") else cls.Config()
     found: Numbers = []
-    for model in EXAMPLES:
+    for model in (*EXAMPLES, *getattr(cls, "checked_on", ())):
         if len(found) >= 16:
             break
         if cls.supports(example_model(model), config, _source(cls, model))[0]:

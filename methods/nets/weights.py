@@ -291,6 +291,31 @@ class Classifier(nn.Module):
         return out
 
 
+class AutoencoderClassifier(Classifier):
+    """A classifier that keeps the decoder with which its encoder learnt to reconstruct hidden patches.
+
+    `decoder` holds tensors by name, which are no part of the network: methods that look for its layers or parameters
+    never meet them. They stay on the CPU.
+    """
+
+    def __init__(self, architecture: AnyArchitecture, classes: int, decoder: Mapping[str, Tensor]) -> None:
+        super().__init__(architecture, classes)
+        self.decoder = dict(decoder)
+
+    @staticmethod
+    def of(weights: Weights) -> AutoencoderClassifier:
+        """Return the classifier with a copy of these weights (encoder, head and decoder)."""
+        decoder = {name: tensor.clone() for name, tensor in weights.part("decoder").items()}
+        model = AutoencoderClassifier(weights.architecture, len(weights.tensors["head.bias"]), decoder)
+        network = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("decoder.")}
+        model.load_state_dict(network)
+        return model
+
+    def weights(self) -> Weights:
+        decoder = {f"decoder.{name}": tensor.clone() for name, tensor in self.decoder.items()}
+        return Weights(self.architecture, {**super().weights().tensors, **decoder})
+
+
 class Ensemble(nn.Module):
     """Images in [0, 1] to the logarithm of the mean probability of several classifiers, [n, classes]."""
 
@@ -313,5 +338,7 @@ class Ensemble(nn.Module):
 
 def ready(weights: Weights) -> Classifier | Ensemble:
     """Return the classifier, or ensemble of classifiers, that these weights hold, in eval mode."""
+    if weights.part("decoder"):
+        return AutoencoderClassifier.of(weights).eval()
     several = any(name.startswith("members.") for name in weights.tensors)
     return (Ensemble if several else Classifier).of(weights).eval()

@@ -12,7 +12,7 @@ import pytest
 from bench.core.errors import UsageError
 from bench.core.import_object import load_object
 from bench.planning.plan import make_plan
-from bench.settings.methods import build_config
+from bench.settings.methods import build_config, parse_method
 from bench.settings.run_spec import make_spec
 from methods import METHODS
 
@@ -87,3 +87,10 @@ def test_ingredients_refuse_what_they_could_not_train_with(tmp_path: Path, optio
         make_plan(make_spec(settings, {"set": options}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_alone_runs_on_the_recipe_that_it_needs() -> None:
+    for text, recipe in (("ttt_mae", "mae_probe"), ("source+ttt_mae", "source"), ("tent", "source")):
+        assert parse_method(text).recipe.name == recipe
+        assert parse_method(text).text == text
+    assert all(METHODS[row.needs].kind == "recipe" for row in METHODS.values() if row.needs)
