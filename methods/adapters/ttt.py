@@ -158,7 +158,7 @@ class Ttt(Adapter):
                 if self.config.rotations == "expand":
                     views, turns = all_rotations(views)
                 else:
-                    turns = torch.randint(TURNS, (len(views),), generator=self.host_draws).to(views.device)
+                    turns = torch.randint(TURNS, (len(views),), generator=self.host_draws).to(views.device, non_blocking=True)
                     views = rotate(views, turns)
                 self.optimizer.zero_grad(set_to_none=True)
                 descend(F.cross_entropy(at_least_float32(network.rotation_logits(views)), turns), self.optimizer)

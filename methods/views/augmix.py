@@ -175,7 +175,7 @@ def equalize(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> 
 def posterize(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
     """Keep the 4 - int(0.4 level) highest bits."""
     lowest = 1 << (4 + (0.4 * level).long())
-    return pixels & (256 - lowest).to(torch.uint8).to(pixels.device).view(-1, 1, 1, 1)
+    return pixels & _sent((256 - lowest).to(torch.uint8), pixels.device).view(-1, 1, 1, 1)
 
 
 def solarize(pixels: Tensor, level: Tensor, sign: Tensor, fill: Fill = FILL) -> Tensor:
