@@ -80,7 +80,7 @@ RUNS = [
     run("prior", "resnet", ("blended statistics", "SGD")),
     run("source", "resnet", ("source statistics", "SGD with weight decay"), prior=-1, weight_decay=0.01),
     run("sgd", "vit", ("SGD",)),
-    run("adamw", "vit", ("AdamW, new for each image",), optimizer="adamw", lr=1e-3, weight_decay=0.01),
+    run("adamw", "vit", ("AdamW, new for each image",), optimizer="adamw", lr=1e-3, weight_decay=10.0),
 ]
 
 
