@@ -158,7 +158,9 @@ class Ttt(Adapter):
                 if self.config.rotations == "expand":
                     views, turns = all_rotations(views)
                 else:
-                    turns = torch.randint(TURNS, (len(views),), generator=self.host_draws).to(views.device, non_blocking=True)
+                    turns = torch.randint(TURNS, (len(views),), generator=self.host_draws).to(
+                        views.device, non_blocking=True
+                    )
                     views = rotate(views, turns)
                 self.optimizer.zero_grad(set_to_none=True)
                 descend(F.cross_entropy(at_least_float32(network.rotation_logits(views)), turns), self.optimizer)
@@ -168,11 +170,10 @@ class TttOnline(Ttt):
     """TTT that goes on from image to image: each starts where the one before it ended (Sun et al. 2020, TTT-Online)."""
 
     access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
-    # Without a rate, which a preset scales with the size of the batch: a step is on one image.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-gn": {"steps": 1, "copies": 64, "crop": "resized", "flip": True},
-        "cifar-bn": {"steps": 1, "copies": 32, "crop": "padded", "flip": True},
-        "cifar-gn": {"steps": 1, "copies": 32, "crop": "padded", "flip": True},
+        "imagenet-gn": {"lr": 1e-3, "steps": 1, "copies": 64, "crop": "resized", "flip": True},
+        "cifar-bn": {"lr": 1e-3, "steps": 1, "copies": 32, "crop": "padded", "flip": True},
+        "cifar-gn": {"lr": 1e-3, "steps": 1, "copies": 32, "crop": "padded", "flip": True},
     }
 
     @dataclass(frozen=True)
