@@ -255,8 +255,17 @@ def _config_classes(found: ast.ClassDef, module: str) -> list[ast.ClassDef]:
 
 
 def _with_bases(node: ast.ClassDef, module: str) -> list[ast.ClassDef]:
-    above = [_find(base.id, module) for base in node.bases if isinstance(base, ast.Name)]
-    return [config for place in above if place for config in _with_bases(*place)] + [node]
+    return [config for base in node.bases for config in _configs_of(base, module)] + [node]
+
+
+def _configs_of(base: ast.expr, module: str) -> list[ast.ClassDef]:
+    """Return the option classes that a base, "Options" or "Method.Config", stands for, bases first."""
+    match base:
+        case ast.Name(id=name) if place := _find(name, module):
+            return _with_bases(*place)
+        case ast.Attribute(value=ast.Name(id=owner), attr="Config") if place := _find(owner, module):
+            return _config_classes(*place)
+    return []
 
 
 def _find(name: str, module: str) -> tuple[ast.ClassDef, str] | None:

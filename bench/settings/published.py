@@ -11,6 +11,8 @@ from bench.core.errors import nearest
 
 # What the number of classes and the resolution of the data decide less than the normalisation of the model does.
 _OF_THE_STEP = ("lr", "optimizer", "momentum", "nesterov", "weight_decay")
+# What depends on what the pictures show and on how many there are.
+_OF_THE_PICTURES = ("flip", "crop", "padding", "rotate", "source_images", "official_quirks")
 _NORMS = ("bn", "gn", "ln")
 # Number of classes of the data that options are published for.
 _CLASSES = {"cifar": 10, "cifar100": 100, "imagenet": 1000}
@@ -68,7 +70,8 @@ def published(
 
     Where none are published for both, the options of the step (rate, optimiser) are those for the same norms on other
     data, and the others, which follow the number of classes, those for the same data or else the nearest number of
-    classes. The result is empty for a method without published options.
+    classes; but what depends on the pictures themselves, such as mirroring, is taken from the same data only. The
+    result is empty for a method without published options.
     """
     names = data.nearest([key.rpartition("-")[0] for key in presets])
     for_norm = next((f"{name}-{norm}" for name in names if f"{name}-{norm}" in presets), None)

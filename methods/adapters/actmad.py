@@ -46,6 +46,7 @@ class ActMad(Adapter):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-bn": {"lr": 2.5e-4},
         "cifar-bn": {"lr": 1e-2, "padding": 4, "flip": True, "source_images": 50000, "official_quirks": True},
+        "cifar100-bn": {"lr": 1e-3, "padding": 4, "flip": True, "source_images": 50000, "official_quirks": True},
     }
 
     @dataclass(frozen=True)

@@ -219,8 +219,10 @@ def _played(names: Sequence[str]) -> Iterator[tuple[OfficialRun, Tensor, float]]
 
 
 def _row(run: OfficialRun, difference: float) -> str:
-    path = f"{run.adapter.__module__}:{run.adapter.__qualname__}"
-    method = next(row.name for row in METHODS.values() if row.path == path)
+    # A run may play a subclass of the adapter, made for the test, or a recipe by itself.
+    paths = [f"{cls.__module__}:{cls.__qualname__}" for cls in run.adapter.__mro__]
+    named = (row.name for path in paths for row in METHODS.values() if row.path == path)
+    method = next(named, run.name.partition("-")[0])
     owner, repository, file = run.file.split("/", 2)
     commit = subprocess.run(
         ["git", "-C", str(checkouts() / repository), "rev-parse", "--short=7", "HEAD"],

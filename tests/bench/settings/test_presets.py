@@ -121,6 +121,11 @@ def test_where_nothing_is_published_the_step_follows_the_norms_and_the_rest_the_
     assert not chosen("rpl", IMAGENET, "ln").exact
 
 
+def test_what_depends_on_the_pictures_is_not_taken_from_other_data() -> None:
+    assert chosen("actmad", CIFAR, "ln").options["flip"] is True
+    assert chosen("actmad", Data("digits-c", "digits", 10), "ln").options == {"lr": 1e-2}
+
+
 @pytest.mark.parametrize(("classes", "epsilon"), [(2, 0.4), (10, 0.4), (31, 0.4), (32, 0.1), (200, 0.1), (400, 0.05)])
 def test_thresholds_follow_the_number_of_classes(classes: int, epsilon: float) -> None:
     assert chosen("eta", Data("own", "digits", classes), "ln").options["epsilon"] == epsilon

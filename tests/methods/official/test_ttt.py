@@ -77,7 +77,7 @@ class Player:
         self.adapted = 0
 
     def build_model(self, args: Any) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-        heads = release("ttt_cifar", "models.SSHead")
+        heads = release("ttt_cifar_release", "models.SSHead")
         extractor, rotation = self.model.net[0], self.model.rotation
         self.model.net.register_forward_hook(lambda net, inputs, output: self.logits.append(output))
         return self.model.net, extractor, rotation, heads.ExtractorHead(extractor, rotation)
@@ -135,7 +135,7 @@ def official(flags: Mapping[str, Any], model: nn.Module, stream: Tensor, source:
         }
         benchmark = torch.backends.cudnn.benchmark
         with mock.patch("sys.argv", ["test_adapt.py", *words]), mock.patch.object(torch, "randint", player.randint):
-            release("ttt_cifar", "test_calls.test_adapt", stand_ins)
+            release("ttt_cifar_release", "test_calls.test_adapt", stand_ins)
         torch.backends.cudnn.benchmark = benchmark
     images, steps = stream.shape[0] * stream.shape[1], given["niter"]
     assert player.adapted % steps == 0
