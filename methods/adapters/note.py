@@ -147,8 +147,11 @@ def _normalise(
     if share is not None and values.numel() > values.shape[1]:
         variance, mean = torch.var_mean(values, dim=dims, keepdim=True, correction=1)
         # New tensors: autograd may still hold those of an earlier pass through the same layer.
-        norm.running_mean = (1 - share) * norm.running_mean + share * mean.detach().flatten()
-        norm.running_var = (1 - share) * norm.running_var + share * variance.detach().flatten()
+        moved = [
+            ((1 - share) * old + share * new.detach().flatten()).to(old.dtype)
+            for old, new in ((norm.running_mean, mean), (norm.running_var, variance))
+        ]
+        norm.running_mean, norm.running_var = moved
     pixels = values[0, 0].numel()
     if pixels > 1:
         own_variance, own_mean = torch.var_mean(values, dim=dims[1:], keepdim=True, correction=1)

@@ -358,8 +358,9 @@ def test_an_edit_moves_what_depends_on_it_and_nothing_else(
     checkout: Any, edit: tuple[str, str, str], moved: set[str]
 ) -> None:
     found = checkout(NAMES, edit)
-    assert {name for name, value in found.items() if value != "1"} == moved
-    assert all(value.startswith("1+") for name, value in found.items() if name in moved)
+    versions = {name: str(component_of(name).version) for name in NAMES}
+    assert {name for name, value in found.items() if value != versions[name]} == moved
+    assert all(value.startswith(f"{versions[name]}+") for name, value in found.items() if name in moved)
 
 
 def test_a_file_that_moves_changes_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.core.import_object import load_object
 from bench.evaluation.evaluate import Evaluation, evaluate
 from bench.evaluation.stream_results import ConditionResult
 from bench.execution.checkpointing import FileCheckpointer
@@ -34,6 +35,13 @@ def build():
     )
     net.rotation = nn.Linear(8, 4)
     return net
+"""
+
+EXAMPLE = """
+from methods.example_models import example_model
+
+def build():
+    return example_model("{}")
 """
 
 
@@ -75,10 +83,13 @@ ADAPTERS = [row for row in METHODS.values() if row.kind == "adapter" and row.nam
 def test_killed_after_a_batch_and_continued_equals_undisturbed(
     settings: dict[str, Any], tmp_path: Path, name: str
 ) -> None:
-    (tmp_path / "model.py").write_text(MODEL)
+    adapter = load_object(METHODS[name].path)
+    special = next(iter(adapter.checked_on), None)
+    (tmp_path / "model.py").write_text(MODEL if special is None else EXAMPLE.format(special))
     changed = {key: value for key, value in settings.items() if key != "stock"}
     spec = {**changed, "model": f"{tmp_path / 'model.py'}:build", "method": name, "protocol": "continual"}
-    streams = [task.arguments[0] for task, *_ in missing_streams(make_plan(make_spec(spec)))]
+    options = {} if special is None else {"set": {name: dict(adapter.checked_with)}}
+    streams = [task.arguments[0] for task, *_ in missing_streams(make_plan(make_spec(spec, options)))]
     job: Evaluation = max(streams, key=lambda stream: len(stream.segments))
     assert len(job.segments) == 2
     assert job.clean is not None

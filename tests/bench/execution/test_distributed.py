@@ -115,7 +115,8 @@ def assert_close(one: Weights, other: Weights, tolerance: float = 1e-5) -> None:
     """Equal tensor by tensor, the distance relative to the norm; without those that no loss depends on.
 
     A key's bias moves all logits of a query alike, and a shift before a batch norm is taken off again. Their gradient
-    is rounding alone, which AdamW scales up to whole steps.
+    is rounding alone, which AdamW scales up to whole steps. The bias of a head for rotations starts from zero and, with
+    all four equally frequent, stays so small that the same rounding is ten times as much of it.
     """
     assert one.tensors.keys() == other.tensors.keys()
     for name, tensor in one.tensors.items():
@@ -124,7 +125,8 @@ def assert_close(one: Weights, other: Weights, tolerance: float = 1e-5) -> None:
             third = len(tensor) // 3
             tensor, there = (torch.cat([t[:third], t[2 * third :]]) for t in (tensor, there))
         distance = float((tensor - there).norm() / tensor.norm().clamp_min(1e-12))
-        assert distance < tolerance, f"{name}: {distance}"
+        limit = 10 * tolerance if name.endswith("rotation.bias") else tolerance
+        assert distance < limit, f"{name}: {distance}"
 
 
 def ingredient(name: str, steps: int = 20, accumulate: int | None = None, **options: Any) -> Ingredient:

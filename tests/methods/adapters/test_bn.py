@@ -59,11 +59,11 @@ def test_one_value_per_channel_uses_the_source_statistics(
 
 
 def test_one_value_per_channel_without_source_statistics_says_what_to_do() -> None:
-    adapter = BatchNormStatistics(nn.BatchNorm1d(3, track_running_stats=False))
+    adapter = BatchNormStatistics(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3, track_running_stats=False)))
     adapter.prepare()
-    adapter.predict(torch.randn(2, 3))
+    adapter.predict(torch.randn(2, 3, 1, 1))
     with pytest.raises(ValueError, match="at least two images"):
-        adapter.predict(torch.randn(1, 3))
+        adapter.predict(torch.randn(1, 3, 1, 1))
 
 
 def test_a_batch_is_judged_alone(make_net: Callable[[str], nn.Sequential], batches: Tensor) -> None:

@@ -118,15 +118,15 @@ def test_rpl_one_step_by_hand() -> None:
     """d/dz_k of (1 - p_y^q) / q is -p_y^q ([k = y] - p_k), then the chain rule of an affine LayerNorm."""
     layer = nn.LayerNorm(4).double()
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    adapter = Rpl(layer, Rpl.Config(lr=0.1, q=0.7))
+    adapter = Rpl(nn.Sequential(nn.Flatten(), layer), Rpl.Config(lr=0.1, q=0.7))
     adapter.prepare()
     unit = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + layer.eps).sqrt()
     p = unit.softmax(1)
     top = p.max(1, keepdim=True)
     slope = -(top.values**0.7) * (torch.nn.functional.one_hot(top.indices[:, 0], 4) - p) / 3
-    torch.testing.assert_close(adapter.predict(x), unit)
-    torch.testing.assert_close(adapter.model.weight.detach(), 1 - 0.1 * (slope * unit).sum(0))  # type: ignore[arg-type,operator]
-    torch.testing.assert_close(adapter.model.bias.detach(), -0.1 * slope.sum(0))  # type: ignore[arg-type,operator]
+    torch.testing.assert_close(adapter.predict(x[:, :, None, None]), unit)
+    torch.testing.assert_close(adapter.parameters[0].detach(), 1 - 0.1 * (slope * unit).sum(0))
+    torch.testing.assert_close(adapter.parameters[1].detach(), -0.1 * slope.sum(0))
 
 
 @pytest.mark.parametrize("q", [0.0, 1.1, math.nan])

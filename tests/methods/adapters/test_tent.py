@@ -72,7 +72,7 @@ def test_one_step_by_hand(optimizer: Any) -> None:
     """softmax over an affine LayerNorm: dH/dz_k = -p_k (ln p_k + H), then the chain rule of z = w * x + b."""
     layer = nn.LayerNorm(4).double()
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    adapter = Tent(layer, Tent.Config(lr=0.1, optimizer=optimizer))
+    adapter = Tent(nn.Sequential(nn.Flatten(), layer), Tent.Config(lr=0.1, optimizer=optimizer))
     adapter.prepare()
     with torch.no_grad():
         unit = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + layer.eps).sqrt()
@@ -82,9 +82,9 @@ def test_one_step_by_hand(optimizer: Any) -> None:
         gradients = [(slope * unit).sum(0), slope.sum(0)]
         # Adam's first step, bias-corrected, is g / (|g| + eps).
         steps = gradients if optimizer == "sgd" else [g / (g.abs() + 1e-8) for g in gradients]
-    torch.testing.assert_close(adapter.predict(x), unit)
-    torch.testing.assert_close(adapter.model.weight.detach(), 1 - 0.1 * steps[0])  # type: ignore[arg-type,operator]
-    torch.testing.assert_close(adapter.model.bias.detach(), -0.1 * steps[1])  # type: ignore[arg-type,operator]
+    torch.testing.assert_close(adapter.predict(x[:, :, None, None]), unit)
+    torch.testing.assert_close(adapter.parameters[0].detach(), 1 - 0.1 * steps[0])
+    torch.testing.assert_close(adapter.parameters[1].detach(), -0.1 * steps[1])
 
 
 def test_several_steps_return_the_logits_before_the_last_update(

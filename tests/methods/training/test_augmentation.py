@@ -79,8 +79,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         seen: Watched = ([], [], None)  # type: ignore[assignment]
 
         class Kept(Classifier):
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
+            def __init__(self, *args: Any, **named: Any) -> None:
+                super().__init__(*args, **named)
                 models.append(self)
 
         def train(loss: Any, stream: Any, groups: Any, **rest: Any) -> None:
