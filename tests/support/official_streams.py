@@ -247,14 +247,19 @@ def _in_words(model: Any) -> str:
 
 def all_runs() -> list[OfficialRun]:
     """The runs of all test files in `tests/methods/official`."""
-    found: list[OfficialRun] = []
+    return declared("RUNS")
+
+
+def declared(name: str) -> list[Any]:
+    """The entries of the lists of this name in all test files in `tests/methods/official`."""
+    found: list[Any] = []
     for file in sorted((Path(__file__).parents[1] / "methods" / "official").glob("test_*.py")):
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found += getattr(module, "RUNS", [])
+        found += getattr(module, name, [])
     return found
 
 

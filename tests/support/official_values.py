@@ -8,7 +8,6 @@ The checkouts are those of `official_streams`. What a run made is stored in `tes
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from official_streams import FOLDER, Absent
+from official_streams import FOLDER, Absent, declared
 from torch import Tensor
 
 Values = dict[str, Tensor]
@@ -145,15 +144,7 @@ def write(names: Sequence[str]) -> None:
 
 def all_values() -> list[OfficialValues]:
     """The values of all test files in `tests/methods/official`."""
-    found: list[OfficialValues] = []
-    for file in sorted((Path(__file__).parents[1] / "methods" / "official").glob("test_*.py")):
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found += getattr(module, "VALUES", [])
-    return found
+    return declared("VALUES")
 
 
 if __name__ == "__main__":

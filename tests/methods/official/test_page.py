@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from official_streams import FOLDER, PAGE, TABLE_END, TABLE_START, all_runs
+from official_values import all_values
 
 from bench.core.import_object import load_object
 from methods import METHODS
@@ -25,7 +26,8 @@ def named_runs() -> list[str]:
 def test_the_page_names_every_stored_run() -> None:
     runs = sorted(run.name for run in all_runs())
     assert len(set(runs)) == len(runs)
-    assert sorted(file.stem for file in FOLDER.glob("*.npz")) == runs
+    stored = {file.stem for file in FOLDER.glob("*.npz")}
+    assert stored == {*runs, *(values.name for values in all_values())}
     assert sorted(named_runs()) == runs, "run tests/support/official_streams.py --table"
 
 
