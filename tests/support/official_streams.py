@@ -41,7 +41,7 @@ FOLDER = GOLDEN / "official"
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 # The rows of the page lie between the rule below its heading and this.
 TABLE_START = "|---|---|---|---|---|---|"
-TABLE_END = "\n## "
+TABLE_END = "\n\n"
 
 
 class Absent(Exception):
@@ -200,7 +200,7 @@ def write_table(names: Sequence[str]) -> None:
     rows |= {run.name: _row(run, difference) for run, _, difference in _played(names)}
     # A stable order by method and run, without runs that are no more.
     lines = sorted(rows[run.name] for run in all_runs() if run.name in rows)
-    PAGE.write_text("\n".join([before + start, *lines, end + rest]))
+    PAGE.write_text("\n".join([before + start, *lines]) + end + rest)
 
 
 def _played(names: Sequence[str]) -> Iterator[tuple[OfficialRun, Tensor, float]]:
