@@ -80,8 +80,9 @@ def published(
     )
     if for_data is None:
         return NOTHING
-    exact = for_data == for_norm and for_data.rpartition("-")[0] in data.keys
-    origin = dict.fromkeys(presets[for_data], for_data)
+    same_data = for_data.rpartition("-")[0] in data.keys
+    exact = same_data and for_data == for_norm
+    origin = {option: for_data for option in presets[for_data] if same_data or option not in _OF_THE_PICTURES}
     if for_norm is not None and for_norm != for_data:
         origin = {option: key for option, key in origin.items() if option not in _OF_THE_STEP}
         origin |= {option: for_norm for option in presets[for_norm] if option in _OF_THE_STEP}
