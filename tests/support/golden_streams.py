@@ -66,7 +66,7 @@ def agree(run: Callable[[Tensor], Tensor], stream: Tensor, official: Tensor, tol
     2e-2 after six batches. An image at a threshold may fall on its other side. So where the tolerance is exceeded, the
     pixels are changed by rounding errors: the logits agree if one such run is within 1e-3 of the official ones (of
     releases of torch they differ by 4.5e-4), or if every batch is within three times what such a change does in the
-    median. The mutants in the tests are told apart by the same comparison.
+    median. Tests of mutants use the same comparison, and it must reject each mutant.
     """
     ours = run(stream)
     if (ours - official).abs().max() <= tolerance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -107,9 +108,8 @@ class MemoryAdapter(NormAdapter):
                     answers.append(self.classify(now))
                     self.remember(now, answers[-1])
                 if self.seen % self.config.update_every == 0 and (self.labels != FREE).any():
-                    self.update(
-                        self.images[held_slots(self.labels, self.born).to(self.images.device, non_blocking=True)]
-                    )
+                    held = held_slots(self.labels, self.born)
+                    self.update(self.images[held.to(self.images.device, non_blocking=True)])
         return torch.cat(answers)
 
     def classify(self, images: Tensor) -> Tensor:
@@ -117,9 +117,9 @@ class MemoryAdapter(NormAdapter):
         logits: Tensor = self.model(images)
         return logits
 
+    @abstractmethod
     def update(self, images: Tensor) -> None:
-        """Learn from the images in the memory."""
-        raise NotImplementedError
+        """Learn from the images in the memory, float [k, 3, h, w]."""
 
     def remember(self, images: Tensor, logits: Tensor) -> None:
         """Offer images in order to the memory, under the class that their logits make the most probable."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from synchronisations import synchronisations
 from torch import Tensor, nn
 
 from methods.adapters.common.prototypes import build_projector, class_means, contrast, nearest
@@ -302,27 +301,6 @@ def test_contrast_is_the_mean_over_a_mask_of_partners() -> None:
         log_p = (vectors @ vectors.T / 0.1).masked_fill(itself, -torch.inf).log_softmax(1)
         partners = torch.eye(n, dtype=torch.bool).repeat(count, count) & ~itself
         assert torch.equal(contrast(views, 0.1), -log_p[partners].mean())
-
-
-@pytest.mark.parametrize("kind", [Rmt, Santa])
-def test_a_batch_waits_for_no_device(make_net: Nets, batches: Tensor, kind: type[Adapter]) -> None:
-    adapter = ready(kind, make_net("bn"), batches, kind.Config(**BASE[kind]))
-    adapter.predict(batches[0])
-    assert synchronisations(lambda: adapter.predict(batches[1])) == []
-
-
-def test_what_waits_for_a_device_is_found() -> None:
-    values = torch.rand(4)
-    mask = values > 0.5
-    waiting: list[Callable[[], Any]] = [
-        lambda: values[mask],
-        lambda: values.index_put((mask,), torch.zeros(())),
-        lambda: mask.nonzero(),
-        lambda: values.sum().item(),
-        lambda: values.masked_select(mask),
-    ]
-    assert [len(synchronisations(action)) for action in waiting] == [1] * 5
-    assert synchronisations(lambda: values[torch.arange(2)] + torch.where(mask, values, 0.0)[:2]) == []
 
 
 def test_the_projector_is_drawn_from_the_generator_alone() -> None:
