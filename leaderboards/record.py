@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever a field is added, removed, renamed or gets another meaning, with a migration from the schema before;
 so a reader that meets an unknown field of its own schema knows that the record is not one."""
 
@@ -35,8 +35,13 @@ def _from_first(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"data": data, "components": {}}
 
 
+def _from_second(content: dict[str, Any]) -> dict[str, Any]:
+    """Migrate schema 2, which did not identify the images that a method was trained on (`data.source`)."""
+    return content
+
+
 # From the content of a record of schema k to that of schema k + 1, for every k below SCHEMA.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_first}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_first, 2: _from_second}
 
 Track = Literal["R", "A", "B", "C", "D"]
 
@@ -187,8 +192,9 @@ class Data(_Part):
     `skipped` counts test images that the user left out; such a result is not published. `tiles` names the pictures from
     which tiles pasted over images were made, if the shift has such corruptions. `labels` is the digest of the scored
     images' ids and labels (`leaderboards.identity.labels_digest`). `seen` is a digest of all images of `history`; None
-    if there are none. `classes`, `label` and `part` are the user's settings of the order of the classes, the column of
-    labels and the scored part, None if they were detected.
+    if there are none. `source` is a digest of all images that the method was trained on or is given besides the stream;
+    None if there are none, or if a required package holds them. `classes`, `label` and `part` are the user's settings
+    of the order of the classes, the column of labels and the scored part, None if they were detected.
     """
 
     digest: Name
@@ -201,6 +207,7 @@ class Data(_Part):
     tiles: Name | None = None
     labels: Name | None = None
     seen: Name | None = None
+    source: Name | None = None
     classes: Name | None = None
     label: Name | None = None
     part: Name | None = None
@@ -235,7 +242,7 @@ class Record(_Part):
     Raises pydantic's ValidationError (a ValueError) if anything is missing, unknown, out of range or contradictory.
     """
 
-    schema_number: Literal[2] = Field(default=2, alias="schema")
+    schema_number: Literal[3] = Field(default=3, alias="schema")
     key: Key
     created: str
     status: Literal["done", "failed"]

@@ -387,6 +387,15 @@ _ROWS = (
         _NIU_EATA,
     ),
     Row(
+        "eata_val",
+        "adapter",
+        "methods.adapters.eata:EataVal",
+        "EATA with its Fisher information from clean images of the test set that are not scored, as in its release",
+        Access(source="unlabelled", test="pool", state="online", backprop="norm"),
+        _NIU_EATA,
+        options_of="eata",
+    ),
+    Row(
         "rdumb",
         "adapter",
         "methods.adapters.rdumb:Rdumb",

@@ -33,8 +33,8 @@ class Access:
 
     `source`: source data used while or after test data is seen. Training the classifier beforehand, which every row of
     a board shares, does not count.
-    `test`: test images used without their labels: none, each image alone, the scored stream in order, or a pool of
-    shifted images before scoring.
+    `test`: test images used without their labels: none, each image alone, the scored stream in order, or a pool before
+    scoring: shifted images for recipes, clean ones for adapters, which get them in place of train images.
     `state`: what persists from one prediction to the next: nothing changes (fixed), changes are undone after every
     image (episodic), changes are kept along the stream (online), or all changes precede the stream (offline).
     `backprop`: which parameters gradients change while shifted images are in use.

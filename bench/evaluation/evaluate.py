@@ -30,7 +30,7 @@ from bench.models.classifiers import for_classes
 from bench.models.weights_io import classifier, load_model, load_weights, model_digest
 from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
-from bench.shifts.shift import Shift, stream_rng
+from bench.shifts.shift import Shift, source_digest, stream_rng
 from methods.base import Adapter, Checkpointer, Source, SourceBatch
 from methods.nets.weights import Classifier
 from methods.table import Access
@@ -41,7 +41,8 @@ class Expected:
     """The data, model and code that a run was planned for, checked again when its streams run.
 
     Streams may run hours later and on another machine. `digests` identifies the images `scored` (ids, int64 [n]) of
-    each condition, `model` is the digest of a ready classifier, `components` and `adapter` identify the code.
+    each condition, `model` is the digest of a ready classifier, `components` and `adapter` identify the code, `source`
+    the clean images that the adapter is given (None: none, or bundled ones).
     """
 
     scored: np.ndarray
@@ -49,6 +50,7 @@ class Expected:
     model: str | None
     components: Mapping[str, str]
     adapter: str
+    source: str | None = None
 
     @property
     def data(self) -> str:
@@ -62,8 +64,9 @@ class Evaluation:
 
     `clean` is streamed after the last segment to measure forgetting (None: not measured); the adapted state is then
     discarded. Exactly one of `weights` (the cache key of a trained classifier) and `model` (a user's
-    "file.py:factory") is set. `expected` is what the run was planned for (None: no check). `plain`: the adapter changes
-    nothing, so its predictions may be cached; `fresh`: measure even if they are cached.
+    "file.py:factory") is set. `beside`: ids of clean test images that the adapter is given instead of train images.
+    `expected` is what the run was planned for (None: no check). `plain`: the adapter changes nothing, so its
+    predictions may be cached; `fresh`: measure even if they are cached.
     """
 
     method: str
@@ -79,6 +82,7 @@ class Evaluation:
     batch_size: int
     precision: str
     device: str
+    beside: np.ndarray | None = None
     expected: Expected | None = None
     plain: bool = False
     fresh: bool = False
@@ -288,16 +292,16 @@ def _probabilities(scores: Tensor, n: int, classes: int, where: str) -> np.ndarr
 
 
 def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
-    """Return shuffled clean train images, with labels if the method declares them; None if it declares no source."""
+    """Return shuffled clean images, with labels if the method declares them; None if it declares no source."""
     if access.source == "none":
         return None
-    try:
-        ids = stream_rng(job.seed, "source", shift.name).permutation(shift.ids("train"))
-    except MissingDataError:
-        raise MissingDataError(
-            f"{job.method} needs clean train images, and {shift.name} has none; put them into a folder train beside "
-            f"the scored ones (for published sets see bench data status), or leave {job.method} out"
-        ) from None
+    given = _source_ids(shift, job)
+    if job.expected is not None and source_digest(shift, given) != job.expected.source:
+        raise BenchError(
+            f"the clean images of {job.shift} that {job.method} learns from have changed since the run was planned; "
+            "start the run again"
+        )
+    ids = stream_rng(job.seed, "source", shift.name).permutation(given)
 
     def read(number: int) -> SourceBatch:
         chosen = ids[number * job.batch_size : (number + 1) * job.batch_size]
@@ -307,6 +311,23 @@ def _source(shift: Shift, job: Evaluation, access: Access) -> Source | None:
         return SourceBatch(images, torch.from_numpy(shift.labels(chosen)).to(job.device))
 
     return Source(read, -(-len(ids) // job.batch_size))
+
+
+def _source_ids(shift: Shift, job: Evaluation) -> np.ndarray:
+    if job.beside is not None:
+        if shift.has_clean:
+            return job.beside
+        raise MissingDataError(
+            f"{job.method} needs clean images of the test set, and {shift.name} has none; put them where bench data "
+            f"status says, or leave {job.method} out"
+        )
+    try:
+        return shift.ids("train")
+    except MissingDataError:
+        raise MissingDataError(
+            f"{job.method} needs clean train images, and {shift.name} has none; put them into a folder train beside "
+            f"the scored ones (for published sets see bench data status), or leave {job.method} out"
+        ) from None
 
 
 def _shift_of(job: Evaluation) -> Shift:

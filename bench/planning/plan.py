@@ -33,7 +33,7 @@ from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method, parse_method, plain_values
 from bench.settings.run_spec import RunSpec
 from bench.shifts import find_row, load_shift
-from bench.shifts.adaptation_pools import AdaptationPools, PoolGroup, groups
+from bench.shifts.adaptation_pools import AdaptationPools, CleanImages, PoolGroup, groups
 from bench.shifts.class_match import fitted
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import Shift, labelled_source, limit_ids, pick_conditions, pick_corruptions, split_ids
@@ -69,7 +69,7 @@ class BoardEntry:
 
     `report` is the job that measures how the ingredients connect (`methods.soups.soup.connectivity`). `identities`
     holds, per condition, the fields of its record that the key is made of; `digests`, per condition, the digest of its
-    images; `scored`, the ids of the scored images.
+    images; `scored`, the ids of the scored images; `given`, the clean images that the adapter gets besides the stream.
     """
 
     trial: Trial
@@ -86,6 +86,7 @@ class BoardEntry:
     scored: np.ndarray
     base_digest: str
     history: tuple[str, ...]
+    given: CleanImages
 
 
 @dataclass(frozen=True)
@@ -339,6 +340,7 @@ def _entries_of(
     adapter = method.adapter or PLAIN
     recipe = _recipe(method, scene.options, from_stock=scene.from_stock)
     pooled = method.recipe.access.test == "pool"
+    given = pools.given_to(adapter.access)
     shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
     met = shifted if pooled or len(chains(segments)) < len(conditions) else _met(base)
     for group in _groups(recipe, conditions, segments):
@@ -349,7 +351,8 @@ def _entries_of(
             parts = {"": base.jobs[seed]}
         pool = pools.shifted(group).digest if pooled and group is not None else None
         for number, (part, job) in enumerate(_named(parts, method).items()):
-            identities = _identities(scene, trial, method, part, own, met, pool, labelled)
+            learnt = _learnt_from(scene.shift, job, given.digest)
+            identities = _identities(scene, trial, method, part, own, met, pool, labelled, learnt)
             yield BoardEntry(
                 trial=trial,
                 part=part or None,
@@ -365,7 +368,15 @@ def _entries_of(
                 scored=scene.scored,
                 base_digest=scene.base_digest,
                 history=met,
+                given=given,
             )
+
+
+def _learnt_from(shift: Shift, job: Job | None, given: str | None) -> str | None:
+    """A digest of all images that a classifier was trained on and its adapter is given; None if these are bundled."""
+    trained = {part.data.digest for part in all_jobs([job] if job else []) if part.data is not None}
+    found = sorted(trained | ({given} if given else set()))
+    return digest_of(found) if found and not shift.bundled else None
 
 
 def _rows(scene: _Scene, method: Method) -> list[Row]:
@@ -507,6 +518,7 @@ def _identities(
     met: tuple[str, ...],
     pool: str | None,
     labels: Callable[[np.ndarray], str],
+    learnt: str | None,
 ) -> dict[Condition, dict[str, Any]]:
     """The fields that identify the record of each condition (`leaderboards.identity`): the trial, the versions of the
     code, the condition's images, and the images met before them or in a pool.
@@ -548,6 +560,7 @@ def _identities(
                     "history": list(met),
                     "tiles": shift.tiles,
                     "labels": labels(ids),
+                    "source": learnt,
                     "seen": digest_of([beside, before, pool]) if beside or before or pool else None,
                 },
             }

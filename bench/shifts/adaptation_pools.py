@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.core.conditions import CLEAN, Condition
-from bench.shifts.shift import Shift, adapt_pool, clean_labelled, clean_pool
+from bench.core.errors import MissingDataError
+from bench.shifts.shift import Shift, adapt_pool, clean_labelled, clean_pool, source_digest
 from corruptions.catalog import ROWS
 from methods.base import Labelled, Unlabelled
+from methods.table import Access
 
 # The four extra corruptions are assigned to the families they resemble (Hendrycks and Dietterich 2019, appendix B).
 _FAMILIES = {row.name: row.group for row in ROWS if row.group != "extra"} | {
@@ -57,20 +59,54 @@ def groups(conditions: Sequence[Condition], shift_pool: str) -> list[PoolGroup]:
     return [*([PoolGroup((CLEAN,), whole)] if clean else []), *found]
 
 
+@dataclass(frozen=True)
+class CleanImages:
+    """Clean images that an adapter gets besides the stream.
+
+    beside: ids of clean test images, int64 [n]; None: all train images, or none. digest: identifies them; None if there
+    are none or they are bundled.
+    """
+
+    beside: np.ndarray | None = None
+    digest: str | None = None
+
+
 class AdaptationPools:
-    """The images that recipes may request, made on first use: unlabelled pools and clean labelled test images."""
+    """The images that methods may request besides the stream, made on first use."""
 
     def __init__(self, shift: Shift, adapt: np.ndarray, split: str) -> None:
         self._shift, self._adapt, self._split = shift, adapt, split
         self._pools: dict[tuple[Condition, ...], Unlabelled] = {}
         self._clean: Unlabelled | None = None
         self._val: Labelled | None = None
+        self._given: dict[str, CleanImages] = {}
 
     def shifted(self, group: PoolGroup) -> Unlabelled:
         """Return the images of the adapt half under the conditions that a group may see."""
         if group.pooled not in self._pools:
             self._pools[group.pooled] = adapt_pool(self._shift, self._adapt, group.pooled)
         return self._pools[group.pooled]
+
+    def given_to(self, adapter: Access) -> CleanImages:
+        """Return the clean images that an adapter gets besides the stream.
+
+        They are all train images, or for an adapter with a pool the adapt half of the test images. Where the shift has
+        none, the result is empty: the stream of this adapter fails with a sentence, and those of others run.
+        """
+        if adapter.source == "none":
+            return CleanImages()
+        which = "adapt" if adapter.test == "pool" else "train"
+        if which not in self._given:
+            self._given[which] = self._given_now(self._adapt if which == "adapt" else None)
+        return self._given[which]
+
+    def _given_now(self, beside: np.ndarray | None) -> CleanImages:
+        try:
+            ids = self._shift.ids("train") if beside is None else beside
+        except MissingDataError:
+            return CleanImages(beside)
+        known = beside is None or self._shift.has_clean
+        return CleanImages(beside, source_digest(self._shift, ids) if known else None)
 
     def clean(self) -> Unlabelled:
         """Return all clean train images."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import corruptions
 from bench.core.components import corruption_marks
-from bench.core.conditions import Condition, digest_of
+from bench.core.conditions import CLEAN, Condition, digest_of
 from bench.shifts.catalog import Family, ShiftRow
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import stream_rng
@@ -56,6 +56,7 @@ class Digits:
     has_clean = True
     natural = False
     made_here = True
+    bundled = True
     skipped = 0
     tiles = None
 
@@ -92,6 +93,9 @@ class Digits:
             profile=self.profile,
             storage=self.storage,
         )
+
+    def listing(self, ids: np.ndarray) -> str:
+        return self.digest(ids, CLEAN)
 
     def digest(self, ids: np.ndarray, condition: Condition) -> str:
         rows = torch.from_numpy(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -233,6 +234,7 @@ class ImageShift:
         self.severities = facts.severities
         self.has_clean = facts.has_clean
         self.natural = facts.natural
+        self.bundled = False
         self.open_test = cache(test)
         self._open_train = cache(train) if train is not None else None
         self._shifted = shifted
@@ -307,6 +309,14 @@ class ImageShift:
         else:
             pixels = self._shifted.digest(part, ids, condition)
         return "sha256:" + digest_of([labels, pixels, str(condition)])
+
+    def listing(self, ids: np.ndarray) -> str:
+        part = self._part(ids)
+        sha = hashlib.sha256(ids.tobytes() + self.labels(ids).tobytes())
+        images = self._clean(part)
+        for row in part.at(ids).tolist():
+            sha.update(os.fsencode(os.path.basename(images.name(row))) + b"\0")  # noqa: PTH119 - millions of names
+        return "names:" + sha.hexdigest()[:32]
 
     def _clean(self, part: Part) -> ImageSet:
         """Return the unshifted images of a part; for test images others of the same classes if `clean` was given."""

@@ -30,7 +30,8 @@ class Shift(Protocol):
     model's other classes are masked; several: their mean probability); None if shift and model have the same classes.
     `severities` are the available ones (None: any); `has_clean` says whether unshifted test images exist, `natural`
     whether these may be scored as a shift of their own (corruption "natural", severity 1); `skipped` counts test images
-    that the user left out; `tiles` names the pictures that pasted tiles are cut from (None: no tiles).
+    that the user left out; `tiles` names the pictures that pasted tiles are cut from (None: no tiles). `bundled`: the
+    images come with a package that this project requires, so nobody's copy differs.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Shift(Protocol):
     severities: tuple[float, ...] | None
     has_clean: bool
     natural: bool
+    bundled: bool
 
     @property
     def made_here(self) -> bool:
@@ -72,6 +74,9 @@ class Shift(Protocol):
 
     def digest(self, ids: np.ndarray, condition: Condition) -> str:
         """Return a content hash of `images` and `labels`, computed from decoded pixels and parameters."""
+
+    def listing(self, ids: np.ndarray) -> str:
+        """Return a hash of the labels and names of clean images, for sets too large to decode for a digest."""
 
 
 def split_ids(ids: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -183,6 +188,20 @@ def clean_pool(shift: Shift) -> Unlabelled:
     """Return all clean train images without labels, for recipes that train on them instead of shifted ones."""
     ids = shift.ids("train")
     return Unlabelled(pooled(shift, ids, [CLEAN]), "clean:" + shift.digest(ids, CLEAN))
+
+
+MOST_DECODED = 100_000
+
+
+def source_digest(shift: Shift, ids: np.ndarray) -> str | None:
+    """Return a digest of the clean images that an adapter is given; None if they are bundled.
+
+    It covers pixels and labels up to 100,000 images, labels and names beyond: decoding the whole of ImageNet would take
+    longer than the run.
+    """
+    if shift.bundled:
+        return None
+    return shift.digest(ids, CLEAN) if len(ids) <= MOST_DECODED else shift.listing(ids)
 
 
 def blended(shift: Shift, ids: np.ndarray, steps: Sequence[Condition], device: str = "cpu") -> Tensor:

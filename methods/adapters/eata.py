@@ -96,3 +96,13 @@ class Eata(Eta):
             if parameter.grad is not None:
                 # In closed form: autograd would launch several more small kernels for each parameter.
                 parameter.grad += 2 * self.config.beta * fisher * (parameter - anchor)
+
+
+class EataVal(Eata):
+    """EATA with F from clean images of the test set's adapt half, as the release takes it from ImageNet's val images.
+
+    Niu et al. 2022, arXiv:2204.02610. For data without train images. It has the options of eata and belongs to track C,
+    as it is given images of the test set before scoring, though clean ones.
+    """
+
+    access: ClassVar[Access] = Access(source="unlabelled", test="pool", state="online", backprop="norm")

@@ -58,7 +58,7 @@ def content() -> Content:
 def done_record() -> Content:
     return keyed(
         {
-            "schema": 2,
+            "schema": 3,
             "created": "2026-11-22T20:00:00Z",
             "status": "done",
             "method": "tent",

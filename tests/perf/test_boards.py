@@ -79,7 +79,7 @@ def record_of(number: int, method: int, access: Access, seed: int, condition: in
     key = sha256(str(number).encode()).hexdigest()[:32]
     accuracy = (number * 7 + method) % IMAGES / IMAGES
     return {
-        "schema": 2,
+        "schema": 3,
         "key": key,
         "created": "2026-11-22T20:00:00Z",
         "status": "done",

@@ -17,7 +17,7 @@ from leaderboards.record import Record
 
 def record(accuracy: float, **changes: Any) -> Record:
     content = {
-        "schema": 2,
+        "schema": 3,
         "key": "a" * 32,
         "created": "2026-01-01T00:00:00+00:00",
         "status": "done",
