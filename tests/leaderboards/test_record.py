@@ -29,7 +29,7 @@ def changed(content: Content, **fields: Any) -> str:
     return json.dumps(content | fields)
 
 
-UNSAID = {"classes": None, "label": None, "part": None}
+UNSAID = {"source": None, "classes": None, "label": None, "part": None}
 
 
 def test_text_gives_the_record_back(content: Content) -> None:
@@ -204,7 +204,7 @@ def test_earlier_schemas_are_migrated_step_by_step(content: Content, monkeypatch
     def from_zero(old: Content) -> Content:
         return old | {"severity": old["severity"] / 10}
 
-    monkeypatch.setattr(record_module, "MIGRATIONS", {0: from_minus_one, 1: from_zero})
+    monkeypatch.setattr(record_module, "MIGRATIONS", {0: from_minus_one, 1: from_zero, 2: dict})
     old = {("name" if name == "method" else name): value for name, value in content.items()}
     migrated = Record.from_json(json.dumps(old | {"schema": 0, "severity": 50}))
     assert migrated == Record.from_json(json.dumps(content))

@@ -124,8 +124,8 @@ def ratios(one: Callable[[], Any], other: Callable[[], Any], pairs: int) -> np.n
 
 def test_every_method_is_in_the_table() -> None:
     adapters = {name for name, row in METHODS.items() if row.kind == "adapter"}
-    # MEMO's cost is in views an image, below, as is that of test-time training.
-    assert {name for _, name, _ in LIMITS} | {"memo", "ttt", "ttt_online"} == adapters
+    # MEMO's cost is in views an image, below, as is that of test-time training; eata_val is eata on other images.
+    assert {name for _, name, _ in LIMITS} | {"memo", "ttt", "ttt_online", "eata_val"} == adapters
 
 
 @pytest.mark.parametrize(("architecture", "name", "limit"), LIMITS)

@@ -27,6 +27,7 @@ WAITS: dict[str, tuple[int, int, int]] = {
     "memo": (0, 0, 0),  # one read for each buffer of a model whose images go together
     "eta": (0, 1, 0),  # the images to learn from
     "eata": (0, 1, 0),
+    "eata_val": (0, 1, 0),
     "rdumb": (0, 1, 0),
     "come_eata": (0, 1, 0),
     "sar": (1, 2, 0),  # the reliable images, before and after the climb; the moving average
