@@ -208,7 +208,7 @@ def test_earlier_schemas_are_migrated_step_by_step(content: Content, monkeypatch
     old = {("name" if name == "method" else name): value for name, value in content.items()}
     migrated = Record.from_json(json.dumps(old | {"schema": 0, "severity": 50}))
     assert migrated == Record.from_json(json.dumps(content))
-    for unknown in (-1, 3, True, "1", 1.0, None):
+    for unknown in (-1, 4, True, "1", 1.0, None):
         with pytest.raises(RecordError, match="schema"):
             Record.from_json(json.dumps(content | {"schema": unknown}))
 
