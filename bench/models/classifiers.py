@@ -124,10 +124,10 @@ def for_classes(model: nn.Module, shift: Shift, image: Tensor) -> nn.Module:
         what = f"the shape {list(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
         raise UsageError(f"the model gave {what} for one image; it must return a tensor [images, classes] of logits")
     outputs = scores.shape[1]
-    if outputs == shift.classes:
-        return model
     if shift.members is not None and outputs == shift.source_classes:
         return OfClasses(model, shift.members, outputs).to(image.device).eval()
+    if outputs == shift.classes:
+        return model
     wanted = str(shift.classes) + (f" or {shift.source_classes}" if shift.members is not None else "")
     raise UsageError(
         f"the model has {outputs} outputs but {shift.name} has {shift.classes} classes; give a classifier of {wanted} "

@@ -20,6 +20,7 @@ from bench.core.conditions import NATURAL, Condition, digest_of, stream_rng
 from bench.core.errors import MissingDataError, UsageError
 from bench.core.import_object import code_of, load_object
 from bench.data.arrays import ArraySet
+from bench.data.classes import match, synsets
 from bench.data.decode import Preprocessing
 from bench.data.imageset import checked_labels
 from bench.shifts.catalog import Family, ShiftRow
@@ -32,9 +33,11 @@ Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
 class OwnShift(ABC):
     """Clean images and their corruptions: `bench run --shift FILE.py:CLASS`, with a --stock or a --model.
 
-    classes: their number or their names. corruptions: names of the reported ones; tuning_corruptions are only for
-    choosing options (`--split dev`). severities: the available ones (None: any). family: selects the published options
-    of methods. default_labels: labelled clean images of each class that recipes get (None: all). root: the data root.
+    classes: their number or their names, in the order of the labels; where all are ImageNet's (synsets or words), an
+    ImageNet classifier is scored on its outputs of those names. corruptions: names of the reported ones;
+    tuning_corruptions are only for choosing options (`--split dev`). severities: the available ones (None: any).
+    family: selects the published options of methods. default_labels: labelled clean images of each class that recipes
+    get (None: all). root: the data root.
     """
 
     classes: ClassVar[int | Sequence[str]]
@@ -127,6 +130,8 @@ def own(row: ShiftRow, reading: Reading) -> ImageShift:
         user_shift.family,
         default_labels=user_shift.default_labels,
         severities=user_shift.severities,
+        members=(members := _of_imagenet(names)),
+        source_classes=len(synsets()) if members is not None else None,
     )
     train = (lambda: needed("train")) if part("train") is not None else None
     shift = ImageShift(facts, lambda: test, train, _UserCorruptions(stores, user_shift, name, code), stores)
@@ -159,6 +164,15 @@ def _names(classes: int | Sequence[str], where: str) -> tuple[str, ...]:
     if len(names) < 2:
         raise UsageError(f"{where} has {len(names)} classes; there must be two or more")
     return names
+
+
+def _of_imagenet(names: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """Return the output of an ImageNet classifier for each class; None if one is not ImageNet's or all are in order."""
+    places = match(names, synsets())
+    found = tuple((place,) for place in places if place is not None)
+    if len(found) < len(names) or len(set(found)) < len(found) or places == list(range(len(synsets()))):
+        return None
+    return found
 
 
 def _array_set(found: Arrays | None, where: str, names: tuple[str, ...]) -> ArraySet | None:

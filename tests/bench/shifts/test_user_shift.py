@@ -23,11 +23,13 @@ from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import BenchError, MissingDataError, UsageError
 from bench.evaluation.evaluate import evaluate
 from bench.extending.shifts import conform
+from bench.models.classifiers import for_classes
 from bench.planning.plan import make_plan
 from bench.planning.streams import missing_streams
-from bench.runs.run import Outcome
+from bench.runs.run import Outcome, run
 from bench.settings.run_spec import make_spec
 from bench.shifts import find_row, load_shift
+from bench.shifts.data_root import Reading
 from bench.shifts.shift import pick_corruptions
 from leaderboards.store import Store
 
@@ -236,3 +238,59 @@ def test_a_file_that_changes_under_a_run_is_refused(tmp_path: Path, settings: di
     outcome = run_quick(settings)
     assert outcome.exit_code == 0
     assert len(Store(outcome.out).records()) == 2
+
+
+KNOWING = """
+import torch
+from torch import nn
+
+class Knowing(nn.Module):
+    '''An ImageNet classifier that reads the class from the value of the pixels.'''
+
+    def forward(self, images):
+        value = (images.mean((1, 2, 3)) * 255).round()
+        return -(value[:, None] - torch.arange(1000)[None] % 256).abs().float()
+
+def net():
+    return Knowing()
+"""
+
+
+@pytest.mark.parametrize(
+    ("classes", "places", "right"),
+    [
+        (("great white shark", "n01440764", "goldfish"), (2, 0, 1), 1.0),  # words and synsets, in another order
+        (("cock", "tench"), (7, 0), 1.0),
+        (("0", "1", "2"), (0, 1, 2), None),  # not ImageNet's, so the number of outputs is wrong
+        (("tench", "goldfish", "a dragon"), (0, 1, 2), None),
+    ],
+)
+def test_an_imagenet_classifier_is_scored_on_the_outputs_of_the_named_classes(
+    tmp_path: Path, classes: tuple[str, ...], places: tuple[int, ...], right: float | None
+) -> None:
+    text = BODY.replace("classes = 3", f"classes = {classes!r}").replace(
+        "return rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), np.arange(12) % 3",
+        f"labels = np.arange(12) % {len(classes)}\n"
+        f"        return np.tile(np.array({places!r}, np.uint8)[labels][:, None, None, None], (1, 8, 8, 3)), labels",
+    )
+    (tmp_path / "mine.py").write_text(text.replace("(images / (1 + severity)).to(torch.uint8)", "images.clone()"))
+    (tmp_path / "net.py").write_text(KNOWING)
+    asked = {"shift": f"{tmp_path / 'mine.py'}:Mine", "model": f"{tmp_path / 'net.py'}:net", "out": tmp_path / "out"}
+    spec = make_spec({**asked, "method": "source", "severity": 1, "jobs": 1})
+    if right is None:
+        with pytest.raises(UsageError, match=f"1000 outputs but mine.py:Mine has {len(classes)} classes"):
+            make_plan(spec)
+        return
+    assert [record.metrics.accuracy for record in run(spec).records() if record.metrics] == [right] * 2
+
+
+def test_all_of_imagenet_in_another_order_is_scored_by_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        BODY.replace("import numpy as np", "import numpy as np\nfrom bench.data.classes import synsets", 1).replace(
+            "classes = 3", "classes = synsets()[::-1]"
+        )
+    )
+    shift = load_shift(f"{tmp_path / 'mine.py'}:Mine", reading=Reading())
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 1000))
+    image = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(for_classes(model, shift, image)(image), model(image).flip(1))
