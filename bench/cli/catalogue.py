@@ -63,7 +63,7 @@ _MODELS = {
         "classifier",
         "OpenCLIP, zero-shot; NAME@FILE, …:CLASSES.txt; 'soupbench[models]'",
     ),
-    "robustbench:SET/THREAT/NAME": ("classifier", "a network of RobustBench, or …@FILE; 'soupbench[robustbench]'"),
+    "robustbench:SET/THREAT/NAME": ("classifier", "a network of RobustBench, or …@FILE"),
     "FILE.py:factory": ("classifier", "your own torch module, images in [0, 1] to logits"),
 }
 

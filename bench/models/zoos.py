@@ -1,4 +1,4 @@
-"""Load classifiers of robustbench, transformers and OpenCLIP by their published names; each needs an extra.
+"""Load classifiers of robustbench, transformers and OpenCLIP by their published names; each needs its package.
 
 Weights come from the package's own location or from a file. Pickled files are read as tensors only.
 """
@@ -30,12 +30,17 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  
 _TEXTS = 256  # texts encoded in one batch
 
 
-def _need(module: str, name: str, extra: str) -> Any:
+_MODELS = "'soupbench[models]'"
+# Its own pins, an old timm among them, exclude this project's; it works with the versions here.
+_ROBUSTBENCH = "--no-deps robustbench geotorch torchdiffeq"
+
+
+def _need(module: str, name: str, packages: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDataError(
-            f"{name} needs the package {error.name or module}; install it with: pip install 'soupbench[{extra}]'"
+            f"{name} needs the package {error.name or module}; install it with: pip install {packages}"
         ) from None
 
 
@@ -45,7 +50,7 @@ def hugging_face(name: str) -> ReadyClassifier:
     Raises MissingDataError for an unavailable model, UsageError for a model without a trained classifier or an image
     processor with unsupported steps.
     """
-    library = _need("transformers", f"hf:{name}", "models")
+    library = _need("transformers", f"hf:{name}", _MODELS)
     place = Path(name).expanduser()
     where = str(place) if place.is_dir() else name
     options = {"local_files_only": is_offline() or place.is_dir(), "trust_remote_code": False}
@@ -150,7 +155,7 @@ def open_clip(name: str) -> ReadyClassifier:
     openclip:…:CLASSES.txt takes the classes of a file instead: one class a line, its names separated by tabs.
     Class embeddings are cached, because they take 80,000 texts to compute. Raises MissingDataError or UsageError.
     """
-    library = _need("open_clip", f"openclip:{name}", "models")
+    library = _need("open_clip", f"openclip:{name}", _MODELS)
     rest, colon, listed = name.rpartition(":")
     rest, listed = (rest, listed) if colon and listed.endswith(".txt") else (name, "")
     head, _, file = rest.partition("@")
@@ -232,7 +237,7 @@ def robust_bench(name: str) -> ReadyClassifier:
     package's location models/SET/THREAT/NAME.pt. Its networks normalise images. Raises MissingDataError or UsageError.
     """
     _open_robustbench()
-    zoo = _need("robustbench.model_zoo.models", f"robustbench:{name}", "robustbench")
+    zoo = _need("robustbench.model_zoo.models", f"robustbench:{name}", _ROBUSTBENCH)
     head, _, file = name.partition("@")
     parts = head.split("/")
     if len(parts) != 3:
