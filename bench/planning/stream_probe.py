@@ -28,7 +28,6 @@ from leaderboards.record import Record
 from leaderboards.store import Store
 from methods.base import Labelled
 from methods.nets.flops import counted
-from methods.recipes.source_rotation import fine_tune_jointly
 from methods.soups.soup import ensemble
 
 _IMAGES_OF_PROBE = 8
@@ -120,7 +119,7 @@ def _weights_for(evaluation: Evaluation, entry: BoardEntry) -> Iterator[Evaluati
         return
     assert entry.job is not None
     classes = next(job.data.classes for job in all_jobs([entry.job]) if isinstance(job.data, Labelled))
-    weights = stand_in(stock_of(entry.job), classes, rotation=entry.job.function is fine_tune_jointly)
+    weights = stand_in(stock_of(entry.job), classes, entry.job.keeps)
     if entry.job.function is ensemble:
         weights = ensemble([weights] * len(entry.job.inputs))
     path = weights_path(f"probe-{os.getpid()}-{weights.digest[-16:]}")

@@ -93,7 +93,7 @@ def _outside(name: str, path: str) -> Row:
         )
     summary = (cls.__doc__ or "").strip().split("\n")[0]
     kind = "adapter" if issubclass(cls, Adapter) else "recipe"
-    return Row(name, kind, path, summary, cls.access, "")  # type: ignore[arg-type]
+    return Row(name, kind, path, summary, cls.access, "", needs=getattr(cls, "needs", None))  # type: ignore[arg-type]
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
