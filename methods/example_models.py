@@ -112,14 +112,14 @@ SPECIAL: Mapping[str, Callable[[], nn.Module]] = {"mae_probe": _masked_autoencod
 
 def examples_for(needs: str | None) -> tuple[str, ...]:
     """Return the names of the example models for a method that needs the classifier of this recipe (None: any)."""
-    return (*EXAMPLES, needs) if needs in SPECIAL else EXAMPLES
+    return (*EXAMPLES, *(name for name in SPECIAL if name == needs))
 
 
 def fitting_example(needs: str | None) -> str:
     """Return the name of an example model that has what a method needs."""
-    if needs in SPECIAL:
-        return examples_for(needs)[-1]
-    return "layer_norm" if needs else "batch_norm"
+    if needs is None:
+        return "batch_norm"
+    return needs if needs in SPECIAL else "layer_norm"
 
 
 def example_model(name: str) -> nn.Module:

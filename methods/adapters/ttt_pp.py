@@ -127,7 +127,7 @@ class TttPp(Adapter):
             parameter.requires_grad_(True)
         self.optimizer = torch.optim.SGD(self.parameters, lr=self.config.lr, momentum=self.config.momentum)
         self.device_draws = generators(self.generator, self.model)[1]
-        self.targets = self._of_source(source)
+        self.targets = self._of_source(source) if any(self.scales) else []
         self.queues = [target["mean"].new_zeros(self.config.queue, len(target["mean"])) for target in self.targets]
         self.queued = 0
 
@@ -178,7 +178,8 @@ class TttPp(Adapter):
                 f"ttt_pp compares parts of {size} clean source images (the queue or a batch) and was given {given}; "
                 f"give at least {2 * size} or lower ttt_pp.queue and the batch size"
             )
-        return [_target(features[: given - given % size].split(size)) for features in every]
+        whole = given - given % size
+        return [_target(torch.split(features[:whole], size)) for features in every]
 
     def predict(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from after the update.
@@ -202,8 +203,9 @@ class TttPp(Adapter):
     def tell_apart(self, images: Tensor) -> Tensor:
         """Return the contrast of two views of each image, a scalar."""
         views = [simclr_view(images, self.device_draws, flip=self.config.flip) for _ in range(2)]
-        projected = self.network.projection(self.network.features(torch.cat(views))).unflatten(0, (2, -1))
-        return self.config.temperature / BASE_TEMPERATURE * contrast(projected, self.config.temperature)
+        projected: Tensor = self.network.projection(self.network.features(torch.cat(views))).unflatten(0, (2, -1))
+        factor: float = self.config.temperature / BASE_TEMPERATURE
+        return factor * contrast(projected, self.config.temperature)
 
     def align(self, images: Tensor) -> None:
         """Add the gradient of the distance to the source's moments, and put the features into the queue."""
@@ -238,7 +240,8 @@ def _distance(features: Tensor, target: Mapping[str, Tensor]) -> Tensor:
     """Return how far the moments of features [n, dim] are from those of the source, in those of a part of it."""
     mean, covariance = _moments(features)
     of_covariance = (covariance - target["covariance"]).square().mean() / target["usual_of_covariance"]
-    return of_covariance + MEAN_SHARE * (mean - target["mean"]).square().mean() / target["usual_of_mean"]
+    total: Tensor = of_covariance + MEAN_SHARE * (mean - target["mean"]).square().mean() / target["usual_of_mean"]
+    return total
 
 
 def _target(parts: Sequence[Tensor]) -> dict[str, Tensor]:
