@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -125,9 +126,19 @@ def _weights_for(evaluation: Evaluation, entry: BoardEntry) -> Iterator[Evaluati
     path = weights_path(f"probe-{os.getpid()}-{weights.digest[-16:]}")
     save_weights(path, weights, {"label": "stand-in of a probe"})
     try:
-        yield replace(evaluation, weights=path.stem)
+        yield replace(evaluation, weights=path.stem, config=_without_steps(evaluation.config))
     finally:
         path.unlink()
+
+
+def _without_steps(config: Any) -> Any:
+    """Return options at a rate of 0, if there is one: the same work, from which no untrained classifier diverges."""
+    if not hasattr(config, "lr"):
+        return config
+    try:
+        return replace(config, lr=0.0)
+    except ValueError:  # options that need a positive rate
+        return config
 
 
 def _probe_stream(evaluation: Evaluation, device: str, pixels: PixelTimer) -> StreamRate:

@@ -20,6 +20,7 @@ from bench.training.job_cache import all_jobs, kind_of, seconds_before
 from methods.base import Chosen, Images, Job, Labelled
 from methods.nets import flops as flops_of
 from methods.nets.weights import SIDE_HEADS, Weights
+from methods.training.finetune import start_side_head
 
 SECONDS_OF_PROBE = 1.0
 _STEPS_OF_PROBE = (3, 30)
@@ -212,7 +213,8 @@ def stand_in(stock: Weights, classes: int, keeps: Sequence[str] = ()) -> Weights
     head = 10 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
     kept = {name: tensor for name, tensor in stock.tensors.items() if name.partition(".")[0] in ("encoder", *keeps)}
     heads = {"head.weight": head, "head.bias": torch.zeros(classes)}
-    for side in SIDE_HEADS.keys() & set(keeps):
-        built = SIDE_HEADS[side](width).state_dict()
-        heads |= {f"{side}.{name}": torch.full_like(tensor, 1e-2) for name, tensor in built.items()}
+    for side in (name for name in SIDE_HEADS if name in keeps):
+        built = SIDE_HEADS[side](width)
+        start_side_head(built, torch.Generator().manual_seed(0))
+        heads |= {f"{side}.{name}": tensor for name, tensor in built.state_dict().items()}
     return Weights(stock.architecture, {**kept, **heads})
