@@ -122,6 +122,10 @@ _SUN = (
     "Y. Sun, X. Wang, Z. Liu, J. Miller, A. A. Efros, M. Hardt. Test-Time Training with Self-Supervision for "
     "Generalization under Distribution Shifts. ICML 2020. arXiv:1909.13231"
 )
+_LIU = (
+    "Y. Liu, P. Kothari, B. van Delft, B. Bellot-Gurlet, T. Mordan, A. Alahi. TTT++: When Does Self-Supervised "
+    "Test-Time Training Fail or Thrive? NeurIPS 2021."
+)
 _GANDELSMAN = (
     "Y. Gandelsman, Y. Sun, X. Chen, A. A. Efros. Test-Time Training with Masked Autoencoders. NeurIPS 2022. "
     "arXiv:2209.07522"
@@ -269,6 +273,15 @@ _ROWS = (
         "The stock fine-tuned on clean labelled images and on telling their rotations, with a second head",
         Access(),
         _SUN,
+        starts_as="source",
+    ),
+    Row(
+        "source_contrast",
+        "recipe",
+        "methods.recipes.source_contrast:SourceContrast",
+        "The stock fine-tuned on clean labelled images and on telling their views apart, with a projection head",
+        Access(),
+        _LIU,
         starts_as="source",
     ),
     Row(
@@ -561,6 +574,15 @@ _ROWS = (
         Access(test="stream", state="online", backprop="full"),
         _SUN,
         needs="source_rotation",
+    ),
+    Row(
+        "ttt_pp",
+        "adapter",
+        "methods.adapters.ttt_pp:TttPp",
+        "Learns to tell views apart and moves the mean and covariance of features to those of clean source images",
+        Access(source="statistics", test="stream", state="online", backprop="full"),
+        _LIU,
+        needs="source_contrast",
     ),
 )
 

@@ -209,7 +209,8 @@ class Job:
     A job is a pure function of its fields, so a caller may cache its result by content, run it in another process, or
     share it between recipes. `function` is a module-level function; `config` a frozen dataclass of plain values (or
     None); `data` is Unlabelled (shifted or clean), Labelled (clean only) or None; `inputs` are weights or jobs that
-    make them. `label` and `work` are for display and do not change the result.
+    make them. `label`, `work` and `keeps` are for display and estimates and do not change the result; `keeps` names the
+    parts of the weights beside encoder and head: side heads (`methods.nets.weights.SIDE_HEADS`) or "decoder".
     """
 
     function: JobFunction
@@ -220,6 +221,7 @@ class Job:
     resumable: bool = False
     work: Work | None = None
     shared: bool = False
+    keeps: tuple[str, ...] = ()
 
 
 class Recipe(ABC):
@@ -280,8 +282,8 @@ class Adapter(ABC):
     """The reference of its tests: outputs of the official code, an independent restatement, or none (plug-ins)."""
     checked_with: ClassVar[Mapping[str, Any]] = {}
     """Options that override the defaults in the conformance suite: little computation, large changes."""
-    checked_on: ClassVar[Sequence[str]] = ()
-    """Example models (methods.example_models.SPECIAL) that have what it needs beside the layers of a classifier."""
+    needs: ClassVar[str | None] = None
+    """The recipe whose classifier has what it needs beside the layers of any (None: source); see `table.Row.needs`."""
 
     @dataclass(frozen=True)
     class Config:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Adapter, Source, SourceBatch, Unsupported
-from methods.example_models import CLASSES, EXAMPLES, SIDE, example_images, example_model, head_of
+from methods.example_models import CLASSES, SIDE, example_images, example_model, examples_for, head_of
 
 BATCHES, SIZE = 3, 4
 
@@ -413,7 +413,7 @@ def conform(
 ) -> Iterator[Finding]:
     """Run the checks on an adapter class with example models; yield each result as soon as it is known.
 
-    `models`: by default EXAMPLES and those of `checked_on`.
+    `models`: by default EXAMPLES and that of the recipe which it `needs`.
 
     `config`: its options, by default those of `checked_with`. A ValueError from `prepare` means that it refuses the
     model (for example, for lack of normalisation layers); a class that refuses every model fails.
@@ -424,7 +424,7 @@ def conform(
         return
     config = adapter.Config(**adapter.checked_with) if config is None else config
     accepted = False
-    for model in (*EXAMPLES, *adapter.checked_on) if models is None else models:
+    for model in examples_for(adapter.needs) if models is None else models:
         case = Case(adapter, config, model)
         supported, reason = adapter.supports(example_model(model), config, _source(adapter, torch.empty(0)))
         if not supported:

@@ -71,6 +71,21 @@ def _masked_autoencoder() -> nn.Module:
     return AutoencoderClassifier(shape, CLASSES, Decoder(shape).state_dict())
 
 
+class Contrasted(nn.Module):
+    """A classifier with BatchNorm and a projection head: images [n, 3, 32, 32] in [0, 1] to logits [n, 10]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.features = nn.Sequential(*_stem(nn.BatchNorm2d(8)), nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), *pooled)
+        self.projection = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
 def _stem(norm: nn.Module) -> tuple[nn.Module, ...]:
     return nn.Conv2d(3, 8, 3, 4, 1), norm, nn.ReLU()
 
@@ -91,8 +106,20 @@ _BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
     "rare_norms": _rare_norms,
 }
 EXAMPLES = tuple(_BUILDERS)
-SPECIAL: Mapping[str, Callable[[], nn.Module]] = {"masked_autoencoder": _masked_autoencoder}
-"""Classifiers with something beside their layers, for the methods that name them in `checked_on`."""
+SPECIAL: Mapping[str, Callable[[], nn.Module]] = {"mae_probe": _masked_autoencoder, "source_contrast": Contrasted}
+"""Classifiers with something beside their layers, by the recipe that trains such, for the methods that need it."""
+
+
+def examples_for(needs: str | None) -> tuple[str, ...]:
+    """Return the names of the example models for a method that needs the classifier of this recipe (None: any)."""
+    return (*EXAMPLES, *(name for name in SPECIAL if name == needs))
+
+
+def fitting_example(needs: str | None) -> str:
+    """Return the name of an example model that has what a method needs."""
+    if needs is None:
+        return "batch_norm"
+    return needs if needs in SPECIAL else "layer_norm"
 
 
 def example_model(name: str) -> nn.Module:
@@ -130,7 +157,7 @@ def _made(name: str) -> nn.Module:
 
 def head_of(model: nn.Module) -> nn.Linear:
     """Return the linear layer of an example model that makes its logits."""
-    if isinstance(model, Classifier):
+    if isinstance(model, Classifier | Contrasted):
         return model.head
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 

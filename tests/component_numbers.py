@@ -42,7 +42,7 @@ from corruptions import corrupt, profile_for
 from methods import METHODS, PLAIN
 from methods.base import Job, Labelled, Unlabelled
 from methods.conformance import Case, play
-from methods.example_models import EXAMPLES, example_images, example_model
+from methods.example_models import example_images, example_model, examples_for
 from methods.identity import declared
 from methods.losses import entropy, marginal_entropy
 from methods.nets.timm_encoders import TimmArchitecture
@@ -103,7 +103,7 @@ def _of_adapter(path: str) -> Numbers:
     cls = load_object(path)
     config = cls.Config(**cls.checked_with) if hasattr(cls, "checked_with") else cls.Config()
     found: Numbers = []
-    for model in (*EXAMPLES, *getattr(cls, "checked_on", ())):
+    for model in examples_for(getattr(cls, "needs", None)):
         if len(found) >= 16:
             break
         if cls.supports(example_model(model), config, _source(cls, model))[0]:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from leaderboards.record import Record
 from leaderboards.store import Store
 from methods.base import Labelled
 from methods.nets.flops import counted
-from methods.recipes.source_rotation import fine_tune_jointly
 from methods.soups.soup import ensemble
 
 _IMAGES_OF_PROBE = 8
@@ -120,15 +120,25 @@ def _weights_for(evaluation: Evaluation, entry: BoardEntry) -> Iterator[Evaluati
         return
     assert entry.job is not None
     classes = next(job.data.classes for job in all_jobs([entry.job]) if isinstance(job.data, Labelled))
-    weights = stand_in(stock_of(entry.job), classes, rotation=entry.job.function is fine_tune_jointly)
+    weights = stand_in(stock_of(entry.job), classes, entry.job.keeps)
     if entry.job.function is ensemble:
         weights = ensemble([weights] * len(entry.job.inputs))
     path = weights_path(f"probe-{os.getpid()}-{weights.digest[-16:]}")
     save_weights(path, weights, {"label": "stand-in of a probe"})
     try:
-        yield replace(evaluation, weights=path.stem)
+        yield replace(evaluation, weights=path.stem, config=_without_steps(evaluation.config))
     finally:
         path.unlink()
+
+
+def _without_steps(config: Any) -> Any:
+    """Return options at a rate of 0, if there is one: the same work, from which no untrained classifier diverges."""
+    if not hasattr(config, "lr"):
+        return config
+    try:
+        return replace(config, lr=0.0)
+    except ValueError:  # options that need a positive rate
+        return config
 
 
 def _probe_stream(evaluation: Evaluation, device: str, pixels: PixelTimer) -> StreamRate:

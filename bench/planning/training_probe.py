@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from bench.shifts.lazy_images import LazyImages
 from bench.training.job_cache import all_jobs, kind_of, seconds_before
 from methods.base import Chosen, Images, Job, Labelled
 from methods.nets import flops as flops_of
-from methods.nets.weights import Weights
+from methods.nets.weights import SIDE_HEADS, Weights
+from methods.training.finetune import start_side_head
 
 SECONDS_OF_PROBE = 1.0
 _STEPS_OF_PROBE = (3, 30)
@@ -201,16 +203,18 @@ class _Clock:
         return max(self._times[0] - self._begun - self.seconds_per_step(), 0.0) if len(self._times) > 1 else 0.0
 
 
-def stand_in(stock: Weights, classes: int, *, rotation: bool = False) -> Weights:
+def stand_in(stock: Weights, classes: int, keeps: Sequence[str] = ()) -> Weights:
     """Return a classifier that costs as much as a trained one: the stock's encoder with a random head.
 
-    With `rotation`, it also has a head that tells rotations.
+    `keeps` names what else it has (see `methods.base.Job.keeps`): the stock's own, else new side heads.
     """
     width = stock.architecture.dim
     # A confident head, like a trained one: methods that skip uncertain images are then measured on all images.
     head = 10 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
-    encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
+    kept = {name: tensor for name, tensor in stock.tensors.items() if name.partition(".")[0] in ("encoder", *keeps)}
     heads = {"head.weight": head, "head.bias": torch.zeros(classes)}
-    if rotation:
-        heads |= {"rotation.weight": torch.zeros(4, width), "rotation.bias": torch.zeros(4)}
-    return Weights(stock.architecture, {**encoder, **heads})
+    for side in (name for name in SIDE_HEADS if name in keeps):
+        built = SIDE_HEADS[side](width)
+        start_side_head(built, torch.Generator().manual_seed(0))
+        heads |= {f"{side}.{name}": tensor for name, tensor in built.state_dict().items()}
+    return Weights(stock.architecture, {**kept, **heads})

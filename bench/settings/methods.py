@@ -93,7 +93,7 @@ def _outside(name: str, path: str) -> Row:
         )
     summary = (cls.__doc__ or "").strip().split("\n")[0]
     kind = "adapter" if issubclass(cls, Adapter) else "recipe"
-    return Row(name, kind, path, summary, cls.access, "")  # type: ignore[arg-type]
+    return Row(name, kind, path, summary, cls.access, "", needs=getattr(cls, "needs", None))  # type: ignore[arg-type]
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
@@ -172,14 +172,21 @@ class Option:
 
 
 def options_of(row: Row) -> tuple[str, list[Option]]:
-    """Return the docstring and options of a method, parsed from its file without importing it."""
+    """Return the docstring and options of a method, parsed from its file without importing it.
+
+    An option is documented by the class that declares it: docstrings of classes that describe an option follow that of
+    the method, bases first.
+    """
     module, _, class_name = row.path.rpartition(":")
     found, tree = _class(module, class_name)
     texts = [ast.get_docstring(found) or ast.get_docstring(tree) or ""]
     options: dict[str, Option] = {}
-    for config in _config_classes(found, module):
-        texts.append(ast.get_docstring(config) or "")
-        options |= {option.name: option for option in _fields(config)}
+    classes = _config_classes(found, module)
+    for config in classes:
+        text, declared = ast.get_docstring(config) or "", _fields(config)
+        if config is classes[-1] or any(f"{option.name}:" in text for option in declared):
+            texts.append(text)
+        options |= {option.name: option for option in declared}
     return "\n\n".join(text for text in texts if text), list(options.values())
 
 

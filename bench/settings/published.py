@@ -12,7 +12,7 @@ from bench.core.errors import nearest
 # What the number of classes and the resolution of the data decide less than the normalisation of the model does.
 _OF_THE_STEP = ("lr", "optimizer", "momentum", "nesterov", "weight_decay")
 # What depends on what the pictures show and on how many there are.
-_OF_THE_PICTURES = ("flip", "crop", "padding", "rotate", "source_images", "official_quirks")
+_OF_THE_PICTURES = ("flip", "crop", "padding", "rotate", "source_images", "queue", "official_quirks")
 _NORMS = ("bn", "gn", "ln")
 # Number of classes of the data that options are published for.
 _CLASSES = {"cifar": 10, "cifar100": 100, "imagenet": 1000}

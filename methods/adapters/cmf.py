@@ -35,13 +35,6 @@ class Cmf(Roid):
     class Config(RoidOptions):
         """Defaults of the paper for ImageNet.
 
-        lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
-            the release keeps it for other batch sizes.
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum, as the release does.
-        flip: mirror the view with probability one half; switch it off where mirrored classes differ, as digits do.
-        temperature: of the weights; a smaller one separates images more.
         alpha: share of the hidden state that stays when it moves to the source, in [0, 1].
         gamma: share of the parameters that stays when they move to the hidden state, in [0, 1].
         q: variance of the noise of the transition, at least 0.

@@ -70,7 +70,7 @@ class Cotta(Adapter):
         nesterov: whether SGD uses Nesterov's momentum, as the release does.
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         teacher_momentum: how much of the teacher stays at each step; in [0, 1].
-        restore: probability of each weight to return to the source at each step; in [0, 1).
+        restore: share of the weights that return to the source at each step, drawn one by one; in [0, 1).
         threshold: mean confidence of the anchor below which views are averaged; 0 never does, above 1 always.
         views: number of views; 32 in the paper.
         symmetric: the mean of both cross-entropies between target and student, as for ImageNet, instead of the

@@ -20,7 +20,14 @@ MEMORY = 0.9
 
 @dataclass(frozen=True)
 class EtaOptions(NormOptions):
-    """Options of a method that selects images as ETA does."""
+    """Options of a method that selects images as ETA does.
+
+    lr: step size; 2.5e-4 with SGD (batch 64); `rate_rules` scales it for other sizes.
+    optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
+    momentum: of SGD, or the first beta of Adam; in [0, 1).
+    margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
+    epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
+    """
 
     margin: float = 0.4
     epsilon: float = 0.05
@@ -62,14 +69,7 @@ class Eta(NormAdapter):
 
     @dataclass(frozen=True)
     class Config(EtaOptions):
-        """Defaults of the paper for ImageNet.
-
-        lr: step size; 2.5e-4 with SGD (batch 64); `rate_rules` scales it for other sizes.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
-        epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
-        """
+        """Defaults of the paper for ImageNet."""
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)

@@ -61,13 +61,6 @@ class Note(MemoryAdapter):
     class Config(MemoryOptions):
         """Defaults of the release.
 
-        lr: step size.
-        optimizer: "adam" (betas `momentum` and 0.999) or "sgd" (without Nesterov). No weight decay.
-        momentum: the first beta of Adam, or of SGD; in [0, 1).
-        capacity: images in the memory.
-        update_every: images of the stream between two steps.
-        statistics_share: how far the running statistics move to those of the memory at each step; in [0, 1].
-        temperature: of the softmax whose entropy is minimised; above 0.
         instance_aware: whether BatchNorm layers are made instance-aware.
         standard_errors: how far an image's own statistics may differ before they count, in standard errors; at least 0.
         """

@@ -79,19 +79,7 @@ class Petal(Cotta):
     class Config(Cotta.Config):
         """Defaults of the release for ImageNet.
 
-        lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
-            the release keeps it for other batch sizes.
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum, as the release does.
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
-        teacher_momentum: how much of the teacher stays at each step; in [0, 1].
-        threshold: mean confidence of the anchor below which views are averaged; 0 never does, above 1 always.
-        views: number of views; 32 in the paper.
-        symmetric: the mean of both cross-entropies between target and student, as for ImageNet, instead of the
-            student's to the target, as for CIFAR.
-        restore: share of the weights that return to the source at each step; in [0, 1).
-        by: "fisher" (those of the smallest squared gradient) or "random" (each with probability `restore`).
+        by: which weights return: "fisher", the share of the smallest squared gradient, or "random", as in CoTTA.
         strength: weight of the penalty, at least 0; 1e-11 for ImageNet, 1e-9 for CIFAR.
         posterior_epochs: passes over the source images, at least 3, so that two weights have a variance.
         posterior_lr: rate of the last of these passes, at least 0.

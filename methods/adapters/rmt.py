@@ -31,7 +31,19 @@ from methods.views.cotta_views import draw_view, make_view
 
 @dataclass(frozen=True)
 class ContrastOptions(TeacherOptions):
-    """Options of a method that gathers features around source prototypes."""
+    """Options of a method that gathers features around source prototypes.
+
+    lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
+        the release keeps it for other batch sizes.
+    optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
+    momentum: of SGD, or the first beta of Adam; in [0, 1).
+    nesterov: whether SGD uses Nesterov's momentum, as the release does.
+    flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
+    contrast_weight: weight of the contrast, added to the loss to the teacher or the source model; at least 0.
+    temperature: divisor of the cosines in the contrast; above 0.
+    projection: width of the projector.
+    prototype_images: largest number of labelled source images for the class means.
+    """
 
     contrast_weight: float = 1.0
     temperature: float = 0.1
@@ -80,16 +92,6 @@ class Rmt(Adapter):
     class Config(ContrastOptions):
         """Defaults of the release for ImageNet.
 
-        lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
-            the release keeps it for other batch sizes.
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum, as the release does.
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
-        contrast_weight: weight of the contrast, added to the loss to the teacher; at least 0.
-        temperature: divisor of the cosines in the contrast; above 0.
-        projection: width of the projector.
-        prototype_images: largest number of labelled source images for the class means.
         source_weight: weight of the loss on source images, added to the loss to the teacher; at least 0.
         teacher_momentum: share of the teacher that stays at each step; in [0, 1].
         warm_up_images: largest number of source images to warm up on; 0 for none.

@@ -31,7 +31,16 @@ MEMORY = 0.9
 
 @dataclass(frozen=True)
 class RoidOptions(TeacherOptions):
-    """Options of a method that learns as ROID does."""
+    """Options of a method that learns as ROID does.
+
+    lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
+        the release keeps it for other batch sizes.
+    optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
+    momentum: of SGD, or the first beta of Adam; in [0, 1).
+    nesterov: whether SGD uses Nesterov's momentum, as the release does.
+    flip: mirror the view with probability one half; switch it off where mirrored classes differ, as digits do.
+    temperature: of the weights; a smaller one separates images more.
+    """
 
     temperature: float = 1 / 3
 
@@ -73,13 +82,6 @@ class Roid(NormAdapter):
     class Config(RoidOptions):
         """Defaults of the paper for ImageNet.
 
-        lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
-            the release keeps it for other batch sizes.
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum, as the release does.
-        flip: mirror the view with probability one half; switch it off where mirrored classes differ, as digits do.
-        temperature: of the weights; a smaller one separates images more.
         source_share: how far the parameters return to the source after each step, in [0, 1].
         """
 

@@ -53,19 +53,7 @@ class Santa(NormAdapter):
 
     @dataclass(frozen=True)
     class Config(ContrastOptions):
-        """Defaults that benchmarks use for ImageNet.
-
-        lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
-            the release keeps it for other batch sizes.
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum.
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
-        contrast_weight: weight of the contrast, added to the loss to the source model; at least 0.
-        temperature: divisor of the cosines in the contrast; above 0.
-        projection: width of the projector.
-        prototype_images: largest number of labelled source images for the class means.
-        """
+        """Defaults that benchmarks use for ImageNet."""
 
         lr: float = 0.01
 

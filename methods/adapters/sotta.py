@@ -54,13 +54,6 @@ class Sotta(MemoryAdapter):
     class Config(MemoryOptions):
         """Defaults of the release for CIFAR-10.
 
-        lr: step size.
-        optimizer: "adam" (betas `momentum` and 0.999) or "sgd" (without Nesterov). No weight decay.
-        momentum: the first beta of Adam, or of SGD; in [0, 1).
-        capacity: images in the memory.
-        update_every: images of the stream between two steps.
-        statistics_share: how far the running statistics move to those of the memory in each pass; in [0, 1].
-        temperature: of the softmax whose entropy is minimised; above 0.
         confidence: least largest probability of an image in the memory, in [0, 1]; less for more classes.
         rho: how far to climb, as the Euclidean distance in all adapted parameters together.
         """

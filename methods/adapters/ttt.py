@@ -12,37 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.adapters.common.side_heads import with_side_head
 from methods.adapters.common.teachers import descend, generators
-from methods.base import Adapter, Options, Source, Unsupported
+from methods.base import Adapter, Options, Source
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import training_statistics
 from methods.table import Access
 from methods.views.augmix import PADDING, Crop, draw, resized_crops
 from methods.views.padded_crops import crop_padded, draw_crops
 from methods.views.rotations import TURNS, all_rotations, rotate
-
-
-@dataclass(frozen=True)
-class TttOptions(Options):
-    """Options of test-time training; see `Ttt.Config`."""
-
-    lr: float = 1e-3
-    steps: int = 10
-    copies: int = 32
-    rotations: Literal["rand", "expand"] = "rand"
-    crop: Crop = "padded"
-    flip: bool = True
-    threshold: float = 1.0
-    fix_bn: bool = False
-    fix_head: bool = False
-
-    def __post_init__(self) -> None:
-        self.check(0 <= self.lr < math.inf, "lr", "a finite number of at least 0")
-        self.check(self.steps >= 1, "steps", "at least 1")
-        self.check(self.copies >= 1, "copies", "at least 1")
-        self.check(self.rotations in ("rand", "expand"), "rotations", '"rand" or "expand"')
-        self.check(self.crop in get_args(Crop), "crop", f"one of {', '.join(get_args(Crop))}")
-        self.check(0 <= self.threshold <= 1, "threshold", "in [0, 1]")
 
 
 class Ttt(Adapter):
@@ -61,6 +39,7 @@ class Ttt(Adapter):
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
     access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
+    needs = "source_rotation"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 1e-3, 1e-2), "steps": (1, 3, 10)}
     checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "steps": 2, "copies": 4}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -70,7 +49,7 @@ class Ttt(Adapter):
     }
 
     @dataclass(frozen=True)
-    class Config(TttOptions):
+    class Config(Options):
         """Defaults of the release for CIFAR-10.
 
         lr: step size of SGD, without momentum and weight decay.
@@ -84,6 +63,24 @@ class Ttt(Adapter):
         fix_bn: let BatchNorm keep its source statistics.
         fix_head: adapt the encoder alone and not the second head.
         """
+
+        lr: float = 1e-3
+        steps: int = 10
+        copies: int = 32
+        rotations: Literal["rand", "expand"] = "rand"
+        crop: Crop = "padded"
+        flip: bool = True
+        threshold: float = 1.0
+        fix_bn: bool = False
+        fix_head: bool = False
+
+        def __post_init__(self) -> None:
+            self.check(0 <= self.lr < math.inf, "lr", "a finite number of at least 0")
+            self.check(self.steps >= 1, "steps", "at least 1")
+            self.check(self.copies >= 1, "copies", "at least 1")
+            self.check(self.rotations in ("rand", "expand"), "rotations", '"rand" or "expand"')
+            self.check(self.crop in get_args(Crop), "crop", f"one of {', '.join(get_args(Crop))}")
+            self.check(0 <= self.threshold <= 1, "threshold", "in [0, 1]")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier without a rotation head."""
@@ -177,20 +174,8 @@ class TttOnline(Ttt):
     }
 
     @dataclass(frozen=True)
-    class Config(TttOptions):
-        """Defaults of the release for CIFAR-10.
-
-        lr: step size of SGD, without momentum and weight decay.
-        steps: updates for each image; 10 from the source, 1 along the stream.
-        copies: views of an image in a step.
-        rotations: of each view, a random one ("rand") or all four ("expand").
-        crop: of each view, "padded" (out of the image with 4 black pixels around it: CIFAR), "resized" (area 0.08-1,
-            stretched: ImageNet) or "none".
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
-        threshold: adapt to images whose probability of being upright is below this; 1 for all.
-        fix_bn: let BatchNorm keep its source statistics.
-        fix_head: adapt the encoder alone and not the second head.
-        """
+    class Config(Ttt.Config):
+        """As above, but one step for each image."""
 
         steps: int = 1
 
@@ -201,14 +186,10 @@ def find_rotation_head(model: nn.Module) -> Any:
     `rotation_logits` maps images [n, 3, s, s] in [0, 1] to scores [n, 4] of 0 to 3 quarter turns anticlockwise, and
     `rotation` holds what it does not share with the classifier. Raises Unsupported unless there is exactly one.
     """
-    found = [
-        module
-        for module in model.modules()
-        if isinstance(getattr(module, "rotation", None), nn.Module) and hasattr(module, "rotation_logits")
-    ]
-    if len(found) != 1:
-        raise Unsupported(
-            f"test-time training needs a classifier with one head that tells rotations and this one has {len(found)}; "
-            "use source_rotation+ttt, or the adapter alone on a stock, which trains such a classifier"
-        )
-    return found[0]
+    return with_side_head(
+        model,
+        "rotation",
+        "rotation_logits",
+        "test-time training needs a classifier with one head that tells rotations",
+        "use source_rotation+ttt, or the adapter alone on a stock, which trains such a classifier",
+    )

@@ -40,7 +40,7 @@ class TttMae(Adapter):
     access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 5e-3, 2e-2), "steps": (10, 20)}
     checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "steps": 3, "views": 4}
-    checked_on = ("masked_autoencoder",)
+    needs = "mae_probe"
 
     @dataclass(frozen=True)
     class Config(Options):

@@ -1,15 +1,15 @@
 """Weights and their architecture: the stock from which everything starts, and the classifiers made from it.
 
 The encoder is timm's VisionTransformer, so its tensors have timm's names under `encoder.`; the decoder of a masked
-autoencoder (He et al. 2022, arXiv:2111.06377) is under `decoder.`, a classifier's last layer under `head.`, and the
-second head of a classifier that also learnt to tell rotations under `rotation.`.
+autoencoder (He et al. 2022, arXiv:2111.06377) is under `decoder.`, a classifier's last layer under `head.`, and what
+it learnt another task with under the name of a side head (see SIDE_HEADS).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, Protocol
@@ -246,25 +246,46 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
+def rotation_head(dim: int) -> nn.Module:
+    """Return the linear layer that tells by how many quarter turns an image was rotated: [n, dim] to [n, 4]."""
+    return nn.Linear(dim, 4)
+
+
+def projection_head(dim: int) -> nn.Module:
+    """Return the two layers behind which views are compared, as in SimCLR (arXiv:2002.05709): [n, dim] to [n, 128]."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 128))
+
+
+SIDE_HEADS: Mapping[str, Callable[[int], nn.Module]] = {"rotation": rotation_head, "projection": projection_head}
+"""What a classifier may learn another task with, on the features of its encoder; predictions do not use it.
+
+By the name of the module, the function that builds it for features of a width.
+"""
+
+
 class Classifier(nn.Module):
     """Images in [0, 1] (float [n, 3, h, w]) to logits [n, classes]: normalisation, encoder, linear head.
 
-    With `rotation`, a second head tells by how many quarter turns an image was rotated; predictions do not use it.
+    `side_heads` names what it has beside them (see SIDE_HEADS); attributes of the others are None.
     """
 
-    def __init__(self, architecture: AnyArchitecture, classes: int, *, rotation: bool = False) -> None:
+    rotation: nn.Module | None
+    projection: nn.Module | None
+
+    def __init__(self, architecture: AnyArchitecture, classes: int, side_heads: Collection[str] = ()) -> None:
         super().__init__()
         self.architecture = architecture
         self.normalise = Normalise(architecture.mean, architecture.std)
         self.encoder = architecture.build()
         self.head = nn.Linear(architecture.dim, classes)
-        self.rotation = nn.Linear(architecture.dim, 4) if rotation else None
+        for name, build in SIDE_HEADS.items():
+            setattr(self, name, build(architecture.dim) if name in side_heads else None)
 
     @staticmethod
     def of(weights: Weights) -> Classifier:
-        """Return the classifier with a copy of these weights: encoder, head and, if they have one, rotation head."""
-        rotation = "rotation.bias" in weights.tensors
-        model = Classifier(weights.architecture, len(weights.tensors["head.bias"]), rotation=rotation)
+        """Return the classifier with a copy of these weights: encoder, head and side heads."""
+        side_heads = [name for name in SIDE_HEADS if weights.part(name)]
+        model = Classifier(weights.architecture, len(weights.tensors["head.bias"]), side_heads)
         model.load_state_dict(dict(weights.tensors))
         return model
 

@@ -43,7 +43,8 @@ class MaeProbe(Recipe):
                 "autoencoder with its decoder, such as a file of `bench stock`"
             )
         head = probe_of(stock, source, FineTune(probe_l2=self.config.probe_l2))
-        return {"": Job(with_decoder, None, (head, stock), None, "linear probe with the decoder of the stock")}
+        label = "linear probe with the decoder of the stock"
+        return {"": Job(with_decoder, None, (head, stock), None, label, keeps=("decoder",))}
 
 
 @component("methods.mae_probe.with_decoder")

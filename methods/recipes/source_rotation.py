@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Checkpointer, Job, Labelled, Recipe, Unlabelled, Work
+from methods.base import Checkpointer, Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup, Share
 from methods.identity import component
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.table import Access
-from methods.training.finetune import FineTune, classification, fit, probe_of, refuse_cut, steps_of
+from methods.training.finetune import FineTune, classification, fit, joint_training
 from methods.views.rotations import TURNS, all_rotations, rotate
+
+SIDE_HEAD = "rotation"
 
 
 @component("methods.source_rotation.Jointly")
@@ -60,7 +62,7 @@ def fine_tune_jointly(
             scores = share.everyone(model.rotation_logits(rotate(images, share.own(turns))))
         return of_labels + config.rotation_weight * F.cross_entropy(scores.float(), turns)
 
-    return fit(inputs, data, config, generator, loss, keep, parallel, rotation=True)
+    return fit(inputs, data, config, generator, loss, keep, parallel, side_head=SIDE_HEAD)
 
 
 class SourceRotation(Recipe):
@@ -89,20 +91,7 @@ class SourceRotation(Recipe):
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         """Raises Unsupported where batches cannot be cut into equal parts."""
-        options = self.config
-        refuse_cut(options.accumulate, min(options.batch_size, len(source)), "batch_size")
-        config = Jointly(**{field.name: getattr(options, field.name) for field in fields(Jointly)})
-        views = 1 + (TURNS if options.rotations == "expand" else 1)
+        config = Jointly(**{field.name: getattr(self.config, field.name) for field in fields(Jointly)})
+        views = 1 + (TURNS if config.rotations == "expand" else 1)
         image = views * flops.training(stock.architecture) + 3 * flops.layers((stock.architecture.dim, source.classes))
-        job = Job(
-            fine_tune_jointly,
-            config,
-            (stock, probe_of(stock, source, options)),
-            source,
-            f"fine-tune the stock on labels and rotations at lr {options.lr:g}",
-            resumable=True,
-            # BatchNorm would see only a share of the batch.
-            shared=not stock.batch_norm,
-            work=Work(options.epochs * len(source) * image, steps_of(options, source)),
-        )
-        return {"": job}
+        return {"": joint_training(fine_tune_jointly, config, stock, source, image, SIDE_HEAD, "rotations")}

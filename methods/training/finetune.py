@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Checkpointer, Job, Labelled, Options, Unlabelled, Unsupported, Work
+from methods.base import Checkpointer, Job, JobFunction, Labelled, Options, Unlabelled, Unsupported, Work
 from methods.data_parallel import ALONE, DataParallelGroup, Share
 from methods.identity import component
 from methods.nets import flops
@@ -75,7 +75,8 @@ class FineTune(Options):
         self.check(self.accumulate is None or self.accumulate >= 1, "accumulate", "None or at least 1")
 
     @property
-    def views(self) -> Views:
+    def views(self) -> Callable[[Tensor, torch.Generator, Share], Tensor]:
+        """What makes of a batch, uint8 [n, 3, h, w], the views to train on, float [n, ..., 3, h, w] in [0, 1]."""
         return Views((self.area, 1.0), flip=self.flip, three_augment=self.three_augment, jitter=self.jitter)
 
 
@@ -121,6 +122,34 @@ def fine_tunings(
         label = f"fine-tune {name}{manner} at lr {config.lr:g}"
         jobs.append(Job(fine_tune, config, (encoder, head), source, label, resumable=True, shared=shared, work=work))
     return jobs
+
+
+def joint_training(
+    function: JobFunction,
+    config: FineTune,
+    stock: Weights,
+    source: Labelled,
+    flops_of_image: float,
+    side_head: str,
+    also: str,
+) -> Job:
+    """Return the job that fine-tunes a stock, from its linear probe, on labels and on another task by `function`.
+
+    flops_of_image: of a step, for each image. side_head, also: what it learns the other task with, and that task in
+    words. Raises Unsupported where batches cannot be cut into equal parts.
+    """
+    refuse_cut(config.accumulate, min(config.batch_size, len(source)), "batch_size")
+    return Job(
+        function,
+        config,
+        (stock, probe_of(stock, source, config)),
+        source,
+        f"fine-tune the stock on labels and {also} at lr {config.lr:g}",
+        resumable=True,
+        shared=not stock.batch_norm,  # which would see only a share of the batch
+        work=Work(config.epochs * len(source) * flops_of_image, steps_of(config, source)),
+        keeps=(side_head,),
+    )
 
 
 def refuse_cut(accumulate: int | None, images: int, option: str) -> None:
@@ -201,11 +230,12 @@ def fit(
     keep: Checkpointer | None = None,
     parallel: DataParallelGroup = ALONE,
     *,
-    rotation: bool = False,
+    side_head: str | None = None,
     augmentation: Augmentation | None = None,
 ) -> Weights:
-    """Train a classifier as `fine_tune` does, by a loss of its own; with `rotation`, with a rotation head from zero.
+    """Train a classifier as `fine_tune` does, by a loss of its own and with a side head, if one is named.
 
+    side_head: a name of `methods.nets.weights.SIDE_HEADS`; see `start_side_head` for its first values.
     loss_of: the classifier, this process's views (float [own, 3, s, s] in [0, 1], or what the augmentation makes of
     them) of a part of a batch, the labels of the whole part (int64 [n]) and the share of it that the views are, to a
     scalar that is the same on every process.
@@ -220,12 +250,11 @@ def fit(
             f"the head has {len(source.tensors['head.bias'])} classes and the data has {data.classes}; "
             "use the probe of the same task"
         )
-    model = Classifier(start.architecture, data.classes, rotation=rotation).to(generator.device)
+    model = Classifier(start.architecture, data.classes, [side_head] if side_head else ()).to(generator.device)
     model.encoder.load_state_dict(start.part("encoder"))
     model.head.load_state_dict(source.part("head"))
-    if model.rotation is not None:
-        for parameter in model.rotation.parameters():
-            torch.nn.init.zeros_(parameter)
+    if side_head:
+        start_side_head(getattr(model, side_head), generator)
     device = generator.device
     views = config.views
     labels = data.labels.to(device)
@@ -260,6 +289,22 @@ def fit(
             parallel=parallel,
         )
     return model.weights()
+
+
+def start_side_head(head: nn.Module, generator: torch.Generator) -> None:
+    """Give a side head its first values: zero for a single layer, else those of torch's default, from the generator.
+
+    Several layers that are all zero would never learn.
+    """
+    if isinstance(head, nn.Linear):
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+        return
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear):
+            bound = layer.in_features**-0.5
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
 
 @component("methods.finetune.probe")

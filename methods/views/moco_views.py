@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,11 +33,7 @@ def strong_view(images: Tensor, generator: torch.Generator, *, flip: bool = True
     jittered, grayed, blurred, mirrored, *colours, sigma = draws[:_NUMBERS]
     top, left, tall, wide = crop_boxes(draws[_NUMBERS:], height, width, SCALE, RATIO)
     pixels = resample(images.float(), resampling(top, tall, height), resampling(left, wide, width)).clamp_(0, 1)
-    strength = (jittered < JITTERED).to(pixels.dtype)
-    brightness, contrast, saturation, hue = (strength * (2 * colour - 1) for colour in colours)
-    pixels = colour_jitter(pixels, 1 + JITTER * brightness, 1 + JITTER * contrast, 1 + JITTER * saturation)
-    pixels = turn_hue(pixels, HUE * hue)
-    pixels = blend_gray(pixels, (grayed >= GRAYED).to(pixels.dtype))
+    pixels = recolour(pixels, jittered, grayed, colours)
     low, high = BLUR
     # A deviation of a hundredth of a pixel is the identity in float32.
     deviation = torch.where(blurred < BLURRED, low + (high - low) * sigma, 0.01)
@@ -43,3 +41,18 @@ def strong_view(images: Tensor, generator: torch.Generator, *, flip: bool = True
     if flip:
         columns = torch.where((mirrored < 0.5)[:, None, None], columns.flip(1), columns)
     return resample(pixels, gaussian_blur(deviation, height), columns).clamp_(0, 1).to(images.dtype)
+
+
+def recolour(
+    pixels: Tensor, jittered: Tensor, grayed: Tensor, colours: Sequence[Tensor], jitter: float = JITTER
+) -> Tensor:
+    """Change the colours of float images [n, 3, h, w] in [0, 1] as MoCo v2 and SimCLR do.
+
+    The draws are uniform numbers [n] in [0, 1]: whether colours change, whether the image turns gray, and four of how
+    brightness, contrast, saturation (by up to `jitter`) and hue (by up to a quarter of it) change.
+    """
+    strength = (jittered < JITTERED).to(pixels.dtype)
+    brightness, contrast, saturation, hue = (strength * (2 * colour - 1) for colour in colours)
+    pixels = colour_jitter(pixels, 1 + jitter * brightness, 1 + jitter * contrast, 1 + jitter * saturation)
+    pixels = turn_hue(pixels, HUE / JITTER * jitter * hue)
+    return blend_gray(pixels, (grayed >= GRAYED).to(pixels.dtype))

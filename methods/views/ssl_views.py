@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -192,12 +192,14 @@ def crop_boxes(
     )
 
 
-def resampling(start: Tensor, length: Tensor, size: int, out: int | None = None) -> Tensor:
+def resampling(
+    start: Tensor, length: Tensor, size: int, out: int | None = None, kernel: Literal["cubic", "linear"] = "cubic"
+) -> Tensor:
     """Matrices [n, out, size] that stretch the interval [start, start + length) of a line of `size` pixels to `out`.
 
-    Bicubic (Keys 1981, a = -0.5), pixel centres at halves; weights outside the interval are dropped, the rest sum to 1.
-    If an interval shrinks, the kernel widens by the same factor, against aliasing. `start` and `length`: float [n],
-    whole numbers, length at most `size`; `out` is `size` by default.
+    Bicubic (Keys 1981, a = -0.5) or bilinear, pixel centres at halves; weights outside the interval are dropped, the
+    rest sum to 1. If an interval shrinks, the kernel widens by the same factor, against aliasing. `start` and `length`:
+    float [n], whole numbers, length at most `size`; `out` is `size` by default.
     """
     out = size if out is None else out
     pixels = torch.arange(size, device=start.device) + 0.5
@@ -206,9 +208,13 @@ def resampling(start: Tensor, length: Tensor, size: int, out: int | None = None)
     distance = (pixels - centres[:, :, None]).abs_()
     if out < size:
         distance /= (length / out).clamp(min=1)[:, None, None]
-    # The two branches of the kernel as truncated powers: far(x) for x < 2, plus near(x) - far(x) for x < 1.
-    far, near = (2 - distance).relu_(), (1 - distance).relu_()
-    weights = far * far * (far - 1) / 2 + near * near * (1 - 2 * near)
+    near = (1 - distance).relu_()
+    if kernel == "linear":
+        weights = near
+    else:
+        # The two branches of the kernel as truncated powers: far(x) for x < 2, plus near(x) - far(x) for x < 1.
+        far = (2 - distance).relu_()
+        weights = far * far * (far - 1) / 2 + near * near * (1 - 2 * near)
     inside = (pixels > start[:, None]) & (pixels < (start + length)[:, None])
     weights = weights * inside[:, None, :]
     return weights / weights.sum(2, keepdim=True)

@@ -49,7 +49,16 @@ def smoothed_entropies(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class MemoryOptions(NormOptions):
-    """Options of a method that learns from a memory."""
+    """Options of a method that learns from a memory.
+
+    lr: step size.
+    optimizer: "adam" (betas `momentum` and 0.999) or "sgd" (without Nesterov). No weight decay.
+    momentum: the first beta of Adam, or of SGD; in [0, 1).
+    capacity: images in the memory.
+    update_every: images of the stream between two steps.
+    statistics_share: how far the running statistics move to those of the memory in each pass of it; in [0, 1].
+    temperature: of the softmax whose entropy is minimised; above 0.
+    """
 
     lr: float = 1e-3
     optimizer: Literal["sgd", "adam"] = "adam"

@@ -37,6 +37,7 @@ WIDE_OPEN: dict[str, dict[str, Any]] = {
     "actmad": {"source_images": 10},
     "ttt": {"steps": 2, "copies": 3},
     "ttt_online": {"copies": 2, "rotations": "expand", "threshold": 0.99},
+    "ttt_pp": {"queue": 4, "source_images": 10, "encoder_scale": 1e-3, "projection_scale": 1e-3},
 }
 PASSES = {
     "eta": (1, 1),
@@ -59,13 +60,14 @@ PASSES = {
     "actmad": (2, 1),
     "ttt": (2 * 3 + 1, 2 * 3),
     "ttt_online": (1 + 4 * 2 + 1, 4 * 2),
+    "ttt_pp": (2 + 1 + 1, 2 + 1),  # without BatchNorm
 }
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_run_of_the_family_is_done_and_counts_its_passes(settings: dict[str, Any]) -> None:
     short = {"epochs": 2, "batch_size": 50}
-    options = {"source": short, "source_rotation": short, **WIDE_OPEN}
+    options = {"source": short, "source_rotation": short, "source_contrast": short, **WIDE_OPEN}
     outcome = run(make_spec({**settings, "method": ",".join(WIDE_OPEN), "corruption": "fog"}, {"set": options}))
     assert outcome.exit_code == 0
     records = [record for record in outcome.records() if record.corruption == "fog"]

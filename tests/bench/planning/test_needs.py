@@ -13,13 +13,19 @@ from bench.runs.run import run
 from bench.settings.methods import parse_method
 from bench.settings.run_spec import make_spec
 from leaderboards.verify import verify
+from methods import METHODS
 from methods.recipes.source_rotation import fine_tune_jointly
 
 FAST: dict[str, dict[str, Any]] = {
     "source_rotation": {"epochs": 2, "batch_size": 50},
     "ttt": {"steps": 1, "copies": 2},
     "ttt_online": {"copies": 2},
+    "ttt_mae": {"steps": 1, "views": 2},
+    "ttt_mae_online": {"steps": 1, "views": 2},
+    "source_contrast": {"epochs": 2, "batch_size": 50},
+    "ttt_pp": {"queue": 10, "encoder_scale": 1e-3, "projection_scale": 1e-3},
 }
+NEEDY = [name for name, row in METHODS.items() if row.needs]
 MODEL = """
 import torch
 from torch import nn
@@ -70,6 +76,15 @@ def test_alone_it_runs_on_what_it_needs_and_shares_the_training(settings: dict[s
     assert again.exit_code == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_aligns_with_the_source_is_done_and_in_its_track(settings: dict[str, Any]) -> None:
+    outcome = run(spec_of(settings, "source_contrast,ttt_pp", corruption="fog"))
+    assert outcome.exit_code == 0
+    tracks = {record.method: record.track for record in outcome.records() if record.corruption == "fog"}
+    assert tracks == {"source_contrast": "R", "ttt_pp": "B"}
+    assert verify(outcome.out).ok
+
+
 def test_options_of_the_source_hold_for_both_trainings(settings: dict[str, Any]) -> None:
     options = make_plan(spec_of(settings, "ttt")).entries[0].trial.options["source_rotation"]
     plain = make_plan(spec_of(settings, "source")).entries[0].trial.options["source"]
@@ -79,16 +94,28 @@ def test_options_of_the_source_hold_for_both_trainings(settings: dict[str, Any])
     } == {name: value for name, value in plain.items() if name not in FAST["source_rotation"]}
 
 
-def test_an_estimate_has_a_head_to_adapt(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", NEEDY)
+def test_an_estimate_has_what_the_adapter_needs(settings: dict[str, Any], name: str) -> None:
     from bench.planning.cost_estimate import estimate
 
-    assert estimate(make_plan(spec_of(settings, "ttt"))) is not None
+    assert estimate(make_plan(spec_of(settings, name))) is not None
 
 
 @pytest.mark.parametrize("recipe", ["source", "supervised_soup"])
-def test_another_recipe_of_the_table_is_refused_before_it_is_trained(settings: dict[str, Any], recipe: str) -> None:
-    with pytest.raises(UsageError, match=rf"{recipe} does not train what ttt needs; use source_rotation\+ttt"):
-        make_plan(spec_of(settings, f"{recipe}+ttt"))
+@pytest.mark.parametrize("name", NEEDY)
+def test_another_recipe_of_the_table_is_refused_before_it_is_trained(
+    settings: dict[str, Any], recipe: str, name: str
+) -> None:
+    sentence = rf"{recipe} does not train what {name} needs; use {METHODS[name].needs}\+{name}"
+    with pytest.raises(UsageError, match=sentence):
+        make_plan(spec_of(settings, f"{recipe}+{name}"))
+
+
+def test_an_adapter_of_a_file_names_what_it_needs_as_well(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from methods.adapters.ttt import Ttt\n\nclass Mine(Ttt):\n    pass\n")
+    assert parse_method(f"{tmp_path / 'mine.py'}:Mine").recipe.name == "source_rotation"
+    with pytest.raises(UsageError, match=r"source does not train what mine\.py:Mine needs; use source_rotation"):
+        make_plan(spec_of(settings, f"source+{tmp_path / 'mine.py'}:Mine"))
 
 
 def test_a_ready_classifier_may_have_the_head_itself(settings: dict[str, Any], tmp_path: Path) -> None:

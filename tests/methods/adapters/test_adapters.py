@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.import_object import load_object
+from bench.settings.methods import options_of
 from methods import METHODS, PLAIN
 from methods.base import Adapter, Source
 from methods.conformance import Case, play
-from methods.example_models import example_images, example_model
+from methods.example_models import SPECIAL, example_images, example_model, fitting_example
 
 ROWS = [PLAIN, *(row for row in METHODS.values() if row.kind == "adapter")]
 
@@ -23,8 +24,7 @@ BATCH_NORM_ALONE = ("bn", "bn_alpha", "bn_ema", "dua", "note")
 
 def case_of(row: Any, model: str | None = None) -> Case:
     cls: type[Adapter] = load_object(row.path)
-    likely = "batch_norm" if row.name != "foa" and not row.needs else "layer_norm"
-    likely = next(iter(cls.checked_on), likely)
+    likely = "layer_norm" if row.name == "foa" else fitting_example(row.needs)
     return Case(cls, cls.Config(**cls.checked_with), model or likely)
 
 
@@ -58,10 +58,11 @@ def test_the_row_in_the_table_is_true_and_the_options_are_documented(row: Any) -
     adapter = load_object(row.path)
     assert issubclass(adapter, Adapter)
     assert adapter.access == row.access
+    assert adapter.needs == row.needs
     assert row.citation or row is PLAIN
     assert row is PLAIN or adapter.tested_against in ("golden", "restatement")
-    documented = adapter.Config.__doc__
-    assert all(f"{field.name}:" in documented for field in fields(adapter.Config))
+    shown, _ = options_of(row)  # by bench show, bases first
+    assert all(shown.count(f"\n{field.name}:") == 1 for field in fields(adapter.Config))
 
 
 def test_source_images_are_asked_for_exactly_by_those_who_declare_them(row: Any) -> None:
@@ -100,6 +101,7 @@ def test_two_seeds_differ_only_where_something_is_drawn(row: Any) -> None:
         "ttt_mae",
         "ttt_mae_online",
         "ttt_online",
+        "ttt_pp",
     }
     assert torch.equal(other, case.answers) == (row.name not in draws)
 
@@ -134,7 +136,7 @@ def test_stochastic_depth_and_dropout_stay_off(row: Any) -> None:
     """A transformer in training mode, as a caller may hand it over, whose drawn layers would change every answer."""
     if row.name in BATCH_NORM_ALONE:
         pytest.skip("adapts BatchNorm alone")
-    if load_object(row.path).checked_on:
+    if row.needs in SPECIAL:
         pytest.skip("needs more than a transformer")
     options = {"num_classes": 10, "img_size": 32, "drop_rate": 0.5, "drop_path_rate": 0.5}
     with torch.random.fork_rng(devices=[]):

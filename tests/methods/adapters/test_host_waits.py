@@ -15,7 +15,7 @@ from methods import METHODS, PLAIN
 from methods.adapters.cotta import Cotta
 from methods.adapters.lame import Lame
 from methods.conformance import Case
-from methods.example_models import example_model
+from methods.example_models import example_model, fitting_example
 
 ROWS = [PLAIN, *(row for row in METHODS.values() if row.kind == "adapter")]
 
@@ -68,7 +68,7 @@ def waits_of(case: Case, batch: int = 2) -> tuple[int, int, int]:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_each_adapter_waits_as_often_as_stated(row: Any) -> None:
     adapter = load_object(row.path)
-    model = next(iter(adapter.checked_on), "layer_norm" if row.name == "foa" or row.needs else "batch_norm")
+    model = "layer_norm" if row.name == "foa" else fitting_example(row.needs)
     options = {**adapter.checked_with, **OPTIONS.get(row.name, {})}
     case = Case(adapter, adapter.Config(**options), model)
     assert waits_of(case) == WAITS.get(row.name, (0, 0, 0)), "if the new waits are needed, change WAITS and the page"

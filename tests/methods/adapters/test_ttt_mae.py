@@ -20,7 +20,7 @@ QUICK = {"lr": 0.02, "steps": 2, "views": 4}
 
 
 def adapter(kind: type[TttMae] = TttMae, **options: Any) -> TttMae:
-    made = kind(example_model("masked_autoencoder"), kind.Config(**(QUICK | options)), torch.Generator().manual_seed(2))
+    made = kind(example_model("mae_probe"), kind.Config(**(QUICK | options)), torch.Generator().manual_seed(2))
     made.prepare()
     return made
 
@@ -80,7 +80,7 @@ def test_without_a_decoder_or_a_hidden_patch_it_is_refused() -> None:
 
 
 def test_the_probe_keeps_the_decoder_where_other_methods_do_not_meet_it() -> None:
-    example = example_model("masked_autoencoder")
+    example = example_model("mae_probe")
     assert isinstance(example, AutoencoderClassifier)
     stock = Weights(
         example.architecture, {name: t for name, t in example.weights().tensors.items() if not name.startswith("head.")}
