@@ -233,7 +233,7 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(features.device.type, enabled=False):
         mean = features.mean(0)
         centred = features - mean
-        return mean, centred.T @ centred / len(features)
+        return mean, centred.T @ centred / (len(features) - 1)
 
 
 def _distance(features: Tensor, target: Mapping[str, Tensor]) -> Tensor:
