@@ -19,7 +19,7 @@ from leaderboards.grid import ABSENT, Grid
 from leaderboards.ranking import ReadPredictions, scores_of_row
 from leaderboards.record import Record
 from leaderboards.tables import access_words, caption
-from leaderboards.uncertainty import Difference, ImageScores, Resamples, holm
+from leaderboards.uncertainty import Difference, ImageScores, holm, paired_difference
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -76,13 +76,11 @@ def compare_rows(
     predictions: ReadPredictions,
     *,
     level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
 ) -> Comparison:
     """Compare two rows by name: "tent", "selfsoup", "selfsoup (ingredient:mae)", "selfsoup (mean)".
 
-    The name of a method that has parts means its soup. Differences resample images jointly over conditions and, with
-    several seeds, add their spread, as described in `leaderboards.uncertainty.Resamples`. Raises BoardError if a name
+    The name of a method that has parts means its soup. Differences are those of
+    `leaderboards.uncertainty.paired_difference`. Raises BoardError if a name
     is unknown, the two must not be compared, or either is incomplete.
     """
     for name in (a, b):
@@ -100,33 +98,21 @@ def compare_rows(
             raise BoardError(f"{a} and {b} were scored on different images; compare rows of one results folder")
         return one, two
 
-    def contrasts(names: Sequence[str | None], pairs: Sequence[tuple[ImageScores, ImageScores]]) -> list[Contrast]:
-        drawn = Resamples([score for pair in pairs for score in pair], resamples=resamples, seed=seed)
-        return [
-            Contrast(name, one.accuracy, two.accuracy, drawn.difference(2 * i, 2 * i + 1, level=level), None)
-            for i, (name, (one, two)) in enumerate(zip(names, pairs, strict=True))
-        ]
+    def contrast(corruption: str | None, conditions: Collection[str | None]) -> Contrast:
+        one, two = scores(conditions)
+        return Contrast(corruption, one.accuracy, two.accuracy, paired_difference(one, two, level=level), None)
 
-    overall = scores(board.corruptions)
-    singles = [scores([name]) for name in board.corruptions]
-    # A stream may show an image under one corruption and not under another; then each corruption is resampled alone.
-    if all(np.array_equal(one.ids, overall[0].ids) for one, _ in singles):
-        first, *rest = contrasts([None, *board.corruptions], [overall, *singles])
-    else:
-        first, *rest = (
-            contrasts([name], [pair])[0]
-            for name, pair in zip([None, *board.corruptions], [overall, *singles], strict=True)
-        )
-    adjusted = holm([single.difference.p for single in rest])
+    singles = [contrast(name, [name]) for name in board.corruptions]
+    adjusted = holm([single.difference.p for single in singles])
     both_clean = all(row.clean_accuracy is not None for row in rows)
     return Comparison(
         board=board,
         a=rows[0],
         b=rows[1],
-        overall=first,
-        clean=contrasts([None], [scores([None])])[0] if both_clean else None,
+        overall=contrast(None, board.corruptions),
+        clean=contrast(None, [None]) if both_clean else None,
         per_corruption=tuple(
-            dataclasses.replace(single, p_adjusted=p) for single, p in zip(rest, adjusted, strict=True)
+            dataclasses.replace(single, p_adjusted=p) for single, p in zip(singles, adjusted, strict=True)
         ),
     )
 
