@@ -191,10 +191,7 @@ def make_boards(
     models: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         models[record.model].append(record)
-    return {
-        model: make_board(models[model], predictions, level=level)
-        for model in sorted(models)
-    }
+    return {model: make_board(models[model], predictions, level=level) for model in sorted(models)}
 
 
 def _measure_forgetting(rows: dict[Line, BoardRow]) -> None:

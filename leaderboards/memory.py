@@ -47,7 +47,11 @@ class Memory:
         """Return what is stored under a key; None if nothing is, or the file is damaged."""
         try:
             rows = json.loads((self.folder / f"{key}.json").read_bytes())
-            intervals = {(r["method"], r["part"]): Interval(r["accuracy"], r["low"], r["high"]) for r in rows if not r["withheld"]}
+            intervals = {
+                (r["method"], r["part"]): Interval(r["accuracy"], r["low"], r["high"])
+                for r in rows
+                if not r["withheld"]
+            }
             withheld = {(r["method"], r["part"]): str(r["withheld"]) for r in rows if r["withheld"]}
             ranks = {(r["method"], r["part"]): int(r["rank"]) for r in rows if r["rank"] is not None}
         except (OSError, ValueError, TypeError, KeyError):

@@ -167,28 +167,23 @@ def mean_accuracy_interval(scores: ImageScores, *, level: float = 0.95) -> Inter
     scores, reduced as by Korn & Graubard 1998 (Confidence intervals for proportions with small expected number of
     positive counts estimated from survey data). With one condition and seed the effective number is that of the images.
 
-    The error over seeds, t with S - 1 degrees of freedom times c, is added in squares (Zou & Donner 2008, Construction
-    of confidence limits about effect measures). The spread s of the seeds holds noise of single images, as V does. From
-    three seeds on it is taken off there, c^2 = max(0, s^2 / S - noise); two say too little, and it is taken off V.
+    With S seeds the error over seeds, t with S - 1 degrees of freedom times their standard error, is added in squares
+    (Zou & Donner 2008, Construction of confidence limits about effect measures). The spread of the seeds holds noise of
+    single images, as V does; it is estimated from what neither image nor seed explains, and taken off V.
 
     Withheld if the right or the wrong answers amount to fewer than `FEWEST` images: limits that depend on so few cover
     far more or far less often than they say (a binomial with n = 50 and p = 0.02 allows 92.2 % or 98.2 % and nothing
     between). The reason holds what the outcomes do show, an exact one-sided limit.
     """
     a, tail, seeds = scores.accuracy, (1 - level) / 2, len(scores.by_seed)
-    spread = _spread(scores.values, scores.by_seed, scores.noise)
+    spread = _spread(scores.values, scores.by_seed, scores.noise, scores.step)
     few = min(a, 1 - a) * _effective(a, spread.images, len(scores.ids))
-    if few < FEWEST or spread.images + spread.seeds == 0:
+    if few < FEWEST - 1e-9 or spread.images + spread.seeds == 0:
         return Withheld(a, _reason(scores, spread, few, level))
     freedom = _freedom(a, scores.values)
-    low, high = _jeffreys(a, spread.images, freedom, tail)
-    if seeds == 2:
-        # Two seeds may agree by chance: the interval is never narrower than that of the images alone.
-        rest = _jeffreys(a, max(0.0, spread.images - spread.noise), freedom, tail)
-        wide = _with_seeds(a, rest, spread.seeds, 1, tail)
-        low, high = min(low, wide[0]), max(high, wide[1])
-    elif seeds > 2:
-        low, high = _with_seeds(a, (low, high), max(0.0, spread.seeds - spread.noise), seeds - 1, tail)
+    low, high = _jeffreys(a, max(0.0, spread.images - spread.noise), freedom, tail)
+    if seeds > 1:
+        low, high = _with_seeds(a, (low, high), spread.seeds, seeds - 1, tail)
     return Interval(a, max(0.0, low), min(1.0, high))
 
 
@@ -197,8 +192,8 @@ def paired_difference(a: ImageScores, b: ImageScores, *, level: float = 0.95) ->
 
     Over images it is a t interval after one more image in favour of each row, of the typical size u of a difference,
     u^2 = sum d^4 / sum d^2 (Agresti & Min 2005, Simple improved confidence intervals for comparing matched proportions:
-    u = 1 with one condition and seed). The error over seeds is added as in `mean_accuracy_interval` with two seeds. It
-    holds zero if p > 1 - level, so that it never claims what the exact test does not.
+    u = 1 with one condition and seed). The error over seeds is added as in `mean_accuracy_interval`, but the interval
+    is never narrower than over images alone, and holds zero if p > 1 - level: it claims no more than the exact test.
     Raises ValueError if images or numbers of seeds differ.
     """
     gap = _Gap.of(a, b)
@@ -277,20 +272,18 @@ class _Spread:
 
 
 def _spread(
-    values: NDArray[np.float64], by_seed: NDArray[np.float64], noise: NDArray[np.float32] | None
+    values: NDArray[np.float64], by_seed: NDArray[np.float64], noise: NDArray[np.float32] | None, step: float
 ) -> _Spread:
     m, seeds = len(values), len(by_seed)
     images = float(values.var()) / m
-    # Rounded, because equal scores must not differ by what the order of a sum leaves.
-    images, over_seeds = (0.0 if v < 1e-24 else v for v in (images, _variance_over_seeds(by_seed)))
-    if noise is None or m < 2:
-        return _Spread(images, over_seeds, 0.0)
-    square = float(np.square(noise, dtype=np.float64).sum())
-    return _Spread(images, over_seeds, square / ((seeds - 1) * (m - 1) * m * seeds))
-
-
-def _variance_over_seeds(by_seed: NDArray[np.float64]) -> float:
-    return float(by_seed.var(ddof=1)) / len(by_seed) if len(by_seed) > 1 else 0.0
+    over_seeds = float(by_seed.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    square = 0.0 if noise is None or m < 2 else float(np.square(noise, dtype=np.float64).mean()) / (seeds - 1) / (m - 1)
+    # Equal scores must not differ by what the order of a sum leaves.
+    images, over_seeds, square = (0.0 if variance < 1e-24 else variance for variance in (images, over_seeds, square))
+    if square > 0:
+        # Few images let seeds agree by chance: the error of rounding to a whole number of hits, its step squared by 12.
+        over_seeds += (step * seeds / m) ** 2 / 12 / seeds
+    return _Spread(images, over_seeds, square)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -309,9 +302,9 @@ class _Gap:
         values = np.round(a.values - b.values, 12)
         by_seed = np.round(a.by_seed - b.by_seed, 12)
         noise = None if a.noise is None or b.noise is None else a.noise - b.noise
-        return _Gap(
-            values, min(a.step, b.step), float(by_seed.mean()), _spread(values, by_seed, noise), len(by_seed) - 1
-        )
+        step = min(a.step, b.step)
+        spread = _spread(values, by_seed, noise, step)
+        return _Gap(values, step, float(by_seed.mean()), spread, len(by_seed) - 1)
 
     @property
     def share(self) -> float:
@@ -429,7 +422,9 @@ def _with_seeds(
 ) -> tuple[float, float]:
     """Return limits over images widened by the error over seeds, whose square is `variance`."""
     more = _t(freedom, 1 - tail) * np.sqrt(variance)
-    return estimate - float(np.hypot(estimate - limits[0], more)), estimate + float(np.hypot(limits[1] - estimate, more))
+    return estimate - float(np.hypot(estimate - limits[0], more)), estimate + float(
+        np.hypot(limits[1] - estimate, more)
+    )
 
 
 def _t(freedom: float, probability: float) -> float:
@@ -443,7 +438,7 @@ def _reason(scores: ImageScores, spread: _Spread, few: float, level: float) -> s
     from scipy.special import betaincinv
 
     a, m, seeds = scores.accuracy, len(scores.ids), len(scores.by_seed)
-    if few >= FEWEST:
+    if few >= FEWEST - 1e-9:
         return f"all {m} images have the same score, which says nothing about their spread"
     rare = min(a, 1 - a)
     n = _effective(a, spread.images, m)
