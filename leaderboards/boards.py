@@ -62,7 +62,8 @@ class BoardRow:
     """One method, or one part of it, over the conditions of a board. Fractions lie in [0, 1].
 
     `accuracy` is the mean over corrupted conditions and seeds, `interval` its confidence interval (None without
-    predictions, or where `withheld` says why there is none), `ece` the mean calibration error over the same conditions and seeds; `clean_accuracy` is separate.
+    predictions, or where `withheld` says why the outcomes allow none), `ece` the mean calibration error over the same
+    conditions and seeds; `clean_accuracy` is separate.
     `forgetting` is the loss of clean accuracy: that of the row `source` on the same board minus that of this row,
     negative for a gain, None if either is missing. `mce` and `relative_mce` are those of `leaderboards.robustness` as
     fractions of AlexNet's (1 is as robust as it), None if they are not defined. `per_corruption` averages over

@@ -22,6 +22,8 @@ from leaderboards.tables import access_words, caption
 from leaderboards.uncertainty import Difference, ImageScores, holm, paired_difference
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from rich.console import RenderableType
 
 
@@ -68,6 +70,37 @@ class Comparison:
         words = [f"{row.name}: track {row.track}, {access_words(row.access)}" for row in (self.a, self.b)]
         return [*self.board.versions, f"the two saw different information: {'; '.join(words)}"]
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the numbers of `to_csv`, fractions in full precision: one row for each condition, the mean first."""
+        import pandas as pd
+
+        contrasts = _contrasts(self)
+        index = pd.Index([name for name, _ in contrasts], name="condition")
+        return pd.DataFrame([_flat(contrast) for _, contrast in contrasts], index=index, dtype=float)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw every difference with its interval, in points, the mean on top; on new axes unless `ax` is given."""
+        import matplotlib.pyplot as plt
+        import seaborn
+
+        contrasts = _contrasts(self)
+        axes = ax if ax is not None else plt.subplots(figsize=(6, 1.2 + 0.3 * len(contrasts)), layout="constrained")[1]
+        places = range(len(contrasts))
+        differences = [contrast.difference for _, contrast in contrasts]
+        colour = seaborn.color_palette("colorblind")[0]
+        axes.hlines(places, [100 * d.low for d in differences], [100 * d.high for d in differences], color=colour)
+        axes.plot([100 * d.estimate for d in differences], places, "o", color=colour)
+        axes.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
+        axes.set_yticks(places, [name for name, _ in contrasts], parse_math=False)
+        axes.set_ylim(len(contrasts) - 0.5, -0.5)
+        title = f"{self.a.name} minus {self.b.name}"
+        axes.set_title(title, parse_math=False)
+        axes.set_xlabel(f"difference in accuracy in points, {self.board.level:.0%} interval")
+        return axes
+
+    def _repr_html_(self) -> str:
+        return grid.to_html(_grid(self))
+
 
 def compare_rows(
     records: Sequence[Record],
@@ -83,13 +116,7 @@ def compare_rows(
     `leaderboards.uncertainty.paired_difference`. Raises BoardError if a name
     is unknown, the two must not be compared, or either is incomplete.
     """
-    for name in (a, b):
-        if not any(_named(record, name) for record in records):
-            names = ", ".join(sorted({line_name(line_of(record)) for record in records}))
-            raise BoardError(f"{name} is not among the records; compare two of {names or 'none'}")
-    chosen = [record for record in records if _named(record, a) or _named(record, b)]
-    board = make_board(chosen, level=level)
-    rows = [_row(board, name) for name in (a, b)]
+    chosen, board, rows = choose_rows(records, a, b, level)
 
     def scores(conditions: Collection[str | None]) -> tuple[ImageScores, ImageScores]:
         keys = [{key for cell in row.cells if cell.corruption in conditions for key in cell.keys} for row in rows]
@@ -115,6 +142,22 @@ def compare_rows(
             dataclasses.replace(single, p_adjusted=p) for single, p in zip(singles, adjusted, strict=True)
         ),
     )
+
+
+def choose_rows(
+    records: Sequence[Record], a: str, b: str, level: float
+) -> tuple[list[Record], Board, tuple[BoardRow, BoardRow]]:
+    """Return the records of two rows by name, the board of these, without intervals, and both rows.
+
+    Raises BoardError if a name is unknown, the two must not be compared, or either is incomplete.
+    """
+    for name in (a, b):
+        if not any(_named(record, name) for record in records):
+            names = ", ".join(sorted({line_name(line_of(record)) for record in records}))
+            raise BoardError(f"{name} is not among the records; compare two of {names or 'none'}")
+    chosen = [record for record in records if _named(record, a) or _named(record, b)]
+    board = make_board(chosen, level=level)
+    return chosen, board, (_row(board, a), _row(board, b))
 
 
 def _named(record: Record, name: str) -> bool:

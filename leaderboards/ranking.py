@@ -77,11 +77,12 @@ def scores_of_row(
 def _scores_of_line(records: Iterable[Record], predictions: ReadPredictions) -> ImageScores:
     seeds: dict[int, list[Outcomes]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.seed, r.corruption or "", r.severity)):
-        seeds[record.seed].append(_outcomes(record, predictions))
+        seeds[record.seed].append(outcomes_of(record, predictions))
     return image_scores(list(seeds.values()))
 
 
-def _outcomes(record: Record, predictions: ReadPredictions) -> Outcomes:
+def outcomes_of(record: Record, predictions: ReadPredictions) -> Outcomes:
+    """Return the outcomes of a record. Raises BoardError if its metrics do not follow from them."""
     read = predictions(record)
     if record.metrics is None or abs(float(read.hits.mean()) - record.metrics.accuracy) > 1e-9:
         raise BoardError(f"record {record.key} does not follow from its predictions; see `bench verify`")
