@@ -375,14 +375,14 @@ class TestSeeds:
     def test_among_equal_rows_one_is_rarely_called_better(self, seeds: int, seed_effect: float) -> None:
         rng = np.random.default_rng(14)
         false = []
-        for _ in range(400):
+        for _ in range(200):
             difficulty = rng.normal(size=(1, 1, 150))
-            of_seed = seed_effect * rng.normal(size=(8, seeds, 1, 1))
-            hits = difficulty + of_seed + rng.normal(size=(8, seeds, 4, 150)) > 0
+            of_seed = seed_effect * rng.normal(size=(6, seeds, 1, 1))
+            hits = difficulty + of_seed + rng.normal(size=(6, seeds, 4, 150)) > 0
             rows = [row_of(each) for each in hits]
             shared = shared_seed_error(rows)
             false.append(min(holm([p_value(a, b, shared) for a, b in combinations(rows, 2)])) <= 0.05)
-        assert np.mean(false) <= 0.07
+        assert np.mean(false) <= 0.05 + 2 * 0.0155
 
 
 Draw = Callable[[np.random.Generator], NDArray[np.bool_]]
@@ -445,14 +445,14 @@ def test_twelve_conditions_cover(n: int, p: float) -> None:
 @pytest.mark.parametrize("conditions", [3, 12])
 def test_independent_outcomes_cover(conditions: int, n: int, p: float) -> None:
     # At one expected error in 16 images the smallest counts are withheld, and what is left errs on one side only.
-    check_coverage(independent(conditions, n, p), p, 1500, high=0.975)
+    check_coverage(independent(conditions, n, p), p, 1000, high=0.975)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "p"), [*GRID, (50, 0.8), (100, 0.9)])
 @pytest.mark.parametrize("correlation", [0.05, 0.2, 0.5])
 def test_clustered_outcomes_cover(n: int, p: float, correlation: float) -> None:
-    check_coverage(clustered(12, n, p, correlation), p, 1500, low=0.93, high=0.975)
+    check_coverage(clustered(12, n, p, correlation), p, 1000, low=0.93, high=0.975)
 
 
 @pytest.mark.slow
@@ -460,7 +460,7 @@ def test_clustered_outcomes_cover(n: int, p: float, correlation: float) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
 @pytest.mark.parametrize("conditions", [3, 12])
 def test_unequal_conditions_cover(conditions: int, n: int, p: float, share: float) -> None:
-    check_coverage(unequal(conditions, n, p, share), p, 1500, low=0.93, high=0.98)
+    check_coverage(unequal(conditions, n, p, share), p, 1000, low=0.93, high=0.98)
 
 
 @pytest.mark.parametrize(("seeds", "of_seed"), [
@@ -470,7 +470,7 @@ def test_unequal_conditions_cover(conditions: int, n: int, p: float, share: floa
 def test_seeds_cover(seeds: int, of_seed: float) -> None:
     # Two pieces of unknown size, over images and over seeds: with few seeds wide rather than narrow.
     draw = unequal(4, 150, 0.55, 0.5, seeds, of_seed, 0.6)
-    check_coverage(draw, 0.55, 1000, high={2: 0.992, 3: 0.98}.get(seeds, 0.97))
+    check_coverage(draw, 0.55, 600, high={2: 0.992, 3: 0.98}.get(seeds, 0.97))
 
 
 @pytest.mark.slow
@@ -481,15 +481,15 @@ def test_differences_cover(conditions: int, n: int, p: float) -> None:
     rng = np.random.default_rng(3)
     gap, covered, found = 0.03 * p * (1 - p) * 4, [], []
     levels = scipy.stats.norm.ppf([p, p - gap])
-    for _ in range(2000):
+    for _ in range(600):
         shared = np.sqrt(0.5) * rng.normal(size=n) + np.sqrt(0.3) * rng.normal(size=(conditions, n))
         rows = [row_of(level + shared + np.sqrt(0.2) * rng.normal(size=(conditions, n)) > 0) for level in levels]
         difference = paired_difference(*rows)
         covered.append(difference.low <= gap <= difference.high)
         equal = row_of(levels[1] + shared + np.sqrt(0.2) * rng.normal(size=(conditions, n)) > 0)
         found.append(p_value(equal, rows[1]) <= 0.05)
-    assert np.mean(covered) >= 0.935
-    assert np.mean(found) <= 0.06
+    assert np.mean(covered) >= 0.935 - 0.018
+    assert np.mean(found) <= 0.05 + 0.018
 
 
 @pytest.mark.slow
@@ -498,14 +498,14 @@ def test_differences_cover(conditions: int, n: int, p: float) -> None:
 def test_differences_over_seeds_are_found_too_rarely_rather_than_too_often(seeds: int, of_seed: float) -> None:
     rng = np.random.default_rng(4)
     found, covered = [], []
-    for _ in range(1000):
+    for _ in range(400):
         shared = rng.normal(size=(1, 1, 1, 100))
         hits = shared + of_seed * rng.normal(size=(2, seeds, 1, 1)) + rng.normal(size=(2, seeds, 4, 100)) > 0
         difference = paired_difference(*(row_of(each) for each in hits))
         found.append(difference.p <= 0.05)
         covered.append(difference.low <= 0 <= difference.high)
-    assert np.mean(found) <= 0.062
-    assert np.mean(covered) >= 0.935
+    assert np.mean(found) <= 0.05 + 0.022
+    assert np.mean(covered) >= 0.95 - 0.022
 
 
 class TestHolm:
