@@ -15,7 +15,7 @@ import numpy as np
 from leaderboards.comparable import BoardError as BoardError
 from leaderboards.comparable import Line, check_comparable, condition_name, line_name, line_of, version_notes
 from leaderboards.memory import Memory
-from leaderboards.ranking import ReadPredictions, Resampling, measure, read_scores
+from leaderboards.ranking import ReadPredictions, measure, read_scores
 from leaderboards.record import Access, Record, Track
 from leaderboards.robustness import mean_corruption_error, relative_mean_corruption_error
 from leaderboards.uncertainty import Interval
@@ -62,7 +62,8 @@ class BoardRow:
     """One method, or one part of it, over the conditions of a board. Fractions lie in [0, 1].
 
     `accuracy` is the mean over corrupted conditions and seeds, `interval` its confidence interval (None without
-    predictions), `ece` the mean calibration error over the same conditions and seeds; `clean_accuracy` is separate.
+    predictions, or where `withheld` says why the outcomes allow none), `ece` the mean calibration error over the same
+    conditions and seeds; `clean_accuracy` is separate.
     `forgetting` is the loss of clean accuracy: that of the row `source` on the same board minus that of this row,
     negative for a gain, None if either is missing. `mce` and `relative_mce` are those of `leaderboards.robustness` as
     fractions of AlexNet's (1 is as robust as it), None if they are not defined. `per_corruption` averages over
@@ -97,6 +98,7 @@ class BoardRow:
     batch_size: int
     incomplete: str | None
     keys: tuple[str, ...]
+    withheld: str | None = None
 
     @property
     def main(self) -> bool:
@@ -141,8 +143,6 @@ def make_board(
     predictions: ReadPredictions | None = None,
     *,
     level: float = 0.95,
-    resamples: int = 4000,
-    seed: int = 0,
     memory: Memory | None = None,
 ) -> Board:
     """Make the board of comparable records; `predictions` reads those of a record, for intervals and ranks.
@@ -163,7 +163,7 @@ def make_board(
     rows = {line: _row(line, {m: lines[m] for m in own}, conditions, seeds) for line, own in members.items()}
     _measure_forgetting(rows)
     if predictions is not None:
-        _measure_uncertainty(rows, members, lines, predictions, Resampling(level, resamples, seed), memory)
+        _measure_uncertainty(rows, members, lines, predictions, level, memory)
     first = records[0]
     return Board(
         shift=first.shift,
@@ -187,17 +187,12 @@ def make_boards(
     predictions: ReadPredictions | None = None,
     *,
     level: float = 0.95,
-    resamples: int = 4000,
-    seed: int = 0,
 ) -> dict[str, Board]:
     """Make one board for each model, by its name, since numbers of different models are never ranked together."""
     models: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         models[record.model].append(record)
-    return {
-        model: make_board(models[model], predictions, level=level, resamples=resamples, seed=seed)
-        for model in sorted(models)
-    }
+    return {model: make_board(models[model], predictions, level=level) for model in sorted(models)}
 
 
 def _measure_forgetting(rows: dict[Line, BoardRow]) -> None:
@@ -215,20 +210,21 @@ def _measure_uncertainty(
     members: Mapping[Line, Sequence[Line]],
     lines: Mapping[Line, Sequence[Record]],
     predictions: ReadPredictions,
-    resampling: Resampling,
+    level: float,
     memory: Memory | None,
 ) -> None:
     """Set, in place, the interval of every complete row and the rank of every complete main row."""
     complete = {line: own for line, own in members.items() if rows[line].accuracy is not None}
     tracks = {track: [line for line in complete if rows[line].main and rows[line].track == track] for track in TRACKS}
-    key = memory.key_of(complete, lines, tracks, resampling) if memory else ""
+    key = memory.key_of(complete, lines, tracks, level) if memory else ""
     measured = memory.recall(key) if memory else None
-    if measured is None or measured.intervals.keys() != complete.keys():
-        measured = measure(tracks, read_scores(complete, lines, predictions), resampling)
+    if measured is None or measured.intervals.keys() | measured.withheld.keys() != complete.keys():
+        measured = measure(tracks, read_scores(complete, lines, predictions), level)
         if memory:
             memory.keep(key, measured)
-    for line, interval in measured.intervals.items():
-        rows[line] = replace(rows[line], interval=interval, rank=measured.ranks.get(line))
+    for line in complete:
+        interval, withheld = measured.intervals.get(line), measured.withheld.get(line)
+        rows[line] = replace(rows[line], interval=interval, withheld=withheld, rank=measured.ranks.get(line))
 
 
 def _means(lines: Collection[Line]) -> dict[Line, list[Line]]:
