@@ -153,6 +153,10 @@ class _Calls(TorchFunctionMode):
             return self._attribute(func, args)
         if name == "unravel_index":
             return self._unravelled(*args, **kwargs)
+        if func is Tensor.backward:
+            return self._backward(*args, **kwargs)
+        if name == "one_hot" and self.waits.holds(args[0]):
+            return self._one_hot(*args, **kwargs)
         if name in _MOVES and not _transformed(args[0]):
             return self._moved(name, func, args, kwargs)
         self._check_generator(name, args, kwargs)
@@ -161,8 +165,14 @@ class _Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         target = torch.device(given)
         out = func(*args, **kwargs | {"device": _HOST})
+        if target.type == "cuda" and not self.waits.holds(out):
+            if name == "as_tensor":
+                return self.waits.to_device(out, waits=True)
+            self.waits.count("upload", int(name in _GIVEN))
+            self.waits.place([out])
+            return out
         if target.type == "cuda":
-            return self.waits.to_device(out, waits=name in _GIVEN)
+            return out
         return self.waits.to_host(out) if self.waits.holds(out) else out
 
     def _attribute(self, func: Any, args: Any) -> Any:
@@ -177,10 +187,13 @@ class _Calls(TorchFunctionMode):
         generator = kwargs.get("generator")
         if generator is None:
             return
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        here = first.device if first is not None else torch.device(kwargs.get("device") or "cpu")
-        if generator.device.type != here.type:
-            raise AssertionError(f"{name} on {here.type} with a generator of {generator.device.type}; make them agree")
+        first = args[0] if args and isinstance(args[0], Tensor) else kwargs.get("tensor")
+        made = torch.device(kwargs.get("device") or "cpu").type == "cuda"
+        here = self.waits.holds(first) if first is not None else made
+        if (generator.device.type == "cuda") != here:
+            raise AssertionError(
+                f"{name} with a generator of {generator.device}, the numbers elsewhere; make them agree"
+            )
 
     def _moved(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         there = self.waits.holds(args[0])
@@ -216,6 +229,31 @@ class _Calls(TorchFunctionMode):
         self.waits.place(places)
         return places
 
+    def _backward(
+        self,
+        loss: Tensor,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Any = (),
+    ) -> None:
+        """Do what `backward` does, and follow the hooks that run inside, where this mode would be off."""
+        given = torch.ones_like(loss) if gradient is None else gradient
+        self.waits.place([given])
+        keep = create_graph if retain_graph is None else retain_graph
+        with self:
+            torch.autograd.graph._engine_run_backward(
+                (loss,), (given,), keep, create_graph, tuple(inputs or ()), allow_unreachable=True, accumulate_grad=True
+            )
+
+    def _one_hot(self, labels: Tensor, num_classes: int = -1) -> Tensor:
+        """Do what `one_hot` does, which on a GPU looks at no value if it is told the number of classes."""
+        self.waits.count("read", int(num_classes < 0))
+        with torch._C._DisableTorchDispatch():
+            out = torch.nn.functional.one_hot(labels, num_classes)
+        self.waits.place([out])
+        return out
+
     def _target(self, args: Any, kwargs: Any) -> bool | None:
         """Return whether `to` leads to the device (True), to the host (False) or changes the precision alone."""
         for value in (*args, *kwargs.values()):
@@ -242,7 +280,9 @@ class _Operations(TorchDispatchMode):
             self._count(name, args, given, there)
         out = func(*args, **kwargs)
         results = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
-        if any(there) and not (name == "copy_" and not there[0]):
+        # Zeros that the engine of autograd puts in place of a missing gradient, which lies where the values do.
+        missing = not given and name in ("zeros", "full", "scalar_tensor") and torch._C._current_graph_task_id() != -1
+        if missing or (any(there) and not (name == "copy_" and not there[0])):
             self.waits.place(results)
         else:
             # Keep the storage of host tensors too: its address must not become that of a tensor on the device.
