@@ -95,23 +95,20 @@ def streamed_probe(
 
         def closure() -> Tensor:
             own, free = (weight @ scale).requires_grad_(), (bias * math.sqrt(classes)).requires_grad_()
-            total = torch.zeros((), dtype=torch.float64, device=device)
-            with torch.enable_grad():
-                for start, raw in rows:
-                    standard = (raw.double() - mean) / deviation
-                    of = upload(labels[start : start + len(raw)], device)
-                    loss = F.cross_entropy(F.linear(standard, own, free), of, reduction="sum") / count
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    total += loss.detach()
-                penalty = l2 / 2 * own.square().sum()
-                penalty.backward()  # type: ignore[no-untyped-call]
+            total = l2 / 2 * own.square().sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            for start, raw in rows:
+                standard = (raw.double() - mean) / deviation
+                of = upload(labels[start : start + len(raw)], device)
+                loss = F.cross_entropy(F.linear(standard, own, free), of, reduction="sum") / count
+                loss.backward()  # type: ignore[no-untyped-call]
+                total = total.detach() + loss.detach()
             assert own.grad is not None
             assert free.grad is not None
             weight.grad, bias.grad = own.grad @ scale, free.grad * math.sqrt(classes)
-            return total + penalty.detach()
+            return total
 
-        with torch.no_grad():
-            optimiser.step(closure)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
         return _folded(weight @ scale, bias * math.sqrt(classes), mean, deviation)
 
 

@@ -14,7 +14,7 @@ from bench.core.import_object import load_object
 from methods import METHODS, PLAIN
 from methods.adapters.cotta import Cotta
 from methods.adapters.lame import Lame
-from methods.conformance import Case, _source
+from methods.conformance import Case, source_for
 from methods.example_models import example_model
 
 ROWS = [PLAIN, *(row for row in METHODS.values() if row.kind == "adapter")]
@@ -52,7 +52,7 @@ def waits_of(case: Case, batch: int = 2) -> tuple[int, int, int]:
     waits.place((*model.parameters(), *model.buffers(), stream))
     with waits:
         adapter = case.adapter(model, case.config, waits.generator())
-        adapter.prepare(_source(case.adapter, next(model.parameters())))
+        adapter.prepare(source_for(case.adapter, next(model.parameters())))
     for images in stream[: batch + 1]:
         waits.forget()
         with waits:
