@@ -47,7 +47,6 @@ _EXACT = ("impulse_noise", "shot_noise", "jpeg_compression", "pixelate", "glitch
 _SIDE = 48
 _BATCHES = 3
 _SOUP_STEPS = 10
-_LOOSEST = 0.2
 
 
 @dataclass(frozen=True)
@@ -185,12 +184,9 @@ def _adapter(adapter: type[Adapter], device: torch.device) -> Found:
     case = Case(adapter, config, name)
     stream = example_images(_BATCHES, 16)
     _, waits = _answers(case, stream, device, drawn_here=True)
-    expected, _ = _answers(case, stream, CPU)
-    found, _ = _answers(case, stream, device)
-    # How far rounding is amplified is measured, with images that are moved by about one unit in the last place.
-    moved, _ = _answers(case, stream * (1 - 2e-7), CPU)
-    difference, amplified = (float((each - expected).abs().max()) for each in (found, moved))
-    return "largest difference of probabilities", difference, min(1e-3 + 30 * amplified, _LOOSEST), waits
+    # In float64, since a method that learns amplifies the rounding of float32, some without bound.
+    expected, found = (_answers(case, stream.double(), place)[0] for place in (CPU, device))
+    return "largest difference of probabilities", float((found - expected).abs().max()), 1e-5, waits
 
 
 class SameDraws(TorchFunctionMode):
@@ -226,13 +222,13 @@ def _answers(
 ) -> tuple[Tensor, int | None]:
     """Return probabilities along a stream, on the CPU, and how often the host waited in the last batch."""
     with contextlib.nullcontext() if drawn_here else SameDraws(0):
-        model = example_model(case.model).to(device)
+        model = example_model(case.model).to(device, stream.dtype)
         adapter = case.adapter(model, case.config, torch.Generator(device).manual_seed(0))
         adapter.prepare(source_for(case.adapter, next(model.parameters())))
         rows, waits = [], None
         for batch in stream.to(device):
             answer, waits = _counted(lambda batch=batch: adapter.predict(batch), device)  # type: ignore[misc]
-            rows.append(answer.float().softmax(1).cpu())
+            rows.append(answer.softmax(1).cpu())
     return torch.cat(rows), waits
 
 

@@ -95,7 +95,7 @@ def streamed_probe(
 
         def closure() -> Tensor:
             own, free = (weight @ scale).requires_grad_(), (bias * math.sqrt(classes)).requires_grad_()
-            total = l2 / 2 * own.square().sum()
+            total: Tensor = l2 / 2 * own.square().sum()
             total.backward()  # type: ignore[no-untyped-call]
             for start, raw in rows:
                 standard = (raw.double() - mean) / deviation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from host_waits import HostWaits
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 import bench.runs.device_check as checks
@@ -22,7 +22,7 @@ from methods import METHODS
 from methods.conformance import Case
 from methods.example_models import example_images
 
-SOME = "fog,jpeg,adapter tent,adapter memo,objective mae,linear probe"
+SOME = "fog,jpeg,adapter tent,adapter deyo,objective mae,linear probe"
 
 
 def doctor(*flags: str) -> Any:
@@ -39,13 +39,13 @@ def test_the_cpu_agrees_with_itself_and_the_report_can_be_pasted(tmp_path: Path)
         "| corruption fog",
         "| corruption jpeg_compression",
         "| adapter tent",
-        "| adapter memo",
+        "| adapter deyo",
         "| objective mae",
         "| linear probe",
         "| linear probe, streamed",
     ]
     assert all(row[2] == "0" for row in rows)
-    assert torch.__version__ in text
+    assert f"torch: {metadata.version('torch')}" in text
     home = Path(__file__).resolve()
     assert not any(part in text for part in (str(home.parents[3]), str(Path.home()), str(tmp_path)))
 
@@ -64,24 +64,8 @@ def test_json_and_a_selection_of_nothing() -> None:
     assert isinstance(CliRunner().invoke(app, ["doctor", "--only", "fog"]).exception, UsageError)
 
 
-class _Off(TorchFunctionMode):
-    """A device whose exponentials are off by a per cent."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        return out * 1.01 if getattr(func, "__name__", "") in ("log_softmax", "softmax", "mul_") else out
-
-
 @pytest.mark.parametrize("what", ["adapter tent", "objective mmcr", "corruption gaussian_noise"])
 def test_a_device_that_computes_otherwise_differs(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sides = iter(range(100))
-
-    def off(work: Any, device: torch.device) -> Any:
-        """The passes on the device are every second one from the second on, see the order of the calls."""
-        next(sides)
-        return work(), None
-
-    monkeypatch.setattr(checks, "_counted", off)
     name, compare = next(each for each in checks._comparisons() if each[0] == what)
     kind = what.partition(" ")[0]
     own = {"adapter": "_answers", "objective": "_loss_and_slope"}.get(kind)
@@ -129,17 +113,18 @@ def test_errors_and_numbers_that_are_not_finite_are_faults_and_name_no_folder() 
 
 
 # Of those that draw, one that draws on the host, one on the device and one on both.
-@pytest.mark.parametrize("name", ["tent", "memo", "deyo", "rmt", "cotta", "note"])
+@pytest.mark.parametrize("name", ["tent", "deyo", "rmt", "cotta", "note"])
 def test_a_pretended_gpu_draws_what_the_cpu_draws(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On it host and device have generators of their own, so that plain draws would differ."""
+    """On it, host and device have generators of their own, so that plain draws would differ."""
     monkeypatch.setattr(checks, "_counted", lambda work, device: (work(), None))
     adapter = load_object(METHODS[name].path)
     case = Case(adapter, adapter.Config(**adapter.checked_with), "batch_norm")
-    expected, _ = checks._answers(case, example_images(2, 8), torch.device("cpu"))
+    stream = example_images(3, 16).double()
+    expected, _ = checks._answers(case, stream, torch.device("cpu"))
     with HostWaits():
-        found, _ = checks._answers(case, example_images(2, 8), torch.device("cuda"))
+        found, _ = checks._answers(case, stream, torch.device("cuda"))
     assert found.device.type == "cpu"
-    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.allclose(found, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["mae", "lejepa"])
