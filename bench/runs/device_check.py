@@ -221,10 +221,11 @@ def _answers(
     case: Case, stream: Tensor, device: torch.device, *, drawn_here: bool = False
 ) -> tuple[Tensor, int | None]:
     """Return probabilities along a stream, on the CPU, and how often the host waited in the last batch."""
+    model = example_model(case.model).to(device, stream.dtype)
+    source = source_for(case.adapter, next(model.parameters()))
     with contextlib.nullcontext() if drawn_here else SameDraws(0):
-        model = example_model(case.model).to(device, stream.dtype)
         adapter = case.adapter(model, case.config, torch.Generator(device).manual_seed(0))
-        adapter.prepare(source_for(case.adapter, next(model.parameters())))
+        adapter.prepare(source)
         rows, waits = [], None
         for batch in stream.to(device):
             answer, waits = _counted(lambda batch=batch: adapter.predict(batch), device)  # type: ignore[misc]
