@@ -59,7 +59,7 @@ class Case:
         """
         given = example_model(self.model) if model is None else model
         adapter = self.adapter(given, self.config, torch.Generator().manual_seed(seed))
-        adapter.prepare(_source(self.adapter, next(given.parameters())))
+        adapter.prepare(source_for(self.adapter, next(given.parameters())))
         return adapter
 
     @cached_property
@@ -68,7 +68,11 @@ class Case:
         return play(self.build(), self.stream)
 
 
-def _source(adapter: type[Adapter], like: Tensor) -> Source | None:
+def source_for(adapter: type[Adapter], like: Tensor) -> Source | None:
+    """Return example source images as an adapter's class declares them, in the precision and on the device of `like`.
+
+    None if it declares no source.
+    """
     if adapter.access.source == "none":
         return None
     images = example_images(3, SIZE).flip(-1).to(like)
@@ -426,7 +430,7 @@ def conform(
     accepted = False
     for model in examples_for(adapter.needs) if models is None else models:
         case = Case(adapter, config, model)
-        supported, reason = adapter.supports(example_model(model), config, _source(adapter, torch.empty(0)))
+        supported, reason = adapter.supports(example_model(model), config, source_for(adapter, torch.empty(0)))
         if not supported:
             yield Finding("supports", model, "refused", reason)
             continue

@@ -113,7 +113,7 @@ def _of_adapter(path: str) -> Numbers:
 
 
 def _source(cls: Any, model: str) -> Any:
-    from methods.conformance import _source as source_of
+    from methods.conformance import source_for as source_of
 
     return source_of(cls, next(example_model(model).parameters()))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.core.cache_dir import cache_dir
-from bench.core.console import print_json, print_text
+from bench.core.cache_dir import cache_dir, write_bytes
+from bench.core.console import print_json, print_text, say
 from bench.core.environment import environment
+from bench.core.errors import UsageError
 from bench.data_tools.locate import look_everywhere
 from bench.models.weights_io import BUNDLED
 from bench.shifts import SHIFTS
@@ -24,6 +26,31 @@ def print_report(as_json: bool) -> None:
         print_json(report)
     else:
         print_text("\n".join(f"{key}: {value}" for key, value in report.items()))
+
+
+def print_device_check(device: str, only: str, out: Path | None, *, as_json: bool) -> int:
+    """Compare a device with the CPU, print the report as Markdown (or JSON) and write it to `out`.
+
+    Returns the exit code: 1 if a comparison is outside its tolerance or ended in an error. Raises UsageError for an
+    unusable device and for a selection that names nothing.
+    """
+    from bench.core.devices import pick_device
+    from bench.runs.device_check import Comparison, check_device, to_markdown
+
+    def tell(done: Comparison) -> None:
+        say(f"{done.name}: {done.verdict}")
+
+    wanted = tuple(text.strip() for text in only.split(",") if text.strip())
+    report = check_device(pick_device(device), wanted, tell)
+    if not report.comparisons and not report.rates:
+        raise UsageError(f"--only {only} names no comparison; give parts of their names, as in --only fog,tent,soup")
+    if out is not None:
+        write_bytes(out, to_markdown(report).encode())
+    if as_json:
+        print_json(asdict(report) | {"agrees": report.agrees})
+    else:
+        print_text(to_markdown(report))
+    return 0 if report.agrees else 1
 
 
 def _bench_on_path() -> str:

@@ -214,10 +214,27 @@ def verify(folder: Folder, json: Json = False) -> None:
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
-    """Describe this installation for a bug report: versions, device, folders."""
+def doctor(
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Compare the GPU with the CPU, and measure speed: two minutes.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="With --gpu: the device to compare with the CPU.  [default: cuda]")
+    ] = None,
+    only: Annotated[
+        str,
+        typer.Option(metavar="A,B,...", help="With --gpu: the comparisons that contain one of these, as in fog,tent."),
+    ] = "",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="With --gpu: also write the report there.")] = None,
+    json: Json = False,
+) -> None:
+    """Describe this installation for a bug report: versions, device, folders; or compare a GPU with the CPU."""
     from bench.cli import doctor as checkup
 
+    if gpu:
+        raise typer.Exit(checkup.print_device_check(device or "cuda", only, out, as_json=json))
+    if device is not None or only or out is not None:
+        raise UsageError("--device, --only and --out belong to --gpu; add it, or leave them out")
     checkup.print_report(as_json=json)
 
 

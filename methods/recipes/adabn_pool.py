@@ -18,7 +18,8 @@ from methods.norms import batch_norm_layers
 from methods.recipes.pool_adaptation import need_pool
 from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
-from methods.training.loop import check_size, take
+from methods.training.loading import InOrder, loaded
+from methods.training.loop import check_size
 
 _BATCH = 64
 
@@ -71,8 +72,8 @@ def with_pool_statistics(
     model = Classifier.of(inputs[0]).to(generator.device).eval()
 
     def images() -> Iterator[Tensor]:
-        for rows in torch.split(torch.arange(len(data), device=data.images.device), _BATCH):
-            yield take(data.images, rows, generator.device).float() / 255
+        for _, pixels in loaded(data.images, InOrder(len(data), _BATCH, data.images.device), generator.device):
+            yield pixels.float() / 255
 
     for layer in _in_order(model, next(images())):
         mean, variance = _moments(model, layer, images())

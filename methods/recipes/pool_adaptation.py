@@ -22,7 +22,8 @@ from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
-from methods.training.loop import Batches, check_size, take
+from methods.training.loading import loaded
+from methods.training.loop import Batches, check_size
 
 _ADAPTERS: Mapping[type, type[Adapter]] = {Tent.Config: Tent, ShotIM.Config: ShotIM}
 
@@ -65,8 +66,8 @@ def adapt(
         adapter.load_state_dict(state["adapter"])
         order.load_state_dict(state["order"])
     steps = steps_of(config, len(data))
-    for step in range(done, steps):
-        adapter.predict(take(data.images, next(order), generator.device).float() / 255)
+    for step, (_, images) in zip(range(done, steps), loaded(data.images, order, generator.device), strict=False):
+        adapter.predict(images.float() / 255)
         if keep is not None and step + 1 < steps and keep.due():
             # The adapter's state includes the generator, which also draws the order.
             keep.save({"step": step + 1, "adapter": adapter.state_dict(), "order": order.state_dict()})

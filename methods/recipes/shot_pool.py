@@ -19,7 +19,8 @@ from methods.norms import training_statistics
 from methods.recipes.pool_adaptation import PoolOptions, need_pool
 from methods.table import Access
 from methods.training.finetune import fine_tunings
-from methods.training.loop import Batches, check_size, take
+from methods.training.loading import InOrder, loaded, upload
+from methods.training.loop import Batches, check_size
 
 _EPSILON = 1e-5
 _FEATURE_BATCH = 192
@@ -131,15 +132,14 @@ def shot(
         for part, name in ((model, "model"), (optimiser, "optimiser"), (order, "order")):
             part.load_state_dict(state[name])
         generator.set_state(state["generator"])
-    for step in range(done, steps):
+    for step, (rows, images) in zip(range(done, steps), loaded(data.images, order, generator.device), strict=False):
         if config.pseudo and step % a_pass == 0:
             labels = pseudo_labels(*answers(model, data, generator.device), config.threshold)
-        rows = next(order)
         for group in optimiser.param_groups:
             group["lr"] = config.rate * (1 + 10 * (step + 1) / steps) ** -0.75
         with training_statistics(model):
-            logits = model(take(data.images, rows, generator.device).float() / 255)
-        objective(logits, labels[rows.to(generator.device)], config).backward()  # type: ignore[no-untyped-call]
+            logits = model(images.float() / 255)
+        objective(logits, labels[upload(rows, generator.device)], config).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if keep is not None and step + 1 < steps and keep.due():
@@ -174,8 +174,8 @@ def answers(model: Classifier, data: Unlabelled, device: torch.device) -> tuple[
     """Return the features [n, dim] and logits [n, classes] of all images, in eval mode."""
     features = torch.cat(
         [
-            model.features(take(data.images, rows, device).float() / 255)
-            for rows in torch.split(torch.arange(len(data), device=data.images.device), _FEATURE_BATCH)
+            model.features(images.float() / 255)
+            for _, images in loaded(data.images, InOrder(len(data), _FEATURE_BATCH, data.images.device), device)
         ]
     )
     return features, model.head(features)

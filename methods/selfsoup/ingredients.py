@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +14,8 @@ from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.selfsoup.objectives import base, mae
-from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, take, train
+from methods.training.loading import Order, loaded
+from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, train
 from methods.views.ssl_views import Views
 
 
@@ -136,7 +137,7 @@ def view_batches(
     data: Unlabelled,
     views: Views,
     objective: base.Objective,
-    order: Iterable[Tensor],
+    order: Order,
     generator: torch.Generator,
     parallel: DataParallelGroup = ALONE,
     parts: int = 1,
@@ -155,9 +156,11 @@ def view_batches(
     pipelines = objective.pipelines(views)
 
     def stream() -> Iterator[list[Tensor]]:
-        for indices in order:
+        def own(indices: Tensor) -> Tensor:
+            return parallel.share(len(indices), parts).own(indices)
+
+        for indices, images in loaded(data.images, order, device, own):
             share = parallel.share(len(indices), parts)
-            images = take(data.images, share.own(indices), device)
             yield [normalise(pipeline(images, generator, share)) for pipeline in pipelines]
 
     return stream()

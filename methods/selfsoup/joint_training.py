@@ -18,7 +18,8 @@ from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
-from methods.training.loop import ParameterGroup, Progress, check_size, compile_blocks, take, train
+from methods.training.loading import loaded
+from methods.training.loop import ParameterGroup, Progress, check_size, compile_blocks, train
 
 
 @component("methods.selfsoup.lockstep.Together")
@@ -98,8 +99,9 @@ def inter_train_together(
     order = orders[0]
 
     def stream() -> Iterator[Tensor]:
-        for indices in order:
-            yield take(data.images, parallel.share(len(indices)).own(indices), device)
+        own = lambda indices: parallel.share(len(indices)).own(indices)  # noqa: E731
+        for _, images in loaded(data.images, order, device, own):
+            yield images
 
     def loss(images: Tensor) -> Tensor:
         total = torch.zeros((), device=device)

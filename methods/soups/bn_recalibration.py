@@ -12,7 +12,8 @@ from methods.base import Unlabelled
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.norms import batch_norm_layers
-from methods.training.loop import check_size, take
+from methods.training.loading import Known, loaded
+from methods.training.loop import check_size
 
 
 @component("methods.remeasure.Remeasure")
@@ -87,5 +88,6 @@ def clean_batches(data: Unlabelled, config: Remeasure, generator: torch.Generato
     The order is random, since images may be sorted by class.
     """
     order = torch.randperm(len(data), generator=generator, device=generator.device)[: config.images]
-    for rows in torch.tensor_split(order.to(data.images.device), max(1, len(order) // config.batch_size)):
-        yield take(data.images, rows, generator.device).float() / 255
+    batches = torch.tensor_split(order.to(data.images.device), max(1, len(order) // config.batch_size))
+    for _, images in loaded(data.images, Known(batches), generator.device):
+        yield images.float() / 255

@@ -23,9 +23,12 @@ from methods.nets.weights import Classifier, Normalise, Weights
 from methods.norms import batch_norm_layers, use_batch_statistics
 from methods.soups.mixing import Mixed, Weighted
 from methods.soups.soup import combine_tensor, uniform_soup
+from methods.training.loading import Known, loaded, upload
 from methods.training.loop import Batches
 
 Batch = TypeVar("Batch")
+
+_AT_ONCE = 1 << 24  # similarities or votes of a block, as numbers
 
 
 class Tensors(Protocol):
@@ -270,20 +273,19 @@ def _encoder_of(weights: Weights) -> Weights:
 
 def epoch_of(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield batches of images in [0, 1], in a new order, for one epoch of seasoning."""
-    for rows in _rows(data, schedule, generator):
-        yield data.images[rows].to(generator.device).float() / 255
+    for _, images in loaded(data.images, _rows(data, schedule, generator), generator.device):
+        yield images.float() / 255
 
 
 def labelled_epoch(data: Labelled, schedule: Schedule, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches as `epoch_of` does, with labels."""
-    for rows in _rows(data, schedule, generator):
-        yield data.images[rows].to(generator.device).float() / 255, data.labels[rows].to(generator.device)
+    for rows, images in loaded(data.images, _rows(data, schedule, generator), generator.device):
+        yield images.float() / 255, upload(data.labels[rows], generator.device)
 
 
-def _rows(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
+def _rows(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Known:
     order = Batches(len(data), schedule.batch_size, generator, torch.device("cpu"), drop_last=True)
-    for _ in range(max(1, len(data) // schedule.batch_size)):
-        yield next(order)
+    return Known([next(order) for _ in range(max(1, len(data) // schedule.batch_size))])
 
 
 def nearest_neighbour_accuracy(
@@ -291,13 +293,22 @@ def nearest_neighbour_accuracy(
 ) -> float:
     """Leave-one-out accuracy in [0, 1] of weighted nearest neighbours, votes exp(cosine / T); features [n, d].
 
-    The evaluation of the paper's seasoning experiments (section 4.2), here without a test set.
+    The evaluation of the paper's seasoning experiments (section 4.2), here without a test set. Images are compared in
+    blocks, so memory grows with n and not with its square.
     """
     unit = F.normalize(features, dim=1)
-    similarity = (unit @ unit.T).fill_diagonal_(-math.inf)
-    best, index = similarity.topk(min(neighbours, len(features) - 1), dim=1)
-    votes = F.one_hot(labels[index], classes).to(best) * (best / temperature).exp()[:, :, None]
-    return float((votes.sum(1).argmax(1) == labels).float().mean())
+    count = len(features)
+    nearest = min(neighbours, count - 1)
+    right = torch.zeros((), dtype=torch.int64, device=features.device)
+    size = _AT_ONCE // max(count, nearest * classes) + 1
+    for start in range(0, count, size):
+        rows = slice(start, start + size)
+        similarity = unit[rows] @ unit.T
+        similarity.diagonal(start).fill_(-math.inf)
+        best, index = similarity.topk(nearest, dim=1)
+        votes = F.one_hot(labels[index], classes).to(best) * (best / temperature).exp()[:, :, None]
+        right += (votes.sum(1).argmax(1) == labels[rows]).sum()
+    return int(right) / count
 
 
 @component("methods.season.Supervised")
@@ -356,7 +367,10 @@ def search_coefficients(
     for row in shares:
         mixture.write(row[None])
         found = torch.cat(
-            [features(data.images[rows].to(generator.device).float() / 255) for rows in torch.split(order, 512)]
+            [
+                features(images.float() / 255)
+                for _, images in loaded(data.images, Known(torch.split(order, 512)), generator.device)
+            ]
         )
         scores.append(nearest_neighbour_accuracy(found, labels, data.classes, config.neighbours, config.temperature))
     return shares[scores.index(max(scores))][None]

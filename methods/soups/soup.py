@@ -14,6 +14,7 @@ from methods.identity import component
 from methods.nets.weights import Classifier, Weights
 from methods.soups.bn_recalibration import Remeasure, remeasured
 from methods.soups.mixing import Mixed, Mixer, Uniform, Wise
+from methods.training.loading import InOrder, loaded, upload
 
 _BATCH = 512
 
@@ -236,8 +237,9 @@ def diagonal_fisher(weights: Weights, data: Unlabelled, config: Fisher, device: 
 
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for low in range(0, len(data), config.batch_size):
-        images = data.images[low : low + config.batch_size].to(device).float() / 255
+    order = InOrder(len(data), config.batch_size, data.images.device)
+    for _, pixels in loaded(data.images, order, device):
+        images = pixels.float() / 255
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             found = gradients(parameters, images)
         for name, gradient in found.items():
@@ -255,9 +257,10 @@ def accuracy(weights: Weights, data: Labelled, device: torch.device) -> float:
     """Return the fraction of labelled images that a classifier predicts correctly, in [0, 1]."""
     model = Classifier.of(weights).to(device).eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
-    for low in range(0, len(data), _BATCH):
-        images = data.images[low : low + _BATCH].to(device).float() / 255
-        right += (model(images).argmax(1) == data.labels[low : low + _BATCH].to(device)).sum()
+    labels = torch.split(upload(data.labels, device), _BATCH)
+    order = InOrder(len(data), _BATCH, data.images.device)
+    for own, (_, images) in zip(labels, loaded(data.images, order, device), strict=True):
+        right += (model(images.float() / 255).argmax(1) == own).sum()
     return int(right) / len(data)
 
 

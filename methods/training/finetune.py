@@ -21,11 +21,13 @@ from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.norms import training_statistics
 from methods.training.augmentation import Augmentation, consistent
-from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, take, train
+from methods.training.linear_probe import IN_MEMORY, streamed_probe
+from methods.training.linear_probe import linear_probe as linear_probe
+from methods.training.loading import InOrder, loaded, upload
+from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, train
 from methods.views.ssl_views import Views
 
 _FEATURE_BATCH = 512
-_SMALLEST_DEVIATION = 1e-5
 
 
 @component("methods.finetune.Probe")
@@ -257,20 +259,21 @@ def fit(
         start_side_head(getattr(model, side_head), generator)
     device = generator.device
     views = config.views
-    labels = data.labels.to(device)
-
     parts = config.accumulate or 1
     order = Batches(len(data), config.batch_size, generator, data.images.device, drop_last=parts > 1)
     if config.compile:
         compile_blocks(model)
 
+    def own(indices: Tensor) -> Tensor:
+        return parallel.share(len(indices), parts).own(indices)
+
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in order:
+        for indices, pixels in loaded(data.images, order, device, own):
             share = parallel.share(len(indices), parts)
-            images = views(take(data.images, share.own(indices), device), generator, share)
+            images = views(pixels, generator, share)
             if augmentation is not None:
                 images = augmentation(images, generator, share)
-            yield images, labels[indices.to(device)]
+            yield images, upload(data.labels[indices.to(data.labels.device)], device)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         return loss_of(model, *batch, parallel.share(len(batch[1])))
@@ -312,63 +315,28 @@ def probe(inputs: Sequence[Weights], data: Labelled, config: Probe, generator: t
     """Return the encoder of `inputs[0]`, unchanged, with its linear probe as head; a job function (methods.base.Job).
 
     The features are those of the clean images without augmentation. Draws no random numbers; `generator` only names the
-    device. Raises TypeError for images without labels, ValueError for images of another size.
+    device. Above `linear_probe.IN_MEMORY` numbers the features lie in a temporary file (see `streamed_probe`). Raises
+    TypeError for images without labels, ValueError for images of another size, OSError where the disk is full.
     """
     _need_labels(data)
     stock = inputs[0]
     check_size(data, stock.architecture)
     model = Classifier(stock.architecture, data.classes).to(generator.device).eval()
     model.encoder.load_state_dict(stock.part("encoder"))
-    weight, bias = linear_probe(features(model, data, generator.device), data.labels, data.classes, l2=config.l2)
+    found = features(model, data, generator.device)
+    if len(data) * (stock.architecture.dim + data.classes) <= IN_MEMORY:
+        weight, bias = linear_probe(torch.cat(list(found)), data.labels, data.classes, l2=config.l2)
+    else:
+        weight, bias = streamed_probe(found, data.labels, data.classes, generator.device, l2=config.l2)
     encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
     return Weights(stock.architecture, encoder | {"head.weight": weight.cpu(), "head.bias": bias.cpu()})
 
 
 @torch.no_grad()
-def features(model: Classifier, data: Unlabelled, device: torch.device) -> Tensor:
-    """Return representations of images without augmentation, float32 [n, dim], on `device`."""
-    every = torch.arange(len(data), device=data.images.device)
-    return torch.cat(
-        [
-            model.features(take(data.images, indices, device).float() / 255)
-            for indices in torch.split(every, _FEATURE_BATCH)
-        ]
-    )
-
-
-def linear_probe(features: Tensor, labels: Tensor, classes: int, *, l2: float = 1e-2) -> tuple[Tensor, Tensor]:
-    """Fit multinomial logistic regression on standardised features, folded for raw ones: weight [classes, d], bias.
-
-    Minimises mean cross-entropy + l2 / 2 |W|^2 (bias free) over z = (f - mean) / (deviation + 1e-5) by L-BFGS in
-    float64, from zero; then W' = W / (deviation + 1e-5) and b' = b - W' mean, so that logits of f and z are equal.
-    features: [n, d]; labels: int64 [n]. Raises ValueError unless l2 is positive (else the optimum may be infinite).
-    """
-    if l2 <= 0:
-        raise ValueError(f"l2 must be positive, not {l2}")
-    raw = features.detach().double()
-    labels = labels.to(raw.device)
-    mean, deviation = raw.mean(0), raw.std(0, unbiased=False) + _SMALLEST_DEVIATION
-    standard = (raw - mean) / deviation
-    weight = torch.zeros(classes, raw.shape[1], dtype=raw.dtype, device=raw.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=raw.dtype, device=raw.device, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=500,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = F.cross_entropy(F.linear(standard, weight, bias), labels) + l2 / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    folded = weight.detach() / deviation
-    return folded.float(), (bias.detach() - folded @ mean).float()
+def features(model: Classifier, data: Unlabelled, device: torch.device) -> Iterator[Tensor]:
+    """Yield representations of images without augmentation, in order, in batches float32 [*, dim] on `device`."""
+    for _, images in loaded(data.images, InOrder(len(data), _FEATURE_BATCH, data.images.device), device):
+        yield model.features(images.float() / 255)
 
 
 def _need_labels(data: Unlabelled | None) -> None:

@@ -17,7 +17,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from methods.base import Checkpointer, Images, Unlabelled
+from methods.base import Checkpointer, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup, uneven
 from methods.nets.weights import AnyArchitecture
 from methods.nets.weights import reset as reset
@@ -79,6 +79,10 @@ class Batches:
         self._place += self._size
         return self._order[self._place - self._size : self._place]
 
+    def following(self) -> Tensor | None:
+        """Return the next batch without taking it; None at the end of an epoch, whose successor is not drawn yet."""
+        return self._order[self._place : self._place + self._size] if self._place < len(self._order) else None
+
     def state_dict(self) -> dict[str, Any]:
         return {"order": self._order.clone(), "place": self._place}
 
@@ -119,11 +123,6 @@ class Progress:
     keep: Checkpointer
     parts: Sequence[Stateful]
     generator: torch.Generator
-
-
-def take(images: Images, indices: Tensor, device: torch.device) -> Tensor:
-    """Return the chosen images on the training device; the pool itself stays where it is."""
-    return images[indices].to(device, non_blocking=True)
 
 
 def check_size(data: Unlabelled, architecture: AnyArchitecture) -> None:
@@ -196,7 +195,8 @@ def train(
     _refuse_divergence(losses)
     if progress is not None:
         progress.keep.finished(losses)
-    if not all(torch.isfinite(parameter).all() for group in groups for parameter in group.parameters):
+    finite = [torch.isfinite(parameter).all() for group in groups for parameter in group.parameters]
+    if not torch.stack(finite).all():
         raise FloatingPointError("training ended with parameters that are not finite; lower the learning rate")
     return losses
 

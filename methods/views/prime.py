@@ -93,8 +93,8 @@ def draw(count: int, side: int, strength: Strength, generator: torch.Generator, 
     exponentials = -torch.log1p(-weights) + 1e-12
     chosen = (kinds * TRANSFORMS).long().clamp_(max=TRANSFORMS - 1).view(count, CHAINS, DEPTH)
     return Drawn(
-        mix[:, 0].float().to(device),
-        (exponentials / exponentials.sum(1, keepdim=True)).float().to(device),
+        mix[:, 0].float().to(device, non_blocking=True),
+        (exponentials / exponentials.sum(1, keepdim=True)).float().to(device, non_blocking=True),
         1 + (depths * DEPTH).long().clamp_(max=DEPTH - 1),
         tuple(
             _draw_step(chosen[:, :, step], scalars[step], side, strength, generator, share, whole)
@@ -174,7 +174,7 @@ def prime(images: Tensor, drawn: Drawn) -> Tensor:
             # Selected on the CPU, where the numbers are: a query to the device would wait for it.
             chosen = torch.nonzero(((step.kinds == kind) & (drawn.depths > number)).flatten()).flatten()
             if len(chosen):
-                where = chosen.to(images.device)
+                where = chosen.to(images.device, non_blocking=True)
                 before = chains.index_select(0, where)
                 match kind:
                     case 0:

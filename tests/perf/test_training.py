@@ -20,8 +20,10 @@ from torchvision import transforms
 
 from bench.execution.checkpointing import FileCheckpointer
 from bench.execution.progress_files import ProgressWriter
+from methods.base import Unlabelled
 from methods.nets import vit
-from methods.nets.weights import Architecture, build_encoder
+from methods.nets.weights import Architecture, Normalise, Weights, build_encoder
+from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.objectives import mae
 from methods.training.loop import ParameterGroup, Progress, reset, schedule, train
 from methods.views.ssl_views import Views
@@ -148,3 +150,39 @@ def test_the_loop_adds_little_to_a_bare_one(benchmark: BenchmarkFixture, watched
     name = "training loop, watched" if watched else "training loop"
     sys.stderr.write(f"\n{name}: {math.exp(mean) - 1:+.1%} over a bare one, at most {upper:+.1%} (95 %)\n")
     assert upper <= 0.05
+
+
+def test_a_whole_ingredient_adds_little_to_a_bare_loop(benchmark: BenchmarkFixture) -> None:
+    """Order, images, views, loss, schedule and checks of `inter_train` against the same arithmetic written plainly."""
+    torch.set_num_threads(1)
+    shape = Architecture(image_size=32, patch_size=4, dim=64, depth=4, heads=4, decoder_dim=32, decoder_heads=4)
+    encoder = build_encoder(shape)
+    reset(encoder, torch.Generator().manual_seed(0))
+    stock = Weights(shape, {f"encoder.{name}": value.clone() for name, value in encoder.state_dict().items()})
+    images = torch.randint(0, 256, (512, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    config, steps = Ingredient(mae.Config(), steps=8, batch_size=64), 8
+
+    def whole() -> object:
+        return inter_train([stock], Unlabelled(images, "pool"), config, torch.Generator().manual_seed(0))
+
+    def plain() -> None:
+        generator = torch.Generator().manual_seed(0)
+        own = build_encoder(shape)
+        own.load_state_dict(stock.part("encoder"))
+        objective = config.objective.build(stock, generator)
+        normalise = Normalise(shape.mean, shape.std)
+        groups = [[p for p in part.parameters() if p.requires_grad] for part in (own, objective)]
+        optimiser = torch.optim.AdamW([{"params": group} for group in groups], lr=1e-3, weight_decay=0.01, fused=True)
+        for rows in torch.randperm(512, generator=generator).split(64):
+            objective.loss(own, [normalise(config.views(images[rows], generator))], generator).backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+    assert steps == 512 // 64
+    plain(), whole()
+    logs = np.log(paired(plain, whole, 25))
+    mean, error = logs.mean(), logs.std(ddof=1) / math.sqrt(len(logs))
+    benchmark.extra_info["overhead"] = math.exp(mean) - 1
+    benchmark.pedantic(whole, rounds=1)
+    sys.stderr.write(f"\nwhole ingredient: {math.exp(mean) - 1:+.1%} over a bare loop, +- {2 * error:.1%}\n")
+    assert math.exp(mean - 2 * error) <= 1.03

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from methods.nets import flops
 from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
 
-_SMALLEST = 1e-6
+_NEAR = 1e-3  # of one minus the cosine; from here on float32 knows it to four digits
 
 
 @component("methods.selfsoup.objectives.mmcr.Config")
@@ -46,9 +47,18 @@ def capacity_loss(first: Tensor, second: Tensor, *, local: bool) -> Tensor:
         loss = -singular.sum() / len(first)
         if local:
             cosine = (first * second).sum(1)
-            # The slope of sqrt is infinite at 0, where both views agree (or are opposite).
-            loss = loss + ((1 + cosine).clamp(min=_SMALLEST).sqrt() + (1 - cosine).clamp(min=_SMALLEST).sqrt()).mean()
+            loss = loss + (_root(1 + cosine, first + second) + _root(1 - cosine, first - second)).mean()
         return loss
+
+
+def _root(square: Tensor, vectors: Tensor) -> Tensor:
+    """Return the square root of 1 + rho (or 1 - rho), [n], given the sum (or difference) of both unit vectors [n, d].
+
+    It is the length of that vector over sqrt 2. Near 0 the number itself is mostly rounding and the slope of its root
+    has no bound; the length is exact to rounding and its slope is at most 1 / sqrt 2, and 0 where it vanishes.
+    """
+    length = torch.linalg.vector_norm(vectors, dim=1) / math.sqrt(2)
+    return torch.where(square < _NEAR, length, square.clamp(min=_NEAR).sqrt())
 
 
 class ManifoldCapacity(base.Objective):

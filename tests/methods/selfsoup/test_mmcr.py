@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -71,6 +72,34 @@ def test_invariances(local: bool) -> None:
     assert float(capacity_loss(first[order], second[order], local=local)) == pytest.approx(loss, rel=1e-5)
     assert float(capacity_loss(first * 5, second / 3, local=local)) == pytest.approx(loss, rel=1e-5)
     assert float(capacity_loss(first[order], second, local=local)) != pytest.approx(loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("apart", [1e-2, 1e-3, 1e-4, 1e-6])
+def test_nearly_equal_views_have_the_exact_local_term_and_slope(apart: float, sign: float) -> None:
+    """Against singular values in float64, where two views are at a small angle, or nearly opposite."""
+    base, aside = (F.normalize(rows(40, 8, seed), dim=1) for seed in (3, 4))
+    given = (base, sign * base + apart * aside)
+
+    def local(views: tuple[Tensor, ...], term: Callable[..., Tensor]) -> tuple[float, Tensor]:
+        own = views[0].clone().requires_grad_()
+        value = term(own, views[1])
+        value.backward()
+        assert own.grad is not None
+        return float(value), own.grad.double()
+
+    def ours(first: Tensor, second: Tensor) -> Tensor:
+        return capacity_loss(first, second, local=True) - capacity_loss(first, second, local=False)
+
+    def exact(first: Tensor, second: Tensor) -> Tensor:
+        units = torch.stack([F.normalize(first, dim=1), F.normalize(second, dim=1)], 1)
+        return torch.linalg.svdvals(units).sum(1).mean()
+
+    value, slope = local(given, ours)
+    expected, exact_slope = local(tuple(view.double() for view in given), exact)
+    assert value == pytest.approx(expected, abs=1e-6)
+    # The direction between two vectors of float32 is known to about 1e-7 / apart.
+    assert float((slope - exact_slope).norm() / exact_slope.norm()) < 1e-4 + 3e-7 / apart
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import methods.soups.season
 from methods.base import Labelled, Unlabelled
 from methods.nets.weights import Architecture, Classifier, Weights
 from methods.soups.season import (
@@ -242,6 +246,26 @@ def test_measuring_from_the_stock_changes_no_step() -> None:
     torch.testing.assert_close(steps[0], steps[1], rtol=1e-9, atol=1e-12)
     assert abs(float(steps[0].sum())) < 1e-12
     assert (whole - from_start.dots).std() < 1e-9
+
+
+def test_blocks_of_images_change_nothing_and_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.randn(101, 8, generator=torch.Generator().manual_seed(1))
+    labels = torch.randint(0, 7, (101,), generator=torch.Generator().manual_seed(2))
+    whole = nearest_neighbour_accuracy(features, labels, 7, neighbours=9)
+    largest: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            largest.extend(value.numel() for value in tree_leaves(out) if isinstance(value, torch.Tensor))
+            return out
+
+    for at_once in (10, 2000, 5000):
+        monkeypatch.setattr(methods.soups.season, "_AT_ONCE", at_once)
+        largest.clear()
+        with Watch():
+            assert nearest_neighbour_accuracy(features, labels, 7, neighbours=9) == whole
+        assert max(largest) <= max(features.numel(), at_once + 101)
 
 
 def test_more_neighbours_than_images_are_all_the_others() -> None:
