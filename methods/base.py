@@ -112,7 +112,12 @@ class Labelled(Unlabelled):
 
 
 class Options:
-    """Base class of options, with a check that names the option at fault."""
+    """Base class of options, with a check that names the option at fault.
+
+    later: options of this class that came after it, with the default None; records leave them out where they are None.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
 
     def check(self, holds: bool, option: str, wanted: str) -> None:
         """Raise ValueError unless `holds`; the message names the method, the option, what it must be and its value."""

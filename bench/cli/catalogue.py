@@ -118,7 +118,7 @@ def _rows_named(name: str) -> list[Row]:
 
 
 def _method(name: str) -> dict[str, Any]:
-    from bench.settings.tuned_defaults import tuned_options
+    from bench.settings.shift_options import tuned_options
     from bench.shifts import SHIFTS
 
     rows = _rows_named(name)

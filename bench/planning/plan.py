@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bench.core.components import (
@@ -32,6 +33,7 @@ from bench.planning.init_from import Inherited, inherit
 from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method, parse_method, plain_values
 from bench.settings.run_spec import RunSpec
+from bench.settings.shift_options import budget_of
 from bench.shifts import find_row, load_shift
 from bench.shifts.adaptation_pools import AdaptationPools, PoolGroup, groups
 from bench.shifts.class_match import fitted
@@ -51,11 +53,14 @@ from methods.table import Access, Row
 
 Base = Weights | Inherited | nn.Module
 _JOBS_OF_A_CLUSTER = 256
+_PUBLISHED = "selfsoup_diverse_clean"
+"""The soup on clean images that a paper compares with; a baseline where a budget says how it was made."""
 BASELINES = (
     "source",
     "supervised_soup",
     "continued_ssl_soup",
     "selfsoup_clean",
+    _PUBLISHED,
     "selfsoup_single",
     "ssl_clean",
     "tent_pool",
@@ -286,7 +291,8 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _
     made_by = {"model": code_of(name)} if ".py:" in name else {}
     if shift.members is not None:
         made_by["classes"] = digest_of(shift.members)
-    norm = norm_family(base if isinstance(base, nn.Module) else base.architecture.build())
+    network = base if isinstance(base, nn.Module) else base.architecture.build()
+    weights = sum(map(torch.numel, network.state_dict().values())) if isinstance(base, Weights) else None
     return _Scene(
         spec=spec,
         shift=shift,
@@ -301,7 +307,7 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _
         digests={condition: shift.digest(scored, condition) for condition in conditions},
         base_digest=model_digest(base) if isinstance(base, nn.Module) else base.digest,
         made_by=made_by,
-        options=MethodOptions(spec, shift, norm, device),
+        options=MethodOptions(spec, shift, norm_family(network), device, weights),
     )
 
 
@@ -468,7 +474,9 @@ def _of_group(segments: tuple[Segment, ...], group: PoolGroup) -> tuple[Segment,
 def _methods(spec: RunSpec) -> list[Method]:
     names = list(spec.method)
     if spec.with_baselines:
-        names += [name for name in BASELINES if name not in names]
+        budget = budget_of(spec.shift, spec.budget)
+        published = budget is not None and _PUBLISHED in budget.options
+        names += [name for name in BASELINES if name not in names and (published or name != _PUBLISHED)]
     return [parse_method(name) for name in names]
 
 

@@ -115,6 +115,24 @@ class CleanSelfSoup(Recipe):
         return {name: job for name, job in parts.items() if not name.startswith("ingredient:")}
 
 
+class DiverseCleanSoup(CleanSelfSoup):
+    """The soup of section 4.2 of the paper: ingredients of three algorithms, on all clean train images without labels.
+
+    The paper's gains of +3.5 (ImageNet-C) and +7 (LAION-C) are those of selfsoup over this soup. MAE hides 90 % of the
+    patches and keeps one block of the decoder; MoCo v3 has temperature 1, MMCR the global and the local term.
+    """
+
+    @dataclass(frozen=True)
+    class Config(SoupOptions):
+        """Options of a Self-Soup; those of selfsoup do not apply."""
+
+        ingredients: tuple[str, ...] = (
+            "mae:mask_ratio=0.9:decoder_depth=1",
+            "mocov3:temperature=1",
+            "mmcr:local=1",
+        )
+
+
 class ContinuedSoup(Recipe):
     """One self-supervised run on clean train images, fine-tuned as often as all ingredients of the soup are, averaged.
 
