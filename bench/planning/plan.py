@@ -22,13 +22,14 @@ from bench.core.components import (
 )
 from bench.core.conditions import CLEAN, Condition, Trial, digest_of
 from bench.core.devices import cores, pick_device, pick_jobs, pick_precision
-from bench.core.errors import UsageError
+from bench.core.errors import MissingDataError, UsageError
 from bench.core.import_object import code_of, load_object
 from bench.core.offline import go_offline
 from bench.evaluation.protocols import Protocol, Segment, chains, parse_protocol, plan_stream
 from bench.execution.task_pool import Task
 from bench.models.classifiers import for_classes
 from bench.models.weights_io import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
+from bench.planning.bill import Bill, Setting, bill_of, expected, published_setting, sentences
 from bench.planning.init_from import Inherited, inherit
 from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method, parse_method, plain_values
@@ -40,7 +41,7 @@ from bench.shifts.class_match import fitted
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import Shift, labelled_source, limit_ids, pick_conditions, pick_corruptions, split_ids
 from bench.shifts.user_corruption import added
-from bench.training.job_cache import all_jobs, training_tasks
+from bench.training.job_cache import all_jobs, job_key, training_tasks
 from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
 from methods import METHODS, PLAIN
@@ -110,6 +111,7 @@ class Plan:
     entries: tuple[BoardEntry, ...]
     missing: frozenset[str]
     cooking: tuple[Task, ...]
+    bill: Bill
     notes: tuple[str, ...] = ()
 
     @property
@@ -118,7 +120,29 @@ class Plan:
 
 
 def make_plan(spec: RunSpec) -> Plan:
-    """Resolve names, data, options and keys, and find which records exist. Starts nothing and writes nothing."""
+    """Resolve names, data, options and keys, and find which records exist. Starts nothing and writes nothing.
+
+    Where data or a stock is missing, the error also says what the run would train and cost, if its shift has budgets.
+    """
+    try:
+        return _plan(spec)
+    except MissingDataError as error:
+        raise MissingDataError("\n".join([str(error), *_before_the_data(spec)])) from None
+
+
+def _before_the_data(spec: RunSpec) -> list[str]:
+    """What a run on a shift with budgets would train and cost with the published stock and images."""
+    row, methods = find_row(spec.shift), _methods(spec)
+    setting = published_setting(row)
+    ready = row.default_model and all(method.recipe.name == "source" for method in methods)
+    if setting is None or spec.model or spec.stock or spec.init_from or ready:
+        return []
+    said = list(sentences(spec, methods, expected(spec, methods, setting), setting))
+    first = f"bench run --method {','.join(spec.method)} --shift digits-c"
+    return [*said, f"without any download, right now: {first}"] if said else []
+
+
+def _plan(spec: RunSpec) -> Plan:
     devices = spec.devices or max(1, spec.slurm.gpus)
     device, jobs, threads = _where(spec, devices)
     out = spec.out or default_folder(spec)
@@ -135,6 +159,8 @@ def make_plan(spec: RunSpec) -> Plan:
     scene = _scene(spec, shift, device, name, base)
     entries = tuple(_entries(scene))
     missing = _missing(spec, out, entries)
+    cooking = _trainings(entries, missing, device, devices)
+    bill = _bill(entries, cooking)
     model = name if isinstance(base, nn.Module) else None
     return Plan(
         spec=spec,
@@ -149,8 +175,10 @@ def make_plan(spec: RunSpec) -> Plan:
         threads=threads,
         entries=entries,
         missing=missing,
-        cooking=_trainings(entries, missing, device, devices),
+        cooking=cooking,
+        bill=bill,
         notes=(
+            *sentences(spec, scene.methods, bill, _setting(scene)),
             *getattr(base, "notes", ()),
             *getattr(shift, "notes", ()),
             *_notes(base, name, entries),
@@ -176,6 +204,23 @@ def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: s
             for task in training_tasks(targets, entry.trial.seed, device, devices):
                 tasks.setdefault(task.key, task)
     return tuple(tasks.values())
+
+
+def _bill(entries: Sequence[BoardEntry], cooking: Sequence[Task]) -> Bill:
+    """The bill of the trainings that are missing."""
+    wanted = {task.key for task in cooking}
+    targets = [(job, entry.trial.seed) for entry in entries for job in (entry.job, entry.report) if job is not None]
+    jobs = {job_key(job, seed): job for target, seed in targets for job in all_jobs([target])}
+    return bill_of(job for key, job in jobs.items() if key in wanted)
+
+
+def _setting(scene: _Scene) -> Setting | None:
+    """What decides the bill of another budget; None for a ready classifier."""
+    shift, weights = scene.shift, scene.options.weights
+    if not isinstance(scene.base, Weights) or weights is None:
+        return None
+    count = len(shift.ids("train"))
+    return Setting(shift.name, shift.family, shift.classes, count, scene.base.architecture, weights)
 
 
 def _as_said(spec: RunSpec, reading: Reading) -> Reading:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from bench.core.devices import has_bf16
 from bench.core.import_object import load_object
@@ -13,12 +13,25 @@ from bench.settings.published import NOTHING, Data, Published, borrowed, publish
 from bench.settings.run_spec import RunSpec
 from bench.settings.shift_options import Budget, budget_of, has_options, tuned_options
 from bench.settings.stock_size import rates_for
-from bench.shifts.shift import Shift
+from bench.shifts.catalog import Family
 from methods import METHODS
 from methods.table import Row
 
 _COMPARED_MIXES = ("uniform", "greedy", "best", "ensemble")
 _HELD_OUT = 0.02
+
+
+class Described(Protocol):
+    """What decides the options of methods on a shift."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def classes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class MethodOptions:
     """
 
     spec: RunSpec
-    shift: Shift
+    shift: Described
     norm: str
     device: str
     weights: int | None = None

@@ -582,8 +582,5 @@ def _headline_missing(row: ShiftRow, reading: Reading) -> str:
     return (
         f"missing for {row.name} (looked in {reading.root}): the ImageNet-C tree CORRUPTION/SEVERITY/SYNSET/*.JPEG "
         "(75 GB), clean ImageNet train and val (150 GB), and for recipes an MAE ViT-B/16 stock with its decoder "
-        "(0.4 GB); bring the tree with: bench data fetch imagenet-c\n"
-        "it would cost, as in the paper, 4 inter-trainings of 100,000 steps and 16 fine-tunings of 10 epochs: "
-        "about 23 hours of one H100-class GPU at 300 TFLOP/s sustained (computed from FLOPs, not measured).\n"
-        "run this instead, right now, without any download: bench run --method selfsoup --shift digits-c"
+        "(0.4 GB); bring the tree with: bench data fetch imagenet-c"
     )

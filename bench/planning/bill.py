@@ -1,0 +1,155 @@
+"""The trainings of a run in one sentence: how many, how long, what they cost, and which budget costs less.
+
+The sentence comes from the jobs that the recipes plan. Before the data is there, the same recipes plan on stand-ins: a
+stock without weights, and images without pixels of the published number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from bench.core.import_object import load_object
+from bench.models.weights_io import MAE_BASE
+from bench.settings.method_options import MethodOptions
+from bench.settings.methods import Method
+from bench.settings.run_spec import RunSpec
+from bench.settings.shift_options import Budget, budget_of, budgets_of
+from bench.shifts.catalog import Family, ShiftRow
+from bench.training.job_cache import all_jobs, job_key
+from methods.base import Job, Labelled, Recipe, Unlabelled
+from methods.nets.weights import AnyArchitecture, Architecture, Weights
+
+TFLOPS = 300
+"""Sustained speed, in TFLOP/s, of the hours in the sentence: two fifths of what an H100 does at most in bf16."""
+
+CHEAP = "runs/cheap.toml"
+"""The run file that costs least of those with the published ingredients."""
+
+_VIT_BASE = Architecture(224, 16, 768, 12, 12, 512, 8, 16, pool="token")
+_CLASSES = 1000
+_POOL = 375_000  # half of ImageNet's validation images under 15 corruptions
+
+
+@dataclass(frozen=True)
+class Bill:
+    """The number of trainings of each kind and length, such as "inter-training of 100,000 steps", and all operations."""
+
+    counts: tuple[tuple[str, int], ...]
+    flops: float
+
+    @property
+    def hours(self) -> float:
+        """Hours of one device that sustains TFLOPS."""
+        return self.flops / (TFLOPS * 1e12) / 3600
+
+    def __str__(self) -> str:
+        kinds = [f"{count} {kind.replace('ing of', 'ings of') if count > 1 else kind}" for kind, count in self.counts]
+        listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
+        return (
+            f"{listed}: {self.flops:.2g} FLOP, about {in_time(self.hours)} of one GPU at {TFLOPS} TFLOP/s (computed "
+            "from operations, not measured; scoring comes on top)"
+        )
+
+
+def in_time(hours: float) -> str:
+    """Return hours in words of two digits: "23 hours", "1.5 hours", "40 minutes"."""
+    if hours >= 1:
+        return f"{hours:.2g} hours" if hours < 99.5 else f"{hours:,.0f} hours"
+    return f"{max(1, round(60 * hours))} minutes"
+
+
+def bill_of(jobs: Iterable[Job]) -> Bill:
+    """Return the bill of these jobs, each of which is counted."""
+    found = list(jobs)
+    counts = Counter(kind for job in found if (kind := _kind(job)))
+    return Bill(tuple(sorted(counts.items(), reverse=True)), sum(job.work.flops for job in found if job.work))
+
+
+def _kind(job: Job) -> str:
+    """Return the kind and length of a training; "" for what takes no steps."""
+    if job.work is None or not job.work.steps:
+        return ""
+    epochs = getattr(job.config, "epochs", None)
+    if epochs is not None:
+        return f"fine-tuning of {epochs} epoch{'s' * (epochs > 1)}"
+    return f"inter-training of {job.work.steps:,} step{'s' * (job.work.steps > 1)}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides the bill of a run beside its settings: the stock, the shift, the number of train images and classes."""
+
+    name: str
+    family: Family
+    classes: int
+    train_images: int
+    architecture: AnyArchitecture
+    weights: int
+
+
+def published_setting(row: ShiftRow) -> Setting | None:
+    """Return the setting of a shift before its data is there; None if its stock or its train images are not known."""
+    if not row.train_images or row.default_stock != MAE_BASE:
+        return None
+    weights = sum(map(torch.numel, _VIT_BASE.build().state_dict().values()))
+    return Setting(row.name, row.family, _CLASSES, row.train_images, _VIT_BASE, weights)
+
+
+def expected(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> Bill:
+    """Return the bill of a run whose recipes plan on stand-ins for stock and images.
+
+    Raises UsageError for invalid options.
+    """
+    options = MethodOptions(spec, setting, "ln", "cpu", setting.weights)
+    stock = Weights(setting.architecture, {})
+    size = setting.architecture.image_size
+    source = _labelled(setting, spec.labels or None, size)
+    pools = {
+        "none": None,
+        "clean": source.without_labels(),
+        "shifted": Unlabelled(torch.empty(_POOL, 3, size, size, dtype=torch.uint8, device="meta"), "stand-in pool"),
+    }
+    jobs: dict[str, Job] = {}
+    for method in methods:
+        recipe: Recipe = load_object(method.recipe.path)(options.config(method.recipe))
+        with contextlib.suppress(ValueError):  # what this stock cannot do trains nothing
+            parts = recipe.plan(stock, source, pools[recipe.pool])
+            jobs |= {job_key(job, spec.seed): job for job in all_jobs(parts.values())}
+    return bill_of(job for job in jobs.values() for _ in spec.seed_list)
+
+
+@lru_cache(maxsize=4)
+def _labelled(setting: Setting, per_class: int | None, size: int) -> Labelled:
+    count = min(setting.train_images, (per_class or setting.train_images) * setting.classes)
+    labels = torch.arange(count) % setting.classes
+    images = torch.empty(count, 3, size, size, dtype=torch.uint8, device="meta")
+    return Labelled(images, "stand-in source", labels, setting.classes)
+
+
+def sentences(spec: RunSpec, methods: Sequence[Method], bill: Bill, setting: Setting | None) -> Iterator[str]:
+    """Yield what the trainings of a run on a shift with budgets are and cost, and which budgets cost less."""
+    budget = budget_of(spec.shift, spec.budget)
+    if budget is None or not bill.counts:
+        return
+    yield f"budget {budget.name} ({budget.summary}): {bill}"
+    cheaper = [
+        f"--budget {other.name} ({other.summary}): about {in_time(cost.hours)}"
+        for other in budgets_of(spec.shift).values()
+        if setting is not None
+        and other.name != budget.name
+        and (cost := expected(_with(spec, budget, other), methods, setting)).flops < bill.flops
+    ]
+    if cheaper:
+        yield f"cheaper: {'; '.join(cheaper)}; {CHEAP} (encoders averaged first, one fine-tuning)"
+
+
+def _with(spec: RunSpec, now: Budget, other: Budget) -> RunSpec:
+    """Return the run with another budget; settings that the present one did not decide stay."""
+    own = {key: getattr(spec, key) for key in ("labels", "limit") if getattr(spec, key) != now.settings.get(key)}
+    return spec.model_copy(update={"labels": None, "limit": None, **other.settings, **own, "budget": other.name})
