@@ -194,6 +194,7 @@ def _fields(config: ast.ClassDef) -> list[Option]:
         Option(node.target.id, ast.unparse(node.annotation), ast.unparse(node.value) if node.value else "")
         for node in config.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if not ast.unparse(node.annotation).startswith("ClassVar")
     ]
 
 

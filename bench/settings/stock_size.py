@@ -1,4 +1,4 @@
-"""Default learning rates by the size of the stock, for shifts without options of their own."""
+"""Default learning rates by the size of the stock, for photographs without options of their own. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import math
 from dataclasses import fields
 from typing import Any
 
-from methods.selfsoup.recipe import SoupOptions
-from methods.training.finetune import FineTune
-
 SMALL = 1_000_000
 """Up to this many weights in the encoder, the defaults of the methods hold, which were chosen on such stocks."""
 
 BASE = 85_798_656
 """Weights of the encoder of ViT-B/16 at 224 px, for which Fuller et al. 2026 (arXiv:2602.02890) publish rates."""
 
-_AT_BASE = {"lr": 1e-4, "rate": 2.2e-5}
+AT_BASE = {"lr": 1e-4, "rate": 2.2e-5}
 """The middle of their rates at this size: {6e-5, 8e-5, 1e-4, 1.5e-4} of fine-tunings, {1, 2, 3, 4}e-5 of MAE."""
 
 
@@ -33,10 +30,13 @@ def rates_for(weights: int, config: type) -> dict[str, float]:
 
     Empty for a small stock, and for options that are neither.
     """
+    from methods.selfsoup.recipe import SoupOptions
+    from methods.training.finetune import FineTune
+
     if weights <= SMALL:
         return {}
     defaults: dict[str, Any] = {field.name: field.default for field in fields(config)}
     scaled = [
         name for name, kind in (("lr", FineTune), ("rate", SoupOptions)) if issubclass(config, kind) and name in defaults
     ]
-    return {name: float(f"{rate_at(weights, defaults[name], _AT_BASE[name]):.2g}") for name in scaled}
+    return {name: float(f"{rate_at(weights, defaults[name], AT_BASE[name]):.2g}") for name in scaled}
