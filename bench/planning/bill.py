@@ -127,7 +127,7 @@ def expected(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> Bill
 @lru_cache(maxsize=4)
 def _labelled(setting: Setting, per_class: int | None, size: int) -> Labelled:
     count = min(setting.train_images, (per_class or setting.train_images) * setting.classes)
-    labels = torch.arange(count) % setting.classes
+    labels = torch.arange(count) % max(1, min(setting.classes, count // 2))  # two of each class can be split
     images = torch.empty(count, 3, size, size, dtype=torch.uint8, device="meta")
     return Labelled(images, "stand-in source", labels, setting.classes)
 
