@@ -186,8 +186,10 @@ def _origins(row: Row, shift: str, budget: str) -> dict[str, str]:
     for step in chain:
         name = step.options_of or step.name
         of = "" if step is row else f" of {step.name}"
-        layers = ((f"budget {budget}", budgets_of(shift)[budget].options.get(name, {}) if budget else {}),
-                  (f"tuned on {shift}", tuned_options(shift, name)))
+        layers = (
+            (f"budget {budget}", budgets_of(shift)[budget].options.get(name, {}) if budget else {}),
+            (f"tuned on {shift}", tuned_options(shift, name)),
+        )
         for origin, values in layers:
             words |= {key: f"{_in_words(value)} ({origin}{of})" for key, value in values.items() if key in words}
     return words

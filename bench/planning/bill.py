@@ -59,9 +59,9 @@ class Bill:
 
 def in_time(hours: float) -> str:
     """Return hours in words of two digits: "23 hours", "1.5 hours", "40 minutes"."""
-    if hours >= 1:
-        return f"{hours:.2g} hours" if hours < 99.5 else f"{hours:,.0f} hours"
-    return f"{max(1, round(60 * hours))} minutes"
+    minutes = max(1, round(60 * hours))
+    amount, unit = (f"{hours:.2g}" if hours < 99.5 else f"{hours:,.0f}", "hour") if hours >= 1 else (minutes, "minute")
+    return f"{amount} {unit}{'' if str(amount) == '1' else 's'}"
 
 
 def bill_of(jobs: Iterable[Job]) -> Bill:
@@ -102,7 +102,12 @@ def published_setting(row: ShiftRow) -> Setting | None:
 
 
 def expected(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> Bill:
-    """Return the bill of a run whose recipes plan on stand-ins for stock and images.
+    """Return the bill of a run whose recipes plan on stand-ins. Raises UsageError for invalid options."""
+    return bill_of(job for job in expected_jobs(spec, methods, setting) for _ in spec.seed_list)
+
+
+def expected_jobs(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> list[Job]:
+    """Return the jobs that the recipes of a run plan on stand-ins for stock and images, each once, for one seed.
 
     Raises UsageError for invalid options.
     """
@@ -121,7 +126,7 @@ def expected(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> Bill
         with contextlib.suppress(ValueError):  # what this stock cannot do trains nothing
             parts = recipe.plan(stock, source, pools[recipe.pool])
             jobs |= {job_key(job, spec.seed): job for job in all_jobs(parts.values())}
-    return bill_of(job for job in jobs.values() for _ in spec.seed_list)
+    return list(jobs.values())
 
 
 @lru_cache(maxsize=4)
@@ -146,7 +151,7 @@ def sentences(spec: RunSpec, methods: Sequence[Method], bill: Bill, setting: Set
         and (cost := expected(_with(spec, budget, other), methods, setting)).flops < bill.flops
     ]
     if cheaper:
-        yield f"cheaper: {'; '.join(cheaper)}; {CHEAP} (encoders averaged first, one fine-tuning)"
+        yield f"cheaper: {'; '.join(cheaper)}; {CHEAP} (encoders averaged first: one fine-tuning of the soup and of each ingredient)"
 
 
 def _with(spec: RunSpec, now: Budget, other: Budget) -> RunSpec:

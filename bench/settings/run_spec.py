@@ -119,7 +119,7 @@ def read_severities(value: Any) -> tuple[float, ...]:
 def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
     """Merge settings, where later layers override earlier ones and `set` merges by option, and validate them.
 
-    The settings of the run's budget come before all layers. Raises UsageError for unknown, missing and invalid settings.
+    The settings of the run's budget come before all layers. Raises UsageError for unknown, missing or invalid settings.
     """
     merged: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}

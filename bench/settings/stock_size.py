@@ -37,6 +37,8 @@ def rates_for(weights: int, config: type) -> dict[str, float]:
         return {}
     defaults: dict[str, Any] = {field.name: field.default for field in fields(config)}
     scaled = [
-        name for name, kind in (("lr", FineTune), ("rate", SoupOptions)) if issubclass(config, kind) and name in defaults
+        name
+        for name, kind in (("lr", FineTune), ("rate", SoupOptions))
+        if issubclass(config, kind) and name in defaults
     ]
     return {name: float(f"{rate_at(weights, defaults[name], AT_BASE[name]):.2g}") for name in scaled}

@@ -214,7 +214,7 @@ def test_a_budget_is_less_than_what_is_set_by_hand(root: Path, own: None) -> Non
     assert (trial.labels_per_class, trial.limit) == (3, 16)
     assert plan.notes[0].startswith("budget smoke (")
     # The sentence is that of the plan: 1 ingredient; 4 fine-tunings of it, and the 4 that source and its soup share.
-    kinds = {kind: count for kind, count in plan.bill.counts}
+    kinds = dict(plan.bill.counts)
     assert kinds == {"inter-training of 4 steps": 1, "fine-tuning of 3 epochs": 4, "fine-tuning of 1 epoch": 8}
 
 
