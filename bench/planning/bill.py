@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from bench.shifts.catalog import Family, ShiftRow
 from bench.training.job_cache import all_jobs, job_key
 from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.nets.weights import AnyArchitecture, Architecture, Weights
+from methods.selfsoup.recipe import SelfSoup
 
 TFLOPS = 300
 """Sustained speed, in TFLOP/s, of the hours in the sentence: two fifths of what an H100 does at most in bf16."""
@@ -38,7 +40,7 @@ _POOL = 375_000  # half of ImageNet's validation images under 15 corruptions
 
 @dataclass(frozen=True)
 class Bill:
-    """The number of trainings of each kind and length, such as "inter-training of 100,000 steps", and all operations."""
+    """How many trainings there are of each kind and length ("inter-training of 100,000 steps"), and all operations."""
 
     counts: tuple[tuple[str, int], ...]
     flops: float
@@ -83,7 +85,7 @@ def _kind(job: Job) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides the bill of a run beside its settings: the stock, the shift, the number of train images and classes."""
+    """What decides the bill of a run beside its settings: the shift, its train images and classes, the stock."""
 
     name: str
     family: Family
@@ -115,7 +117,7 @@ def expected_jobs(spec: RunSpec, methods: Sequence[Method], setting: Setting) ->
     stock = Weights(setting.architecture, {})
     size = setting.architecture.image_size
     source = _labelled(setting, spec.labels or None, size)
-    pools = {
+    pools: dict[str, Unlabelled | None] = {
         "none": None,
         "clean": source.without_labels(),
         "shifted": Unlabelled(torch.empty(_POOL, 3, size, size, dtype=torch.uint8, device="meta"), "stand-in pool"),
@@ -124,7 +126,11 @@ def expected_jobs(spec: RunSpec, methods: Sequence[Method], setting: Setting) ->
     for method in methods:
         recipe: Recipe = load_object(method.recipe.path)(options.config(method.recipe))
         with contextlib.suppress(ValueError):  # what this stock cannot do trains nothing
-            parts = recipe.plan(stock, source, pools[recipe.pool])
+            pool = pools[recipe.pool]
+            also = recipe.config.also_on if isinstance(recipe, SelfSoup) else None
+            others = {name: Unlabelled(pool.images, f"stand-in {name}") for name in also or () if pool is not None}
+            more: dict[str, Any] = {"others": others} if others else {}
+            parts = recipe.plan(stock, source, pool, **more)
             jobs |= {job_key(job, spec.seed): job for job in all_jobs(parts.values())}
     return list(jobs.values())
 
@@ -151,7 +157,7 @@ def sentences(spec: RunSpec, methods: Sequence[Method], bill: Bill, setting: Set
         and (cost := expected(_with(spec, budget, other), methods, setting)).flops < bill.flops
     ]
     if cheaper:
-        yield f"cheaper: {'; '.join(cheaper)}; {CHEAP} (encoders averaged first: one fine-tuning of the soup and of each ingredient)"
+        yield f"cheaper: {'; '.join(cheaper)}; {CHEAP} (encoders averaged first: a third of the fine-tunings)"
 
 
 def _with(spec: RunSpec, now: Budget, other: Budget) -> RunSpec:

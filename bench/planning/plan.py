@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,26 @@ from bench.shifts import find_row, load_shift
 from bench.shifts.adaptation_pools import AdaptationPools, PoolGroup, groups
 from bench.shifts.class_match import fitted
 from bench.shifts.data_root import Reading
-from bench.shifts.shift import Shift, labelled_source, limit_ids, pick_conditions, pick_corruptions, split_ids
+from bench.shifts.shift import (
+    Shift,
+    labelled_source,
+    limit_ids,
+    pick_conditions,
+    pick_corruptions,
+    split_ids,
+    trained_on,
+)
 from bench.shifts.user_corruption import added
 from bench.training.job_cache import all_jobs, job_key, training_tasks
 from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
 from methods import METHODS, PLAIN
-from methods.base import Job, Labelled, Recipe
+from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.nets.weights import Weights
 from methods.norms import norm_family
 from methods.selfsoup.mixing_options import CONNECTIVITY
 from methods.selfsoup.objectives import mae
+from methods.selfsoup.recipe import SelfSoup
 from methods.table import Access, Row
 
 Base = Weights | Inherited | nn.Module
@@ -156,7 +166,7 @@ def _plan(spec: RunSpec) -> Plan:
     own = added(spec.corruption)
     reading = _as_said(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
     shift, reading = fitted(spec.shift, base, reading)
-    scene = _scene(spec, shift, device, name, base)
+    scene = _scene(spec, shift, device, name, base, reading)
     entries = tuple(_entries(scene))
     missing = _missing(spec, out, entries)
     cooking = _trainings(entries, missing, device, devices)
@@ -216,11 +226,11 @@ def _bill(entries: Sequence[BoardEntry], cooking: Sequence[Task]) -> Bill:
 
 def _setting(scene: _Scene) -> Setting | None:
     """What decides the bill of another budget; None for a ready classifier."""
-    shift, weights = scene.shift, scene.options.weights
+    shift, weights = trained_on(scene.shift), scene.options.weights
     if not isinstance(scene.base, Weights) or weights is None:
         return None
     count = len(shift.ids("train"))
-    return Setting(shift.name, shift.family, shift.classes, count, scene.base.architecture, weights)
+    return Setting(scene.shift.name, shift.family, shift.classes, count, scene.base.architecture, weights)
 
 
 def _as_said(spec: RunSpec, reading: Reading) -> Reading:
@@ -298,6 +308,7 @@ class _Scene:
     adapt: np.ndarray
     scored: np.ndarray
     digests: dict[Condition, str]
+    pool_of: Callable[[str], Unlabelled]
     base_digest: str
     made_by: Mapping[str, str]
     options: MethodOptions
@@ -317,12 +328,21 @@ def _entries(scene: _Scene) -> Iterator[BoardEntry]:
     pools = AdaptationPools(shift, scene.adapt, scene.spec.split)
     for seed in scene.spec.seed_list:
         labelled = _Labels(shift)
-        source = labelled_source(shift, scene.labels, seed) if scene.from_stock else None
+        source = labelled_source(trained_on(shift), scene.labels, seed) if scene.from_stock else None
         for method in scene.methods:
             yield from _entries_of(scene, method, seed, source, pools, labelled)
 
 
-def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _Scene:
+def _pool_of(spec: RunSpec, base: Base, reading: Reading, name: str) -> Unlabelled:
+    """The adapt half of another shift under all of its corruptions, read and limited as that of the run."""
+    shift, _ = fitted(name, base, replace(reading, added=(), classes=None, label=None, part=None))
+    conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, None, spec.split)))
+    adapt, _ = split_ids(shift.ids("dev" if spec.split == "dev" else "test"), spec.split)
+    (group,) = groups(conditions, "mixed")
+    return AdaptationPools(shift, limit_ids(adapt, spec.limit), spec.split).shifted(group)
+
+
+def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base, reading: Reading) -> _Scene:
     """Pick conditions and images. Raises UsageError where the methods, the base or the shift do not fit each other."""
     methods = tuple(_methods(spec))
     _check_options(spec, methods)
@@ -336,6 +356,8 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _
     made_by = {"model": code_of(name)} if ".py:" in name else {}
     if shift.members is not None:
         made_by["classes"] = digest_of(shift.members)
+    if isinstance(base, Weights) and (source := trained_on(shift)) is not shift:
+        made_by["learnt"] = f"{source.classes} classes"
     network = base if isinstance(base, nn.Module) else base.architecture.build()
     weights = sum(map(torch.numel, network.state_dict().values())) if isinstance(base, Weights) else None
     return _Scene(
@@ -350,6 +372,7 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _
         adapt=adapt,
         scored=scored,
         digests={condition: shift.digest(scored, condition) for condition in conditions},
+        pool_of=cache(partial(_pool_of, spec, base, reading)),
         base_digest=model_digest(base) if isinstance(base, nn.Module) else base.digest,
         made_by=made_by,
         options=MethodOptions(spec, shift, norm_family(network), device, weights),
@@ -394,11 +417,14 @@ def _entries_of(
     met = shifted if pooled or len(chains(segments)) < len(conditions) else _met(base)
     for group in _groups(recipe, conditions, segments):
         own = segments if group is None else _of_group(segments, group)
-        parts = _parts(method, recipe, base, source, pools, group)
+        others = _others(recipe, scene)
+        parts = _parts(method, recipe, base, source, pools, group, others)
         report = parts.pop(CONNECTIVITY, None)
         if isinstance(base, Inherited):
             parts = {"": base.jobs[seed]}
         pool = pools.shifted(group).digest if pooled and group is not None else None
+        if pool is not None and others:
+            pool = digest_of([pool, *(images.digest for images in others.values())])
         for number, (part, job) in enumerate(_named(parts, method).items()):
             identities = _identities(scene, trial, method, part, own, met, pool, labelled)
             yield BoardEntry(
@@ -525,6 +551,15 @@ def _methods(spec: RunSpec) -> list[Method]:
     return [parse_method(name) for name in names]
 
 
+def _others(recipe: Recipe | None, scene: _Scene) -> dict[str, Unlabelled]:
+    """The pools of the other shifts on which a Self-Soup has ingredients, by name. Raises UsageError."""
+    if not isinstance(recipe, SelfSoup) or not recipe.config.also_on:
+        return {}
+    if scene.shift.name in recipe.config.also_on:
+        raise UsageError(f"selfsoup.also_on names {scene.shift.name}, the shift of the run; name others")
+    return {name: scene.pool_of(name) for name in recipe.config.also_on}
+
+
 def _parts(
     method: Method,
     recipe: Recipe | None,
@@ -532,12 +567,14 @@ def _parts(
     source: Labelled | None,
     pools: AdaptationPools,
     group: PoolGroup | None,
+    others: Mapping[str, Unlabelled],
 ) -> dict[str, Job | None]:
     """The jobs that a recipe plans, by part. Raises UsageError for options that exclude each other."""
     if recipe is None or source is None or not isinstance(base, Weights):
         return {"": None}
     pool = pools.shifted(group) if group is not None else pools.clean() if recipe.pool == "clean" else None
     more: dict[str, Any] = {"val": pools.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
+    more |= {"others": others} if others else {}
     try:
         return dict(recipe.plan(base, source, pool, **more))
     except ValueError as error:

@@ -22,7 +22,7 @@ def rate_at(weights: int, small: float, base: float) -> float:
     In between and beyond a power law through both, which falls as networks grow.
     """
     share = math.log(max(weights, SMALL) / SMALL) / math.log(BASE / SMALL)
-    return small * (base / small) ** share
+    return float(small * (base / small) ** share)
 
 
 def rates_for(weights: int, config: type) -> dict[str, float]:

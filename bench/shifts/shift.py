@@ -138,6 +138,12 @@ def pick_conditions(shift: Shift, asked: Sequence[Condition]) -> tuple[Condition
     return (*([CLEAN] if shift.has_clean and not only_natural else []), *shifted)
 
 
+def trained_on(shift: Shift) -> Shift:
+    """Return the shift whose train images recipes learn from: the shift itself, or all classes of which it has some."""
+    whole = getattr(shift, "whole_source", None)
+    return whole() if whole is not None else shift
+
+
 def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
     """Return clean labelled images: all train images, or `per_class` of each class, drawn for this seed.
 

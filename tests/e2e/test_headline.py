@@ -15,13 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.core.errors import UsageError
 from bench.models.weights_io import MAE_BASE
 from bench.planning.bill import Setting, expected
 from bench.planning.plan import Plan, make_plan
 from bench.settings.methods import parse_method
 from bench.settings.run_spec import make_spec
 from bench.shifts.imagenet import synsets
+from bench.shifts.shift import trained_on
 from bench.training.job_cache import all_jobs, job_key, stock_of
+from methods.base import Labelled
 from methods.nets.weights import Architecture, build_encoder, sine_cosine_positions
 from methods.selfsoup.objectives.mae import Decoder
 from methods.training.loop import reset
@@ -229,6 +232,61 @@ def test_the_bill_before_the_data_is_that_of_the_plan(root: Path, own: None) -> 
     assert "cheaper: --budget short" in plan.notes[1]
     short = planned(root, budget="short")
     assert short.bill.flops < plan.bill.flops / 5
+
+
+def test_recipes_learn_all_classes_where_superclasses_are_scored(root: Path, own: None) -> None:
+    write_mae(root / "stocks" / f"{MAE_BASE}.pth")
+    superclasses = planned(root, shift="laion-c-gen", corruption="mosaic,stickers", budget="smoke")
+    everything = planned(root, shift="imagenet-c", budget="smoke")
+    for method in ("source", "supervised_soup"):
+        (one, *_), (other, *_) = (
+            [entry for entry in plan.entries if entry.trial.method == method] for plan in (superclasses, everything)
+        )
+        assert one.job is not None
+        assert other.job is not None
+        assert {job.data.classes for job in all_jobs([one.job]) if isinstance(job.data, Labelled)} == {1000}
+        assert superclasses.shift.classes == 16
+    # Dev images of the superclasses are dev images of all classes, so no recipe learns from them.
+    shift = superclasses.shift
+    assert not set(shift.ids("dev").tolist()) & set(shift.ids("train").tolist())
+    whole = trained_on(shift)
+    assert whole.classes == 1000
+    kept = {int(row) for row in whole._train().at(whole.ids("train"))}  # type: ignore[attr-defined]
+    assert not kept & {int(row) for row in shift._train().at(shift.ids("dev"))}  # type: ignore[attr-defined]
+
+
+def test_a_union_has_the_ingredients_of_both_shifts(root: Path, own: None) -> None:
+    write_mae(root / "stocks" / f"{MAE_BASE}.pth")
+    union = {"selfsoup": {"also_on": ["laion-c-gen"], "ingredients": ["mae", "stock"]}}
+    plan = planned(root, budget="smoke", set=union)
+    inter = configs(plan, "selfsoup", "soup", "inter_train")
+    assert len(inter) == 2
+    assert len(configs(plan, "selfsoup", "soup", "fine_tune")) == 12
+    parts = [entry.part for entry in plan.entries if entry.part and "laion-c-gen" in entry.part]
+    assert parts == [f"ingredient:mae on laion-c-gen@{scale}" for scale in ("0.6", "0.8", "1", "1.5")]
+    alone = planned(root, budget="smoke", set={"selfsoup": {"ingredients": ["mae", "stock"]}})
+    keys = {entry.part: set(entry.keys.values()) for entry in alone.entries if entry.trial.method == "selfsoup"}
+    assert not set.union(*keys.values()) & set(plan.keys)
+    with pytest.raises(UsageError, match="also_on names imagenet-c, the shift of the run"):
+        planned(root, budget="smoke", set={"selfsoup": {"also_on": ["imagenet-c"]}})
+    with pytest.raises(UsageError, match="one pool; run selfsoup_single without also_on"):
+        planned(root, method="selfsoup_single", budget="smoke", set=union)
+
+
+@pytest.mark.slow
+def test_a_union_is_scored_on_both_shifts(bench: Bench, root: Path) -> None:
+    write_mae(root / "stocks" / f"{MAE_BASE}.pth")
+    shared = ["--data-root", str(root), "--jobs", "1", "--budget", "smoke", "--json"]
+    union = ["--set", "selfsoup.also_on=['laion-c-gen']", "--set", "selfsoup.ingredients=['mae']"]
+    done = bench(
+        "run", "--method", "selfsoup", "--shift", "imagenet-c", "--corruption", "fog", *union, *shared, "--out", "u"
+    )
+    assert done.returncode == 0, done.stderr
+    there = ["--shift", "laion-c-gen", "--corruption", "stickers", "--init-from", "u:selfsoup", "--out", "v"]
+    done = bench("run", "--method", "source", *there, *shared)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    assert row["track"] == "D"
 
 
 def test_without_the_data_one_command_is_named(bench: Bench, tmp_path: Path) -> None:
