@@ -229,7 +229,7 @@ def _shift(name: str) -> dict[str, Any]:
     if ".py" in name:
         return _own_shift(name)
     row = SHIFTS[nearest(name.partition(":")[0], SHIFTS, "shift")]
-    budgets = {budget.name: budget.summary for budget in budgets_of(row.name).values()}
+    budgets = [f"{budget.name}: {budget.summary}" for budget in budgets_of(row.name).values()]
     facts = {key: value for key, value in asdict(row).items() if key not in ("path", "options_from")}
     return {**facts, **({"budgets": budgets} if budgets else {})}
 

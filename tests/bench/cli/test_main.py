@@ -205,7 +205,7 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
         (["list", "methods", "shifts"], 2, "unexpected extra argument(s) (shifts)"),
         (["list", "methods", "--jsn"], 2, "--json"),
         (["show", "method"], 2, "Missing argument 'name'"),
-        (["show", "method", "tent", "bn"], 2, "unexpected extra argument(s) (bn)"),
+        (["show", "method", "tent", "bn"], 2, "unknown shift 'bn'"),
         (["run"], 2, "bench run --demo"),
         (["run", "--method", "tent"], 2, "--shift NAME"),
         (["run", "nothing.toml"], 2, "no run file nothing.toml"),

@@ -119,7 +119,7 @@ def test_what_is_shown_says_where_each_option_comes_from() -> None:
     assert "less for larger stocks" in _method("source", "folder:x")["in_force"]["folder:x"]["lr"]
     assert list(_method("sar", "imagenet-c")["in_force"]) == ["imagenet-c-bn", "imagenet-c-gn", "imagenet-c-ln"]
     assert "imagenet-c, budget paper" in _method("selfsoup")["in_force"]
-    assert _shift("laion-c")["budgets"]["short"].startswith("a tenth")
+    assert _shift("laion-c")["budgets"][1].startswith("short: a tenth")
 
 
 def test_the_bill_of_the_paper_is_the_estimate_of_its_cost() -> None:
