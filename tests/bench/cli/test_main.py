@@ -278,11 +278,12 @@ def test_the_headline_command_says_what_is_missing_what_it_costs_and_what_to_run
     done = bench("run", "--method", "selfsoup", "--shift", "imagenet-c")
     assert done.code == 3
     lines = done.err.strip().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     for needed in ("ImageNet-C tree", "clean ImageNet", "MAE"):
         assert needed in lines[0]
     assert "hours" in lines[1]
-    assert "bench run --method selfsoup --shift digits-c" in lines[2]
+    assert lines[2].startswith("cheaper: --budget short")
+    assert "bench run --method selfsoup --shift digits-c" in lines[3]
 
 
 def test_a_run_prints_the_board_alone_on_stdout(bench: Bench, settings: dict[str, Any]) -> None:
