@@ -95,14 +95,15 @@ class Labelled(Unlabelled):
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the fraction to hold out must lie in (0, 1), not {fraction}")
+        counts = torch.bincount(self.labels, minlength=self.classes)
+        if len(single := (counts == 1).nonzero()[:, 0]):
+            raise ValueError(f"class {single[0]} has one labelled image, so none can be held out; give more labels")
+        kept = counts - (fraction * counts.double()).round().long().clamp(min=1)
+        by_class = self.labels.argsort(stable=True)
+        sorted_labels = self.labels[by_class]
+        place = torch.arange(len(self)) - (counts.cumsum(0) - counts)[sorted_labels]
         held = torch.zeros(len(self), dtype=torch.bool)
-        for label in range(self.classes):
-            rows = (self.labels == label).nonzero()[:, 0]
-            if len(rows) == 0:
-                continue
-            if len(rows) < 2:
-                raise ValueError(f"class {label} has one labelled image, so none can be held out; give more labels")
-            held[rows[len(rows) - max(1, round(fraction * len(rows))) :]] = True
+        held[by_class] = place >= kept[sorted_labels]
         return self._rows(~held, f"without {fraction:g}"), self._rows(held, f"the {fraction:g} held out")
 
     def _rows(self, chosen: Tensor, what: str) -> Labelled:
@@ -112,7 +113,12 @@ class Labelled(Unlabelled):
 
 
 class Options:
-    """Base class of options, with a check that names the option at fault."""
+    """Base class of options, with a check that names the option at fault.
+
+    later: options of this class that came after it, with the default None; records leave them out where they are None.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
 
     def check(self, holds: bool, option: str, wanted: str) -> None:
         """Raise ValueError unless `holds`; the message names the method, the option, what it must be and its value."""

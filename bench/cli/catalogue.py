@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from bench.core.console import print_json, print_text, table
@@ -117,9 +117,11 @@ def _rows_named(name: str) -> list[Row]:
     return rows or [method.recipe]
 
 
-def _method(name: str) -> dict[str, Any]:
-    from bench.settings.tuned_defaults import tuned_options
-    from bench.shifts import SHIFTS
+def _method(name: str, shift: str = "") -> dict[str, Any]:
+    from bench.settings.shift_options import tuned_options
+    from bench.shifts import SHIFTS, find_row
+
+    shifts = [find_row(shift).name] if shift else list(SHIFTS)
 
     rows = _rows_named(name)
     shown = []
@@ -135,9 +137,9 @@ def _method(name: str) -> dict[str, Any]:
                 "citation": row.citation,
                 "options": [asdict(option) for option in options],
                 "tuned": {
-                    shift: values for shift in SHIFTS if (values := tuned_options(shift, row.options_of or row.name))
+                    each: values for each in shifts if (values := tuned_options(each, row.options_of or row.name))
                 },
-                **_published(row),
+                **(_published(row, shift) if row.kind == "adapter" else _in_force(row, shifts, given=bool(shift))),
                 "description": text,
             }
         )
@@ -152,13 +154,63 @@ _DATA = {
 }
 
 
-def _published(row: Row) -> dict[str, Any]:
-    if row.kind != "adapter":
-        return {}
+def _in_force(row: Row, shifts: Sequence[str], *, given: bool) -> dict[str, Any]:
+    """Return the options of a recipe on shifts with budgets, by shift and budget, each with where it comes from.
+
+    On a shift that was asked for, these are all options, also without budgets.
+    """
+    from bench.settings.shift_options import budgets_of
+
+    found = {}
+    for shift in shifts:
+        for budget in budgets_of(shift) or ([""] if given else []):
+            words = _origins(row, shift, budget)
+            if given or any("(budget" in text for text in words.values()):
+                found[f"{shift}, budget {budget}" if budget else shift] = words
+    return {"in_force": found} if found else {}
+
+
+def _origins(row: Row, shift: str, budget: str) -> dict[str, str]:
+    """Return the value of each option of a recipe on a shift, and where it comes from, as "10 (budget paper)"."""
+    from bench.settings.shift_options import budgets_of, has_options, tuned_options
+    from bench.settings.stock_size import AT_BASE
+    from bench.shifts import find_row
+
+    options = options_of(row)[1]
+    words = {option.name: f"{option.default} (default)" for option in options}
+    if find_row(shift).family == "imagenet" and not has_options(shift):
+        own = {option.name for option in options if option.default.startswith("0.001")}
+        sized = {key: value for key, value in AT_BASE.items() if key in own}
+        words |= {key: f"{words[key]}, less for larger stocks: {value:g} for ViT-B" for key, value in sized.items()}
+    chain = [METHODS[row.starts_as], row] if row.starts_as else [row]
+    for step in chain:
+        name = step.options_of or step.name
+        of = "" if step is row else f" of {step.name}"
+        layers = (
+            (f"budget {budget}", budgets_of(shift)[budget].options.get(name, {}) if budget else {}),
+            (f"tuned on {shift}", tuned_options(shift, name)),
+        )
+        for origin, values in layers:
+            words |= {key: f"{_in_words(value)} ({origin}{of})" for key, value in values.items() if key in words}
+    return words
+
+
+def _data_of(shift: str) -> dict[str, Data]:
+    """Return the kinds of data for which published options are shown: that of a shift, or all."""
+    from bench.shifts import find_row
+
+    if not shift:
+        return _DATA
+    row = find_row(shift)
+    kind = "cifar100" if row.name.startswith("cifar100") else row.family
+    return {row.name: replace(_DATA[kind], name=row.name)}
+
+
+def _published(row: Row, shift: str) -> dict[str, Any]:
     presets, rules = literal_of(row, "presets", {}), literal_of(row, "rate_rules", {})
     in_force = {
         f"{name}-{norm}": in_words(published(presets, rules, data, norm))
-        for name, data in _DATA.items()
+        for name, data in _data_of(shift).items()
         for norm in ("bn", "gn", "ln")
         if presets
     }
@@ -171,15 +223,15 @@ def _published(row: Row) -> dict[str, Any]:
 
 
 def _shift(name: str) -> dict[str, Any]:
+    from bench.settings.shift_options import budgets_of
     from bench.shifts import SHIFTS
 
     if ".py" in name:
         return _own_shift(name)
-    return {
-        key: value
-        for key, value in asdict(SHIFTS[nearest(name.partition(":")[0], SHIFTS, "shift")]).items()
-        if key != "path"
-    }
+    row = SHIFTS[nearest(name.partition(":")[0], SHIFTS, "shift")]
+    budgets = [f"{budget.name}: {budget.summary}" for budget in budgets_of(row.name).values()]
+    facts = {key: value for key, value in asdict(row).items() if key not in ("path", "options_from")}
+    return {**facts, **({"budgets": budgets} if budgets else {})}
 
 
 def _own_shift(path: str) -> dict[str, Any]:
@@ -204,12 +256,15 @@ def _corruption(name: str) -> dict[str, Any]:
     return {key: value for key, value in asdict(row).items() if key != "path"} | {"severities": severities}
 
 
-_SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {"method": _method, "shift": _shift, "corruption": _corruption}
+_SHOWN: dict[str, Callable[..., dict[str, Any]]] = {"method": _method, "shift": _shift, "corruption": _corruption}
 
 
-def print_one(what: str, name: str, as_json: bool) -> None:
-    """Print all facts about one method, shift or corruption."""
-    facts = _SHOWN[nearest(what, _SHOWN, "kind of thing")](name)
+def print_one(what: str, name: str, shift: str = "", *, as_json: bool) -> None:
+    """Print all facts about one method (with a shift: its options there), shift or corruption."""
+    kind = nearest(what, _SHOWN, "kind of thing")
+    if shift and kind != "method":
+        raise UsageError(f"bench show {kind} takes one name; leave {shift} out")
+    facts = _SHOWN[kind](name, shift) if shift else _SHOWN[kind](name)
     if as_json:
         print_json(facts)
     else:
@@ -217,7 +272,7 @@ def print_one(what: str, name: str, as_json: bool) -> None:
             print_text(_as_text(part))
 
 
-_HEADINGS = {"in_force": "published options in force, by data and norms (all others keep their default):"}
+_HEADINGS = {"in_force": "published options in force, by data and norms or by shift and budget (all others: default):"}
 
 
 def _as_text(facts: dict[str, Any]) -> str:

@@ -32,11 +32,11 @@ _LISTS = "methods|shifts|corruptions|models|protocols|boards"
 _THINGS = "method|shift|corruption"
 
 
-def _words(context: typer.Context, *names: str) -> list[str]:
-    """Return one word of the command line per name, or fail with the parser's usual error."""
+def _words(context: typer.Context, *names: str, more: int = 0) -> list[str]:
+    """Return one word of the command line per name and at most `more`, or fail with the parser's usual error."""
     if missing := names[len(context.args) :]:
         context.fail(f"Missing argument '{missing[0]}'.")
-    if extra := context.args[len(names) :]:
+    if extra := context.args[len(names) + more :]:
         context.fail(f"Got unexpected extra argument(s) ({' '.join(extra)})")
     return context.args
 
@@ -50,11 +50,11 @@ def list_(context: typer.Context, json: Json = False) -> None:
 
 
 def show(context: typer.Context, json: Json = False) -> None:
-    """Show one method with its options, one shift, or one corruption with its parameters."""
-    what, name = _words(context, _THINGS, "name")
+    """Show one method with its options (a SHIFT after its name: those in force there), one shift, or one corruption."""
+    what, name, *shift = _words(context, _THINGS, "name", more=1)
     from bench.cli import catalogue
 
-    catalogue.print_one(what, name, as_json=json)
+    catalogue.print_one(what, name, shift[0] if shift else "", as_json=json)
 
 
 def cite(

@@ -120,7 +120,9 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
         total |= {"passes": cost.passes, "cached_trainings": cost.cached, "answered_streams": cost.answered}
         costs = [asdict(line) for line in cost.costs]
         trainings = [task.label for task in plan.cooking]
-        print_json({"out": str(plan.out), "trainings": trainings, "trials": rows, "costs": costs, "total": total})
+        bill = {**asdict(plan.bill), "hours": plan.bill.hours}
+        told = {"out": str(plan.out), "bill": bill, "trainings": trainings, "trials": rows, "costs": costs}
+        print_json({**told, "total": total})
         return 0
     print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     if cost.costs:

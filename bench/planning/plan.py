@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bench.core.components import (
@@ -21,41 +23,55 @@ from bench.core.components import (
 )
 from bench.core.conditions import CLEAN, Condition, Trial, digest_of
 from bench.core.devices import cores, pick_device, pick_jobs, pick_precision
-from bench.core.errors import UsageError
+from bench.core.errors import MissingDataError, UsageError
 from bench.core.import_object import code_of, load_object
 from bench.core.offline import go_offline
 from bench.evaluation.protocols import Protocol, Segment, chains, parse_protocol, plan_stream
 from bench.execution.task_pool import Task
 from bench.models.classifiers import for_classes
 from bench.models.weights_io import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
+from bench.planning.bill import Bill, Setting, bill_of, expected, published_setting, sentences
 from bench.planning.init_from import Inherited, inherit
 from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method, parse_method, plain_values
 from bench.settings.run_spec import RunSpec
+from bench.settings.shift_options import budget_of
 from bench.shifts import find_row, load_shift
 from bench.shifts.adaptation_pools import AdaptationPools, CleanImages, PoolGroup, groups
 from bench.shifts.class_match import fitted
 from bench.shifts.data_root import Reading
-from bench.shifts.shift import Shift, labelled_source, limit_ids, pick_conditions, pick_corruptions, split_ids
+from bench.shifts.shift import (
+    Shift,
+    labelled_source,
+    limit_ids,
+    pick_conditions,
+    pick_corruptions,
+    split_ids,
+    trained_on,
+)
 from bench.shifts.user_corruption import added
-from bench.training.job_cache import all_jobs, training_tasks
+from bench.training.job_cache import all_jobs, job_key, training_tasks
 from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
 from methods import METHODS, PLAIN
-from methods.base import Job, Labelled, Recipe
+from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.nets.weights import Weights
 from methods.norms import norm_family
 from methods.selfsoup.mixing_options import CONNECTIVITY
 from methods.selfsoup.objectives import mae
+from methods.selfsoup.recipe import SelfSoup
 from methods.table import Access, Row
 
 Base = Weights | Inherited | nn.Module
 _JOBS_OF_A_CLUSTER = 256
+_PUBLISHED = "selfsoup_diverse_clean"
+"""The soup on clean images that a paper compares with; a baseline where a budget says how it was made."""
 BASELINES = (
     "source",
     "supervised_soup",
     "continued_ssl_soup",
     "selfsoup_clean",
+    _PUBLISHED,
     "selfsoup_single",
     "ssl_clean",
     "tent_pool",
@@ -106,6 +122,7 @@ class Plan:
     entries: tuple[BoardEntry, ...]
     missing: frozenset[str]
     cooking: tuple[Task, ...]
+    bill: Bill
     notes: tuple[str, ...] = ()
 
     @property
@@ -114,7 +131,29 @@ class Plan:
 
 
 def make_plan(spec: RunSpec) -> Plan:
-    """Resolve names, data, options and keys, and find which records exist. Starts nothing and writes nothing."""
+    """Resolve names, data, options and keys, and find which records exist. Starts nothing and writes nothing.
+
+    Where data or a stock is missing, the error also says what the run would train and cost, if its shift has budgets.
+    """
+    try:
+        return _plan(spec)
+    except MissingDataError as error:
+        raise MissingDataError("\n".join([str(error), *_before_the_data(spec)])) from None
+
+
+def _before_the_data(spec: RunSpec) -> list[str]:
+    """What a run on a shift with budgets would train and cost with the published stock and images."""
+    row, methods = find_row(spec.shift), _methods(spec)
+    setting = published_setting(row)
+    ready = row.default_model and all(method.recipe.name == "source" for method in methods)
+    if setting is None or spec.model or spec.stock or spec.init_from or ready:
+        return []
+    said = list(sentences(spec, methods, expected(spec, methods, setting), setting))
+    first = f"bench run --method {','.join(spec.method)} --shift digits-c"
+    return [*said, f"without any download, right now: {first}"] if said else []
+
+
+def _plan(spec: RunSpec) -> Plan:
     devices = spec.devices or max(1, spec.slurm.gpus)
     device, jobs, threads = _where(spec, devices)
     out = spec.out or default_folder(spec)
@@ -128,9 +167,11 @@ def make_plan(spec: RunSpec) -> Plan:
     own = added(spec.corruption)
     reading = _as_said(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
     shift, reading = fitted(spec.shift, base, reading)
-    scene = _scene(spec, shift, device, name, base)
+    scene = _scene(spec, shift, device, name, base, reading)
     entries = tuple(_entries(scene))
     missing = _missing(spec, out, entries)
+    cooking = _trainings(entries, missing, device, devices)
+    bill = _bill(entries, cooking)
     model = name if isinstance(base, nn.Module) else None
     return Plan(
         spec=spec,
@@ -145,8 +186,10 @@ def make_plan(spec: RunSpec) -> Plan:
         threads=threads,
         entries=entries,
         missing=missing,
-        cooking=_trainings(entries, missing, device, devices),
+        cooking=cooking,
+        bill=bill,
         notes=(
+            *sentences(spec, scene.methods, bill, _setting(scene)),
             *getattr(base, "notes", ()),
             *getattr(shift, "notes", ()),
             *_notes(base, name, entries),
@@ -172,6 +215,23 @@ def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: s
             for task in training_tasks(targets, entry.trial.seed, device, devices):
                 tasks.setdefault(task.key, task)
     return tuple(tasks.values())
+
+
+def _bill(entries: Sequence[BoardEntry], cooking: Sequence[Task]) -> Bill:
+    """The bill of the trainings that are missing."""
+    wanted = {task.key for task in cooking}
+    targets = [(job, entry.trial.seed) for entry in entries for job in (entry.job, entry.report) if job is not None]
+    jobs = {job_key(job, seed): job for target, seed in targets for job in all_jobs([target])}
+    return bill_of(job for key, job in jobs.items() if key in wanted)
+
+
+def _setting(scene: _Scene) -> Setting | None:
+    """What decides the bill of another budget; None for a ready classifier."""
+    shift, weights = trained_on(scene.shift), scene.options.weights
+    if not isinstance(scene.base, Weights) or weights is None:
+        return None
+    count = len(shift.ids("train"))
+    return Setting(scene.shift.name, shift.family, shift.classes, count, scene.base.architecture, weights)
 
 
 def _as_said(spec: RunSpec, reading: Reading) -> Reading:
@@ -249,6 +309,7 @@ class _Scene:
     adapt: np.ndarray
     scored: np.ndarray
     digests: dict[Condition, str]
+    pool_of: Callable[[str], Unlabelled]
     base_digest: str
     made_by: Mapping[str, str]
     options: MethodOptions
@@ -268,12 +329,21 @@ def _entries(scene: _Scene) -> Iterator[BoardEntry]:
     pools = AdaptationPools(shift, scene.adapt, scene.spec.split)
     for seed in scene.spec.seed_list:
         labelled = _Labels(shift)
-        source = labelled_source(shift, scene.labels, seed) if scene.from_stock else None
+        source = labelled_source(trained_on(shift), scene.labels, seed) if scene.from_stock else None
         for method in scene.methods:
             yield from _entries_of(scene, method, seed, source, pools, labelled)
 
 
-def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _Scene:
+def _pool_of(spec: RunSpec, base: Base, reading: Reading, name: str) -> Unlabelled:
+    """The adapt half of another shift under all of its corruptions, read and limited as that of the run."""
+    shift, _ = fitted(name, base, replace(reading, added=(), classes=None, label=None, part=None))
+    conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, None, spec.split)))
+    adapt, _ = split_ids(shift.ids("dev" if spec.split == "dev" else "test"), spec.split)
+    (group,) = groups(conditions, "mixed")
+    return AdaptationPools(shift, limit_ids(adapt, spec.limit), spec.split).shifted(group)
+
+
+def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base, reading: Reading) -> _Scene:
     """Pick conditions and images. Raises UsageError where the methods, the base or the shift do not fit each other."""
     methods = tuple(_methods(spec))
     _check_options(spec, methods)
@@ -287,7 +357,10 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _
     made_by = {"model": code_of(name)} if ".py:" in name else {}
     if shift.members is not None:
         made_by["classes"] = digest_of(shift.members)
-    norm = norm_family(base if isinstance(base, nn.Module) else base.architecture.build())
+    if isinstance(base, Weights) and (source := trained_on(shift)) is not shift:
+        made_by["learnt"] = f"{source.classes} classes"
+    network = base if isinstance(base, nn.Module) else base.architecture.build()
+    weights = sum(map(torch.numel, network.state_dict().values())) if isinstance(base, Weights) else None
     return _Scene(
         spec=spec,
         shift=shift,
@@ -300,9 +373,10 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base) -> _
         adapt=adapt,
         scored=scored,
         digests={condition: shift.digest(scored, condition) for condition in conditions},
+        pool_of=cache(partial(_pool_of, spec, base, reading)),
         base_digest=model_digest(base) if isinstance(base, nn.Module) else base.digest,
         made_by=made_by,
-        options=MethodOptions(spec, shift, norm, device),
+        options=MethodOptions(spec, shift, norm_family(network), device, weights),
     )
 
 
@@ -345,11 +419,14 @@ def _entries_of(
     met = shifted if pooled or len(chains(segments)) < len(conditions) else _met(base)
     for group in _groups(recipe, conditions, segments):
         own = segments if group is None else _of_group(segments, group)
-        parts = _parts(method, recipe, base, source, pools, group)
+        others = _others(recipe, scene)
+        parts = _parts(method, recipe, base, source, pools, group, others)
         report = parts.pop(CONNECTIVITY, None)
         if isinstance(base, Inherited):
             parts = {"": base.jobs[seed]}
         pool = pools.shifted(group).digest if pooled and group is not None else None
+        if pool is not None and others:
+            pool = digest_of([pool, *(images.digest for images in others.values())])
         for number, (part, job) in enumerate(_named(parts, method).items()):
             learnt = _learnt_from(scene.shift, job, given.digest)
             identities = _identities(scene, trial, method, part, own, met, pool, labelled, learnt)
@@ -479,8 +556,19 @@ def _of_group(segments: tuple[Segment, ...], group: PoolGroup) -> tuple[Segment,
 def _methods(spec: RunSpec) -> list[Method]:
     names = list(spec.method)
     if spec.with_baselines:
-        names += [name for name in BASELINES if name not in names]
+        budget = budget_of(spec.shift, spec.budget)
+        published = budget is not None and _PUBLISHED in budget.options
+        names += [name for name in BASELINES if name not in names and (published or name != _PUBLISHED)]
     return [parse_method(name) for name in names]
+
+
+def _others(recipe: Recipe | None, scene: _Scene) -> dict[str, Unlabelled]:
+    """The pools of the other shifts on which a Self-Soup has ingredients, by name. Raises UsageError."""
+    if not isinstance(recipe, SelfSoup) or not recipe.config.also_on:
+        return {}
+    if scene.shift.name in recipe.config.also_on:
+        raise UsageError(f"selfsoup.also_on names {scene.shift.name}, the shift of the run; name others")
+    return {name: scene.pool_of(name) for name in recipe.config.also_on}
 
 
 def _parts(
@@ -490,12 +578,14 @@ def _parts(
     source: Labelled | None,
     pools: AdaptationPools,
     group: PoolGroup | None,
+    others: Mapping[str, Unlabelled],
 ) -> dict[str, Job | None]:
     """The jobs that a recipe plans, by part. Raises UsageError for options that exclude each other."""
     if recipe is None or source is None or not isinstance(base, Weights):
         return {"": None}
     pool = pools.shifted(group) if group is not None else pools.clean() if recipe.pool == "clean" else None
     more: dict[str, Any] = {"val": pools.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
+    more |= {"others": others} if others else {}
     try:
         return dict(recipe.plan(base, source, pool, **more))
     except ValueError as error:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from bench.core.devices import has_bf16
 from bench.core.import_object import load_object
 from bench.settings.methods import build_config
 from bench.settings.published import NOTHING, Data, Published, borrowed, published
 from bench.settings.run_spec import RunSpec
-from bench.settings.tuned_defaults import tuned_options
-from bench.shifts.shift import Shift
+from bench.settings.shift_options import Budget, budget_of, has_options, tuned_options
+from bench.settings.stock_size import rates_for
+from bench.shifts.catalog import Family
 from methods import METHODS
 from methods.table import Row
 
@@ -20,14 +21,31 @@ _COMPARED_MIXES = ("uniform", "greedy", "best", "ensemble")
 _HELD_OUT = 0.02
 
 
+class Described(Protocol):
+    """What decides the options of methods on a shift."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def classes(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class MethodOptions:
-    """The options of methods on a shift and a device, for a classifier with norms of one kind (bn, gn, ln)."""
+    """The options of methods on a shift and a device, for a classifier with norms of one kind (bn, gn, ln).
+
+    `weights` is the number of weights in the encoder of the stock; None for a ready classifier.
+    """
 
     spec: RunSpec
-    shift: Shift
+    shift: Described
     norm: str
     device: str
+    weights: int | None = None
 
     def config(self, row: Row) -> Any:
         """Return a method's frozen options. Raises UsageError for unknown options and invalid values."""
@@ -36,20 +54,38 @@ class MethodOptions:
     def _given(self, row: Row) -> dict[str, Any]:
         """Return the options that override a method's defaults; later sources override earlier ones.
 
-        The sources are the machine and the flags (recipes only), published options for the data and norms or the
-        nearest ones, options tuned on the shift, and the options of the run.
+        The sources are the machine and the flags, the size of the stock (recipes on shifts without options of their
+        own), the budget of the run, published options for the data and norms or the nearest ones, options tuned on the
+        shift, and the options of the run.
         """
         known: set[str] = set()
         start: dict[str, Any] = {}
         if row.kind == "recipe":
-            known = {field.name for field in fields(load_object(row.path).Config)}
+            config = load_object(row.path).Config
+            known = {field.name for field in fields(config)}
             start = self._training() if row.starts_as is None else self._given(METHODS[row.starts_as])
+            start = {**self._of_the_stock(config), **start}
         given = {
             **{key: value for key, value in start.items() if key in known},
+            **self._budgeted(row),
             **self._published(row).options,
             **self._chosen(row),
         }
         return {**_compared(given), **given} if self.spec.with_baselines and "mixes" in known else given
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget of the run; None on a shift without budgets."""
+        return budget_of(self.shift.name, self.spec.budget)
+
+    def _of_the_stock(self, config: type) -> Mapping[str, Any]:
+        """Return rates for the size of the stock, on photographs without options of their own."""
+        own = self.weights is None or self.shift.family != "imagenet" or has_options(self.shift.name)
+        return {} if own or self.weights is None else rates_for(self.weights, config)
+
+    def _budgeted(self, row: Row) -> Mapping[str, Any]:
+        budget = self.budget
+        return budget.options.get(row.options_of or row.name, {}) if budget is not None else {}
 
     def _published(self, row: Row) -> Published:
         if row.kind != "adapter":

@@ -154,9 +154,15 @@ def _reader(config_class: type) -> TypeAdapter[Any]:
 
 
 def plain_values(config: Any) -> Any:
-    """Return a frozen options object as JSON values."""
+    """Return a frozen options object as JSON values.
+
+    An option that is None and came later than its class (`methods.base.Options.later`) is left out, so that the keys of
+    older records hold.
+    """
     if is_dataclass(config) and not isinstance(config, type):
-        return {field.name: plain_values(getattr(config, field.name)) for field in fields(config)}
+        later = {name for kind in type(config).__mro__ for name in vars(kind).get("later", ())}
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        return {name: plain_values(value) for name, value in values.items() if name not in later or value is not None}
     if isinstance(config, tuple | list):
         return [plain_values(item) for item in config]
     return config
@@ -195,6 +201,7 @@ def _fields(config: ast.ClassDef) -> list[Option]:
         Option(node.target.id, ast.unparse(node.annotation), ast.unparse(node.value) if node.value else "")
         for node in config.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if not ast.unparse(node.annotation).startswith("ClassVar")
     ]
 
 

@@ -55,6 +55,9 @@ class RunFields(_Declared):
     seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000)] = None
     seed: Annotated[int, Flag("The first (or only) seed.", least=0)] = 0
     batch_size: Annotated[int, Flag("Images per batch of the stream.", least=1)] = 64
+    budget: Annotated[
+        str | None, Flag("How much of the published recipe: paper, short or smoke; see `bench show shift NAME`.")
+    ] = None
     limit: Annotated[int | None, Flag("At most this many images; such a run cannot be published.", least=1)] = None
     labels: Annotated[int | None, Flag("Labelled clean images per class; 0 for all.", least=0)] = None
     device: Annotated[str, Flag("auto, cpu, cuda or cuda:N.")] = "auto"

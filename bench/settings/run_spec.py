@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError, nearest
 from bench.settings.run_fields import RunFields
+from bench.settings.shift_options import budget_of
 
 _OTHER_NAMES = {"track": "tracker"}
 """Other names of settings that run files may use."""
@@ -47,7 +48,7 @@ class RunSpec(RunFields, BaseModel):
     `method`, `severity` and `corruption` take lists or comma-separated text ("1-5" is a range). `set` holds options by
     method name. `classes`, `label` and `part` define how a folder or table is read (None: from its layout; see
     `bench.shifts.data_root.Reading`). `labels` is the number of labelled clean images a class (None: the default of the
-    shift, 0: all of them).
+    shift, 0: all of them). `budget` chooses among the budgets of the shift (None: the first, if it has any).
     `devices` is the number of GPUs, or of CPU processes, that share each training (None: one, or a SLURM job's GPUs).
     """
 
@@ -118,7 +119,7 @@ def read_severities(value: Any) -> tuple[float, ...]:
 def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
     """Merge settings, where later layers override earlier ones and `set` merges by option, and validate them.
 
-    Raises UsageError for unknown, missing and invalid settings.
+    The settings of the run's budget come before all layers. Raises UsageError for unknown, missing or invalid settings.
     """
     merged: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}
@@ -139,6 +140,9 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
             raise UsageError(
                 f"no {needed} given; add --{needed} NAME (see `bench list {needed}s`) or try `bench run --demo`"
             )
+    budget = budget_of(str(merged["shift"]), merged.get("budget"))
+    if budget is not None:
+        merged = {**budget.settings, **merged}
     try:
         return RunSpec.model_validate(merged | {"set": options})
     except ValidationError as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import MissingDataError
-from bench.shifts.shift import Shift, adapt_pool, clean_labelled, clean_pool, source_digest
+from bench.shifts.shift import Shift, adapt_pool, clean_labelled, clean_pool, source_digest, trained_on
 from corruptions.catalog import ROWS
 from methods.base import Labelled, Unlabelled
 from methods.table import Access
@@ -110,11 +110,15 @@ class AdaptationPools:
 
     def clean(self) -> Unlabelled:
         """Return all clean train images."""
-        self._clean = self._clean or clean_pool(self._shift)
+        self._clean = self._clean or clean_pool(trained_on(self._shift))
         return self._clean
 
     def val(self) -> Labelled | None:
-        """Return clean labelled images of the adapt half, None if they are also scored or do not exist."""
-        if self._split in ("disjoint", "dev") and self._shift.has_clean:
+        """Return clean labelled images of the adapt half, None if they are also scored or do not exist.
+
+        There are none of a shift that has other classes than its recipes learn.
+        """
+        own = trained_on(self._shift) is self._shift
+        if self._split in ("disjoint", "dev") and self._shift.has_clean and own:
             self._val = self._val or clean_labelled(self._shift, self._adapt)
         return self._val

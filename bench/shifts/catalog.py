@@ -17,7 +17,8 @@ class ShiftRow:
     exists is read; likewise `clean` (the same images unshifted) and `train` (source images), both optional.
     `bench data fetch` downloads from `hub`, a repository of the hub with the scored split `hub_test`, or from `doi`, a
     Zenodo record with checksums. `origin` says where to get data that has neither. `gigabytes` is the download size.
-    `protocol` is the only protocol that applies to the shift ("": any).
+    `protocol` is the only protocol that applies to the shift ("": any). `options_from` names the shift whose file of
+    options it shares ("": its own). `train_images` is the published number of train images, for estimates without data.
     """
 
     name: str
@@ -40,6 +41,8 @@ class ShiftRow:
     origin: str = ""
     protocol: str = ""
     gigabytes: float = 0.0
+    options_from: str = ""
+    train_images: int = 0
 
     @property
     def repository(self) -> tuple[str, str | None]:
@@ -101,6 +104,8 @@ _IMAGENET_C = ShiftRow(
     train=_TRAIN,
     doi="10.5281/zenodo.2235448",
     gigabytes=75,
+    options_from="imagenet-c",
+    train_images=1_281_167,
 )
 _IMAGENET_C_GEN = ShiftRow(
     "imagenet-c-gen",
@@ -117,6 +122,8 @@ _IMAGENET_C_GEN = ShiftRow(
     train=_TRAIN,
     origin=_ACCOUNT,
     gigabytes=6.7,
+    options_from="imagenet-c",
+    train_images=1_281_167,
 )
 _IMAGENET_R = ShiftRow(
     "imagenet-r",
@@ -268,6 +275,8 @@ _IMAGENET_ROWS = (
         citation="L. Beyer et al. Are we done with ImageNet? 2020. arXiv:2006.07159",
         profile="auto",
         clean=(),
+        options_from="",
+        train_images=0,
     ),
     ShiftRow(
         "tiny-imagenet-c",

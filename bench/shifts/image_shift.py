@@ -204,6 +204,8 @@ class ImageShift:
     """A shift of images on disk or from the hub. Parts are opened on first use.
 
     `dev` is every tenth train image (5000 at most), which `train` then excludes; `test` is the part that is shifted.
+    `whole_source` opens the train images of all classes where recipes learn more classes than are scored; `dev` is then
+    chosen among all of them.
     `clean` opens images of the same classes that are scored as unshifted where the originals of the shifted images are
     not published. Decoded pixels are in `PixelStore`s, so memory does not grow with the data.
     """
@@ -241,6 +243,7 @@ class ImageShift:
         self._stores = stores
         self._answers = answers
         self._own_clean = clean
+        self.whole_source: Callable[[], ImageShift] | None = None
         self.made_by: tuple[Loader, ShiftRow, Reading] | None = None
         self.loading_notes: tuple[str, ...] = ()
         self.sources: Sources | None = None
@@ -270,10 +273,12 @@ class ImageShift:
     def ids(self, part: str) -> np.ndarray:
         if part == "test":
             return np.arange(len(self.open_test().rows), dtype=np.int64)
-        count = len(self._train().rows)
-        dev = np.arange(0, count, _DEV_EVERY, dtype=np.int64)
-        if len(dev) > _DEV_MOST:
-            dev = dev[np.linspace(0, len(dev) - 1, _DEV_MOST).round().astype(np.int64)]
+        train = self._train()
+        count = len(train.rows)
+        if self.whole_source is None:
+            dev = _dev_rows(count)
+        else:
+            dev = np.flatnonzero(np.isin(train.rows, _dev_rows(len(train.images))))
         rows = dev if part == "dev" else np.setdiff1d(np.arange(count, dtype=np.int64), dev)
         return TRAIN_FROM + rows
 
@@ -354,7 +359,15 @@ class ImageShift:
         return self._train() if len(ids) and ids[0] >= TRAIN_FROM else self.open_test()
 
 
-@lru_cache(maxsize=2)
+def _dev_rows(count: int) -> np.ndarray:
+    """Return the rows of `count` train images that are dev images."""
+    dev = np.arange(0, count, _DEV_EVERY, dtype=np.int64)
+    if len(dev) > _DEV_MOST:
+        dev = dev[np.linspace(0, len(dev) - 1, _DEV_MOST).round().astype(np.int64)]
+    return dev
+
+
+@lru_cache(maxsize=4)
 def _loaded_again(load: Loader, row: ShiftRow, reading: Reading, test: str) -> ImageShift:
     """Load a shift that another process sent; the key `test` of its test images tells versions of the files apart."""
     shift = load(row, reading)

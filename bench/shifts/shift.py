@@ -143,17 +143,23 @@ def pick_conditions(shift: Shift, asked: Sequence[Condition]) -> tuple[Condition
     return (*([CLEAN] if shift.has_clean and not only_natural else []), *shifted)
 
 
+def trained_on(shift: Shift) -> Shift:
+    """Return the shift whose train images recipes learn from: the shift itself, or all classes of which it has some."""
+    whole = getattr(shift, "whole_source", None)
+    return whole() if whole is not None else shift
+
+
 def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
     """Return clean labelled images: all train images, or `per_class` of each class, drawn for this seed.
 
-    Raises UsageError if a class has fewer.
+    Raises UsageError if a class has fewer; classes without any image are left out.
     """
     ids = shift.ids("train")
     labels = shift.labels(ids)
     if per_class is not None:
         order = stream_rng(seed, "labelled", shift.name).permutation(len(ids))
         chosen = [order[labels[order] == label][:per_class] for label in range(shift.classes)]
-        short = [str(label) for label, rows in enumerate(chosen) if len(rows) < per_class]
+        short = [str(label) for label, rows in enumerate(chosen) if 0 < len(rows) < per_class]
         if short:
             raise UsageError(
                 f"{shift.name} has fewer than {per_class} labelled images of class {', '.join(short)}; lower --labels"

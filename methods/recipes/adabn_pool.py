@@ -16,8 +16,8 @@ from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.norms import batch_norm_layers
 from methods.recipes.pool_adaptation import need_pool
+from methods.recipes.source import SourceOptions, source_classifier
 from methods.table import Access
-from methods.training.finetune import FineTune, fine_tunings
 from methods.training.loading import InOrder, loaded
 from methods.training.loop import check_size
 
@@ -37,8 +37,8 @@ class PoolAdaBN(Recipe):
     pool = "shifted"
 
     @dataclass(frozen=True)
-    class Config(FineTune):
-        """Options of the source classifier, see methods.training.finetune.FineTune; AdaBN itself has none."""
+    class Config(SourceOptions):
+        """Options of the source classifier, see methods.recipes.source.SourceOptions; AdaBN itself has none."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         """Raises Unsupported for a stock without BatchNorm, and without a pool."""
@@ -50,8 +50,8 @@ class PoolAdaBN(Recipe):
                 "has none; give a stock with BatchNorm, as in --stock timm:resnet18, or run tent_pool"
             )
         work = Work((layers + 1) / 2 * len(pool) * flops.forward(stock.architecture))
-        tuned = fine_tunings([stock], stock, source, self.config, (1.0,))
-        return {"": Job(with_pool_statistics, None, tuple(tuned), pool, "BatchNorm statistics of the pool", work=work)}
+        tuned = source_classifier(stock, source, self.config)
+        return {"": Job(with_pool_statistics, None, (tuned,), pool, "BatchNorm statistics of the pool", work=work)}
 
 
 @component("methods.adabn_pool.with_pool_statistics")

@@ -20,8 +20,8 @@ from methods.base import Adapter, Checkpointer, Job, Labelled, Recipe, Unlabelle
 from methods.identity import component
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
+from methods.recipes.source import SourceOptions, source_classifier
 from methods.table import Access
-from methods.training.finetune import FineTune, fine_tunings
 from methods.training.loading import loaded
 from methods.training.loop import Batches, check_size
 
@@ -91,8 +91,8 @@ def need_pool(pool: Unlabelled | None) -> Unlabelled:
 
 
 @dataclass(frozen=True)
-class PoolOptions(FineTune):
-    """Options of the source classifier (methods.training.finetune.FineTune) and of the adaptation.
+class PoolOptions(SourceOptions):
+    """Options of the source classifier (methods.recipes.source.SourceOptions) and of the adaptation.
 
     rate: step size on the pool. passes: passes over the whole pool. batch: images in a batch of the pool.
     """
@@ -129,9 +129,9 @@ class _OnPool(Recipe):
         images = steps * min(config.batch, len(pool))
         head = 3 * flops.layers((stock.architecture.dim, source.classes))
         work = Work(images * (flops.training(stock.architecture) + head), steps)
-        tuned = fine_tunings([stock], stock, source, config, (1.0,))
+        tuned = source_classifier(stock, source, config)
         label = f"{type(self).__name__} at rate {config.rate:g}"
-        return {"": Job(adapt, adaptation, tuple(tuned), pool, label, resumable=True, work=work)}
+        return {"": Job(adapt, adaptation, (tuned,), pool, label, resumable=True, work=work)}
 
 
 class PoolTent(_OnPool):

@@ -17,8 +17,8 @@ from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.norms import training_statistics
 from methods.recipes.pool_adaptation import PoolOptions, need_pool
+from methods.recipes.source import source_classifier
 from methods.table import Access
-from methods.training.finetune import fine_tunings
 from methods.training.loading import InOrder, loaded, upload
 from methods.training.loop import Batches, check_size
 
@@ -80,9 +80,9 @@ class PoolShot(Recipe):
         images = steps * min(config.batch_size, len(pool))
         labelling = config.passes * len(pool) * flops.forward(stock.architecture) * (config.pseudo > 0)
         work = Work(images * (flops.training(stock.architecture) + head) + labelling, steps)
-        tuned = fine_tunings([stock], stock, source, options, (1.0,))
+        tuned = source_classifier(stock, source, options)
         label = f"{type(self).__name__} at rate {config.rate:g}"
-        return {"": Job(shot, config, tuple(tuned), pool, label, resumable=True, work=work)}
+        return {"": Job(shot, config, (tuned,), pool, label, resumable=True, work=work)}
 
 
 @component("methods.shot_pool.Shot")

@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from methods.base import Job, Labelled, Recipe, Unlabelled
+from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported
 from methods.nets.weights import Weights
+from methods.soups.soup import best_ingredient
 from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
+
+
+@dataclass(frozen=True)
+class SourceOptions(FineTune):
+    """Options of the source classifier: those of methods.training.finetune.FineTune, and the choice of its rate.
+
+    scales: fine-tune at each of these multiples of `lr` and keep the best; None for `lr` alone. holdout: fraction of
+    the labelled images of each class that is held out to choose by; scales need it.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("scales", "holdout")
+
+    scales: tuple[float, ...] | None = None
+    holdout: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite = all(0 <= scale < math.inf for scale in self.scales or (1.0,))
+        self.check(finite and self.scales != (), "scales", "None or finite numbers of at least 0, at least one")
+        self.check(self.holdout is None or 0 <= self.holdout < 1, "holdout", "None or in [0, 1)")
+
+
+def source_classifier(stock: Weights, source: Labelled, options: SourceOptions) -> Job:
+    """Return the job of the source classifier: the fine-tuned stock, or the best of several rates on held-out images.
+
+    Raises Unsupported for several rates without held-out images.
+    """
+    scales = options.scales or (1.0,)
+    rest, held_out = source.split(options.holdout) if options.holdout else (source, None)
+    tuned = fine_tunings([stock] * len(scales), stock, rest, options, scales)
+    if len(tuned) == 1:
+        return tuned[0]
+    if held_out is None:
+        raise Unsupported("the best of several scales is chosen on held-out images; set holdout, as in 0.02")
+    return Job(best_ingredient, None, tuple(tuned), held_out, f"best of {len(tuned)} fine-tunings of the stock")
 
 
 class SourceOnly(Recipe):
@@ -22,8 +59,8 @@ class SourceOnly(Recipe):
     }
 
     @dataclass(frozen=True)
-    class Config(FineTune):
-        """Options of fine-tuning; see methods.training.finetune.FineTune."""
+    class Config(SourceOptions):
+        """Options of the source classifier."""
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
-        return {"": fine_tunings([stock], stock, source, self.config, (1.0,))[0]}
+        return {"": source_classifier(stock, source, self.config)}

@@ -11,7 +11,7 @@ from bench.core.import_object import load_object
 from bench.execution.task_pool import set_threads
 from bench.models.weights_io import classifier, load_stock
 from bench.settings.methods import build_config
-from bench.settings.tuned_defaults import tuned_options
+from bench.settings.shift_options import tuned_options
 from bench.shifts import load_shift
 from bench.shifts.shift import labelled_source
 from methods import METHODS

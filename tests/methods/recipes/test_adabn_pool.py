@@ -14,9 +14,8 @@ from methods.base import Job, Labelled, Unlabelled, Unsupported
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Classifier, Weights
 from methods.recipes.adabn_pool import PoolAdaBN, _in_order, with_pool_statistics
-from methods.recipes.source import SourceOnly
+from methods.recipes.source import SourceOnly, SourceOptions
 from methods.selfsoup.ingredients import tensors_of
-from methods.training.finetune import FineTune
 
 CNN = TimmArchitecture("test_resnet", 32, (0.5, 0.4, 0.3), (0.3, 0.25, 0.2), 32)
 
@@ -96,7 +95,7 @@ def test_it_starts_from_the_source_classifier_and_refuses_what_it_cannot_do() ->
     expected = SourceOnly().plan(stock, source, None)[""]
     assert (tuned.function, tuned.config) == (expected.function, expected.config)
     assert job.data is images
-    assert {field.name for field in fields(PoolAdaBN.Config)} == {field.name for field in fields(FineTune)}
+    assert {f.name for f in fields(PoolAdaBN.Config)} == {f.name for f in fields(SourceOptions)}
     assert METHODS["adabn_pool"].access == PoolAdaBN.access
     assert PoolAdaBN.access.track == "C"
 
