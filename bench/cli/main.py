@@ -18,7 +18,7 @@ from bench.cli import new as extend_cli
 from bench.cli import publish as publish_cli
 from bench.cli import stock as stock_cli
 from bench.core.errors import BenchError, UsageError
-from bench.settings.run_fields import Flag, RunFields
+from bench.settings.run_fields import LISTS, Flag, RunFields
 
 app = typer.Typer(
     cls=catalogue_cli.QuickGroup,
@@ -86,6 +86,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         flag = next(item for item in hint.__metadata__ if isinstance(item, Flag))
         kinds = (hint.__origin__, *get_args(hint.__origin__))
         kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
+        kind = str if name in LISTS else kind
         names = [flag.name or "--" + name.replace("_", "-"), *([flag.also] if flag.also else [])]
         option = typer.Option(*names, help=flag.help, metavar=flag.metavar)
         flags[name] = inspect.Parameter(

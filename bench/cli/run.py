@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shlex
 import signal
@@ -16,11 +17,13 @@ from bench.core.console import duration, print_json, print_rich, print_text, say
 from bench.core.errors import Interrupted, MissingDataError, UsageError, ValidationError
 from bench.runs.open_results import open_records
 from bench.runs.progress import RunProgress, plural
+from bench.settings.grid import GridCell, cells_of
 from bench.settings.methods import parse_setting
-from bench.settings.run_spec import RunSpec, make_spec, read_run_file
+from bench.settings.run_spec import RunSpec, read_run_file
 
 if TYPE_CHECKING:
     from bench.planning.cost_estimate import CostLine
+    from bench.runs.run import Outcome
 
 
 def run_spec(
@@ -39,41 +42,84 @@ def run_spec(
     for text in settings:
         name, key, value = parse_setting(text)
         options.setdefault(name, {})[key] = value
-    spec = make_spec(base, flags, {"set": options})
+    cells = cells_of(base, flags, {"set": options})
+    if len(cells) > 1:
+        return _print_grid(cells, as_json) if dry_run else _run_grid(cells, as_json=as_json)
+    spec = cells[0].spec
     if dry_run:
         return _print_plan(spec, as_json)
     return _run_and_print(spec, demo=demo, as_json=as_json)
 
 
-def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
+def _run_grid(cells: Sequence[GridCell], *, as_json: bool) -> int:
+    _start_workers(cells[0].spec)
+    from bench.runs.grid import default_folder, plan_grid, run_grid
+    from leaderboards.tables import to_json, to_terminal
+
+    out = cells[0].spec.out or default_folder(cells)
+    with _running(out) as progress:
+        outcomes = run_grid(plan_grid(cells, progress), progress)
+    boards = [(cell, outcome.board()) for cell, outcome in outcomes]
+    for _, outcome in outcomes:
+        _say_problems(outcome)
+    if as_json:
+        print_json([{"run": cell.name, "board": json.loads(to_json(board))} for cell, board in boards])
+    else:
+        for cell, board in boards:
+            print_text(f"\n{cell.name}")
+            print_rich(to_terminal(board))
+    done, reused, failed = (
+        sum(getattr(outcome, name) for _, outcome in outcomes) for name in ("done", "reused", "failed")
+    )
+    say(f"{done} measured, {reused} reused, {failed} failed in {plural(len(boards), 'run')}; records in {out}")
+    return max(outcome.exit_code for _, outcome in outcomes)
+
+
+def _start_workers(spec: RunSpec) -> None:
+    """Start the worker processes while this one loads its modules."""
     from bench.core.devices import pick_device, pick_jobs
     from bench.execution.task_pool import get_ready
 
     device = pick_device(spec.device) if spec.launch == "local" else None
     if device == "cpu" and pick_jobs(spec.jobs, device, spec.devices or 1)[0] > 1:
         get_ready()
-    from bench.planning.plan import default_folder
-    from bench.runs.run import run
-    from bench.runs.sanity_checks import warnings_of
-    from leaderboards.store import Store
-    from leaderboards.tables import to_json, to_terminal
 
-    spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
-    assert spec.out is not None
-    # SIGTERM, which schedulers send first, is handled like an interrupt.
+
+@contextlib.contextmanager
+def _running(out: Path) -> Iterator[RunProgress]:
+    """Show progress and log into the folder; an interrupt, also the SIGTERM of schedulers, says how to continue."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _logged_in(spec.out), RunProgress(spec.out) as progress:
-            outcome = run(spec, progress)
+        with _logged_in(out), RunProgress(out) as progress:
+            yield progress
     except KeyboardInterrupt:
-        again = shlex.join(["bench", "run", str(spec.out / "run.toml"), "--out", str(spec.out)])
+        again = shlex.join(["bench", "run", str(out / "run.toml"), "--out", str(out)])
         raise Interrupted(f"interrupted; finished work is kept, continue with: {again}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _say_problems(outcome: Outcome) -> None:
+    from bench.runs.sanity_checks import warnings_of
+    from leaderboards.store import Store
+
     for error in outcome.errors[:5]:
         say(f"failed: {error}")
     for warning in warnings_of(outcome.records(), Store(outcome.out).predictions):
         say(f"warning: {warning}; these results cannot be published")
+
+
+def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
+    _start_workers(spec)
+    from bench.planning.plan import default_folder
+    from bench.runs.run import run
+    from leaderboards.tables import to_json, to_terminal
+
+    spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
+    assert spec.out is not None
+    with _running(spec.out) as progress:
+        outcome = run(spec, progress)
+    _say_problems(outcome)
     board = outcome.board()
     if as_json:
         print_text(to_json(board))
@@ -85,6 +131,44 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
             print_text("\n" + summarise(board, outcome))
     say(f"{outcome.done} measured, {outcome.reused} reused, {outcome.failed} failed; records in {outcome.out}")
     return outcome.exit_code
+
+
+def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
+    """Print the runs of a grid with their cost, and those that cannot be."""
+    from bench.core.console import table
+    from bench.planning.cost_estimate import estimate
+    from bench.runs.callbacks import RunCallback
+    from bench.runs.grid import default_folder, plan_grid
+
+    grid = plan_grid(cells, RunCallback())
+    costs = [(cell, plan, estimate(plan)) for cell, plan in grid.plans]
+    rows = [
+        {
+            "run": cell.name,
+            "methods": len({entry.trial.method for entry in plan.entries}),
+            "records": len(plan.keys),
+            "missing": len(plan.missing),
+            "trainings": len(plan.cooking),
+            "seconds": cost.seconds,
+        }
+        for cell, plan, cost in costs
+    ]
+    refused = [{"run": cell.name, "reason": reason} for cell, reason in grid.refused]
+    out = cells[0].spec.out or default_folder(cells)
+    if as_json:
+        print_json({"out": str(out), "runs": rows, "left_out": refused})
+        return 0
+    told = [[*map(str, list(row.values())[:-1]), duration(float(str(row["seconds"])))] for row in rows]
+    print_text(table(["run", "methods", "records", "missing", "trainings", "time alone"], told))
+    for each in refused:
+        print_text(f"left out: {each['run']}: {each['reason']}")
+    trainings = {task.key for _, plan, _ in costs for task in plan.cooking}
+    missing, records = (sum(int(str(row[name])) for row in rows) for name in ("missing", "records"))
+    print_text(
+        f"\n{plural(len(trainings), 'training')} in all, {missing} of {records} records to make in {out}; "
+        f"at most {duration(sum(cost.seconds for _, _, cost in costs))}, less what the runs share"
+    )
+    return 0
 
 
 def _print_plan(spec: RunSpec, as_json: bool) -> int:

@@ -25,6 +25,7 @@ from bench.runs.callbacks import RunCallback
 from bench.runs.make_record import records_of
 from bench.runs.manifest import ManifestRow, write_manifest
 from bench.runs.trackers import open_tracker
+from bench.settings.grid import settings_of
 from bench.settings.run_spec import RunSpec
 from leaderboards.record import Record
 from leaderboards.store import Store, StoreError
@@ -73,12 +74,16 @@ def run(spec: RunSpec, callback: RunCallback | None = None) -> Outcome:
 def run_all(specs: Sequence[RunSpec], callback: RunCallback | None = None) -> list[Outcome]:
     """Run several specs in one pool of workers and return an outcome for each; shared trainings run once."""
     callback = callback or RunCallback()
-    plans = [_planned(spec, callback) for spec in specs]
+    return run_plans([planned(spec, callback) for spec in specs], callback)
+
+
+def run_plans(plans: Sequence[Plan], callback: RunCallback) -> list[Outcome]:
+    """Do the missing work of several plans in one pool of workers and return an outcome for each."""
     trainings = {task.key: task for plan in plans for task in plan.cooking}
     streams: dict[str, tuple[Plan, BoardEntry, tuple[Segment, ...]]] = {}
     tasks = list(trainings.values())
+    write_settings(plans)
     for plan in plans:
-        write_settings(plan)
         rows = _manifest(plan)
         write_manifest(plan.out, rows, [task.key for task in plan.cooking])
         _forget_done(plan, rows)
@@ -128,7 +133,7 @@ def run_all(specs: Sequence[RunSpec], callback: RunCallback | None = None) -> li
     ]
 
 
-def _planned(spec: RunSpec, callback: RunCallback) -> Plan:
+def planned(spec: RunSpec, callback: RunCallback) -> Plan:
     """Return the plan; damaged records are renamed, so that they are measured again."""
     try:
         return make_plan(spec)
@@ -200,17 +205,8 @@ def _forget_done(plan: Plan, rows: Sequence[ManifestRow]) -> None:
             checkpoint(plan.out, name).unlink(missing_ok=True)
 
 
-def write_settings(plan: Plan) -> None:
-    """Write the resolved settings into the run's folder, as a run file that repeats the run."""
-    values = plan.spec.model_dump(
-        mode="json",
-        by_alias=True,
-        exclude={"out", "rerun", "only_failed", "launch", "slurm", "tracker"},
-        exclude_none=True,
-    )
-    # TOML has no null; None is the default of these options.
-    values["set"] = {
-        method: {name: value for name, value in options.items() if value is not None}
-        for method, options in values["set"].items()
-    }
-    write_bytes(plan.out / "run.toml", tomli_w.dumps(values).encode())
+def write_settings(plans: Sequence[Plan]) -> None:
+    """Write the resolved settings of all plans of a folder into it, as a run file that repeats them."""
+    for out in dict.fromkeys(plan.out for plan in plans):
+        specs = [plan.spec for plan in plans if plan.out == out]
+        write_bytes(out / "run.toml", tomli_w.dumps(settings_of(specs)).encode())

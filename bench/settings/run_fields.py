@@ -31,6 +31,10 @@ class Flag:
         return schema
 
 
+LISTS = ("shift", "model", "stock", "protocol", "split", "batch_size", "labels", "precision")
+"""Settings of which a run has one value; the command line and run files also take a list, for a grid of runs."""
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class _Declared:
     """Tells type checkers that the annotations below are arguments of `RunSpec`."""
@@ -40,7 +44,7 @@ class RunFields(_Declared):
     """Names, types, defaults, limits and help of a run's settings, in the order of `bench run --help`."""
 
     method: Annotated[tuple[str, ...], Flag("A, B+C or file.py:Class; comma-separated.")]
-    shift: Annotated[str, Flag("A named shift; see `bench list shifts`.")]
+    shift: Annotated[str, Flag("A named shift, or several, comma-separated; see `bench list shifts`.")]
     model: Annotated[str | None, Flag("A ready classifier; see `bench list models`.")] = None
     stock: Annotated[str | None, Flag("A stock to start from; see `bench list models`.")] = None
     init_from: Annotated[

@@ -121,6 +121,11 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
 
     The settings of the run's budget come before all layers. Raises UsageError for unknown, missing or invalid settings.
     """
+    return validate(merge(*layers))
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge settings by their field names, with `set`. Raises UsageError for unknown ones."""
     merged: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}
     for layer in layers:
@@ -135,6 +140,11 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
                     options.setdefault(method, {}).update(values)
             elif value is not None:
                 merged[name] = value
+    return merged | {"set": options}
+
+
+def validate(merged: Mapping[str, Any]) -> RunSpec:
+    """Return the spec of merged settings. Raises UsageError for missing and invalid ones."""
     for needed in ("method", "shift"):
         if needed not in merged:
             raise UsageError(
@@ -144,7 +154,7 @@ def make_spec(*layers: Mapping[str, Any]) -> RunSpec:
     if budget is not None:
         merged = {**budget.settings, **merged}
     try:
-        return RunSpec.model_validate(merged | {"set": options})
+        return RunSpec.model_validate(dict(merged))
     except ValidationError as error:
         first = error.errors()[0]
         where = "--" + str(first["loc"][0]).replace("_", "-") + " " if first["loc"] else ""
