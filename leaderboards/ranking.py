@@ -85,13 +85,16 @@ def _outcomes(record: Record, predictions: ReadPredictions) -> Outcomes:
 
 
 def measure(
-    tracks: Mapping[Track, Sequence[Line]], scores: Mapping[Line, ImageScores], resampling: Resampling
+    tracks: Mapping[Track, Sequence[Line]],
+    scores: Mapping[Line, ImageScores],
+    resampling: Resampling,
+    seeds: Mapping[Line, Sequence[int]],
 ) -> Measured:
     """Return intervals of all lines, and ranks within tracks, from the same resampled images.
 
     A rank is 1 + the number of lines of the same track that are significantly better: paired, with the error over seeds
-    shared by all lines of the track, and Holm's correction over all its pairs. Raises BoardError if lines have
-    different numbers of seeds.
+    shared by all lines of the track, and Holm's correction over all its pairs. `seeds` are those of each line; where
+    they differ within a track, seeds are not paired.
     """
     if not scores:
         return Measured({}, {})
@@ -104,8 +107,13 @@ def measure(
     for lines in tracks.values():
         pairs = list(combinations(lines, 2))
         ranks.update(dict.fromkeys(lines, 1))
-        shared = drawn.seed_error([place[line] for line in lines]) if pairs else None
-        found = holm([drawn.p_value(place[a], place[b], shared) for a, b in pairs])
+        own = [place[line] for line in lines]
+        if len({seeds[line] for line in lines}) == 1:
+            shared = drawn.seed_error(own) if pairs else None
+            found = holm([drawn.p_value(place[a], place[b], shared) for a, b in pairs])
+        else:
+            errors = [drawn.unpaired_error(place[a], place[b], own) for a, b in pairs]
+            found = holm([drawn.p_value(place[a], place[b], e) for (a, b), e in zip(pairs, errors, strict=True)])
         for (a, b), p in zip(pairs, found, strict=True):
             if p <= 1 - resampling.level:
                 ranks[b if scores[a].accuracy > scores[b].accuracy else a] += 1

@@ -142,13 +142,15 @@ class Resamples:
 
     def __init__(self, rows: Sequence[ImageScores], *, resamples: int = 4000, seed: int = 0) -> None:
         """Raises ValueError if there are no rows, or images or numbers of seeds differ."""
-        if not rows or not all(_paired(rows[0], row) for row in rows):
+        if not rows or not all(np.array_equal(rows[0].ids, row.ids) for row in rows):
             raise ValueError("a paired comparison needs the same images and seeds; keep those that both have")
         rng = np.random.default_rng(seed)
         self._rows = rows
         self._draws = resampled_means(np.stack([row.values for row in rows], axis=1), resamples, rng)
-        self._seeds = len(rows[0].by_seed)
-        self._t = rng.standard_t(self._seeds - 1, resamples) if self._seeds > 1 else np.zeros(resamples)
+        self._t = {
+            seeds: rng.standard_t(seeds - 1, resamples) if seeds > 1 else np.zeros(resamples)
+            for seeds in sorted({len(row.by_seed) for row in rows})
+        }
 
     def interval(self, row: int, *, level: float = 0.95) -> Interval:
         """The percentile interval of a mean accuracy.
@@ -157,7 +159,7 @@ class Resamples:
         smaller mean, m scores of 1 would be less likely than (1 - level) / 2. All scores 0 likewise.
         """
         scores, tail = self._rows[row], (1 - level) / 2
-        draws = self._draws[:, row] + _seed_error(scores.by_seed, scores.noise) * self._t
+        draws = self._draws[:, row] + _seed_error(scores.by_seed, scores.noise) * self._t[len(scores.by_seed)]
         low, high = (float(limit) for limit in np.clip(np.quantile(draws, [tail, 1 - tail]), 0, 1))
         if np.all(scores.values == 1):
             low = tail ** (1 / len(scores.values))
@@ -167,10 +169,13 @@ class Resamples:
 
     def difference(self, a: int, b: int, *, level: float = 0.95) -> Difference:
         """Accuracy of row `a` minus that of row `b` on the same images, seeds paired in order."""
+        seeds = len(self._rows[a].by_seed)
+        if seeds != len(self._rows[b].by_seed):
+            raise ValueError("a paired difference needs the same images and seeds; keep those that both have")
         drawn, error, by_seed = self._contrast(a, b)
         tail = (1 - level) / 2
-        low, high = (float(limit) for limit in np.quantile(drawn + error * self._t, [tail, 1 - tail]))
-        return Difference(float(by_seed.mean()), low, high, self._p(a, b, drawn, error, self._seeds - 1))
+        low, high = (float(limit) for limit in np.quantile(drawn + error * self._t[seeds], [tail, 1 - tail]))
+        return Difference(float(by_seed.mean()), low, high, self._p(a, b, drawn, error, seeds - 1))
 
     def seed_error(self, rows: Sequence[int]) -> tuple[float, int]:
         """Standard error over seeds of a difference of any two of these rows, and its degrees of freedom.
@@ -182,12 +187,25 @@ class Resamples:
         """
         if len(rows) < 2:
             raise ValueError("a difference needs two rows; give at least two")
-        if self._seeds < 2:
+        seeds = len(self._rows[rows[0]].by_seed)
+        if seeds < 2:
             return 0.0, 0
         table = np.stack([self._rows[row].by_seed for row in rows])
         rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-        freedom = (len(rows) - 1) * (self._seeds - 1)
-        return float(np.sqrt(2 * np.square(rest).sum() / freedom / self._seeds)), freedom
+        freedom = (len(rows) - 1) * (seeds - 1)
+        return float(np.sqrt(2 * np.square(rest).sum() / freedom / seeds)), freedom
+
+    def unpaired_error(self, a: int, b: int, rows: Sequence[int]) -> tuple[float, int]:
+        """Standard error over seeds of the difference of two rows without common seeds, and its degrees of freedom.
+
+        The variance of single seeds is pooled over all `rows`; what seeds do to all rows alike does not cancel here.
+        """
+        several = [self._rows[row].by_seed for row in rows if len(self._rows[row].by_seed) > 1]
+        freedom = sum(len(by_seed) - 1 for by_seed in several)
+        if not freedom:
+            return 0.0, 0
+        variance = sum(float(np.square(by_seed - by_seed.mean()).sum()) for by_seed in several) / freedom
+        return float(np.sqrt(variance * sum(1 / len(self._rows[row].by_seed) for row in (a, b)))), freedom
 
     def p_value(self, a: int, b: int, seed_error: tuple[float, int] | None = None) -> float:
         """Two-sided p-value of no difference: twice the probability that a draw is on the far side of zero.
@@ -197,13 +215,13 @@ class Resamples:
         bound of Chernoff on resampled means proves less.
         """
         drawn, error, _ = self._contrast(a, b)
-        return self._p(a, b, drawn, *(seed_error or (error, self._seeds - 1)))
+        return self._p(a, b, drawn, *(seed_error or (error, len(self._rows[a].by_seed) - 1)))
 
     def _contrast(self, a: int, b: int) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
         one, two = self._rows[a], self._rows[b]
         # Rounded, because equal rows must not differ by what the order of a sum leaves.
         drawn = np.round(self._draws[:, a] - self._draws[:, b], 12)
-        by_seed = one.by_seed - two.by_seed
+        by_seed = one.by_seed - two.by_seed if len(one.by_seed) == len(two.by_seed) else one.by_seed[:0]
         return drawn, _seed_error(by_seed, None), by_seed
 
     def _p(self, a: int, b: int, drawn: NDArray[np.float64], error: float, freedom: int) -> float:
