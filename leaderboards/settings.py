@@ -68,7 +68,7 @@ def split_settings(
     names stay the same when other settings come. Versions of code divide a setting where two of them made different
     seeds, or the same cell twice; within one seed they may be mixed, which the notes of a board say.
     """
-    settings = _Settings()
+    settings = Settings()
     groups: dict[tuple[str, Pairs, frozenset[str]], list[tuple[Pairs, Record]]] = defaultdict(list)
     for record in records:
         setting = settings.of(record)
@@ -82,8 +82,8 @@ def split_settings(
         plain = _plain_of(method, several)
         for setting, own in several:
             named = _differences(method, setting, plain) if full_names or len(several) > 1 else []
-            met = _met(setting.met, conditions)
-            rows.append(Row(method, ", ".join([*named, *met]) or None, tuple(own)))
+            others = _met(setting.met, conditions)
+            rows.append(Row(method, ", ".join([*named, *others]) or None, tuple(own)))
     return rows
 
 
@@ -99,27 +99,21 @@ def plain_settings(records: Iterable[Record]) -> dict[str, dict[str, dict[str, d
     return table
 
 
-class _Settings:
+class Settings:
     """Settings of many records; equal ones are one object, because thousands of records share few."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], Setting] = {}
 
     def of(self, record: Record) -> Setting:
-        """Return the setting of a record; what it does not state is as in the plain setting."""
+        """Return the setting of a record."""
         place = (
             *(record.shift, record.model, record.method, record.batch_size, record.precision, record.data.history),
             *(json.dumps(record.options, sort_keys=True), *sorted(record.components.items())),
         )
         if (known := self._known.get(place)) is None:
-            plain = _plain(record.shift, record.model, record.method)
-            options = {name: value for name, value in plain.items() if not name.startswith(_VERSION)}
-            versions = {name: value for name, value in plain.items() if name.startswith(_VERSION)}
-            known = self._known[place] = Setting(
-                frozenset((options | _options(record)).items()),
-                frozenset((versions | _components(record)).items()),
-                frozenset(record.data.history),
-            )
+            options, versions = frozenset(_options(record).items()), frozenset(_components(record).items())
+            known = self._known[place] = Setting(options, versions, frozenset(record.data.history))
         return known
 
 
@@ -147,9 +141,9 @@ def _by_version(group: Sequence[tuple[Pairs, Record]]) -> dict[Pairs, list[Recor
     found: dict[Pairs, list[Record]] = defaultdict(list)
     for own in seeds.values():
         cells = Counter((record.part, record.corruption, record.severity) for _, record in own)
-        mixed = frozenset().union(*(versions for versions, _ in own)) if max(cells.values()) == 1 else None
+        mixed = frozenset(pair for versions, _ in own for pair in versions)
         for versions, record in own:
-            found[versions if mixed is None else mixed].append(record)
+            found[versions if max(cells.values()) > 1 else mixed].append(record)
     return found
 
 
@@ -182,8 +176,8 @@ def _plain_of(method: str, several: Sequence[tuple[Setting, Sequence[Record]]]) 
         named = frozenset(pair for pair in options if pair[0].startswith(own))
         return min(map(_made, one[1])), _natural(named), _natural(options - named), sorted(one[0].versions)
 
-    first, _ = min(several, key=order)
-    return dict(sorted(first.options | first.versions))
+    setting, _ = min(several, key=order)
+    return dict(sorted(setting.options | setting.versions))
 
 
 def _made(record: Record) -> datetime:

@@ -7,6 +7,7 @@ all its outcomes; resampling conditions separately would overstate the precision
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,9 +148,10 @@ class Resamples:
         rng = np.random.default_rng(seed)
         self._rows = rows
         self._draws = resampled_means(np.stack([row.values for row in rows], axis=1), resamples, rng)
+        # Each number of seeds draws from the same state, so that no row moves the interval of another.
         self._t = {
-            seeds: rng.standard_t(seeds - 1, resamples) if seeds > 1 else np.zeros(resamples)
-            for seeds in sorted({len(row.by_seed) for row in rows})
+            seeds: deepcopy(rng).standard_t(seeds - 1, resamples) if seeds > 1 else np.zeros(resamples)
+            for seeds in {len(row.by_seed) for row in rows}
         }
 
     def interval(self, row: int, *, level: float = 0.95) -> Interval:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from leaderboards import BoardError, compare_rows, make_board, make_boards, to_markdown
+import leaderboards
+from leaderboards import BoardError, compare_rows, make_board, make_boards, read_bundle, to_markdown
 from leaderboards.uncertainty import Outcomes, image_scores, mean_accuracy_interval
 
 
@@ -484,14 +486,18 @@ class TestSettings:
         assert len(found) == 8
 
     def test_published_settings_have_the_plain_name_on_their_shift(self, results: Any) -> None:
-        where = {"shift": "digits-c", "model": "digits"}
-        results.add("tent", options={"tent": {"lr": 0.01}}, components={}, **where)
-        assert self.names(results) == ["tent"]
-        assert self.names(results, full_names=True) == ["tent [lr=0.01]"]
-        results.add("tent", options={"tent": {"lr": 0.0003, "steps": 2}}, components={}, **where)
-        assert self.names(results) == self.names(results, full_names=True) == ["tent", "tent [lr=0.01]"]
-        results.add("sar", options={"sar": {"rho": 0.1}}, components={"method:sar": "3"}, **where)
-        assert self.names(results, full_names=True)[0] == "sar [rho=0.1, version 3]"
+        published = read_bundle(Path(leaderboards.__file__).parent / "results" / "digits-c-field.jsonl").records
+        sar = next(record for record in published if record.method == "sar").model_dump(mode="json")
+        where = {"shift": "digits-c", "model": "digits", "components": sar["components"]}
+        options = sar["options"]
+        other = options | {"sar": options["sar"] | {"rho": 0.1}}
+        results.add("sar", options=other, **where)
+        assert self.names(results) == ["sar"]
+        assert self.names(results, full_names=True) == ["sar [rho=0.1]"]
+        results.add("sar", options=options, **where | {"components": sar["components"] | {"method:sar": "3"}})
+        assert self.names(results) == self.names(results, full_names=True) == ["sar [rho=0.1]", "sar [version 3]"]
+        results.add("sar", options=options, **where)
+        assert self.names(results) == ["sar", "sar [rho=0.1]", "sar [version 3]"]
 
     def test_forgetting_is_against_the_same_training_on_shared_seeds(self, results: Any) -> None:
         for lr, clean in ((0.1, 0.9), (0.2, 0.5)):
