@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from leaderboards.uncertainty import Difference as Difference
     from leaderboards.uncertainty import Interval as Interval
     from leaderboards.uncertainty import Outcomes as Outcomes
+    from leaderboards.uncertainty import Withheld as Withheld
     from leaderboards.uncertainty import holm as holm
     from leaderboards.uncertainty import image_scores as image_scores
     from leaderboards.uncertainty import mean_accuracy_interval as mean_accuracy_interval
@@ -75,6 +76,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Difference",
         "Interval",
         "Outcomes",
+        "Withheld",
         "holm",
         "image_scores",
         "mean_accuracy_interval",

@@ -24,7 +24,7 @@ from leaderboards.comparable import (
     version_notes,
 )
 from leaderboards.memory import Memory
-from leaderboards.ranking import ReadPredictions, Resampling, measure, read_scores
+from leaderboards.ranking import ReadPredictions, measure, read_scores
 from leaderboards.record import Access, Record, Track
 from leaderboards.robustness import mean_corruption_error, relative_mean_corruption_error
 from leaderboards.settings import setting_name, split_settings
@@ -75,7 +75,8 @@ class BoardRow:
     for that one. `seeds` are those of the row, which another row need not have.
 
     `accuracy` is the mean over corrupted conditions and seeds, `interval` its confidence interval (None without
-    predictions), `ece` the mean calibration error over the same conditions and seeds; `clean_accuracy` is separate.
+    predictions, or where `withheld` says why the outcomes allow none), `ece` the mean calibration error over the same
+    conditions and seeds; `clean_accuracy` is separate.
     `forgetting` is the loss of clean accuracy on the seeds that the row shares with the row `source` of the same board
     (that of the same training if there are several): that of `source` minus that of this row, negative for a gain, None
     if there is no such seed. `mce` and `relative_mce` are those of `leaderboards.robustness` as
@@ -112,6 +113,7 @@ class BoardRow:
     batch_size: int
     incomplete: str | None
     keys: tuple[str, ...]
+    withheld: str | None = None
 
     @property
     def main(self) -> bool:
@@ -157,8 +159,6 @@ def make_board(
     predictions: ReadPredictions | None = None,
     *,
     level: float = 0.95,
-    resamples: int = 4000,
-    seed: int = 0,
     memory: Memory | None = None,
     full_names: bool = False,
 ) -> Board:
@@ -183,7 +183,7 @@ def make_board(
     }
     _measure_forgetting(rows, members, lines)
     if predictions is not None:
-        _measure_uncertainty(rows, members, lines, predictions, Resampling(level, resamples, seed), memory)
+        _measure_uncertainty(rows, members, lines, predictions, level, memory)
     first = records[0]
     return Board(
         shift=first.shift,
@@ -207,17 +207,12 @@ def make_boards(
     predictions: ReadPredictions | None = None,
     *,
     level: float = 0.95,
-    resamples: int = 4000,
-    seed: int = 0,
 ) -> dict[str, Board]:
     """Make one board for each model, by its name, since numbers of different models are never ranked together."""
     models: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         models[record.model].append(record)
-    return {
-        model: make_board(models[model], predictions, level=level, resamples=resamples, seed=seed)
-        for model in sorted(models)
-    }
+    return {model: make_board(models[model], predictions, level=level) for model in sorted(models)}
 
 
 def _lines(
@@ -265,21 +260,22 @@ def _measure_uncertainty(
     members: Mapping[Line, Sequence[Line]],
     lines: Mapping[Line, Sequence[Record]],
     predictions: ReadPredictions,
-    resampling: Resampling,
+    level: float,
     memory: Memory | None,
 ) -> None:
     """Set, in place, the interval of every complete row and the rank of every complete main row."""
     complete = {line: own for line, own in members.items() if rows[line].accuracy is not None}
     tracks = {track: [line for line in complete if rows[line].main and rows[line].track == track] for track in TRACKS}
-    key = memory.key_of(complete, lines, tracks, resampling) if memory else ""
+    key = memory.key_of(complete, lines, tracks, level) if memory else ""
     measured = memory.recall(key) if memory else None
-    if measured is None or measured.intervals.keys() != complete.keys():
+    if measured is None or measured.intervals.keys() | measured.withheld.keys() != complete.keys():
         seeds = {line: rows[line].seeds for line in complete}
-        measured = measure(tracks, read_scores(complete, lines, predictions), resampling, seeds)
+        measured = measure(tracks, read_scores(complete, lines, predictions), level, seeds)
         if memory:
             memory.keep(key, measured)
-    for line, interval in measured.intervals.items():
-        rows[line] = replace(rows[line], interval=interval, rank=measured.ranks.get(line))
+    for line in complete:
+        interval, withheld = measured.intervals.get(line), measured.withheld.get(line)
+        rows[line] = replace(rows[line], interval=interval, withheld=withheld, rank=measured.ranks.get(line))
 
 
 def _means(lines: Collection[Line]) -> dict[Line, list[Line]]:

@@ -19,9 +19,11 @@ from leaderboards.grid import ABSENT, Grid
 from leaderboards.ranking import ReadPredictions, scores_of_row
 from leaderboards.record import Record
 from leaderboards.tables import access_words, caption
-from leaderboards.uncertainty import Difference, ImageScores, Resamples, holm
+from leaderboards.uncertainty import Difference, ImageScores, holm, paired_difference
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from rich.console import RenderableType
 
 
@@ -68,6 +70,37 @@ class Comparison:
         words = [f"{row.name}: track {row.track}, {access_words(row.access)}" for row in (self.a, self.b)]
         return [*self.board.versions, f"the two saw different information: {'; '.join(words)}"]
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the numbers of `to_csv`, fractions in full precision: one row for each condition, the mean first."""
+        import pandas as pd
+
+        contrasts = _contrasts(self)
+        index = pd.Index([name for name, _ in contrasts], name="condition")
+        return pd.DataFrame([_flat(contrast) for _, contrast in contrasts], index=index, dtype=float)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw every difference with its interval, in points, the mean on top; on new axes unless `ax` is given."""
+        import matplotlib.pyplot as plt
+        import seaborn
+
+        contrasts = _contrasts(self)
+        axes = ax if ax is not None else plt.subplots(figsize=(6, 1.2 + 0.3 * len(contrasts)), layout="constrained")[1]
+        places = range(len(contrasts))
+        differences = [contrast.difference for _, contrast in contrasts]
+        colour = seaborn.color_palette("colorblind")[0]
+        axes.hlines(places, [100 * d.low for d in differences], [100 * d.high for d in differences], color=colour)
+        axes.plot([100 * d.estimate for d in differences], places, "o", color=colour)
+        axes.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
+        axes.set_yticks(places, [name for name, _ in contrasts], parse_math=False)
+        axes.set_ylim(len(contrasts) - 0.5, -0.5)
+        title = f"{self.a.name} minus {self.b.name}"
+        axes.set_title(title, parse_math=False)
+        axes.set_xlabel(f"difference in accuracy in points, {self.board.level:.0%} interval")
+        return axes
+
+    def _repr_html_(self) -> str:
+        return grid.to_html(_grid(self))
+
 
 def compare_rows(
     records: Sequence[Record],
@@ -76,22 +109,14 @@ def compare_rows(
     predictions: ReadPredictions,
     *,
     level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
 ) -> Comparison:
     """Compare two rows by name: "tent", "selfsoup", "selfsoup (ingredient:mae)", "selfsoup (mean)".
 
-    The name of a method that has parts means its soup. Differences resample images jointly over conditions and, with
-    several seeds, add their spread, as described in `leaderboards.uncertainty.Resamples`. Raises BoardError if a name
+    The name of a method that has parts means its soup. Differences are those of
+    `leaderboards.uncertainty.paired_difference`. Raises BoardError if a name
     is unknown, the two must not be compared, or either is incomplete.
     """
-    for name in (a, b):
-        if not any(_named(record, name) for record in records):
-            names = ", ".join(sorted({line_name(line_of(record)) for record in records}))
-            raise BoardError(f"{name} is not among the records; compare two of {names or 'none'}")
-    chosen = [record for record in records if _named(record, a) or _named(record, b)]
-    board = make_board(chosen, level=level)
-    rows = [_row(board, name) for name in (a, b)]
+    chosen, board, rows = choose_rows(records, a, b, level)
 
     def scores(conditions: Collection[str | None]) -> tuple[ImageScores, ImageScores]:
         keys = [{key for cell in row.cells if cell.corruption in conditions for key in cell.keys} for row in rows]
@@ -100,35 +125,39 @@ def compare_rows(
             raise BoardError(f"{a} and {b} were scored on different images; compare rows of one results folder")
         return one, two
 
-    def contrasts(names: Sequence[str | None], pairs: Sequence[tuple[ImageScores, ImageScores]]) -> list[Contrast]:
-        drawn = Resamples([score for pair in pairs for score in pair], resamples=resamples, seed=seed)
-        return [
-            Contrast(name, one.accuracy, two.accuracy, drawn.difference(2 * i, 2 * i + 1, level=level), None)
-            for i, (name, (one, two)) in enumerate(zip(names, pairs, strict=True))
-        ]
+    def contrast(corruption: str | None, conditions: Collection[str | None]) -> Contrast:
+        one, two = scores(conditions)
+        return Contrast(corruption, one.accuracy, two.accuracy, paired_difference(one, two, level=level), None)
 
-    overall = scores(board.corruptions)
-    singles = [scores([name]) for name in board.corruptions]
-    # A stream may show an image under one corruption and not under another; then each corruption is resampled alone.
-    if all(np.array_equal(one.ids, overall[0].ids) for one, _ in singles):
-        first, *rest = contrasts([None, *board.corruptions], [overall, *singles])
-    else:
-        first, *rest = (
-            contrasts([name], [pair])[0]
-            for name, pair in zip([None, *board.corruptions], [overall, *singles], strict=True)
-        )
-    adjusted = holm([single.difference.p for single in rest])
+    singles = [contrast(name, [name]) for name in board.corruptions]
+    adjusted = holm([single.difference.p for single in singles])
     both_clean = all(row.clean_accuracy is not None for row in rows)
     return Comparison(
         board=board,
         a=rows[0],
         b=rows[1],
-        overall=first,
-        clean=contrasts([None], [scores([None])])[0] if both_clean else None,
+        overall=contrast(None, board.corruptions),
+        clean=contrast(None, [None]) if both_clean else None,
         per_corruption=tuple(
-            dataclasses.replace(single, p_adjusted=p) for single, p in zip(rest, adjusted, strict=True)
+            dataclasses.replace(single, p_adjusted=p) for single, p in zip(singles, adjusted, strict=True)
         ),
     )
+
+
+def choose_rows(
+    records: Sequence[Record], a: str, b: str, level: float
+) -> tuple[list[Record], Board, tuple[BoardRow, BoardRow]]:
+    """Return the records of two rows by name, the board of these, without intervals, and both rows.
+
+    Raises BoardError if a name is unknown, the two must not be compared, or either is incomplete.
+    """
+    for name in (a, b):
+        if not any(_named(record, name) for record in records):
+            names = ", ".join(sorted({line_name(line_of(record)) for record in records}))
+            raise BoardError(f"{name} is not among the records; compare two of {names or 'none'}")
+    chosen = [record for record in records if _named(record, a) or _named(record, b)]
+    board = make_board(chosen, level=level)
+    return chosen, board, (_row(board, a), _row(board, b))
 
 
 def _named(record: Record, name: str) -> bool:

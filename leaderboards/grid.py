@@ -88,6 +88,24 @@ def to_latex(grid: Grid) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
+def to_html(grid: Grid) -> str:
+    """Return a table element under its caption, best values in bold, all text escaped; notes follow as a list."""
+    from html import escape
+
+    titles = "".join(f"<th>{escape(title)}</th>" for title in grid.titles)
+    lines = []
+    for i, row in enumerate(grid.rows):
+        cells = [f"<b>{escape(cell)}</b>" if (i, j) in grid.best else escape(cell) for j, cell in enumerate(row)]
+        aligned = zip(grid.numbers, cells, strict=True)
+        columns = "".join(f'<td style="text-align:{"right" if n else "left"}">{cell}</td>' for n, cell in aligned)
+        lines.append(f"<tr>{columns}</tr>")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in grid.notes)
+    return (
+        f"<table><caption>{escape(grid.caption)}</caption><thead><tr>{titles}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table>" + (f"<ul>{notes}</ul>" if notes else "")
+    )
+
+
 def to_terminal(grid: Grid) -> RenderableType:
     """Return a renderable for rich: names fold, numbers never do, and text is never read as markup."""
     from rich.console import Group

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from leaderboards.comparable import Line
 from leaderboards.files import write_atomically
-from leaderboards.ranking import Measured, Resampling
+from leaderboards.ranking import Measured
 from leaderboards.record import Record, Track
 from leaderboards.uncertainty import Interval
 
-_METHOD = 2  # version of the measurement; a new number invalidates the results of an older one
+_METHOD = 3  # version of the measurement; a new number invalidates the results of an older one
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Memory:
         members: Mapping[Line, Sequence[Line]],
         lines: Mapping[Line, Sequence[Record]],
         tracks: Mapping[Track, Sequence[Line]],
-        resampling: Resampling,
+        level: float,
     ) -> str:
         """Return the key for the measurement of these lines with these settings."""
         sha = hashlib.sha256()
-        sha.update(json.dumps([_METHOD, resampling.level, resampling.resamples, resampling.seed]).encode())
+        sha.update(json.dumps([_METHOD, level]).encode())
         sha.update(json.dumps([[line, own] for line, own in members.items()]).encode())
         sha.update(json.dumps([[track, own] for track, own in tracks.items()]).encode())
         for line in dict.fromkeys(line for own in members.values() for line in own):
@@ -47,25 +47,25 @@ class Memory:
         """Return what is stored under a key; None if nothing is, or the file is damaged."""
         try:
             rows = json.loads((self.folder / f"{key}.json").read_bytes())
-            intervals = {(r["method"], r["part"]): Interval(r["accuracy"], r["low"], r["high"]) for r in rows}
+            intervals = {
+                (r["method"], r["part"]): Interval(r["accuracy"], r["low"], r["high"])
+                for r in rows
+                if not r["withheld"]
+            }
+            withheld = {(r["method"], r["part"]): str(r["withheld"]) for r in rows if r["withheld"]}
             ranks = {(r["method"], r["part"]): int(r["rank"]) for r in rows if r["rank"] is not None}
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return Measured(intervals, ranks)
+        return Measured(intervals, withheld, ranks)
 
     def keep(self, key: str, measured: Measured) -> None:
         """Store a measurement. If the folder cannot be written, it is measured again next time."""
-        rows = [
-            {
-                "method": line[0],
-                "part": line[1],
-                "accuracy": interval.estimate,
-                "low": interval.low,
-                "high": interval.high,
-                "rank": measured.ranks.get(line),
-            }
-            for line, interval in measured.intervals.items()
-        ]
+        rows = []
+        for line in (*measured.intervals, *measured.withheld):
+            interval = measured.intervals.get(line)
+            limits = (interval.estimate, interval.low, interval.high) if interval else (None, None, None)
+            row = dict(zip(("method", "part", "accuracy", "low", "high"), (*line, *limits), strict=True))
+            rows.append(row | {"withheld": measured.withheld.get(line), "rank": measured.ranks.get(line)})
         try:
             write_atomically(self.folder / f"{key}.json", json.dumps(rows).encode())
         except OSError:

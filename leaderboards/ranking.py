@@ -12,25 +12,29 @@ import numpy as np
 from leaderboards.comparable import BoardError, Line, line_name, line_of
 from leaderboards.predictions import Scored
 from leaderboards.record import Record, Track
-from leaderboards.uncertainty import ImageScores, Interval, Outcomes, Resamples, average_scores, holm, image_scores
+from leaderboards.uncertainty import (
+    ImageScores,
+    Interval,
+    Outcomes,
+    Withheld,
+    average_scores,
+    holm,
+    image_scores,
+    mean_accuracy_interval,
+    p_value,
+    shared_seed_error,
+    unpaired_p_value,
+)
 
 ReadPredictions = Callable[[Record], Scored]
 
 
 @dataclass(frozen=True, slots=True)
-class Resampling:
-    """Confidence level, number of resamples, and the seed that makes them the same every time."""
-
-    level: float
-    resamples: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
 class Measured:
-    """The interval of every complete line, and the rank of every main line."""
+    """The interval of every complete line, or why it has none, and the rank of every main line."""
 
     intervals: Mapping[Line, Interval]
+    withheld: Mapping[Line, str]
     ranks: Mapping[Line, int]
 
 
@@ -73,11 +77,12 @@ def scores_of_row(
 def _scores_of_line(records: Iterable[Record], predictions: ReadPredictions) -> ImageScores:
     seeds: dict[int, list[Outcomes]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (r.seed, r.corruption or "", r.severity)):
-        seeds[record.seed].append(_outcomes(record, predictions))
+        seeds[record.seed].append(outcomes_of(record, predictions))
     return image_scores(list(seeds.values()))
 
 
-def _outcomes(record: Record, predictions: ReadPredictions) -> Outcomes:
+def outcomes_of(record: Record, predictions: ReadPredictions) -> Outcomes:
+    """Return the outcomes of a record. Raises BoardError if its metrics do not follow from them."""
     read = predictions(record)
     if record.metrics is None or abs(float(read.hits.mean()) - record.metrics.accuracy) > 1e-9:
         raise BoardError(f"record {record.key} does not follow from its predictions; see `bench verify`")
@@ -87,34 +92,31 @@ def _outcomes(record: Record, predictions: ReadPredictions) -> Outcomes:
 def measure(
     tracks: Mapping[Track, Sequence[Line]],
     scores: Mapping[Line, ImageScores],
-    resampling: Resampling,
+    level: float,
     seeds: Mapping[Line, Sequence[int]],
 ) -> Measured:
-    """Return intervals of all lines, and ranks within tracks, from the same resampled images.
+    """Return intervals of all lines, and ranks within tracks, with confidence `level`.
 
     A rank is 1 + the number of lines of the same track that are significantly better: paired, with the error over seeds
     shared by all lines of the track, and Holm's correction over all its pairs. `seeds` are those of each line; where
-    they differ within a track, seeds are not paired.
+    they differ within a track, seeds are not paired (`unpaired_seed_error`).
     """
-    if not scores:
-        return Measured({}, {})
-    place = {line: i for i, line in enumerate(scores)}
-    try:
-        drawn = Resamples(list(scores.values()), resamples=resampling.resamples, seed=resampling.seed)
-    except ValueError as error:
-        raise BoardError(str(error)) from None
     ranks: dict[Line, int] = {}
     for lines in tracks.values():
         pairs = list(combinations(lines, 2))
         ranks.update(dict.fromkeys(lines, 1))
-        own = [place[line] for line in lines]
-        if len({seeds[line] for line in lines}) == 1:
-            shared = drawn.seed_error(own) if pairs else None
-            found = holm([drawn.p_value(place[a], place[b], shared) for a, b in pairs])
+        own = [scores[line] for line in lines]
+        if len({tuple(seeds[line]) for line in lines}) == 1:
+            shared = shared_seed_error(own) if pairs else None
+            found = holm([p_value(scores[a], scores[b], shared) for a, b in pairs])
         else:
-            errors = [drawn.unpaired_error(place[a], place[b], own) for a, b in pairs]
-            found = holm([drawn.p_value(place[a], place[b], e) for (a, b), e in zip(pairs, errors, strict=True)])
+            found = holm([unpaired_p_value(scores[a], scores[b], own) for a, b in pairs])
         for (a, b), p in zip(pairs, found, strict=True):
-            if p <= 1 - resampling.level:
+            if p <= 1 - level:
                 ranks[b if scores[a].accuracy > scores[b].accuracy else a] += 1
-    return Measured({line: drawn.interval(i, level=resampling.level) for line, i in place.items()}, ranks)
+    each = {line: mean_accuracy_interval(score, level=level) for line, score in scores.items()}
+    return Measured(
+        {line: found for line, found in each.items() if isinstance(found, Interval)},
+        {line: found.reason for line, found in each.items() if isinstance(found, Withheld)},
+        ranks,
+    )

@@ -313,10 +313,11 @@ def _count(number: int | None, noun: str) -> str:
 
 
 def notes_of(board: Board) -> list[str]:
-    """Return notes on different versions of code, and on what failed or is missing in each incomplete row."""
+    """Return notes on different versions of code, on what failed or is missing in a row, and on withheld intervals."""
     return [
         *board.versions,
         *(f"{row.name}: {' '.join(row.incomplete.split())}" for row in board.rows if row.incomplete),
+        *(f"{row.name} has no interval: {row.withheld}" for row in board.rows if row.withheld),
     ]
 
 

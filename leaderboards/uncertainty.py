@@ -1,20 +1,23 @@
-"""Uncertainty of numbers: intervals and paired comparisons that resample images jointly over all conditions.
+"""Uncertainty of numbers: intervals of accuracies, and paired comparisons of two rows on the same images.
 
-One image appears in every condition of a shift, and every method sees the same images, so an image is resampled with
-all its outcomes; resampling conditions separately would overstate the precision.
+The unit is the image. One image appears in every condition of a shift and under every seed, and every method sees the
+same images, so an image enters with the mean of all its outcomes; conditions taken separately would overstate the
+precision. Nothing is resampled: equal outcomes give equal numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 20  # numbers held at once while resampling
-_STEPS = 12  # of Newton's method, which needs three or four unless one of two rows is nowhere worse
+FEWEST = 5.0  # independent images that must be right, and as many wrong, for an interval
+_LATTICE = 4096  # sums of signs up to here are counted exactly; beyond, they are normal to three digits
+_GRID = 64  # steps to which scores without a common step are rounded in a test
+_SMALLEST = 1e-12  # p-value below which sums of floating-point numbers say nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,29 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """An estimate in [0, 1] whose outcomes allow no interval of the wanted confidence, with the reason in words."""
+
+    estimate: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
-    """A paired difference in [-1, 1] with its interval, and the two-sided p-value of no difference."""
+    """A paired difference in [-1, 1] with its interval, and the two-sided p-value of no difference, in (0, 1]."""
 
     estimate: float
     low: float
     high: float
     p: float
+
+
+@dataclass(frozen=True, slots=True)
+class SeedError:
+    """Standard error over seeds of a difference, a fraction, and its degrees of freedom; 0 and 0 with one seed."""
+
+    error: float
+    freedom: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,14 +68,15 @@ class ImageScores:
     """The contribution of each image to an accuracy: ascending ids [m], values [m] whose mean is the accuracy.
 
     `by_seed` holds the accuracy of every seed [s]. `noise` [s, m] is what neither the image nor the seed explains: its
-    rows and columns have mean zero. It is None with one or two seeds, which are too few to separate it from the spread
-    of the seeds.
+    rows and columns have mean zero; None with one seed. `step` is the number of which all values are whole multiples, 0
+    if there is none.
     """
 
     ids: NDArray[np.int64]
     values: NDArray[np.float64]
     by_seed: NDArray[np.float64]
     noise: NDArray[np.float32] | None = None
+    step: float = 0.0
 
     @property
     def accuracy(self) -> float:
@@ -76,14 +96,16 @@ def image_scores(seeds: Sequence[Sequence[Outcomes]]) -> ImageScores:
     if not seeds or not seeds[0] or any(len(conditions) != len(seeds[0]) for conditions in seeds):
         raise ValueError("every seed needs the same conditions, at least one; leave out the seeds that lack some")
     ids = _all_ids([outcomes.ids for conditions in seeds for outcomes in conditions])
-    scores = np.stack([_scores_of_seed(conditions, ids) for conditions in seeds])
+    each = [_scores_of_seed(conditions, ids) for conditions in seeds]
+    scores, whole = np.stack([total for total, _ in each]), all(shared for _, shared in each)
     divisor = len(seeds[0])
     of_image, of_seed = scores.sum(axis=0), scores.mean(axis=1)
     noise = None
-    if len(seeds) > 2:
+    if len(seeds) > 1:
         rest = scores - of_image / len(seeds) - of_seed[:, None] + of_seed.mean()
         noise = (rest / divisor).astype(np.float32)
-    return ImageScores(ids, of_image / (divisor * len(seeds)), of_seed / divisor, noise)
+    step = 1 / (divisor * len(seeds))
+    return ImageScores(ids, of_image * step, of_seed / divisor, noise, step if whole else 0.0)
 
 
 def _all_ids(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -95,8 +117,9 @@ def _all_ids(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return known
 
 
-def _scores_of_seed(conditions: Sequence[Outcomes], ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    total = np.zeros(len(ids))
+def _scores_of_seed(conditions: Sequence[Outcomes], ids: NDArray[np.int64]) -> tuple[NDArray[np.float64], bool]:
+    """Return the sum over conditions for each image, and whether every condition holds every image once."""
+    total, shared = np.zeros(len(ids)), True
     for outcomes in conditions:
         if len(outcomes.ids) != len(outcomes.hits) or len(outcomes.ids) == 0:
             raise ValueError("a condition needs as many outcomes as ids, at least one; give both columns of one file")
@@ -106,9 +129,9 @@ def _scores_of_seed(conditions: Sequence[Outcomes], ids: NDArray[np.int64]) -> N
         if np.all(counts == 1):
             total += hits  # whole numbers, so that equal scores stay exactly equal
         else:
-            accuracy = hits.sum() / len(outcomes.ids)
+            accuracy, shared = hits.sum() / len(outcomes.ids), False
             total += accuracy + (hits - accuracy * counts) * (len(ids) / len(outcomes.ids))
-    return total
+    return total, shared
 
 
 def average_scores(several: Sequence[ImageScores]) -> ImageScores:
@@ -116,146 +139,135 @@ def average_scores(several: Sequence[ImageScores]) -> ImageScores:
 
     Raises ValueError if there are none, or if images or numbers of seeds differ.
     """
-    if not several or not all(_paired(several[0], scores) for scores in several):
-        raise ValueError("a mean needs the same images and seeds in all its rows; keep those that all have")
+    if not several:
+        raise ValueError("a mean needs at least one row")
+    check_paired(several)
+    if len(several) == 1:
+        return several[0]
     values = np.mean([scores.values for scores in several], axis=0)
     noises = [scores.noise for scores in several if scores.noise is not None]
     noise = np.mean(noises, axis=0) if len(noises) == len(several) else None
-    return ImageScores(several[0].ids, values, np.mean([scores.by_seed for scores in several], axis=0), noise)
+    steps = {scores.step for scores in several}
+    step = steps.pop() / len(several) if len(steps) == 1 else 0.0
+    return ImageScores(several[0].ids, values, np.mean([s.by_seed for s in several], axis=0), noise, step)
 
 
-def _paired(a: ImageScores, b: ImageScores) -> bool:
-    return np.array_equal(a.ids, b.ids) and len(a.by_seed) == len(b.by_seed)
+def check_paired(rows: Sequence[ImageScores]) -> None:
+    """Raise ValueError unless all rows have the same images and the same number of seeds."""
+    for row in rows:
+        if not np.array_equal(row.ids, rows[0].ids) or len(row.by_seed) != len(rows[0].by_seed):
+            raise ValueError("a paired comparison needs the same images and seeds; keep those that all have")
 
 
-class Resamples:
-    """Accuracies of rows on the same resampled images: from them follow all their intervals and paired differences.
+def mean_accuracy_interval(scores: ImageScores, *, level: float = 0.95) -> Interval | Withheld:
+    """The interval of a mean accuracy over images and, with two seeds or more, over seeds.
 
-    Draws of a quantity are x* + t c: x* its value on resampled images (seeds and conditions kept), t from Student's
-    distribution with S - 1 degrees of freedom, and c the standard error over the S seeds. The sum of the two errors
-    is the Behrens-Fisher combination. With one seed c is 0, and everything speaks of that seed only.
+    Over images it is the Jeffreys interval of a binomial share (Brown, Cai & DasGupta 2001, Interval estimation for a
+    binomial proportion) at the effective number of images a (1 - a) / V, V the variance of the mean of the image
+    scores, reduced as by Korn & Graubard 1998 (Confidence intervals for proportions with small expected number of
+    positive counts estimated from survey data). With one condition and seed the effective number is that of the images.
 
-    The variance s^2 / S of the mean over seeds holds noise of single images too, which x* has already. For the mean
-    of one row, with three seeds or more, it is estimated from the interaction r of image and seed and taken off,
-    c^2 = max(0, s^2 / S - r^2 / (m S)), so that intervals are neither wide nor narrow. In a difference the difficulty
-    of the images cancels and c is most of the error, so there it stays: one is found too rarely, not too often.
+    With S seeds the error over seeds, t with S - 1 degrees of freedom times their standard error, is added in squares
+    (Zou & Donner 2008, Construction of confidence limits about effect measures). The spread of the seeds holds noise of
+    single images, as V does; it is estimated from what neither image nor seed explains, and taken off V.
+
+    Withheld if the right or the wrong answers amount to fewer than `FEWEST` images: limits that depend on so few cover
+    far more or far less often than they say (a binomial with n = 50 and p = 0.02 allows 92.2 % or 98.2 % and nothing
+    between). The reason holds what the outcomes do show, an exact one-sided limit.
     """
-
-    def __init__(self, rows: Sequence[ImageScores], *, resamples: int = 4000, seed: int = 0) -> None:
-        """Raises ValueError if there are no rows, or images or numbers of seeds differ."""
-        if not rows or not all(np.array_equal(rows[0].ids, row.ids) for row in rows):
-            raise ValueError("a paired comparison needs the same images and seeds; keep those that both have")
-        rng = np.random.default_rng(seed)
-        self._rows = rows
-        self._draws = resampled_means(np.stack([row.values for row in rows], axis=1), resamples, rng)
-        # Each number of seeds draws from the same state, so that no row moves the interval of another.
-        self._t = {
-            seeds: deepcopy(rng).standard_t(seeds - 1, resamples) if seeds > 1 else np.zeros(resamples)
-            for seeds in {len(row.by_seed) for row in rows}
-        }
-
-    def interval(self, row: int, *, level: float = 0.95) -> Interval:
-        """The percentile interval of a mean accuracy.
-
-        If all m images have score 1, no resample differs, and the lower limit is ((1 - level) / 2)^(1 / m): with a
-        smaller mean, m scores of 1 would be less likely than (1 - level) / 2. All scores 0 likewise.
-        """
-        scores, tail = self._rows[row], (1 - level) / 2
-        draws = self._draws[:, row] + _seed_error(scores.by_seed, scores.noise) * self._t[len(scores.by_seed)]
-        low, high = (float(limit) for limit in np.clip(np.quantile(draws, [tail, 1 - tail]), 0, 1))
-        if np.all(scores.values == 1):
-            low = tail ** (1 / len(scores.values))
-        if np.all(scores.values == 0):
-            high = 1 - tail ** (1 / len(scores.values))
-        return Interval(scores.accuracy, low, high)
-
-    def difference(self, a: int, b: int, *, level: float = 0.95) -> Difference:
-        """Accuracy of row `a` minus that of row `b` on the same images, seeds paired in order."""
-        seeds = len(self._rows[a].by_seed)
-        if seeds != len(self._rows[b].by_seed):
-            raise ValueError("a paired difference needs the same images and seeds; keep those that both have")
-        drawn, error, by_seed = self._contrast(a, b)
-        tail = (1 - level) / 2
-        low, high = (float(limit) for limit in np.quantile(drawn + error * self._t[seeds], [tail, 1 - tail]))
-        return Difference(float(by_seed.mean()), low, high, self._p(a, b, drawn, error, seeds - 1))
-
-    def seed_error(self, rows: Sequence[int]) -> tuple[float, int]:
-        """Standard error over seeds of a difference of any two of these rows, and its degrees of freedom.
-
-        The error term of a two-way analysis of variance without replication: what neither the row nor the seed
-        explains, (R - 1)(S - 1) degrees of freedom for R rows (Scheffe 1959, The analysis of variance, chapter 4).
-        Three seeds of two rows say little about their spread, three seeds of twenty rows enough. With two rows it is
-        the standard error of their own differences. Raises ValueError if there are fewer than two rows.
-        """
-        if len(rows) < 2:
-            raise ValueError("a difference needs two rows; give at least two")
-        seeds = len(self._rows[rows[0]].by_seed)
-        if seeds < 2:
-            return 0.0, 0
-        table = np.stack([self._rows[row].by_seed for row in rows])
-        rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-        freedom = (len(rows) - 1) * (seeds - 1)
-        return float(np.sqrt(2 * np.square(rest).sum() / freedom / seeds)), freedom
-
-    def unpaired_error(self, a: int, b: int, rows: Sequence[int]) -> tuple[float, int]:
-        """Standard error over seeds of the difference of two rows without common seeds, and its degrees of freedom.
-
-        The variance of single seeds is pooled over all `rows`; what seeds do to all rows alike does not cancel here.
-        """
-        several = [self._rows[row].by_seed for row in rows if len(self._rows[row].by_seed) > 1]
-        freedom = sum(len(by_seed) - 1 for by_seed in several)
-        if not freedom:
-            return 0.0, 0
-        variance = sum(float(np.square(by_seed - by_seed.mean()).sum()) for by_seed in several) / freedom
-        return float(np.sqrt(variance * sum(1 / len(self._rows[row].by_seed) for row in (a, b)))), freedom
-
-    def p_value(self, a: int, b: int, seed_error: tuple[float, int] | None = None) -> float:
-        """Two-sided p-value of no difference: twice the probability that a draw is on the far side of zero.
-
-        `seed_error` takes the place of that of the two rows alone. The probability is averaged over resamples of
-        images, exact in t. What these few resamples cannot see adds at most 1 / (resamples + 1), or less where the
-        bound of Chernoff on resampled means proves less.
-        """
-        drawn, error, _ = self._contrast(a, b)
-        return self._p(a, b, drawn, *(seed_error or (error, len(self._rows[a].by_seed) - 1)))
-
-    def _contrast(self, a: int, b: int) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
-        one, two = self._rows[a], self._rows[b]
-        # Rounded, because equal rows must not differ by what the order of a sum leaves.
-        drawn = np.round(self._draws[:, a] - self._draws[:, b], 12)
-        by_seed = one.by_seed - two.by_seed if len(one.by_seed) == len(two.by_seed) else one.by_seed[:0]
-        return drawn, _seed_error(by_seed, None), by_seed
-
-    def _p(self, a: int, b: int, drawn: NDArray[np.float64], error: float, freedom: int) -> float:
-        if error > 0:
-            from scipy.special import stdtr
-
-            below = float(stdtr(freedom, -drawn / error).mean())
-            above = 1 - below if below < 0.5 else float(stdtr(freedom, drawn / error).mean())
-        else:
-            below, above = float((drawn <= 0).mean()), float((drawn >= 0).mean())
-        far, unseen = min(below, above), 1 / (len(drawn) + 1)
-        if far < unseen:
-            gap = np.round(self._rows[a].values - self._rows[b].values, 12)
-            unseen = min(unseen, chance_of_reversal(gap))
-        return min(1.0, 2 * (far + unseen))
+    a, tail, seeds = scores.accuracy, (1 - level) / 2, len(scores.by_seed)
+    spread = _spread(scores.values, scores.by_seed, scores.noise, scores.step)
+    few = min(a, 1 - a) * _effective(a, spread.images, len(scores.ids))
+    if few < FEWEST - 1e-9 or spread.images + spread.seeds == 0:
+        return Withheld(a, _reason(scores, spread, few, level))
+    freedom = _freedom(a, scores.values)
+    low, high = _jeffreys(a, max(0.0, spread.images - spread.noise), freedom, tail)
+    if seeds > 1:
+        low, high = _with_seeds(a, (low, high), spread.seeds, seeds - 1, tail)
+    return Interval(a, max(0.0, low), min(1.0, high))
 
 
-def mean_accuracy_interval(
-    scores: ImageScores, *, level: float = 0.95, resamples: int = 4000, seed: int = 0
-) -> Interval:
-    """Percentile interval of a mean accuracy over images and, with two seeds or more, over seeds; see `Resamples`."""
-    return Resamples([scores], resamples=resamples, seed=seed).interval(0, level=level)
+def paired_difference(a: ImageScores, b: ImageScores, *, level: float = 0.95) -> Difference:
+    """Accuracy of `a` minus accuracy of `b` on the same images, seeds paired in order; the p-value is `p_value`'s.
 
-
-def paired_difference(
-    a: ImageScores, b: ImageScores, *, level: float = 0.95, resamples: int = 4000, seed: int = 0
-) -> Difference:
-    """Accuracy of `a` minus accuracy of `b` on the same images, seeds paired in order; see `Resamples`.
-
+    Over images it is a t interval after one more image in favour of each row, of the typical size u of a difference,
+    u^2 = sum d^4 / sum d^2 (Agresti & Min 2005, Simple improved confidence intervals for comparing matched proportions:
+    u = 1 with one condition and seed). The error over seeds is added as in `mean_accuracy_interval`, but the interval
+    is never narrower than over images alone, and holds zero if p > 1 - level: it claims no more than the exact test.
     Raises ValueError if images or numbers of seeds differ.
     """
-    return Resamples([a, b], resamples=resamples, seed=seed).difference(0, 1, level=level)
+    gap = _Gap.of(a, b)
+    d, m, tail = gap.values, len(gap.values), (1 - level) / 2
+    squares = float(np.square(d).sum())
+    typical = float((d**4).sum()) / squares if squares else 1.0
+    centre = float(d.sum()) / (m + 2)
+    variance = ((squares + 2 * typical) / (m + 2) - centre**2) / (m + 2)
+    half = _t(max(1, m - 1), 1 - tail) * np.sqrt(variance)
+    low, high = min(gap.estimate, centre - half), max(gap.estimate, centre + half)
+    if gap.spread.seeds > 0:
+        half *= np.sqrt(gap.share)
+        rest = min(gap.estimate, centre - half), max(gap.estimate, centre + half)
+        wide = _with_seeds(gap.estimate, rest, gap.spread.seeds, gap.freedom, tail)
+        low, high = min(low, wide[0]), max(high, wide[1])
+    p = gap.p_value()
+    if p > 1 - level:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Difference(gap.estimate, max(-1.0, float(low)), min(1.0, float(high)), p)
+
+
+def p_value(a: ImageScores, b: ImageScores, seed_error: SeedError | None = None) -> float:
+    """Two-sided p-value of no difference between two rows, never 0.
+
+    With one seed it is the exact sign test over images: if the rows do not differ, each image is as likely to favour
+    one as the other, by as much (Fisher 1935, The design of experiments, section 21; with one condition it is
+    McNemar's exact test). k images that differ cannot give less than 2^(1 - k), and no value below 1e-12 is told.
+
+    With several seeds it is the larger of that and of the p at which the estimate is a limit,
+    estimate^2 = z(p)^2 V + t(p)^2 c^2, with V the variance over images without noise and c the standard error over
+    seeds with it. `seed_error` takes the place of that of the two rows alone.
+    Raises ValueError if images or numbers of seeds differ.
+    """
+    return _Gap.of(a, b).p_value(seed_error)
+
+
+def shared_seed_error(rows: Sequence[ImageScores]) -> SeedError:
+    """Error over seeds of a difference of any two of these rows.
+
+    The error term of a two-way analysis of variance without replication: what neither the row nor the seed explains,
+    (R - 1)(S - 1) degrees of freedom for R rows (Scheffe 1959, The analysis of variance, chapter 4). Three seeds of two
+    rows say little about their spread, three seeds of twenty rows enough. With two rows it is the standard error of
+    their own differences. Raises ValueError if there are fewer than two rows, or they are not paired.
+    """
+    if len(rows) < 2:
+        raise ValueError("a difference needs two rows; give at least two")
+    check_paired(rows)
+    table = np.stack([row.by_seed for row in rows])
+    seeds = table.shape[1]
+    if seeds < 2:
+        return SeedError(0.0, 0)
+    rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    freedom = (len(rows) - 1) * (seeds - 1)
+    return SeedError(float(np.sqrt(2 * np.square(rest).sum() / freedom / seeds)), freedom)
+
+
+def unpaired_seed_error(a: ImageScores, b: ImageScores, rows: Sequence[ImageScores]) -> SeedError:
+    """Error over seeds of the difference of two rows whose seeds are not the same.
+
+    The variance of single seeds is pooled over all `rows` with two or more; what a seed does to all rows alike does not
+    cancel here, so it is not taken off.
+    """
+    several = [row.by_seed for row in rows if len(row.by_seed) > 1]
+    freedom = sum(len(by_seed) - 1 for by_seed in several)
+    if not freedom:
+        return SeedError(0.0, 0)
+    variance = sum(float(np.square(by_seed - by_seed.mean()).sum()) for by_seed in several) / freedom
+    return SeedError(float(np.sqrt(variance * (1 / len(a.by_seed) + 1 / len(b.by_seed)))), freedom)
+
+
+def unpaired_p_value(a: ImageScores, b: ImageScores, rows: Sequence[ImageScores]) -> float:
+    """`p_value` of two rows on the same images whose seeds are not the same; see `unpaired_seed_error`."""
+    means = [ImageScores(row.ids, row.values, np.array([row.accuracy])) for row in (a, b)]
+    return p_value(means[0], means[1], unpaired_seed_error(a, b, rows))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -270,50 +282,191 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def resampled_means(values: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Means [resamples, k] of columns of `values` [m, k] over m rows drawn with replacement, the same for all columns.
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """Variances of a mean: over `images`, over `seeds`, and the `noise` of single images that both of them hold."""
 
-    All columns share the draws, so their number costs one product of matrices.
+    images: float
+    seeds: float
+    noise: float
+
+
+def _spread(
+    values: NDArray[np.float64], by_seed: NDArray[np.float64], noise: NDArray[np.float32] | None, step: float
+) -> _Spread:
+    m, seeds = len(values), len(by_seed)
+    images = float(values.var()) / m
+    over_seeds = float(by_seed.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    square = 0.0 if noise is None or m < 2 else float(np.square(noise, dtype=np.float64).mean()) / (seeds - 1) / (m - 1)
+    # Equal scores must not differ by what the order of a sum leaves.
+    images, over_seeds, square = (0.0 if variance < 1e-24 else variance for variance in (images, over_seeds, square))
+    if square > 0:
+        # Few images let seeds agree by chance: the error of rounding to a whole number of hits, its step squared by 12.
+        over_seeds += (step * seeds / m) ** 2 / 12 / seeds
+    return _Spread(images, over_seeds, square)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Gap:
+    """The difference of two rows: by image [m], whole multiples of `step` if that is not 0, and its spread."""
+
+    values: NDArray[np.float64]
+    step: float
+    estimate: float
+    spread: _Spread
+    freedom: int
+
+    @staticmethod
+    def of(a: ImageScores, b: ImageScores) -> _Gap:
+        check_paired([a, b])
+        values = np.round(a.values - b.values, 12)
+        by_seed = np.round(a.by_seed - b.by_seed, 12)
+        noise = None if a.noise is None or b.noise is None else a.noise - b.noise
+        step = min(a.step, b.step)
+        spread = _spread(values, by_seed, noise, step)
+        return _Gap(values, step, float(by_seed.mean()), spread, len(by_seed) - 1)
+
+    @property
+    def share(self) -> float:
+        """The share of the variance over images that is not noise, which the spread of the seeds holds already."""
+        return max(0.0, 1 - self.spread.noise / self.spread.images) if self.spread.images else 0.0
+
+    def p_value(self, seed_error: SeedError | None = None) -> float:
+        p = sign_test(self.values, self.step)
+        error = seed_error or SeedError(float(np.sqrt(self.spread.seeds)), self.freedom)
+        if error.error > 0:
+            images = self.share * float(np.square(self.values).sum()) / len(self.values) ** 2
+            p = max(p, _p_with_seeds(abs(self.estimate), images, error))
+        return p
+
+
+def sign_test(d: NDArray[np.float64], step: float = 0.0) -> float:
+    """Two-sided p-value of the sum of `d` [m] if the sign of each of its values were that of a fair coin, in (0, 1].
+
+    All 2^k sums are counted, by their generating function, where values are multiples of `step` (rounded to 64ths of
+    the largest otherwise, which leaves the test exact) with a total of at most `_LATTICE` steps. A larger total has
+    so many values that the sum is normal; that is corrected for continuity.
     """
-    m = len(values)
-    step = max(1, _CHUNK // m)
-    means = []
-    for done in range(0, resamples, step):
-        now = min(step, resamples - done)
-        drawn = rng.integers(0, m, (now, m)) + m * np.arange(now)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=now * m).reshape(now, m)
-        means.append(times.astype(np.float64) @ values / m)
-    return np.concatenate(means)
-
-
-def chance_of_reversal(gap: NDArray[np.float64]) -> float:
-    """An upper bound of the probability that the mean of a resample of `gap` [m] has not the sign of its mean.
-
-    Chernoff's bound min_t (mean_i exp(-t |mean| x_i))^m over t > 0 (Chernoff 1952, A measure of asymptotic efficiency
-    for tests, Annals of Mathematical Statistics 23). It holds for every t; Newton's method finds a good one.
-    """
-    x = gap if gap.mean() >= 0 else -gap
-    if x.mean() <= 0:
+    d = d[d != 0]
+    if len(d) == 0:
         return 1.0
-    t, best = x.mean() / x.var() if x.var() > 0 else 1 / x.mean(), 0.0
-    for _ in range(_STEPS):
-        weights = np.exp(-t * (x - x.min()))
-        exponent = len(x) * (np.log(weights.mean()) - t * x.min())
-        if exponent > best - 0.01:
-            break
-        best = float(exponent)
-        weights /= weights.sum()
-        mean = weights @ x
-        t += mean / max(weights @ (x - mean) ** 2, 1e-300)
-    return float(np.exp(best))
+    steps = d / step if step else d
+    if not step or np.abs(steps - np.rint(steps)).max() > 1e-6:
+        steps = d * (_GRID / np.abs(d).max())
+    whole = np.rint(steps).astype(np.int64)
+    sizes, observed = np.abs(whole[whole != 0]), abs(int(whole.sum()))
+    if observed == 0:
+        return 1.0
+    if sizes.sum() <= _LATTICE:
+        p = _share_of_sums(sizes, observed)
+    else:
+        from scipy.special import ndtr
+
+        p = 2 * float(ndtr((np.gcd.reduce(sizes) - observed) / np.sqrt(np.square(sizes).sum())))
+    return min(1.0, max(p, 2.0 ** max(1 - len(sizes), -60), _SMALLEST))
 
 
-def _seed_error(by_seed: NDArray[np.float64], noise: NDArray[np.float32] | None) -> float:
-    """Standard error of a mean over seeds, without the noise that single images have in each of them."""
-    seeds = len(by_seed)
-    if seeds < 2:
-        return 0.0
-    variance = float(by_seed.var(ddof=1)) / seeds
-    if noise is not None and (m := noise.shape[1]) > 1:
-        variance -= float(np.square(noise, dtype=np.float64).sum()) / ((seeds - 1) * (m - 1) * m * seeds)
-    return float(np.sqrt(max(0.0, variance)))
+def _share_of_sums(sizes: NDArray[np.int64], observed: int) -> float:
+    """Return the share of the sums of +-sizes that are at least `observed` away from zero."""
+    length = 1 << int(2 * sizes.sum() + 1).bit_length()
+    log, negative = _log_cosine(length)
+    place = np.arange(length // 2 + 1)
+    # The characteristic function of the sum is a product of cosines, one for each size.
+    total, odd = np.zeros(len(place)), np.zeros(len(place), dtype=bool)
+    for size, times in zip(*np.unique(sizes, return_counts=True), strict=True):
+        at = size * place & (length - 1)
+        total += times * log[at]
+        if times % 2:
+            odd ^= negative[at]
+    transform = np.exp(total)
+    transform[odd] *= -1
+    return float(np.fft.irfft(transform, length)[observed : length - observed + 1].sum())
+
+
+@lru_cache(maxsize=4)
+def _log_cosine(length: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return ln |cos x| at `length` places around the circle, a power of two, and where cos x is negative."""
+    cosine = np.cos(2 * np.pi * np.arange(length) / length)
+    log = np.log(np.abs(cosine))
+    log[[length // 4, 3 * length // 4]] = -np.inf
+    return log, cosine < 0
+
+
+def _p_with_seeds(estimate: float, images: float, error: SeedError) -> float:
+    """Return the p at which estimate^2 = z(p)^2 images + t(p)^2 error^2."""
+    from scipy.optimize import brentq
+    from scipy.special import ndtr, stdtrit
+
+    def beyond(z: float) -> float:
+        t = float(stdtrit(error.freedom, ndtr(-z)))
+        return z * z * images + (t * error.error) ** 2 - estimate**2
+
+    most = 7.0  # 2.6e-12 two-sided
+    return 2 * float(ndtr(-(brentq(beyond, 0.0, most) if beyond(most) > 0 else most)))
+
+
+def _effective(a: float, variance: float, m: int) -> float:
+    """Return the number of independent images, of one outcome each, whose share of hits has this variance."""
+    if variance == 0:
+        return m if a in (0, 1) else np.inf
+    return a * (1 - a) / variance
+
+
+def _freedom(a: float, values: NDArray[np.float64]) -> float:
+    """Return the degrees of freedom of the design effect V m / (a (1 - a)), m - 1 if every score is 0 or 1.
+
+    Satterthwaite's 2 / CV^2, with the coefficient of variation CV of that ratio by the delta method.
+    """
+    m, d = len(values), values - a
+    variance = float(np.square(d).mean())
+    if variance == 0:
+        return m - 1
+    influence = np.square(d) / variance - 1 - (1 - 2 * a) / (a * (1 - a)) * d
+    square = float(np.square(influence).mean())
+    return max(1.0, min(m - 1, 2 * m / max(square, 1e-12)))
+
+
+def _jeffreys(a: float, variance: float, freedom: float, tail: float) -> tuple[float, float]:
+    """Return the limits of an accuracy in (0, 1) whose estimate has this variance over images."""
+    from scipy.special import betaincinv, ndtri
+
+    if variance == 0:
+        return a, a
+    n = a * (1 - a) / variance * (float(ndtri(1 - tail)) / _t(freedom, 1 - tail)) ** 2
+    low, high = betaincinv(a * n + 0.5, (1 - a) * n + 0.5, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _with_seeds(
+    estimate: float, limits: tuple[float, float], variance: float, freedom: int, tail: float
+) -> tuple[float, float]:
+    """Return limits over images widened by the error over seeds, whose square is `variance`."""
+    more = _t(freedom, 1 - tail) * np.sqrt(variance)
+    return estimate - float(np.hypot(estimate - limits[0], more)), estimate + float(
+        np.hypot(limits[1] - estimate, more)
+    )
+
+
+def _t(freedom: float, probability: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, probability))
+
+
+def _reason(scores: ImageScores, spread: _Spread, few: float, level: float) -> str:
+    """Return why there is no interval, with the one-sided limit of Clopper and Pearson at the effective number."""
+    from scipy.special import betaincinv
+
+    a, m, seeds = scores.accuracy, len(scores.ids), len(scores.by_seed)
+    if few >= FEWEST - 1e-9:
+        return f"all {m} images have the same score, which says nothing about their spread"
+    rare = min(a, 1 - a)
+    n = _effective(a, spread.images, m)
+    limit = float(betaincinv(rare * n + 1, (1 - rare) * n, level))
+    if seeds > 1:
+        limit = rare + float(np.hypot(limit - rare, _t(seeds - 1, level) * np.sqrt(spread.seeds)))
+    kind, bound = ("wrong", f"at least {1 - limit:.1%}") if a > 0.5 else ("right", f"at most {limit:.1%}")
+    return (
+        f"{kind} answers amount to {few:.1f} of {m} images, and an interval needs {FEWEST:g}; "
+        f"the accuracy is {bound} (one-sided, {level:.0%} confidence)"
+    )

@@ -188,11 +188,21 @@ def compare(
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+    design: Annotated[
+        bool, typer.Option("--design", help="Take these results as a pilot: intervals that other sizes would give.")
+    ] = False,
+    n: Annotated[str, typer.Option("--n", metavar="N[,N]", help="Images, with --design.")] = "",
+    conditions: Annotated[str, typer.Option(metavar="N[,N]", help="Conditions, with --design.")] = "",
+    seeds: Annotated[str, typer.Option(metavar="N[,N]", help="Seeds, with --design.")] = "",
 ) -> None:
     """Compare two methods image by image: difference, interval and p-value for each corruption."""
     from bench.runs import open_results as reading
 
-    reading.print_comparison(a, b, shift, source, format_, where or [], out)
+    sizes = {"n": n, "conditions": conditions, "seeds": seeds}
+    if design:
+        reading.print_design(a, b, shift, source, format_, where or [], out, sizes)
+    else:
+        reading.print_comparison(a, b, shift, source, format_, where or [], out, sizes)
 
 
 @app.command()

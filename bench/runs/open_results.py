@@ -22,7 +22,7 @@ from bench.core.errors import ValidationError as InvalidResults
 from bench.execution import progress_files as live
 from bench.runs.manifest import read_manifest, read_trainings, running
 from bench.runs.progress import in_words, shown
-from leaderboards import compare, tables
+from leaderboards import compare, design, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.files import StoreError
 from leaderboards.memory import Memory
@@ -165,6 +165,12 @@ _COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
     "json": compare.to_json,
     "latex": compare.to_latex,
 }
+_DESIGN: dict[str, Callable[[design.Design], str]] = {
+    "md": design.to_markdown,
+    "csv": design.to_csv,
+    "json": design.to_json,
+    "latex": design.to_latex,
+}
 
 
 def print_leaderboard(
@@ -225,9 +231,19 @@ def _addresses(folders: list[Path], out: Path | None) -> Callable[[str], str | N
 
 
 def print_comparison(
-    a: str, b: str, shift: str | None, folders: str, format_: str, where: list[str], out: Path | None
+    a: str,
+    b: str,
+    shift: str | None,
+    folders: str,
+    format_: str,
+    where: list[str],
+    out: Path | None,
+    sizes: dict[str, str],
 ) -> None:
-    """Print or write the paired comparison of two rows."""
+    """Print or write the paired comparison of two rows; `sizes` belong to `print_design` and must be empty."""
+    for name, text in sizes.items():
+        if text:
+            raise UsageError(f"--{name} is a size of another study; add --design")
     _check_format(format_, _COMPARISON, out)
     paths = _folders(folders, "compare A B")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
@@ -237,6 +253,44 @@ def print_comparison(
         print_rich(compare.to_terminal(comparison))
     else:
         _print_or_write(_COMPARISON[format_](comparison), out)
+
+
+def print_design(
+    a: str,
+    b: str,
+    shift: str | None,
+    folders: str,
+    format_: str,
+    where: list[str],
+    out: Path | None,
+    sizes: dict[str, str],
+) -> None:
+    """Print or write the half-widths that studies of some sizes expect; `sizes` are lists as text, by option."""
+    _check_format(format_, _DESIGN, out)
+    paths = _folders(folders, "compare A B --design")
+    wanted = {name: _whole_numbers(name, text) for name, text in sizes.items()}
+    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    with _as_bench_error():
+        found = design.design(
+            records,
+            a,
+            b,
+            lambda record: find_scored(paths, record),
+            n=wanted["n"],
+            conditions=wanted["conditions"],
+            seeds=wanted["seeds"],
+        )
+    if format_ == "terminal":
+        print_rich(design.to_terminal(found))
+    else:
+        _print_or_write(_DESIGN[format_](found), out)
+
+
+def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
+        raise UsageError(f"--{option} takes whole numbers above 0, as in --{option} 1,3,5, not '{text}'")
+    return tuple(map(int, parts))
 
 
 def _check_format(name: str, renderers: Iterable[str], out: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leaderboards import Memory, Record, make_board
+from leaderboards import Memory, Record, make_board, to_json, to_markdown
 from leaderboards.store import find_scored, state_of
 
 
@@ -76,14 +77,24 @@ def test_what_changed_is_measured_again(
     assert board == make_board(filled.records, counting)
 
 
-@pytest.mark.parametrize("options", [{"level": 0.9}, {"resamples": 500}, {"seed": 1}])
-def test_other_ways_to_measure_are_other_comparisons(
-    filled: Any, counting: Counting, memory: Memory, options: Any
-) -> None:
+def test_another_confidence_is_another_comparison(filled: Any, counting: Counting, memory: Memory) -> None:
     make_board(filled.records, counting, memory=memory)
-    board = make_board(filled.records, counting, memory=memory, **options)
-    assert board == make_board(filled.records, counting, **options)
+    board = make_board(filled.records, counting, memory=memory, level=0.9)
+    assert board == make_board(filled.records, counting, level=0.9)
     assert board != make_board(filled.records, counting)
+
+
+def test_a_withheld_interval_is_remembered(filled: Any, counting: Counting, memory: Memory) -> None:
+    for corruption in ("fog", "snow", None):
+        filled.add("eta", corruption, hits=np.arange(80) < 78)
+    first = make_board(filled.records, counting, memory=memory)
+    reads = counting.reads
+    assert make_board(filled.records, counting, memory=memory) == first
+    assert counting.reads == reads
+    withheld = {row.method: row.withheld for row in first.rows if row.interval is None}
+    assert list(withheld) == ["eta"]
+    assert f"eta has no interval: {withheld['eta']}" in to_markdown(first)
+    assert json.loads(to_json(first))["rows"][-1].keys() >= {"interval", "withheld"}
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"{}", b"[1]", b'[{"method": "tent"}]', b"\xff"])

@@ -331,6 +331,15 @@ def test_reading_commands_agree_with_the_records(bench: Bench, settings: dict[st
     same = bench("compare", "source", "source", "--from", folder, "--format", "json")
     assert json.loads(same.out)["overall"]["difference"] == 0
     assert bench("compare", "source", "tent", "--from", folder).code == 2
+    wanted = ("compare", "source", "source", "--from", folder, "--design", "--n", "50,100")
+    assert [line["n"] for line in json.loads(bench(*wanted, "--format", "json").out)["sizes"]] == [50, 100]
+    assert bench(*wanted, "--format", "csv", "-o", tmp_path / "design.csv").out == ""
+    assert (tmp_path / "design.csv").read_text().startswith("n,conditions,seeds,difference,a,b\n50,")
+    assert "--seeds 1" in bench(*wanted, "--seeds", "3").err
+    assert "add --design" in bench(*(part for part in wanted if part != "--design")).err
+    for text in ("0", "1.5", "-2", "x", "1" * 20):
+        assert (refused := bench("compare", "a", "b", "--from", folder, "--design", f"--n={text}")).code == 2, text
+        assert "whole numbers above 0" in refused.err
     assert "no record has seed=7" in bench("leaderboard", "--from", folder, "--where", "seed=7").err
 
 
