@@ -1,10 +1,11 @@
-"""The board: comparable records, one row for each method and part, ranked within tracks.
+"""The board: comparable records, one row for each method, setting and part, ranked within tracks.
 
 The board holds numbers; `leaderboards.tables` shows them.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +14,20 @@ from itertools import product
 import numpy as np
 
 from leaderboards.comparable import BoardError as BoardError
-from leaderboards.comparable import Line, check_comparable, condition_name, line_name, line_of, version_notes
+from leaderboards.comparable import (
+    Line,
+    check_row,
+    check_severities,
+    check_shared,
+    condition_name,
+    line_name,
+    version_notes,
+)
 from leaderboards.memory import Memory
 from leaderboards.ranking import ReadPredictions, measure, read_scores
 from leaderboards.record import Access, Record, Track
 from leaderboards.robustness import mean_corruption_error, relative_mean_corruption_error
+from leaderboards.settings import setting_name, split_settings
 from leaderboards.uncertainty import Interval
 
 TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
@@ -45,7 +55,7 @@ _CLEAN: _Condition = (None, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One condition of one row: means over seeds in [0, 1], None unless every seed is done, and the underlying records.
+    """One condition of one row: means over its seeds in [0, 1], None unless all are done, and the underlying records.
 
     `corruption` is None for the clean condition, which has severity 0. `keys` are in the order of the seeds.
     """
@@ -59,13 +69,17 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class BoardRow:
-    """One method, or one part of it, over the conditions of a board. Fractions lie in [0, 1].
+    """One method with one setting, or one part of it, over the conditions of a board. Fractions lie in [0, 1].
+
+    `setting` says what differs from the setting that has the plain name of the method (`leaderboards.settings`), None
+    for that one. `seeds` are those of the row, which another row need not have.
 
     `accuracy` is the mean over corrupted conditions and seeds, `interval` its confidence interval (None without
     predictions, or where `withheld` says why the outcomes allow none), `ece` the mean calibration error over the same
     conditions and seeds; `clean_accuracy` is separate.
-    `forgetting` is the loss of clean accuracy: that of the row `source` on the same board minus that of this row,
-    negative for a gain, None if either is missing. `mce` and `relative_mce` are those of `leaderboards.robustness` as
+    `forgetting` is the loss of clean accuracy on the seeds that the row shares with the row `source` of the same board
+    (that of the same training if there are several): that of `source` minus that of this row, negative for a gain, None
+    if there is no such seed. `mce` and `relative_mce` are those of `leaderboards.robustness` as
     fractions of AlexNet's (1 is as robust as it), None if they are not defined. `per_corruption` averages over
     severities and seeds; `cells` holds every condition, clean first. `fit_seconds` is the training time for one
     condition, `forwards` and `backwards` the passes for each scored image, `peak_memory_mb` the largest over all
@@ -76,6 +90,7 @@ class BoardRow:
     """
 
     method: str
+    setting: str | None
     part: str | None
     track: Track
     access: Access
@@ -107,8 +122,8 @@ class BoardRow:
 
     @property
     def name(self) -> str:
-        """The method, and its part in parentheses."""
-        return line_name((self.method, self.part))
+        """The method, its setting in brackets, and its part in parentheses."""
+        return line_name((setting_name(self.method, self.setting), self.part))
 
     def at_severity(self, severity: float) -> float | None:
         """Mean accuracy over the corruptions at one severity; None if any is missing."""
@@ -119,7 +134,8 @@ class BoardRow:
 class Board:
     """Rows over one comparable group of records, by track (R, A, B, C, D), then from best to worst, incomplete last.
 
-    `n` is the number of images scored in each corrupted condition, `level` the confidence of all intervals and ranks.
+    `n` is the number of images scored in each corrupted condition, `level` the confidence of all intervals and ranks;
+    `seeds` are those of all rows together.
     `versions` lists, in sentences, results that come from different versions of code.
     """
 
@@ -144,24 +160,28 @@ def make_board(
     *,
     level: float = 0.95,
     memory: Memory | None = None,
+    full_names: bool = False,
 ) -> Board:
     """Make the board of comparable records; `predictions` reads those of a record, for intervals and ranks.
 
-    A `memory` holds earlier measurements; for those, nothing is measured and no predictions are read again.
+    A `memory` holds earlier measurements; for those, nothing is measured and no predictions are read again. With
+    `full_names` every row says what differs from the plain setting of its method, else only where a method has several
+    settings here (`leaderboards.settings`).
 
-    Every method with parts `ingredient:*` gets a row "mean", the mean over its ingredients, unless it has one. Ranks
-    come from paired differences on the same images, with Holm's correction over all pairs of a track. Raises BoardError
-    if the records must not be compared or the predictions are not those of the records.
+    Every method with parts `ingredient:*` gets a row "mean", the mean over its ingredients, unless it has one. A row is
+    complete on its own seeds. Ranks come from paired differences on the same images, with Holm's correction over all
+    pairs of a track. Raises BoardError if the records must not be compared or the predictions are not those of the
+    records.
     """
-    check_comparable(records)
-    lines: dict[Line, list[Record]] = defaultdict(list)
-    for record in records:
-        lines[line_of(record)].append(record)
+    check_shared(records)
+    records = sorted(records, key=lambda record: record.key)
     conditions = sorted({(r.corruption, r.severity) for r in records if not r.clean}, key=_published)
-    seeds = tuple(sorted({record.seed for record in records}))
+    lines, settings = _lines(records, conditions, full_names=full_names)
     members = {line: [line] for line in lines} | _means(lines)
-    rows = {line: _row(line, {m: lines[m] for m in own}, conditions, seeds) for line, own in members.items()}
-    _measure_forgetting(rows)
+    rows = {
+        line: _row(settings[line[0]], line[1], {m: lines[m] for m in own}, conditions) for line, own in members.items()
+    }
+    _measure_forgetting(rows, members, lines)
     if predictions is not None:
         _measure_uncertainty(rows, members, lines, predictions, level, memory)
     first = records[0]
@@ -174,7 +194,7 @@ def make_board(
         labels_per_class=first.data.labels_per_class,
         corruptions=tuple(dict.fromkeys(corruption for corruption, _ in conditions if corruption)),
         severities=tuple(sorted({severity for _, severity in conditions})),
-        seeds=seeds,
+        seeds=tuple(sorted({record.seed for record in records})),
         n=next((row.n for row in rows.values() if row.n is not None), None),
         level=level,
         rows=tuple(sorted(rows.values(), key=_order)),
@@ -195,14 +215,44 @@ def make_boards(
     return {model: make_board(models[model], predictions, level=level) for model in sorted(models)}
 
 
-def _measure_forgetting(rows: dict[Line, BoardRow]) -> None:
-    """Set, in place, each row's loss of clean accuracy against the reference."""
-    reference = rows.get((REFERENCE, None))
-    if reference is None or reference.clean_accuracy is None:
-        return
-    for line, row in rows.items():
-        if row.clean_accuracy is not None:
-            rows[line] = replace(row, forgetting=reference.clean_accuracy - row.clean_accuracy)
+def _lines(
+    records: Sequence[Record], conditions: Sequence[_Condition], *, full_names: bool
+) -> tuple[dict[Line, list[Record]], dict[str, tuple[str, str | None]]]:
+    """Return the records of each line, and method and setting by the names that the lines have."""
+    lines: dict[Line, list[Record]] = defaultdict(list)
+    settings: dict[str, tuple[str, str | None]] = {}
+    for row in split_settings(records, conditions, full_names=full_names):
+        if row.name in settings:
+            raise BoardError(f"two settings of {row.name} cannot be told apart; make a board of one folder at a time")
+        settings[row.name] = (row.method, row.label)
+        for record in row.records:
+            lines[row.name, record.part].append(record)
+    check_severities(lines)
+    for line, group in lines.items():
+        check_row(line_name(line), group)
+    return lines, settings
+
+
+def _measure_forgetting(
+    rows: dict[Line, BoardRow], members: Mapping[Line, Sequence[Line]], lines: Mapping[Line, Sequence[Record]]
+) -> None:
+    """Set, in place, each row's loss of clean accuracy against the reference with the same training, else the plain."""
+    clean = {line: _clean_by_seed(lines[line]) for line in lines}
+    references = [line for line, row in rows.items() if (row.method, row.part) == (REFERENCE, None) and clean[line]]
+    trained = {json.dumps(lines[line][0].options.get(REFERENCE), sort_keys=True): line for line in references}
+    plain = next((line for line in references if rows[line].setting is None), references[0] if references else None)
+    for line, own in members.items():
+        text = json.dumps(lines[own[0]][0].options.get(REFERENCE), sort_keys=True)
+        reference = line if line in references else trained.get(text, plain)
+        if reference is None or rows[line].clean_accuracy is None:
+            continue
+        shared = sorted(set(rows[line].seeds).intersection(clean[reference], *(clean[member] for member in own)))
+        losses = [clean[reference][seed] - float(np.mean([clean[m][seed] for m in own])) for seed in shared]
+        rows[line] = replace(rows[line], forgetting=_mean(losses))
+
+
+def _clean_by_seed(records: Iterable[Record]) -> dict[int, float]:
+    return {record.seed: record.metrics.accuracy for record in records if record.clean and record.metrics is not None}
 
 
 def _measure_uncertainty(
@@ -219,7 +269,8 @@ def _measure_uncertainty(
     key = memory.key_of(complete, lines, tracks, level) if memory else ""
     measured = memory.recall(key) if memory else None
     if measured is None or measured.intervals.keys() | measured.withheld.keys() != complete.keys():
-        measured = measure(tracks, read_scores(complete, lines, predictions), level)
+        seeds = {line: rows[line].seeds for line in complete}
+        measured = measure(tracks, read_scores(complete, lines, predictions), level, seeds)
         if memory:
             memory.keep(key, measured)
     for line in complete:
@@ -236,12 +287,16 @@ def _means(lines: Collection[Line]) -> dict[Line, list[Line]]:
 
 
 def _row(
-    line: Line, members: Mapping[Line, list[Record]], conditions: Sequence[_Condition], seeds: tuple[int, ...]
+    setting: tuple[str, str | None],
+    part: str | None,
+    members: Mapping[Line, list[Record]],
+    conditions: Sequence[_Condition],
 ) -> BoardRow:
     """Make a row without interval and rank; its members are its own line or the ingredients that it averages."""
     records = [record for group in members.values() for record in group]
     done = [record for record in records if record.status == "done"]
     corrupted = [record for record in done if not record.clean]
+    seeds = sorted({record.seed for record in records})
     incomplete = _incomplete(members, conditions, seeds)
     accuracy = _by_condition(done, "accuracy", len(members) * len(seeds))
     ece = _by_condition(done, "ece", len(members) * len(seeds))
@@ -252,8 +307,9 @@ def _row(
     images = sum(record.n for record in corrupted)
     costs = [record.cost for record in corrupted if record.cost]
     return BoardRow(
-        method=line[0],
-        part=line[1],
+        method=setting[0],
+        setting=setting[1],
+        part=part,
         track=records[0].track,
         access=records[0].access,
         rank=None,
@@ -330,4 +386,4 @@ def _published(condition: _Condition) -> tuple[int, str, float]:
 
 
 def _order(row: BoardRow) -> tuple[int, bool, float, str, str]:
-    return TRACKS.index(row.track), row.accuracy is None, -(row.accuracy or 0.0), row.method, row.part or ""
+    return TRACKS.index(row.track), row.accuracy is None, -(row.accuracy or 0.0), row.method, row.name

@@ -44,31 +44,38 @@ def condition_name(corruption: str | None, severity: float) -> str:
 
 
 def check_comparable(records: Sequence[Record]) -> None:
-    """Raise BoardError at the first difference that makes these records incomparable, or if there are no records.
+    """Raise BoardError at the first difference that keeps these records from being the results of one run.
 
-    One board has one shift, model (by name and by weights), protocol, split, limit and number of labels; one set of
-    severities in every line; the same data in every line of a condition and the same number of images in all corrupted
-    conditions; one batch size, precision, access and set of options within a line; no cell twice.
+    What `check_shared` demands; and one batch size, precision, access and set of options within a line, no cell twice.
+    """
+    check_shared(records)
+    lines: dict[Line, list[Record]] = defaultdict(list)
+    for record in records:
+        lines[line_of(record)].append(record)
+    check_severities(lines)
+    for line, group in lines.items():
+        _check_options(line_name(line), group)
+        check_row(line_name(line), group)
+
+
+def check_shared(records: Sequence[Record]) -> None:
+    """Raise BoardError at the first difference that keeps records from one board, or if there are no records.
+
+    One board has one shift, model (by name and by weights), protocol, split, limit and number of labels; the same data
+    in every record of a condition, and the same number of images in all corrupted conditions.
     """
     if not records:
         raise BoardError("there is no record to make a board of; loosen the filter or run something first")
     for field, value in _SHARED.items():
         _same("the records", field, map(value, records), _filter(field))
     _same("the records of one model", "weights", (record.weights.digest for record in records), _SEPARATE)
-    _check_severities(records)
     _check_images([record for record in records if record.status == "done"])
-    lines: dict[Line, list[Record]] = defaultdict(list)
-    for record in records:
-        lines[line_of(record)].append(record)
-    for line, group in lines.items():
-        _check_line(line_name(line), group)
 
 
-def _check_severities(records: Iterable[Record]) -> None:
-    severities: dict[Line, set[float]] = defaultdict(set)
-    for record in records:
-        if not record.clean:
-            severities[line_of(record)].add(record.severity)
+def check_severities(lines: Mapping[Line, Sequence[Record]]) -> None:
+    """Raise BoardError unless all lines with corrupted conditions have the same severities."""
+    severities = {line: {r.severity for r in group if not r.clean} for line, group in lines.items()}
+    severities = {line: found for line, found in severities.items() if found}
     for line, found in severities.items():
         first, expected = next(iter(severities.items()))
         if found != expected:
@@ -91,15 +98,20 @@ def _check_images(done: Sequence[Record]) -> None:
             _same(f"the records of {condition}", f"data {field}", values, _SEPARATE)
 
 
-def _check_line(name: str, group: Sequence[Record]) -> None:
+def _check_options(name: str, group: Sequence[Record]) -> None:
     where = f"the records of {name}"
     for field in ("batch_size", "precision"):
         _same(where, field, (getattr(record, field) for record in group), _filter(field))
-    _same(where, "access", (record.access.model_dump_json() for record in group), _SEPARATE)
     options = [{(m, o): json.dumps(v) for m, given in r.options.items() for o, v in given.items()} for r in group]
     for method, option in sorted({key for given in options for key in given}):
         values = (given.get((method, option), "absent") for given in options)
         _same(where, f"option {method}.{option}", values, _SEPARATE)
+
+
+def check_row(name: str, group: Sequence[Record]) -> None:
+    """Raise BoardError if the records of one row differ in access, or one cell is there twice."""
+    where = f"the records of {name}"
+    _same(where, "access", (record.access for record in group), _SEPARATE)
     seen: set[tuple[str | None, float, int]] = set()
     for record in group:
         cell = (record.corruption, record.severity, record.seed)

@@ -18,12 +18,12 @@ from leaderboards.uncertainty import (
     Outcomes,
     Withheld,
     average_scores,
-    check_paired,
     holm,
     image_scores,
     mean_accuracy_interval,
     p_value,
     shared_seed_error,
+    unpaired_p_value,
 )
 
 ReadPredictions = Callable[[Record], Scored]
@@ -89,23 +89,28 @@ def outcomes_of(record: Record, predictions: ReadPredictions) -> Outcomes:
     return Outcomes(read.id, read.hits)
 
 
-def measure(tracks: Mapping[Track, Sequence[Line]], scores: Mapping[Line, ImageScores], level: float) -> Measured:
+def measure(
+    tracks: Mapping[Track, Sequence[Line]],
+    scores: Mapping[Line, ImageScores],
+    level: float,
+    seeds: Mapping[Line, Sequence[int]],
+) -> Measured:
     """Return intervals of all lines, and ranks within tracks, with confidence `level`.
 
     A rank is 1 + the number of lines of the same track that are significantly better: paired, with the error over seeds
-    shared by all lines of the track, and Holm's correction over all its pairs. Raises BoardError if lines have
-    different numbers of seeds.
+    shared by all lines of the track, and Holm's correction over all its pairs. `seeds` are those of each line; where
+    they differ within a track, seeds are not paired (`unpaired_seed_error`).
     """
-    try:
-        check_paired(list(scores.values()))
-    except ValueError as error:
-        raise BoardError(str(error)) from None
     ranks: dict[Line, int] = {}
     for lines in tracks.values():
         pairs = list(combinations(lines, 2))
         ranks.update(dict.fromkeys(lines, 1))
-        shared = shared_seed_error([scores[line] for line in lines]) if pairs else None
-        found = holm([p_value(scores[a], scores[b], shared) for a, b in pairs])
+        own = [scores[line] for line in lines]
+        if len({tuple(seeds[line]) for line in lines}) == 1:
+            shared = shared_seed_error(own) if pairs else None
+            found = holm([p_value(scores[a], scores[b], shared) for a, b in pairs])
+        else:
+            found = holm([unpaired_p_value(scores[a], scores[b], own) for a, b in pairs])
         for (a, b), p in zip(pairs, found, strict=True):
             if p <= 1 - level:
                 ranks[b if scores[a].accuracy > scores[b].accuracy else a] += 1

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from leaderboards.boards import TRACKS, Board, BoardError, BoardRow, make_board
+import numpy as np
+
+from leaderboards.boards import TRACKS, Board, BoardRow, make_board
 from leaderboards.bundle import Bundle, write_bundle
 from leaderboards.files import write_atomically
 from leaderboards.page import to_page
 from leaderboards.record import Record, schema
 from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
+from leaderboards.union import Published, boards_of, merge
 
 TITLE = "soupbench leaderboards"
 _TABLES: dict[str, Callable[[Board], str]] = {"md": to_markdown, "csv": to_csv, "json": to_json, "tex": to_latex}
@@ -53,62 +54,70 @@ class Entry:
         return made + [(f"results/{name}", name) for name, _ in self.bundles]
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """All published results as they are shown: the boards by address, and every record once."""
+
+    entries: tuple[Entry, ...]
+    published: Published
+
+
+def make_site(bundles: Mapping[str, Bundle], like: Site | None = None) -> Site:
+    """Make the boards of checked bundles (by file name); those that are equal to boards of `like` are taken from there.
+
+    Which results stand together, and where, is said in `leaderboards.union`; rows have their full names.
+    """
+    published = merge(bundles)
+    known = {entry.slug: entry for entry in like.entries} if like else {}
+    entries = []
+    for slug, records in boards_of(published.records.values()).items():
+        before = known.get(slug)
+        if like is not None and before is not None and _same(records, before.board, published, like.published):
+            board = before.board
+        else:
+            board = make_board(records, lambda record: published.bits[record.key], full_names=True)
+        names = sorted({name for record in records for name in published.homes[record.key]})
+        entries.append(Entry(slug, board, tuple((name, bundles[name]) for name in names)))
+    return Site(tuple(entries), published)
+
+
+def _same(records: Sequence[Record], board: Board, now: Published, then: Published) -> bool:
+    """Return whether a board has these records, with the same outcomes."""
+    keys = {key for row in board.rows for key in row.keys}
+    return keys == {record.key for record in records} and all(
+        then.records[key] == now.records[key] and np.array_equal(then.bits[key].hits, now.bits[key].hits)
+        for key in keys
+    )
+
+
 def build_site(bundles: Mapping[str, Bundle], out: Path) -> list[Path]:
     """Write the site of checked bundles (by file name) into a folder and return its pages; other files there stay.
 
     index.html lists the boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html holds its
     sources (model cards, settings); the same numbers are also written as md, csv, json and tex; records/KEY.json is
-    every record, results/NAME.jsonl every bundle. Result files with equal shift, model, protocol, split, labels and
-    severities make one board, or one board each if their rows must not be mixed.
+    every record, results/NAME.jsonl every bundle.
     """
-    entries = _entries(bundles)
-    pages = [out / "index.html"]
-    write_atomically(pages[0], _page("site_index.html", title=TITLE, boards=entries).encode())
-    write_atomically(out / "record.schema.json", (json.dumps(schema(), indent=2) + "\n").encode())
+    site = make_site(bundles)
     for name, bundle in bundles.items():
         write_bundle(out / "results" / name, bundle)
-        for record in bundle.records:
-            write_atomically(out / "records" / f"{record.key}.json", record.to_json().encode() + b"\n")
-    for entry in entries:
+    files = files_of(site)
+    for name, content in files.items():
+        write_atomically(out / name, content.encode())
+    return [out / name for name in files if name.endswith(".html")]
+
+
+def files_of(site: Site, *, with_figures: bool = True) -> dict[str, str]:
+    """Return the text of every file of a site but the bundles, by its address; the index is the first."""
+    files = {"index.html": _page("site_index.html", title=TITLE, boards=site.entries)}
+    for entry in site.entries:
         board = entry.board
-        pages.append(out / f"{entry.slug}.html")
         title = f"{board.shift}, {board.model}, {board.protocol}"
         links = [("index.html", "all boards"), *entry.links[1:]]
-        write_atomically(pages[-1], to_page([board], title=title, links=links).encode())
-        pages.append(out / entry.about)
-        write_atomically(pages[-1], _page("site_about.html", title=title, entry=entry).encode())
-        for end, render in _TABLES.items():
-            write_atomically(out / f"{entry.slug}.{end}", render(board).encode())
-    return pages
-
-
-def _entries(bundles: Mapping[str, Bundle]) -> list[Entry]:
-    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for name in sorted(bundles):
-        first = bundles[name].records[0]
-        severities = sorted({record.severity for record in bundles[name].records if not record.clean})
-        shared = (first.shift, first.model, first.protocol, first.split, str(first.data.labels_per_class))
-        groups[*shared, "-".join(f"{severity:g}" for severity in severities)].append(name)
-    entries = []
-    for key, names in groups.items():
-        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, key)).lower()).strip("-.")
-        try:
-            entries.append(Entry(slug, _board([bundles[name] for name in names]), _named(bundles, names)))
-        except BoardError:
-            for name in names:
-                own = f"{slug}-{name.removesuffix('.jsonl')}"
-                entries.append(Entry(own, _board([bundles[name]]), _named(bundles, [name])))
-    return sorted(entries, key=lambda entry: entry.slug)
-
-
-def _named(bundles: Mapping[str, Bundle], names: Sequence[str]) -> tuple[tuple[str, Bundle], ...]:
-    return tuple((name, bundles[name]) for name in names)
-
-
-def _board(bundles: Sequence[Bundle]) -> Board:
-    bits = {key: found for bundle in bundles for key, found in bundle.bits.items()}
-    records: list[Record] = [record for bundle in bundles for record in bundle.records]
-    return make_board(records, lambda record: bits[record.key])
+        files[f"{entry.slug}.html"] = to_page([board], title=title, links=links, with_figures=with_figures)
+        files[entry.about] = _page("site_about.html", title=title, entry=entry)
+        files |= {f"{entry.slug}.{end}": render(board) for end, render in _TABLES.items()}
+    files["record.schema.json"] = json.dumps(schema(), indent=2) + "\n"
+    return files | {f"records/{key}.json": f"{r.to_json()}\n" for key, r in site.published.records.items()}
 
 
 def _page(template: str, **content: object) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,6 +25,7 @@ from leaderboards.metrics import score
 from leaderboards.plausible import clean_doubts
 from leaderboards.predictions import Predictions
 from leaderboards.record import Access, Name, Record, strict_json
+from leaderboards.union import clashes
 from leaderboards.verify import TOLERANCE, Problem, verify, wrong_key
 
 AccessOf = Callable[[str], Access | None]
@@ -213,33 +214,28 @@ def check_file(path: Path, checker: Checker) -> tuple[Bundle | None, list[Proble
 
 
 def check_folder(folder: Path, checker: Checker) -> tuple[dict[str, Bundle], list[Problem]]:
-    """Check every bundle of a folder of published results, and that no result is published twice.
+    """Check every bundle of a folder of published results, and that none contradicts another.
 
-    Anything but bundles and a README.md is a problem.
+    Anything but bundles and a README.md is a problem. A result may be in several files if it is the same in all.
     """
     bundles: dict[str, Bundle] = {}
     problems: list[Problem] = []
-    homes: dict[str, str] = {}
-    cells: dict[object, str] = {}
     for path in sorted(folder.iterdir()):
         if path.name == "README.md" and path.is_file() and not path.is_symlink():
             continue
         bundle, found = check_file(path, checker)
         problems += found
-        if bundle is None:
-            continue
-        bundles[path.name] = bundle
-        for record in bundle.records:
-            home = homes.setdefault(record.key, path.name)
-            if home != path.name:
-                message = f"record {record.key} is published in {home} already; leave it out of one of the two files"
-                problems.append(Problem(record.key, path.name, message))
-                continue
-            home = cells.setdefault(_cell(record), path.name)
-            if home != path.name:
-                message = f"{_place(record)} is published in {home} under another key; leave one of the two out"
-                problems.append(Problem(record.key, path.name, message))
-    return bundles, problems
+        if bundle is not None:
+            bundles[path.name] = bundle
+    return bundles, [*problems, *check_together(bundles)]
+
+
+def check_together(bundles: Mapping[str, Bundle], proposed: Collection[str] = ()) -> list[Problem]:
+    """Check files, by name, that were checked one by one: none may contradict another.
+
+    Of two files the `proposed` one is named, else the one that was made later.
+    """
+    return list(clashes(bundles, proposed))
 
 
 def check_run(folder: Path, checker: Checker, card: str | None = None) -> list[Problem]:
@@ -443,12 +439,3 @@ def _condition(record: Record) -> str:
 
 def _place(record: Record) -> str:
     return f"{line_name(line_of(record))}, {condition_name(record.corruption, record.severity)}, seed {record.seed}"
-
-
-def _cell(record: Record) -> tuple[object, ...]:
-    """Return the subject of a published result: two results with the same cell contradict or repeat each other."""
-    return (
-        *(record.shift, record.model, record.protocol, record.split, record.data.labels_per_class),
-        *(record.method, record.part, record.corruption, record.severity, record.seed, record.batch_size),
-        *(record.precision, str(sorted(record.options.items()))),
-    )

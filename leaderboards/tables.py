@@ -159,7 +159,7 @@ def caption(board: Board) -> str:
         f"split {board.split}",
         f"{_count(len(board.corruptions), 'corruption')} at severity {severities or ABSENT}",
         f"{_count(board.n, 'image')} each",
-        f"{_count(len(board.seeds), 'seed')} ({', '.join(map(str, board.seeds))})",
+        _seeds(board),
         f"{100 * board.level:g} % intervals",
     ]
     if len(batches := {row.batch_size for row in board.rows}) == 1:
@@ -308,6 +308,13 @@ def _decimal(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.1f}"
 
 
+def _seeds(board: Board) -> str:
+    """Return how many seeds the rows have, and which."""
+    counts = {len(row.seeds) for row in board.rows if row.seeds} or {len(board.seeds)}
+    several = f"{min(counts)} to " if len(counts) > 1 else ""
+    return f"{several}{_count(max(counts), 'seed')} ({', '.join(map(str, board.seeds))})"
+
+
 def _count(number: int | None, noun: str) -> str:
     return f"{ABSENT if number is None else number} {noun}{'' if number == 1 else 's'}"
 
@@ -326,6 +333,7 @@ def _flat(board: Board, row: BoardRow, per_corruption: bool) -> dict[str, object
     return {
         "rank": row.rank,
         "method": row.method,
+        "setting": row.setting,
         "part": row.part,
         "track": row.track,
         **{f"access_{name}": value for name, value in row.access.model_dump().items()},

@@ -250,6 +250,26 @@ def shared_seed_error(rows: Sequence[ImageScores]) -> SeedError:
     return SeedError(float(np.sqrt(2 * np.square(rest).sum() / freedom / seeds)), freedom)
 
 
+def unpaired_seed_error(a: ImageScores, b: ImageScores, rows: Sequence[ImageScores]) -> SeedError:
+    """Error over seeds of the difference of two rows whose seeds are not the same.
+
+    The variance of single seeds is pooled over all `rows` with two or more; what a seed does to all rows alike does not
+    cancel here, so it is not taken off.
+    """
+    several = [row.by_seed for row in rows if len(row.by_seed) > 1]
+    freedom = sum(len(by_seed) - 1 for by_seed in several)
+    if not freedom:
+        return SeedError(0.0, 0)
+    variance = sum(float(np.square(by_seed - by_seed.mean()).sum()) for by_seed in several) / freedom
+    return SeedError(float(np.sqrt(variance * (1 / len(a.by_seed) + 1 / len(b.by_seed)))), freedom)
+
+
+def unpaired_p_value(a: ImageScores, b: ImageScores, rows: Sequence[ImageScores]) -> float:
+    """`p_value` of two rows on the same images whose seeds are not the same; see `unpaired_seed_error`."""
+    means = [ImageScores(row.ids, row.values, np.array([row.accuracy])) for row in (a, b)]
+    return p_value(means[0], means[1], unpaired_seed_error(a, b, rows))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values, in the given order, that bound the chance of any false finding.
 

@@ -173,7 +173,7 @@ def leaderboard(
     from bench.runs import publishing
 
     if not source and out is not None:
-        publishing.build_site(Path("leaderboards") / "results", out)
+        publishing.build_site(publishing.RESULTS, out)
     else:
         reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures, columns, sort)
 

@@ -34,12 +34,24 @@ def check(
     predictions: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="Compare with the full predictions of this run.")
     ] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Build the site of these results without and with PATH; a folder PATH takes their place.  "
+            "[default: leaderboards/results, if PATH is no folder of bundles]",
+        ),
+    ] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="For maintainers: let published results change or vanish.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Print all problems that prevent publishing results. Exit code: 0 if none, else 4."""
     from bench.runs import publishing
 
-    raise typer.Exit(publishing.check(path, predictions, as_json=json))
+    against = published or publishing.published_beside(path)
+    raise typer.Exit(publishing.check(path, predictions, json, against, allow_changes))
 
 
 @app.command()

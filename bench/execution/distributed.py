@@ -26,6 +26,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from bench.core.child_processes import without_script
 from bench.core.errors import BenchError
 from bench.execution.task_pool import begin
 from methods.base import Checkpointer, JobFunction, Unlabelled
@@ -80,7 +81,7 @@ def _started(count: int, device: str, store: Path) -> Iterator[list[tuple[BasePr
             ours, theirs = context.Pipe()
             arguments = (rank, count, device, store, torch.get_num_threads(), theirs)
             process = context.Process(target=_member, args=arguments, name=f"process {rank} of {count}")
-            with _quiet():
+            with _quiet(), without_script():
                 process.start()
             theirs.close()
             members.append((process, ours))

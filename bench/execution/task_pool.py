@@ -21,6 +21,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Protocol
 
 import bench.core.import_object  # noqa: F401 - lets worker processes unpickle objects that a plug-in's file defines
+from bench.core.child_processes import without_script
 from bench.core.devices import visible_gpus
 from bench.core.offline import go_offline, is_offline
 from bench.core.private_apis import processes_of
@@ -173,7 +174,8 @@ class Processes:
     def submit(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
             worker = self._idle.pop() if self._idle else self._new_worker()
-            self._running[worker.submit(task.function, *task.arguments)] = (task, worker)
+            with without_script():
+                self._running[worker.submit(task.function, *task.arguments)] = (task, worker)
 
     def _new_worker(self) -> ProcessPoolExecutor:
         share = self._shares.pop(0)
@@ -223,7 +225,8 @@ class Processes:
 def get_ready() -> None:
     """Start loading the workers' libraries in a background process, so that workers start faster later."""
     if isinstance(_context(), ForkServerContext):
-        multiprocessing.forkserver.ensure_running()
+        with without_script():
+            multiprocessing.forkserver.ensure_running()
 
 
 def _context() -> ForkServerContext | SpawnContext:

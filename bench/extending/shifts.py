@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core.child_processes import without_script
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import BenchError, UsageError
 from bench.core.import_object import load_file
@@ -156,7 +157,9 @@ def _tried(shift: Shift) -> list[Condition]:
 
 def _elsewhere(path: str, data_root: Path | None) -> Iterator[Finding]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        there = process.submit(hashes, path, data_root).result()
+        with without_script():
+            task = process.submit(hashes, path, data_root)
+        there = task.result()
     message = "another process makes other pixels; use no global state"
     for condition, here in hashes(path, data_root).items():
         yield _result("same_in_another_process", condition, there[condition] == here, message)

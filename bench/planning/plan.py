@@ -199,11 +199,15 @@ def _plan(spec: RunSpec) -> Plan:
 
 
 def _missing(spec: RunSpec, out: Path, entries: Sequence[BoardEntry]) -> frozenset[str]:
-    """The keys of the records to measure."""
+    """The keys of the records to measure. Raises UsageError if failed ones are wanted where none of the run are."""
     keys = frozenset(key for entry in entries for key in entry.keys.values())
     if spec.rerun:
         return keys
-    return keys & Store(out).failed() if spec.only_failed else keys - Store(out).done()
+    if not spec.only_failed:
+        return keys - Store(out).done()
+    if not any(record.key in keys for record in Store(out).records()):
+        raise UsageError(f"{out} holds no record of this run, so none failed; leave out --only-failed")
+    return keys & Store(out).failed()
 
 
 def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: str, devices: int) -> tuple[Task, ...]:

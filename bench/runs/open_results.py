@@ -325,20 +325,41 @@ def _print_or_write(text: str, out: Path | None) -> None:
 
 
 def filtered(records: list[Record], where: list[str]) -> list[Record]:
-    """Return the records whose fields have the given values ("seed=0", "split=disjoint", "labels_per_class=10")."""
+    """Return the records whose fields have the given values ("seed=0", "split=disjoint", "labels_per_class=10").
+
+    A number may be written in any way ("severity=5" or "5.0"). A severity or a corruption keeps the clean records too,
+    since they belong to every row.
+    """
     for condition in where:
         name, equals, value = condition.partition("=")
         if not equals:
             raise UsageError(f"--where takes FIELD=VALUE, as in --where seed=0, not '{condition}'")
         nearest(name, [*Record.model_fields, "labels_per_class"], "field")
-        records = [
-            record
-            for record in records
-            if str(record.data.labels_per_class if name == "labels_per_class" else getattr(record, name)) == value
-        ]
-        if not records:
+        kept = [record for record in records if _has(record, name, value)]
+        if not kept or (not _has_clean(name, value) and all(record.clean for record in kept)):
             raise UsageError(f"no record has {condition}; see `bench results DIR`")
+        records = kept
     return records
+
+
+def _has(record: Record, name: str, value: str) -> bool:
+    if name in _OF_CONDITION and record.clean:
+        return True
+    found = record.data.labels_per_class if name == "labels_per_class" else getattr(record, name)
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        try:
+            return float(value) == found
+        except ValueError:
+            return False
+    return value == str(found) or (found is None and value in ("none", "null"))
+
+
+_OF_CONDITION = ("severity", "corruption")
+
+
+def _has_clean(name: str, value: str) -> bool:
+    """Return whether a condition asks for clean records, which others only keep."""
+    return name not in _OF_CONDITION or value in ("None", "none", "null", "0", "0.0")
 
 
 def print_verification(folder: Path, as_json: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bench.runs.open_results import filtered, open_records
 from bench.settings.methods import parse_method
 from leaderboards import site
 from leaderboards.bundle import Bundle, BundleError, read_bundle, write_bundle
+from leaderboards.changes import changes
 from leaderboards.comparable import BoardError
 from leaderboards.files import StoreError
 from leaderboards.identity import labels_digest
@@ -33,6 +34,7 @@ from leaderboards.submit import (
     check_folder,
     check_predictions,
     check_run,
+    check_together,
     known,
     make_bundle,
     read_known,
@@ -40,6 +42,7 @@ from leaderboards.submit import (
 from leaderboards.verify import Problem
 from methods import METHODS
 
+RESULTS = Path("leaderboards") / "results"
 _MOST_SHOWN = 100  # problems of one submission that are printed
 
 
@@ -73,35 +76,99 @@ def bundle(folder: Path, out: Path, card: Path | None, where: list[str]) -> None
     print_text(f"{out}: {len(made.records)} records; check it with: bench publish check {out}")
 
 
-def check(path: Path, predictions: Path | None, as_json: bool) -> int:
-    """Check a bundle, a folder of bundles or a results folder and print each problem; return exit code 0 or 4."""
-    found = [Problem(p.key, plain(p.file), plain(p.message)) for p in _problems(path, predictions)]
+def check(
+    path: Path,
+    predictions: Path | None,
+    as_json: bool,
+    published: Path | None = None,
+    allow_changes: bool = False,
+) -> int:
+    """Check a bundle, a folder of bundles or a results folder and print each problem; return exit code 0 or 4.
+
+    With a folder of `published` results, also say what would vanish, change or be added; only additions pass, unless
+    `allow_changes`. A folder of bundles is then the proposed state of that folder, anything else is added to it.
+    """
+    bundles, found = _checked(path, predictions, checker())
+    said: list[str] = []
+    if published is not None and not found:
+        more, said = _compared(path, bundles, published, allow_changes=allow_changes)
+        found += more
+    found = [Problem(p.key, plain(p.file), plain(p.message)) for p in found]
+    said = [plain(sentence) for sentence in said]
     if as_json:
-        print_json({"problems": [{"key": p.key, "file": p.file, "message": p.message} for p in found]})
+        problems = [{"key": p.key, "file": p.file, "message": p.message} for p in found]
+        print_json({"problems": problems, "changes": said})
         return 4 if found else 0
     counts = Counter(f"{problem.file}: {problem.message}" for problem in found)  # many records may share a problem
     for sentence, times in list(counts.items())[:_MOST_SHOWN]:
         print_text(sentence + (f" ({times} times)" if times > 1 else ""))
     if len(counts) > _MOST_SHOWN:
         print_text(f"and {len(counts) - _MOST_SHOWN} more; fix these first")
+    for sentence in said[:_MOST_SHOWN]:
+        print_text(f"- {sentence}")
+    if len(said) > _MOST_SHOWN:
+        print_text(f"- and {len(said) - _MOST_SHOWN} more")
     if not found:
         print_text(f"{path}: no problems; it can be published")
     return 4 if found else 0
 
 
-def _problems(path: Path, predictions: Path | None) -> Iterator[Problem]:
-    against = checker()
+def published_beside(path: Path) -> Path | None:
+    """Return the published results with which a bundle or a run is compared: those of this checkout, None without."""
+    one = path.is_file() or (path / "records").is_dir() or (path / "records.jsonl").is_file()
+    return RESULTS if one and RESULTS.is_dir() else None
+
+
+def _checked(path: Path, predictions: Path | None, against: Checker) -> tuple[dict[str, Bundle], list[Problem]]:
+    """Return the bundles that a path holds or makes, by file name, and what keeps them from being published."""
     if path.is_file() or path.is_symlink():
         made, found = check_file(path, against)
-        yield from found
-        if made is not None and predictions is not None:
-            yield from check_predictions(made, lambda record: find_predictions([predictions], record))
-    elif (path / "records").is_dir() or (path / "records.jsonl").is_file():
-        yield from check_run(path, against)
-    elif path.is_dir():
-        yield from check_folder(path, against)[1]
-    else:
-        raise MissingDataError(f"{path} does not exist; give a file made by `bench publish bundle` or a folder of them")
+        if made is None:
+            return {}, found
+        if predictions is not None:
+            found += check_predictions(made, lambda record: find_predictions([predictions], record))
+        return {path.name: made}, found
+    if (path / "records").is_dir() or (path / "records.jsonl").is_file():
+        if found := check_run(path, against):
+            return {}, found
+        name = re.sub(r"[^a-z0-9._-]", "-", path.resolve().name.lower()).lstrip("._-") or "run"
+        return {f"{name}.jsonl": make_bundle(open_records([path]), lambda r: find_predictions([path], r))}, []
+    if path.is_dir():
+        return check_folder(path, against)
+    raise MissingDataError(f"{path} does not exist; give a file made by `bench publish bundle` or a folder of them")
+
+
+def _compared(
+    path: Path, bundles: Mapping[str, Bundle], published: Path, *, allow_changes: bool
+) -> tuple[list[Problem], list[str]]:
+    """Return what the bundles contradict, hide or change in a folder of published results, and sentences on the rest.
+
+    The whole site is built without and with them.
+    """
+    if not published.is_dir():
+        raise MissingDataError(f"no folder {published}; give the published results, or run this in a checkout")
+    whole = path.is_dir() and not (path / "records").is_dir() and not (path / "records.jsonl").is_file()
+    if whole and path.resolve() == published.resolve():
+        return [], []
+    there = sorted(file for file in published.glob("*.jsonl") if file.resolve() != path.resolve())
+    then = {file.name: open_bundle(file) for file in there}
+    now = dict(bundles) if whole else {**then, **bundles}
+    proposed = {name for name in bundles if name not in then or then[name].records != bundles[name].records}
+    if found := check_together(now, proposed):
+        return found, []
+    before = site.make_site(then)
+    try:
+        after = site.make_site(now, before)
+        site.files_of(after, with_figures=False)
+    except BoardError as error:
+        return [Problem(None, path.name, f"cannot stand with what is published: {error}")], []
+    different = list(changes(before, after))
+    harm = [] if allow_changes else [change for change in different if not change.harmless]
+    advice = "only additions are published; a maintainer may allow it with --allow-changes"
+    return (
+        [Problem(None, path.name, f"{change.said}; {advice}") for change in harm],
+        [change.said for change in different if change not in harm],
+    )
 
 
 def build_site(results: Path, out: Path) -> None:
@@ -198,7 +265,7 @@ def write_known(shift_name: str, out: Path) -> None:
 
 def push(path: Path, repo: str, out: Path, upload: bool) -> None:
     """Check bundles and write them as parquet, one record per row; with `upload`, send it to a hub data set."""
-    problems = list(_problems(path, None))
+    problems = _checked(path, None, checker())[1]
     if problems:
         raise InvalidResults(plain(f"{problems[0].file}: {problems[0].message}"))
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from leaderboards import BoardError, compare_rows, make_board, make_boards, to_markdown
+import leaderboards
+from leaderboards import BoardError, compare_rows, make_board, make_boards, read_bundle, to_markdown
 from leaderboards.uncertainty import Outcomes, image_scores, mean_accuracy_interval
 
 
@@ -230,14 +233,24 @@ class TestIncomplete:
         results.add("sar", "fog", hits=hits(0.9))
         assert row_of(board_of(results), "sar").incomplete == "snow at severity 5, seed 0, is missing"
 
-    def test_a_missing_seed_is_named(self, results: Any) -> None:
-        for seed in (0, 1, 2):
-            results.add("tent", seed=seed, hits=hits(0.5))
+    def test_a_row_is_complete_on_its_own_seeds(self, results: Any) -> None:
+        for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
+            results.add("tent", seed=seed, hits=hits(accuracy))
         results.add("source", track="R", seed=0, hits=hits(0.5))
-        source = row_of(board_of(results), "source")
-        assert source.incomplete == "fog at severity 5, seed 1, is missing (and 1 more)"
-        assert source.accuracy is None
-        assert source.per_corruption == {"fog": None}
+        board = board_of(results)
+        assert [(row.method, row.accuracy, row.seeds, row.incomplete) for row in board.rows] == [
+            ("source", 0.5, (0,), None),
+            ("tent", pytest.approx(0.6), (0, 1, 2), None),
+        ]
+        assert board.seeds == (0, 1, 2)
+
+    def test_a_seed_that_lacks_a_condition_leaves_its_row_without_a_mean(self, results: Any) -> None:
+        for seed in (0, 1):
+            results.add("tent", "fog", seed=seed, hits=hits(0.5))
+        results.add("tent", "snow", seed=0, hits=hits(0.5))
+        (row,) = board_of(results).rows
+        assert row.incomplete == "snow at severity 5, seed 1, is missing"
+        assert row.accuracy is None
 
     def test_a_failed_clean_condition_counts(self, results: Any) -> None:
         results.add("tent", hits=hits(0.5))
@@ -340,35 +353,15 @@ class TestRefusal:
         with pytest.raises(BoardError, match="differ in weights"):
             board_of(results)
 
-    def test_one_row_with_two_batch_sizes(self, results: Any) -> None:
-        results.add("tent", "fog", batch_size=64)
-        results.add("tent", "snow", batch_size=1)
-        with pytest.raises(BoardError, match=r"records of tent differ in batch_size \(1, 64\); .*--where batch_size=1"):
-            board_of(results)
-
     def test_two_rows_with_two_batch_sizes_are_shown(self, results: Any) -> None:
         results.add("tent", batch_size=64)
         results.add("memo", batch_size=1)
         assert {row.method: row.batch_size for row in board_of(results).rows} == {"tent": 64, "memo": 1}
 
-    def test_one_row_with_two_options(self, results: Any) -> None:
-        results.add("tent", options={"tent": {"lr": 0.1, "steps": 1}})
-        results.add("tent", "snow", options={"tent": {"lr": 0.2, "steps": 1}})
-        with pytest.raises(BoardError, match=r"differ in option tent\.lr \(0\.1, 0\.2\)"):
-            board_of(results)
-
     def test_one_row_with_two_kinds_of_access(self, results: Any) -> None:
         results.add("tent", "fog", track="A")
         results.add("tent", "snow", track="B")
         with pytest.raises(BoardError, match="differ in access"):
-            board_of(results)
-
-    def test_one_cell_twice(self, results: Any) -> None:
-        results.add("tent")
-        results.add("tent", components={"harness": "1", "method:tent": "2"})
-        with pytest.raises(
-            BoardError, match="fog at severity 5 with seed 0 twice, made by versions 1 and 2 of method:tent"
-        ):
             board_of(results)
 
     def test_one_cell_of_two_sets_of_weights(self, results: Any) -> None:
@@ -406,6 +399,118 @@ class TestRefusal:
     def test_no_records(self) -> None:
         with pytest.raises(BoardError, match="no record"):
             make_board([])
+
+
+class TestSettings:
+    """Two settings of a method are two rows, named by what differs; a third never changes the names of the first."""
+
+    def names(self, results: Any, **options: Any) -> list[str]:
+        return sorted(row.name for row in board_of(results, **options).rows)
+
+    def test_options(self, results: Any) -> None:
+        results.add("tent", options={"tent": {"lr": 0.1, "steps": 1}}, hits=hits(0.5))
+        assert self.names(results) == ["tent"]
+        results.add("tent", options={"tent": {"lr": 0.2, "steps": 1}}, hits=hits(0.6))
+        assert self.names(results) == ["tent", "tent [lr=0.2]"]
+        results.add("tent", options={"tent": {"lr": 0.2, "steps": 9}}, hits=hits(0.7))
+        assert self.names(results) == ["tent", "tent [lr=0.2, steps=9]", "tent [lr=0.2]"]
+        results.add("tent", options={"tent": {"lr": 10.0}, "source": {"lr": 0.3}}, hits=hits(0.7))
+        found = {row.name: row.accuracy for row in board_of(results).rows}
+        assert found == {
+            "tent": 0.5,
+            "tent [lr=0.2]": 0.6,
+            "tent [lr=0.2, steps=9]": 0.7,
+            "tent [source.lr=0.3, lr=10.0, steps=absent]": 0.7,
+        }
+        assert {row.method for row in board_of(results).rows} == {"tent"}
+
+    def test_the_setting_that_was_made_first_has_the_plain_name(self, results: Any) -> None:
+        for lr, created in ((0.1, "2026-11-22T20:00:00+00:00"), (0.2, "2026-11-22T20:00:00+02:00")):
+            results.add("tent", options={"tent": {"lr": lr}}, created=created)
+        assert self.names(results) == ["tent", "tent [lr=0.1]"]
+
+    def test_many_differences_are_counted(self, results: Any) -> None:
+        results.add("tent", options={"tent": dict.fromkeys("abcde", 1)}, hits=hits(0.5))
+        for last in (3, 4):
+            results.add("tent", options={"tent": {**dict.fromkeys("abcd", 2), "e": last}}, hits=hits(0.6))
+        plain, *others = sorted(self.names(results))
+        assert plain == "tent"
+        assert len(set(others)) == 2
+        for name in others:
+            assert re.fullmatch(r"tent \[a=2, b=2, c=2, 2 more: [0-9a-f]{6}\]", name)
+
+    def test_texts_and_numbers_are_told_apart(self, results: Any) -> None:
+        for value in ("sgd", "1", 1, None, "x" * 100, ["a"]):
+            results.add("tent", options={"tent": {"o": value}})
+        found = self.names(results)
+        assert len(set(found)) == 6
+        assert {name for name in found if len(name) < 30} >= {"tent", 'tent [o="1"]', "tent [o=sgd]", "tent [o=null]"}
+        assert max(map(len, found)) < 60
+
+    def test_batch_size_and_precision(self, results: Any) -> None:
+        for second, (batch, precision) in enumerate(((64, "fp32"), (16, "fp32"), (64, "bf16"))):
+            created = f"2026-11-22T20:00:0{second}Z"
+            results.add("tent", batch_size=batch, precision=precision, created=created, hits=hits(0.5))
+        assert self.names(results) == ["tent", "tent [batch=16]", "tent [precision=bf16]"]
+
+    def test_versions_of_one_cell(self, results: Any) -> None:
+        results.add("tent", hits=hits(0.5))
+        results.add("tent", components={"harness": "1", "method:tent": "2"}, hits=hits(0.6))
+        results.add("tent", components={"harness": "2", "method:tent": "2"}, hits=hits(0.7))
+        found = {row.name: row.accuracy for row in board_of(results).rows}
+        assert found == {"tent": 0.5, "tent [version 2]": 0.6, "tent [harness version 2, version 2]": 0.7}
+
+    def test_versions_of_two_seeds_are_not_averaged(self, results: Any) -> None:
+        results.add("tent", seed=0, hits=hits(0.5))
+        results.add("tent", seed=1, hits=hits(0.6), components={"harness": "1", "method:tent": "2"})
+        assert {row.name: (row.accuracy, row.seeds) for row in board_of(results).rows} == {
+            "tent": (0.5, (0,)), "tent [version 2]": (0.6, (1,)),
+        }  # fmt: skip
+
+    def test_what_a_method_met(self, results: Any) -> None:
+        for met, accuracy in ((["fog@5"], 0.5), (["fog@1", "fog@5"], 0.6), (["fog@5", "snow@5"], 0.7)):
+            results.add("soup", track="D", data={"history": met, "seen": str(met)}, hits=hits(accuracy))
+        found = {row.accuracy: row.name for row in board_of(results).rows}
+        assert (found[0.5], found[0.6]) == ("soup", "soup [met severities 1 5]")
+        assert re.fullmatch(r"soup \[met 2 other conditions: [0-9a-f]{6}\]", found[0.7])
+
+    def test_parts_belong_to_their_setting(self, results: Any) -> None:
+        for lr, add in ((0.1, 0.0), (0.2, 0.1)):
+            for part, accuracy in (("soup", 0.7), ("ingredient:a", 0.4), ("ingredient:b", 0.6)):
+                options = {"selfsoup": {"lr": lr}}
+                results.add("selfsoup", track="D", part=part, options=options, hits=hits(accuracy + add))
+        found = {row.name: row.accuracy for row in board_of(results).rows}
+        assert found["selfsoup (mean)"] == pytest.approx(0.5)
+        assert found["selfsoup [lr=0.2] (mean)"] == pytest.approx(0.6)
+        assert found["selfsoup [lr=0.2] (soup)"] == pytest.approx(0.8)
+        assert len(found) == 8
+
+    def test_published_settings_have_the_plain_name_on_their_shift(self, results: Any) -> None:
+        published = read_bundle(Path(leaderboards.__file__).parent / "results" / "digits-c-field.jsonl").records
+        sar = next(record for record in published if record.method == "sar").model_dump(mode="json")
+        where = {"shift": "digits-c", "model": "digits", "components": sar["components"]}
+        options = sar["options"]
+        other = options | {"sar": options["sar"] | {"rho": 0.1}}
+        results.add("sar", options=other, **where)
+        assert self.names(results) == ["sar"]
+        assert self.names(results, full_names=True) == ["sar [rho=0.1]"]
+        results.add("sar", options=options, **where | {"components": sar["components"] | {"method:sar": "3"}})
+        assert self.names(results) == self.names(results, full_names=True) == ["sar [rho=0.1]", "sar [version 3]"]
+        results.add("sar", options=options, **where)
+        assert self.names(results) == ["sar", "sar [rho=0.1]", "sar [version 3]"]
+
+    def test_forgetting_is_against_the_same_training_on_shared_seeds(self, results: Any) -> None:
+        for lr, clean in ((0.1, 0.9), (0.2, 0.5)):
+            for seed in (0, 1, 2):
+                for condition, accuracy in ((None, clean + seed / 50), ("fog", 0.5)):
+                    options = {"source": {"lr": lr}}
+                    results.add("source", condition, track="R", seed=seed, options=options, hits=hits(accuracy))
+        for seed, clean in ((1, 0.4), (7, 0.1)):
+            for condition in (None, "fog"):
+                results.add("tent", condition, seed=seed, options={"source": {"lr": 0.2}}, hits=hits(clean))
+        (tent,) = [row for row in board_of(results).rows if row.method == "tent"]
+        assert tent.forgetting == pytest.approx(0.52 - 0.4)
+        assert {row.forgetting for row in board_of(results).rows if row.method == "source"} == {0.0}
 
 
 def test_models_are_grouped_never_mixed(results: Any) -> None:
