@@ -40,14 +40,23 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_fi
 
 Track = Literal["R", "A", "B", "C", "D"]
 
-# Cells of tables and spreadsheets hold these names: no line breaks or control characters, and nothing that a
-# spreadsheet would run as a formula.
-_NAME = r"^[^\x00-\x20\x7f=+\-@][^\x00-\x1f\x7f]*$"
+# Cells of tables and spreadsheets hold these names: no line breaks, no control characters (C0 and C1), nothing that
+# turns the direction of text, and no start that a spreadsheet would run as a formula, in ASCII or full width.
+_HIDDEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
+_NO_START = r" =+\-@\uff1d\uff0b\uff0d\uff20"
+_NAME = rf"^[^{_HIDDEN}{_NO_START}][^{_HIDDEN}]*$"
+LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
+MOST = 10_000  # entries of a list or a table in a record
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_NAME)]
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, le=1e18)]  # so that sums of many stay finite
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Share = Annotated[float, Field(ge=-1e9, le=1e9)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+Text = Annotated[str, Field(max_length=1000)]
+Names = Annotated[tuple[Name, ...], Field(max_length=MOST)]
 
 
 class RecordError(ValueError):
@@ -107,7 +116,7 @@ class Diagnostics(_Part):
     images of the adapted state once a stream of several conditions is over, given with its last ones; None elsewhere.
     """
 
-    distinct_classes: Annotated[int, Field(ge=1)]
+    distinct_classes: Positive
     marginal_entropy: Amount
     first_tenth: Fraction
     last_tenth: Fraction
@@ -136,7 +145,7 @@ class Line(_Part):
 
     first: Name
     second: Name
-    accuracy: Annotated[tuple[Fraction, ...], Field(min_length=3)]
+    accuracy: Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=MOST)]
 
 
 class Connectivity(_Part):
@@ -145,9 +154,15 @@ class Connectivity(_Part):
     Each ingredient is connected with the next one, the last with the first.
     """
 
-    n: Annotated[int, Field(ge=1)]
-    positions: Annotated[tuple[Fraction, ...], Field(min_length=3)]
-    lines: Annotated[tuple[Line, ...], Field(min_length=1)]
+    n: Positive
+    positions: Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=MOST)]
+    lines: Annotated[tuple[Line, ...], Field(min_length=1, max_length=MOST)]
+
+    @model_validator(mode="after")
+    def _one_accuracy_each(self) -> Self:
+        if any(len(line.accuracy) != len(self.positions) for line in self.lines):
+            raise ValueError("each line needs one accuracy for each position")
+        return self
 
     @property
     def barrier(self) -> float:
@@ -163,8 +178,8 @@ class Connectivity(_Part):
 class Mixture(_Part):
     """The coefficients that a way of mixing chose by data: shares of the ingredients, by layer or for "all" layers."""
 
-    ingredients: Annotated[tuple[Name, ...], Field(min_length=1)]
-    shares: Annotated[dict[Name, tuple[float, ...]], Field(min_length=1)]
+    ingredients: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST)]
+    shares: Annotated[dict[Name, tuple[Share, ...]], Field(min_length=1, max_length=MOST)]
 
     @model_validator(mode="after")
     def _one_share_each(self) -> Self:
@@ -195,8 +210,8 @@ class Data(_Part):
     seed: Count
     storage: Name
     profile: Name
-    labels_per_class: Annotated[int, Field(ge=1)] | None = None
-    history: tuple[Name, ...] = ()
+    labels_per_class: Positive | None = None
+    history: Names = ()
     skipped: Count = 0
     tiles: Name | None = None
     labels: Name | None = None
@@ -237,7 +252,7 @@ class Record(_Part):
 
     schema_number: Literal[2] = Field(default=2, alias="schema")
     key: Key
-    created: str
+    created: Annotated[str, Field(max_length=64)]
     status: Literal["done", "failed"]
     method: Name
     part: Name | None
@@ -250,11 +265,11 @@ class Record(_Part):
     protocol: Name
     split: Name
     seed: Count
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Positive
     precision: Name
-    options: dict[str, dict[str, JsonValue]]
-    components: dict[Name, Name]
-    limit: Annotated[int, Field(ge=1)] | None
+    options: Annotated[dict[Text, dict[Text, JsonValue]], Field(max_length=MOST)]
+    components: Annotated[dict[Name, Name], Field(max_length=MOST)]
+    limit: Positive | None
     n: Count
     metrics: Metrics | None
     diagnostics: Diagnostics | None = None
@@ -263,7 +278,7 @@ class Record(_Part):
     mixture: Mixture | None = None
     data: Annotated[Data, _SHARED]
     weights: Annotated[Weights, _SHARED]
-    env: dict[str, str | bool | None]
+    env: Annotated[dict[Text, Text | bool | None], Field(max_length=MOST)]
     predictions: str | None
     error: str | None
 
@@ -287,7 +302,7 @@ class Record(_Part):
         if self.track != self.access.track:
             return f"track {self.track} contradicts the access, which belongs to track {self.access.track}"
         if not _finite(self.options):
-            return "options must not hold NaN or infinite numbers"
+            return f"options must not hold NaN, infinite numbers or whole numbers beyond {LARGEST}"
         return None
 
     def _status_problem(self) -> str | None:
@@ -380,6 +395,10 @@ def _object(text: str | bytes) -> dict[str, Any]:
 
 def _finite(value: object) -> bool:
     match value:
+        case bool():
+            return True
+        case int():
+            return abs(value) <= LARGEST
         case float():
             return math.isfinite(value)
         case dict():
