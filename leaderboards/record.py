@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -338,18 +338,23 @@ class Record(_Part):
 
         Raises RecordError with one sentence for anything else.
         """
-        content = _object(text)
+        return cls.from_content(_object(text))
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Read one record from the content of its JSON text; as `from_json`, which also refuses repeated names."""
+        if "schema" not in content:
+            raise RecordError(_NO_SCHEMA)
         number = content["schema"]
         if type(number) is not int or not (number == SCHEMA or number in MIGRATIONS):
             raise RecordError(
                 f"schema {number!r} is not known (this version reads {SCHEMA}); install a newer soupbench"
             )
-        if number != SCHEMA:
-            for step in range(number, SCHEMA):
-                content = MIGRATIONS[step](content) | {"schema": step + 1}
-            text = json.dumps(content)
+        found = dict(content)
+        for step in range(number, SCHEMA):
+            found = MIGRATIONS[step](found) | {"schema": step + 1}
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(json.dumps(found))
         except ValidationError as error:
             raise RecordError(f"{_first(error)}; {_mend(error)}") from error
 
@@ -389,8 +394,11 @@ def _object(text: str | bytes) -> dict[str, Any]:
     except ValueError as error:
         raise RecordError(f"not JSON ({error}); write the record again or delete it and rerun") from error
     if not isinstance(content, dict) or "schema" not in content:
-        raise RecordError("not a record: it has no schema number; give a file that `bench run` wrote")
+        raise RecordError(_NO_SCHEMA)
     return content
+
+
+_NO_SCHEMA = "not a record: it has no schema number; give a file that `bench run` wrote"
 
 
 def _finite(value: object) -> bool:

@@ -16,13 +16,13 @@ from bench.core.console import print_json, print_text
 from bench.core.errors import BenchError, MissingDataError, UsageError, nearest
 from bench.core.errors import ValidationError as InvalidResults
 from bench.runs.open_results import filtered, open_records
-from bench.settings.methods import parse_method
+from bench.runs.vocabulary import vocabulary
 from leaderboards import site
 from leaderboards.bundle import Bundle, BundleError, read_bundle, write_bundle
 from leaderboards.comparable import BoardError
 from leaderboards.files import StoreError
 from leaderboards.identity import labels_digest
-from leaderboards.record import Access, Record, schema
+from leaderboards.record import Record, schema
 from leaderboards.store import find_predictions
 from leaderboards.submit import (
     FILE_NAME,
@@ -38,25 +38,19 @@ from leaderboards.submit import (
     read_known,
 )
 from leaderboards.verify import Problem
-from methods import METHODS
 
 _MOST_SHOWN = 100  # problems of one submission that are printed
 
 
-def checker() -> Checker:
-    """Return a checker that knows the table of methods and the data and weights that ship with the project."""
-    return Checker(access_of, known())
+def checker(table: Path | None = None) -> Checker:
+    """Return a checker that knows the words of the tables, and the data and weights that ship with the project.
 
-
-def access_of(method: str) -> Access | None:
-    """Return a method's access from the table, or None if it is not there. Never loads code that the name refers to."""
-    if any(part not in METHODS for part in method.split("+")):
-        return None
+    A `table` of `bench publish known` takes the place of these, for boards of your own.
+    """
     try:
-        parsed = parse_method(method)
-    except UsageError:
-        return None
-    return Access.model_validate(parsed.access)
+        return Checker(vocabulary(), known() if table is None else read_known(table))
+    except StoreError as error:
+        raise InvalidResults(str(error)) from None
 
 
 def bundle(folder: Path, out: Path, card: Path | None, where: list[str]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, cast
 
-from bench.core.components import corruption_name as corruption_name
 from bench.core.components import method_name
 from bench.core.errors import UsageError
 from bench.evaluation.protocols import parse_protocol
@@ -32,7 +31,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(method_of, protocol_of, {row.name: row.version for row in catalog.ROWS})
 
 
-@cache
+@lru_cache(maxsize=4096)
 def method_of(text: str) -> MethodWords | None:
     """Return the words of a method, None if it is not in the table. Never loads code that the name refers to."""
     if any(part not in METHODS for part in text.split("+")):
@@ -48,6 +47,7 @@ def method_of(text: str) -> MethodWords | None:
     return MethodWords(name, Access.model_validate(parsed.access), _half(parsed.recipe), adapter)
 
 
+@lru_cache(maxsize=4096)
 def protocol_of(text: str) -> str | None:
     """Return the one spelling of a protocol, None for a text that is none."""
     try:
