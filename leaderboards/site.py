@@ -12,6 +12,7 @@ from pathlib import Path
 
 from leaderboards.boards import TRACKS, Board, BoardError, BoardRow, make_board
 from leaderboards.bundle import Bundle, write_bundle
+from leaderboards.escaping import shown
 from leaderboards.files import write_atomically
 from leaderboards.page import to_page
 from leaderboards.record import Record, schema
@@ -115,7 +116,11 @@ def _page(template: str, **content: object) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("leaderboards"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("leaderboards"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=shown,
     )
     style = (resources.files("leaderboards") / "templates" / "page.css").read_text(encoding="utf-8")
     return environment.get_template(template).render(style=style, **content)

@@ -22,10 +22,7 @@ from leaderboards.compact import compact, metric_problems
 from leaderboards.comparable import BoardError, check_comparable, condition_name, line_name, line_of
 from leaderboards.files import StoreError
 from leaderboards.identity import labels_digest
-from leaderboards.known import Definition, Known, scored
-from leaderboards.known import KnownSplit as KnownSplit
-from leaderboards.known import known as known
-from leaderboards.known import read_known as read_known
+from leaderboards.known import Definition, Known, KnownSplit, scored
 from leaderboards.metrics import score
 from leaderboards.plausible import doubts
 from leaderboards.predictions import Predictions
@@ -296,8 +293,7 @@ def _method_problems(record: Record, checker: Checker) -> Iterator[str]:
     definition = checker.known.definitions.get(record.shift)
     found = list(method_problems(record, words))
     if definition is not None:
-        versions = checker.vocabulary.corruption_versions
-        found += component_problems(record, words.halves(record.weights.ready), versions, definition.made_here)
+        found += component_problems(record, words, checker.vocabulary, definition.made_here)
     yield from (f"{_place(record)} {message}" for message in found)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -105,11 +105,15 @@ class MethodWords:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The words of methods (None for an unknown one) and the one spelling of a protocol (None for what is none)."""
+    """The words of methods (None for an unknown one) and the one spelling of a protocol (None for what is none).
+
+    `corruptions` and `harness` are the newest versions of these parts of the code.
+    """
 
     method_of: Callable[[str], MethodWords | None]
     protocol_of: Callable[[str], str | None]
-    corruption_versions: Mapping[str, int] = field(default_factory=dict)
+    corruptions: Mapping[str, int]
+    harness: int
 
 
 def method_problems(record: Record, words: MethodWords) -> Iterator[str]:
@@ -150,25 +154,27 @@ def _listed(value: Any) -> list[Any]:
     return value[:MOST_WORDS] if isinstance(value, list) else []
 
 
-def component_problems(record: Record, halves: list[Half], versions: Mapping[str, int], made_here: bool) -> Iterator[str]:
-    """Yield what a record says of the code that made it and cannot be: `versions` are the newest of corruptions."""
-    wanted: dict[str, int | None] = {"harness": None, **{half.component: half.version for half in halves}}
-    if made_here and record.corruption in versions:
-        wanted[f"corruption:{record.corruption}"] = versions[record.corruption]
-    allowed = wanted | {"classes": None}
+def component_problems(record: Record, words: MethodWords, vocabulary: Vocabulary, made_here: bool) -> Iterator[str]:
+    """Yield what a record says of the code that made it and cannot be; `made_here`: this project made its images."""
+    wanted = {"harness": vocabulary.harness}
+    wanted |= {half.component: half.version for half in words.halves(record.weights.ready)}
+    versions = vocabulary.corruptions
+    name = record.corruption or ""
+    if made_here and name in versions:
+        wanted[f"corruption:{name}"] = versions[name]
+    allowed = dict(wanted)
     if made_here and of_stream(record):
         allowed |= {f"corruption:{name}": version for name, version in versions.items()}
-    found = record.components
+    found = {name: version for name, version in record.components.items() if name != "classes"}
+    if not _HEX.fullmatch(record.components.get("classes", "0" * 32)):
+        yield "names classes by no digest; run it again with this version"
     if not wanted.keys() <= found.keys() <= allowed.keys():
         odd = sorted((wanted.keys() - found.keys()) | (found.keys() - allowed.keys()))
         yield f"says that other code made it than its method runs ({_short(odd[0])}); run it again with this version"
         return
     for name, version in found.items():
-        if name == "classes":
-            if not _HEX.fullmatch(version):
-                yield "names classes by no digest; run it again with this version"
-        elif not _COMPONENT.fullmatch(version) or int(version) > (allowed[name] or 9999):
-            yield f"was made by version {_short(version)} of {name}, which the project does not have; run a released one"
+        if not _COMPONENT.fullmatch(version) or int(version) > allowed[name]:
+            yield f"has version {_short(version)} of {name}, which the project does not have; run a released one"
 
 
 def word_problems(record: Record, vocabulary: Vocabulary, now: datetime | None = None) -> Iterator[str]:
@@ -266,4 +272,3 @@ def condition_of(record: Record) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
-

@@ -34,12 +34,15 @@ def check(
     predictions: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="Compare with the full predictions of this run.")
     ] = None,
+    known: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another table of `bench publish known`, for your own boards.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print all problems that prevent publishing results. Exit code: 0 if none, else 4."""
     from bench.runs import publishing
 
-    raise typer.Exit(publishing.check(path, predictions, as_json=json))
+    raise typer.Exit(publishing.check(path, predictions, as_json=json, table=known))
 
 
 @app.command()
@@ -60,15 +63,16 @@ def schema(out: Out = None) -> None:
 
 @app.command()
 def known(
-    shift: Annotated[str, typer.Argument(help="A shift whose data is on this machine.")],
+    shift: Annotated[str | None, typer.Argument(help="A shift whose data is on this machine; without: none.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The table to extend.")] = Path(
         "leaderboards/reference/known.json"
     ),
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
 ) -> None:
-    """For maintainers: store the image ids, digests and weights that results on a shift must have."""
+    """For maintainers: store how shifts are defined, and the image ids, digests and weights of one of them."""
     from bench.runs import publishing
 
-    publishing.write_known(shift, out)
+    publishing.write_known(shift, out, data_root)
 
 
 @app.command()

@@ -25,11 +25,11 @@ from bench.runs.progress import in_words, shown
 from leaderboards import compare, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.files import StoreError
+from leaderboards.known import known
 from leaderboards.memory import Memory
 from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read, state_of
-from leaderboards.submit import known
 from leaderboards.verify import verify
 
 

@@ -13,7 +13,7 @@ import tomli_w
 
 from bench.core.cache_dir import write_bytes
 from bench.core.console import print_json, print_text
-from bench.core.errors import BenchError, MissingDataError, UsageError, nearest
+from bench.core.errors import BenchError, MissingDataError, UsageError
 from bench.core.errors import ValidationError as InvalidResults
 from bench.runs.open_results import filtered, open_records
 from bench.runs.vocabulary import vocabulary
@@ -21,21 +21,17 @@ from leaderboards import site
 from leaderboards.bundle import Bundle, BundleError, read_bundle, write_bundle
 from leaderboards.comparable import BoardError
 from leaderboards.files import StoreError
-from leaderboards.identity import labels_digest
+from leaderboards.known import Known, known, read_known
 from leaderboards.record import Record, schema
 from leaderboards.store import find_predictions
 from leaderboards.submit import (
     FILE_NAME,
     Checker,
-    Known,
-    KnownSplit,
     check_file,
     check_folder,
     check_predictions,
     check_run,
-    known,
     make_bundle,
-    read_known,
 )
 from leaderboards.verify import Problem
 
@@ -67,9 +63,9 @@ def bundle(folder: Path, out: Path, card: Path | None, where: list[str]) -> None
     print_text(f"{out}: {len(made.records)} records; check it with: bench publish check {out}")
 
 
-def check(path: Path, predictions: Path | None, as_json: bool) -> int:
+def check(path: Path, predictions: Path | None, as_json: bool, table: Path | None = None) -> int:
     """Check a bundle, a folder of bundles or a results folder and print each problem; return exit code 0 or 4."""
-    found = [Problem(p.key, plain(p.file), plain(p.message)) for p in _problems(path, predictions)]
+    found = [Problem(p.key, plain(p.file), plain(p.message)) for p in _problems(path, predictions, checker(table))]
     if as_json:
         print_json({"problems": [{"key": p.key, "file": p.file, "message": p.message} for p in found]})
         return 4 if found else 0
@@ -83,8 +79,7 @@ def check(path: Path, predictions: Path | None, as_json: bool) -> int:
     return 4 if found else 0
 
 
-def _problems(path: Path, predictions: Path | None) -> Iterator[Problem]:
-    against = checker()
+def _problems(path: Path, predictions: Path | None, against: Checker) -> Iterator[Problem]:
     if path.is_file() or path.is_symlink():
         made, found = check_file(path, against)
         yield from found
@@ -157,42 +152,25 @@ def write_schema(out: Path | None) -> None:
         write_bytes(out, (json.dumps(schema(), indent=2) + "\n").encode())
 
 
-def write_known(shift_name: str, out: Path) -> None:
-    """Add a shift's scored ids, digests and default weights to a table, computed from local data.
+def write_known(shift_name: str | None, out: Path, data_root: Path | None = None) -> None:
+    """Write the definitions of all standard shifts into a table, and pin the digests of one of them.
 
-    Raises MissingDataError if the data or the stock is not found.
+    The digests are those of the data on this machine. Raises MissingDataError if they are not found.
     """
-    from bench.core.conditions import CLEAN, Condition
-    from bench.models.weights_io import load_stock
-    from bench.shifts import SHIFTS, load_shift
-    from bench.shifts.shift import split_ids
-    from leaderboards.bundle import runs_of
+    from bench.runs.known_data import definitions, pinned
+    from bench.shifts import find_row
 
-    shift = load_shift(nearest(shift_name, SHIFTS, "shift"))
-    stock = SHIFTS[shift_name].default_stock
-    conditions = [CLEAN, *(Condition(name, level) for name in shift.corruptions for level in range(1, 6))]
-    splits = {}
-    for split in ("disjoint", "joint", "transductive"):
-        _, scored = split_ids(shift.ids("test"), split)
-        splits[split] = KnownSplit.model_validate(
-            {
-                "ids": [tuple(run) for run in runs_of(scored)],
-                "conditions": {str(condition): shift.digest(scored, condition) for condition in conditions},
-                "labels": labels_digest(scored, shift.labels(scored)),
-            }
-        )
-    known = read_known(out) if out.is_file() else Known()
-    known = Known(
-        shifts=dict(known.shifts) | {shift_name: splits},
-        models=dict(known.models) | {stock: load_stock(stock).digest},
-        releases=dict(known.releases),
-    )
-    write_bytes(out, (json.dumps(known.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode())
+    table = read_known(out) if out.is_file() else Known()
+    if shift_name is None:
+        table = table.model_copy(update={"definitions": definitions()})
+    else:
+        table = pinned(table, find_row(shift_name).name, data_root)
+    write_bytes(out, (json.dumps(table.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode())
 
 
 def push(path: Path, repo: str, out: Path, upload: bool) -> None:
     """Check bundles and write them as parquet, one record per row; with `upload`, send it to a hub data set."""
-    problems = list(_problems(path, None))
+    problems = list(_problems(path, None, checker()))
     if problems:
         raise InvalidResults(plain(f"{problems[0].file}: {problems[0].message}"))
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import Literal, cast
 
-from bench.core.components import method_name
+from bench.core.components import harness_version, method_name
 from bench.core.errors import UsageError
 from bench.evaluation.protocols import parse_protocol
 from bench.settings.methods import Option, choices_of, options_of, parse_method
@@ -28,7 +28,7 @@ _PLAIN: Mapping[str, Literal["int", "float", "bool", "word", "words", "numbers"]
 
 def vocabulary() -> Vocabulary:
     """Return the words of the tables of this version."""
-    return Vocabulary(method_of, protocol_of, {row.name: row.version for row in catalog.ROWS})
+    return Vocabulary(method_of, protocol_of, {row.name: row.version for row in catalog.ROWS}, harness_version())
 
 
 @lru_cache(maxsize=4096)
