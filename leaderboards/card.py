@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from leaderboards.bundle import MAX_CARD
+from leaderboards.bundle import MAX_CARD, Bundle
 from leaderboards.record import Record
 
 
@@ -34,6 +34,11 @@ def settings_of(records: Sequence[Record]) -> dict[str, JsonValue]:
         "labels": first.data.labels_per_class or 0,
         "set": dict[str, JsonValue](options),
     }
+
+
+def is_made(bundle: Bundle) -> bool:
+    """Whether the card is the one made from the records; any other is the submitter's own words."""
+    return bundle.card == card_of(bundle.records)
 
 
 _SOURCE = {

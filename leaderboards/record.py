@@ -424,7 +424,7 @@ def _mend(error: ValidationError) -> str:
 
 def _first(error: ValidationError) -> str:
     first, *rest = error.errors(include_url=False, include_context=False)
-    place = ".".join(map(str, first["loc"]))
+    place = ".".join(str(step)[:60] for step in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(rest)} more)" if rest else ""
     return f"{place}: {message}{more}" if place else f"{message}{more}"

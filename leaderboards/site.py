@@ -12,6 +12,7 @@ from pathlib import Path
 
 from leaderboards.boards import TRACKS, Board, BoardError, BoardRow, make_board
 from leaderboards.bundle import Bundle, write_bundle
+from leaderboards.card import is_made
 from leaderboards.escaping import shown
 from leaderboards.files import write_atomically
 from leaderboards.page import to_page
@@ -77,7 +78,7 @@ def build_site(bundles: Mapping[str, Bundle], out: Path) -> list[Path]:
         links = [("index.html", "all boards"), *entry.links[1:]]
         write_atomically(pages[-1], to_page([board], title=title, links=links).encode())
         pages.append(out / entry.about)
-        write_atomically(pages[-1], _page("site_about.html", title=title, entry=entry).encode())
+        write_atomically(pages[-1], _page("site_about.html", title=title, entry=entry, is_made=is_made).encode())
         for end, render in _TABLES.items():
             write_atomically(out / f"{entry.slug}.{end}", render(board).encode())
     return pages

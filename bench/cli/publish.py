@@ -21,11 +21,19 @@ def bundle(
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
     ] = None,
+    submitter: Annotated[str | None, typer.Option(metavar="USER", help="Your user name on GitHub or the hub.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help="Where your own model is: hf:REPO@REVISION or a link of https."),
+    ] = None,
+    lean: Annotated[
+        bool, typer.Option("--lean", help="Leave probabilities out; ECE, NLL and Brier then stand as submitted.")
+    ] = False,
 ) -> None:
     """Write records, per-image outcomes, digests, model card and settings into one text file."""
     from bench.runs import publishing
 
-    publishing.bundle(folder, out, card, where or [])
+    publishing.bundle(folder, out, card, where or [], submitter=submitter, weights=weights, lean=lean)
 
 
 @app.command()
@@ -79,10 +87,29 @@ def known(
 def push(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A bundle or a folder of them.")],
     repo: Annotated[str, typer.Option(help="The hub data set, as in name/results.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The parquet file to write.")] = Path("results.parquet"),
-    upload: Annotated[bool, typer.Option("--upload", help="Send the file; without this, only write it.")] = False,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")] = Path("hub"),
+    upload: Annotated[bool, typer.Option("--upload", help="Send the folder; without this, only write it.")] = False,
 ) -> None:
-    """Check results and write them as parquet; with --upload, send them to a hub data set."""
-    from bench.runs import publishing
+    """Check results and write them as a hub data set: bundles, a parquet table and a card; --upload sends it."""
+    from bench.runs import hub
 
-    publishing.push(path, repo, out, upload)
+    hub.push(path, repo, out, upload)
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(help="A hub data set that `bench publish push` filled, as in name/results.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder for its bundles.")] = Path("pulled"),
+) -> None:
+    """Fetch the bundles of a hub data set and check them. Exit code: 0 without problems, else 4."""
+    from bench.runs import hub
+
+    raise typer.Exit(hub.pull(repo, out))
+
+
+@app.command()
+def card(file: Annotated[Path, typer.Argument(metavar="FILE.jsonl")], out: Out = None) -> None:
+    """Write a model card of the hub, with the results of a bundle as model-index."""
+    from bench.runs import hub
+
+    hub.write_model_card(file, out)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import TypeAdapter, ValidationError
 
 from bench.core.cache_dir import write_bytes
 from bench.core.console import print_json, print_text
@@ -18,11 +19,11 @@ from bench.core.errors import ValidationError as InvalidResults
 from bench.runs.open_results import filtered, open_records
 from bench.runs.vocabulary import vocabulary
 from leaderboards import site
-from leaderboards.bundle import Bundle, BundleError, read_bundle, write_bundle
+from leaderboards.bundle import Bundle, BundleError, Link, Submitter, read_bundle, write_bundle
 from leaderboards.comparable import BoardError
 from leaderboards.files import StoreError
 from leaderboards.known import Known, known, read_known
-from leaderboards.record import Record, schema
+from leaderboards.record import schema
 from leaderboards.store import find_predictions
 from leaderboards.submit import (
     FILE_NAME,
@@ -49,23 +50,53 @@ def checker(table: Path | None = None) -> Checker:
         raise InvalidResults(str(error)) from None
 
 
-def bundle(folder: Path, out: Path, card: Path | None, where: list[str]) -> None:
-    """Write the bundle of a results folder after the checks of `bench publish check`."""
+def bundle(
+    folder: Path,
+    out: Path,
+    card: Path | None,
+    where: list[str],
+    *,
+    submitter: str | None = None,
+    weights: str | None = None,
+    lean: bool = False,
+) -> None:
+    """Write the bundle of a results folder.
+
+    `submitter` and `weights` are what the file states of who submits and where an own model is; a `lean` bundle has no
+    probabilities.
+    """
+    for value, kind, what in ((submitter, Submitter, "submitter"), (weights, Link, "weights")):
+        _check_word(value, kind, what)
     if not FILE_NAME.fullmatch(out.name):
         raise UsageError(f"-o {out.name} is not a valid name; use lower case, as in digits-c-tent.jsonl")
     records = filtered(open_records([folder]), where)
     text = None if card is None else _read_text(card)
     try:
-        made = make_bundle(records, lambda record: find_predictions([folder], record), text)
+        made = make_bundle(
+            records,
+            lambda record: find_predictions([folder], record),
+            text,
+            probabilities=not lean,
+            submitter=submitter,
+            weights=weights,
+        )
         write_bundle(out, made)
     except (BoardError, StoreError) as error:
         raise InvalidResults(str(error)) from None
     print_text(f"{out}: {len(made.records)} records; check it with: bench publish check {out}")
 
 
+def _check_word(value: str | None, kind: Any, what: str) -> None:
+    try:
+        TypeAdapter(kind | None).validate_python(value)
+    except ValidationError:
+        like = {"submitter": "a user name, as in jane-doe", "weights": "hf:REPO@REVISION (40 digits) or https://…"}
+        raise UsageError(f"--{what} {value!r} is not {like[what]}; write it like that") from None
+
+
 def check(path: Path, predictions: Path | None, as_json: bool, table: Path | None = None) -> int:
     """Check a bundle, a folder of bundles or a results folder and print each problem; return exit code 0 or 4."""
-    found = [Problem(p.key, plain(p.file), plain(p.message)) for p in _problems(path, predictions, checker(table))]
+    found = [Problem(p.key, plain(p.file), plain(p.message)) for p in problems_of(path, predictions, checker(table))]
     if as_json:
         print_json({"problems": [{"key": p.key, "file": p.file, "message": p.message} for p in found]})
         return 4 if found else 0
@@ -79,7 +110,7 @@ def check(path: Path, predictions: Path | None, as_json: bool, table: Path | Non
     return 4 if found else 0
 
 
-def _problems(path: Path, predictions: Path | None, against: Checker) -> Iterator[Problem]:
+def problems_of(path: Path, predictions: Path | None, against: Checker) -> Iterator[Problem]:
     if path.is_file() or path.is_symlink():
         made, found = check_file(path, against)
         yield from found
@@ -166,46 +197,6 @@ def write_known(shift_name: str | None, out: Path, data_root: Path | None = None
     else:
         table = pinned(table, find_row(shift_name).name, data_root)
     write_bytes(out, (json.dumps(table.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode())
-
-
-def push(path: Path, repo: str, out: Path, upload: bool) -> None:
-    """Check bundles and write them as parquet, one record per row; with `upload`, send it to a hub data set."""
-    problems = list(_problems(path, None, checker()))
-    if problems:
-        raise InvalidResults(plain(f"{problems[0].file}: {problems[0].message}"))
-    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    write_parquet([record for file in files for record in open_bundle(file).records], out)
-    if not upload:
-        print_text(f"wrote {out}, sent nothing; add --upload to send it to {repo}")
-        return
-    from huggingface_hub import HfApi
-
-    HfApi().upload_file(path_or_fileobj=out, path_in_repo=f"data/{out.name}", repo_id=repo, repo_type="dataset")
-    print_text(f"sent {out} to the data set {repo}")
-
-
-def write_parquet(records: list[Record], out: Path) -> None:
-    """Write one row per record: plain fields, metrics and costs as separate columns, nested values as JSON."""
-    import io
-
-    import pandas as pd
-
-    rows = []
-    for record in records:
-        content = record.model_dump(mode="json", by_alias=True)
-        row: dict[str, object] = {}
-        for name, value in content.items():
-            if name in ("metrics", "cost", "access") and isinstance(value, dict):
-                row |= {f"{name}_{inner}": plain_value for inner, plain_value in value.items()}
-            else:
-                row[name] = json.dumps(value) if isinstance(value, dict | list) else value
-        rows.append(row)
-    buffer = io.BytesIO()
-    try:
-        pd.DataFrame(rows).to_parquet(buffer, index=False)
-    except ImportError:
-        raise BenchError("parquet needs pyarrow, which is not installed; run: pip install pyarrow") from None
-    write_bytes(out, buffer.getvalue())
 
 
 def _read_text(path: Path) -> str:
