@@ -77,6 +77,8 @@ def make_bundle(
     digests: dict[str, str] = {}
     codes, labels = {}, {}
     for record in records:
+        if record.status != "done":
+            raise StoreError(f"{_place(record)} failed; run it again with --only-failed")
         made = predictions(record)
         bits[record.key], digests[record.key] = pack(made), made.digest()
         if probabilities:

@@ -24,6 +24,7 @@ FIRST_YEAR = 2025  # no result of this project is older
 _WORD = re.compile(r"[a-z0-9][a-z0-9_]*(:[a-z0-9_]+=[A-Za-z0-9_.+-]+)*", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{32}")
+_CODE = re.compile(r"[0-9a-f]{8,64}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{32}|[0-9a-f]{64})")
 _COMPONENT = re.compile(r"[1-9][0-9]{0,3}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+#-]{0,149}", re.ASCII)
@@ -165,9 +166,10 @@ def component_problems(record: Record, words: MethodWords, vocabulary: Vocabular
     allowed = dict(wanted)
     if made_here and of_stream(record):
         allowed |= {f"corruption:{name}": version for name, version in versions.items()}
-    found = {name: version for name, version in record.components.items() if name != "classes"}
-    if not _HEX.fullmatch(record.components.get("classes", "0" * 32)):
-        yield "names classes by no digest; run it again with this version"
+    named = {"classes": _HEX, "model": _CODE} if ".py:" in record.model else {"classes": _HEX}
+    found = {name: version for name, version in record.components.items() if name not in named}
+    if not all(pattern.fullmatch(record.components.get(name, "0" * 32)) for name, pattern in named.items()):
+        yield "names its classes or its model's code by no digest; run it again with this version"
     if not wanted.keys() <= found.keys() <= allowed.keys():
         odd = sorted((wanted.keys() - found.keys()) | (found.keys() - allowed.keys()))
         yield f"says that other code made it than its method runs ({_short(odd[0])}); run it again with this version"
