@@ -72,7 +72,8 @@ class Bundle:
     `card` is a plain text about the results. `settings` are those of a run file that repeats them. By record key too,
     if the file has them: `probabilities`, from which ECE, NLL and Brier score are recomputed, and `labels` (int64 [n],
     in the order of the bits). `submitter` and `weights` (where an own model is to be had) are what the file states.
-    `provenance` says of each record who has confirmed it (`leaderboards.provenance`); no file states it.
+    No file states `provenance`, which says of each record who has confirmed it, and `notes`, sentences on images,
+    weights and numbers of the file; `leaderboards.provenance` makes both.
     """
 
     card: str
@@ -85,6 +86,7 @@ class Bundle:
     submitter: str | None = None
     weights: str | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def recomputed(self) -> bool:

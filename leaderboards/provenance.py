@@ -172,3 +172,19 @@ def weights_word(record: Record, bundle: Bundle, known: Known) -> str:
     if bundle.weights is not None:
         return f"weights stated at {bundle.weights}"
     return f"weights {record.weights.digest[:19]}, stated nowhere"
+
+
+def notes_of(bundle: Bundle, known: Known) -> tuple[str, ...]:
+    """Return sentences on what a board of this file must say beside its numbers."""
+    first = bundle.records[0]
+    notes = [f"Submitted by {bundle.submitter}." if bundle.submitter else "The file does not say who submits it."]
+    notes.append(f"{first.model}: {weights_word(first, bundle, known)}.")
+    definition = known.definitions.get(first.shift)
+    most = definition.most(first.split) if definition is not None and first.shift not in known.shifts else None
+    shown = max((record.n for record in bundle.records if not of_stream(record)), default=most or 0)
+    if most is not None and shown < most:
+        notes.append(f"Scored on {shown} of the {most} images that {first.shift} has with split {first.split}.")
+    how = "follow from the probabilities in the file" if bundle.recomputed else "are as submitted"
+    notes.append(f"Accuracy follows from the outcome of every image; ECE, NLL and Brier score {how}.")
+    notes.append("Seconds, passes and memory are as submitted.")
+    return tuple(notes)

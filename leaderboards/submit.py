@@ -26,7 +26,7 @@ from leaderboards.known import Definition, Known, KnownSplit, scored
 from leaderboards.metrics import score
 from leaderboards.plausible import doubts
 from leaderboards.predictions import Predictions
-from leaderboards.provenance import Reviews, contradictions, provenance, reviews, standing
+from leaderboards.provenance import Reviews, contradictions, notes_of, provenance, reviews, standing
 from leaderboards.record import Record
 from leaderboards.verify import TOLERANCE, Problem, verify, wrong_key
 from leaderboards.vocabulary import (
@@ -138,7 +138,10 @@ def check_folder(folder: Path, checker: Checker) -> tuple[dict[str, Bundle], lis
     problems += contradictions(bundles, checker.known)
     shown = standing(bundles, checker.reviews)
     words = provenance(shown, checker.known, checker.reviews)
-    return {name: replace(made, provenance=words[name]) for name, made in shown.items()}, problems
+    told = {
+        name: replace(made, provenance=words[name], notes=notes_of(made, checker.known)) for name, made in shown.items()
+    }
+    return told, problems
 
 
 def check_run(folder: Path, checker: Checker, card: str | None = None) -> list[Problem]:

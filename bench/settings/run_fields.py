@@ -53,7 +53,7 @@ class RunFields(_Declared):
     protocol: Annotated[str, Flag("NAME or NAME:parameter=value; see `bench list protocols`.")] = "reset_each_shift"
     split: Annotated[str, Flag("disjoint, joint, transductive or dev.")] = "disjoint"
     seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000)] = None
-    seed: Annotated[int, Flag("The first (or only) seed.", least=0)] = 0
+    seed: Annotated[int, Flag("The first (or only) seed.", least=0, most=2**31 - 1001)] = 0
     batch_size: Annotated[int, Flag("Images per batch of the stream.", least=1)] = 64
     limit: Annotated[int | None, Flag("At most this many images; such a run cannot be published.", least=1)] = None
     labels: Annotated[int | None, Flag("Labelled clean images per class; 0 for all.", least=0)] = None

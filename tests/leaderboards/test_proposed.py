@@ -274,6 +274,20 @@ def test_weights_are_known_stated_or_only_named(make: Make, submission: Path) ->
     assert weights_word(pinned.records[0], pinned, known) == "known weights"
 
 
+def test_notes_say_what_a_reader_must_know(make: Make, folder: Path, submission: Path) -> None:
+    make("first", "ada", place="https://x.y/net.pt", model="x.pt")
+    bundles, _ = check_folder(folder, publishing.checker())
+    said = " ".join(bundles["first.jsonl"].notes)
+    assert "Submitted by ada." in said
+    assert "x.pt: weights stated at https://x.y/net.pt." in said
+    assert "Scored on 20 of the 25000 images that imagenet-c has with split disjoint." in said
+    assert "follow from the probabilities" in said
+    bundles, _ = check_folder(submission.parent, publishing.checker())
+    said = " ".join(bundles[submission.name].notes)
+    assert "does not say who" in said
+    assert "Scored on" not in said
+
+
 def test_the_definitions_are_those_of_the_code() -> None:
     from bench.runs.known_data import definitions
 
