@@ -19,7 +19,7 @@ from bench.core.errors import ValidationError as InvalidResults
 from bench.runs.open_results import filtered, open_records
 from bench.runs.vocabulary import vocabulary
 from leaderboards import site
-from leaderboards.bundle import Bundle, BundleError, Link, Submitter, read_bundle, write_bundle
+from leaderboards.bundle import MAX_FILE, Bundle, BundleError, Link, Submitter, read_bundle, write_bundle
 from leaderboards.comparable import BoardError
 from leaderboards.files import StoreError
 from leaderboards.known import Known, known, read_known
@@ -81,6 +81,11 @@ def bundle(
             weights=weights,
         )
         write_bundle(out, made)
+        if out.stat().st_size > MAX_FILE:
+            out.unlink()
+            raise InvalidResults(
+                f"{out.name} has more than {MAX_FILE >> 20} MiB; add --lean, or bundle fewer records (--where)"
+            )
     except (BoardError, StoreError) as error:
         raise InvalidResults(str(error)) from None
     print_text(f"{out}: {len(made.records)} records; check it with: bench publish check {out}")

@@ -114,6 +114,27 @@ def test_a_bundle_needs_a_name_that_can_be_published(digits_run: Any, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bundle_too_large_is_not_left_behind(
+    digits_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "MAX_FILE", 200_000)
+    out = tmp_path / "mine.jsonl"
+    with pytest.raises(InvalidResults, match="add --lean"):
+        publishing.bundle(digits_run.store.folder, out, None, [])
+    assert not out.exists()
+    publishing.bundle(digits_run.store.folder, out, None, [], lean=True)
+    assert not read_bundle(out).recomputed
+
+
+@pytest.mark.parametrize("given", [
+    {"submitter": "a b"}, {"submitter": "-x"}, {"weights": "http://x.y"}, {"weights": "hf:a/b@main"},
+    {"weights": "https://x.y/a b"},
+])  # fmt: skip
+def test_what_a_submitter_states_has_a_form(digits_run: Any, tmp_path: Path, given: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="write it like that"):
+        publishing.bundle(digits_run.store.folder, tmp_path / "mine.jsonl", None, [], **given)  # type: ignore[arg-type]
+
+
 class TestSite:
     def test_of_nothing_says_so(self, tmp_path: Path) -> None:
         (tmp_path / "results").mkdir()
