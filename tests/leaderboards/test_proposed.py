@@ -13,6 +13,7 @@ import pytest
 
 from bench.runs import publishing
 from leaderboards import make_bundle, read_bundle, write_bundle
+from leaderboards.identity import labels_digest
 from leaderboards.known import Definition, Known, scored
 from leaderboards.provenance import Reproduction, Reviews, Withdrawal, reviews, weakest, weights_word
 from leaderboards.submit import Checker, check_bundle, check_folder
@@ -324,3 +325,4 @@ def test_definition_of_a_split() -> None:
     assert made.conditions == {"fog@5"}
     assert made.most("disjoint") == 4
     assert made.labels("disjoint", 3) is None
+    assert made.labels("disjoint", 4) == labels_digest(np.array([1, 3, 5, 7]), np.array([0, 0, 1, 1]))
