@@ -15,6 +15,7 @@ import numpy as np
 from leaderboards import grid
 from leaderboards.boards import Board, BoardError, BoardRow, make_board
 from leaderboards.comparable import line_name, line_of
+from leaderboards.escaping import csv_row
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.ranking import ReadPredictions, scores_of_row
 from leaderboards.record import Record
@@ -194,7 +195,7 @@ def to_latex(comparison: Comparison) -> str:
 def to_csv(comparison: Comparison) -> str:
     """One line for the mean, for clean and for each corruption, in full precision, as fractions."""
     out = io.StringIO()
-    lines = [{"condition": name, **_flat(contrast)} for name, contrast in _contrasts(comparison)]
+    lines = [csv_row({"condition": name, **_flat(contrast)}) for name, contrast in _contrasts(comparison)]
     writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
@@ -214,7 +215,7 @@ def to_json(comparison: Comparison) -> str:
         "per_corruption": {str(c.corruption): _flat(c) for c in comparison.per_corruption},
         "notes": comparison.notes,
     }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps(content, indent=2, allow_nan=False)
 
 
 def _contrasts(comparison: Comparison) -> list[tuple[str, Contrast]]:

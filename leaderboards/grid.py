@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from leaderboards.escaping import markdown, one_line, visible
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
@@ -53,14 +55,14 @@ def to_markdown(grid: Grid) -> str:
     from tabulate import tabulate
 
     body = tabulate(
-        [[_escape_markdown(cell) for cell in row] for row in grid.rows],
-        headers=[_escape_markdown(title) for title in grid.titles],
+        [[markdown(cell) for cell in row] for row in grid.rows],
+        headers=[markdown(title) for title in grid.titles],
         tablefmt="pipe",
         disable_numparse=True,
         colalign=["right" if number else "left" for number in grid.numbers],
     )
-    notes = "".join(f"- {_escape_markdown(note)}\n" for note in grid.notes)
-    return f"{_escape_markdown(grid.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else "")
+    notes = "".join(f"- {markdown(note)}\n" for note in grid.notes)
+    return f"{markdown(grid.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else "")
 
 
 def to_latex(grid: Grid) -> str:
@@ -112,7 +114,10 @@ def to_terminal(grid: Grid) -> RenderableType:
     from rich.text import Text
 
     return Group(
-        Text(grid.caption), _Fitting(grid), *map(Text, grid.below), *(Text(f"- {note}") for note in grid.notes)
+        Text(visible(grid.caption)),
+        _Fitting(grid),
+        *(Text(visible(line)) for line in grid.below),
+        *(Text(visible(f"- {note}")) for note in grid.notes),
     )
 
 
@@ -139,16 +144,12 @@ def _table(grid: Grid, hidden: Collection[int]) -> Table:
     shown = [j for j in range(len(grid.titles)) if j not in hidden]
     for j in shown:
         alignment: Literal["left", "right"] = "right" if grid.numbers[j] else "left"
-        table.add_column(grid.titles[j], justify=alignment, no_wrap=grid.numbers[j], overflow="fold")
+        table.add_column(Text(visible(grid.titles[j])), justify=alignment, no_wrap=grid.numbers[j], overflow="fold")
     for i, row in enumerate(grid.rows):
-        table.add_row(*(Text(row[j]) for j in shown), end_section=i + 1 in grid.groups)
+        table.add_row(*(Text(visible(row[j])) for j in shown), end_section=i + 1 in grid.groups)
     return table
 
 
 def escape_latex(text: str) -> str:
     """Escape a text so that LaTeX prints it as it is."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
-
-
-def _escape_markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return "".join(_LATEX.get(character, character) for character in one_line(text))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from leaderboards import figures
 from leaderboards.boards import MEANING, Board
+from leaderboards.escaping import shown, visible
 from leaderboards.reference import reference_rows
 from leaderboards.tables import Column, best_cells, caption, columns_of, notes_of, percent, telling, to_latex
 
@@ -157,8 +158,10 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=shown
+    )
     # A long name of a part may break between words.
-    environment.filters["breakable"] = lambda text: Markup("<wbr>").join(re.split(r"(?<=[:=_+])", text))
+    environment.filters["breakable"] = lambda text: Markup("<wbr>").join(re.split(r"(?<=[:=_+])", visible(text)))
     environment.filters["ours"] = Markup  # for trusted parts: style, script and figures
     return environment.from_string(_text("page.html.jinja"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -45,14 +45,23 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_fi
 
 Track = Literal["R", "A", "B", "C", "D"]
 
-# Cells of tables and spreadsheets hold these names: no line breaks or control characters, and nothing that a
-# spreadsheet would run as a formula.
-_NAME = r"^[^\x00-\x20\x7f=+\-@][^\x00-\x1f\x7f]*$"
+# Cells of tables and spreadsheets hold these names: no line breaks, no control characters (C0 and C1), nothing that
+# turns the direction of text, and no start that a spreadsheet would run as a formula, in ASCII or full width.
+_HIDDEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
+_NO_START = r" =+\-@\uff1d\uff0b\uff0d\uff20"
+_NAME = rf"^[^{_HIDDEN}{_NO_START}][^{_HIDDEN}]*$"
+LARGEST = 2**53  # whole numbers up to here are the same in every JSON reader
+MOST = 10_000  # entries of a list or a table in a record
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_NAME)]
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, le=1e18)]  # so that sums of many stay finite
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Share = Annotated[float, Field(ge=-1e9, le=1e9)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+Text = Annotated[str, Field(max_length=1000)]
+Names = Annotated[tuple[Name, ...], Field(max_length=MOST)]
 
 
 class RecordError(ValueError):
@@ -112,7 +121,7 @@ class Diagnostics(_Part):
     images of the adapted state once a stream of several conditions is over, given with its last ones; None elsewhere.
     """
 
-    distinct_classes: Annotated[int, Field(ge=1)]
+    distinct_classes: Positive
     marginal_entropy: Amount
     first_tenth: Fraction
     last_tenth: Fraction
@@ -141,7 +150,7 @@ class Line(_Part):
 
     first: Name
     second: Name
-    accuracy: Annotated[tuple[Fraction, ...], Field(min_length=3)]
+    accuracy: Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=MOST)]
 
 
 class Connectivity(_Part):
@@ -150,9 +159,15 @@ class Connectivity(_Part):
     Each ingredient is connected with the next one, the last with the first.
     """
 
-    n: Annotated[int, Field(ge=1)]
-    positions: Annotated[tuple[Fraction, ...], Field(min_length=3)]
-    lines: Annotated[tuple[Line, ...], Field(min_length=1)]
+    n: Positive
+    positions: Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=MOST)]
+    lines: Annotated[tuple[Line, ...], Field(min_length=1, max_length=MOST)]
+
+    @model_validator(mode="after")
+    def _one_accuracy_each(self) -> Self:
+        if any(len(line.accuracy) != len(self.positions) for line in self.lines):
+            raise ValueError("each line needs one accuracy for each position")
+        return self
 
     @property
     def barrier(self) -> float:
@@ -168,8 +183,8 @@ class Connectivity(_Part):
 class Mixture(_Part):
     """The coefficients that a way of mixing chose by data: shares of the ingredients, by layer or for "all" layers."""
 
-    ingredients: Annotated[tuple[Name, ...], Field(min_length=1)]
-    shares: Annotated[dict[Name, tuple[float, ...]], Field(min_length=1)]
+    ingredients: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST)]
+    shares: Annotated[dict[Name, tuple[Share, ...]], Field(min_length=1, max_length=MOST)]
 
     @model_validator(mode="after")
     def _one_share_each(self) -> Self:
@@ -201,8 +216,8 @@ class Data(_Part):
     seed: Count
     storage: Name
     profile: Name
-    labels_per_class: Annotated[int, Field(ge=1)] | None = None
-    history: tuple[Name, ...] = ()
+    labels_per_class: Positive | None = None
+    history: Names = ()
     skipped: Count = 0
     tiles: Name | None = None
     labels: Name | None = None
@@ -244,7 +259,7 @@ class Record(_Part):
 
     schema_number: Literal[3] = Field(default=3, alias="schema")
     key: Key
-    created: str
+    created: Annotated[str, Field(max_length=64)]
     status: Literal["done", "failed"]
     method: Name
     part: Name | None
@@ -257,11 +272,11 @@ class Record(_Part):
     protocol: Name
     split: Name
     seed: Count
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Positive
     precision: Name
-    options: dict[str, dict[str, JsonValue]]
-    components: dict[Name, Name]
-    limit: Annotated[int, Field(ge=1)] | None
+    options: Annotated[dict[Text, dict[Text, JsonValue]], Field(max_length=MOST)]
+    components: Annotated[dict[Name, Name], Field(max_length=MOST)]
+    limit: Positive | None
     n: Count
     metrics: Metrics | None
     diagnostics: Diagnostics | None = None
@@ -270,7 +285,7 @@ class Record(_Part):
     mixture: Mixture | None = None
     data: Annotated[Data, _SHARED]
     weights: Annotated[Weights, _SHARED]
-    env: dict[str, str | bool | None]
+    env: Annotated[dict[Text, Text | bool | None], Field(max_length=MOST)]
     predictions: str | None
     error: str | None
 
@@ -294,7 +309,7 @@ class Record(_Part):
         if self.track != self.access.track:
             return f"track {self.track} contradicts the access, which belongs to track {self.access.track}"
         if not _finite(self.options):
-            return "options must not hold NaN or infinite numbers"
+            return f"options must not hold NaN, infinite numbers or whole numbers beyond {LARGEST}"
         return None
 
     def _status_problem(self) -> str | None:
@@ -330,18 +345,23 @@ class Record(_Part):
 
         Raises RecordError with one sentence for anything else.
         """
-        content = _object(text)
+        return cls.from_content(_object(text))
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Read one record from the content of its JSON text; as `from_json`, which also refuses repeated names."""
+        if "schema" not in content:
+            raise RecordError(_NO_SCHEMA)
         number = content["schema"]
         if type(number) is not int or not (number == SCHEMA or number in MIGRATIONS):
             raise RecordError(
                 f"schema {number!r} is not known (this version reads {SCHEMA}); install a newer soupbench"
             )
-        if number != SCHEMA:
-            for step in range(number, SCHEMA):
-                content = MIGRATIONS[step](content) | {"schema": step + 1}
-            text = json.dumps(content)
+        found = dict(content)
+        for step in range(number, SCHEMA):
+            found = MIGRATIONS[step](found) | {"schema": step + 1}
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(json.dumps(found))
         except ValidationError as error:
             raise RecordError(f"{_first(error)}; {_mend(error)}") from error
 
@@ -381,12 +401,19 @@ def _object(text: str | bytes) -> dict[str, Any]:
     except ValueError as error:
         raise RecordError(f"not JSON ({error}); write the record again or delete it and rerun") from error
     if not isinstance(content, dict) or "schema" not in content:
-        raise RecordError("not a record: it has no schema number; give a file that `bench run` wrote")
+        raise RecordError(_NO_SCHEMA)
     return content
+
+
+_NO_SCHEMA = "not a record: it has no schema number; give a file that `bench run` wrote"
 
 
 def _finite(value: object) -> bool:
     match value:
+        case bool():
+            return True
+        case int():
+            return abs(value) <= LARGEST
         case float():
             return math.isfinite(value)
         case dict():
@@ -404,7 +431,7 @@ def _mend(error: ValidationError) -> str:
 
 def _first(error: ValidationError) -> str:
     first, *rest = error.errors(include_url=False, include_context=False)
-    place = ".".join(map(str, first["loc"]))
+    place = ".".join(str(step)[:60] for step in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(rest)} more)" if rest else ""
     return f"{place}: {message}{more}" if place else f"{message}{more}"

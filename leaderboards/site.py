@@ -12,6 +12,8 @@ import numpy as np
 
 from leaderboards.boards import TRACKS, Board, BoardRow, make_board
 from leaderboards.bundle import Bundle, write_bundle
+from leaderboards.card import is_made
+from leaderboards.escaping import shown
 from leaderboards.files import write_atomically
 from leaderboards.page import to_page
 from leaderboards.record import Record, schema
@@ -114,7 +116,7 @@ def files_of(site: Site, *, with_figures: bool = True) -> dict[str, str]:
         title = f"{board.shift}, {board.model}, {board.protocol}"
         links = [("index.html", "all boards"), *entry.links[1:]]
         files[f"{entry.slug}.html"] = to_page([board], title=title, links=links, with_figures=with_figures)
-        files[entry.about] = _page("site_about.html", title=title, entry=entry)
+        files[entry.about] = _page("site_about.html", title=title, entry=entry, is_made=is_made)
         files |= {f"{entry.slug}.{end}": render(board) for end, render in _TABLES.items()}
     files["record.schema.json"] = json.dumps(schema(), indent=2) + "\n"
     return files | {f"records/{key}.json": f"{r.to_json()}\n" for key, r in site.published.records.items()}
@@ -124,7 +126,11 @@ def _page(template: str, **content: object) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("leaderboards"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("leaderboards"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=shown,
     )
     style = (resources.files("leaderboards") / "templates" / "page.css").read_text(encoding="utf-8")
     return environment.get_template(template).render(style=style, **content)

@@ -1,7 +1,7 @@
 """Submissions: bundles made from a results folder, and all checks before one is published.
 
-Besides the file, a checker knows three things: what each method may see, the right data and weights, and all earlier
-publications. It trusts nothing in a submission that can be recomputed.
+Besides the file, a checker knows the words of the tables, the right data and weights, and all earlier publications. It
+trusts nothing in a submission that can be recomputed.
 """
 
 from __future__ import annotations
@@ -10,193 +10,84 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from leaderboards.bundle import MAX_CARD, Bits, Bundle, BundleError, ids_of, pack, read_bundle
+from leaderboards.bundle import Bits, Bundle, BundleError, pack, read_bundle
+from leaderboards.card import card_of, settings_of
+from leaderboards.compact import compact, metric_problems
 from leaderboards.comparable import BoardError, check_comparable, condition_name, line_name, line_of
 from leaderboards.files import StoreError
+from leaderboards.identity import labels_digest
+from leaderboards.known import Definition, Known, KnownSplit, scored
 from leaderboards.metrics import score
-from leaderboards.plausible import clean_doubts
+from leaderboards.plausible import doubts
 from leaderboards.predictions import Predictions
-from leaderboards.record import Access, Name, Record, strict_json
+from leaderboards.provenance import Reviews, contradictions, notes_of, provenance, reviews, standing
+from leaderboards.record import Record
 from leaderboards.union import clashes
 from leaderboards.verify import TOLERANCE, Problem, verify, wrong_key
-
-AccessOf = Callable[[str], Access | None]
-Runs = list[tuple[int, int, int]]
+from leaderboards.vocabulary import (
+    Vocabulary,
+    component_problems,
+    condition_of,
+    definition_problems,
+    method_problems,
+    of_stream,
+    word_problems,
+)
 
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\.jsonl")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _LINK = re.compile(r"(?i)(javascript|vbscript|data)\s*:")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class KnownSplit(_Part):
-    """The scored images of a split as runs [first id, step, count], with digests.
-
-    The digests are those of each condition ("fog@5") and of the images' labels (`leaderboards.identity.labels_digest`).
-    """
-
-    ids: Runs
-    conditions: dict[Name, Name]
-    labels: Name | None = None
-
-    @property
-    def n(self) -> int:
-        """Number of images scored in each condition."""
-        return sum(count for _, _, count in self.ids)
-
-
-class Known(_Part):
-    """The required inputs of published results.
-
-    Splits by shift and name, digests of weights by model, and the content of the packages (`package` in `env`) by
-    release. A split holds only the reported conditions, so results on tuning corruptions or dev images are never
-    published.
-    """
-
-    shifts: dict[Name, dict[Name, KnownSplit]] = Field(default_factory=dict)
-    models: dict[Name, Name] = Field(default_factory=dict)
-    releases: dict[Name, Name] = Field(default_factory=dict)
-
-    def labels_of(self, record: Record) -> str | None:
-        """Return the digest of the labels of a record's images; None if they are not those of a known split."""
-        split = self.shifts.get(record.shift, {}).get(record.split)
-        return split.labels if split is not None and record.limit is None and record.n == split.n else None
+_DATA = re.compile(r"data\s*:")
+_SEVERAL_ANSWERS = ("imagenet-real",)  # shifts whose images have several right answers
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """The reference for checks of a submission: access by method (None for an unknown method) and known data."""
+    """The reference for checks of a submission: the words that it may use, known data, and what was reviewed."""
 
-    access_of: AccessOf
+    vocabulary: Vocabulary
     known: Known
-
-
-def known() -> Known:
-    """Return the known data and weights that ship with the project."""
-    with resources.as_file(resources.files("leaderboards") / "reference" / "known.json") as path:
-        return read_known(path)
-
-
-def read_known(path: Path) -> Known:
-    """Read the table of known data and weights. Raises StoreError if the file is broken."""
-    try:
-        strict_json(path.read_bytes())
-        return Known.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is no table of known data ({error}); restore it from the repository") from None
+    reviews: Reviews = field(default_factory=reviews)
 
 
 def make_bundle(
-    records: Sequence[Record], predictions: Callable[[Record], Predictions], card: str | None = None
+    records: Sequence[Record],
+    predictions: Callable[[Record], Predictions],
+    card: str | None = None,
+    *,
+    probabilities: bool = True,
+    submitter: str | None = None,
+    weights: str | None = None,
 ) -> Bundle:
     """Make the bundle of comparable records.
 
-    `card` replaces the model card that is made from the records. Raises BoardError if the records do not make one
-    board, StoreError if predictions are missing or a record failed.
+    `card` replaces the model card that is made from the records. Without `probabilities` the file is a tenth as large
+    and its ECE, NLL and Brier score are shown as submitted. Raises BoardError if the records do not make one board,
+    StoreError if predictions are missing or a record failed.
     """
     check_comparable(records)
-    read = {record.key: predictions(record) for record in records}
-    return Bundle(
-        card=card_of(records) if card is None else card,
-        settings=settings_of(records),
-        records=tuple(records),
-        bits={key: pack(made) for key, made in read.items()},
-        digests={key: made.digest() for key, made in read.items()},
-    )
-
-
-def settings_of(records: Sequence[Record]) -> dict[str, JsonValue]:
-    """Return the settings of a run file that repeats these records; keys are the names of flags."""
-    first = records[0]
-    corrupted = [record for record in records if not record.clean]
-    seeds = sorted({record.seed for record in records})
-    options: dict[str, dict[str, JsonValue]] = {}
+    bundle = Bundle(card_of(records) if card is None else card, settings_of(records), tuple(records), {}, {})
+    bits: dict[str, Bits] = {}
+    digests: dict[str, str] = {}
+    codes, labels = {}, {}
     for record in records:
-        for method, values in record.options.items():
-            options.setdefault(method, {}).update(values)
-    return {
-        "method": list[JsonValue](sorted({record.method for record in records})),
-        "shift": first.shift,
-        "corruption": list[JsonValue](sorted({str(record.corruption) for record in corrupted})),
-        "severity": list[JsonValue](sorted({record.severity for record in corrupted})),
-        "model" if first.weights.ready else "stock": first.model,
-        "protocol": first.protocol,
-        "split": first.split,
-        "seed": seeds[0],
-        "seeds": seeds[-1] - seeds[0] + 1,
-        "batch-size": first.batch_size,
-        "precision": first.precision,
-        "labels": first.data.labels_per_class or 0,
-        "set": dict[str, JsonValue](options),
-    }
-
-
-_SOURCE = {
-    "none": "no source data while adapting",
-    "statistics": "statistics of source data",
-    "unlabelled": "unlabelled source images",
-    "labelled": "labelled source images",
-}
-_TEST = {
-    "none": "no test images",
-    "image": "each test image alone",
-    "stream": "the scored stream of test images, without labels",
-    "pool": "a pool of shifted test images before scoring, without labels",
-}
-
-
-def card_of(records: Sequence[Record]) -> str:
-    """Return the model card: what was run on which data, what each method saw, with which weights and code."""
-    first = records[0]
-    seeds = sorted({record.seed for record in records})
-    labels = first.data.labels_per_class
-    seen = {
-        record.method: f"- {record.method} (track {record.track}): sees {_TEST[record.access.test]} and "
-        f"{_SOURCE[record.access.source]}; {record.access.state}, gradients: {record.access.backprop}"
-        for record in sorted(records, key=lambda record: record.method)
-    }
-    made = sorted({f"soupbench {r.env.get('project')}, commit {r.env.get('git') or 'of the release'}" for r in records})
-    devices = sorted({record.cost.device_name for record in records if record.cost})
-    corruptions = sorted({record.corruption for record in records if record.corruption})
-    lines = [
-        f"# {first.shift}, {first.model}, {first.protocol}, split {first.split}",
-        "",
-        f"{len(records)} records of {len(seen)} methods over {len(corruptions)} corruptions; seeds "
-        f"{', '.join(map(str, seeds))}; {first.n} images in each condition.",
-        "",
-        "## What each method has seen",
-        "",
-        *seen.values(),
-        "",
-        "## Data and weights",
-        "",
-        f"- Corruptions: {', '.join(corruptions)}",
-        f"- Labelled source images of each class: {labels or 'all'}",
-        f"- Weights of {first.model}: {first.weights.digest}",
-        f"- Preprocessing {first.data.profile}, storage {first.data.storage}, corruption seed {first.data.seed}",
-        "",
-        "## Made with",
-        "",
-        *(f"- {text}" for text in made),
-        *(f"- device: {device}" for device in devices),
-        "",
-        "## How to repeat it",
-        "",
-        "`bench publish settings FILE -o run.toml` writes the run file, `bench run run.toml` runs it, and",
-        "`bench run --record KEY --from FILE` repeats one record and compares its metrics.",
-    ]
-    return "\n".join(lines)[:MAX_CARD]
+        if record.status != "done":
+            raise StoreError(f"{_place(record)} failed; run it again with --only-failed")
+        made = predictions(record)
+        bits[record.key], digests[record.key] = pack(made), made.digest()
+        if probabilities:
+            codes[record.key] = compact(made)
+            labels[record.key] = made.label[np.argsort(made.id, kind="stable")]
+    return replace(
+        bundle, bits=bits, digests=digests, probabilities=codes, labels=labels, submitter=submitter, weights=weights
+    )
 
 
 def check_file(path: Path, checker: Checker) -> tuple[Bundle | None, list[Problem]]:
@@ -208,34 +99,48 @@ def check_file(path: Path, checker: Checker) -> tuple[Bundle | None, list[Proble
         ]
     try:
         bundle = read_bundle(path)
+        return bundle, [Problem(key, path.name, message) for key, message in check_bundle(bundle, checker)]
     except BundleError as error:
         return None, [Problem(None, path.name, str(error))]
-    return bundle, [Problem(key, path.name, message) for key, message in check_bundle(bundle, checker)]
+    except (ArithmeticError, MemoryError, RecursionError, ValueError, TypeError) as error:
+        reason = f"cannot be checked ({type(error).__name__}); bundle the run again"
+        return None, [Problem(None, path.name, reason)]
 
 
 def check_folder(folder: Path, checker: Checker) -> tuple[dict[str, Bundle], list[Problem]]:
     """Check every bundle of a folder of published results, and that none contradicts another.
 
-    Anything but bundles and a README.md is a problem. A result may be in several files if it is the same in all.
+    Anything but bundles and a README.md is a problem. A result may be in several files if it is the same in all. The
+    bundles are returned as they are shown (`presented`).
     """
     bundles: dict[str, Bundle] = {}
     problems: list[Problem] = []
+    here = replace(checker, reviews=replace(checker.reviews, withdrawn={}))
     for path in sorted(folder.iterdir()):
         if path.name == "README.md" and path.is_file() and not path.is_symlink():
             continue
-        bundle, found = check_file(path, checker)
+        bundle, found = check_file(path, here)
         problems += found
         if bundle is not None:
             bundles[path.name] = bundle
-    return bundles, [*problems, *check_together(bundles)]
+    return presented(bundles, checker), [*problems, *check_together(bundles, checker)]
 
 
-def check_together(bundles: Mapping[str, Bundle], proposed: Collection[str] = ()) -> list[Problem]:
-    """Check files, by name, that were checked one by one: none may contradict another.
+def presented(bundles: Mapping[str, Bundle], checker: Checker) -> dict[str, Bundle]:
+    """Return bundles without rows that hold a withdrawn record; each says of every record who has confirmed it."""
+    shown = standing(bundles, checker.reviews)
+    words = provenance(shown, checker.known, checker.reviews)
+    return {
+        name: replace(made, provenance=words[name], notes=notes_of(made, checker.known)) for name, made in shown.items()
+    }
+
+
+def check_together(bundles: Mapping[str, Bundle], checker: Checker, proposed: Collection[str] = ()) -> list[Problem]:
+    """Check files, by name, that were checked one by one: none may contradict another, nor most others on the data.
 
     Of two files the `proposed` one is named, else the one that was made later.
     """
-    return list(clashes(bundles, proposed))
+    return [*clashes(bundles, proposed), *contradictions(bundles, checker.known)]
 
 
 def check_run(folder: Path, checker: Checker, card: str | None = None) -> list[Problem]:
@@ -273,11 +178,12 @@ def check_predictions(bundle: Bundle, predictions: Callable[[Record], Prediction
 def check_bundle(bundle: Bundle, checker: Checker) -> Iterator[tuple[str | None, str]]:
     """Return all that keeps a bundle from being published, as (record key, sentence that ends with what to do).
 
-    Strings must be plain text; keys must follow from the records; records must be comparable, and none failed or
-    limited; the method must be known, with exactly its access; data, labels, images and weights must be the known ones;
-    every corruption of the shift must be present for every method, part, severity and seed; accuracy must be the mean
-    of the bits, and other metrics possible beside it; clean accuracy must be plausible; the code must be a clean commit
-    or a release.
+    Strings must be plain text, and every word of a record one of the closed lists; keys must follow from the records;
+    records must be comparable, and none failed, limited or withdrawn; the method must be known, with exactly its access
+    and options; images, data, labels and weights must be the known ones, or as the shift defines them; every corruption
+    of the shift must be present for every method, part, severity and seed; accuracy must be the mean of the bits, other
+    metrics must follow from the probabilities or at least be possible; accuracies must be plausible; the code must be a
+    clean commit or a release.
     """
     for place, text in _strings(bundle):
         if reason := _unsafe(text):
@@ -290,27 +196,42 @@ def check_bundle(bundle: Bundle, checker: Checker) -> Iterator[tuple[str | None,
         return
     if bundle.settings != settings_of(bundle.records):
         yield None, "the settings are not those of the records; bundle the run again"
+    if bundle.probabilities and not bundle.recomputed:
+        yield None, "only some records have probabilities; bundle the run again"
     shared: dict[str, Record] = {}
     for record in bundle.records:
-        checks = (
-            _record_problems(record, checker),
-            _data_problems(record, checker.known, bundle.bits[record.key]),
-            _number_problems(record, bundle.bits[record.key]),
-        )
-        for check in checks:
-            yield from ((record.key, message) for message in check)
+        for message in _problems_of(record, bundle, checker):
+            yield record.key, message
         other = shared.setdefault(bundle.digests[record.key], record)
         if (other.corruption, other.severity) != (record.corruption, record.severity):
             yield record.key, f"{_place(record)} has the predictions of {_place(other)}; run both again with --rerun"
-    yield from ((record.key, message) for record, message in clean_doubts(bundle.records))
+    yield from ((record.key, message) for record, message in doubts(bundle.records, checker.known))
     yield from ((None, message) for message in _gaps(bundle.records, checker.known))
 
 
+def _problems_of(record: Record, bundle: Bundle, checker: Checker) -> Iterator[str]:
+    place = _place(record)
+    if (why := checker.reviews.withdrawn.get(record.key)) is not None:
+        yield f"{place} was withdrawn on {why.date}: {why.reason}; leave it out"
+    for found in (_record_problems(record, checker), _word_problems(record, checker)):
+        yield from (f"{place} {message}" for message in found)
+    yield from _method_problems(record, checker)
+    yield from _data_problems(record, checker.known, bundle.bits[record.key])
+    yield from (f"{place} {message}" for message in _number_problems(record, bundle))
+
+
 def _strings(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """Yield the places and texts that may be unsafe. What is plain ASCII without markup is passed over quickly."""
     yield "the card", bundle.card.replace("\n", " ")
     yield from _texts("settings", dict(bundle.settings))
     for record in bundle.records:
-        yield from _texts(f"record {record.key}", record.model_dump(mode="json"))
+        if _is_suspect(record.to_json().lower()):
+            yield from _texts(f"record {record.key}", record.model_dump(mode="json"))
+
+
+def _is_suspect(text: str) -> bool:
+    marks = ("<", ">", "\\", "../", "script")
+    return not text.isascii() or any(mark in text for mark in marks) or _DATA.search(text) is not None
 
 
 def _texts(place: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -333,7 +254,11 @@ def _unsafe(text: str) -> str | None:
         return "an angle bracket"
     if _LINK.search(text):
         return "a link that runs code"
-    if any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") for character in text):
+    if not text.isascii() and any(
+        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for character in text
+    ):
+        return "an invisible character"
+    if not text.isprintable() and text.isascii():
         return "an invisible character"
     if "../" in text or "..\\" in text:
         return "a path that leaves its folder"
@@ -342,99 +267,167 @@ def _unsafe(text: str) -> str | None:
 
 def _record_problems(record: Record, checker: Checker) -> Iterator[str]:
     if record.status != "done":
-        yield f"{_place(record)} failed; run it again with --only-failed"
+        yield "failed; run it again with --only-failed"
     if record.limit is not None:
-        yield f"{_place(record)} was limited to {record.limit} images; run it again without --limit"
+        yield f"was limited to {record.limit} images; run it again without --limit"
     if record.data.skipped:
-        yield f"{_place(record)} left out {record.data.skipped} test images; mend them and run it again on all of them"
-    yield from (f"{_place(record)} {message}" for message in wrong_key(record))
-    known = checker.access_of(record.method)
-    if known is None:
-        yield f"the method {record.method} is not in the table of methods; add it there in the same pull request"
-    elif known != record.access:
-        yield f"the access of {_place(record)} is not that of {record.method}; see `bench show method {record.method}`"
+        yield f"left out {record.data.skipped} test images; mend them and run it again on all of them"
+    yield from wrong_key(record)
     commit, project = record.env.get("git"), record.env.get("project")
     if commit is None:
         released = checker.known.releases.get(project) if isinstance(project, str) else None
         if released is None or record.env.get("package") != released:
-            place = _place(record)
-            yield f"{place} was made with neither a commit nor a release; run it from a clean commit or a release"
+            yield "was made with neither a commit nor a release; run it from a clean commit or a release"
     elif not (isinstance(commit, str) and _COMMIT.fullmatch(commit)) or record.env.get("dirty") is not False:
-        yield f"{_place(record)} was made with uncommitted changes; commit them and run it again"
+        yield "was made with uncommitted changes; commit them and run it again"
+
+
+def _word_problems(record: Record, checker: Checker) -> Iterator[str]:
+    yield from word_problems(record, checker.vocabulary)
+    definition = checker.known.definitions.get(record.shift)
+    if definition is not None:
+        yield from definition_problems(record, definition)
+
+
+def _method_problems(record: Record, checker: Checker) -> Iterator[str]:
+    words = checker.vocabulary.method_of(record.method)
+    if words is None:
+        yield f"the method {record.method} is not in the table of methods; add it there in the same pull request"
+        return
+    definition = checker.known.definitions.get(record.shift)
+    found = list(method_problems(record, words))
+    if definition is not None:
+        found += component_problems(record, words, checker.vocabulary, definition.made_here)
+    yield from (f"{_place(record)} {message}" for message in found)
 
 
 def _data_problems(record: Record, known: Known, bits: Bits) -> Iterator[str]:
-    splits = known.shifts.get(record.shift)
-    if splits is None:
-        yield f"no data of the shift {record.shift} is known; a maintainer adds it with `bench publish known`"
+    shift, place = record.shift, _place(record)
+    definition = known.definitions.get(shift)
+    pinned = known.shifts.get(shift, {})
+    if definition is None and not pinned:
+        yield f"no data of the shift {shift} is known; a maintainer adds it with `bench publish known`"
         return
-    split = splits.get(record.split)
-    if split is None:
-        yield f"split {record.split} of {record.shift} is not published; use one of {', '.join(sorted(splits))}"
+    split = pinned.get(record.split)
+    if pinned and split is None:
+        yield f"split {record.split} of {shift} is not published; use one of {', '.join(sorted(pinned))}"
         return
-    condition = _condition(record)
-    digest = split.conditions.get(condition)
-    if digest is None:
-        yield f"{record.shift} has no published condition {condition}; leave it out"
-    elif digest != record.data.digest:
-        yield f"the data of {_place(record)} are not those of {record.shift}; see `bench data verify {record.shift}`"
-    if split.labels is not None and record.data.labels != split.labels:
-        yield f"the labels of {_place(record)} are not those of {record.shift}; see `bench data verify {record.shift}`"
+    conditions = _conditions(known, record)
+    if not (condition_of(record) in conditions or of_stream(record)):
+        yield f"{shift} has no published condition {condition_of(record)}; leave it out"
+    elif split is not None and split.conditions.get(condition_of(record), record.data.digest) != record.data.digest:
+        yield f"the data of {place} are not those of {shift}; see `bench data verify {shift}`"
     if record.n != len(bits):
-        yield f"{_place(record)} says n = {record.n} and has {len(bits)} outcomes; bundle the run again"
-    if not np.array_equal(np.unique(bits.id), np.unique(ids_of(split.ids))):
-        yield f"{_place(record)} was not scored on the {split.n} images of split {record.split}; run it again"
+        yield f"{place} says n = {record.n} and has {len(bits)} outcomes; bundle the run again"
+    elif message := _wrong_images(record, bits, split, definition):
+        yield f"{place} {message}"
+    labels = split.labels if split is not None else known.labels_of(record)
+    if labels is not None and record.data.labels != labels:
+        yield f"the labels of {place} are not those of {shift}; see `bench data verify {shift}`"
     for met in record.data.history:
-        if met not in split.conditions:
-            yield f"{_place(record)} has met {met}, which {record.shift} does not report; run it on its own conditions"
+        if met not in conditions or met == "clean":
+            yield f"{place} has met {met}, which {shift} does not report; run it on its own conditions"
             break
-    weights = known.models.get(record.model)
-    if weights is None:
-        yield f"no weights of the model {record.model} are known; a maintainer adds them with `bench publish known`"
-    elif weights != record.weights.digest:
-        yield f"the weights of {_place(record)} are not those of {record.model}; run it with the published ones"
+    yield from _weights_problems(record, known)
 
 
-def _number_problems(record: Record, bits: Bits) -> Iterator[str]:
-    metrics = record.metrics
+def _conditions(known: Known, record: Record) -> Iterable[str]:
+    split = known.shifts.get(record.shift, {}).get(record.split)
+    return split.conditions if split is not None else known.definitions[record.shift].conditions
+
+
+def _wrong_images(record: Record, bits: Bits, split: KnownSplit | None, definition: Definition | None) -> str | None:
+    """Return how the images differ from those of the split, each as often as the protocol shows it."""
+    if record.protocol.partition(":")[0] == "label_shifts":
+        return "draws its images (label_shifts), so which they are cannot be checked; publish another protocol"
+    most = split.n if split is not None else definition.most(record.split) if definition is not None else None
+    shown = bits.id
+    if of_stream(record):
+        shown, times = np.unique(bits.id, return_counts=True)
+        if times.max() - times.min() > 1:
+            return "shows some images much more often than others; run it again"
+    if split is not None:
+        right = np.array_equal(shown, split.images)
+    else:  # which images a user has, only their number is free
+        count = 2 * len(shown) + (record.split == "disjoint") if record.split != "transductive" else len(shown)
+        wanted = scored(record.split, count)[: len(shown)] if record.split in ("disjoint", "joint") else None
+        right = np.array_equal(shown, scored("transductive", count) if wanted is None else wanted)
+        right = right and (most is None or len(shown) <= most)
+    if right:
+        return None
+    return f"was not scored on the {most or len(shown)} images of split {record.split}, each once; run it again"
+
+
+def _weights_problems(record: Record, known: Known) -> Iterator[str]:
+    model, digest = record.model, record.weights.digest
+    weights = known.models.get(model)
+    if weights is not None and weights != digest:
+        yield f"the weights of {_place(record)} are not those of {model}; run it with the published ones"
+    names = [name for name, other in known.models.items() if other == digest and name != model]
+    if names:
+        yield f"{_place(record)} has the weights of {names[0]} under the name {model}; run it with {names[0]}"
+
+
+def _number_problems(record: Record, bundle: Bundle) -> Iterator[str]:
+    metrics, bits = record.metrics, bundle.bits[record.key]
     if metrics is None:
         return
     accuracy = float(bits.hits.mean())
     if not abs(accuracy - metrics.accuracy) <= TOLERANCE:
-        yield f"{_place(record)} says accuracy {metrics.accuracy!r}, its bits give {accuracy!r}; bundle the run again"
+        yield f"says accuracy {metrics.accuracy!r}, its bits give {accuracy!r}; bundle the run again"
     # A wrong prediction is at least as probable as the label, so the label's probability is at most one half.
     if metrics.brier < 0.5 * (1 - accuracy) - 1e-3 or metrics.nll < float(np.log(2)) * (1 - accuracy) - 1e-3:
-        yield f"{_place(record)} has a Brier score or NLL too good for its accuracy; run it again with --rerun"
+        yield "has a Brier score or NLL too good for its accuracy; run it again with --rerun"
+    if (codes := bundle.probabilities.get(record.key)) is not None:
+        one_label = record.shift not in _SEVERAL_ANSWERS
+        for message in metric_problems(metrics, codes, bits.hits):
+            yield f"says {message}; bundle the run again"
+        for message in codes.contradictions(bits.hits, one_label=one_label):
+            yield f"has {message} in its probabilities; bundle the run again"
+    if (labels := bundle.labels.get(record.key)) is not None and labels_digest(bits.id, labels) != record.data.labels:
+        yield "has other labels than the digest of its data says; bundle the run again"
     if record.cost is not None and record.cost.forwards < record.n - 0.5:
-        yield f"{_place(record)} counts fewer forward passes than images; run it again with --rerun"
+        yield "counts fewer forward passes than images; run it again with --rerun"
 
 
-def _gaps(records: Iterable[Record], known: Known) -> Iterator[str]:
+def _gaps(records: Sequence[Record], known: Known) -> Iterator[str]:
     groups: dict[tuple[tuple[str, str | None], int], list[Record]] = defaultdict(list)
     for record in records:
         groups[line_of(record), record.seed].append(record)
     seeds = {seed for _, seed in groups}
     lines = {line for line, _ in groups}
-    if seeds != set(range(min(seeds), max(seeds) + 1)):
+    if len(seeds) != max(seeds) - min(seeds) + 1:
         yield "the seeds have gaps; run the missing ones or bundle without the outer ones"
-    for line, seed in sorted((line, seed) for line in lines for seed in seeds if (line, seed) not in groups):
-        yield f"{line_name(line)} lacks seed {seed} that others have; run it or leave the seed out"
+    if len(seeds) > _MOST_SEEDS:
+        yield f"there are more than {_MOST_SEEDS} seeds; bundle fewer"
+    lacking = ((line, seed) for line in sorted(lines, key=line_name) for seed in sorted(seeds))
+    for line, seed in lacking:
+        if (line, seed) not in groups:
+            yield f"{line_name(line)} lacks seed {seed} that others have; run it or leave the seed out"
+    some_clean = any(record.clean for record in records)
     for (line, seed), group in groups.items():
-        split = known.shifts.get(group[0].shift, {}).get(group[0].split)
-        if split is None:
-            continue
-        here = {_condition(record) for record in group}
-        levels = {f"{record.severity:g}" for record in group if not record.clean}
-        wanted = {name for name in split.conditions if name == "clean" or name.rpartition("@")[2] in levels}
-        if missing := sorted(wanted - here):
+        wanted = _wanted(known, group, some_clean)
+        if missing := sorted(wanted - {condition_of(record) for record in group}):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             yield f"{line_name(line)}, seed {seed}, lacks {missing[0]}{more}; run the whole shift"
-        if not levels:
+        if all(record.clean for record in group):
             yield f"{line_name(line)}, seed {seed}, has no corrupted condition; run the whole shift"
 
 
-def _condition(record: Record) -> str:
-    return "clean" if record.corruption is None else f"{record.corruption}@{record.severity:g}"
+def _wanted(known: Known, group: Sequence[Record], some_clean: bool) -> set[str]:
+    """Return the conditions that one seed of a row must have: all corruptions at its severities, and clean images."""
+    first = group[0]
+    definition, pinned = known.definitions.get(first.shift), known.shifts.get(first.shift, {})
+    if (definition is None and not pinned) or (pinned and first.split not in pinned):
+        return set()
+    levels = {f"{record.severity:g}" for record in group if not record.clean}
+    clean = definition.clean if definition is not None else "always"
+    conditions = set(_conditions(known, first))
+    if any(of_stream(record) for record in group):
+        conditions = {condition_of(record) for record in group} | ({"clean"} & conditions)
+    if clean == "optional" and not some_clean:
+        conditions.discard("clean")
+    return {name for name in conditions if name == "clean" or name.rpartition("@")[2] in levels}
 
 
 def _place(record: Record) -> str:

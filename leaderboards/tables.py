@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from leaderboards import grid
 from leaderboards.boards import TRACKS, Board, BoardRow
+from leaderboards.escaping import csv_row
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.record import Access
 
@@ -134,7 +135,7 @@ def _access_lines(board: Board) -> list[str]:
 
 def to_csv(board: Board, *, per_corruption: bool = False) -> str:
     """Return one line for each row with all numbers in full precision, accuracies as fractions; empty if missing."""
-    rows = [_flat(board, row, per_corruption) for row in board.rows]
+    rows = [csv_row(_flat(board, row, per_corruption)) for row in board.rows]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -146,7 +147,7 @@ def to_json(board: Board) -> str:
     """Return the whole board in full precision: its fields, and its rows with all theirs. A missing number is null."""
     content = {field.name: getattr(board, field.name) for field in dataclasses.fields(board)}
     content["rows"] = [_plain(row) for row in board.rows]
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps(content, indent=2, allow_nan=False)
 
 
 def caption(board: Board) -> str:

@@ -21,11 +21,19 @@ def bundle(
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
     ] = None,
+    submitter: Annotated[str | None, typer.Option(metavar="USER", help="Your user name on GitHub or the hub.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help="Where your own model is: hf:REPO@REVISION or a link of https."),
+    ] = None,
+    lean: Annotated[
+        bool, typer.Option("--lean", help="Leave probabilities out; ECE, NLL and Brier then stand as submitted.")
+    ] = False,
 ) -> None:
     """Write records, per-image outcomes, digests, model card and settings into one text file."""
     from bench.runs import publishing
 
-    publishing.bundle(folder, out, card, where or [])
+    publishing.bundle(folder, out, card, where or [], submitter=submitter, weights=weights, lean=lean)
 
 
 @app.command()
@@ -45,13 +53,16 @@ def check(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="For maintainers: let published results change or vanish.")
     ] = False,
+    known: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another table of `bench publish known`, for your own boards.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print all problems that prevent publishing results. Exit code: 0 if none, else 4."""
     from bench.runs import publishing
 
     against = published or publishing.published_beside(path)
-    raise typer.Exit(publishing.check(path, predictions, json, against, allow_changes))
+    raise typer.Exit(publishing.check(path, predictions, json, against, allow_changes, known))
 
 
 @app.command()
@@ -72,25 +83,45 @@ def schema(out: Out = None) -> None:
 
 @app.command()
 def known(
-    shift: Annotated[str, typer.Argument(help="A shift whose data is on this machine.")],
+    shift: Annotated[str | None, typer.Argument(help="A shift whose data is on this machine; without: none.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The table to extend.")] = Path(
         "leaderboards/reference/known.json"
     ),
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
 ) -> None:
-    """For maintainers: store the image ids, digests and weights that results on a shift must have."""
+    """For maintainers: store how shifts are defined, and the image ids, digests and weights of one of them."""
     from bench.runs import publishing
 
-    publishing.write_known(shift, out)
+    publishing.write_known(shift, out, data_root)
 
 
 @app.command()
 def push(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A bundle or a folder of them.")],
     repo: Annotated[str, typer.Option(help="The hub data set, as in name/results.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The parquet file to write.")] = Path("results.parquet"),
-    upload: Annotated[bool, typer.Option("--upload", help="Send the file; without this, only write it.")] = False,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")] = Path("hub"),
+    upload: Annotated[bool, typer.Option("--upload", help="Send the folder; without this, only write it.")] = False,
 ) -> None:
-    """Check results and write them as parquet; with --upload, send them to a hub data set."""
-    from bench.runs import publishing
+    """Check results and write them as a hub data set: bundles, a parquet table and a card; --upload sends it."""
+    from bench.runs import hub
 
-    publishing.push(path, repo, out, upload)
+    hub.push(path, repo, out, upload)
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(help="A hub data set that `bench publish push` filled, as in name/results.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder for its bundles.")] = Path("pulled"),
+) -> None:
+    """Fetch the bundles of a hub data set and check them. Exit code: 0 without problems, else 4."""
+    from bench.runs import hub
+
+    raise typer.Exit(hub.pull(repo, out))
+
+
+@app.command()
+def card(file: Annotated[Path, typer.Argument(metavar="FILE.jsonl")], out: Out = None) -> None:
+    """Write a model card of the hub, with the results of a bundle as model-index."""
+    from bench.runs import hub
+
+    hub.write_model_card(file, out)

@@ -121,6 +121,11 @@ _SHARED: dict[str, Component] = {
 }
 
 
+def harness_version() -> int:
+    """Return the version of the component that every number depends on."""
+    return _SHARED[HARNESS].version
+
+
 def method_name(row: Row) -> str:
     """Return the name of the component of a row of the method table."""
     return f"method:{row.name}"

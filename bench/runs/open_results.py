@@ -25,11 +25,11 @@ from bench.runs.progress import in_words, shown
 from leaderboards import compare, design, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.files import StoreError
+from leaderboards.known import known
 from leaderboards.memory import Memory
 from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read, state_of
-from leaderboards.submit import known
 from leaderboards.verify import verify
 
 
@@ -300,10 +300,20 @@ def _check_format(name: str, renderers: Iterable[str], out: Path | None) -> None
 
 
 def _folders(text: str, command: str) -> list[Path]:
-    folders = [Path(part.strip()) for part in text.split(",") if part.strip()]
+    folders = [path for part in text.split(",") if part.strip() for path in _paths(part.strip())]
     if not folders:
         raise UsageError(f"no records given; use bench {command} --from DIR[,DIR]")
     return folders
+
+
+def _paths(text: str) -> list[Path]:
+    """Return a folder or file, or the bundles of a data set of the hub for "hf:REPO"."""
+    kind, colon, repo = text.partition(":")
+    if kind != "hf" or not colon:
+        return [Path(text)]
+    from bench.runs import hub
+
+    return hub.checked(repo, cache_dir() / "boards" / quote(repo, safe=""))
 
 
 @contextmanager

@@ -10,70 +10,97 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import TypeAdapter, ValidationError
 
 from bench.core.cache_dir import write_bytes
 from bench.core.console import print_json, print_text
-from bench.core.errors import BenchError, MissingDataError, UsageError, nearest
+from bench.core.errors import BenchError, MissingDataError, UsageError
 from bench.core.errors import ValidationError as InvalidResults
 from bench.runs.open_results import filtered, open_records
-from bench.settings.methods import parse_method
+from bench.runs.vocabulary import vocabulary
 from leaderboards import site
-from leaderboards.bundle import Bundle, BundleError, read_bundle, write_bundle
+from leaderboards.bundle import MAX_FILE, Bundle, BundleError, Link, Submitter, read_bundle, write_bundle
 from leaderboards.changes import changes
 from leaderboards.comparable import BoardError
 from leaderboards.files import StoreError
-from leaderboards.identity import labels_digest
-from leaderboards.record import Access, Record, schema
+from leaderboards.known import Known, known, read_known
+from leaderboards.record import schema
 from leaderboards.store import find_predictions
 from leaderboards.submit import (
     FILE_NAME,
     Checker,
-    Known,
-    KnownSplit,
     check_file,
     check_folder,
     check_predictions,
     check_run,
     check_together,
-    known,
     make_bundle,
-    read_known,
+    presented,
 )
 from leaderboards.verify import Problem
-from methods import METHODS
 
 RESULTS = Path("leaderboards") / "results"
 _MOST_SHOWN = 100  # problems of one submission that are printed
 
 
-def checker() -> Checker:
-    """Return a checker that knows the table of methods and the data and weights that ship with the project."""
-    return Checker(access_of, known())
+def checker(table: Path | None = None) -> Checker:
+    """Return a checker that knows the words of the tables, and the data and weights that ship with the project.
 
-
-def access_of(method: str) -> Access | None:
-    """Return a method's access from the table, or None if it is not there. Never loads code that the name refers to."""
-    if any(part not in METHODS for part in method.split("+")):
-        return None
+    A `table` of `bench publish known` takes the place of these, for boards of your own.
+    """
     try:
-        parsed = parse_method(method)
-    except UsageError:
-        return None
-    return Access.model_validate(parsed.access)
+        return Checker(vocabulary(), known() if table is None else read_known(table))
+    except StoreError as error:
+        raise InvalidResults(str(error)) from None
 
 
-def bundle(folder: Path, out: Path, card: Path | None, where: list[str]) -> None:
-    """Write the bundle of a results folder after the checks of `bench publish check`."""
+def bundle(
+    folder: Path,
+    out: Path,
+    card: Path | None,
+    where: list[str],
+    *,
+    submitter: str | None = None,
+    weights: str | None = None,
+    lean: bool = False,
+) -> None:
+    """Write the bundle of a results folder.
+
+    `submitter` and `weights` are what the file states of who submits and where an own model is; a `lean` bundle has no
+    probabilities.
+    """
+    for value, kind, what in ((submitter, Submitter, "submitter"), (weights, Link, "weights")):
+        _check_word(value, kind, what)
     if not FILE_NAME.fullmatch(out.name):
         raise UsageError(f"-o {out.name} is not a valid name; use lower case, as in digits-c-tent.jsonl")
     records = filtered(open_records([folder]), where)
     text = None if card is None else _read_text(card)
     try:
-        made = make_bundle(records, lambda record: find_predictions([folder], record), text)
+        made = make_bundle(
+            records,
+            lambda record: find_predictions([folder], record),
+            text,
+            probabilities=not lean,
+            submitter=submitter,
+            weights=weights,
+        )
         write_bundle(out, made)
+        if out.stat().st_size > MAX_FILE:
+            out.unlink()
+            raise InvalidResults(
+                f"{out.name} has more than {MAX_FILE >> 20} MiB; add --lean, or bundle fewer records (--where)"
+            )
     except (BoardError, StoreError) as error:
         raise InvalidResults(str(error)) from None
     print_text(f"{out}: {len(made.records)} records; check it with: bench publish check {out}")
+
+
+def _check_word(value: str | None, kind: Any, what: str) -> None:
+    try:
+        TypeAdapter(kind | None).validate_python(value)
+    except ValidationError:
+        like = {"submitter": "a user name, as in jane-doe", "weights": "hf:REPO@REVISION (40 digits) or https://…"}
+        raise UsageError(f"--{what} {value!r} is not {like[what]}; write it like that") from None
 
 
 def check(
@@ -82,16 +109,19 @@ def check(
     as_json: bool,
     published: Path | None = None,
     allow_changes: bool = False,
+    table: Path | None = None,
 ) -> int:
     """Check a bundle, a folder of bundles or a results folder and print each problem; return exit code 0 or 4.
 
     With a folder of `published` results, also say what would vanish, change or be added; only additions pass, unless
-    `allow_changes`. A folder of bundles is then the proposed state of that folder, anything else is added to it.
+    `allow_changes`. A folder of bundles is then the proposed state of that folder, anything else is added to it. A
+    `table` of known data takes the place of the project's.
     """
-    bundles, found = _checked(path, predictions, checker())
+    against = checker(table)
+    bundles, found = read_and_check(path, predictions, against)
     said: list[str] = []
     if published is not None and not found:
-        more, said = _compared(path, bundles, published, allow_changes=allow_changes)
+        more, said = _compared(path, bundles, published, against, allow_changes=allow_changes)
         found += more
     found = [Problem(p.key, plain(p.file), plain(p.message)) for p in found]
     said = [plain(sentence) for sentence in said]
@@ -119,7 +149,7 @@ def published_beside(path: Path) -> Path | None:
     return RESULTS if one and RESULTS.is_dir() else None
 
 
-def _checked(path: Path, predictions: Path | None, against: Checker) -> tuple[dict[str, Bundle], list[Problem]]:
+def read_and_check(path: Path, predictions: Path | None, against: Checker) -> tuple[dict[str, Bundle], list[Problem]]:
     """Return the bundles that a path holds or makes, by file name, and what keeps them from being published."""
     if path.is_file() or path.is_symlink():
         made, found = check_file(path, against)
@@ -139,7 +169,7 @@ def _checked(path: Path, predictions: Path | None, against: Checker) -> tuple[di
 
 
 def _compared(
-    path: Path, bundles: Mapping[str, Bundle], published: Path, *, allow_changes: bool
+    path: Path, bundles: Mapping[str, Bundle], published: Path, against: Checker, *, allow_changes: bool
 ) -> tuple[list[Problem], list[str]]:
     """Return what the bundles contradict, hide or change in a folder of published results, and sentences on the rest.
 
@@ -154,11 +184,11 @@ def _compared(
     then = {file.name: open_bundle(file) for file in there}
     now = dict(bundles) if whole else {**then, **bundles}
     proposed = {name for name in bundles if name not in then or then[name].records != bundles[name].records}
-    if found := check_together(now, proposed):
+    if found := check_together(now, against, proposed):
         return found, []
-    before = site.make_site(then)
+    before = site.make_site(presented(then, against))
     try:
-        after = site.make_site(now, before)
+        after = site.make_site(presented(now, against), before)
         site.files_of(after, with_figures=False)
     except BoardError as error:
         return [Problem(None, path.name, f"cannot stand with what is published: {error}")], []
@@ -230,77 +260,20 @@ def write_schema(out: Path | None) -> None:
         write_bytes(out, (json.dumps(schema(), indent=2) + "\n").encode())
 
 
-def write_known(shift_name: str, out: Path) -> None:
-    """Add a shift's scored ids, digests and default weights to a table, computed from local data.
+def write_known(shift_name: str | None, out: Path, data_root: Path | None = None) -> None:
+    """Write the definitions of all standard shifts into a table, and pin the digests of one of them.
 
-    Raises MissingDataError if the data or the stock is not found.
+    The digests are those of the data on this machine. Raises MissingDataError if they are not found.
     """
-    from bench.core.conditions import CLEAN, Condition
-    from bench.models.weights_io import load_stock
-    from bench.shifts import SHIFTS, load_shift
-    from bench.shifts.shift import split_ids
-    from leaderboards.bundle import runs_of
+    from bench.runs.known_data import definitions, pinned
+    from bench.shifts import find_row
 
-    shift = load_shift(nearest(shift_name, SHIFTS, "shift"))
-    stock = SHIFTS[shift_name].default_stock
-    conditions = [CLEAN, *(Condition(name, level) for name in shift.corruptions for level in range(1, 6))]
-    splits = {}
-    for split in ("disjoint", "joint", "transductive"):
-        _, scored = split_ids(shift.ids("test"), split)
-        splits[split] = KnownSplit.model_validate(
-            {
-                "ids": [tuple(run) for run in runs_of(scored)],
-                "conditions": {str(condition): shift.digest(scored, condition) for condition in conditions},
-                "labels": labels_digest(scored, shift.labels(scored)),
-            }
-        )
-    known = read_known(out) if out.is_file() else Known()
-    known = Known(
-        shifts=dict(known.shifts) | {shift_name: splits},
-        models=dict(known.models) | {stock: load_stock(stock).digest},
-        releases=dict(known.releases),
-    )
-    write_bytes(out, (json.dumps(known.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode())
-
-
-def push(path: Path, repo: str, out: Path, upload: bool) -> None:
-    """Check bundles and write them as parquet, one record per row; with `upload`, send it to a hub data set."""
-    problems = _checked(path, None, checker())[1]
-    if problems:
-        raise InvalidResults(plain(f"{problems[0].file}: {problems[0].message}"))
-    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    write_parquet([record for file in files for record in open_bundle(file).records], out)
-    if not upload:
-        print_text(f"wrote {out}, sent nothing; add --upload to send it to {repo}")
-        return
-    from huggingface_hub import HfApi
-
-    HfApi().upload_file(path_or_fileobj=out, path_in_repo=f"data/{out.name}", repo_id=repo, repo_type="dataset")
-    print_text(f"sent {out} to the data set {repo}")
-
-
-def write_parquet(records: list[Record], out: Path) -> None:
-    """Write one row per record: plain fields, metrics and costs as separate columns, nested values as JSON."""
-    import io
-
-    import pandas as pd
-
-    rows = []
-    for record in records:
-        content = record.model_dump(mode="json", by_alias=True)
-        row: dict[str, object] = {}
-        for name, value in content.items():
-            if name in ("metrics", "cost", "access") and isinstance(value, dict):
-                row |= {f"{name}_{inner}": plain_value for inner, plain_value in value.items()}
-            else:
-                row[name] = json.dumps(value) if isinstance(value, dict | list) else value
-        rows.append(row)
-    buffer = io.BytesIO()
-    try:
-        pd.DataFrame(rows).to_parquet(buffer, index=False)
-    except ImportError:
-        raise BenchError("parquet needs pyarrow, which is not installed; run: pip install pyarrow") from None
-    write_bytes(out, buffer.getvalue())
+    table = read_known(out) if out.is_file() else Known()
+    if shift_name is None:
+        table = table.model_copy(update={"definitions": definitions()})
+    else:
+        table = pinned(table, find_row(shift_name).name, data_root)
+    write_bytes(out, (json.dumps(table.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode())
 
 
 def _read_text(path: Path) -> str:

@@ -205,6 +205,18 @@ def _fields(config: ast.ClassDef) -> list[Option]:
     ]
 
 
+def choices_of(row: Row, name: str) -> str:
+    """Return what an alias of a type ("Order") stands for in the files of a method, or the text itself."""
+    modules = [row.path.rpartition(":")[0]] if name.isidentifier() else []
+    for module in modules:  # grows while it is read
+        for node in _tree(module).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+                return ast.unparse(node.value)
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("methods."):
+                modules += [node.module] if node.module not in modules else []
+    return name
+
+
 def subclasses_of(base: str, module: str) -> list[tuple[dict[str, str], list[Option]]]:
     """Return the string attributes and fields of each class in a module derived from `base`, without importing it."""
     return [

@@ -57,7 +57,7 @@ class RunFields(_Declared):
     protocol: Annotated[str, Flag("NAME or NAME:parameter=value; see `bench list protocols`.")] = "reset_each_shift"
     split: Annotated[str, Flag("disjoint, joint, transductive or dev.")] = "disjoint"
     seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000)] = None
-    seed: Annotated[int, Flag("The first (or only) seed.", least=0)] = 0
+    seed: Annotated[int, Flag("The first (or only) seed.", least=0, most=2**31 - 1001)] = 0
     batch_size: Annotated[int, Flag("Images per batch of the stream.", least=1)] = 64
     budget: Annotated[
         str | None, Flag("How much of the published recipe: paper, short or smoke; see `bench show shift NAME`.")

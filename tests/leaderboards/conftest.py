@@ -191,6 +191,9 @@ def digits_run(new_results: Callable[[Path], Results], tmp_path_factory: pytest.
                 severity=3.0 if level else 0,
                 shift="digits-c",
                 model="digits",
+                components={"harness": "1", "method:source": "1"}
+                | ({"method:tent": "1"} if method == "tent" else {})
+                | ({f"corruption:{name}": "1"} if level else {}),
                 options={"source": {"epochs": 30}} | ({"tent": {"lr": 0.01}} if method == "tent" else {}),
                 data={"digest": digest, "profile": "digits32", "labels_per_class": 10},
                 weights={"digest": known["models"]["digits"]},

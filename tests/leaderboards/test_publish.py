@@ -7,20 +7,24 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.core.errors import BenchError, MissingDataError, UsageError
 from bench.core.errors import ValidationError as InvalidResults
-from bench.runs import publishing
+from bench.runs import hub as publishing_hub
+from bench.runs import open_results, publishing
 from bench.settings.run_spec import make_spec, read_run_file
 from leaderboards import make_board, read_bundle, write_bundle
 from leaderboards.bundle import ids_of, runs_of
+from leaderboards.known import read_known
 from leaderboards.store import find_scored
 from leaderboards.submit import check_bundle
 
@@ -110,6 +114,27 @@ def test_a_bundle_needs_a_name_that_can_be_published(digits_run: Any, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bundle_too_large_is_not_left_behind(
+    digits_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "MAX_FILE", 200_000)
+    out = tmp_path / "mine.jsonl"
+    with pytest.raises(InvalidResults, match="add --lean"):
+        publishing.bundle(digits_run.store.folder, out, None, [])
+    assert not out.exists()
+    publishing.bundle(digits_run.store.folder, out, None, [], lean=True)
+    assert not read_bundle(out).recomputed
+
+
+@pytest.mark.parametrize("given", [
+    {"submitter": "a b"}, {"submitter": "-x"}, {"weights": "http://x.y"}, {"weights": "hf:a/b@main"},
+    {"weights": "https://x.y/a b"},
+])  # fmt: skip
+def test_what_a_submitter_states_has_a_form(digits_run: Any, tmp_path: Path, given: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="write it like that"):
+        publishing.bundle(digits_run.store.folder, tmp_path / "mine.jsonl", None, [], **given)  # type: ignore[arg-type]
+
+
 class TestSite:
     def test_of_nothing_says_so(self, tmp_path: Path) -> None:
         (tmp_path / "results").mkdir()
@@ -128,24 +153,44 @@ class TestSite:
             publishing.build_site(tmp_path / "none", tmp_path / "site")
 
 
-class TestPush:
+class TestHub:
     @pytest.fixture
-    def sent(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-        """What was sent to the hub, which nobody here may reach."""
-        calls: list[dict[str, Any]] = []
+    def hub(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+        """A hub with one data set, in a folder, which nobody here may reach; `sent` are the calls of uploads."""
+        home = tmp_path / "of-the-hub"
 
-        class Api:
-            def upload_file(self, **arguments: Any) -> None:
-                calls.append(arguments)
+        class Hub:
+            sent: ClassVar[list[dict[str, Any]]] = []
 
-        monkeypatch.setattr("huggingface_hub.HfApi", Api)
-        return calls
+            def upload_folder(self, folder_path: Path, allow_patterns: list[str], **arguments: Any) -> None:
+                self.sent.append(arguments)
+                for name in allow_patterns:
+                    (home / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(folder_path / name, home / name)
 
-    def test_writes_the_records_and_sends_nothing(self, submission: Path, tmp_path: Path, sent: list[Any]) -> None:
-        out = tmp_path / "results.parquet"
-        publishing.push(submission, "someone/results", out, upload=False)
-        assert sent == []
-        table = pd.read_parquet(out).set_index("key")
+            def dataset_info(self, repo: str, **_: Any) -> Any:
+                if repo != "someone/results":
+                    raise OSError(f"404 for {repo}")
+                files = [path for path in home.rglob("*") if path.is_file()]
+                return SimpleNamespace(
+                    sha="a" * 40,
+                    siblings=[
+                        SimpleNamespace(rfilename=str(path.relative_to(home)), size=path.stat().st_size)
+                        for path in files
+                    ],
+                )
+
+        Hub.sent.clear()
+        monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name, **_: str(home / name))
+        monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "cache"))
+        return SimpleNamespace(home=home, sent=Hub.sent)
+
+    def test_push_writes_the_records_and_sends_nothing(self, submission: Path, tmp_path: Path, hub: Any) -> None:
+        out = tmp_path / "out"
+        publishing_hub.push(submission, "someone/results", out, upload=False)
+        assert hub.sent == []
+        table = pd.read_parquet(out / "data" / "records.parquet").set_index("key")
         records = read_bundle(submission).records
         assert len(table) == len(records)
         for record in records:
@@ -155,20 +200,60 @@ class TestPush:
             assert row["metrics_accuracy"] == record.metrics.accuracy
             assert row["cost_forwards"] == record.cost.forwards
             assert json.loads(row["options"]) == record.options
+        assert (out / "results" / submission.name).read_bytes() == submission.read_bytes()
+        assert yaml.safe_load((out / "README.md").read_text().split("---")[1])["configs"]
 
-    def test_sends_where_it_is_asked_to(self, submission: Path, tmp_path: Path, sent: list[Any]) -> None:
-        out = tmp_path / "results.parquet"
-        publishing.push(submission.parent, "someone/results", out, upload=True)
-        assert [(call["repo_id"], call["repo_type"], call["path_in_repo"]) for call in sent] == [
-            ("someone/results", "dataset", "data/results.parquet")
-        ]
+    def test_what_was_pushed_is_pulled_and_read_as_a_board(
+        self, submission: Path, tmp_path: Path, hub: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        publishing_hub.push(submission.parent, "someone/results", tmp_path / "out", upload=True)
+        assert [(call["repo_id"], call["repo_type"]) for call in hub.sent] == [("someone/results", "dataset")]
+        (hub.home / "evil.py").write_text("raise SystemExit(9)")
+        assert publishing_hub.pull("someone/results", tmp_path / "pulled") == 0
+        assert [path.name for path in (tmp_path / "pulled").iterdir()] == [submission.name]
+        assert (tmp_path / "pulled" / submission.name).read_bytes() == submission.read_bytes()
+        capsys.readouterr()
+        for source in (str(submission), "hf:someone/results", "hf:someone/results@main"):
+            open_results.print_leaderboard(None, source, "csv", False, [], None)
+        one, two, three = np.array_split(capsys.readouterr().out.splitlines(), 3)
+        assert list(one) == list(two) == list(three)
 
-    def test_never_sends_what_would_not_be_published(self, submission: Path, tmp_path: Path, sent: list[Any]) -> None:
+    def test_pull_writes_nothing_of_what_is_bent(
+        self, submission: Path, tmp_path: Path, hub: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        publishing_hub.push(submission, "someone/results", tmp_path / "out", upload=True)
+        path = hub.home / "results" / submission.name
+        path.write_bytes(path.read_bytes().replace(b'"accuracy":0.', b'"accuracy":0.1', 1))
+        assert publishing_hub.pull("someone/results", tmp_path / "pulled") == 4
+        assert "its bits give" in capsys.readouterr().out
+        assert not (tmp_path / "pulled").exists()
+        with pytest.raises(InvalidResults, match="its bits give"):
+            open_results.print_leaderboard(None, "hf:someone/results", "csv", False, [], None)
+
+    def test_what_is_too_large_is_not_fetched(self, submission: Path, tmp_path: Path, hub: Any) -> None:
+        publishing_hub.push(submission, "someone/results", tmp_path / "out", upload=True)
+        with (hub.home / "results" / "big.jsonl").open("wb") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(InvalidResults, match=r"big\.jsonl"):
+            publishing_hub.pull("someone/results", tmp_path / "pulled")
+
+    @pytest.mark.parametrize("repo", ["results", "a/b/c", "../x", "a/b@", "a/b c", "https://x.y/z"])
+    def test_names_that_are_no_repository(self, repo: str, tmp_path: Path, hub: Any) -> None:
+        with pytest.raises(UsageError, match="no data set of the hub"):
+            publishing_hub.pull(repo, tmp_path)
+
+    def test_nothing_there_says_what_to_do(self, tmp_path: Path, hub: Any) -> None:
+        with pytest.raises(MissingDataError, match="holds no results"):
+            publishing_hub.pull("someone/results", tmp_path / "x")
+        with pytest.raises(MissingDataError, match="is not available"):
+            publishing_hub.pull("someone/other", tmp_path / "x")
+
+    def test_never_sends_what_would_not_be_published(self, submission: Path, tmp_path: Path, hub: Any) -> None:
         submission.write_bytes(submission.read_bytes()[:-40])
         with pytest.raises(InvalidResults):
-            publishing.push(submission, "someone/results", tmp_path / "results.parquet", upload=True)
-        assert sent == []
-        assert not (tmp_path / "results.parquet").exists()
+            publishing_hub.push(submission, "someone/results", tmp_path / "out", upload=True)
+        assert hub.sent == []
+        assert not (tmp_path / "out").exists()
 
     def test_without_parquet_says_what_to_install(
         self, submission: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,7 +263,24 @@ class TestPush:
         for name in ("pyarrow", "fastparquet"):
             monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(BenchError, match="pip install pyarrow"):
-            publishing.push(submission, "someone/results", tmp_path / "results.parquet", upload=False)
+            publishing_hub.push(submission, "someone/results", tmp_path / "out", upload=False)
+
+    def test_the_model_card_is_read_by_the_library(self, submission: Path, tmp_path: Path) -> None:
+        from huggingface_hub import ModelCard
+
+        bundle = read_bundle(submission)
+        own = replace(bundle, card="# Official\n![x](https://x.y/z.png)\nreproduced by the authors")
+        for each in (bundle, own):
+            data = ModelCard(publishing_hub.model_card(each)).data
+            values = {(r.metric_type, r.metric_name.split(",")[0]): r.metric_value for r in data.eval_results}
+            board = {row.name: row for row in make_board(bundle.records, lambda record: bundle.bits[record.key]).rows}
+            assert values["accuracy", "accuracy of tent"] == pytest.approx(board["tent"].accuracy, abs=1e-6)
+            assert values["ece", "ece of source"] == pytest.approx(board["source"].ece, abs=1e-6)
+            assert {r.dataset_type for r in data.eval_results} == {"digits-c"}
+        shown = publishing_hub.model_card(own)
+        assert "\n    ![x]" in shown
+        assert "\n![x]" not in shown
+        assert "nobody has checked" in shown
 
 
 @pytest.mark.slow
@@ -187,7 +289,7 @@ def test_the_known_data_are_those_of_the_code(tmp_path: Path) -> None:
     before = {"shifts": {}, "models": {}, "releases": {"9.9.9": "a" * 16}}
     (tmp_path / "known.json").write_text(json.dumps(before))
     publishing.write_known("digits-c", tmp_path / "known.json")
-    made = publishing.read_known(tmp_path / "known.json")
+    made = read_known(tmp_path / "known.json")
     assert made.shifts["digits-c"] == committed.shifts["digits-c"]
     assert made.models["digits"] == committed.models["digits"]
     assert made.releases == {"9.9.9": "a" * 16}

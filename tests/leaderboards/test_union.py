@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -65,7 +66,8 @@ def with_option(method: str, name: str, value: Any) -> Callable[[dict[str, Any]]
 
 
 def later(content: dict[str, Any]) -> str:
-    return str(content["created"]).replace("2026-11", "2026-12").replace("-30T", "-28T")
+    made = datetime.datetime.fromisoformat(str(content["created"])) + datetime.timedelta(seconds=1)
+    return made.isoformat(timespec="seconds")
 
 
 @pytest.fixture(scope="module")
