@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -100,28 +100,47 @@ def to_terminal(grid: Grid) -> RenderableType:
 
 @dataclass(frozen=True, slots=True)
 class _Fitting:
-    """The table with as many of its optional columns as fit the terminal."""
+    """The table with as many of its optional columns as fit the terminal; if the others do not fit, several tables."""
 
     grid: Grid
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def fits(table: Table) -> bool:
+            return console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width
+
+        shown = [j for j in range(len(self.grid.titles)) if j not in self.grid.hidden]
         for dropped in range(len(self.grid.optional) + 1):
-            table = _table(self.grid, self.grid.hidden | {*self.grid.optional[:dropped]})
-            if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
-                break
-        yield table
+            kept = [j for j in shown if j not in self.grid.optional[:dropped]]
+            if fits(table := _table(self.grid, kept)):
+                yield table
+                return
+        longest = max(12, options.max_width // 3)
+        name = next((j for j in kept if not self.grid.numbers[j]), kept[0])
+        block: list[int] = []
+        for j in kept:
+            if len(block) > 1 and not fits(_table(self.grid, [*block, j], longest)):
+                yield _table(self.grid, block, longest)
+                block = [name]
+            block.append(j)
+        yield _table(self.grid, block, longest)
 
 
-def _table(grid: Grid, hidden: Collection[int]) -> Table:
+def _table(grid: Grid, shown: Sequence[int], longest: int | None = None) -> Table:
+    """Return the table with these columns; texts longer than `longest` are folded."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown = [j for j in range(len(grid.titles)) if j not in hidden]
     for j in shown:
-        alignment: Literal["left", "right"] = "right" if grid.numbers[j] else "left"
-        table.add_column(grid.titles[j], justify=alignment, no_wrap=grid.numbers[j], overflow="fold")
+        number = grid.numbers[j]
+        table.add_column(
+            Text(grid.titles[j]),
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="fold",
+            max_width=None if number else longest,
+        )
     for i, row in enumerate(grid.rows):
         table.add_row(*(Text(row[j]) for j in shown), end_section=i + 1 in grid.groups)
     return table

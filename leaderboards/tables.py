@@ -146,7 +146,7 @@ def to_json(board: Board) -> str:
     """Return the whole board in full precision: its fields, and its rows with all theirs. A missing number is null."""
     content = {field.name: getattr(board, field.name) for field in dataclasses.fields(board)}
     content["rows"] = [_plain(row) for row in board.rows]
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps(content, indent=2, allow_nan=False)
 
 
 def caption(board: Board) -> str:

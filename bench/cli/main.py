@@ -17,6 +17,7 @@ from bench.cli import list_show as catalogue_cli
 from bench.cli import new as extend_cli
 from bench.cli import publish as publish_cli
 from bench.cli import stock as stock_cli
+from bench.core.console import accept_any_text
 from bench.core.errors import BenchError, UsageError
 from bench.settings.run_fields import Flag, RunFields
 
@@ -41,6 +42,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
 
 def start() -> None:
     """Run the command line. Exit codes: 0 done, 1 some failed, 2 usage, 3 missing data, 4 invalid, 130 interrupted."""
+    accept_any_text()
     try:
         code = app(standalone_mode=False)
     except typer.Exit as leave:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from bench.core.cache_dir import cache_dir, write_bytes
-from bench.core.console import print_json, print_rich, print_text, table
+from bench.core.console import new_console, print_json, print_rich, print_text, table
 from bench.core.errors import MissingDataError, UsageError, nearest
 from bench.core.errors import ValidationError as InvalidResults
 from bench.execution import progress_files as live
@@ -60,7 +60,7 @@ def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
     if not watch:
         print_text(_standing_table(lines))
         return
-    console, read_seconds, last_printed = Console(), 0.0, time.monotonic()
+    console, read_seconds, last_printed = new_console(), 0.0, time.monotonic()
     with Live(_with_now(folder, lines), console=console, auto_refresh=False) as screen:
         while any(line["running"] or line["missing"] for line in lines):
             time.sleep(max(_SECONDS_BETWEEN_UPDATES, 5 * read_seconds))
@@ -159,6 +159,7 @@ _BOARD: dict[str, Callable[[Board, bool, list[str]], str]] = {
     "latex": lambda board, detail, columns: tables.to_latex(board, per_corruption=detail, columns=columns),
 }
 _ALL_COLUMNS = ("csv", "json", "html")
+_OTHER_NAMES = {"markdown": "md", "tex": "latex", "text": "terminal"}
 _COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
     "md": compare.to_markdown,
     "csv": compare.to_csv,
@@ -179,7 +180,7 @@ def print_leaderboard(
     sort: str = "",
 ) -> None:
     """Print or write the board of the selected records, and write its figures into a folder."""
-    _check_format(format_, [*_BOARD, "html"], out)
+    format_ = _known_format(format_, [*_BOARD, "html"], out)
     if columns and format_ in _ALL_COLUMNS:
         raise UsageError(f"--format {format_} always has all columns; use --columns with terminal, md or latex")
     paths = _folders(folders, "leaderboard")
@@ -228,7 +229,7 @@ def print_comparison(
     a: str, b: str, shift: str | None, folders: str, format_: str, where: list[str], out: Path | None
 ) -> None:
     """Print or write the paired comparison of two rows."""
-    _check_format(format_, _COMPARISON, out)
+    format_ = _known_format(format_, _COMPARISON, out)
     paths = _folders(folders, "compare A B")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _as_bench_error():
@@ -239,10 +240,13 @@ def print_comparison(
         _print_or_write(_COMPARISON[format_](comparison), out)
 
 
-def _check_format(name: str, renderers: Iterable[str], out: Path | None) -> None:
-    nearest(name, [*renderers, "terminal"], "format")
+def _known_format(name: str, renderers: Iterable[str], out: Path | None) -> str:
+    """Return the name of a renderer, whose other names are accepted too. Raises UsageError if it is unknown."""
+    nearest(name, ["terminal", *renderers, *_OTHER_NAMES], "format")
+    name = _OTHER_NAMES.get(name, name)
     if name == "terminal" and out is not None:
         raise UsageError(f"--out cannot write the terminal format; add --format {', '.join(renderers)}")
+    return name
 
 
 def _folders(text: str, command: str) -> list[Path]:

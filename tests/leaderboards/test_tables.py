@@ -109,6 +109,7 @@ def test_json_holds_the_whole_board_exactly(board: Any) -> None:
         "shift": board.shift, "n": board.n, "level": board.level, "limit": None,
     }  # fmt: skip
     assert read["seeds"] == [0, 1]
+    assert to_json(board).isascii()
     for row, again in zip(board.rows, read["rows"], strict=True):
         assert again["access"] == row.access.model_dump()
         assert again["per_corruption"] == dict(row.per_corruption)
@@ -191,6 +192,24 @@ def test_a_narrow_terminal_keeps_every_number(board: Any, width: int) -> None:
     for row in board.rows:
         if row.accuracy is not None:
             assert f"{shown(row.accuracy)} [{shown(row.interval.low)}, {shown(row.interval.high)}]" in text
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_columns_that_do_not_fit_continue_below_with_the_names_again(results: Any, width: int) -> None:
+    names = [f"corruption_with_a_long_name_{number}" for number in range(7)]
+    for number, name in enumerate(names):
+        for method in ("tent", "a-method:with=a-name:that=is:longer_than-a-third=of-the-terminal"):
+            results.add(method, name, hits=[True] * (10 + number) + [False] * (90 - number))
+    board = make_board(results.records)
+    lines = terminal_text(board, width, per_corruption=True).splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [line for line in lines if " method " in line]
+    assert len(heads) > 1
+    assert [word for line in heads for word in line.split() if word in names] == list(board.corruptions)
+    rows = [line for line in lines if " tent " in line]
+    assert len(rows) == len(heads)
+    shown = {word for line in rows for word in line.split()}
+    assert {f"{10 + number:.1f}" for number in range(7)} <= shown
 
 
 @pytest.mark.parametrize("render", [to_markdown, lambda board: terminal_text(board, 200)])

@@ -323,7 +323,9 @@ def test_reading_commands_agree_with_the_records(bench: Bench, settings: dict[st
     records = [json.loads(text) for text in (folder / "records.jsonl").read_text().splitlines()]
     mean = sum(r["metrics"]["accuracy"] for r in records if r["corruption"]) / 2
     assert accuracy == pytest.approx(mean)
-    assert f"{100 * accuracy:.1f}" in bench("leaderboard", "--from", folder, "--format", "md").out
+    assert f"{100 * accuracy:.1f}" in (table := bench("leaderboard", "--from", folder, "--format", "md").out)
+    assert bench("leaderboard", "--from", folder, "--format", "markdown").out == table
+    assert "did you mean 'latex'?" in bench("leaderboard", "--from", folder, "--format", "LaTex").err
     target = tmp_path / "board.csv"
     assert bench("leaderboard", "--from", folder, "--format", "csv", "-o", target).out == ""
     assert "source" in target.read_text()
