@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from leaderboards.ranking import ReadPredictions, Resampling, measure, read_scor
 from leaderboards.record import Access, Record, Track
 from leaderboards.robustness import mean_corruption_error, relative_mean_corruption_error
 from leaderboards.uncertainty import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
 MEANING: Mapping[Track, str] = {
@@ -69,7 +74,8 @@ class BoardRow:
     severities and seeds; `cells` holds every condition, clean first. `fit_seconds` is the training time for one
     condition, `forwards` and `backwards` the passes for each scored image, `peak_memory_mb` the largest over all
     conditions, None unless it was measured in all. `rank` is 1 + the number of main rows of the same track that are
-    significantly better; parts are not ranked. `keys` are those of the row's records.
+    significantly better; parts are not ranked. `among_best` says whether the row is the best of its track or does not
+    differ from it significantly, None without a rank. `keys` are those of the row's records.
 
     `incomplete` says what failed or is missing; such a row has no mean, no interval and no rank.
     """
@@ -97,6 +103,7 @@ class BoardRow:
     batch_size: int
     incomplete: str | None
     keys: tuple[str, ...]
+    among_best: bool | None = None
 
     @property
     def main(self) -> bool:
@@ -134,6 +141,30 @@ class Board:
     level: float
     rows: tuple[BoardRow, ...]
     versions: tuple[str, ...] = ()
+
+    def to_pandas(self) -> DataFrame:
+        """Return one line for each row with all numbers in full precision, as in the CSV, and one for each corruption.
+
+        Fractions lie in [0, 1]; a missing number is NaN.
+        """
+        from leaderboards.tables import to_pandas
+
+        return to_pandas(self)
+
+    def plot(self, name: str = "corruption-heatmap") -> Figure:
+        """Return a figure: severity-curves, corruption-heatmap, cost-accuracy or soup-anatomy.
+
+        Raises ValueError if there is no figure of this name, or if the board lacks the numbers that it shows.
+        """
+        from leaderboards.figures import plot
+
+        return plot(self, name)
+
+    def _repr_html_(self) -> str:
+        """Show the board in a notebook."""
+        from leaderboards.tables import to_html
+
+        return to_html(self)
 
 
 def make_board(
@@ -228,7 +259,9 @@ def _measure_uncertainty(
         if memory:
             memory.keep(key, measured)
     for line, interval in measured.intervals.items():
-        rows[line] = replace(rows[line], interval=interval, rank=measured.ranks.get(line))
+        rank = measured.ranks.get(line)
+        among_best = None if rank is None else line in measured.among_best
+        rows[line] = replace(rows[line], interval=interval, rank=rank, among_best=among_best)
 
 
 def _means(lines: Collection[Line]) -> dict[Line, list[Line]]:

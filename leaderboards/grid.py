@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -31,7 +32,8 @@ _LATEX = {
 class Grid:
     """A table for display: `rows[i][j]` is under `titles[j]`; columns with `numbers[j]` are right-aligned.
 
-    `best` holds the cells (i, j) in bold, `groups` the rows above which a line is drawn. `hidden` columns are left out
+    `best` holds the cells (i, j) in bold, `marked` those with a dagger, `groups` the rows above which a line is drawn,
+    `headings` (by row) what LaTeX writes there. `hidden` columns are left out
     on a terminal, `optional` ones (in order) if it is too narrow, and `below` replaces them there. `notes` follow the
     table.
     """
@@ -41,7 +43,9 @@ class Grid:
     rows: Sequence[Sequence[str]]
     numbers: Sequence[bool]
     best: frozenset[tuple[int, int]] = frozenset()
+    marked: frozenset[tuple[int, int]] = frozenset()
     groups: frozenset[int] = frozenset()
+    headings: Mapping[int, str] = field(default_factory=dict)
     hidden: frozenset[int] = frozenset()
     optional: Sequence[int] = ()
     below: Sequence[str] = ()
@@ -63,29 +67,74 @@ def to_markdown(grid: Grid) -> str:
     return f"{_escape_markdown(grid.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else "")
 
 
-def to_latex(grid: Grid) -> str:
-    """Return a table for the package booktabs, best values in bold, all text escaped; notes follow the table."""
+def to_latex(grid: Grid, *, width: Literal["column", "page"] | None = None, label: str = "") -> str:
+    """Return a table for the package booktabs, best values in bold, all text escaped; notes follow the table.
+
+    With a `width` the table is set in footnote size, a long name breaks, and what is still wider than a column, or than
+    a page of two columns, is scaled down to it (package graphicx).
+    """
+    names = next((j for j, number in enumerate(grid.numbers) if not number), None)
+    folded = width and names is not None and max(len(row[names]) for row in grid.rows) > _LONGEST_NAME
+    kinds = ["r" if number else "l" for number in grid.numbers]
+    if folded and names is not None:
+        kinds[names] = rf"p{{{_WIDTH_OF_NAMES}\columnwidth}}"
+    edge = "@{}" if width else ""
+    star = "*" if width == "page" else ""
     lines = [
-        r"\begin{table}[t]",
+        rf"\begin{{table{star}}}[t]",
         r"\centering",
-        rf"\caption{{{escape_latex(grid.caption)}}}",
-        rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in grid.numbers)}}}",
+        r"\caption{" + escape_latex(grid.caption).replace("†", r"$^\dagger$") + "}",
+        *([rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', label)}}}"] if label else []),
+        *(_BEFORE[width] if width else []),
+        rf"\begin{{tabular}}{{{edge}{''.join(kinds)}{edge}}}",
         r"\toprule",
-        " & ".join(map(escape_latex, grid.titles)) + r" \\",
+        " & ".join(_latex_title(grid, j, turned=width is not None) for j in range(len(grid.titles))) + r" \\",
         r"\midrule",
     ]
     for i, row in enumerate(grid.rows):
         if i in grid.groups:
             lines.append(r"\midrule")
+        if heading := grid.headings.get(i):
+            lines.append(rf"\multicolumn{{{len(row)}}}{{{edge}l}}{{\textit{{{escape_latex(heading)}}}}} \\")
         cells = [
-            rf"\textbf{{{escape_latex(cell)}}}" if (i, j) in grid.best else escape_latex(cell)
-            for j, cell in enumerate(row)
+            _latex_cell(grid, i, j, fold=bool(folded) and j == names, minus=width is not None) for j in range(len(row))
         ]
         # A bracket after a line break would be read as its optional argument.
         lines.append(("{}" if cells[0].startswith("[") else "") + " & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if width else "")]
     lines += [rf"\par\smallskip\footnotesize {escape_latex(note)}" for note in grid.notes]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    return "\n".join([*lines, rf"\end{{table{star}}}"]) + "\n"
+
+
+_LONGEST_NAME = 24
+_ROOM = 3  # letters by which a title may be wider than its numbers before it is turned
+_WIDTH_OF_NAMES = 0.42
+_BEFORE = {
+    width: [
+        r"\footnotesize",
+        r"\setlength{\tabcolsep}{3.5pt}",
+        rf"\resizebox{{\ifdim\width>\{limit}\{limit}\else\width\fi}}{{!}}{{%",
+    ]
+    for width, limit in (("column", "columnwidth"), ("page", "textwidth"))
+}
+
+
+def _latex_title(grid: Grid, j: int, *, turned: bool) -> str:
+    title = escape_latex(grid.titles[j])
+    wide = len(grid.titles[j]) > max(len(row[j]) for row in grid.rows) + _ROOM
+    return rf"\rotatebox{{90}}{{{title}}}" if turned and grid.numbers[j] and wide else title
+
+
+def _latex_cell(grid: Grid, i: int, j: int, *, fold: bool, minus: bool) -> str:
+    text = grid.rows[i][j]
+    if minus and grid.numbers[j]:
+        text = re.sub(r"(?<!\w)-(?=\d)", "−", text)
+    cell = escape_latex(text)
+    if fold and len(text) > _LONGEST_NAME:
+        cell = r"\raggedright " + r"\allowbreak{}".join(map(escape_latex, re.split(r"(?<=[:=_+])", text)))
+    if (i, j) in grid.best:
+        return rf"\textbf{{{cell}}}"
+    return rf"{cell}\rlap{{$^\dagger$}}" if (i, j) in grid.marked else cell
 
 
 def to_terminal(grid: Grid) -> RenderableType:

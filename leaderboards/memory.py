@@ -14,7 +14,7 @@ from leaderboards.ranking import Measured, Resampling
 from leaderboards.record import Record, Track
 from leaderboards.uncertainty import Interval
 
-_METHOD = 2  # version of the measurement; a new number invalidates the results of an older one
+_METHOD = 3  # version of the measurement; a new number invalidates the results of an older one
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,10 @@ class Memory:
             rows = json.loads((self.folder / f"{key}.json").read_bytes())
             intervals = {(r["method"], r["part"]): Interval(r["accuracy"], r["low"], r["high"]) for r in rows}
             ranks = {(r["method"], r["part"]): int(r["rank"]) for r in rows if r["rank"] is not None}
+            among_best = frozenset((r["method"], r["part"]) for r in rows if r["among_best"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return Measured(intervals, ranks)
+        return Measured(intervals, ranks, among_best)
 
     def keep(self, key: str, measured: Measured) -> None:
         """Store a measurement. If the folder cannot be written, it is measured again next time."""
@@ -63,6 +64,7 @@ class Memory:
                 "low": interval.low,
                 "high": interval.high,
                 "rank": measured.ranks.get(line),
+                "among_best": line in measured.among_best,
             }
             for line, interval in measured.intervals.items()
         ]

@@ -28,10 +28,14 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The interval of every complete line, and the rank of every main line."""
+    """The interval of every complete line, the rank of every main line, and which main lines may be the best.
+
+    `among_best` holds, of each track, its best line and all lines that do not differ from it significantly.
+    """
 
     intervals: Mapping[Line, Interval]
     ranks: Mapping[Line, int]
+    among_best: frozenset[Line]
 
 
 def read_scores(
@@ -94,19 +98,26 @@ def measure(
     different numbers of seeds.
     """
     if not scores:
-        return Measured({}, {})
+        return Measured({}, {}, frozenset())
     place = {line: i for i, line in enumerate(scores)}
     try:
         drawn = Resamples(list(scores.values()), resamples=resampling.resamples, seed=resampling.seed)
     except ValueError as error:
         raise BoardError(str(error)) from None
     ranks: dict[Line, int] = {}
+    among_best: set[Line] = set()
     for lines in tracks.values():
         pairs = list(combinations(lines, 2))
         ranks.update(dict.fromkeys(lines, 1))
+        among_best.update(lines)
+        best = max(lines, key=lambda line: scores[line].accuracy, default=None)
         shared = drawn.seed_error([place[line] for line in lines]) if pairs else None
         found = holm([drawn.p_value(place[a], place[b], shared) for a, b in pairs])
         for (a, b), p in zip(pairs, found, strict=True):
             if p <= 1 - resampling.level:
-                ranks[b if scores[a].accuracy > scores[b].accuracy else a] += 1
-    return Measured({line: drawn.interval(i, level=resampling.level) for line, i in place.items()}, ranks)
+                worse = b if scores[a].accuracy > scores[b].accuracy else a
+                ranks[worse] += 1
+                if best in (a, b):
+                    among_best.discard(worse)
+    intervals = {line: drawn.interval(i, level=resampling.level) for line, i in place.items()}
+    return Measured(intervals, ranks, frozenset(among_best))

@@ -7,18 +7,25 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from leaderboards.boards import TRACKS, Board, BoardError, BoardRow, make_board
+from leaderboards import figures
+from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.bundle import Bundle, write_bundle
 from leaderboards.files import write_atomically
-from leaderboards.page import to_page
+from leaderboards.html import legend, render
+from leaderboards.page import Download, matrix, to_page
 from leaderboards.record import Record, schema
-from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
+from leaderboards.tables import caption, to_csv, to_json, to_latex, to_markdown
 
 TITLE = "soupbench leaderboards"
-_TABLES: dict[str, Callable[[Board], str]] = {"md": to_markdown, "csv": to_csv, "json": to_json, "tex": to_latex}
+PAPER = "https://arxiv.org/abs/2602.02890"  # Self-Souping
+_TABLES: dict[str, tuple[str, Callable[[Board], str]]] = {
+    "csv": ("CSV", lambda board: to_csv(board, per_corruption=True)),
+    "json": ("JSON", to_json),
+    "md": ("Markdown", to_markdown),
+    "tex": ("LaTeX", lambda board: to_latex(board, columns="paper")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +37,9 @@ class Entry:
     bundles: tuple[tuple[str, Bundle], ...]
 
     @property
-    def severities(self) -> str:
-        """The severities in words."""
-        return ", ".join(f"{severity:g}" for severity in self.board.severities)
-
-    @property
-    def leaders(self) -> list[BoardRow]:
-        """The best complete main row of each track by mean accuracy."""
-        rows = [row for row in self.board.rows if row.main and row.accuracy is not None]
-        return [row for track in TRACKS if (row := next((r for r in rows if r.track == track), None))]
+    def page(self) -> str:
+        """The page of the board."""
+        return f"{self.slug}.html"
 
     @property
     def about(self) -> str:
@@ -46,40 +47,75 @@ class Entry:
         return f"{self.slug}-about.html"
 
     @property
-    def links(self) -> list[tuple[str, str]]:
-        """Files of this board, relative to the site, and their link texts."""
-        made = [(f"{self.slug}.html", "board"), (self.about, "about these results")]
-        made += [(f"{self.slug}.{end}", end) for end in _TABLES]
-        return made + [(f"results/{name}", name) for name, _ in self.bundles]
+    def title(self) -> str:
+        """What tells this board from others."""
+        severities = ", ".join(f"{severity:g}" for severity in self.board.severities)
+        return f"{self.board.shift}, {self.board.model}, {self.board.protocol}, severity {severities}"
 
 
-def build_site(bundles: Mapping[str, Bundle], out: Path) -> list[Path]:
+def build_site(bundles: Mapping[str, Bundle], out: Path, *, project: str | None = None) -> list[Path]:
     """Write the site of checked bundles (by file name) into a folder and return its pages; other files there stay.
 
-    index.html lists the boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html holds its
-    sources (model cards, settings); the same numbers are also written as md, csv, json and tex; records/KEY.json is
-    every record, results/NAME.jsonl every bundle. Result files with equal shift, model, protocol, split, labels and
-    severities make one board, or one board each if their rows must not be mixed.
+    index.html holds methods against boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html
+    holds its sources (model cards, settings), submit.html how to add a result. The same numbers are also written as
+    csv, json, md and tex, the figures as svg; records/KEY.json is every record, results/NAME.jsonl every bundle. Result
+    files with equal shift, model, protocol, split, labels and severities make one board, or one board each if their
+    rows must not be mixed. `project` is the address of the source code, for links.
     """
     entries = _entries(bundles)
-    pages = [out / "index.html"]
-    write_atomically(pages[0], _page("site_index.html", title=TITLE, boards=entries).encode())
+    links = [("index.html", "all boards"), ("submit.html", "how to submit"), (PAPER, "paper of Self-Souping")]
+    links += [(project, "project")] if project else []
     write_atomically(out / "record.schema.json", (json.dumps(schema(), indent=2) + "\n").encode())
     for name, bundle in bundles.items():
         write_bundle(out / "results" / name, bundle)
         for record in bundle.records:
             write_atomically(out / "records" / f"{record.key}.json", record.to_json().encode() + b"\n")
+    pages: list[Path] = []
+    listed = []
     for entry in entries:
-        board = entry.board
-        pages.append(out / f"{entry.slug}.html")
-        title = f"{board.shift}, {board.model}, {board.protocol}"
-        links = [("index.html", "all boards"), *entry.links[1:]]
-        write_atomically(pages[-1], to_page([board], title=title, links=links).encode())
-        pages.append(out / entry.about)
-        write_atomically(pages[-1], _page("site_about.html", title=title, entry=entry).encode())
-        for end, render in _TABLES.items():
-            write_atomically(out / f"{entry.slug}.{end}", render(board).encode())
-    return pages
+        drawn = figures.drawn(entry.board)
+        files = _write_files(entry, drawn, out)
+        own = [*links[:1], (entry.about, "about these results"), *links[1:]]
+        page = to_page([entry.board], title=entry.title, links=own, drawn=[drawn], downloads=[files])
+        pages += _write_pages(out, {entry.page: page, entry.about: _about(entry, files, links)})
+        listed.append({"entry": entry, "caption": caption(entry.board), "downloads": files})
+    boards = [entry.board for entry in entries]
+    grid = matrix([(entry.page, entry.board) for entry in entries])
+    shared = {"legend": legend(boards), "project": project}
+    front = render("front.html.jinja", title=TITLE, links=links[1:], boards=listed, matrix=grid, **shared)
+    submit = render("submit.html.jinja", title="How to submit", links=[*links[:1], *links[2:]], **shared)
+    return [*_write_pages(out, {"index.html": front}), *pages, *_write_pages(out, {"submit.html": submit})]
+
+
+def _write_pages(out: Path, pages: Mapping[str, str]) -> list[Path]:
+    for name, text in pages.items():
+        write_atomically(out / name, text.encode())
+    return [out / name for name in pages]
+
+
+def _write_files(entry: Entry, drawn: Mapping[str, bytes], out: Path) -> list[Download]:
+    """Write the tables and figures of a board and return them, with its result files."""
+    content = {f"{entry.slug}.{end}": (kind, made(entry.board).encode()) for end, (kind, made) in _TABLES.items()}
+    for name, svg in drawn.items():
+        content[f"{entry.slug}--{name}.svg"] = (f"SVG, {figures.TITLES[name].lower()}", figures.to_file(svg))
+    for name, (_, data) in content.items():
+        write_atomically(out / name, data)
+    results = [f"results/{name}" for name, _ in entry.bundles]
+    return [
+        *(Download(name, kind, len(data)) for name, (kind, data) in content.items()),
+        *(Download(name, "JSON lines, all results", (out / name).stat().st_size) for name in results),
+    ]
+
+
+def _about(entry: Entry, files: Sequence[Download], links: Sequence[tuple[str, str]]) -> str:
+    return render(
+        "about.html.jinja",
+        title=f"About {entry.title}",
+        links=[links[0], (entry.page, "board"), *links[1:]],
+        legend=legend([entry.board]),
+        downloads=files,
+        bundles=entry.bundles,
+    )
 
 
 def _entries(bundles: Mapping[str, Bundle]) -> list[Entry]:
@@ -109,13 +145,3 @@ def _board(bundles: Sequence[Bundle]) -> Board:
     bits = {key: found for bundle in bundles for key, found in bundle.bits.items()}
     records: list[Record] = [record for bundle in bundles for record in bundle.records]
     return make_board(records, lambda record: bits[record.key])
-
-
-def _page(template: str, **content: object) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("leaderboards"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    style = (resources.files("leaderboards") / "templates" / "page.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(style=style, **content)

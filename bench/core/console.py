@@ -57,8 +57,7 @@ def new_console(**options: Any) -> Console:
     """Return a rich console; where NO_COLOR is set it writes no colours and no bold (https://no-color.org)."""
     from rich.console import Console
 
-    plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
-    return Console(**plain, **options)
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", **options)
 
 
 def print_json(value: Any) -> None:

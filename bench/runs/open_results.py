@@ -152,7 +152,7 @@ def _standing_table(lines: list[dict[str, Any]]) -> str:
     return table(columns, [[line[name] for name in columns] for line in shown])
 
 
-_BOARD: dict[str, Callable[[Board, bool, list[str]], str]] = {
+_BOARD: dict[str, Callable[[Board, bool, str | list[str]], str]] = {
     "md": lambda board, detail, columns: tables.to_markdown(board, per_corruption=detail, columns=columns),
     "csv": lambda board, detail, _: tables.to_csv(board, per_corruption=detail),
     "json": lambda board, *_: tables.to_json(board),
@@ -181,17 +181,16 @@ def print_leaderboard(
 ) -> None:
     """Print or write the board of the selected records, and write its figures into a folder."""
     format_ = _known_format(format_, [*_BOARD, "html"], out)
-    if columns and format_ in _ALL_COLUMNS:
+    if columns not in ("", "full") and format_ in _ALL_COLUMNS:
         raise UsageError(f"--format {format_} always has all columns; use --columns with terminal, md or latex")
     paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _as_bench_error():
         memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
         board = make_board(records, lambda record: find_scored(paths, record), memory=memory)
-    titles = [column.title for column in tables.columns_of(board, per_corruption=True)]
-    chosen = [nearest(name.strip(), titles, "column") for name in columns.split(",") if name.strip()]
+    chosen = _chosen_columns(board, columns)
     if sort:
-        board = tables.arranged(board, nearest(sort, titles, "column"))
+        board = tables.arranged(board, *_known_columns(board, [sort]))
     if format_ == "terminal":
         print_rich(tables.to_terminal(board, per_corruption=per_corruption, columns=chosen))
     elif format_ == "html":
@@ -200,6 +199,25 @@ def print_leaderboard(
         _print_or_write(_BOARD[format_](board, per_corruption, chosen), out)
     if figures is not None:
         _write_figures(board, figures)
+
+
+def _chosen_columns(board: Board, columns: str) -> str | list[str]:
+    """Return the name of a preset, or titles of columns."""
+    if columns in tables.PRESETS:
+        return columns
+    return _known_columns(board, [name.strip() for name in columns.split(",") if name.strip()], tables.PRESETS)
+
+
+def _known_columns(board: Board, names: list[str], more: Iterable[str] = ()) -> list[str]:
+    """Return titles of columns, given these or short titles. Raises UsageError if one is unknown."""
+    titles: dict[str, str] = {}
+    for column in tables.columns_of(board, per_corruption=True):
+        titles |= {column.title: column.title, column.label: column.title}
+    known = [nearest(name, [*titles, *more], "column") for name in names]
+    presets = [name for name in known if name not in titles]
+    if presets:
+        raise UsageError(f"--columns takes '{presets[0]}' alone, or titles of columns; give one of both")
+    return [titles[name] for name in known]
 
 
 def _write_figures(board: Board, folder: Path) -> None:
