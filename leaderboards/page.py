@@ -84,6 +84,12 @@ def to_page(
     ]
     if len(boards) == 1:
         sections[0]["heading"] = "Results"
+    known: set[str] = set()
+    for number, section in enumerate(sections):
+        if section["id"] in known:  # boards that differ in severities only
+            for part in (section, *(line for group in section["groups"] for line in group["rows"])):
+                part["id"] += f":{number}"
+        known.add(section["id"])
     return render(
         "board.html.jinja",
         title=title,
@@ -108,15 +114,19 @@ def _filters(boards: Sequence[Board]) -> list[tuple[str, list[str]]]:
 
 
 def board_id(board: Board) -> str:
-    """Return the id of a board on its page, the same whenever a board of these settings is shown."""
-    severities = "-".join(f"{severity:g}" for severity in board.severities)
+    """Return the id of a board on its page. It stays when results at other severities or seeds join the board."""
     labels = () if board.labels_per_class is None else (f"labels{board.labels_per_class}",)
-    return fragment(board.shift, board.model, board.protocol, board.split, *labels, f"severity{severities}")
+    return fragment(board.shift, board.model, board.protocol, board.split, *labels)
 
 
 def row_id(board: Board, row: BoardRow) -> str:
     """Return the id of a row on the page of its board: an address that stays, whatever its place."""
-    return f"{board_id(board)}.{fragment(row.method, *(() if row.main else (row.part or '',)))}"
+    return f"{board_id(board)}.{fragment(_short_name(row))}"
+
+
+def _short_name(row: BoardRow) -> str:
+    """Return the name of a row; that of a soup is its method's."""
+    return row.name.removesuffix(" (soup)")
 
 
 def _section(board: Board, drawn: Mapping[str, bytes]) -> dict[str, Any]:
@@ -279,11 +289,11 @@ def matrix(pages: Sequence[tuple[str, Board]]) -> Matrix:
         for i, row in enumerate(board.rows):
             if row.main:
                 cell = MatrixCell(row, f"{column.address}#{row_id(board, row)}", i in best)
-                found.setdefault((row.track, row.method), {})[number] = cell
+                found.setdefault((row.track, _short_name(row)), {})[number] = cell
     missing = MatrixCell(None, "", False)
     rows = [
-        MatrixRow(track, method, tuple(cells.get(number, missing) for number in range(len(columns))))
-        for (track, method), cells in found.items()
+        MatrixRow(track, name, tuple(cells.get(number, missing) for number in range(len(columns))))
+        for (track, name), cells in found.items()
     ]
     return Matrix(tuple(columns), tuple(sorted(rows, key=_matrix_order)))
 

@@ -210,3 +210,11 @@ def test_a_number_in_the_heat_map_is_that_of_the_board(board: Board) -> None:
     assert partial is not None
     missing, there = partial.rows[0].cells
     assert (missing.text, missing.colour, there.text) == ("–", "missing", "55")
+
+
+def test_addresses_stay_and_are_unique_on_a_page(board: Board) -> None:
+    more = dataclasses.replace(board, severities=(*board.severities, 3.0), seeds=(0, 1))
+    assert [row_id(board, row) for row in board.rows] == [row_id(more, row) for row in more.rows]
+    ids = re.findall(r' id="([^"]+)"', to_page([board, more], with_figures=False))
+    assert len(ids) == len(set(ids))
+    assert {row_id(board, row) for row in board.rows} < set(ids)
