@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,10 @@ from leaderboards.record import Access, Record, Track
 from leaderboards.robustness import mean_corruption_error, relative_mean_corruption_error
 from leaderboards.settings import setting_name, split_settings
 from leaderboards.uncertainty import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
 MEANING: Mapping[Track, str] = {
@@ -84,7 +89,8 @@ class BoardRow:
     severities and seeds; `cells` holds every condition, clean first. `fit_seconds` is the training time for one
     condition, `forwards` and `backwards` the passes for each scored image, `peak_memory_mb` the largest over all
     conditions, None unless it was measured in all. `rank` is 1 + the number of main rows of the same track that are
-    significantly better; parts are not ranked. `keys` are those of the row's records.
+    significantly better; parts are not ranked. `among_best` says whether the row is the best of its track or does not
+    differ from it significantly, None without a rank. `keys` are those of the row's records.
 
     `incomplete` says what failed or is missing; such a row has no mean, no interval and no rank.
     """
@@ -114,6 +120,7 @@ class BoardRow:
     incomplete: str | None
     keys: tuple[str, ...]
     withheld: str | None = None
+    among_best: bool | None = None
 
     @property
     def main(self) -> bool:
@@ -152,6 +159,30 @@ class Board:
     level: float
     rows: tuple[BoardRow, ...]
     versions: tuple[str, ...] = ()
+
+    def to_pandas(self) -> DataFrame:
+        """Return one line for each row with all numbers in full precision, as in the CSV, and one for each corruption.
+
+        Fractions lie in [0, 1]; a missing number is NaN.
+        """
+        from leaderboards.tables import to_pandas
+
+        return to_pandas(self)
+
+    def plot(self, name: str = "corruption-heatmap") -> Figure:
+        """Return a figure: severity-curves, corruption-heatmap, cost-accuracy or soup-anatomy.
+
+        Raises ValueError if there is no figure of this name, or if the board lacks the numbers that it shows.
+        """
+        from leaderboards.figures import plot
+
+        return plot(self, name)
+
+    def _repr_html_(self) -> str:
+        """Show the board in a notebook."""
+        from leaderboards.tables import to_html
+
+        return to_html(self)
 
 
 def make_board(
@@ -274,8 +305,14 @@ def _measure_uncertainty(
         if memory:
             memory.keep(key, measured)
     for line in complete:
-        interval, withheld = measured.intervals.get(line), measured.withheld.get(line)
-        rows[line] = replace(rows[line], interval=interval, withheld=withheld, rank=measured.ranks.get(line))
+        rank = measured.ranks.get(line)
+        rows[line] = replace(
+            rows[line],
+            interval=measured.intervals.get(line),
+            withheld=measured.withheld.get(line),
+            rank=rank,
+            among_best=None if rank is None else line in measured.among_best,
+        )
 
 
 def _means(lines: Collection[Line]) -> dict[Line, list[Line]]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from leaderboards import heat
 from leaderboards.boards import INGREDIENT, TRACKS, Board, BoardRow
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def severity_curves(board: Board) -> Figure | None:
                 marker=marker,
                 label=f"{row.name} ({row.track})",
             )
-        axes.set(xlabel="severity (0 is clean)", ylabel="accuracy in %", title="Accuracy against severity")
+        axes.set(xlabel="severity (0 is clean)", ylabel="accuracy in %")
         axes.set_xticks([0, *board.severities])
         _legend(axes)
 
@@ -68,24 +69,30 @@ def corruption_heatmap(board: Board) -> Figure | None:
     if not rows or not board.corruptions:
         return None
 
-    def draw(axes: Axes) -> None:
-        import seaborn
+    values = [[row.per_corruption[name] for name in board.corruptions] for row in rows]
+    low, high = heat.limits([value for line in values for value in line if value is not None])
 
-        values = [[100 * (row.per_corruption[name] or 0) for name in board.corruptions] for row in rows]
+    def draw(axes: Axes) -> None:
+        import numpy as np
+        import seaborn
+        from matplotlib.colors import to_hex
+
         seaborn.heatmap(
-            values,
+            [[float("nan") if value is None else 100 * value for value in line] for line in values],
             ax=axes,
-            annot=len(rows) <= _MOST_ROWS,
+            annot=True,
             fmt=".0f",
-            annot_kws={"size": 7},
+            annot_kws={"size": 8},
             cmap="cividis",
-            vmin=0,
-            vmax=100,
+            vmin=low,
+            vmax=high,
             xticklabels=list(board.corruptions),
             yticklabels=[f"{row.name} ({row.track})" for row in rows],
             cbar_kws={"label": "accuracy in %"},
         )
-        axes.set_title("Accuracy by corruption")
+        colours = [to_hex(tuple(colour)) for colour in np.asarray(axes.collections[0].get_facecolor())]
+        for text, colour in zip(axes.texts, colours, strict=True):
+            text.set_color(heat.ink_on(colour))
         axes.tick_params(axis="x", labelrotation=45)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
@@ -145,7 +152,6 @@ def cost_accuracy(board: Board) -> Figure | None:
         axes.set(
             xlabel="forward passes for each image, a backward one counted as two (log scale)",
             ylabel="accuracy in %",
-            title="Cost and accuracy",
         )
         _legend(axes)
 
@@ -181,7 +187,7 @@ def soup_anatomy(board: Board) -> Figure | None:
                 _point(axes, len(names), row, green if row.main else orange, "s" if row.main else "^")
                 names.append(f"{before}{_of_soup(row)}")
         axes.set_yticks(range(len(names)), names)
-        axes.set(xlabel="accuracy in %", title="What the soup is made of")
+        axes.set(xlabel="accuracy in %")
         axes.grid(axis="x", alpha=0.3)
 
     count = sum(row.method in methods or row.name == "source" for row in board.rows)
@@ -207,26 +213,77 @@ _FIGURES: dict[str, Callable[[Board], Figure | None]] = {
 }
 
 
+TITLES = {
+    "severity-curves": "Accuracy against severity",
+    "corruption-heatmap": "Accuracy by corruption",
+    "cost-accuracy": "Cost and accuracy",
+    "soup-anatomy": "What the soup is made of",
+}
+_CAPTIONS = {
+    "severity-curves": "Mean accuracy over corruptions at each severity, clean images at 0; the letter is the track.",
+    "corruption-heatmap": "Accuracy in percent, mean over severities and seeds; the letter is the track.",
+    "cost-accuracy": "Mean accuracy against passes of the network for each image, a backward pass counted as two "
+    "forward ones; training before the stream is not counted. Dashed: the Pareto front of a track.",
+    "soup-anatomy": "Mean accuracy of the soups, of their ingredients and of the source classifier.",
+}
+# A page shows the heat map as a table, which can be searched, read aloud and scrolled.
+ON_PAGE = ("severity-curves", "cost-accuracy", "soup-anatomy")
+
+
+def caption_of(name: str, board: Board) -> str:
+    """Return what a figure shows, in sentences."""
+    bars = any(row.interval is not None for row in board.rows) and name in ("cost-accuracy", "soup-anatomy")
+    return _CAPTIONS[name] + (f" Bars: {100 * board.level:g} % intervals." if bars else "")
+
+
 def figures(board: Board) -> dict[str, Figure]:
     """Return all figures for which this board has the numbers, by name."""
-    made = {name: draw(board) for name, draw in _FIGURES.items()}
+    return _made(board, _FIGURES)
+
+
+def plot(board: Board, name: str) -> Figure:
+    """Return one figure. Raises ValueError if its name is unknown or the board lacks the numbers for it."""
+    if name not in _FIGURES:
+        raise ValueError(f"there is no figure {name!r}; take one of {', '.join(_FIGURES)}")
+    figure = _FIGURES[name](board)
+    if figure is None:
+        having = ", ".join(figures(board)) or "none"
+        raise ValueError(f"this board lacks the numbers for {name}; it has those for {having}")
+    return figure
+
+
+def drawn(board: Board, *, on_page: bool = False) -> dict[str, bytes]:
+    """Return the figures of a board as SVG for `to_inline_svg` and `to_file`; with `on_page` only those of a page."""
+    return {
+        name: _save(figure, "svg", transparent=True)
+        for name, figure in _made(board, ON_PAGE if on_page else _FIGURES).items()
+    }
+
+
+def _made(board: Board, names: Iterable[str]) -> dict[str, Figure]:
+    made = {name: _FIGURES[name](board) for name in names}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def to_bytes(figure: Figure, form: Literal["svg", "png", "pdf"]) -> bytes:
     """Return the figure as a file on white ground, without a date, so that equal boards give equal bytes."""
-    return _save(figure, form, transparent=False).replace(_INK.encode(), b"#000000")
+    return to_file(_save(figure, form, transparent=False))
 
 
-def to_inline_svg(figure: Figure, title: str) -> str:
+def to_file(svg: bytes) -> bytes:
+    """Return a figure of `drawn` for a file: black text, no ground."""
+    return svg.replace(_INK.encode(), b"#000000")
+
+
+def to_inline_svg(svg: bytes, title: str) -> str:
     """Return an `<svg>` element for a page, in the page's text colour and with ids that clash with no other figure's.
 
-    Screen readers read `title` instead; it is escaped.
+    `svg` is a figure of `drawn`. Screen readers read `title` instead; it is escaped.
     """
     from html import escape
 
-    text = _save(figure, "svg", transparent=True).decode()
-    salt = hashlib.sha256(text.encode()).hexdigest()[:8]
+    text = svg.decode()
+    salt = hashlib.sha256(svg).hexdigest()[:8]
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{salt}-", text)
@@ -248,8 +305,12 @@ def _figure(draw: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:  # for notebooks, which show only the figures of pyplot by themselves
+            return to_bytes(self, "png")
+
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Shown(figsize=size, layout="constrained")
         draw(figure.subplots())
     return figure
 
@@ -295,7 +356,7 @@ def _point(axes: Axes, height: float, row: BoardRow, colour: Any, marker: str) -
 def _name_points(axes: Axes, rows: Sequence[BoardRow]) -> None:
     """Write names to the right of points of the cost plot, with a line to the point if a name had to move."""
     heights = [100 * (row.accuracy or 0) for row in rows]
-    gap = max(0.5, (max(heights) - min(heights)) / 18)
+    gap = max(0.5, (max(heights) - min(heights)) / 15)
     neighbours: list[list[int]] = []
     for i in sorted(range(len(rows)), key=lambda i: _passes(rows[i])):
         if neighbours and _passes(rows[i]) < 2.5 * _passes(rows[neighbours[-1][0]]):

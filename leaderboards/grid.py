@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from leaderboards.escaping import markdown, one_line, visible
@@ -33,7 +34,8 @@ _LATEX = {
 class Grid:
     """A table for display: `rows[i][j]` is under `titles[j]`; columns with `numbers[j]` are right-aligned.
 
-    `best` holds the cells (i, j) in bold, `groups` the rows above which a line is drawn. `hidden` columns are left out
+    `best` holds the cells (i, j) in bold, `marked` those with a dagger, `groups` the rows above which a line is drawn,
+    `headings` (by row) what LaTeX writes there. `hidden` columns are left out
     on a terminal, `optional` ones (in order) if it is too narrow, and `below` replaces them there. `notes` follow the
     table.
     """
@@ -43,7 +45,9 @@ class Grid:
     rows: Sequence[Sequence[str]]
     numbers: Sequence[bool]
     best: frozenset[tuple[int, int]] = frozenset()
+    marked: frozenset[tuple[int, int]] = frozenset()
     groups: frozenset[int] = frozenset()
+    headings: Mapping[int, str] = field(default_factory=dict)
     hidden: frozenset[int] = frozenset()
     optional: Sequence[int] = ()
     below: Sequence[str] = ()
@@ -65,29 +69,74 @@ def to_markdown(grid: Grid) -> str:
     return f"{markdown(grid.caption)}\n\n{body}\n" + (f"\n{notes}" if notes else "")
 
 
-def to_latex(grid: Grid) -> str:
-    """Return a table for the package booktabs, best values in bold, all text escaped; notes follow the table."""
+def to_latex(grid: Grid, *, width: Literal["column", "page"] | None = None, label: str = "") -> str:
+    """Return a table for the package booktabs, best values in bold, all text escaped; notes follow the table.
+
+    With a `width` the table is set in footnote size, a long name breaks, and what is still wider than a column, or than
+    a page of two columns, is scaled down to it (package graphicx).
+    """
+    names = next((j for j, number in enumerate(grid.numbers) if not number), None)
+    folded = width and names is not None and max(len(row[names]) for row in grid.rows) > _LONGEST_NAME
+    kinds = ["r" if number else "l" for number in grid.numbers]
+    if folded and names is not None:
+        kinds[names] = rf"p{{{_WIDTH_OF_NAMES}\columnwidth}}"
+    edge = "@{}" if width else ""
+    star = "*" if width == "page" else ""
     lines = [
-        r"\begin{table}[t]",
+        rf"\begin{{table{star}}}[t]",
         r"\centering",
-        rf"\caption{{{escape_latex(grid.caption)}}}",
-        rf"\begin{{tabular}}{{{''.join('r' if number else 'l' for number in grid.numbers)}}}",
+        r"\caption{" + escape_latex(grid.caption).replace("†", r"$^\dagger$") + "}",
+        *([rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', label)}}}"] if label else []),
+        *(_BEFORE[width] if width else []),
+        rf"\begin{{tabular}}{{{edge}{''.join(kinds)}{edge}}}",
         r"\toprule",
-        " & ".join(map(escape_latex, grid.titles)) + r" \\",
+        " & ".join(_latex_title(grid, j, turned=width is not None) for j in range(len(grid.titles))) + r" \\",
         r"\midrule",
     ]
     for i, row in enumerate(grid.rows):
         if i in grid.groups:
             lines.append(r"\midrule")
+        if heading := grid.headings.get(i):
+            lines.append(rf"\multicolumn{{{len(row)}}}{{{edge}l}}{{\textit{{{escape_latex(heading)}}}}} \\")
         cells = [
-            rf"\textbf{{{escape_latex(cell)}}}" if (i, j) in grid.best else escape_latex(cell)
-            for j, cell in enumerate(row)
+            _latex_cell(grid, i, j, fold=bool(folded) and j == names, minus=width is not None) for j in range(len(row))
         ]
         # A bracket after a line break would be read as its optional argument.
         lines.append(("{}" if cells[0].startswith("[") else "") + " & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if width else "")]
     lines += [rf"\par\smallskip\footnotesize {escape_latex(note)}" for note in grid.notes]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    return "\n".join([*lines, rf"\end{{table{star}}}"]) + "\n"
+
+
+_LONGEST_NAME = 24
+_ROOM = 3  # letters by which a title may be wider than its numbers before it is turned
+_WIDTH_OF_NAMES = 0.42
+_BEFORE = {
+    width: [
+        r"\footnotesize",
+        r"\setlength{\tabcolsep}{3.5pt}",
+        rf"\resizebox{{\ifdim\width>\{limit}\{limit}\else\width\fi}}{{!}}{{%",
+    ]
+    for width, limit in (("column", "columnwidth"), ("page", "textwidth"))
+}
+
+
+def _latex_title(grid: Grid, j: int, *, turned: bool) -> str:
+    title = escape_latex(grid.titles[j])
+    wide = len(grid.titles[j]) > max(len(row[j]) for row in grid.rows) + _ROOM
+    return rf"\rotatebox{{90}}{{{title}}}" if turned and grid.numbers[j] and wide else title
+
+
+def _latex_cell(grid: Grid, i: int, j: int, *, fold: bool, minus: bool) -> str:
+    text = grid.rows[i][j]
+    if minus and grid.numbers[j]:
+        text = re.sub(r"(?<!\w)-(?=\d)", "−", text)
+    cell = escape_latex(text)
+    if fold and len(text) > _LONGEST_NAME:
+        cell = r"\raggedright " + r"\allowbreak{}".join(map(escape_latex, re.split(r"(?<=[:=_+])", text)))
+    if (i, j) in grid.best:
+        return rf"\textbf{{{cell}}}"
+    return rf"{cell}\rlap{{$^\dagger$}}" if (i, j) in grid.marked else cell
 
 
 def to_html(grid: Grid) -> str:
@@ -123,28 +172,47 @@ def to_terminal(grid: Grid) -> RenderableType:
 
 @dataclass(frozen=True, slots=True)
 class _Fitting:
-    """The table with as many of its optional columns as fit the terminal."""
+    """The table with as many of its optional columns as fit the terminal; if the others do not fit, several tables."""
 
     grid: Grid
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def fits(table: Table) -> bool:
+            return console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width
+
+        shown = [j for j in range(len(self.grid.titles)) if j not in self.grid.hidden]
         for dropped in range(len(self.grid.optional) + 1):
-            table = _table(self.grid, self.grid.hidden | {*self.grid.optional[:dropped]})
-            if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
-                break
-        yield table
+            kept = [j for j in shown if j not in self.grid.optional[:dropped]]
+            if fits(table := _table(self.grid, kept)):
+                yield table
+                return
+        longest = max(12, options.max_width // 3)
+        name = next((j for j in kept if not self.grid.numbers[j]), kept[0])
+        block: list[int] = []
+        for j in kept:
+            if len(block) > 1 and not fits(_table(self.grid, [*block, j], longest)):
+                yield _table(self.grid, block, longest)
+                block = [name]
+            block.append(j)
+        yield _table(self.grid, block, longest)
 
 
-def _table(grid: Grid, hidden: Collection[int]) -> Table:
+def _table(grid: Grid, shown: Sequence[int], longest: int | None = None) -> Table:
+    """Return the table with these columns; texts longer than `longest` are folded."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown = [j for j in range(len(grid.titles)) if j not in hidden]
     for j in shown:
-        alignment: Literal["left", "right"] = "right" if grid.numbers[j] else "left"
-        table.add_column(Text(visible(grid.titles[j])), justify=alignment, no_wrap=grid.numbers[j], overflow="fold")
+        number = grid.numbers[j]
+        table.add_column(
+            Text(visible(grid.titles[j])),
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="fold",
+            max_width=None if number else longest,
+        )
     for i, row in enumerate(grid.rows):
         table.add_row(*(Text(visible(row[j])) for j in shown), end_section=i + 1 in grid.groups)
     return table

@@ -14,7 +14,7 @@ from leaderboards.ranking import Measured
 from leaderboards.record import Record, Track
 from leaderboards.uncertainty import Interval
 
-_METHOD = 3  # version of the measurement; a new number invalidates the results of an older one
+_METHOD = 4  # version of the measurement; a new number invalidates the results of an older one
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,10 @@ class Memory:
             }
             withheld = {(r["method"], r["part"]): str(r["withheld"]) for r in rows if r["withheld"]}
             ranks = {(r["method"], r["part"]): int(r["rank"]) for r in rows if r["rank"] is not None}
+            among_best = frozenset((r["method"], r["part"]) for r in rows if r["among_best"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return Measured(intervals, withheld, ranks)
+        return Measured(intervals, withheld, ranks, among_best)
 
     def keep(self, key: str, measured: Measured) -> None:
         """Store a measurement. If the folder cannot be written, it is measured again next time."""
@@ -66,6 +67,7 @@ class Memory:
             limits = (interval.estimate, interval.low, interval.high) if interval else (None, None, None)
             row = dict(zip(("method", "part", "accuracy", "low", "high"), (*line, *limits), strict=True))
             rows.append(row | {"withheld": measured.withheld.get(line), "rank": measured.ranks.get(line)})
+            rows[-1]["among_best"] = line in measured.among_best
         try:
             write_atomically(self.folder / f"{key}.json", json.dumps(rows).encode())
         except OSError:

@@ -1,4 +1,4 @@
-"""Boards as one self-contained HTML page: nothing is fetched, every text is escaped, and only its own script may run.
+"""Boards as one self-contained HTML page, and the front page that holds methods against boards.
 
 The tables are plain HTML and can be read without the script, which sorts, filters and opens the single conditions.
 """
@@ -6,25 +6,53 @@ The tables are plain HTML and can be read without the script, which sorts, filte
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import re
 import zlib
-from collections.abc import Callable, Sequence
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
-from leaderboards import figures
-from leaderboards.boards import MEANING, Board
-from leaderboards.escaping import shown, visible
+from leaderboards import figures, heat
+from leaderboards.boards import MEANING, TRACKS, Board, BoardRow
+from leaderboards.grid import ABSENT
+from leaderboards.html import fragment, legend, render, size_in_words
+from leaderboards.record import Track
 from leaderboards.reference import reference_rows
-from leaderboards.tables import Column, best_cells, caption, columns_of, notes_of, percent, telling, to_latex
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from leaderboards.tables import (
+    Column,
+    best_cells,
+    caption,
+    columns_of,
+    interval_words,
+    notes_of,
+    percent,
+    telling,
+    to_latex,
+)
 
 RecordUrl = Callable[[str], str | None]
+_FIRST = ("method", "accuracy", "rank")  # stay in sight on a phone, but for the rank
+_LAST = ("access",)
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A file beside a page: its address relative to the page, its kind in words ("CSV") and its size in bytes."""
+
+    address: str
+    kind: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.address.rpartition("/")[2]
+
+    @property
+    def words(self) -> str:
+        """The size in words."""
+        return size_in_words(self.size)
 
 
 def to_page(
@@ -33,42 +61,81 @@ def to_page(
     title: str = "soupbench",
     record_url: RecordUrl | None = None,
     with_figures: bool = True,
+    drawn: Sequence[Mapping[str, bytes]] | None = None,
     links: Sequence[tuple[str, str]] = (),
+    downloads: Sequence[Sequence[Download]] = (),
 ) -> str:
     """Return a page with a section for each board, in the given order; boards are never merged.
 
     `record_url` gives the address of the record with a key, relative to the page, or None if it is not published; by
     default `records/<key>.json`. Numbers of single conditions link there. `links` are addresses and texts for the head
-    of the page. Raises ValueError if there is no board.
+    of the page, `downloads` the files beside each board, `drawn` its figures if `leaderboards.figures.drawn` made them
+    already. Raises ValueError if there is no board.
     """
     if not boards:
         raise ValueError("a page needs at least one board; make one with make_board")
     url = record_url or (lambda key: f"records/{key}.json")
-    script, style = _text("page.js"), _text("page.css")
-    return _template().render(
+    if drawn is None:
+        drawn = [figures.drawn(board, on_page=True) if with_figures else {} for board in boards]
+    files = list(downloads) or [()] * len(boards)
+    sections = [
+        {**_section(board, svgs), "downloads": own, "heat": heat.table_of(board) if with_figures else None}
+        for board, svgs, own in zip(boards, drawn, files, strict=True)
+    ]
+    if len(boards) == 1:
+        sections[0]["heading"] = "Results"
+    known: set[str] = set()
+    for number, section in enumerate(sections):
+        if section["id"] in known:  # boards that differ in severities only
+            for part in (section, *(line for group in section["groups"] for line in group["rows"])):
+                part["id"] += f":{number}"
+        known.add(section["id"])
+    return render(
+        "board.html.jinja",
         title=title,
         links=links,
-        style=style,
-        script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        filters=[
-            ("shift", sorted({board.shift for board in boards})),
-            ("protocol", sorted({board.protocol for board in boards})),
-            ("model", sorted({board.model for board in boards})),
-            ("track", sorted({row.track for board in boards for row in board.rows}, key="RABCD".index)),
-        ],
-        boards=[_section(board, with_figures) for board in boards],
+        legend=legend(boards),
+        filters=_filters(boards),
+        boards=sections,
         details=_packed([_details(board, url) for board in boards]),
+        colours=heat.style() if with_figures else "",
     )
 
 
-def _section(board: Board, with_figures: bool) -> dict[str, Any]:
+def _filters(boards: Sequence[Board]) -> list[tuple[str, list[str]]]:
+    """Return the fields in which the rows of a page differ, each with its values."""
+    found: list[tuple[str, list[str]]] = [
+        ("shift", sorted({board.shift for board in boards})),
+        ("protocol", sorted({board.protocol for board in boards})),
+        ("model", sorted({board.model for board in boards})),
+        ("track", sorted({row.track for board in boards for row in board.rows}, key=TRACKS.index)),
+    ]
+    return [(name, values) for name, values in found if len(values) > 1]
+
+
+def board_id(board: Board) -> str:
+    """Return the id of a board on its page. It stays when results at other severities or seeds join the board."""
+    labels = () if board.labels_per_class is None else (f"labels{board.labels_per_class}",)
+    return fragment(board.shift, board.model, board.protocol, board.split, *labels)
+
+
+def row_id(board: Board, row: BoardRow) -> str:
+    """Return the id of a row on the page of its board: an address that stays, whatever its place."""
+    return f"{board_id(board)}.{fragment(_short_name(row))}"
+
+
+def _short_name(row: BoardRow) -> str:
+    """Return the name of a row; that of a soup is its method's."""
+    return row.name.removesuffix(" (soup)")
+
+
+def _section(board: Board, drawn: Mapping[str, bytes]) -> dict[str, Any]:
     columns = _columns(board)
     best = best_cells(board, columns)
-    drawn = figures.figures(board) if with_figures else {}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "row": row,
+            "id": row_id(board, row),
             "place": i,
             "cells": [
                 {
@@ -84,32 +151,39 @@ def _section(board: Board, with_figures: bool) -> dict[str, Any]:
     ]
     return {
         "board": board,
+        "id": board_id(board),
+        "heading": f"{board.shift} · {board.model} · {board.protocol}",
         "caption": caption(board),
+        "intervals": interval_words(board),
         "columns": columns,
         "groups": [
-            {
-                "track": track,
-                "meaning": MEANING[track],
-                "rows": [rows[i] for i, row in enumerate(board.rows) if row.track == track],
-            }
-            for track in dict.fromkeys(row.track for row in board.rows)
+            {"track": track, "meaning": MEANING[track], "rows": list(group)}
+            for track, group in groupby(rows, key=lambda line: line["row"].track)
         ],
         "references": [
             row for row in reference_rows(board.shift, board.model, board.protocol) if row.severity in board.severities
         ],
         "notes": notes_of(board),
-        "figures": {
-            name: figures.to_inline_svg(figure, f"{name.replace('-', ' ')} of {board.shift}, model {board.model}")
-            for name, figure in drawn.items()
-        },
-        "latex": to_latex(board),
+        "figures": [
+            {
+                "name": name,
+                "title": figures.TITLES[name],
+                "caption": figures.caption_of(name, board),
+                "svg": figures.to_inline_svg(svg, f"{figures.TITLES[name]}: {board.shift}, model {board.model}"),
+            }
+            for name, svg in drawn.items()
+            if name in figures.ON_PAGE
+        ],
+        "latex": to_latex(board, columns="paper"),
     }
 
 
 def _columns(board: Board) -> list[Column]:
-    """Return the columns of every table, except that rows are under their track and access has its own column here."""
+    """Return the columns of every table but the track, under which the rows are; the names and accuracies first."""
     columns = [column for column in telling(board, columns_of(board)) if column.title != "track"]
-    return sorted(columns, key=lambda column: column.title == "access")
+    first = [column for title in _FIRST for column in columns if column.title == title]
+    last = [column for column in columns if column.title in _LAST]
+    return first + [column for column in columns if column not in first + last] + last
 
 
 def _sortable(value: float | None) -> str:
@@ -149,19 +223,81 @@ def _packed(content: Any) -> str:
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def _text(name: str) -> str:
-    return (resources.files("leaderboards") / "templates" / name).read_text(encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class MatrixColumn:
+    """One board of the front page; `words` says how it differs from other boards of its shift."""
+
+    board: Board
+    address: str
+
+    @property
+    def words(self) -> str:
+        """Model, protocol and severities."""
+        severities = ", ".join(f"{severity:g}" for severity in self.board.severities)
+        return f"{self.board.model} · {self.board.protocol} · severity {severities or ABSENT}"
 
 
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
+@dataclass(frozen=True, slots=True)
+class MatrixCell:
+    """A method on a board: its row, None if it was not run there, and the row's address."""
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=shown
-    )
-    # A long name of a part may break between words.
-    environment.filters["breakable"] = lambda text: Markup("<wbr>").join(re.split(r"(?<=[:=_+])", visible(text)))
-    environment.filters["ours"] = Markup  # for trusted parts: style, script and figures
-    return environment.from_string(_text("page.html.jinja"))
+    row: BoardRow | None
+    address: str
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRow:
+    """A method of one track on all boards."""
+
+    track: Track
+    name: str
+    cells: tuple[MatrixCell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Methods against boards: `rows` by track, then by accuracy on the boards in order. Nothing is averaged."""
+
+    columns: tuple[MatrixColumn, ...]
+    rows: tuple[MatrixRow, ...]
+
+    @property
+    def shifts(self) -> list[tuple[str, int]]:
+        """The shifts in order, each with the number of its boards."""
+        return [(shift, len(list(own))) for shift, own in groupby(self.columns, key=lambda column: column.board.shift)]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The rows of each track with its meaning."""
+        return [
+            {"track": track, "meaning": MEANING[track], "rows": list(own)}
+            for track, own in groupby(self.rows, key=lambda row: row.track)
+        ]
+
+
+def matrix(pages: Sequence[tuple[str, Board]]) -> Matrix:
+    """Return all methods against boards, given the address of each board's page; parts of methods are left out.
+
+    A method that is in different tracks on different boards has a row in each.
+    """
+    columns = sorted((MatrixColumn(board, address) for address, board in pages), key=lambda column: column.board.shift)
+    found: dict[tuple[Track, str], dict[int, MatrixCell]] = {}
+    for number, column in enumerate(columns):
+        board = column.board
+        best = {i for i, _ in best_cells(board, [c for c in columns_of(board) if c.title == "accuracy"])}
+        for i, row in enumerate(board.rows):
+            if row.main:
+                cell = MatrixCell(row, f"{column.address}#{row_id(board, row)}", i in best)
+                found.setdefault((row.track, _short_name(row)), {})[number] = cell
+    missing = MatrixCell(None, "", False)
+    rows = [
+        MatrixRow(track, name, tuple(cells.get(number, missing) for number in range(len(columns))))
+        for (track, name), cells in found.items()
+    ]
+    return Matrix(tuple(columns), tuple(sorted(rows, key=_matrix_order)))
+
+
+def _matrix_order(row: MatrixRow) -> tuple[int, list[tuple[bool, float]], str]:
+    accuracies = [None if cell.row is None else cell.row.accuracy for cell in row.cells]
+    return TRACKS.index(row.track), [(value is None, -(value or 0)) for value in accuracies], row.name

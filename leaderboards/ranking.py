@@ -31,11 +31,15 @@ ReadPredictions = Callable[[Record], Scored]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The interval of every complete line, or why it has none, and the rank of every main line."""
+    """The interval of every complete line, or why it has none, the rank of every main line, and which may be the best.
+
+    `among_best` holds, of each track, its best line and all lines that do not differ from it significantly.
+    """
 
     intervals: Mapping[Line, Interval]
     withheld: Mapping[Line, str]
     ranks: Mapping[Line, int]
+    among_best: frozenset[Line]
 
 
 def read_scores(
@@ -102,6 +106,7 @@ def measure(
     they differ within a track, seeds are not paired (`unpaired_seed_error`).
     """
     ranks: dict[Line, int] = {}
+    among_best: set[Line] = set()
     for lines in tracks.values():
         pairs = list(combinations(lines, 2))
         ranks.update(dict.fromkeys(lines, 1))
@@ -111,12 +116,18 @@ def measure(
             found = holm([p_value(scores[a], scores[b], shared) for a, b in pairs])
         else:
             found = holm([unpaired_p_value(scores[a], scores[b], own) for a, b in pairs])
+        among_best.update(lines)
+        best = max(lines, key=lambda line: scores[line].accuracy, default=None)
         for (a, b), p in zip(pairs, found, strict=True):
             if p <= 1 - level:
-                ranks[b if scores[a].accuracy > scores[b].accuracy else a] += 1
+                worse = b if scores[a].accuracy > scores[b].accuracy else a
+                ranks[worse] += 1
+                if best in (a, b):
+                    among_best.discard(worse)
     each = {line: mean_accuracy_interval(score, level=level) for line, score in scores.items()}
     return Measured(
         {line: found for line, found in each.items() if isinstance(found, Interval)},
         {line: found.reason for line, found in each.items() if isinstance(found, Withheld)},
         ranks,
+        frozenset(among_best),
     )

@@ -1,27 +1,33 @@
-"""The site of all published results: an index, and for each board its page, its tables and its sources."""
+"""The site of all published results: a front page, and for each board its page, its tables, figures and sources."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from leaderboards.boards import TRACKS, Board, BoardRow, make_board
+from leaderboards import figures
+from leaderboards.boards import Board, make_board
 from leaderboards.bundle import Bundle, write_bundle
 from leaderboards.card import is_made
-from leaderboards.escaping import shown
 from leaderboards.files import write_atomically
-from leaderboards.page import to_page
+from leaderboards.html import legend, render
+from leaderboards.page import Download, matrix, to_page
 from leaderboards.record import Record, schema
-from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
+from leaderboards.tables import caption, to_csv, to_json, to_latex, to_markdown
 from leaderboards.union import Published, boards_of, merge
 
 TITLE = "soupbench leaderboards"
-_TABLES: dict[str, Callable[[Board], str]] = {"md": to_markdown, "csv": to_csv, "json": to_json, "tex": to_latex}
+PAPER = "https://arxiv.org/abs/2602.02890"  # Self-Souping
+_TABLES: dict[str, tuple[str, Callable[[Board], str]]] = {
+    "csv": ("CSV", lambda board: to_csv(board, per_corruption=True)),
+    "json": ("JSON", to_json),
+    "md": ("Markdown", to_markdown),
+    "tex": ("LaTeX", lambda board: to_latex(board, columns="paper")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +39,9 @@ class Entry:
     bundles: tuple[tuple[str, Bundle], ...]
 
     @property
-    def severities(self) -> str:
-        """The severities in words."""
-        return ", ".join(f"{severity:g}" for severity in self.board.severities)
-
-    @property
-    def leaders(self) -> list[BoardRow]:
-        """The best complete main row of each track by mean accuracy."""
-        rows = [row for row in self.board.rows if row.main and row.accuracy is not None]
-        return [row for track in TRACKS if (row := next((r for r in rows if r.track == track), None))]
+    def page(self) -> str:
+        """The page of the board."""
+        return f"{self.slug}.html"
 
     @property
     def about(self) -> str:
@@ -49,11 +49,10 @@ class Entry:
         return f"{self.slug}-about.html"
 
     @property
-    def links(self) -> list[tuple[str, str]]:
-        """Files of this board, relative to the site, and their link texts."""
-        made = [(f"{self.slug}.html", "board"), (self.about, "about these results")]
-        made += [(f"{self.slug}.{end}", end) for end in _TABLES]
-        return made + [(f"results/{name}", name) for name, _ in self.bundles]
+    def title(self) -> str:
+        """What tells this board from others."""
+        severities = ", ".join(f"{severity:g}" for severity in self.board.severities)
+        return f"{self.board.shift}, {self.board.model}, {self.board.protocol}, severity {severities}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,45 +91,76 @@ def _same(records: Sequence[Record], board: Board, now: Published, then: Publish
     )
 
 
-def build_site(bundles: Mapping[str, Bundle], out: Path) -> list[Path]:
+def build_site(bundles: Mapping[str, Bundle], out: Path, *, project: str | None = None) -> list[Path]:
     """Write the site of checked bundles (by file name) into a folder and return its pages; other files there stay.
 
-    index.html lists the boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html holds its
-    sources (model cards, settings); the same numbers are also written as md, csv, json and tex; records/KEY.json is
-    every record, results/NAME.jsonl every bundle.
+    index.html holds methods against boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html
+    holds its sources (model cards, settings), submit.html how to add a result. The same numbers are also written as
+    csv, json, md and tex, the figures as svg; records/KEY.json is every record, results/NAME.jsonl every bundle.
+    `project` is the address of the source code, for links.
     """
-    site = make_site(bundles)
     for name, bundle in bundles.items():
         write_bundle(out / "results" / name, bundle)
-    files = files_of(site)
+    sizes = {name: (out / "results" / name).stat().st_size for name in bundles}
+    files = files_of(make_site(bundles), sizes, project=project)
     for name, content in files.items():
-        write_atomically(out / name, content.encode())
+        write_atomically(out / name, content)
     return [out / name for name in files if name.endswith(".html")]
 
 
-def files_of(site: Site, *, with_figures: bool = True) -> dict[str, str]:
-    """Return the text of every file of a site but the bundles, by its address; the index is the first."""
-    files = {"index.html": _page("site_index.html", title=TITLE, boards=site.entries)}
+def files_of(
+    site: Site, sizes: Mapping[str, int], *, project: str | None = None, with_figures: bool = True
+) -> dict[str, bytes]:
+    """Return every file of a site but the bundles, whose sizes are given, by its address; the front page is the first.
+
+    Raises BoardError for a board that cannot be shown.
+    """
+    links = [("index.html", "all boards"), ("submit.html", "how to submit"), (PAPER, "paper of Self-Souping")]
+    links += [(project, "project")] if project else []
+    files: dict[str, bytes] = {}
+    listed = []
     for entry in site.entries:
-        board = entry.board
-        title = f"{board.shift}, {board.model}, {board.protocol}"
-        links = [("index.html", "all boards"), *entry.links[1:]]
-        files[f"{entry.slug}.html"] = to_page([board], title=title, links=links, with_figures=with_figures)
-        files[entry.about] = _page("site_about.html", title=title, entry=entry, is_made=is_made)
-        files |= {f"{entry.slug}.{end}": render(board) for end, render in _TABLES.items()}
-    files["record.schema.json"] = json.dumps(schema(), indent=2) + "\n"
-    return files | {f"records/{key}.json": f"{r.to_json()}\n" for key, r in site.published.records.items()}
+        drawn = figures.drawn(entry.board) if with_figures else {}
+        beside = _files_of_board(entry, drawn)
+        results = [(f"results/{name}", name) for name, _ in entry.bundles]
+        downloads = [
+            *(Download(name, kind, len(data)) for name, (kind, data) in beside.items()),
+            *(Download(address, "JSON lines, all results", sizes.get(name, 0)) for address, name in results),
+        ]
+        own = [*links[:1], (entry.about, "about these results"), *links[1:]]
+        page = to_page([entry.board], title=entry.title, links=own, drawn=[drawn], downloads=[downloads])
+        files |= {name: data for name, (_, data) in beside.items()}
+        files |= {entry.page: page.encode(), entry.about: _about(entry, downloads, links).encode()}
+        listed.append({"entry": entry, "caption": caption(entry.board), "downloads": downloads})
+    boards = [entry.board for entry in site.entries]
+    grid = matrix([(entry.page, entry.board) for entry in site.entries])
+    shared = {"legend": legend(boards), "project": project}
+    front = render("front.html.jinja", title=TITLE, links=links[1:], boards=listed, matrix=grid, **shared)
+    submit = render("submit.html.jinja", title="How to submit", links=[*links[:1], *links[2:]], **shared)
+    return {
+        "index.html": front.encode(),
+        **files,
+        "submit.html": submit.encode(),
+        "record.schema.json": (json.dumps(schema(), indent=2) + "\n").encode(),
+        **{f"records/{key}.json": f"{r.to_json()}\n".encode() for key, r in site.published.records.items()},
+    }
 
 
-def _page(template: str, **content: object) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def _files_of_board(entry: Entry, drawn: Mapping[str, bytes]) -> dict[str, tuple[str, bytes]]:
+    """Return the kind and the content of the tables and figures of a board, by address."""
+    content = {f"{entry.slug}.{end}": (kind, made(entry.board).encode()) for end, (kind, made) in _TABLES.items()}
+    for name, svg in drawn.items():
+        content[f"{entry.slug}--{name}.svg"] = (f"SVG, {figures.TITLES[name].lower()}", figures.to_file(svg))
+    return content
 
-    environment = Environment(
-        loader=PackageLoader("leaderboards"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        finalize=shown,
+
+def _about(entry: Entry, files: Sequence[Download], links: Sequence[tuple[str, str]]) -> str:
+    return render(
+        "about.html.jinja",
+        title=f"About {entry.title}",
+        links=[links[0], (entry.page, "board"), *links[1:]],
+        legend=legend([entry.board]),
+        downloads=files,
+        bundles=entry.bundles,
+        is_made=is_made,
     )
-    style = (resources.files("leaderboards") / "templates" / "page.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(style=style, **content)

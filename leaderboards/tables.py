@@ -6,22 +6,26 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leaderboards import grid
-from leaderboards.boards import TRACKS, Board, BoardRow
+from leaderboards.boards import MEANING, TRACKS, Board, BoardRow
 from leaderboards.escaping import csv_row
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.record import Access
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import RenderableType
 
 
 # Columns that a narrow terminal leaves out, in this order; the other renderers have them all.
 _OPTIONAL = ("memory MB", "backwards", "forgetting")
+# Columns by the name of a preset; "full" are all that have a value.
+PRESETS: Mapping[str, Sequence[str]] = {"paper": ("method", "track", "accuracy", "clean", "ECE"), "full": ()}
+_TEXTS = ("method", "part", "track", "seeds", "incomplete")
 # Columns without values on most boards; shown only if one row has a value.
 _RARE = ("mCE", "rel. mCE")
 
@@ -31,7 +35,7 @@ class Column:
     """One column of a board: how a cell is written, and the value it is sorted by, if that is a number.
 
     `better` is +1 if more is better, -1 if less is, and 0 if no value is the best. `shared` says that the caption gives
-    the value if it is the same in all rows.
+    the value if it is the same in all rows. `short` is a title for narrow tables.
     """
 
     title: str
@@ -40,20 +44,80 @@ class Column:
     value: Callable[[BoardRow], float | None] | None = None
     better: int = 0
     shared: bool = False
+    short: str = ""
+
+    @property
+    def label(self) -> str:
+        """The short title, for pages and papers."""
+        return self.short or self.title
 
 
 def to_markdown(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
     """Return a Markdown table under a line that says what is compared; accuracies in percent, `63.1 [61.0, 65.2]`.
 
-    `columns` are titles of `columns_of`, in the wanted order; by default all columns with a value in some row. The same
-    holds for `to_latex` and `to_terminal`.
+    `columns` are titles of `columns_of`, in the wanted order, or the name of one of `PRESETS`; by default all columns
+    with a value in some row. The same holds for `to_latex` and `to_terminal`.
     """
-    return grid.to_markdown(_grid(board, per_corruption, columns))
+    return grid.to_markdown(_grid(board, per_corruption, _titles(columns)))
 
 
 def to_latex(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
-    """Return a table for a paper (needs the package booktabs): best main row of each track in bold, text escaped."""
-    return grid.to_latex(_grid(board, per_corruption, columns))
+    """Return a table for a paper (packages booktabs and graphicx), text escaped.
+
+    The preset "paper" fits a column of a page, other columns fit a page. An accuracy is bold only where it is
+    significantly better than those of all other main rows of its track; else the best and all that do not differ from
+    it significantly have a dagger. The track is a heading above its rows, and values that the caption gives are left
+    out, unless `columns` names titles.
+    """
+    chosen = _titles(columns)
+    made = _grid(board, per_corruption, chosen)
+    kept = [j for j, title in enumerate(made.titles) if title != "track" or len(made.titles) == 1]
+    if not chosen:
+        kept = [j for j in kept if j not in made.hidden or made.titles[j] == _ACCESS.title]
+    best, marked = _significant(board)
+    place = {title: k for k, title in enumerate(made.titles[j] for j in kept)}
+    labels = {column.title: column.label for column in columns_of(board)}
+    accuracy = place.get("accuracy")
+    return grid.to_latex(
+        dataclasses.replace(
+            made,
+            caption=_latex_caption(board, marks=accuracy is not None),
+            titles=[labels.get(made.titles[j], made.titles[j]) for j in kept],
+            rows=[[row[j] for j in kept] for row in made.rows],
+            numbers=[made.numbers[j] for j in kept],
+            best=frozenset((i, accuracy) for i in best if accuracy is not None),
+            marked=frozenset((i, accuracy) for i in marked if accuracy is not None),
+            headings={i: f"Track {board.rows[i].track}" for i in {0, *made.groups}} if "track" in made.titles else {},
+        ),
+        width="column" if columns == "paper" and not per_corruption else "page",
+        label=f"{board.shift} {board.model}",
+    )
+
+
+def _significant(board: Board) -> tuple[set[int], set[int]]:
+    """Return rows that are significantly better than all others of their track, and best ones that are not."""
+    best: set[int] = set()
+    marked: set[int] = set()
+    for track in {row.track for row in board.rows}:
+        compared = [i for i, row in enumerate(board.rows) if row.track == track and row.among_best is not None]
+        among = {i for i in compared if board.rows[i].among_best}
+        if len(compared) > 1:
+            (best if len(among) == 1 else marked).update(among)
+    return best, marked
+
+
+def _latex_caption(board: Board, *, marks: bool) -> str:
+    tracks = "; ".join(f"{track}, {MEANING[track]}" for track in dict.fromkeys(row.track for row in board.rows))
+    shared = ", ".join(words for words in _shared(board) if not words.endswith("% intervals"))
+    sentences = [f"Mean accuracy in percent: {shared}."]
+    if marks and any(row.interval for row in board.rows):
+        alpha = f"{1 - board.level:.2g}"
+        sentences += [
+            interval_words(board),
+            "Bold: significantly better than all other methods of its track; †: the best of its track, or not "
+            f"significantly different from it (paired, Holm's correction, level {alpha}).",
+        ]
+    return " ".join([*sentences, f"What a method sees, by track: {tracks}."])
 
 
 def to_terminal(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> RenderableType:
@@ -62,7 +126,7 @@ def to_terminal(board: Board, *, per_corruption: bool = False, columns: Sequence
     Values that the caption gives for all rows (seeds, n, batch) and columns without any value are left out, and access
     is below the table. A narrow terminal also lacks memory, backwards and forgetting; names fold, numbers never do.
     """
-    return grid.to_terminal(_grid(board, per_corruption, columns))
+    return grid.to_terminal(_grid(board, per_corruption, _titles(columns)))
 
 
 def arranged(board: Board, title: str) -> Board:
@@ -80,11 +144,16 @@ def arranged(board: Board, title: str) -> Board:
     return dataclasses.replace(board, rows=tuple(sorted(board.rows, key=place)))
 
 
+def _titles(columns: Sequence[str]) -> Sequence[str]:
+    return PRESETS[columns] if isinstance(columns, str) else columns
+
+
 def _grid(board: Board, per_corruption: bool, chosen: Sequence[str]) -> Grid:
     columns = columns_of(board, per_corruption=per_corruption or bool(chosen))
     if chosen:
         by_title = {column.title: column for column in columns}
-        columns = [by_title[title] for title in chosen]
+        more = [name for name in board.corruptions if per_corruption and name not in chosen]
+        columns = [by_title[title] for title in (*chosen, *more)]
         shown = columns
     else:
         columns = [column for column in columns if column.title not in _RARE or column in telling(board, columns)]
@@ -120,7 +189,7 @@ def best_cells(board: Board, columns: list[Column]) -> frozenset[tuple[int, int]
         rows = [(i, row) for i, row in enumerate(board.rows) if row.track == track and row.main and not row.incomplete]
         for j, column in enumerate(columns):
             values = {i: v for i, row in rows if column.value and (v := column.value(row)) is not None}
-            if column.better and len(values) > 1:
+            if column.better and values:
                 top = max(values.values(), key=lambda value: column.better * value)
                 best.update((i, j) for i, value in values.items() if f"{100 * value:.1f}" == f"{100 * top:.1f}")
     return frozenset(best)
@@ -143,6 +212,25 @@ def to_csv(board: Board, *, per_corruption: bool = False) -> str:
     return out.getvalue()
 
 
+def to_pandas(board: Board) -> DataFrame:
+    """Return the lines of `to_csv`, with a column `accuracy:NAME` for each corruption, as a data frame."""
+    from pandas import DataFrame
+
+    frame = DataFrame([_flat(board, row, True) for row in board.rows])
+    numbers = [name for name in frame if name not in _TEXTS and not str(name).startswith("access_")]
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def to_html(board: Board) -> str:
+    """Return the table of the page as an element for a notebook, best of each track in bold, text escaped."""
+    from leaderboards.html import render
+
+    columns = telling(board, columns_of(board))
+    return render(
+        "notebook.html.jinja", grid=_grid(board, False, [column.title for column in columns]), columns=columns
+    )
+
+
 def to_json(board: Board) -> str:
     """Return the whole board in full precision: its fields, and its rows with all theirs. A missing number is null."""
     content = {field.name: getattr(board, field.name) for field in dataclasses.fields(board)}
@@ -152,6 +240,10 @@ def to_json(board: Board) -> str:
 
 def caption(board: Board) -> str:
     """Return what all rows have in common, in one line."""
+    return " · ".join(_shared(board))
+
+
+def _shared(board: Board) -> list[str]:
     severities = ", ".join(f"{severity:g}" for severity in board.severities)
     words = [
         board.shift,
@@ -169,7 +261,15 @@ def caption(board: Board) -> str:
         words.append(f"{_count(board.labels_per_class, 'label')} per class")
     if board.limit is not None:
         words.append(f"limited to {_count(board.limit, 'image')}: not for publication")
-    return " · ".join(words)
+    return words
+
+
+def interval_words(board: Board) -> str:
+    """Return a sentence that says what the intervals of a board cover; empty if it has none."""
+    if all(row.interval is None for row in board.rows):
+        return ""
+    over = "images and seeds" if len(board.seeds) > 1 else "images; one seed"
+    return f"Brackets: {100 * board.level:g} % intervals over {over}."
 
 
 def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
@@ -214,6 +314,7 @@ def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
             lambda row: percent(row.forgetting),
             lambda row: row.forgetting,
             better=-1,
+            short="forget.",
         ),
         Column(
             "ECE",
@@ -248,18 +349,21 @@ def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
             "Forward passes for each scored image.",
             lambda row: _decimal(row.forwards),
             lambda row: row.forwards,
+            short="fwd",
         ),
         Column(
             "backwards",
             "Backward passes for each scored image.",
             lambda row: _decimal(row.backwards),
             lambda row: row.backwards,
+            short="bwd",
         ),
         Column(
             "memory MB",
             "Largest memory in use, of methods that ran alone.",
             lambda row: ABSENT if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
             lambda row: row.peak_memory_mb,
+            short="mem. MB",
         ),
         Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),
         Column(

@@ -17,6 +17,7 @@ from bench.cli import list_show as catalogue_cli
 from bench.cli import new as extend_cli
 from bench.cli import publish as publish_cli
 from bench.cli import stock as stock_cli
+from bench.core.console import accept_any_text
 from bench.core.errors import BenchError, UsageError
 from bench.settings.run_fields import LISTS, Flag, RunFields
 
@@ -41,6 +42,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
 
 def start() -> None:
     """Run the command line. Exit codes: 0 done, 1 some failed, 2 usage, 3 missing data, 4 invalid, 130 interrupted."""
+    accept_any_text()
     try:
         code = app(standalone_mode=False)
     except typer.Exit as leave:
@@ -154,9 +156,13 @@ def results(
 def leaderboard(
     shift: Annotated[str | None, typer.Argument(help="Only this shift.")] = None,
     source: Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")] = "",
-    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json, latex or html.")] = "terminal",
+    format_: Annotated[
+        str, typer.Option("--format", help="terminal, md (markdown), csv, json, latex or html.")
+    ] = "terminal",
     per_corruption: Annotated[bool, typer.Option("--per-corruption", help="Add a column for each corruption.")] = False,
-    columns: Annotated[str, typer.Option(metavar="A,B,...", help="Only these columns, by their titles.")] = "",
+    columns: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Only these columns, by their titles; or paper, full.")
+    ] = "",
     sort: Annotated[str, typer.Option(metavar="COLUMN", help="Sort by this column within each track.")] = "",
     where: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
@@ -167,13 +173,17 @@ def leaderboard(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write to a file; without --from, the folder of the site.")
     ] = None,
+    project: Annotated[
+        str | None,
+        typer.Option(metavar="URL", envvar="SOUPBENCH_PROJECT", help="Source code, for the links of the site."),
+    ] = None,
 ) -> None:
     """Rank the methods of one or more runs, with intervals; without --from, write the site of published results."""
     from bench.runs import open_results as reading
     from bench.runs import publishing
 
     if not source and out is not None:
-        publishing.build_site(publishing.RESULTS, out)
+        publishing.build_site(publishing.RESULTS, out, project)
     else:
         reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures, columns, sort)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.core.console import print_text, say
+from bench.core.console import new_console, print_text, say
 from bench.core.errors import Interrupted
 from bench.shifts import SHIFTS
 from bench.training import pretrain_stock as stocks
@@ -45,7 +44,7 @@ def make(spec: stocks.StockSpec, out: Path | None) -> None:
 
 class _Progress:
     def __init__(self, steps: int) -> None:
-        self._console = Console(stderr=True)
+        self._console = new_console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
         self._task = self._bar.add_task("pretraining", total=steps)

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _GAP = "  "
+_PLAIN = {
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "─": "-",
+    "━": "-",
+    "·": "|",
+    "…": "...",
+    "×": "x",
+    "±": "+/-",
+    "†": "+",
+    "≥": ">=",
+}
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding lacks: signs by similar ones, letters by the escape that JSON and Python read."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    texts = []
+    for character in error.object[error.start : error.end]:
+        units = character.encode("utf-16-be", "surrogatepass")
+        escape = "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+        texts.append(_PLAIN.get(character, escape))
+    return "".join(texts), error.end
+
+
+codecs.register_error("plainer", _plainer)
+
+
+def accept_any_text() -> None:
+    """Let stdout and stderr write signs and letters that their encoding lacks, as ASCII, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plainer")
+
+
+def new_console(**options: Any) -> Console:
+    """Return a rich console; where NO_COLOR is set it writes no colours and no bold (https://no-color.org)."""
+    from rich.console import Console
+
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", **options)
 
 
 def print_json(value: Any) -> None:
@@ -39,11 +87,9 @@ def duration(seconds: float) -> str:
 
 def print_rich(renderable: Any) -> None:
     """Print a rich table or text to stdout, 200 columns wide if it is not a terminal, so that nothing is cut."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = new_console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+        console = new_console(highlight=False, width=200)
     console.print(renderable)
 
 

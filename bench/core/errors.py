@@ -41,7 +41,8 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
     names = list(known)
     if name in names:
         return name
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    by_lower = {each.lower(): each for each in names}
+    close = [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)]
     if not names:
         raise UsageError(f"unknown {what} '{name}'; there is none, so leave it out")
     hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"

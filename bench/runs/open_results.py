@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from bench.core.cache_dir import cache_dir, write_bytes
-from bench.core.console import print_json, print_rich, print_text, table
+from bench.core.console import new_console, print_json, print_rich, print_text, table
 from bench.core.errors import MissingDataError, UsageError, nearest
 from bench.core.errors import ValidationError as InvalidResults
 from bench.execution import progress_files as live
@@ -60,7 +60,7 @@ def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
     if not watch:
         print_text(_standing_table(lines))
         return
-    console, read_seconds, last_printed = Console(), 0.0, time.monotonic()
+    console, read_seconds, last_printed = new_console(), 0.0, time.monotonic()
     with Live(_with_now(folder, lines), console=console, auto_refresh=False) as screen:
         while any(line["running"] or line["missing"] for line in lines):
             time.sleep(max(_SECONDS_BETWEEN_UPDATES, 5 * read_seconds))
@@ -152,13 +152,14 @@ def _standing_table(lines: list[dict[str, Any]]) -> str:
     return table(columns, [[line[name] for name in columns] for line in shown])
 
 
-_BOARD: dict[str, Callable[[Board, bool, list[str]], str]] = {
+_BOARD: dict[str, Callable[[Board, bool, str | list[str]], str]] = {
     "md": lambda board, detail, columns: tables.to_markdown(board, per_corruption=detail, columns=columns),
     "csv": lambda board, detail, _: tables.to_csv(board, per_corruption=detail),
     "json": lambda board, *_: tables.to_json(board),
     "latex": lambda board, detail, columns: tables.to_latex(board, per_corruption=detail, columns=columns),
 }
 _ALL_COLUMNS = ("csv", "json", "html")
+_OTHER_NAMES = {"markdown": "md", "tex": "latex", "text": "terminal"}
 _COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
     "md": compare.to_markdown,
     "csv": compare.to_csv,
@@ -185,18 +186,17 @@ def print_leaderboard(
     sort: str = "",
 ) -> None:
     """Print or write the board of the selected records, and write its figures into a folder."""
-    _check_format(format_, [*_BOARD, "html"], out)
-    if columns and format_ in _ALL_COLUMNS:
+    format_ = _known_format(format_, [*_BOARD, "html"], out)
+    if columns not in ("", "full") and format_ in _ALL_COLUMNS:
         raise UsageError(f"--format {format_} always has all columns; use --columns with terminal, md or latex")
     paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _as_bench_error():
         memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
         board = make_board(records, lambda record: find_scored(paths, record), memory=memory)
-    titles = [column.title for column in tables.columns_of(board, per_corruption=True)]
-    chosen = [nearest(name.strip(), titles, "column") for name in columns.split(",") if name.strip()]
+    chosen = _chosen_columns(board, columns)
     if sort:
-        board = tables.arranged(board, nearest(sort, titles, "column"))
+        board = tables.arranged(board, *_known_columns(board, [sort]))
     if format_ == "terminal":
         print_rich(tables.to_terminal(board, per_corruption=per_corruption, columns=chosen))
     elif format_ == "html":
@@ -205,6 +205,25 @@ def print_leaderboard(
         _print_or_write(_BOARD[format_](board, per_corruption, chosen), out)
     if figures is not None:
         _write_figures(board, figures)
+
+
+def _chosen_columns(board: Board, columns: str) -> str | list[str]:
+    """Return the name of a preset, or titles of columns."""
+    if columns in tables.PRESETS:
+        return columns
+    return _known_columns(board, [name.strip() for name in columns.split(",") if name.strip()], tables.PRESETS)
+
+
+def _known_columns(board: Board, names: list[str], more: Iterable[str] = ()) -> list[str]:
+    """Return titles of columns, given these or short titles. Raises UsageError if one is unknown."""
+    titles: dict[str, str] = {}
+    for column in tables.columns_of(board, per_corruption=True):
+        titles |= {column.title: column.title, column.label: column.title}
+    known = [nearest(name, [*titles, *more], "column") for name in names]
+    presets = [name for name in known if name not in titles]
+    if presets:
+        raise UsageError(f"--columns takes '{presets[0]}' alone, or titles of columns; give one of both")
+    return [titles[name] for name in known]
 
 
 def _write_figures(board: Board, folder: Path) -> None:
@@ -244,7 +263,7 @@ def print_comparison(
     for name, text in sizes.items():
         if text:
             raise UsageError(f"--{name} is a size of another study; add --design")
-    _check_format(format_, _COMPARISON, out)
+    format_ = _known_format(format_, _COMPARISON, out)
     paths = _folders(folders, "compare A B")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _as_bench_error():
@@ -266,7 +285,7 @@ def print_design(
     sizes: dict[str, str],
 ) -> None:
     """Print or write the half-widths that studies of some sizes expect; `sizes` are lists as text, by option."""
-    _check_format(format_, _DESIGN, out)
+    format_ = _known_format(format_, _DESIGN, out)
     paths = _folders(folders, "compare A B --design")
     wanted = {name: _whole_numbers(name, text) for name, text in sizes.items()}
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
@@ -293,10 +312,13 @@ def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _check_format(name: str, renderers: Iterable[str], out: Path | None) -> None:
-    nearest(name, [*renderers, "terminal"], "format")
+def _known_format(name: str, renderers: Iterable[str], out: Path | None) -> str:
+    """Return the name of a renderer, whose other names are accepted too. Raises UsageError if it is unknown."""
+    nearest(name, ["terminal", *renderers, *_OTHER_NAMES], "format")
+    name = _OTHER_NAMES.get(name, name)
     if name == "terminal" and out is not None:
         raise UsageError(f"--out cannot write the terminal format; add --format {', '.join(renderers)}")
+    return name
 
 
 def _folders(text: str, command: str) -> list[Path]:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bench.core.console import duration, say
+from bench.core.console import duration, new_console, say
 from bench.execution.progress_files import Left, Now, running, tell_left
 from bench.execution.task_pool import Task
 from bench.planning.time_left import Estimate, WorkItem
@@ -33,7 +33,7 @@ class RunProgress(RunCallback):
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._console = Console(stderr=True)
+        self._console = new_console(stderr=True)
         self._estimate = Estimate([], 1)
         self._trainings: tuple[str, ...] = ()
         self._bar = _Bars(self._console, self.now)

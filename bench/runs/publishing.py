@@ -189,7 +189,7 @@ def _compared(
     before = site.make_site(presented(then, against))
     try:
         after = site.make_site(presented(now, against), before)
-        site.files_of(after, with_figures=False)
+        site.files_of(after, {}, with_figures=False)
     except BoardError as error:
         return [Problem(None, path.name, f"cannot stand with what is published: {error}")], []
     different = list(changes(before, after))
@@ -201,8 +201,10 @@ def _compared(
     )
 
 
-def build_site(results: Path, out: Path) -> None:
-    """Write the site of a folder of published results, all of which must pass the checks."""
+def build_site(results: Path, out: Path, project: str | None = None) -> None:
+    """Write the site of a folder of published results, all of which must pass the checks; `project` is an address."""
+    if project is not None and not re.fullmatch(r"https://[!-~]+", project):
+        raise UsageError(f"--project takes an address that begins with https://, not '{project}'")
     if not results.is_dir():
         raise MissingDataError(f"no folder {results}; run this in a checkout, or give records with --from")
     bundles, problems = check_folder(results, checker())
@@ -210,7 +212,7 @@ def build_site(results: Path, out: Path) -> None:
         first = plain(f"{problems[0].file}: {problems[0].message}")
         raise InvalidResults(f"{first} (see `bench publish check {results}`)")
     try:
-        pages = site.build_site(bundles, out)
+        pages = site.build_site(bundles, out, project=project)
     except OSError as error:
         raise BenchError(f"cannot write {out}: {error.strerror}; choose another folder") from None
     print_text(f"{len(bundles)} files of results, {len(pages)} pages; open {pages[0]}")

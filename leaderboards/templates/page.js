@@ -26,12 +26,13 @@
   };
 
   // Tracks stay apart in whatever order their rows are: rows of different tracks are never in one list.
-  const sort = (table, column) => {
-    const headers = [...table.tHead.rows[0].cells];
-    const header = headers[column];
+  const sort = (table, header) => {
+    const headers = [...table.tHead.querySelectorAll("th[data-column]")];
+    const column = Number(header.dataset.column);
     const number = header.classList.contains("number");
     const current = header.getAttribute("aria-sort");
-    const descending = current === "ascending" || (current !== "descending" && number && column > 0);
+    // The best values come first; where none is better than another, the smallest ones.
+    const descending = current === "ascending" || (current !== "descending" && header.dataset.better === "1");
     headers.forEach((other) => other.removeAttribute("aria-sort"));
     header.setAttribute("aria-sort", descending ? "descending" : "ascending");
     const compare = (a, b) => {
@@ -157,17 +158,28 @@
     }
   };
 
+  // A hint stands above each table that is wider than its place.
+  const hint = () => {
+    for (const scroll of document.querySelectorAll(".hint + .scroll")) {
+      scroll.previousElementSibling.hidden = scroll.scrollWidth <= scroll.clientWidth;
+    }
+  };
+
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
-    const header = button.closest("section.board thead th");
-    if (header) sort(header.closest("table"), header.cellIndex);
+    const header = button.closest(".sortable > thead th");
+    if (header) sort(header.closest("table"), header);
     else if (button.classList.contains("open")) toggle(button);
     else if (button.classList.contains("copy")) copy(button);
   });
-  form.addEventListener("input", filter);
-  form.addEventListener("submit", (event) => event.preventDefault());
-  form.hidden = false;
+  if (form) {
+    form.addEventListener("input", filter);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.hidden = false;
+    filter();
+  }
   document.querySelectorAll(".copy").forEach((button) => { button.hidden = false; });
-  filter();
+  addEventListener("resize", hint);
+  hint();
 })();

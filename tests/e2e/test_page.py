@@ -86,6 +86,7 @@ def test_what_it_says_it_shows(page: Any, boards: list[Board]) -> None:
     assert sorted(names(page)) == sorted(row.name for row in boards[0].rows)
     assert page.locator("#count").inner_text() == f"{sum(len(board.rows) for board in boards)} rows"
     assert page.locator("nav a").get_attribute("href") == "index.html"
+    assert page.locator(".tracks dd").count() == 5
 
 
 def in_track(page: Any, title: str, track: str = "A", board: int = 0) -> list[float]:

@@ -88,7 +88,7 @@ def test_every_command_that_reads_works_with_what_is_listed(
 
 
 def check_files(out: Path) -> None:
-    assert (out / "page.html").stat().st_size > 50_000
+    assert "<svg" in (out / "page.html").read_text()
     assert {path.suffix for path in (out / "figures").iterdir()} == {".svg", ".png", ".pdf"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import zlib
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leaderboards.boards import Board, make_board
 from leaderboards.figures import apart, figures, pareto_front, soup_anatomy, to_bytes
-from leaderboards.page import to_page
+from leaderboards.heat import table_of
+from leaderboards.html import fragment
+from leaderboards.page import matrix, row_id, to_page
 from leaderboards.reference import reference_rows
 from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
 
@@ -101,15 +106,15 @@ def test_numbers_of_papers_stand_apart_and_are_not_ranked(results: Any) -> None:
     for corruption in ("fog", "snow"):
         results.add("tent", corruption, model="resnet50", protocol="continual")
     board = make_board(results.records, results.store.predictions)
-    ranked, published = re.findall(r"<table>.*?</table>", to_page([board], with_figures=False), re.DOTALL)
+    ranked, published = re.findall(r"<table.*?</table>", to_page([board], with_figures=False), re.DOTALL)
     known = reference_rows("imagenet-c", "resnet50", "continual")
     assert len(known) > 10
     assert "Published elsewhere: not ranked" in published
     for row in known:
         assert f'<th scope="row">{row.method}</th><td class="number">{100 * row.accuracy:.1f}</td>' in published
         assert f'href="{row.url}"' in published
-    assert len(re.findall("<tr data-row", ranked)) == 1
-    assert "<tr data-row" not in published
+    assert len(re.findall("<tr id=.* data-row", ranked)) == 1
+    assert "data-row" not in published
     other = make_board([record.model_copy(update={"severity": 3.0}) for record in results.records])
     assert "Published elsewhere" not in to_page([other], with_figures=False)
 
@@ -124,7 +129,7 @@ def test_renderers_keep_their_form(board: Board, snapshot: Any) -> None:
     assert to_csv(board) == snapshot(name="csv")
     assert to_latex(board) == snapshot(name="latex")
     assert to_json(board) == snapshot(name="json")
-    (table,) = re.findall(r"<table>.*?</table>", to_page([board], with_figures=False), re.DOTALL)
+    (table,) = re.findall(r"<table.*?</table>", to_page([board], with_figures=False), re.DOTALL)
     assert table == snapshot(name="html")
 
 
@@ -135,7 +140,7 @@ def test_the_site_has_a_page_for_every_board_and_every_record(submission: Path, 
     bundle = read_bundle(submission)
     pages = build_site({submission.name: bundle}, tmp_path / "site")
     assert pages[0].name == "index.html"
-    assert len(pages) == 3
+    assert len(pages) == 4
     site = tmp_path / "site"
     assert {path.stem for path in (site / "records").iterdir()} == {record.key for record in bundle.records}
     for page in pages:
@@ -147,3 +152,69 @@ def test_the_site_has_a_page_for_every_board_and_every_record(submission: Path, 
     assert read_bundle(site / "results" / submission.name).records == bundle.records
     # Numbers of papers stand on the page about the board, never among its ranked rows.
     assert "Published elsewhere" not in pages[1].read_text()
+
+
+def test_the_matrix_holds_methods_by_track_and_says_what_is_missing(results: Any, tmp_path: Path) -> None:
+    for part in ("soup", "ingredient:mae"):
+        results.add("selfsoup", part=part, track="D")
+    results.add("tent", hits=[True] * 30 + [False] * 20)
+    results.add("sar", error="not finite")
+    one = make_board(results.records)
+    tent = [record for record in results.records if record.method == "tent"]
+    other = make_board([record.model_copy(update={"shift": "a-c", "method": "eta"}) for record in tent])
+    made = matrix([("one.html", one), ("other.html", other)])
+    assert [column.board.shift for column in made.columns] == ["a-c", "imagenet-c"]
+    assert [(row.track, row.name) for row in made.rows] == [
+        ("A", "eta"),
+        ("A", "tent"),
+        ("A", "sar"),
+        ("D", "selfsoup"),
+    ]
+    told = {row.name: [cell.row and cell.row.accuracy for cell in row.cells] for row in made.rows}
+    assert told["eta"] == [0.6, None]
+    assert told["tent"] == [None, 0.6]
+    assert [cell.best for row in made.rows for cell in row.cells] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    by_name = {row.name: row.cells for row in made.rows}
+    assert by_name["sar"][1].row is not None
+    assert by_name["sar"][0].row is None
+    assert by_name["tent"][1].address == f"one.html#{row_id(one, next(r for r in one.rows if r.method == 'tent'))}"
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), unique=True, max_size=30))
+def test_ids_differ_where_texts_do_and_hold_nothing_that_needs_quoting(pairs: list[tuple[str, str]]) -> None:
+    made = [fragment(*pair) for pair in [*pairs, ("a b", "c"), ("a-b", "c"), ("a", "b-c"), ("a:b", "c")]]
+    assert len(set(made)) == len({*pairs, ("a b", "c"), ("a-b", "c"), ("a", "b-c"), ("a:b", "c")})
+    assert all(re.fullmatch(r"[A-Za-z0-9_.+:-]+", each) for each in made)
+    assert fragment("tent", "ingredient") == "tent:ingredient"
+
+
+def test_a_number_in_the_heat_map_is_that_of_the_board(board: Board) -> None:
+    heat = table_of(board)
+    assert heat is not None
+    assert heat.columns == board.corruptions
+    assert (heat.low, heat.high) == (50, 70)
+    for row, shown in zip(board.rows, heat.rows, strict=True):
+        assert [cell.text for cell in shown.cells] == [f"{100 * (v or 0):.0f}" for v in row.per_corruption.values()]
+    assert {cell.text: cell.colour for row in heat.rows for cell in row.cells} == {"50": "h0", "60": "h16", "70": "h31"}
+    gap = dataclasses.replace(board.rows[0], per_corruption={board.corruptions[0]: None, board.corruptions[1]: 0.55})
+    partial = table_of(dataclasses.replace(board, rows=(gap,)))
+    assert partial is not None
+    missing, there = partial.rows[0].cells
+    assert (missing.text, missing.colour, there.text) == ("–", "missing", "55")
+
+
+def test_addresses_stay_and_are_unique_on_a_page(board: Board) -> None:
+    more = dataclasses.replace(board, severities=(*board.severities, 3.0), seeds=(0, 1))
+    assert [row_id(board, row) for row in board.rows] == [row_id(more, row) for row in more.rows]
+    ids = re.findall(r' id="([^"]+)"', to_page([board, more], with_figures=False))
+    assert len(ids) == len(set(ids))
+    assert {row_id(board, row) for row in board.rows} < set(ids)

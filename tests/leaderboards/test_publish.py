@@ -142,6 +142,12 @@ class TestSite:
         publishing.build_site(tmp_path / "results", tmp_path / "site")
         assert "No results are published yet." in (tmp_path / "site" / "index.html").read_text()
 
+    def test_links_to_the_project_are_addresses(self, submission: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="an address that begins with https://"):
+            publishing.build_site(submission.parent, tmp_path / "site", "javascript:alert(1)")
+        publishing.build_site(submission.parent, tmp_path / "site", "https://example.org/project")
+        assert 'href="https://example.org/project"' in (tmp_path / "site" / "index.html").read_text()
+
     def test_of_anything_doubtful_is_not_built(self, submission: Path, tmp_path: Path) -> None:
         submission.write_bytes(submission.read_bytes().replace(b'"accuracy":0.', b'"accuracy":0.1', 1))
         with pytest.raises(InvalidResults, match="its bits give"):

@@ -7,18 +7,22 @@ import html
 import io
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from leaderboards import make_board, to_csv, to_json, to_latex, to_markdown, to_terminal
+from leaderboards import compare_rows, make_board, to_csv, to_json, to_latex, to_markdown, to_terminal
 from leaderboards.boards import Board
 from leaderboards.page import to_page
 from leaderboards.reference.alexnet import ALEXNET_50K, ALEXNET_CLEAN_ERROR
-from leaderboards.tables import arranged
+from leaderboards.tables import arranged, columns_of
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +96,21 @@ def latex_rows(text: str) -> list[dict[str, str]]:
     """What LaTeX would set: commands undone by the definitions in its manual."""
     body = text[text.index("\\toprule") : text.index("\\bottomrule")]
     lines = [line.removesuffix(r" \\") for line in body.splitlines() if line.endswith(r" \\")]
+    lines = [line for line in lines if not line.startswith(r"\multicolumn")]
     rows = [[latex_text(cell) for cell in re.split(r"(?<!\\) & ", line)] for line in lines]
     return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
 
 
 def latex_text(cell: str) -> str:
-    cell = re.sub(r"^\\textbf\{(.*)\}$", r"\1", cell)
-    for command, meant in ((r"\textbar{}", "|"), (r"\textless{}", "<"), (r"\textgreater{}", ">"), ("--", "–")):
+    cell = re.sub(r"^\\(?:textbf|rotatebox\{90\})\{(.*)\}$", r"\1", cell)
+    cell = cell.removesuffix(r"\rlap{$^\dagger$}").removeprefix(r"\raggedright ").replace(r"\allowbreak{}", "")
+    for command, meant in (
+        ("$-$", "-"),
+        (r"\textbar{}", "|"),
+        (r"\textless{}", "<"),
+        (r"\textgreater{}", ">"),
+        ("--", "–"),
+    ):
         cell = cell.replace(command, meant)
     return re.sub(r"\\([&%$#_{}])", r"\1", cell)
 
@@ -113,6 +125,7 @@ def test_json_holds_the_whole_board_exactly(board: Any) -> None:
         "shift": board.shift, "n": board.n, "level": board.level, "limit": None,
     }  # fmt: skip
     assert read["seeds"] == [0, 1]
+    assert to_json(board).isascii()
     for row, again in zip(board.rows, read["rows"], strict=True):
         assert again["access"] == row.access.model_dump()
         assert again["per_corruption"] == dict(row.per_corruption)
@@ -163,15 +176,19 @@ def test_markdown_shows_the_numbers_of_the_csv(board: Any) -> None:
 
 def test_the_page_and_latex_show_the_cells_of_markdown(board: Board) -> None:
     expected = markdown_rows(to_markdown(board))
-    assert latex_rows(to_latex(board)) == expected
+    for row, like in zip(expected, board.rows, strict=True):
+        row["method"] = like.name  # without the marks that Markdown needs
+    titles = {column.label: column.title for column in columns_of(board)}
     page = html_rows(to_page([board], with_figures=False))
-    assert len(page) == len(expected)
-    assert {"rank", "method", "accuracy", "clean", "forgetting", "ECE", "forwards", "access"} <= page[0].keys()
-    for row, line in zip(expected, page, strict=True):
-        assert line == {title: row[title] for title in line}
-    # Every column that is not on the page says the same in all rows, which stands in the caption or is nothing.
-    for title in expected[0].keys() - page[0].keys() - {"track"}:
-        assert len({row[title] for row in expected}) == 1
+    for shown_rows in (page, latex_rows(to_latex(board))):
+        found = [{titles[label]: text for label, text in row.items()} for row in shown_rows]
+        assert len(found) == len(expected)
+        assert {"rank", "method", "accuracy", "clean", "forgetting", "ECE", "forwards", "access"} <= found[0].keys()
+        for row, line in zip(expected, found, strict=True):
+            assert line == {title: row[title] for title in line}
+        # Every column that is not there says the same in all rows, which stands in the caption or is nothing.
+        for title in expected[0].keys() - found[0].keys() - {"track"}:
+            assert len({row[title] for row in expected}) == 1
 
 
 def test_the_terminal_shows_the_cells_of_markdown(board: Any) -> None:
@@ -193,6 +210,24 @@ def test_a_narrow_terminal_keeps_every_number(board: Any, width: int) -> None:
     for row in board.rows:
         if row.accuracy is not None:
             assert f"{shown(row.accuracy)} [{shown(row.interval.low)}, {shown(row.interval.high)}]" in text
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_columns_that_do_not_fit_continue_below_with_the_names_again(results: Any, width: int) -> None:
+    names = [f"corruption_with_a_long_name_{number}" for number in range(7)]
+    for number, name in enumerate(names):
+        for method in ("tent", "a-method:with=a-name:that=is:longer_than-a-third=of-the-terminal"):
+            results.add(method, name, hits=[True] * (10 + number) + [False] * (90 - number))
+    board = make_board(results.records)
+    lines = terminal_text(board, width, per_corruption=True).splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [line for line in lines if " method " in line]
+    assert len(heads) > 1
+    assert [word for line in heads for word in line.split() if word in names] == list(board.corruptions)
+    rows = [line for line in lines if " tent " in line]
+    assert len(rows) == len(heads)
+    shown = {word for line in rows for word in line.split()}
+    assert {f"{10 + number:.1f}" for number in range(7)} <= shown
 
 
 @pytest.mark.parametrize("render", [to_markdown, lambda board: terminal_text(board, 200)])
@@ -276,3 +311,128 @@ def test_mce_stands_on_boards_that_have_it(results: Any) -> None:
 
 def hits_of(accuracy: float) -> list[bool]:
     return [number < round(50 * accuracy) for number in range(50)]
+
+
+def contested(results: Any) -> Board:
+    """Track A: two methods too near to tell apart and one far below; track B: one far above the other; track D: one."""
+    for method, track, share in (
+        *(("near", "A", 150), ("nearer", "A", 152), ("far", "A", 40)),
+        *(("above", "B", 170), ("below", "B", 60), ("alone", "D", 100)),
+    ):
+        for corruption in ("fog", "snow"):
+            # Shifted, so that images on which the methods differ balance.
+            hits = np.roll(np.arange(200) < share, 0 if track == "B" else share)
+            results.add(method, corruption, track=track, hits=hits)
+    return make_board(results.records, results.store.predictions)
+
+
+def test_bold_in_latex_is_a_finding_and_a_dagger_is_none(results: Any) -> None:
+    board = contested(results)
+    text = to_latex(board, columns="paper")
+    cells = {line.split(" & ")[0]: line.split(" & ")[1] for line in text.splitlines() if line.count(" & ") == 3}
+    assert {name for name, cell in cells.items() if "textbf" in cell} == {"above"}
+    assert {name for name, cell in cells.items() if "dagger" in cell} == {"near", "nearer"}
+    # The rule again, from the project's own comparison of two rows.
+    for track, best in (("A", "nearer"), ("B", "above")):
+        rows = [row for row in board.rows if row.track == track]
+        differ = {
+            row.method: compare_rows(results.records, best, row.method, results.store.predictions).overall.difference.p
+            < 0.05 / len(rows)
+            for row in rows
+            if row.method != best
+        }
+        assert ("textbf" in cells[best]) == all(differ.values())
+        assert {name for name, found in differ.items() if not found} == {
+            name for name in differ if "dagger" in cells[name]
+        }
+    assert "Bold: significantly better than all other methods of its track" in text
+    without = to_latex(make_board(results.records), columns="paper")
+    assert "Bold" not in without
+    assert "textbf" not in without
+    assert "textbf" not in to_latex(board, columns=["method", "clean"])
+
+
+def test_a_row_that_loses_to_another_may_still_be_as_good_as_the_best(results: Any) -> None:
+    images = np.arange(400)
+    second = images % 50 < 29
+    hits = {
+        "best": np.random.default_rng(0).permutation(images) < 240,
+        "second": second,
+        "third": second & (images % 50 > 1),  # differs on few images, always for the worse
+    }
+    for method, own in hits.items():
+        results.add(method, "fog", hits=own)
+    board = make_board(results.records, results.store.predictions)
+    assert {row.method: row.rank for row in board.rows} == {"best": 1, "second": 1, "third": 2}
+    assert all(row.among_best for row in board.rows)
+    assert to_latex(board).count("rlap") == 3
+    assert all(row.among_best is None for row in make_board(results.records).rows)
+
+
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="no pdflatex is installed; apt-get install texlive-latex-recommended"
+)
+@pytest.mark.parametrize("columns", ["paper", "full", ["method", "accuracy"]])
+@pytest.mark.parametrize("per_corruption", [False, True])
+def test_latex_fits(results: Any, tmp_path: Path, columns: Any, per_corruption: bool) -> None:
+    for corruption in ("gaussian_noise", "jpeg_compression", "elastic_transform", "a_b%c&d#e~f^g\\h{i}"):
+        for part in (None, "ingredient:mae:rate=2e-3:mask_ratio=0.5", "ingredient:$x_1$^2"):
+            for method in ("self_souping+a_rather_long_name", "[b]", "c–d"):
+                results.add(method, corruption, part=part, track="D")
+    board = make_board(results.records, results.store.predictions)
+    head = r"""\documentclass[10pt,twocolumn]{article}\usepackage{booktabs,graphicx}
+    \setlength{\textwidth}{6.875in}\setlength{\columnsep}{0.3125in}\begin{document}"""
+    table = to_latex(board, columns=columns, per_corruption=per_corruption)
+    (tmp_path / "t.tex").write_text(f"{head}{table}\\end{{document}}", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+    assert ("table*" in table) == (columns != "paper" or per_corruption)
+
+
+def test_presets_are_columns(board: Board) -> None:
+    everything = markdown_rows(to_markdown(board))
+    paper = ["method", "track", "accuracy", "clean", "ECE"]
+    assert list(markdown_rows(to_markdown(board, columns="paper"))[0]) == paper
+    assert markdown_rows(to_markdown(board, columns="full")) == everything
+    more = markdown_rows(to_markdown(board, columns="paper", per_corruption=True))
+    assert list(more[0]) == [*paper, *board.corruptions]
+    with pytest.raises(KeyError):
+        to_markdown(board, columns="papers")
+
+
+def test_pandas_holds_the_numbers_of_the_csv(board: Board) -> None:
+    frame = board.to_pandas()
+    assert list(frame["method"]) == [row.method for row in board.rows]
+    read = pd.read_csv(io.StringIO(to_csv(board, per_corruption=True)))
+    assert list(frame.columns) == list(read.columns)
+    numbers = [name for name in read.columns if frame[name].dtype == float]
+    assert {"rank", "accuracy", "accuracy_low", "ece", "accuracy:fog", "n", "batch_size"} <= set(numbers)
+    assert np.array_equal(frame[numbers].to_numpy(), read[numbers].to_numpy(dtype=float), equal_nan=True)
+
+
+def test_a_notebook_shows_the_cells_of_the_page(board: Board) -> None:
+    shown = board._repr_html_()
+    titles = {column.label: column.title for column in columns_of(board)}
+    expected = markdown_rows(to_markdown(board))
+    rows = html_rows(shown)
+    assert len(rows) == len(expected)
+    for like, row, line in zip(board.rows, expected, rows, strict=True):
+        assert {titles[label]: text for label, text in line.items()} == {
+            titles[label]: like.name if label == "method" else row[titles[label]] for label in line
+        }
+    assert "sar|x &lt;b&gt;[red]" in shown
+    assert "<b>" not in shown
+    assert "<style" not in shown
+
+
+def test_a_board_draws_what_it_has(board: Board) -> None:
+    figure = board.plot("cost-accuracy")
+    assert figure.axes[0].get_ylabel() == "accuracy in %"
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert len(board.plot().axes[0].texts) == 2 * sum(row.accuracy is not None for row in board.rows)
+    with pytest.raises(ValueError, match="it has those for corruption-heatmap, cost-accuracy, soup-anatomy"):
+        board.plot("severity-curves")
+    with pytest.raises(ValueError, match="take one of severity-curves"):
+        board.plot("pie")

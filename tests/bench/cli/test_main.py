@@ -324,7 +324,16 @@ def test_reading_commands_agree_with_the_records(bench: Bench, settings: dict[st
     records = [json.loads(text) for text in (folder / "records.jsonl").read_text().splitlines()]
     mean = sum(r["metrics"]["accuracy"] for r in records if r["corruption"]) / 2
     assert accuracy == pytest.approx(mean)
-    assert f"{100 * accuracy:.1f}" in bench("leaderboard", "--from", folder, "--format", "md").out
+    assert f"{100 * accuracy:.1f}" in (table := bench("leaderboard", "--from", folder, "--format", "md").out)
+    assert bench("leaderboard", "--from", folder, "--format", "markdown").out == table
+    assert "did you mean 'latex'?" in bench("leaderboard", "--from", folder, "--format", "LaTex").err
+    for columns in ("method,forwards", "method,fwd"):
+        assert bench("leaderboard", "--from", folder, "--format", "md", "--columns", columns, "--sort", "fwd").code == 0
+    assert "\\columnwidth" in bench("leaderboard", "--from", folder, "--format", "tex", "--columns", "paper").out
+    assert "did you mean 'paper'?" in bench("leaderboard", "--from", folder, "--columns", "papr").err
+    assert "takes 'paper' alone" in bench("leaderboard", "--from", folder, "--columns", "paper,clean").err
+    assert bench("leaderboard", "--from", folder, "--columns", "full", "--format", "csv").code == 0
+    assert bench("leaderboard", "--from", folder, "--columns", "paper", "--format", "csv").code == 2
     target = tmp_path / "board.csv"
     assert bench("leaderboard", "--from", folder, "--format", "csv", "-o", target).out == ""
     assert "source" in target.read_text()

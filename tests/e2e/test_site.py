@@ -1,0 +1,284 @@
+"""A site of three shifts in a real browser, with gaps and hostile names: screens, schemes, keyboard, contrast."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import leaderboards
+from leaderboards import Record, read_bundle
+from leaderboards.bundle import Bundle
+from leaderboards.heat import SHADES, ink_on, luminance, shades
+from leaderboards.site import build_site
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the site is driven by playwright, which is not installed"
+)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; apt-get install chromium")
+
+NASTY = "\"><img src=x onerror='window.sprung=1'><script>window.sprung=1</script>{{7*7}}"
+SCREENS = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
+
+
+def kept(bundle: Bundle, keep: Callable[[Record], bool], **changes: Any) -> Bundle:
+    records = [record.model_copy(update=changes) for record in bundle.records if keep(record)]
+    return replace(bundle, records=tuple(records))
+
+
+def renamed(bundle: Bundle, old: str, new: str) -> Bundle:
+    records = [r.model_copy(update={"method": new}) if r.method == old else r for r in bundle.records]
+    return replace(bundle, records=tuple(records))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    published = read_bundle(Path(leaderboards.__file__).parent / "results" / "digits-c-field.jsonl")
+    few = kept(published, lambda record: record.method in ("source", "augmix", "tent", "shot_im", "eata", "tent_pool"))
+    gap = next(record for record in few.records if record.method == "tent" and not record.clean)
+    bundles = {
+        "one.jsonl": few,
+        "two.jsonl": kept(few, lambda record: record.method not in ("augmix", "eata"), shift="other-c"),
+        "three.jsonl": renamed(kept(few, lambda record: record.key != gap.key, shift=NASTY), "shot_im", NASTY),
+    }
+    out = tmp_path_factory.mktemp("site")
+    build_site(bundles, out, project="https://example.org/soupbench")
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
+    """Opens a page of the site; at the end nothing was fetched, warned about or run that is not the site's."""
+    contexts, wrong = [], []
+
+    def opened(name: str, width: int = 1280, scheme: str = "light", media: str = "screen") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.emulate_media(media=media, color_scheme=scheme)
+        page.on("console", lambda message: wrong.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith(site.as_uri()) else wrong.append(request.url))
+        page.goto((site / name).as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        assert all(page.evaluate("window.sprung") is None for page in context.pages)
+        context.close()
+    assert wrong == []
+
+
+def board_pages(site: Path) -> list[str]:
+    return sorted(path.name for path in site.glob("*.html") if not re.search("index|about|submit", path.name))
+
+
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+def test_every_page_fits_every_screen_and_can_be_read(visit: Any, site: Path, width: int, scheme: str) -> None:
+    for path in sorted(site.glob("*.html")):
+        page = visit(path.name, width, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), path.name
+        assert page.locator(".tracks dt").all_inner_texts() == ["R", "A", "B", "C", "D"]
+        faint = [found for found in page.evaluate(CONTRASTS) if found["ratio"] < 4.5]
+        assert faint == [], path.name
+
+
+# The contrast of each text with what is behind it (WCAG 2.2, success criterion 1.4.3), from the styles as computed.
+CONTRASTS = """() => {
+  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+  const luminance = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parts(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].filter((node) => node.nodeType === 3).map((node) => node.data).join("").trim();
+    if (!own || !element.checkVisibility() || ["SCRIPT", "STYLE", "OPTION"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element);
+    const drawn = element.namespaceURI.endsWith("svg");
+    const pair = [luminance(parts(drawn ? style.fill : style.color)), luminance(ground(element))].sort((a, b) => a - b);
+    found.push({ text: own.slice(0, 30), ratio: (pair[1] + 0.05) / (pair[0] + 0.05) });
+  }
+  if (found.length < 20) throw new Error("too few texts");
+  return found;
+}"""
+
+
+def test_any_colour_of_the_heat_map_has_a_text_that_can_be_read() -> None:
+    assert len(set(shades())) == SHADES
+    for colour in (*shades(), *(f"#{grey:02x}{grey:02x}{grey:02x}" for grey in range(256))):
+        low, high = sorted((luminance(colour), luminance(ink_on(colour))))
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_names_and_accuracies_stay_while_the_rest_scrolls(visit: Any, site: Path) -> None:
+    for name in board_pages(site):
+        page = visit(name, 390)
+        scroll = page.locator("section.board > .scroll")
+        assert page.locator("section.board > .hint").is_visible()
+        places = """(scroll) => [...scroll.querySelector("tbody tr[data-row]").cells]
+          .map((cell) => cell.getBoundingClientRect()).map((box) => [box.left, box.right])"""
+        before = scroll.evaluate(places)
+        scroll.evaluate("(scroll) => { scroll.scrollLeft = 120; }")
+        after = scroll.evaluate(places)
+        moved = [b[0] - a[0] for b, a in zip(before, after, strict=True)]
+        assert moved == pytest.approx([0, 0, *[120] * (len(before) - 2)], abs=1)
+        assert before[0][0] >= 0
+        assert before[1][1] < 300  # more than a column is left to scroll
+        # What is fixed lies above what scrolls.
+        x, y = page.evaluate(
+            """() => { const box = document.querySelector("tr[data-row] td.accuracy").getBoundingClientRect();
+            scrollTo(0, box.top - 200); return [box.left + 5, 200 + box.height / 2]; }"""
+        )
+        top = page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('td').className", [x, y])
+        assert "accuracy" in top
+
+
+def test_a_hint_stands_only_where_something_is_hidden(visit: Any, site: Path) -> None:
+    page = visit(board_pages(site)[0], 1280)
+    scroll = page.locator("section.board > .scroll")
+    assert scroll.evaluate("(s) => s.scrollWidth <= s.clientWidth")
+    assert not page.locator("section.board > .hint").is_visible()
+    page.set_viewport_size({"width": 500, "height": 900})
+    page.locator("section.board > .hint").wait_for(state="visible")
+
+
+def test_the_keyboard_reaches_and_scrolls_everything(visit: Any, site: Path) -> None:
+    for name in ("index.html", board_pages(site)[0]):
+        page = visit(name, 390)
+        reached = page.evaluate(
+            """() => [...document.querySelectorAll("a, button, summary, select, input, .scroll, .drawing")]
+              .filter((element) => element.checkVisibility() && element.tabIndex < 0).length"""
+        )
+        assert reached == 0
+        scroll = page.locator("main .scroll").first
+        scroll.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("(s) => s.scrollLeft > 0", arg=scroll.element_handle())
+        seen = set()
+        page.evaluate("document.activeElement.blur()")
+        for _ in range(8):
+            page.keyboard.press("Tab")
+            seen.add(page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+        assert len(seen) == 8
+
+
+def test_what_a_screen_reader_needs_is_there(visit: Any, site: Path) -> None:
+    for path in sorted(site.glob("*.html")):
+        found = visit(path.name).evaluate(
+            """() => ({
+              unscoped: [...document.querySelectorAll("th")].filter((th) => !th.scope).length,
+              unnamed: [...document.querySelectorAll("table")].filter((table) =>
+                !(table.caption?.textContent.trim() || table.closest("[aria-labelledby]"))).length,
+              dangling: [...document.querySelectorAll("[aria-labelledby], [aria-describedby]")]
+                .flatMap((e) => [e.getAttribute("aria-labelledby"), e.getAttribute("aria-describedby")])
+                .filter((id) => id && !document.getElementById(id)?.textContent.trim()),
+              twice: [...document.querySelectorAll("[id]")].map((e) => e.id)
+                .filter((id, i, all) => all.indexOf(id) !== i),
+              headings: [...document.querySelectorAll("h1, h2, h3")].map((h) => Number(h.tagName[1])),
+              unsorted: [...document.querySelectorAll("table.sortable")]
+                .filter((table) => table.querySelectorAll("thead [aria-sort]").length !== 1).length,
+            })"""
+        )
+        headings = found.pop("headings")
+        assert headings[0] == 1
+        assert headings.count(1) == 1
+        assert all(after - before <= 1 for before, after in pairwise(headings))
+        assert found == {"unscoped": 0, "unnamed": 0, "dangling": [], "twice": [], "unsorted": 0}, path.name
+
+
+def test_a_cell_of_the_matrix_leads_to_its_row(visit: Any, site: Path) -> None:
+    page = visit("index.html")
+    cells = page.locator(".matrix tbody td a")
+    links = cells.evaluate_all("(all) => all.map((a) => [a.getAttribute('href'), a.textContent.trim()])")
+    assert len(links) == 6 + 4 + 6
+    assert [text for _, text in links].count("incomplete") == 1
+    for number, (href, text) in enumerate(links):
+        name, _, anchor = href.partition("#")
+        page.goto(f"{(site / name).as_uri()}#{anchor}")
+        target = page.locator("tr:target")
+        assert target.count() == 1, href
+        assert target.locator("td.accuracy").inner_text().startswith(text), number
+    page.goto((site / "index.html").as_uri())
+    assert (
+        page.locator(".matrix td.missing").count() == 2 + 3
+    )  # two were left out; the one with another name is in no board with its namesake
+    assert page.locator(".matrix td.missing").all_inner_texts() == ["not run"] * 5
+    assert page.locator(".matrix thead th").count() == 1 + 3 + 3
+    assert NASTY in page.locator(".matrix").inner_text()
+
+
+def test_the_matrix_sorts_within_tracks_and_what_is_missing_comes_last(visit: Any) -> None:
+    page = visit("index.html")
+    for column in (1, 2, 3):
+        for time in range(2):
+            header = page.locator(f'.matrix th[data-column="{column}"]')
+            header.locator("button").click()
+            order = header.get_attribute("aria-sort")
+            # The best first, unless the column was sorted so before.
+            assert order == ("ascending" if time == (0 if column == 1 else 1) else "descending")
+            for track in "RA":
+                cells = page.locator(f'.matrix tbody[data-track="{track}"] tr[data-row]')
+                texts = [row.locator("td").nth(column - 1).get_attribute("data-value") for row in cells.all()]
+                numbers = [float(text) for text in texts if text]
+                assert numbers == sorted(numbers, reverse=order == "descending")
+                assert texts[: len(numbers)] == [text for text in texts if text]
+
+
+def test_downloads_say_what_they_are(visit: Any, site: Path) -> None:
+    for name in board_pages(site):
+        files = visit(name).locator(".downloads .files li")
+        kinds = []
+        for file in files.all():
+            path = site / file.locator("a").get_attribute("href")
+            assert file.locator("a").inner_text() == path.name
+            kind, _, size = file.locator(".soft").inner_text().rpartition(", ")
+            number, unit = size.split()
+            assert float(number) * {"B": 1, "kB": 1e3, "MB": 1e6}[unit] == pytest.approx(path.stat().st_size, rel=0.06)
+            kinds.append(kind.partition(",")[0])
+            if path.suffix == ".svg":
+                assert "<text" in path.read_text()
+                assert "#010203" not in path.read_text()
+        assert {"CSV", "JSON", "Markdown", "LaTeX", "SVG", "JSON lines"} == set(kinds)
+
+
+def test_a_page_prints_as_tables_and_figures(visit: Any, site: Path) -> None:
+    page = visit(board_pages(site)[0], 1000, media="print")
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    for hidden in ("nav", "#filters", ".downloads", ".hint"):
+        assert not page.locator(hidden).first.is_visible()
+    assert page.locator("figure svg text").count() > 10
+    assert page.locator("figcaption").count() >= 2
+    assert len(page.pdf()) > 10_000
+
+
+def test_the_pages_lead_to_the_paper_the_project_and_the_way_to_submit(visit: Any, site: Path) -> None:
+    for path in sorted(site.glob("*.html")):
+        links = visit(path.name).locator("nav a").evaluate_all("(all) => all.map((a) => a.getAttribute('href'))")
+        assert {"https://arxiv.org/abs/2602.02890", "https://example.org/soupbench"} <= set(links)
+        assert path.name == "submit.html" or "submit.html" in links
+        assert all(link.startswith("https://") or (site / link).is_file() for link in links)
