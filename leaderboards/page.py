@@ -17,7 +17,7 @@ from leaderboards import figures, heat
 from leaderboards.boards import MEANING, TRACKS, Board, BoardRow
 from leaderboards.grid import ABSENT
 from leaderboards.html import fragment, legend, render, size_in_words
-from leaderboards.record import Track
+from leaderboards.matrix import MatrixRow, matrix, short_name
 from leaderboards.reference import reference_rows
 from leaderboards.tables import (
     Column,
@@ -121,12 +121,7 @@ def board_id(board: Board) -> str:
 
 def row_id(board: Board, row: BoardRow) -> str:
     """Return the id of a row on the page of its board: an address that stays, whatever its place."""
-    return f"{board_id(board)}.{fragment(_short_name(row))}"
-
-
-def _short_name(row: BoardRow) -> str:
-    """Return the name of a row; that of a soup is its method's."""
-    return row.name.removesuffix(" (soup)")
+    return f"{board_id(board)}.{fragment(short_name(row))}"
 
 
 def _section(board: Board, drawn: Mapping[str, bytes]) -> dict[str, Any]:
@@ -224,7 +219,7 @@ def _packed(content: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class MatrixColumn:
+class FrontColumn:
     """One board of the front page; `words` says how it differs from other boards of its shift."""
 
     board: Board
@@ -238,28 +233,10 @@ class MatrixColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class MatrixCell:
-    """A method on a board: its row, None if it was not run there, and the row's address."""
+class Front:
+    """The front page: all methods against all boards, each number with the address of its row. Nothing is averaged."""
 
-    row: BoardRow | None
-    address: str
-    best: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixRow:
-    """A method of one track on all boards."""
-
-    track: Track
-    name: str
-    cells: tuple[MatrixCell, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Methods against boards: `rows` by track, then by accuracy on the boards in order. Nothing is averaged."""
-
-    columns: tuple[MatrixColumn, ...]
+    columns: tuple[FrontColumn, ...]
     rows: tuple[MatrixRow, ...]
 
     @property
@@ -269,35 +246,28 @@ class Matrix:
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        """The rows of each track with its meaning."""
+        """The rows of each track with its meaning; a cell is its row, its address and whether it is the best."""
         return [
-            {"track": track, "meaning": MEANING[track], "rows": list(own)}
+            {"track": track, "meaning": MEANING[track], "rows": [self._shown(row) for row in own]}
             for track, own in groupby(self.rows, key=lambda row: row.track)
         ]
 
-
-def matrix(pages: Sequence[tuple[str, Board]]) -> Matrix:
-    """Return all methods against boards, given the address of each board's page; parts of methods are left out.
-
-    A method that is in different tracks on different boards has a row in each.
-    """
-    columns = sorted((MatrixColumn(board, address) for address, board in pages), key=lambda column: column.board.shift)
-    found: dict[tuple[Track, str], dict[int, MatrixCell]] = {}
-    for number, column in enumerate(columns):
-        board = column.board
-        best = {i for i, _ in best_cells(board, [c for c in columns_of(board) if c.title == "accuracy"])}
-        for i, row in enumerate(board.rows):
-            if row.main:
-                cell = MatrixCell(row, f"{column.address}#{row_id(board, row)}", i in best)
-                found.setdefault((row.track, _short_name(row)), {})[number] = cell
-    missing = MatrixCell(None, "", False)
-    rows = [
-        MatrixRow(track, name, tuple(cells.get(number, missing) for number in range(len(columns))))
-        for (track, name), cells in found.items()
-    ]
-    return Matrix(tuple(columns), tuple(sorted(rows, key=_matrix_order)))
+    def _shown(self, row: MatrixRow) -> dict[str, Any]:
+        pairs = zip(self.columns, row.cells, strict=True)
+        cells = [
+            {
+                "row": cell.row,
+                "address": f"{column.address}#{row_id(column.board, cell.row)}" if cell.row else "",
+                "best": cell.best,
+            }
+            for column, cell in pairs
+        ]
+        return {"name": row.name, "cells": cells}
 
 
-def _matrix_order(row: MatrixRow) -> tuple[int, list[tuple[bool, float]], str]:
-    accuracies = [None if cell.row is None else cell.row.accuracy for cell in row.cells]
-    return TRACKS.index(row.track), [(value is None, -(value or 0)) for value in accuracies], row.name
+def front(pages: Sequence[tuple[str, Board]]) -> Front:
+    """Return the front page of boards, given the address of each board's page."""
+    columns = sorted((FrontColumn(board, address) for address, board in pages), key=lambda column: column.board.shift)
+    made = matrix([column.board for column in columns])
+    order = sorted(made.rows, key=lambda row: TRACKS.index(row.track))
+    return Front(tuple(columns), tuple(order))

@@ -15,7 +15,7 @@ from leaderboards.bundle import Bundle, write_bundle
 from leaderboards.card import is_made
 from leaderboards.files import write_atomically
 from leaderboards.html import legend, render
-from leaderboards.page import Download, matrix, to_page
+from leaderboards.page import Download, front, to_page
 from leaderboards.record import Record, schema
 from leaderboards.tables import caption, to_csv, to_json, to_latex, to_markdown
 from leaderboards.union import Published, boards_of, merge
@@ -133,12 +133,12 @@ def files_of(
         files |= {entry.page: page.encode(), entry.about: _about(entry, downloads, links).encode()}
         listed.append({"entry": entry, "caption": caption(entry.board), "downloads": downloads})
     boards = [entry.board for entry in site.entries]
-    grid = matrix([(entry.page, entry.board) for entry in site.entries])
+    grid = front([(entry.page, entry.board) for entry in site.entries])
     shared = {"legend": legend(boards), "project": project}
-    front = render("front.html.jinja", title=TITLE, links=links[1:], boards=listed, matrix=grid, **shared)
+    index = render("front.html.jinja", title=TITLE, links=links[1:], boards=listed, matrix=grid, **shared)
     submit = render("submit.html.jinja", title="How to submit", links=[*links[:1], *links[2:]], **shared)
     return {
-        "index.html": front.encode(),
+        "index.html": index.encode(),
         **files,
         "submit.html": submit.encode(),
         "record.schema.json": (json.dumps(schema(), indent=2) + "\n").encode(),

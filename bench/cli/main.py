@@ -160,6 +160,9 @@ def leaderboard(
         str, typer.Option("--format", help="terminal, md (markdown), csv, json, latex or html.")
     ] = "terminal",
     per_corruption: Annotated[bool, typer.Option("--per-corruption", help="Add a column for each corruption.")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Methods against shifts, protocols and models, with mean ranks.")
+    ] = False,
     columns: Annotated[
         str, typer.Option(metavar="A,B,...", help="Only these columns, by their titles; or paper, full.")
     ] = "",
@@ -184,6 +187,11 @@ def leaderboard(
 
     if not source and out is not None:
         publishing.build_site(publishing.RESULTS, out, project)
+    elif matrix:
+        given = {"per-corruption": per_corruption, "columns": columns, "sort": sort, "figures": figures}
+        if wrong := next((name for name, value in given.items() if value), None):
+            raise UsageError(f"--{wrong} is about one board; leave it or --matrix out")
+        reading.print_matrix(shift, source, format_, where or [], out)
     else:
         reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures, columns, sort)
 

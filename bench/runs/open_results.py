@@ -22,7 +22,7 @@ from bench.core.errors import ValidationError as InvalidResults
 from bench.execution import progress_files as live
 from bench.runs.manifest import read_manifest, read_trainings, running
 from bench.runs.progress import in_words, shown
-from leaderboards import compare, design, tables
+from leaderboards import compare, design, matrix, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.files import StoreError
 from leaderboards.known import known
@@ -30,6 +30,7 @@ from leaderboards.memory import Memory
 from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read, state_of
+from leaderboards.union import boards_of
 from leaderboards.verify import verify
 
 
@@ -166,6 +167,12 @@ _COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
     "json": compare.to_json,
     "latex": compare.to_latex,
 }
+_MATRIX: dict[str, Callable[[matrix.Matrix], str]] = {
+    "md": matrix.to_markdown,
+    "csv": matrix.to_csv,
+    "json": matrix.to_json,
+    "latex": matrix.to_latex,
+}
 _DESIGN: dict[str, Callable[[design.Design], str]] = {
     "md": design.to_markdown,
     "csv": design.to_csv,
@@ -205,6 +212,22 @@ def print_leaderboard(
         _print_or_write(_BOARD[format_](board, per_corruption, chosen), out)
     if figures is not None:
         _write_figures(board, figures)
+
+
+def print_matrix(shift: str | None, folders: str, format_: str, where: list[str], out: Path | None) -> None:
+    """Print or write methods against the boards of the selected records."""
+    format_ = _known_format(format_, _MATRIX, out)
+    paths = _folders(folders, "leaderboard --matrix")
+    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    with _as_bench_error():
+        memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
+        groups = boards_of(records).values()
+        boards = [make_board(own, lambda record: find_scored(paths, record), memory=memory) for own in groups]
+        made = matrix.matrix(boards)
+    if format_ == "terminal":
+        print_rich(matrix.to_terminal(made))
+    else:
+        _print_or_write(_MATRIX[format_](made), out)
 
 
 def _chosen_columns(board: Board, columns: str) -> str | list[str]:

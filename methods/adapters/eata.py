@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -100,4 +100,5 @@ class EataVal(Eata):
     as it is given images of the test set before scoring, though clean ones.
     """
 
+    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
     access: ClassVar[Access] = Access(source="unlabelled", test="pool", state="online", backprop="norm")
