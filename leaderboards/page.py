@@ -18,6 +18,8 @@ from leaderboards.boards import MEANING, TRACKS, Board, BoardRow
 from leaderboards.grid import ABSENT
 from leaderboards.html import fragment, legend, render, size_in_words
 from leaderboards.matrix import MatrixRow, matrix, short_name
+from leaderboards.provenance import MEANING as CONFIRMATIONS
+from leaderboards.provenance import meaning_of, weakest
 from leaderboards.reference import reference_rows
 from leaderboards.tables import (
     Column,
@@ -34,6 +36,7 @@ from leaderboards.tables import (
 RecordUrl = Callable[[str], str | None]
 _FIRST = ("method", "accuracy", "rank")  # stay in sight on a phone, but for the rank
 _LAST = ("access",)
+_DATA_HELP = "Who has confirmed the data of the row. " + "; ".join(": ".join(item) for item in CONFIRMATIONS.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,15 @@ def to_page(
     drawn: Sequence[Mapping[str, bytes]] | None = None,
     links: Sequence[tuple[str, str]] = (),
     downloads: Sequence[Sequence[Download]] = (),
+    confirmed: Mapping[str, str] | None = None,
 ) -> str:
     """Return a page with a section for each board, in the given order; boards are never merged.
 
     `record_url` gives the address of the record with a key, relative to the page, or None if it is not published; by
     default `records/<key>.json`. Numbers of single conditions link there. `links` are addresses and texts for the head
     of the page, `downloads` the files beside each board, `drawn` its figures if `leaderboards.figures.drawn` made them
-    already. Raises ValueError if there is no board.
+    already. `confirmed` says of records, by key, who has confirmed them (`leaderboards.provenance`); a row has the word
+    of its weakest record. Raises ValueError if there is no board.
     """
     if not boards:
         raise ValueError("a page needs at least one board; make one with make_board")
@@ -79,7 +84,8 @@ def to_page(
         drawn = [figures.drawn(board, on_page=True) if with_figures else {} for board in boards]
     files = list(downloads) or [()] * len(boards)
     sections = [
-        {**_section(board, svgs), "downloads": own, "heat": heat.table_of(board) if with_figures else None}
+        _section(board, svgs, confirmed or {})
+        | {"downloads": own, "heat": heat.table_of(board) if with_figures else None}
         for board, svgs, own in zip(boards, drawn, files, strict=True)
     ]
     if len(boards) == 1:
@@ -124,8 +130,9 @@ def row_id(board: Board, row: BoardRow) -> str:
     return f"{board_id(board)}.{fragment(short_name(row))}"
 
 
-def _section(board: Board, drawn: Mapping[str, bytes]) -> dict[str, Any]:
-    columns = _columns(board)
+def _section(board: Board, drawn: Mapping[str, bytes], confirmed: Mapping[str, str]) -> dict[str, Any]:
+    confirmation, standing = _confirmation(board, confirmed)
+    columns = [*_columns(board), *confirmation]
     best = best_cells(board, columns)
     rows: list[dict[str, Any]] = [
         {
@@ -158,7 +165,7 @@ def _section(board: Board, drawn: Mapping[str, bytes]) -> dict[str, Any]:
         "references": [
             row for row in reference_rows(board.shift, board.model, board.protocol) if row.severity in board.severities
         ],
-        "notes": notes_of(board),
+        "notes": [*notes_of(board), *standing],
         "figures": [
             {
                 "name": name,
@@ -179,6 +186,17 @@ def _columns(board: Board) -> list[Column]:
     first = [column for title in _FIRST for column in columns if column.title == title]
     last = [column for column in columns if column.title in _LAST]
     return first + [column for column in columns if column not in first + last] + last
+
+
+def _confirmation(board: Board, confirmed: Mapping[str, str]) -> tuple[list[Column], list[str]]:
+    """Return a column with who has confirmed each row if rows differ, else a note for all of them."""
+    known = {row.name: [confirmed[key] for key in row.keys if key in confirmed] for row in board.rows}
+    words = {name: weakest(own) for name, own in known.items() if own}
+    if len(set(words.values())) == 1 and len(words) == len(board.rows):
+        word = next(iter(words.values()))
+        return [], [f"Data of all rows: {word} ({meaning_of(word)})."]
+    column = Column("data", _DATA_HELP, lambda row: words.get(row.name, ABSENT))
+    return ([column] if words else []), []
 
 
 def _sortable(value: float | None) -> str:

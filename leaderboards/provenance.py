@@ -165,6 +165,11 @@ def weakest(words: Sequence[str]) -> str:
     return max(words, key=strength)
 
 
+def meaning_of(word: str) -> str:
+    """Return what a word of `provenance` means."""
+    return MEANING[CONFIRMED] if word.startswith(CONFIRMED) else MEANING[word]
+
+
 def weights_word(record: Record, bundle: Bundle, known: Known) -> str:
     """Say where the weights of a record are to be had: known, at a stated place, or named by their digest only."""
     if known.models.get(record.model) == record.weights.digest:

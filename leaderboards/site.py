@@ -128,7 +128,10 @@ def files_of(
             *(Download(address, "JSON lines, all results", sizes.get(name, 0)) for address, name in results),
         ]
         own = [*links[:1], (entry.about, "about these results"), *links[1:]]
-        page = to_page([entry.board], title=entry.title, links=own, drawn=[drawn], downloads=[downloads])
+        confirmed = {key: word for _, bundle in entry.bundles for key, word in bundle.provenance.items()}
+        page = to_page(
+            [entry.board], title=entry.title, links=own, drawn=[drawn], downloads=[downloads], confirmed=confirmed
+        )
         files |= {name: data for name, (_, data) in beside.items()}
         files |= {entry.page: page.encode(), entry.about: _about(entry, downloads, links).encode()}
         listed.append({"entry": entry, "caption": caption(entry.board), "downloads": downloads})

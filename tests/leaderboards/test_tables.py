@@ -436,3 +436,17 @@ def test_a_board_draws_what_it_has(board: Board) -> None:
         board.plot("severity-curves")
     with pytest.raises(ValueError, match="take one of severity-curves"):
         board.plot("pie")
+
+
+def test_a_row_says_who_has_confirmed_its_data(results: Any) -> None:
+    keys = [results.add(method, name).key for method in ("tent", "sar") for name in ("fog", "snow")]
+    board = make_board(results.records)
+    told = dict(zip(keys, ("confirmed by 3", "single source", "known data", "known data"), strict=True))
+    rows = {row["method"]: row["data"] for row in html_rows(to_page([board], with_figures=False, confirmed=told))}
+    assert rows == {"tent": "single source", "sar": "known data"}
+    page = to_page([board], with_figures=False, confirmed=dict.fromkeys(keys, "confirmed by 2"))
+    assert "Data of all rows: confirmed by 2 (as many other submitters read the same images and labels)." in page
+    assert "data" not in html_rows(page)[0]
+    some = to_page([board], with_figures=False, confirmed=dict(list(told.items())[2:]))
+    assert {row["method"]: row["data"] for row in html_rows(some)} == {"tent": "–", "sar": "known data"}
+    assert "data" not in html_rows(to_page([board], with_figures=False))[0]
