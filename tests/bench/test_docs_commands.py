@@ -78,6 +78,12 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^bench run --method tent --shift digits-c", Run(_SMALL, slow=True)),
     (r"^bench (leaderboard --out site/|data (clean|fetch|export))", Run("--help")),
     (r"^bench results R.* --watch|^bench results runs/A --watch", Run("--json")),
+    (
+        r"^bench publish (push|pull)|--from hf:",
+        Not("reads or writes the hub; tests/leaderboards/test_publish.py runs it"),
+    ),
+    (r"^bench publish known|--known FILE", Not("needs a shift's images; tests/e2e/test_publish.py runs it")),
+    (r"^bench publish card", Run()),
     (r"^bench publish bundle (RUN|runs/mine)", Not("tests/leaderboards/test_publish.py bundles a run")),
     (r"^bench publish check|^bench publish settings|NAME\.jsonl", Run()),
     (r"^bench compare \"selfsoup \(soup\)\" \"selfsoup \(mean\)\"", Run()),
