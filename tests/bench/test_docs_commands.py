@@ -78,7 +78,7 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^bench run --method tent --shift digits-c", Run(_SMALL, slow=True)),
     (r"^bench (leaderboard --out site/|data (clean|fetch|export))", Run("--help")),
     (r"^bench results R.* --watch|^bench results runs/A --watch", Run("--json")),
-    (r"^bench publish (push|pull)|--from hf:", Not("uses the hub; tests/leaderboards/test_publish.py runs it")),
+    (
         r"^bench publish (push|pull)|--from hf:",
         Not("reads or writes the hub; tests/leaderboards/test_publish.py runs it"),
     ),
