@@ -164,6 +164,7 @@ class TestHub:
     def hub(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         """A hub with one data set, in a folder, which nobody here may reach; `sent` are the calls of uploads."""
         home = tmp_path / "of-the-hub"
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
         class Hub:
             sent: ClassVar[list[dict[str, Any]]] = []
