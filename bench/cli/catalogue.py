@@ -87,12 +87,23 @@ def _boards() -> Rows:
     return [{"track": track, "summary": summary} for track, summary in TRACKS.items()]
 
 
+def _suites() -> Rows:
+    from bench.settings.grid import expand
+    from bench.settings.suites import suites
+
+    return [
+        {"name": suite.name, "version": suite.version, "runs": len(expand(suite.settings)), "summary": suite.summary}
+        for suite in suites().values()
+    ]
+
+
 _LISTS: dict[str, Callable[[], Rows]] = {
     "methods": _methods,
     "shifts": _shifts,
     "corruptions": _corruptions,
     "models": _models,
     "protocols": _protocols,
+    "suites": _suites,
     "boards": _boards,
 }
 

@@ -28,7 +28,7 @@ class QuickGroup(_Quick, TyperGroup):
     """A group without parsed values."""
 
 
-_LISTS = "methods|shifts|corruptions|models|protocols|boards"
+_LISTS = "methods|shifts|corruptions|models|protocols|suites|boards"
 _THINGS = "method|shift|corruption"
 
 
@@ -42,7 +42,7 @@ def _words(context: typer.Context, *names: str, more: int = 0) -> list[str]:
 
 
 def list_(context: typer.Context, json: Json = False) -> None:
-    """List methods, shifts, corruptions, models, protocols or boards."""
+    """List methods, shifts, corruptions, models, protocols, suites or boards."""
     (what,) = _words(context, _LISTS)
     from bench.cli import catalogue
 

@@ -109,6 +109,9 @@ def run(
         Path | None, typer.Argument(metavar="[RUN.toml]", help="A run file; its keys are the names of these options.")
     ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Run the built-in demonstration; needs no download.")] = False,
+    suite: Annotated[
+        str | None, typer.Option("--suite", metavar="NAME", help="The runs of a suite; see `bench list suites`.")
+    ] = None,
     record: Annotated[
         str | None, typer.Option(metavar="KEY", help="Repeat one published record; needs --from.")
     ] = None,
@@ -126,7 +129,7 @@ def run(
         if record is None or source is None:
             raise UsageError("--record KEY and --from DIR go together; give both")
         raise typer.Exit(commands.repeat_record(record, source, settings, as_json=json))
-    raise typer.Exit(commands.run_spec(file, demo, settings, options, dry_run=dry_run, as_json=json))
+    raise typer.Exit(commands.run_spec(file, demo, suite, settings, options, dry_run=dry_run, as_json=json))
 
 
 def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:

@@ -20,6 +20,7 @@ from bench.runs.progress import RunProgress, plural
 from bench.settings.grid import GridCell, cells_of
 from bench.settings.methods import parse_setting
 from bench.settings.run_spec import RunSpec, read_run_file
+from bench.settings.suites import find_suite
 
 if TYPE_CHECKING:
     from bench.planning.cost_estimate import CostLine
@@ -27,12 +28,22 @@ if TYPE_CHECKING:
 
 
 def run_spec(
-    file: Path | None, demo: bool, flags: Mapping[str, Any], settings: Sequence[str], *, dry_run: bool, as_json: bool
+    file: Path | None,
+    demo: bool,
+    suite: str | None,
+    flags: Mapping[str, Any],
+    settings: Sequence[str],
+    *,
+    dry_run: bool,
+    as_json: bool,
 ) -> int:
-    """Merge run file, flags and --set; run, print the board and return the exit code."""
-    if file is not None and demo:
-        raise UsageError("--demo and a run file exclude each other; leave one out")
+    """Merge run file, demonstration or suite with flags and --set; run, print boards and return the exit code."""
+    if sum((file is not None, demo, suite is not None)) > 1:
+        raise UsageError("--demo, --suite and a run file exclude each other; give one")
     base: Mapping[str, Any] = {}
+    if suite is not None:
+        chosen = find_suite(suite)
+        base = {"out": Path("runs") / chosen.folder, **chosen.settings}
     if demo:
         with resources.as_file(resources.files("bench") / "assets" / "demo.toml") as path:
             base = {"out": Path("runs") / "demo", **read_run_file(path)}

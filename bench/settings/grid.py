@@ -30,14 +30,19 @@ def cells_of(*layers: Mapping[str, Any]) -> tuple[GridCell, ...]:
     A layer may hold `runs`: tables of settings over those of the layers up to it, for combinations that are no product
     of lists. Raises UsageError as `make_spec` does, and for two equal runs.
     """
+    specs = [validate(one) for one in expand(*layers)]
+    if len({spec.model_dump_json() for spec in specs}) < len(specs):
+        raise UsageError("two runs of [[runs]] are equal; remove one")
+    return tuple(GridCell(name, spec) for name, spec in zip(_names(specs), specs, strict=True))
+
+
+def expand(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of each run, not validated yet. Raises UsageError for unknown settings and empty lists."""
     asked: list[dict[str, Any]] = [{}]
     for layer in layers:
         own = {key: value for key, value in layer.items() if key != "runs"}
         asked = [merge(before, own, more) for before in asked for more in _tables(layer)]
-    specs = [validate(one) for settings in asked for one in _combinations(settings)]
-    if len({spec.model_dump_json() for spec in specs}) < len(specs):
-        raise UsageError("two runs of [[runs]] are equal; remove one")
-    return tuple(GridCell(name, spec) for name, spec in zip(_names(specs), specs, strict=True))
+    return [one for settings in asked for one in _combinations(settings)]
 
 
 def settings_of(specs: Sequence[RunSpec]) -> dict[str, Any]:
