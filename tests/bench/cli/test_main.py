@@ -266,7 +266,7 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
 
 def test_track_is_another_name_of_tracker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(bench_run, "run_spec", lambda _file, _demo, flags, *_, **__: given.append(flags) or 0)
+    monkeypatch.setattr(bench_run, "run_spec", lambda _file, _demo, _suite, flags, *_, **__: given.append(flags) or 0)
     for option in ("--tracker", "--track"):
         assert bench("run", option, "mlflow").code == 0
     assert given[0] == given[1]
