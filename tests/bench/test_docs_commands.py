@@ -68,7 +68,8 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^bench new|^bench check (method|shift) FILE", Not("tests/bench/extending runs it")),
     (r"paper-imagenet|FILE --with-baselines|--init-from R|bench run FILE|mae_probe|shot_pool|prime,selfsoup", _HOURS),
     (r"continued_ssl|selfsoup_clean|supervised_soup \(soup:best\)|selfsoup_single|shot_im_pool\" ?--from R", _HOURS),
-    (r"selfsoup \(soup\)\" shot_im_pool", _HOURS),
+    (r"selfsoup \(soup\)\" (shot_im_pool|\"selfsoup_diverse_clean)", _HOURS),
+    (r"doctor --gpu", Not("needs a GPU; tests/bench/runs/test_device_check.py runs it on a CPU")),
     (r"^bench run --demo", Not("tests/e2e/test_demo.py runs it")),
     (r"my_tent\.py", Not("tests/bench/test_readme.py runs it")),
     (r"^bench run --record KEY", Not("tests/e2e/test_headline.py repeats records")),
@@ -220,7 +221,7 @@ def test_examples_in_python_run(folder: Path) -> None:
             [sys.executable, script.name], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, (text, done.stderr)
-        assert "None" not in done.stdout, done.stdout
+        assert not re.search(r"^None|nan", done.stdout, re.M), done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
