@@ -43,16 +43,14 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps 'corrupt-tta>=0.1.7' 'imagecorruptions-imaug>=1.1.5' \
-		'robustbench>=1.1' 'geotorch>=0.3' 'torchdiffeq>=0.2.3'
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps 'corrupt-tta>=0.1.7' 'imagecorruptions-imaug>=1.1.5'
 	touch $@ $(VENV)/.installed
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest.py
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q -c $(LOWEST)/constraints.txt -e '.[dev]'
-	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q --no-deps 'corrupt-tta>=0.1.7' 'imagecorruptions-imaug>=1.1.5' \
-		'robustbench>=1.1' 'geotorch>=0.3' 'torchdiffeq>=0.2.3'
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q --no-deps 'corrupt-tta>=0.1.7' 'imagecorruptions-imaug>=1.1.5'
 	touch $@
 
 # After a change of code: the digests and the numbers that the versions of components stand for.
