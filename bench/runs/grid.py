@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.core.errors import MissingDataError, UsageError
+from bench.evaluation.protocols import parse_protocol
 from bench.planning.plan import Plan
 from bench.runs.callbacks import RunCallback
 from bench.runs.run import Outcome, planned, run_plans
 from bench.settings.grid import GridCell
+from bench.shifts import find_row
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ def _methods(cell: GridCell) -> tuple[str, ...]:
 
 
 def plan_grid(cells: Sequence[GridCell], callback: RunCallback) -> PlannedGrid:
-    """Plan every run of a grid. Raises UsageError if none of them can be."""
+    """Plan every run of a grid. Raises UsageError for an unknown shift or protocol, and if none of the runs can be."""
+    for cell in cells:
+        find_row(cell.spec.shift)
+        parse_protocol(cell.spec.protocol)
     out = cells[0].spec.out or default_folder(cells)
     plans: list[tuple[GridCell, Plan]] = []
     refused: list[tuple[GridCell, str]] = []

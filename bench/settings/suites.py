@@ -30,11 +30,10 @@ class Suite:
 @cache
 def suites() -> Mapping[str, Suite]:
     """Return all suites by name."""
-    files = sorted((resources.files("bench") / "assets" / "suites").iterdir(), key=lambda file: file.name)
+    files = (resources.files("bench") / "assets" / "suites").iterdir()
     found = {}
-    for file in files:
+    for name, file in sorted((file.name.removesuffix(".toml"), file) for file in files):
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-        name = file.name.removesuffix(".toml")
         found[name] = Suite(name, content.pop("version"), content.pop("summary"), content)
     return found
 

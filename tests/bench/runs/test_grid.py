@@ -71,6 +71,12 @@ def test_a_run_that_cannot_be_is_left_out_with_the_reason(asked: dict[str, Any],
         plan_grid(cells_of(asked, {"shift": "cifar10-c,cifar100-c", "data_root": tmp_path}), notes)
 
 
+@pytest.mark.parametrize("wrong", [{"protocol": "continual,corelated"}, {"shift": "digits-c,digit-c"}])
+def test_a_name_that_nothing_has_is_refused_not_left_out(asked: dict[str, Any], wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"did you mean '(correlated|digits-c)'"):
+        plan_grid(cells_of(asked, wrong), Notes())
+
+
 def test_the_command_line_runs_prints_and_continues(asked: dict[str, Any], tmp_path: Path) -> None:
     asked = {**asked, "method": "source", "set": {"source": asked["set"]["source"]}}
     words = [*flags_of(asked), "--protocol", "continual,reset_each_shift"]
