@@ -131,8 +131,7 @@ def _probe_steps(job: Job, stock: Weights, device: str) -> _Steps:
         config = replace(config, batch_size=batch, **whole)
     data, making = job.data, None
     if data is not None:
-        name = "images" if data.photographs is None else "photographs"
-        read = getattr(data, name)
+        read = data.images if data.photographs is None else data.photographs
         if isinstance(read, LazyImages | LazyPhotographs) and read.kept:
             making = _Timed(read.unkept())
             data = replace(data, images=making) if data.photographs is None else replace(data, photographs=making)
