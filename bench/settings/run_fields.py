@@ -56,8 +56,15 @@ class RunFields(_Declared):
     ] = None
     protocol: Annotated[str, Flag("NAME or NAME:parameter=value; see `bench list protocols`.")] = "reset_each_shift"
     split: Annotated[str, Flag("disjoint, joint, transductive or dev.")] = "disjoint"
-    seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000)] = None
+    seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000, also="--label-draws")] = None
     seed: Annotated[int, Flag("The first (or only) seed.", least=0, most=2**31 - 1001)] = 0
+    ingredient_draws: Annotated[
+        int | None,
+        Flag("Draw only so many sets of ingredients, each for as many of the seeds.", least=1, most=1000),
+    ] = None
+    ingredient_seed: Annotated[
+        int | None, Flag("The first (or only) seed of ingredients.  [default: 0]", least=0, most=2**31 - 1001)
+    ] = None
     batch_size: Annotated[int, Flag("Images per batch of the stream.", least=1)] = 64
     budget: Annotated[
         str | None, Flag("How much of the published recipe: paper, short or smoke; see `bench show shift NAME`.")
