@@ -249,3 +249,20 @@ def test_unknown_cards_are_named(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="save it as UTF-8"):
         find_card(str(tmp_path / "binary.toml"))
+
+
+def test_the_page_lists_every_card_and_number() -> None:
+    page = (RUNS.parent / "docs" / "reproduce.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    assert lines == [
+        f"| `{card.name}` | {number.row} | {number.quantity} {number.value:g} | {number.tolerance:g} "
+        f"| [{card.source}]({card.url}) |"
+        for card in cards().values()
+        for number in card.published
+    ]
+
+
+def test_the_example_on_the_page_is_a_card(tmp_path: Path) -> None:
+    page = (RUNS.parent / "docs" / "reproduce.md").read_text()
+    (tmp_path / "mine.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert make_spec(find_card(str(tmp_path / "mine.toml")).run).method == ("tent",)
