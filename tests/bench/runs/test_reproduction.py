@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bench.settings.reproductions import Published, cards, find_card
 from bench.shifts.imagenet import COMMON
 from leaderboards.boards import make_board
 from leaderboards.store import Store
+from leaderboards.uncertainty import Interval
 
 SYNSETS = ("n01440764", "n01443537")
 NETWORK = """
@@ -219,6 +221,10 @@ def test_what_was_not_measured_is_said(home: Path) -> None:
     board = make_board([record for record in Store(home / "o").records() if record.method == "source"])
     source, tent = compare(find_card("tent-imagenet-c"), board)
     assert (source.verdict, tent.verdict, tent.ours, tent.difference) == ("differs", "not measured", None, None)
+    (row,) = board.rows
+    known = replace(row, accuracy=0.25, interval=Interval(0.25, 0.2, 0.3))
+    found = compare(find_card("tent-imagenet-c"), replace(board, rows=(known,)))[0]
+    assert (found.ours, found.half_width) == (75.0, pytest.approx(5.0))
     part = Published(method="source", part="best", error=1, tolerance=1)
     card = find_card("tent-imagenet-c").model_copy(update={"published": (part,)})
     assert [(each.row, each.verdict) for each in compare(card, board)] == [("source (best)", "not measured")]
