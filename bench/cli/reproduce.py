@@ -49,11 +49,11 @@ def reproduce(name: str | None, flags: Mapping[str, Any], *, dry_run: bool, as_j
     if name is None:
         _print_list(as_json)
         return 0
-    from bench.runs.reproduction import compare, default_folder, exit_code, need_files, why_not_comparable
+    from bench.runs.reproduction import compare, default_folder, exit_code, need_data, why_not_comparable
 
     card = find_card(name)
     spec = make_spec({"out": default_folder(card)}, card.run, flags)
-    need_files(card, spec)
+    need_data(card, spec)
     if dry_run:
         if not as_json:
             print_text("\n".join([*_head(card), ""]))

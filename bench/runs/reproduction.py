@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.core.errors import MissingDataError
 from bench.settings.reproductions import Card, Published
 from bench.settings.run_spec import RunSpec
+from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
 
 if TYPE_CHECKING:
@@ -44,12 +45,17 @@ class Finding:
         return asdict(self)
 
 
-def need_files(card: Card, spec: RunSpec) -> None:
-    """Raise MissingDataError if the data root lacks a file that the card names, saying where it comes from."""
-    root = Reading(spec.data_root).root
+def need_data(card: Card, spec: RunSpec) -> None:
+    """Look for the data before any weights are downloaded.
+
+    Raises MissingDataError where the shift or a file that the card names is missing, saying where it comes from.
+    """
+    reading = Reading(spec.data_root, offline=spec.offline)
+    if spec.model:  # a run from a stock opens the shift first by itself
+        load_shift(spec.shift, reading=reading)
     for name, origin in card.files.items():
-        if not (root / name).is_file():
-            raise MissingDataError(f"{card.name} needs {name} in {root}; get it from {origin}")
+        if not (reading.root / name).is_file():
+            raise MissingDataError(f"{card.name} needs {name} in {reading.root}; get it from {origin}")
 
 
 def why_not_comparable(card: Card, spec: RunSpec) -> str:
