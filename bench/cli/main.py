@@ -82,15 +82,17 @@ def main(
 
 
 def _with_settings(
-    first: int, names: Collection[str] = tuple(inspect.get_annotations(RunFields))
+    first: int, names: Collection[str] = tuple(inspect.get_annotations(RunFields)), out: str = ""
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace `**settings` by a flag for each of these settings of a run; None says that the flag is not given.
 
-    In the help they follow the `first` parameters of the command; its others stand before --offline.
+    In the help they follow the `first` parameters of the command; its others stand before --offline. `out` is the help
+    of --out where it differs from that of a run.
     """
 
     def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-        flags = [_flag_of(name, hint) for name, hint in inspect.get_annotations(RunFields).items() if name in names]
+        fields = inspect.get_annotations(RunFields).items()
+        flags = [_flag_of(name, hint, out if name == "out" else "") for name, hint in fields if name in names]
         own = list(inspect.signature(command).parameters.values())[:-1]
         end = [flag.name for flag in flags].index("offline")
         signature = inspect.Signature([*own[:first], *flags[:end], *own[first:], *flags[end:]])
@@ -100,13 +102,13 @@ def _with_settings(
     return with_flags
 
 
-def _flag_of(name: str, hint: Any) -> inspect.Parameter:
+def _flag_of(name: str, hint: Any, told: str) -> inspect.Parameter:
     flag = next(item for item in hint.__metadata__ if isinstance(item, Flag))
     kinds = (hint.__origin__, *get_args(hint.__origin__))
     kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
     kind = str if name in LISTS else kind
     names = [flag.name or "--" + name.replace("_", "-"), *([flag.also] if flag.also else [])]
-    option = typer.Option(*names, help=flag.help, metavar=flag.metavar)
+    option = typer.Option(*names, help=told or flag.help, metavar=flag.metavar)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -152,11 +154,11 @@ def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:
 
 
 @app.command()
-@_with_settings(first=1, names=REPEATED)
+@_with_settings(first=1, names=REPEATED, out="Folder of the records.  [default: runs/reproduce-<card>]")
 def reproduce(
     *,
     card: Annotated[
-        str | None, typer.Argument(metavar="[CARD]", help="A name, or the file of a card; without it, all are listed.")
+        str | None, typer.Argument(metavar="CARD", help="A name, or the file of a card; without it, all are listed.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and exit.")] = False,
     json: Json = False,
