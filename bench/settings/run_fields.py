@@ -34,6 +34,12 @@ class Flag:
 LISTS = ("shift", "model", "stock", "protocol", "split", "batch_size", "labels", "precision")
 """Settings of which a run has one value; the command line and run files also take a list, for a grid of runs."""
 
+REPEATED = (
+    *("model", "stock", "seeds", "seed", "limit", "device", "compile", "data_root", "out", "launch", "slurm"),
+    *("jobs", "devices", "workers", "rerun", "only_failed", "offline", "tracker"),
+)
+"""Settings that a reproduction card leaves to the user: where and how often its run is done."""
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class _Declared:
