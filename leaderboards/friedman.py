@@ -25,7 +25,7 @@ class Friedman:
     `ranks` are in [1, k], ties share theirs. `statistic` is Friedman's chi-square with k - 1 degrees of freedom,
     corrected for ties, `p` its p-value. `pairs` holds the adjusted p-value of each pair of places (i < j), and `groups`
     the first and last place of each largest group of methods without a significant difference; a method that differs
-    from all others is in none. Without a significant Friedman test no pair is significant and all are one group.
+    from all others is in none. Without a significant Friedman test all are one group, whatever the pairs say.
     `critical` is Nemenyi's critical difference of two mean ranks, None with Holm's test.
     """
 
