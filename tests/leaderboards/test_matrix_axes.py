@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import xml.etree.ElementTree
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +290,9 @@ def test_the_diagram_shows_names_ranks_and_groups(boards: list[Board], significa
     assert len(ends) == len(found.groups)
     for (low, high), (first, last) in zip(sorted(ends), found.groups, strict=True):
         assert (low, high) == pytest.approx((found.ranks[first], found.ranks[last]), abs=0.05)
+    bars = [(line.get_ydata()[0], line.get_xdata()) for line in axes.lines if line.get_linewidth() == 4]
+    for (height, one), (other_height, other) in combinations(bars, 2):
+        assert height != other_height or max(one) < min(other) or max(other) < min(one)
     assert axes.get_xlim() == (1, len(found.names))
     caption = caption_of("critical-difference", made, [test])
     assert all(name in caption for first, last in found.groups for name in found.names[first : last + 1])
