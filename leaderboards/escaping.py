@@ -7,7 +7,7 @@ import unicodedata
 from typing import Any
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-_NUMBERS = re.compile(r"[\d.,\[\] –−+%-]*")
+_NUMBERS = re.compile(r"[\d.,\[\] –−+%†-]*")
 _MARKED = re.compile(r"[\\`*\[\]~$|#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|[<>&]|:(?=//)|(?<=www)\.|^[+-]")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;"}
 _FORMULA = re.compile(r"(^|[;,|\t])([\s\"]*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")

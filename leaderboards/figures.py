@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_LINES = 8  # more series cannot be distinguished
-_MOST_ROWS = 30  # readable rows of a heat map
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_INK = "#010203"  # stands for the text colour of a page; no palette has it
+MOST_LINES = 8  # more series cannot be distinguished
+MOST_ROWS = 30  # readable rows of a heat map
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK = "#010203"  # stands for the text colour of a page; no palette has it
 _STYLE: Any = {
     "text.parse_math": False,  # a dollar in a name is a dollar
     "svg.fonttype": "none",
@@ -30,9 +30,9 @@ _STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    **{f"{part}.color": _INK for part in ("text", "xtick", "ytick")},
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
+    **{f"{part}.color": INK for part in ("text", "xtick", "ytick")},
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
     "axes.titlesize": 10,
     "legend.frameon": False,
 }
@@ -45,7 +45,7 @@ def severity_curves(board: Board) -> Figure | None:
         return None
 
     def draw(axes: Axes) -> None:
-        for row, colour, marker in zip(rows, _palette(len(rows)), _MARKERS, strict=False):
+        for row, colour, marker in zip(rows, palette(len(rows)), MARKERS, strict=False):
             points = [(s, row.at_severity(s)) for s in board.severities]
             if row.clean_accuracy is not None:
                 points.insert(0, (0.0, row.clean_accuracy))
@@ -58,46 +58,20 @@ def severity_curves(board: Board) -> Figure | None:
             )
         axes.set(xlabel="severity (0 is clean)", ylabel="accuracy in %")
         axes.set_xticks([0, *board.severities])
-        _legend(axes)
+        legend_beside(axes)
 
-    return _figure(draw, (7, 3.8))
+    return new_figure(draw, (7, 3.8))
 
 
 def corruption_heatmap(board: Board) -> Figure | None:
     """Accuracy of each method under each corruption, best rows first; None if no row is complete."""
-    rows = [row for row in board.rows if row.accuracy is not None][:_MOST_ROWS]
+    rows = [row for row in board.rows if row.accuracy is not None][:MOST_ROWS]
     if not rows or not board.corruptions:
         return None
 
     values = [[row.per_corruption[name] for name in board.corruptions] for row in rows]
-    low, high = heat.limits([value for line in values for value in line if value is not None])
-
-    def draw(axes: Axes) -> None:
-        import numpy as np
-        import seaborn
-        from matplotlib.colors import to_hex
-
-        seaborn.heatmap(
-            [[float("nan") if value is None else 100 * value for value in line] for line in values],
-            ax=axes,
-            annot=True,
-            fmt=".0f",
-            annot_kws={"size": 8},
-            cmap="cividis",
-            vmin=low,
-            vmax=high,
-            xticklabels=list(board.corruptions),
-            yticklabels=[f"{row.name} ({row.track})" for row in rows],
-            cbar_kws={"label": "accuracy in %"},
-        )
-        colours = [to_hex(tuple(colour)) for colour in np.asarray(axes.collections[0].get_facecolor())]
-        for text, colour in zip(axes.texts, colours, strict=True):
-            text.set_color(heat.ink_on(colour))
-        axes.tick_params(axis="x", labelrotation=45)
-        for label in axes.get_xticklabels():
-            label.set_horizontalalignment("right")
-
-    return _figure(draw, (3.6 + 0.42 * len(board.corruptions), 1.8 + 0.26 * len(rows)))
+    names = [f"{row.name} ({row.track})" for row in rows]
+    return heat_map(values, list(board.corruptions), names)
 
 
 def pareto_front(rows: Iterable[BoardRow]) -> list[BoardRow]:
@@ -126,7 +100,7 @@ def cost_accuracy(board: Board) -> Figure | None:
     def draw(axes: Axes) -> None:
         tracks = [track for track in TRACKS if any(row.track == track for row in rows)]
         fronts: list[BoardRow] = []
-        for track, colour, marker in zip(tracks, _palette(len(tracks)), _MARKERS, strict=False):
+        for track, colour, marker in zip(tracks, palette(len(tracks)), MARKERS, strict=False):
             own = [row for row in rows if row.track == track]
             for row in own:
                 if row.interval is not None:
@@ -144,8 +118,8 @@ def cost_accuracy(board: Board) -> Figure | None:
             xs, ys = [_passes(row) for row in front], [100 * (row.accuracy or 0) for row in front]
             axes.step(xs, ys, where="post", color=colour, linewidth=0.8, linestyle="--")
         if len(fronts) > len(tracks):
-            axes.plot([], [], color=_INK, linewidth=0.8, linestyle="--", label="Pareto front of a track")
-        _name_points(axes, fronts if len(rows) > 2 * _MOST_LINES else rows)
+            axes.plot([], [], color=INK, linewidth=0.8, linestyle="--", label="Pareto front of a track")
+        _name_points(axes, fronts if len(rows) > 2 * MOST_LINES else rows)
         axes.set_xscale("log", base=2)
         axes.margins(x=0.3)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -153,9 +127,9 @@ def cost_accuracy(board: Board) -> Figure | None:
             xlabel="forward passes for each image, a backward one counted as two (log scale)",
             ylabel="accuracy in %",
         )
-        _legend(axes)
+        legend_beside(axes)
 
-    return _figure(draw, (7, 4.2))
+    return new_figure(draw, (7, 4.2))
 
 
 def soup_anatomy(board: Board) -> Figure | None:
@@ -169,7 +143,7 @@ def soup_anatomy(board: Board) -> Figure | None:
 
     def draw(axes: Axes) -> None:
         sources = [row for row in board.rows if row.name == "source" and row.accuracy is not None]
-        blue, orange, green, red, *_ = _palette(8)
+        blue, orange, green, red, *_ = palette(8)
         names: list[str] = []
         for row in sources:
             _point(axes, len(names), row, red, "D")
@@ -191,7 +165,7 @@ def soup_anatomy(board: Board) -> Figure | None:
         axes.grid(axis="x", alpha=0.3)
 
     count = sum(row.method in methods or row.name == "source" for row in board.rows)
-    return _figure(draw, (7, 1.4 + 0.28 * count))
+    return new_figure(draw, (7, 1.4 + 0.28 * count))
 
 
 def _of_soup(row: BoardRow) -> str:
@@ -254,10 +228,12 @@ def plot(board: Board, name: str) -> Figure:
 
 def drawn(board: Board, *, on_page: bool = False) -> dict[str, bytes]:
     """Return the figures of a board as SVG for `to_inline_svg` and `to_file`; with `on_page` only those of a page."""
-    return {
-        name: _save(figure, "svg", transparent=True)
-        for name, figure in _made(board, ON_PAGE if on_page else _FIGURES).items()
-    }
+    return {name: to_svg(figure) for name, figure in _made(board, ON_PAGE if on_page else _FIGURES).items()}
+
+
+def to_svg(figure: Figure) -> bytes:
+    """Return the figure as SVG without ground, for `to_inline_svg` and `to_file`."""
+    return _save(figure, "svg", transparent=True)
 
 
 def _made(board: Board, names: Iterable[str]) -> dict[str, Figure]:
@@ -272,7 +248,7 @@ def to_bytes(figure: Figure, form: Literal["svg", "png", "pdf"]) -> bytes:
 
 def to_file(svg: bytes) -> bytes:
     """Return a figure of `drawn` for a file: black text, no ground."""
-    return svg.replace(_INK.encode(), b"#000000")
+    return svg.replace(INK.encode(), b"#000000")
 
 
 def to_inline_svg(svg: bytes, title: str) -> str:
@@ -284,7 +260,7 @@ def to_inline_svg(svg: bytes, title: str) -> str:
 
     text = svg.decode()
     salt = hashlib.sha256(svg).hexdigest()[:8]
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{salt}-", text)
     text = re.sub(r'<svg ([^>]*?)height="[\d.]+pt"([^>]*?)width="[\d.]+pt"', r"<svg \1\2", text, count=1)
@@ -301,7 +277,55 @@ def _save(figure: Figure, form: str, *, transparent: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(draw: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
+def heat_map(values: Sequence[Sequence[float | None]], columns: Sequence[str], rows: Sequence[str]) -> Figure:
+    """Return a heat map of accuracies, fractions [rows][columns], in percent; what is missing is hatched.
+
+    At least one must be there.
+    """
+    low, high = heat.limits([value for line in values for value in line if value is not None])
+
+    def draw(axes: Axes) -> None:
+        import numpy as np
+        import seaborn
+        from matplotlib.colors import to_hex
+        from matplotlib.patches import Rectangle
+
+        seaborn.heatmap(
+            [[float("nan") if value is None else 100 * value for value in line] for line in values],
+            ax=axes,
+            annot=True,
+            fmt=".0f",
+            annot_kws={"size": 8},
+            cmap="cividis",
+            vmin=low,
+            vmax=high,
+            xticklabels=list(columns),
+            yticklabels=list(rows),
+            cbar_kws={"label": "accuracy in %"},
+        )
+        colours = iter(np.asarray(axes.collections[0].get_facecolor()))
+        texts = iter(axes.texts)
+        for (i, j), value in np.ndenumerate(np.array(values, dtype=object)):
+            colour = next(colours)
+            if value is None:
+                axes.add_patch(Rectangle((j, i), 1, 1, fill=False, hatch="///", edgecolor=INK, alpha=0.4, linewidth=0))
+            else:
+                next(texts).set_color(heat.ink_on(to_hex(tuple(colour))))
+        axes.tick_params(axis="x", labelrotation=45)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+
+    width = 3.6 + 0.42 * len(columns) + room_for(rows, 25)
+    return new_figure(draw, (width, 1.8 + 0.26 * len(rows) + 0.7 * room_for(columns, 18)))
+
+
+def room_for(names: Sequence[str], letters: int) -> float:
+    """Return the inches that the longest of the names needs beyond this number of letters."""
+    return 0.08 * max(0, max(map(len, names)) - letters)
+
+
+def new_figure(draw: Callable[..., None], size: tuple[float, float], heights: Sequence[float] = (1.0,)) -> Figure:
+    """Return a figure of a size in inches; `draw` gets its panels, one above the other, of relative `heights`."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -311,17 +335,17 @@ def _figure(draw: Callable[[Axes], None], size: tuple[float, float]) -> Figure:
 
     with matplotlib.rc_context(_STYLE):
         figure = Shown(figsize=size, layout="constrained")
-        draw(figure.subplots())
+        draw(*figure.subplots(len(heights), height_ratios=list(heights), squeeze=False)[:, 0])
     return figure
 
 
-def _palette(count: int) -> list[Any]:
+def palette(count: int) -> list[Any]:
     import seaborn
 
     return list(seaborn.color_palette("colorblind", count))
 
 
-def _legend(axes: Axes) -> None:
+def legend_beside(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
@@ -331,7 +355,7 @@ def _best(board: Board) -> list[BoardRow]:
     rows = [row for row in board.rows if row.main and row.accuracy is not None]
     firsts = list({row.track: row for row in reversed(rows)}.values())
     rest = sorted((row for row in rows if row not in firsts), key=lambda row: -(row.accuracy or 0))
-    kept = [*firsts, *rest][:_MOST_LINES]
+    kept = [*firsts, *rest][:MOST_LINES]
     return [row for row in rows if row in kept]
 
 
@@ -375,7 +399,7 @@ def _name_points(axes: Axes, rows: Sequence[BoardRow]) -> None:
                 arrowprops={
                     "arrowstyle": "-",
                     "linewidth": 0.4,
-                    "color": _INK,
+                    "color": INK,
                     "alpha": 0.5,
                     "shrinkA": 0,
                     "shrinkB": 2,

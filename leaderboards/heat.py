@@ -1,4 +1,4 @@
-"""The heat map of a board: methods by corruption, with a colour and a text that can be read on it for each value."""
+"""A heat map of accuracies as a table, with a colour and a text that can be read on it for each value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from itertools import groupby
 from typing import Any
 
-from leaderboards.boards import Board, BoardRow
+from leaderboards.boards import Board
 from leaderboards.grid import ABSENT
 
 SHADES = 32
@@ -59,7 +59,7 @@ class HeatCell:
 
 @dataclass(frozen=True, slots=True)
 class HeatRow:
-    """One row of a board."""
+    """One method."""
 
     track: str
     name: str
@@ -68,7 +68,7 @@ class HeatRow:
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """The heat map of a board: `low` and `high` in percent are the limits of its colours."""
+    """A heat map: `low` and `high` in percent are the limits of its colours."""
 
     columns: tuple[str, ...]
     rows: tuple[HeatRow, ...]
@@ -89,26 +89,34 @@ class Heat:
 
 def table_of(board: Board) -> Heat | None:
     """Return accuracies in percent by corruption; None if there are none. What is missing has no colour."""
-    rows = [row for row in board.rows if any(value is not None for value in row.per_corruption.values())]
-    shown = rows[:_MOST_ROWS]
-    values = [value for row in shown for value in row.per_corruption.values() if value is not None]
+    lines = [(row.track, row.name, [row.per_corruption[name] for name in board.corruptions]) for row in board.rows]
+    return table(lines, board.corruptions, "Accuracy in percent under each corruption, mean over severities and seeds.")
+
+
+def table(
+    lines: Sequence[tuple[str, str, Sequence[float | None]]], columns: Sequence[str], caption: str
+) -> Heat | None:
+    """Return the heat map of lines, each a track, a name and its values; None if no line has a value."""
+    lines = [line for line in lines if any(value is not None for value in line[2])]
+    shown = lines[:_MOST_ROWS]
+    values = [value for _, _, own in shown for value in own if value is not None]
     if not values:
         return None
     low, high = limits(values)
-    more = f" The first {len(shown)} of {len(rows)} rows." if len(shown) < len(rows) else ""
+    more = f" The first {len(shown)} of {len(lines)} rows." if len(shown) < len(lines) else ""
     return Heat(
-        columns=board.corruptions,
-        rows=tuple(HeatRow(row.track, row.name, _cells(row, board.corruptions, low, high)) for row in shown),
+        columns=tuple(columns),
+        rows=tuple(HeatRow(track, name, _cells(own, low, high)) for track, name, own in shown),
         low=low,
         high=high,
-        caption=f"Accuracy in percent under each corruption, mean over severities and seeds.{more}",
+        caption=f"{caption}{more}",
     )
 
 
-def _cells(row: BoardRow, corruptions: Sequence[str], low: int, high: int) -> tuple[HeatCell, ...]:
+def _cells(values: Sequence[float | None], low: int, high: int) -> tuple[HeatCell, ...]:
     def cell(value: float | None) -> HeatCell:
         if value is None:
             return HeatCell(ABSENT, "missing")
         return HeatCell(f"{100 * value:.0f}", f"h{round((100 * value - low) / (high - low) * (SHADES - 1))}")
 
-    return tuple(cell(row.per_corruption[name]) for name in corruptions)
+    return tuple(map(cell, values))

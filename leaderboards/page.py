@@ -1,4 +1,4 @@
-"""Boards as one self-contained HTML page, and the front page that holds methods against boards.
+"""Boards as one self-contained HTML page.
 
 The tables are plain HTML and can be read without the script, which sorts, filters and opens the single conditions.
 """
@@ -17,7 +17,7 @@ from leaderboards import figures, heat
 from leaderboards.boards import MEANING, TRACKS, Board, BoardRow
 from leaderboards.grid import ABSENT
 from leaderboards.html import fragment, legend, render, size_in_words
-from leaderboards.matrix import MatrixRow, matrix, short_name
+from leaderboards.matrix import short_name
 from leaderboards.provenance import MEANING as CONFIRMATIONS
 from leaderboards.provenance import meaning_of, weakest
 from leaderboards.reference import reference_rows
@@ -68,6 +68,7 @@ def to_page(
     links: Sequence[tuple[str, str]] = (),
     downloads: Sequence[Sequence[Download]] = (),
     confirmed: Mapping[str, str] | None = None,
+    matrices: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return a page with a section for each board, in the given order; boards are never merged.
 
@@ -75,7 +76,8 @@ def to_page(
     default `records/<key>.json`. Numbers of single conditions link there. `links` are addresses and texts for the head
     of the page, `downloads` the files beside each board, `drawn` its figures if `leaderboards.figures.drawn` made them
     already. `confirmed` says of records, by key, who has confirmed them (`leaderboards.provenance`); a row has the word
-    of its weakest record. Raises ValueError if there is no board.
+    of its weakest record. `matrices` stand above the boards (`leaderboards.matrix_page`). Raises ValueError if there
+    is no board.
     """
     if not boards:
         raise ValueError("a page needs at least one board; make one with make_board")
@@ -90,12 +92,9 @@ def to_page(
     ]
     if len(boards) == 1:
         sections[0]["heading"] = "Results"
-    known: set[str] = set()
-    for number, section in enumerate(sections):
-        if section["id"] in known:  # boards that differ in severities only
-            for part in (section, *(line for group in section["groups"] for line in group["rows"])):
-                part["id"] += f":{number}"
-        known.add(section["id"])
+    for end, section in zip(id_ends(boards), sections, strict=True):
+        for part in (section, *(line for group in section["groups"] for line in group["rows"])):
+            part["id"] += end
     return render(
         "board.html.jinja",
         title=title,
@@ -103,6 +102,7 @@ def to_page(
         legend=legend(boards),
         filters=_filters(boards),
         boards=sections,
+        matrices=matrices,
         details=_packed([_details(board, url) for board in boards]),
         colours=heat.style() if with_figures else "",
     )
@@ -123,6 +123,12 @@ def board_id(board: Board) -> str:
     """Return the id of a board on its page. It stays when results at other severities or seeds join the board."""
     labels = () if board.labels_per_class is None else (f"labels{board.labels_per_class}",)
     return fragment(board.shift, board.model, board.protocol, board.split, *labels)
+
+
+def id_ends(boards: Sequence[Board]) -> list[str]:
+    """Return what the ids of each board and of its rows end with on a page of all, where boards have equal ids."""
+    ids = [board_id(board) for board in boards]
+    return [f":{number}" if each in ids[:number] else "" for number, each in enumerate(ids)]
 
 
 def row_id(board: Board, row: BoardRow) -> str:
@@ -234,58 +240,3 @@ def _packed(content: Any) -> str:
     """Return compressed JSON in base64, whose letters cannot end a script element."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-
-
-@dataclass(frozen=True, slots=True)
-class FrontColumn:
-    """One board of the front page; `words` says how it differs from other boards of its shift."""
-
-    board: Board
-    address: str
-
-    @property
-    def words(self) -> str:
-        """Model, protocol and severities."""
-        severities = ", ".join(f"{severity:g}" for severity in self.board.severities)
-        return f"{self.board.model} · {self.board.protocol} · severity {severities or ABSENT}"
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """The front page: all methods against all boards, each number with the address of its row. Nothing is averaged."""
-
-    columns: tuple[FrontColumn, ...]
-    rows: tuple[MatrixRow, ...]
-
-    @property
-    def shifts(self) -> list[tuple[str, int]]:
-        """The shifts in order, each with the number of its boards."""
-        return [(shift, len(list(own))) for shift, own in groupby(self.columns, key=lambda column: column.board.shift)]
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        """The rows of each track with its meaning; a cell is its row, its address and whether it is the best."""
-        return [
-            {"track": track, "meaning": MEANING[track], "rows": [self._shown(row) for row in own]}
-            for track, own in groupby(self.rows, key=lambda row: row.track)
-        ]
-
-    def _shown(self, row: MatrixRow) -> dict[str, Any]:
-        pairs = zip(self.columns, row.cells, strict=True)
-        cells = [
-            {
-                "row": cell.row,
-                "address": f"{column.address}#{row_id(column.board, cell.row)}" if cell.row else "",
-                "best": cell.best,
-            }
-            for column, cell in pairs
-        ]
-        return {"name": row.name, "cells": cells}
-
-
-def front(pages: Sequence[tuple[str, Board]]) -> Front:
-    """Return the front page of boards, given the address of each board's page."""
-    columns = sorted((FrontColumn(board, address) for address, board in pages), key=lambda column: column.board.shift)
-    made = matrix([column.board for column in columns])
-    order = sorted(made.rows, key=lambda row: TRACKS.index(row.track))
-    return Front(tuple(columns), tuple(order))

@@ -6,21 +6,26 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from leaderboards import figures
-from leaderboards.boards import Board, make_board
+from leaderboards import figures, heat, matrix_figures, matrix_tables
+from leaderboards.boards import Board, BoardRow, make_board
 from leaderboards.bundle import Bundle, write_bundle
 from leaderboards.card import is_made
 from leaderboards.files import write_atomically
 from leaderboards.html import legend, render
-from leaderboards.page import Download, front, to_page
+from leaderboards.matrix import comparable, comparisons
+from leaderboards.matrix_page import drawn as drawn_matrix
+from leaderboards.matrix_page import front, section
+from leaderboards.page import Download, row_id, to_page
 from leaderboards.record import Record, schema
 from leaderboards.tables import caption, to_csv, to_json, to_latex, to_markdown
 from leaderboards.union import Published, boards_of, merge
 
 TITLE = "soupbench leaderboards"
+MATRIX = "matrix.html"
 PAPER = "https://arxiv.org/abs/2602.02890"  # Self-Souping
 _TABLES: dict[str, tuple[str, Callable[[Board], str]]] = {
     "csv": ("CSV", lambda board: to_csv(board, per_corruption=True)),
@@ -94,7 +99,8 @@ def _same(records: Sequence[Record], board: Board, now: Published, then: Publish
 def build_site(bundles: Mapping[str, Bundle], out: Path, *, project: str | None = None) -> list[Path]:
     """Write the site of checked bundles (by file name) into a folder and return its pages; other files there stay.
 
-    index.html holds methods against boards; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html
+    index.html holds methods against boards, matrix.html means and mean ranks over boards that differ only in shift,
+    protocol or model, if there are any; SLUG.html is a board, with the numbers of papers below it; SLUG-about.html
     holds its sources (model cards, settings), submit.html how to add a result. The same numbers are also written as
     csv, json, md and tex, the figures as svg; records/KEY.json is every record, results/NAME.jsonl every bundle.
     `project` is the address of the source code, for links.
@@ -117,7 +123,9 @@ def files_of(
     """
     links = [("index.html", "all boards"), ("submit.html", "how to submit"), (PAPER, "paper of Self-Souping")]
     links += [(project, "project")] if project else []
-    files: dict[str, bytes] = {}
+    matrices, files = _matrices(site.entries, with_figures=with_figures)
+    if matrices:
+        links.insert(1, (MATRIX, "means and ranks"))
     listed = []
     for entry in site.entries:
         drawn = figures.drawn(entry.board) if with_figures else {}
@@ -127,7 +135,7 @@ def files_of(
             *(Download(name, kind, len(data)) for name, (kind, data) in beside.items()),
             *(Download(address, "JSON lines, all results", sizes.get(name, 0)) for address, name in results),
         ]
-        own = [*links[:1], (entry.about, "about these results"), *links[1:]]
+        own = [links[0], (entry.about, "about these results"), *links[1:]]
         confirmed = {key: word for _, bundle in entry.bundles for key, word in bundle.provenance.items()}
         page = to_page(
             [entry.board], title=entry.title, links=own, drawn=[drawn], downloads=[downloads], confirmed=confirmed
@@ -136,10 +144,15 @@ def files_of(
         files |= {entry.page: page.encode(), entry.about: _about(entry, downloads, links).encode()}
         listed.append({"entry": entry, "caption": caption(entry.board), "downloads": downloads})
     boards = [entry.board for entry in site.entries]
-    grid = front([(entry.page, entry.board) for entry in site.entries])
+    view = front([(entry.page, entry.board) for entry in site.entries])
+    compared = MATRIX if matrices else ""
     shared = {"legend": legend(boards), "project": project}
-    index = render("front.html.jinja", title=TITLE, links=links[1:], boards=listed, matrix=grid, **shared)
-    submit = render("submit.html.jinja", title="How to submit", links=[*links[:1], *links[2:]], **shared)
+    head = {"title": TITLE, "links": links[1:], "boards": listed, "matrix": view, "compared": compared}
+    index = render("front.html.jinja", **head, **shared)
+    others = [link for link in links if link[0] != "submit.html"]
+    submit = render("submit.html.jinja", title="How to submit", links=others, **shared)
+    if matrices:
+        files[MATRIX] = _matrix_page(matrices, [link for link in links if link[0] != MATRIX], legend(boards)).encode()
     return {
         "index.html": index.encode(),
         **files,
@@ -147,6 +160,43 @@ def files_of(
         "record.schema.json": (json.dumps(schema(), indent=2) + "\n").encode(),
         **{f"records/{key}.json": f"{r.to_json()}\n".encode() for key, r in site.published.records.items()},
     }
+
+
+def _matrix_page(
+    matrices: Sequence[Mapping[str, Any]], links: Sequence[tuple[str, str]], known: Sequence[tuple[str, str, str]]
+) -> str:
+    return render(
+        "matrix.html.jinja", title="Means and ranks", links=links, legend=known, matrices=matrices, colours=heat.style()
+    )
+
+
+def _matrices(entries: Sequence[Entry], *, with_figures: bool) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Return the sections of the page of means and ranks, one for each axis, and the files beside it by address."""
+    pages = {id(entry.board): entry.page for entry in entries}
+
+    def address(board: Board, row: BoardRow | None) -> str:
+        return pages[id(board)] + (f"#{row_id(board, row)}" if row else "")
+
+    sections: list[dict[str, Any]] = []
+    files: dict[str, bytes] = {}
+    for axis, made in comparable([entry.board for entry in entries]).items():
+        tests = comparisons(made)
+        drawn = drawn_matrix(made, tests) if with_figures else {}
+        beside: dict[str, tuple[str, bytes]] = {
+            f"matrix-{axis}.csv": ("CSV", matrix_tables.to_csv(made).encode()),
+            f"matrix-{axis}.json": ("JSON", matrix_tables.to_json(made, tests).encode()),
+            f"matrix-{axis}.md": ("Markdown", matrix_tables.to_markdown(made, tests).encode()),
+            f"matrix-{axis}.tex": ("LaTeX", matrix_tables.to_latex(made, tests).encode()),
+        }
+        for name, svg in drawn.items():
+            title = matrix_figures.TITLES[name].lower()
+            beside[f"matrix-{axis}--{name}.svg"] = (f"SVG, {title}", figures.to_file(svg))
+        downloads = [Download(name, kind, len(data)) for name, (kind, data) in beside.items()]
+        sections.append(
+            section(made, tests, address, heading=f"{axis.capitalize()}s", drawn=drawn, downloads=downloads)
+        )
+        files |= {name: data for name, (_, data) in beside.items()}
+    return sections, files
 
 
 def _files_of_board(entry: Entry, drawn: Mapping[str, bytes]) -> dict[str, tuple[str, bytes]]:

@@ -197,6 +197,31 @@ def leaderboard(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Methods against shifts, protocols and models, with mean ranks.")
     ] = False,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="AXIS",
+            help="With --matrix: columns are shift, protocol, model, split, labels or severity, and rows repeat for "
+            "all else.  [default: a column for each board]",
+        ),
+    ] = "",
+    across_tracks: Annotated[
+        bool, typer.Option("--across-tracks", help="With --matrix: mean ranks and their test over all tracks together.")
+    ] = False,
+    blocks: Annotated[
+        str,
+        typer.Option(
+            metavar="columns|conditions",
+            help="With --matrix: what Friedman's test ranks methods in.  [default: columns]",
+        ),
+    ] = "",
+    posthoc: Annotated[
+        str,
+        typer.Option(
+            metavar="nemenyi|holm",
+            help="With --matrix: the test of pairs after Friedman's.  [default: nemenyi]",
+        ),
+    ] = "",
     columns: Annotated[
         str, typer.Option(metavar="A,B,...", help="Only these columns, by their titles; or paper, full.")
     ] = "",
@@ -219,13 +244,25 @@ def leaderboard(
     from bench.runs import open_results as reading
     from bench.runs import publishing
 
+    about_matrix = {"by": by, "across-tracks": across_tracks, "blocks": blocks, "posthoc": posthoc}
+    wrong = next((name for name, value in about_matrix.items() if value), None)
+    if wrong and not matrix:
+        raise UsageError(f"--{wrong} is about methods against boards; add --matrix, or leave it out")
+    if matrix and not source:
+        raise UsageError("--matrix needs records; add --from DIR, or leave --matrix out for the site, which has it")
     if not source and out is not None:
         publishing.build_site(publishing.RESULTS, out, project)
     elif matrix:
-        given = {"per-corruption": per_corruption, "columns": columns, "sort": sort, "figures": figures}
+        given = {"per-corruption": per_corruption, "columns": columns, "sort": sort}
         if wrong := next((name for name, value in given.items() if value), None):
             raise UsageError(f"--{wrong} is about one board; leave it or --matrix out")
-        reading.print_matrix(shift, source, format_, where or [], out)
+        reading.print_matrix(
+            *(shift, source, format_, where or [], out, figures),
+            by=by,
+            across=across_tracks,
+            blocks=blocks or "columns",
+            posthoc=posthoc or "nemenyi",
+        )
     else:
         reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures, columns, sort)
 

@@ -65,7 +65,8 @@ def run_spec(
 def _run_grid(cells: Sequence[GridCell], *, as_json: bool) -> int:
     _start_workers(cells[0].spec)
     from bench.runs.grid import default_folder, plan_grid, run_grid
-    from leaderboards import matrix
+    from leaderboards import matrix_tables
+    from leaderboards.matrix import matrix
     from leaderboards.tables import to_json, to_terminal
 
     out = cells[0].spec.out or default_folder(cells)
@@ -81,7 +82,8 @@ def _run_grid(cells: Sequence[GridCell], *, as_json: bool) -> int:
             print_text(f"\n{cell.name}")
             print_rich(to_terminal(board))
         print_text("")
-        print_rich(matrix.to_terminal(matrix.matrix([board for _, board in boards], [cell.name for cell, _ in boards])))
+        made = matrix([board for _, board in boards], [cell.name for cell, _ in boards])
+        print_rich(matrix_tables.to_terminal(made))
     done, reused, failed = (
         sum(getattr(outcome, name) for _, outcome in outcomes) for name in ("done", "reused", "failed")
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from rich.console import Group, RenderableType
@@ -22,16 +22,23 @@ from bench.core.errors import ValidationError as InvalidResults
 from bench.execution import progress_files as live
 from bench.runs.manifest import read_manifest, read_trainings, running
 from bench.runs.progress import in_words, shown
-from leaderboards import compare, design, matrix, tables
+from leaderboards import compare, design, matrix_tables, tables
 from leaderboards.boards import Board, BoardError, make_board
+from leaderboards.escaping import one_line
 from leaderboards.files import StoreError
+from leaderboards.friedman import POSTHOC
 from leaderboards.known import known
+from leaderboards.matrix import AXES, BLOCKS, Comparison, Matrix, comparisons, matrix
+from leaderboards.matrix_page import matrix_page
 from leaderboards.memory import Memory
 from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read, state_of
 from leaderboards.union import boards_of
 from leaderboards.verify import verify
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def open_records(folders: list[Path]) -> list[Record]:
@@ -167,11 +174,11 @@ _COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
     "json": compare.to_json,
     "latex": compare.to_latex,
 }
-_MATRIX: dict[str, Callable[[matrix.Matrix], str]] = {
-    "md": matrix.to_markdown,
-    "csv": matrix.to_csv,
-    "json": matrix.to_json,
-    "latex": matrix.to_latex,
+_MATRIX: dict[str, Callable[[Matrix, Sequence[Comparison]], str]] = {
+    "md": matrix_tables.to_markdown,
+    "csv": lambda made, _: matrix_tables.to_csv(made),
+    "json": matrix_tables.to_json,
+    "latex": matrix_tables.to_latex,
 }
 _DESIGN: dict[str, Callable[[design.Design], str]] = {
     "md": design.to_markdown,
@@ -214,20 +221,50 @@ def print_leaderboard(
         _write_figures(board, figures)
 
 
-def print_matrix(shift: str | None, folders: str, format_: str, where: list[str], out: Path | None) -> None:
-    """Print or write methods against the boards of the selected records."""
-    format_ = _known_format(format_, _MATRIX, out)
+def print_matrix(
+    shift: str | None,
+    folders: str,
+    format_: str,
+    where: list[str],
+    out: Path | None,
+    figures: Path | None = None,
+    *,
+    by: str = "",
+    across: bool = False,
+    blocks: str = "columns",
+    posthoc: str = "nemenyi",
+) -> None:
+    """Print or write methods against the boards of the selected records, and write the figures into a folder."""
+    format_ = _known_format(format_, [*_MATRIX, "html"], out)
+    axis = nearest(by, AXES, "axis of --by") if by else None
+    for value, known_ones, what in ((blocks, BLOCKS, "value of --blocks"), (posthoc, list(POSTHOC), "post-hoc test")):
+        nearest(value, known_ones, what)
     paths = _folders(folders, "leaderboard --matrix")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _as_bench_error():
         memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
         groups = boards_of(records).values()
         boards = [make_board(own, lambda record: find_scored(paths, record), memory=memory) for own in groups]
-        made = matrix.matrix(boards)
+        made = matrix(boards, by=axis, across=across)
+        tests = comparisons(made, blocks=blocks, posthoc=posthoc)
     if format_ == "terminal":
-        print_rich(matrix.to_terminal(made))
+        print_rich(matrix_tables.to_terminal(made, tests))
+    elif format_ == "html":
+        _print_or_write(matrix_page(made, tests, record_url=_addresses(paths, out)), out)
     else:
-        _print_or_write(_MATRIX[format_](made), out)
+        _print_or_write(_MATRIX[format_](made, tests), out)
+    if figures is not None:
+        _write_matrix_figures(made, tests, figures)
+
+
+def _write_matrix_figures(made: Matrix, tests: Sequence[Comparison], folder: Path) -> None:
+    """Write the figures of a matrix, and say why one is not drawn."""
+    from leaderboards.matrix_figures import figures
+
+    _write(figures(made, tests), folder)
+    for test in tests:
+        if isinstance(test.found, str):
+            sys.stderr.write(f"not in a critical-difference diagram ({one_line(test.name)}): {test.found}\n")
 
 
 def _chosen_columns(board: Board, columns: str) -> str | list[str]:
@@ -250,9 +287,14 @@ def _known_columns(board: Board, names: list[str], more: Iterable[str] = ()) -> 
 
 
 def _write_figures(board: Board, folder: Path) -> None:
-    from leaderboards.figures import figures, to_bytes
+    from leaderboards.figures import figures
 
-    drawn = figures(board)
+    _write(figures(board), folder)
+
+
+def _write(drawn: Mapping[str, Figure], folder: Path) -> None:
+    from leaderboards.figures import to_bytes
+
     for name, figure in drawn.items():
         for form in ("svg", "png", "pdf"):
             write_bytes(folder / f"{name}.{form}", to_bytes(figure, form))

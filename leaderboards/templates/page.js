@@ -141,6 +141,13 @@
         if (!section.hidden) shown += left;
       }
     }
+    for (const body of document.querySelectorAll("section.methods .matrix tbody")) {
+      const other = Boolean(wanted.track && body.dataset.track && body.dataset.track !== wanted.track);
+      for (const row of bodyRows(body)) {
+        row.hidden = other || !row.cells[0].textContent.toLowerCase().includes(part);
+      }
+      body.hidden = bodyRows(body).every((row) => row.hidden);
+    }
     count.textContent = `${shown} row${shown === 1 ? "" : "s"}`;
   };
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import http.server
+import json
 import re
 import shutil
+import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -17,7 +22,9 @@ import leaderboards
 from leaderboards import Record, read_bundle
 from leaderboards.bundle import Bundle
 from leaderboards.heat import SHADES, ink_on, luminance, shades
-from leaderboards.site import build_site
+from leaderboards.matrix import comparisons, matrix
+from leaderboards.matrix_page import matrix_page
+from leaderboards.site import build_site, make_site
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="the site is driven by playwright, which is not installed"
@@ -69,6 +76,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     out = tmp_path_factory.mktemp("site")
     build_site(bundles, out, project="https://example.org/soupbench")
+    boards = [entry.board for entry in make_site(bundles).entries]
+    made = matrix(boards, by="shift", across=True)
+    (out / "alone").mkdir()
+    (out / "alone" / "page.html").write_text(matrix_page(made, comparisons(made, blocks="conditions")))
     return out
 
 
@@ -104,13 +115,13 @@ def visit(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
 
 
 def board_pages(site: Path) -> list[str]:
-    return sorted(path.name for path in site.glob("*.html") if not re.search("index|about|submit", path.name))
+    return sorted(path.name for path in site.glob("*.html") if not re.search("index|about|submit|matrix", path.name))
 
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
 def test_every_page_fits_every_screen_and_can_be_read(visit: Any, site: Path, width: int, scheme: str) -> None:
-    for path in sorted(site.glob("*.html")):
-        page = visit(path.name, width, scheme)
+    for path in sorted(site.glob("**/*.html")):
+        page = visit(str(path.relative_to(site)), width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), path.name
         assert page.locator(".tracks dt").all_inner_texts() == ["R", "A", "B", "C", "D"]
         faint = [found for found in page.evaluate(CONTRASTS) if found["ratio"] < 4.5]
@@ -184,7 +195,7 @@ def test_a_hint_stands_only_where_something_is_hidden(visit: Any, site: Path) ->
 
 
 def test_the_keyboard_reaches_and_scrolls_everything(visit: Any, site: Path) -> None:
-    for name in ("index.html", board_pages(site)[0]):
+    for name in ("index.html", board_pages(site)[0], "matrix.html", "alone/page.html"):
         page = visit(name, 390)
         reached = page.evaluate(
             """() => [...document.querySelectorAll("a, button, summary, select, input, .scroll, .drawing")]
@@ -204,8 +215,8 @@ def test_the_keyboard_reaches_and_scrolls_everything(visit: Any, site: Path) -> 
 
 
 def test_what_a_screen_reader_needs_is_there(visit: Any, site: Path) -> None:
-    for path in sorted(site.glob("*.html")):
-        found = visit(path.name).evaluate(
+    for path in sorted(site.glob("**/*.html")):
+        found = visit(str(path.relative_to(site))).evaluate(
             """() => ({
               unscoped: [...document.querySelectorAll("th")].filter((th) => !th.scope).length,
               unnamed: [...document.querySelectorAll("table")].filter((table) =>
@@ -298,3 +309,97 @@ def test_the_pages_lead_to_the_paper_the_project_and_the_way_to_submit(visit: An
         assert {"https://arxiv.org/abs/2602.02890", "https://example.org/soupbench"} <= set(links)
         assert path.name == "submit.html" or "submit.html" in links
         assert all(link.startswith("https://") or (site / link).is_file() for link in links)
+
+
+def cells_of(page: Any) -> list[dict[str, Any]]:
+    """Of each cell of the first matrix its row, column, text and address."""
+    return list(
+        page.locator("table.matrix").first.evaluate(
+            """(table) => [...table.querySelectorAll("tbody tr[data-row]")].flatMap((row) => [...row.cells].slice(1)
+              .map((cell, j) => ({ name: row.cells[0].innerText, column: j, text: cell.textContent.trim(),
+                value: cell.dataset.value, href: cell.querySelector("a")?.getAttribute("href") ?? null })))"""
+        )
+    )
+
+
+def test_means_and_ranks_stand_only_where_a_method_is_complete(visit: Any, site: Path) -> None:
+    content = json.loads((site / "matrix-shift.json").read_text())
+    page = visit("matrix.html")
+    assert page.locator("h2").all_inner_texts() == ["Tracks", "Shifts"]
+    told = cells_of(page)
+    width = 2 + len(content["columns"])
+    assert len(told) == width * len(content["rows"])
+    for number, row in enumerate(content["rows"]):
+        mean, rank, *cells = told[number * width : (number + 1) * width]
+        complete = all(cell["accuracy"] is not None for cell in row["cells"])
+        assert (row["mean"] is not None) == (row["mean_rank"] is not None) == complete
+        assert mean["text"] == (f"{100 * row['mean']:.1f}" if complete else "–")
+        assert rank["text"] == (f"{row['mean_rank']:.2f}" if complete else "–")
+        for cell, known in zip(cells, row["cells"], strict=True):
+            wanted = {"complete": f"{100 * (known['accuracy'] or 0):.1f}"}.get(known["state"], known["state"])
+            assert cell["text"].startswith(wanted)
+            assert (cell["href"] is None) == (known["state"] == "not run")
+    assert {row["mean"] is None for row in content["rows"]} == {True, False}
+
+
+@pytest.mark.parametrize("name", ["matrix.html", "alone/page.html"])
+def test_a_number_of_means_and_ranks_leads_to_its_row_from_any_folder(browser: Any, site: Path, name: str) -> None:
+    # Served below the root of a host, as project pages are; nothing but the site's own files is asked for.
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        context = browser.new_context(java_script_enabled=False)
+        page = context.new_page()
+        failed: list[str] = []
+        page.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
+        start = f"http://127.0.0.1:{server.server_port}/{site.name}/{name}"
+        page.goto(start)
+        cells = [cell for cell in cells_of_plain(page) if cell[0]]
+        assert len(cells) == 6 + 4 + 6
+        for href, text in cells:
+            page.goto(urllib.parse.urljoin(start, href))
+            target = page.locator("tr:target")
+            assert target.count() == 1, href
+            assert target.locator("td.accuracy").inner_text().startswith(text)
+        page.goto(start)
+        for link in page.locator("table.matrix thead a").all():
+            address = urllib.parse.urljoin(start, link.get_attribute("href"))
+            assert site.name in address
+            page.goto(address)
+            page.goto(start)
+        assert failed == []
+        context.close()
+        server.shutdown()
+
+
+def cells_of_plain(page: Any) -> list[tuple[str, str]]:
+    """The address and the number of each cell, read without a script."""
+    links = page.locator("table.matrix").first.locator("tbody td a").all()
+    return [(link.get_attribute("href"), link.inner_text()) for link in links]
+
+
+def test_the_page_of_a_matrix_filters_and_sorts_its_rows(visit: Any) -> None:
+    page = visit("alone/page.html")
+    rows = page.locator("table.matrix tbody tr[data-row]")
+    names = [row.locator("th").inner_text() for row in rows.all()]
+    assert any(name.startswith("tent (A)") for name in names)
+    page.locator('[data-filter="method"]').fill("eata")
+    left = page.locator("table.matrix tbody tr[data-row]:visible th").all_inner_texts()
+    assert left == [name for name in names if "eata" in name]
+    page.locator('[data-filter="method"]').fill("")
+    header = page.locator("table.matrix th", has_text="mean").first
+    header.locator("button").click()
+    assert header.get_attribute("aria-sort") == "descending"
+    values = [row.locator("td").first.get_attribute("data-value") for row in rows.all()]
+    means = [float(value) for value in values if value]
+    assert means == sorted(means, reverse=True)
+    assert values[: len(means)] == [value for value in values if value]
+
+
+def test_names_and_means_stand_on_a_phone_before_anything_is_scrolled(visit: Any) -> None:
+    for name in ("matrix.html", "alone/page.html"):
+        boxes = visit(name, 390).evaluate(
+            """() => [...document.querySelector("table.matrix tbody tr[data-row]").cells].slice(0, 3)
+              .map((cell) => cell.getBoundingClientRect()).map((box) => [box.left, box.right])"""
+        )
+        assert all(left >= 0 and right <= 390 for left, right in boxes)

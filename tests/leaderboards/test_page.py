@@ -18,7 +18,8 @@ from leaderboards.boards import Board, make_board
 from leaderboards.figures import apart, figures, pareto_front, soup_anatomy, to_bytes
 from leaderboards.heat import table_of
 from leaderboards.html import fragment
-from leaderboards.page import front, row_id, to_page
+from leaderboards.matrix_page import front
+from leaderboards.page import row_id, to_page
 from leaderboards.reference import reference_rows
 from leaderboards.tables import to_csv, to_json, to_latex, to_markdown
 
@@ -163,30 +164,23 @@ def test_the_matrix_holds_methods_by_track_and_says_what_is_missing(results: Any
     tent = [record for record in results.records if record.method == "tent"]
     other = make_board([record.model_copy(update={"shift": "a-c", "method": "eta"}) for record in tent])
     made = front([("one.html", one), ("other.html", other)])
-    assert [column.board.shift for column in made.columns] == ["a-c", "imagenet-c"]
-    assert [(row.track, row.name) for row in made.rows] == [
+    assert made["over"] == [("a-c", 1), ("imagenet-c", 1)]
+    rows = [(group["track"], row) for group in made["groups"] for row in group["rows"]]
+    assert [(track, row["name"]) for track, row in rows] == [
         ("A", "eta"),
         ("A", "tent"),
         ("A", "sar"),
         ("D", "selfsoup"),
     ]
-    told = {row.name: [cell.row and cell.row.accuracy for cell in row.cells] for row in made.rows}
+    told = {row["name"]: [cell["row"] and cell["row"].accuracy for cell in row["cells"]] for _, row in rows}
     assert told["eta"] == [0.6, None]
     assert told["tent"] == [None, 0.6]
-    assert [cell.best for row in made.rows for cell in row.cells] == [
-        True,
-        False,
-        False,
-        True,
-        False,
-        False,
-        False,
-        True,
-    ]
-    by_name = {row.name: row.cells for row in made.rows}
-    assert by_name["sar"][1].row is not None
-    assert by_name["sar"][0].row is None
-    addresses = {row["name"]: [cell["address"] for cell in row["cells"]] for g in made.groups for row in g["rows"]}
+    best = [cell["best"] for _, row in rows for cell in row["cells"]]
+    assert best == [True, False, False, True, False, False, False, True]
+    by_name = {row["name"]: row["cells"] for _, row in rows}
+    assert by_name["sar"][1]["row"] is not None
+    assert by_name["sar"][0]["row"] is None
+    addresses = {name: [cell["address"] for cell in cells] for name, cells in by_name.items()}
     tent_row = next(row for row in one.rows if row.method == "tent")
     assert addresses["tent"] == ["", f"one.html#{row_id(one, tent_row)}"]
 
