@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -52,23 +52,11 @@ class Trial:
     model: str
     protocol: str
     split: str
-    draws: Draws
+    seed: int
     batch_size: int
     precision: str
     labels_per_class: int | None
     limit: int | None
-
-    @property
-    def seed(self) -> int:
-        """The seed that names the trial."""
-        return self.draws.labels
-
-
-class Draws(NamedTuple):
-    """The seeds of a trial: of labels, fine-tuning and stream (`labels`), and of training without labels."""
-
-    labels: int
-    ingredients: int
 
 
 def stream_rng(seed: int, *purpose: str) -> np.random.Generator:

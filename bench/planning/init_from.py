@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from bench.core.conditions import Draws, digest_of
+from bench.core.conditions import digest_of
 from bench.core.errors import MissingDataError, UsageError, nearest
-from bench.settings.run_spec import make_spec, read_run_file
+from bench.planning.board_entry import BoardEntry
+from bench.settings.run_spec import RunSpec, make_spec, read_run_file
 from bench.shifts.class_match import class_names
+from bench.shifts.shift import Shift
 from bench.training.job_cache import all_jobs, job_key
 from methods.base import Job, Labelled
 from methods.nets.weights import AnyArchitecture, Weights
 from methods.table import Access
 
-if TYPE_CHECKING:
-    from bench.planning.board_entry import BoardEntry
+
+class Planned(Protocol):
+    """The parts of a plan that give its classifiers."""
+
+    @property
+    def entries(self) -> tuple[BoardEntry, ...]: ...
+
+    @property
+    def shift(self) -> Shift: ...
 
 
 @dataclass(frozen=True)
 class Inherited:
     """The classifiers of a method in another run, by seed, as jobs that are in the cache or run again.
 
-    `draws` are the seeds of each. `access` is what the classifier has seen; every method that starts from it has seen
-    that too. `met` names the conditions of its pool, `class_names` its classes (None: without names).
+    `access` is what the classifier has seen; every method that starts from it has seen that too. `met` names the
+    conditions of its pool, `class_names` its classes (None: without names).
     """
 
     name: str
     jobs: Mapping[int, Job]
-    draws: Mapping[int, Draws]
     access: Access
     architecture: AnyArchitecture
     classes: int
@@ -40,17 +48,15 @@ class Inherited:
     @property
     def digest(self) -> str:
         """A digest that identifies the classifiers of all seeds."""
-        return "sha256:" + digest_of([job_key(job, self.draws[seed]) for seed, job in sorted(self.jobs.items())])
+        return "sha256:" + digest_of([job_key(job, seed) for seed, job in sorted(self.jobs.items())])
 
 
-def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
+def inherit(text: str, seeds: Sequence[int], device: str, make_plan: Callable[[RunSpec], Planned]) -> Inherited:
     """Parse "RUN" or "RUN:METHOD": the folder of a run and one of its methods (default: the first that trains).
 
     Each seed takes the classifier of the same seed in the other run. Raises MissingDataError if there is no run,
     UsageError for a method that is not in it or has no single classifier.
     """
-    from bench.planning.plan import make_plan
-
     folder, _, method = (text, "", "") if Path(text).is_dir() else text.rpartition(":")
     settings = Path(folder) / "run.toml"
     if not settings.is_file():
@@ -75,8 +81,7 @@ def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
             jobs[entry.trial.seed] = entry.job
     entry = next(entry for entry in trained if entry.trial.method == chosen)
     name = f"{chosen}@{Path(folder).name}"
-    draws = {entry.trial.seed: entry.trial.draws for entry in trained}
-    return Inherited(name, jobs, draws, _access(entry), *_shape(entry), entry.history, class_names(plan.shift))
+    return Inherited(name, jobs, _access(entry), *_shape(entry), entry.history, class_names(plan.shift))
 
 
 def _access(entry: BoardEntry) -> Access:

@@ -19,8 +19,8 @@ from bench.planning.entries import board_entries
 from bench.planning.run_methods import methods_of
 from bench.planning.starting_weights import Base, reading_for, resolve_base
 from bench.planning.training_cost import (
-    Setting,
     TrainingCost,
+    TrainingSetting,
     cost_of,
     expected_cost,
     published_setting,
@@ -91,7 +91,7 @@ def _plan(spec: RunSpec) -> Plan:
     row = find_row(spec.shift)
     if row.protocol and spec.protocol.partition(":")[0] != row.protocol:
         raise UsageError(f"{row.name} is one stream, not conditions side by side; add --protocol {row.protocol}")
-    name, base = resolve_base(spec, device)
+    name, base = resolve_base(spec, device, make_plan)
     workers = cores() if spec.workers is None else spec.workers
     own = added(spec.corruption)
     reading = reading_for(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
@@ -167,7 +167,7 @@ def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: s
     for entry in entries:
         if entry.job is not None and missing.intersection(entry.keys.values()):
             targets = [entry.job, *([entry.report] if entry.report is not None else [])]
-            for task in training_tasks(targets, entry.trial.draws, device, devices):
+            for task in training_tasks(targets, entry.trial.seed, device, devices):
                 tasks.setdefault(task.key, task)
     return tuple(tasks.values())
 
@@ -175,18 +175,18 @@ def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: s
 def _training_cost(entries: Sequence[BoardEntry], trainings: Sequence[Task]) -> TrainingCost:
     """The cost of the missing trainings."""
     wanted = {task.key for task in trainings}
-    targets = [(job, entry.trial.draws) for entry in entries for job in (entry.job, entry.report) if job is not None]
+    targets = [(job, entry.trial.seed) for entry in entries for job in (entry.job, entry.report) if job is not None]
     jobs = {job_key(job, seed): job for target, seed in targets for job in all_jobs([target])}
     return cost_of(job for key, job in jobs.items() if key in wanted)
 
 
-def _cost_setting(context: PlanContext) -> Setting | None:
+def _cost_setting(context: PlanContext) -> TrainingSetting | None:
     """What decides the cost of another budget; None for a ready classifier."""
     shift, weights = trained_on(context.shift), context.options.weights
     if not isinstance(context.base, Weights) or weights is None:
         return None
     count = len(shift.ids("train"))
-    return Setting(context.shift.name, shift.family, shift.classes, count, context.base.architecture, weights)
+    return TrainingSetting(context.shift.name, shift.family, shift.classes, count, context.base.architecture, weights)
 
 
 def _decoder_note(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, ...]:

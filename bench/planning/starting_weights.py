@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from bench.core.errors import UsageError
 from bench.models.classifiers import for_classes
 from bench.models.weights_io import find_stock, load_model, load_stock
-from bench.planning.init_from import Inherited, inherit
+from bench.planning.init_from import Inherited, Planned, inherit
 from bench.planning.run_methods import methods_of
 from bench.settings.run_spec import RunSpec
 from bench.shifts import find_row, load_shift
@@ -21,7 +22,7 @@ Base = Weights | Inherited | nn.Module
 """A stock, the classifiers of another run, or a ready classifier."""
 
 
-def resolve_base(spec: RunSpec, device: str) -> tuple[str, Base]:
+def resolve_base(spec: RunSpec, device: str, make_plan: Callable[[RunSpec], Planned]) -> tuple[str, Base]:
     """The name and the weights of the given model or stock, else of the shift's default.
 
     Without either, methods that need no stock get the shift's default model, if it has one.
@@ -30,7 +31,7 @@ def resolve_base(spec: RunSpec, device: str) -> tuple[str, Base]:
     if spec.model:
         return spec.model, load_model(spec.model)
     if spec.init_from:
-        found = inherit(spec.init_from, spec.seed_list, device)
+        found = inherit(spec.init_from, spec.seed_list, device, make_plan)
         return found.name, found
     if spec.stock:
         return spec.stock, load_stock(spec.stock)

@@ -84,7 +84,7 @@ def _kind(job: Job) -> str:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingSetting:
     """What trainings cost depends on, beside a run's settings: the shift, its train images and classes, the stock."""
 
     name: str
@@ -95,21 +95,20 @@ class Setting:
     weights: int
 
 
-def published_setting(row: ShiftRow) -> Setting | None:
+def published_setting(row: ShiftRow) -> TrainingSetting | None:
     """Return the setting of a shift before its data is there; None if its stock or its train images are not known."""
     if not row.train_images or row.default_stock != MAE_BASE:
         return None
     weights = sum(map(torch.numel, _VIT_BASE.build().state_dict().values()))
-    return Setting(row.name, row.family, _CLASSES, row.train_images, _VIT_BASE, weights)
+    return TrainingSetting(row.name, row.family, _CLASSES, row.train_images, _VIT_BASE, weights)
 
 
-def expected_cost(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> TrainingCost:
+def expected_cost(spec: RunSpec, methods: Sequence[Method], setting: TrainingSetting) -> TrainingCost:
     """Return the cost of a run whose recipes plan on stand-ins. Raises UsageError for invalid options."""
-    jobs = expected_jobs(spec, methods, setting)
-    return cost_of({job_key(job, spec.draws(seed)): job for seed in spec.seed_list for job in jobs}.values())
+    return cost_of(job for job in expected_jobs(spec, methods, setting) for _ in spec.seed_list)
 
 
-def expected_jobs(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> list[Job]:
+def expected_jobs(spec: RunSpec, methods: Sequence[Method], setting: TrainingSetting) -> list[Job]:
     """Return the jobs that the recipes of a run plan on stand-ins for stock and images, each once, for one seed.
 
     Raises UsageError for invalid options.
@@ -137,14 +136,16 @@ def expected_jobs(spec: RunSpec, methods: Sequence[Method], setting: Setting) ->
 
 
 @lru_cache(maxsize=4)
-def _labelled(setting: Setting, per_class: int | None, size: int) -> Labelled:
+def _labelled(setting: TrainingSetting, per_class: int | None, size: int) -> Labelled:
     count = min(setting.train_images, (per_class or setting.train_images) * setting.classes)
     labels = torch.arange(count) % max(1, min(setting.classes, count // 2))  # two of each class can be split
     images = torch.empty(count, 3, size, size, dtype=torch.uint8, device="meta")
     return Labelled(images, "stand-in source", labels, setting.classes)
 
 
-def sentences(spec: RunSpec, methods: Sequence[Method], total: TrainingCost, setting: Setting | None) -> Iterator[str]:
+def sentences(
+    spec: RunSpec, methods: Sequence[Method], total: TrainingCost, setting: TrainingSetting | None
+) -> Iterator[str]:
     """Yield what the trainings of a run on a shift with budgets are and cost, and which budgets cost less."""
     budget = budget_of(spec.shift, spec.budget)
     if budget is None or not total.counts:

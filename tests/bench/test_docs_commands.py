@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_processes
 
 HOME = Path(__file__).resolve().parents[2]
 PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", HOME / "leaderboards" / "results" / "README.md"]
@@ -58,10 +59,6 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^(pip|uv) ", Not("installs from the network; tests/leaderboards/test_bare.py runs without what is not listed")),
     (r"scratches|two_rates|night|prior|runs/two|vignette", _WORKED),
     (r"^python -m pytest -q tests/methods/official", Not("is a test file of its own")),
-    (r"^bench show reproduction", Run()),
-    (r"^bench reproduce$", Run()),
-    (r"^bench reproduce", Not("needs published data; tests/bench/runs/test_reproduction.py runs it on small copies")),
-    (r"photographs", Not("needs ImageNet's pictures and the extra lite")),
     (r"imagenet-|laion-c|openclip:|folder:", _IMAGENET),
     (r"--stock timm:|--model (timm|hf|lite|robustbench|torchvision):|--shift S --model", _NETWORK),
     (r"cifar10|photos|mine\.py", Not("needs CIFAR-10 or pictures of the reader's own")),
@@ -79,7 +76,7 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^bench run --record KEY", Not("tests/e2e/test_headline.py repeats records")),
     (r"--design", Not("has names for any two methods; tests/leaderboards/test_design.py runs it")),
     (r"stock1\.safetensors", Not("needs a second stock, which takes minutes to train")),
-    (r"with-baselines --seeds 3|--label-draws|continual|runs/digits-c", Run("--dry-run --jobs 1", slow=True)),
+    (r"with-baselines --seeds 3|continual|runs/digits-c", Run("--dry-run --jobs 1", slow=True)),
     (r"^bench run --method tent --shift digits-c", Run(_SMALL, slow=True)),
     (r"^bench (leaderboard --out site/|data (clean|fetch|export))", Run("--help")),
     (r"^bench results R.* --watch|^bench results runs/A --watch", Run("--json")),
@@ -174,10 +171,7 @@ def run(words: str, folder: Path) -> str:
         "OMP_NUM_THREADS": "1",
         "SOUPBENCH_CACHE": str(folder / "cache"),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", *shlex.split(words)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    done = quick_processes.run(["-m", "bench", *shlex.split(words)], cwd=folder, env=environment)
     assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import quick_processes
 import torch
 from PIL import Image
 
 from bench.core.errors import UsageError
 from bench.models.weights_io import MAE_BASE
 from bench.planning.plan import Plan, make_plan
-from bench.planning.training_cost import Setting, expected_cost
+from bench.planning.training_cost import TrainingSetting, expected_cost
 from bench.settings.methods import parse_method
 from bench.settings.run_spec import make_spec
 from bench.shifts.imagenet import synsets
@@ -39,8 +39,7 @@ def bench(tmp_path: Path) -> Bench:
     environment = {**os.environ, "SOUPBENCH_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "bench", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        return quick_processes.run(["-m", "bench", *arguments], cwd=tmp_path, env=environment, timeout=600)
 
     return call
 
@@ -227,7 +226,7 @@ def test_the_bill_before_the_data_is_that_of_the_plan(root: Path, own: None) -> 
     methods = [parse_method(name) for name in plan.spec.method]
     architecture = plan.entries[0].job and stock_of(plan.entries[0].job).architecture
     assert architecture is not None
-    before = expected_cost(plan.spec, methods, Setting("imagenet-c", "imagenet", 1000, 43, architecture, 1))
+    before = expected_cost(plan.spec, methods, TrainingSetting("imagenet-c", "imagenet", 1000, 43, architecture, 1))
     assert before.counts == plan.training_cost.counts
     assert "cheaper: --budget short" in plan.notes[1]
     short = planned(root, budget="short")

@@ -10,6 +10,7 @@ import pytest
 
 from bench.core.errors import MissingDataError, UsageError
 from bench.planning.init_from import inherit
+from bench.planning.plan import make_plan
 from bench.runs.run import Outcome
 from leaderboards.record import Record
 
@@ -64,5 +65,5 @@ def test_what_cannot_be_started_from_is_one_sentence(settings: dict[str, Any], r
             run_quick(later, **changes)
     with pytest.raises(UsageError, match="exclude each other"):
         run_quick(settings, init_from=str(first.out))
-    found = inherit(str(first.out), (0,), "cpu")
+    found = inherit(str(first.out), (0,), "cpu", make_plan)
     assert (found.classes, found.architecture.dim) == (10, 16)

@@ -10,7 +10,6 @@ import pytest
 from bench.core.errors import MissingDataError
 from bench.planning.plan import Plan, make_plan
 from bench.planning.training_cost import expected_jobs, published_setting
-from bench.settings.grid import cells_of
 from bench.settings.methods import parse_method
 from bench.settings.run_spec import make_spec, read_run_file
 from bench.shifts import find_row
@@ -39,7 +38,7 @@ def test_a_run_file_can_be_planned_or_says_which_data_is_missing(
 ) -> None:
     monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path))
     settings = read_run_file(path)
-    spec = cells_of(settings, {"out": tmp_path / "out", "device": "cpu", "offline": True})[0].spec
+    spec = make_spec(settings, {"out": tmp_path / "out", "device": "cpu", "offline": True})
     if str(settings["shift"]).startswith("digits"):
         assert make_plan(spec).entries
         return
