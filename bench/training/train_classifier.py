@@ -37,7 +37,6 @@ from bench.training.pretrain_stock import (
 from methods.base import Job, Labelled
 from methods.nets.weights import Architecture, Weights
 from methods.training.supervised import Course, Supervised, train_classifier
-from methods.views.padded_crops import PaddedCrops
 
 FIRST = 20
 """How many losses of the first steps a file names, by which a repetition is recognised."""
@@ -138,9 +137,9 @@ def _recipe(spec: TrainSpec, usual: Supervised) -> Supervised:
         if (value := getattr(spec, name)) is not None
     }
     # Mirrored digits are other signs.
-    views = PaddedCrops(flip=spec.data not in ("digits", "digits-c"))
+    flip = spec.data not in ("digits", "digits-c")
     try:
-        return replace(usual, views=views, **given)
+        return replace(usual, flip=flip, **given)
     except ValueError as error:
         raise UsageError(f"{error}; choose another value") from None
 

@@ -152,7 +152,7 @@ def test_what_changes_the_bits_changes_the_checkpoint() -> None:
 def test_the_defaults_are_the_documented_recipe() -> None:
     plan = plan_training(TrainSpec("digits"))
     usual = Supervised()
-    assert plan.recipe == replace(usual, architecture=plan.recipe.architecture, views=replace(usual.views, flip=False))
+    assert plan.recipe == replace(usual, architecture=plan.recipe.architecture, flip=False)
     assert isinstance(plan.recipe.architecture, SmallResNet)
     assert plan.recipe.architecture.depth == 20
 
@@ -173,7 +173,7 @@ def test_a_folder_of_ones_own_gives_a_classifier_that_knows_its_classes(tmp_path
     for part in ("train", "test"):
         pictures(tmp_path / "mine" / part)
     spec = TrainSpec(f"folder:{tmp_path / 'mine'}", "resnet8", epochs=6, batch_size=18)
-    assert plan_training(spec).recipe.views.flip
+    assert plan_training(spec).recipe.flip
     make_classifier(spec, tmp_path / "own.safetensors", quiet)
     model = load_model(str(tmp_path / "own.safetensors"))
     assert model.class_names == ("cat", "dog", "elk")

@@ -25,7 +25,6 @@ from methods.selfsoup.objectives import OBJECTIVES
 from methods.selfsoup.pretraining import Pretraining, pretrain
 from methods.training.finetune import FineTune, Repeat, fine_tune
 from methods.training.supervised import Course, Supervised, train_classifier
-from methods.views.padded_crops import PaddedCrops
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
 STEPS = 7
@@ -109,7 +108,7 @@ def trainings() -> dict[str, Training]:
     found["pretrain"] = lambda keep: pretrain((), POOL, Pretraining(SMALL, steps=STEPS, batch_size=8), seeded(), keep)
     for norm in ("bn", "gn"):
         shape = SmallResNet(8, norm=norm, image_size=16)
-        scratch = Supervised(shape, epochs=4, batch_size=8, views=PaddedCrops(2))
+        scratch = Supervised(shape, epochs=4, batch_size=8, padding=2)
         found[f"from scratch with {norm}"] = lambda keep, scratch=scratch: train_classifier(
             (), SOURCE, scratch, seeded(), keep, Course(SOURCE)
         )
@@ -119,7 +118,7 @@ def trainings() -> dict[str, Training]:
 @pytest.mark.parametrize("dies_after", [1, 2, 3, 4, 5])
 def test_accuracies_of_epochs_survive_a_kill(dies_after: int) -> None:
     """Two steps an epoch: a kill falls at the end of an epoch, before it is measured, and inside one."""
-    config = Supervised(SmallResNet(8, image_size=16), epochs=4, batch_size=8, views=PaddedCrops(2))
+    config = Supervised(SmallResNet(8, image_size=16), epochs=4, batch_size=8, padding=2)
     courses = [Course(SOURCE) for _ in range(3)]
     keep = Memory(dies_after=dies_after)
 

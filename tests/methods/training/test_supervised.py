@@ -15,10 +15,8 @@ from methods.nets.small_resnets import SmallResNet
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Classifier, Weights
 from methods.training.supervised import Course, Supervised, accuracy, train_classifier
-from methods.views.padded_crops import PaddedCrops
 
 SMALL = SmallResNet(8, image_size=16)
-PLAIN = PaddedCrops(0, flip=False)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -33,14 +31,14 @@ def task(count: int = 60, seed: int = 0) -> Labelled:
 
 
 def config(**changes: Any) -> Supervised:
-    return Supervised(SMALL, **{"epochs": 6, "batch_size": 20, "views": PaddedCrops(2)} | changes)
+    return Supervised(SMALL, **{"epochs": 6, "batch_size": 20, "padding": 2} | changes)
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_it_is_gradient_descent_with_nesterov_momentum_and_a_cosine(norm: Any) -> None:
     """Batches of all images, so that their order is not compared; the rate by torch's schedulers."""
     data, shape = task(), replace(SMALL, norm=norm)
-    options = Supervised(shape, 8, 60, 0.05, 0.9, 1e-3, 0.25, 0.1, PLAIN)
+    options = Supervised(shape, 8, 60, 0.05, 0.9, 1e-3, 0.25, 0.1, 0, False)
     found = train_classifier((), data, options, seeded())
 
     model = Classifier(shape, 3)
