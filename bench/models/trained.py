@@ -51,7 +51,7 @@ def load_trained(name: str) -> TrainedClassifier:
     if not path.is_file():
         raise MissingDataError(
             f"no classifier at {name}; give its path, or train one with: bench train --data DATA -o {name} (DATA is "
-            "cifar10, digits, folder:PATH, …)"
+            "cifar10, digits, folder:PATH, …); a stock is given with --stock"
         )
     return _read(path.name, path)
 

@@ -212,9 +212,9 @@ def load_model(name: str) -> nn.Module:
     if ".py:" not in name:
         if not is_ready(name):
             raise UsageError(
-                f"--model takes {', '.join((*bundled(), 'FILE.safetensors'))} (of `bench train`), timm:NAME, "
-                "timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, openclip:NAME/TAG, "
-                f"robustbench:SET/THREAT/NAME or path/to/file.py:factory, not '{name}'; a stock is given with --stock"
+                "--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, "
+                f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME, {', '.join((*bundled(), 'FILE.safetensors'))} of "
+                f"`bench train` or path/to/file.py:factory, not '{name}'; a stock is given with --stock"
             )
         return load_ready(name)
     factory = load_object(name)

@@ -55,7 +55,7 @@ class TestBundled:
         assert row["kind"] == "classifier"
         assert share in row["summary"]
         assert "ResNet-8 with BatchNorm" in row["summary"]
-        with pytest.raises(UsageError, match=r"--model takes digits-resnet8, FILE\.safetensors"):
+        with pytest.raises(UsageError, match=r"digits-resnet8, FILE\.safetensors of `bench train`"):
             load_model("digits-resnet")
         outcome = run(
             make_spec(
@@ -181,7 +181,7 @@ class TestFiles:
         save_file({"x": torch.zeros(1)}, path)
         with pytest.raises(UsageError, match="does not say its network; name it"):
             load_model(str(path))
-        with pytest.raises(MissingDataError, match="bench train --data DATA"):
+        with pytest.raises(MissingDataError, match=r"bench train --data DATA.*a stock is given with --stock"):
             load_model(str(tmp_path / "absent.safetensors"))
         for content in (b"", b"\x80\x04 no tensors"):
             path.write_bytes(content)
