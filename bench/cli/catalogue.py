@@ -66,10 +66,15 @@ _MODELS = {
     "robustbench:SET/THREAT/NAME": ("classifier", "a network of RobustBench, or …@FILE"),
     "FILE.py:factory": ("classifier", "your own torch module, images in [0, 1] to logits"),
 }
+_TRAINED = (("FILE.safetensors", "classifier", "your own classifier, made by `bench train`"),)
 
 
 def _models() -> Rows:
-    return [{"name": name, "kind": kind, "summary": summary} for name, (kind, summary) in _MODELS.items()]
+    from bench.models.bundled import bundled, summary
+
+    own = [(name, "classifier", summary(name)) for name in bundled()]
+    named = [(name, kind, text) for name, (kind, text) in _MODELS.items()]
+    return [{"name": name, "kind": kind, "summary": text} for name, kind, text in (*own, *_TRAINED, *named)]
 
 
 def _protocols() -> Rows:

@@ -17,6 +17,7 @@ from bench.cli import list_show as catalogue_cli
 from bench.cli import new as extend_cli
 from bench.cli import publish as publish_cli
 from bench.cli import stock as stock_cli
+from bench.cli import train as train_cli
 from bench.core.console import accept_any_text
 from bench.core.errors import BenchError, UsageError
 from bench.settings.run_fields import LISTS, Flag, RunFields
@@ -298,6 +299,7 @@ def doctor(
 
 
 app.command()(stock_cli.stock)
+app.command()(train_cli.train)
 
 
 @app.command()

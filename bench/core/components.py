@@ -83,10 +83,12 @@ _SHARED: dict[str, Component] = {
             ("bench.models.classifiers", "OfClasses"),
             ("bench.models.classifiers", "ReadyClassifier"),
             ("bench.models.classifiers", "for_classes"),
+            ("bench.models.trained", "TrainedClassifier"),
             ("methods.adapters.plain", "Plain"),
             ("methods.nets.weights", "ready"),
             ("methods.nets.weights", "Architecture"),
             ("methods.nets.timm_encoders", "TimmArchitecture"),
+            ("methods.nets.small_resnets", "SmallResNet"),
             ("leaderboards.metrics", "score"),
         ),
         stop=(

@@ -21,8 +21,10 @@ from bench.core.errors import MissingDataError, UsageError
 from bench.core.import_object import load_object
 from bench.data.content_hash import Stamp, is_settled, stamp_of
 from bench.data.decode import Preprocessing
+from bench.models.bundled import bundled
 from bench.models.tensor_files import CHECKSUM, Checkpoint, checksum, split_key, tensor_digest, verify
 from bench.shifts.catalog import ShiftRow
+from methods.nets.small_resnets import SmallResNet
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import AnyArchitecture, Architecture, Weights, ready
 from methods.state import constants
@@ -121,9 +123,13 @@ def _architecture(metadata: Mapping[str, str], path: Path) -> AnyArchitecture:
 
 
 def _read_architecture(text: str) -> AnyArchitecture:
-    """Parse an architecture from JSON; those of timm have a name. Raises ValueError for anything else."""
+    """Parse an architecture from JSON. Those of timm have a name, small residual networks a norm.
+
+    Raises ValueError for anything else.
+    """
     values = json.loads(text)
-    kind = TimmArchitecture if isinstance(values, dict) and "name" in values else Architecture
+    known: dict[str, Any] = {"name": TimmArchitecture, "norm": SmallResNet}
+    kind = next((kind for key, kind in known.items() if isinstance(values, dict) and key in values), Architecture)
     return TypeAdapter[AnyArchitecture](kind).validate_python(values)
 
 
@@ -192,18 +198,23 @@ def find_stock(row: ShiftRow, root: Path) -> str:
 
 
 def load_model(name: str) -> nn.Module:
-    """Load a ready classifier of images in [0, 1], in eval mode: a name of `load_ready`, or "file.py:factory".
+    """Load a ready classifier of images in [0, 1], in eval mode.
 
-    factory() returns a module that maps images in [0, 1] to logits. Raises UsageError or MissingDataError.
+    `name` is one of `load_trained` (a bundled classifier, a file of `bench train`), one of `load_ready`, or
+    "file.py:factory", whose factory() returns a module that maps images in [0, 1] to logits. Raises UsageError or
+    MissingDataError.
     """
     from bench.models.classifiers import gives_scores, is_ready, load_ready
+    from bench.models.trained import is_trained, load_trained
 
+    if is_trained(name):
+        return load_trained(name)
     if ".py:" not in name:
         if not is_ready(name):
             raise UsageError(
-                f"--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, "
-                f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME or path/to/file.py:factory, not '{name}'; a stock is "
-                "given with --stock"
+                "--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, "
+                f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME, {', '.join((*bundled(), 'FILE.safetensors'))} of "
+                f"`bench train` or path/to/file.py:factory, not '{name}'; a stock is given with --stock"
             )
         return load_ready(name)
     factory = load_object(name)
@@ -234,7 +245,7 @@ def model_digest(model: nn.Module) -> str:
 def preprocessing_of(base: object) -> Preprocessing | None:
     """Return the preprocessing that a stock or classifier expects; None if the shift decides."""
     architecture = getattr(base, "architecture", None)
-    if isinstance(architecture, Architecture | TimmArchitecture):
+    if isinstance(architecture, Architecture | TimmArchitecture | SmallResNet):
         return Preprocessing(architecture.image_size, *architecture.cut)
     found = getattr(base, "preprocessing", None)
     return found if isinstance(found, Preprocessing) else None

@@ -31,8 +31,8 @@ from bench.shifts.folder_or_hub import train_source
 from bench.shifts.lazy_images import pooled
 from bench.shifts.shift import Shift, limit_ids
 from bench.training.job_cache import job_key
-from methods.base import Job, Unlabelled
-from methods.nets.timm_encoders import TimmArchitecture
+from methods.base import Images, Job, Unlabelled
+from methods.nets.small_resnets import SmallResNet
 from methods.nets.weights import AnyArchitecture, Architecture, Normalise, Weights
 from methods.norms import batch_norm_layers
 from methods.selfsoup.objectives import OBJECTIVES, mae
@@ -108,13 +108,21 @@ class StockSpec:
     @property
     def command(self) -> str:
         """The command that repeats this training."""
-        words = ["bench", "stock", self.data]
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if field.name in ("data_root", "device", "offline") or (value == field.default and field.name != "seed"):
-                continue
-            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
-        return shlex.join(words)
+        return command_of("stock", self)
+
+
+def command_of(name: str, spec: Any) -> str:
+    """Return the command `bench NAME DATA …` that repeats a training: what a dataclass of settings has changed.
+
+    Left out are the settings that change no number.
+    """
+    words = ["bench", name, spec.data]
+    for field in fields(spec)[1:]:
+        value = getattr(spec, field.name)
+        if field.name in ("data_root", "device", "offline") or (value == field.default and field.name != "seed"):
+            continue
+        words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -133,8 +141,16 @@ class StockPlan:
 def architecture(name: str) -> AnyArchitecture:
     """Return the architecture of a name such as "vit_mini_patch4_32" (size, patch side, image side) or "timm:NAME".
 
-    "timm:NAME:32" takes images of 32 pixels instead of the size of timm's weights. Raises UsageError.
+    "timm:NAME:32" takes images of 32 pixels instead of the size of timm's weights. "resnet20" is a residual network for
+    images of 32 pixels, "resnet20x2-gn:64" one of twice the channels, with GroupNorm, for 64 pixels (see
+    methods.nets.small_resnets). Raises UsageError.
     """
+    if (found := re.fullmatch(r"resnet(\d{1,4})(?:x(\d{1,2}))?(-gn)?(?::(\d{1,4}))?", name)) is not None:
+        depth, factor, group_norm, side = found.groups()
+        try:
+            return SmallResNet(int(depth), int(factor or 1), "gn" if group_norm else "bn", int(side or 32))
+        except ValueError as error:
+            raise UsageError(f"--arch {name}: {error}") from None
     if name.startswith("timm:"):
         network, _, side = name.removeprefix("timm:").partition(":")
         try:
@@ -146,8 +162,8 @@ def architecture(name: str) -> AnyArchitecture:
     match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", name)
     if match is None or match[1] not in SIZES:
         raise UsageError(
-            f"--arch {name}: write vit_SIZE_patchP_PIXELS, as in vit_mini_patch4_32, or timm:NAME:PIXELS, as in "
-            f"timm:resnet18:32; SIZE is one of {', '.join(SIZES)}"
+            f"--arch {name}: write vit_SIZE_patchP_PIXELS, as in vit_mini_patch4_32, resnet20 or resnet20-gn, or "
+            f"timm:NAME:PIXELS, as in timm:resnet18:32; SIZE is one of {', '.join(SIZES)}"
         )
     dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = SIZES[match[1]]
     try:
@@ -177,17 +193,13 @@ def plan_stock(spec: StockSpec) -> StockPlan:
     plain = spec.data in ("digits", "digits-c") and spec.arch is None
     shape = DIGITS.architecture if plain else architecture(spec.arch or _usual_arch(spec.data))
     reading = Reading(spec.data_root, preprocessing_of(Weights(shape, {})), spec.offline)
-    shift = _clean_source(spec.data, reading)
+    shift = clean_source(spec.data, reading)
     ids = limit_ids(shift.ids("train"), spec.limit)
     images = pooled(shift, ids, [CLEAN])
     data = Unlabelled(images, shift.digest(ids, CLEAN))
-    if tuple(images.shape[2:]) != (shape.image_size, shape.image_size):
-        raise UsageError(
-            f"{spec.data} has images of {images.shape[3]} px, but the architecture takes {shape.image_size} px; "
-            f"choose one that ends in {':' if isinstance(shape, TimmArchitecture) else '_'}{images.shape[3]}"
-        )
+    check_size(spec.data, images, shape)
     if not plain:
-        shape = _normalised(shape, images)
+        shape = normalised(shape, images)
     name = spec.objective or ("mae" if shape.tokens else "mmcr")
     recipe = DIGITS if plain else Pretraining(shape, lr=_usual_lr(shape, spec.batch_size))
     if nearest(name, OBJECTIVES, "objective") != "mae":
@@ -217,12 +229,22 @@ def plan_stock(spec: StockSpec) -> StockPlan:
     return StockPlan(recipe, name, data, source, device, spec.threads or max(1, threads // spec.devices), key)
 
 
+def check_size(data: str, images: Images, shape: AnyArchitecture) -> None:
+    """Raise UsageError if an architecture does not take the size of the images."""
+    if tuple(images.shape[2:]) != (shape.image_size, shape.image_size):
+        raise UsageError(
+            f"{data} has images of {images.shape[3]} px, but the architecture takes {shape.image_size} px; "
+            f"choose one that ends in {'_' if isinstance(shape, Architecture) else ':'}{images.shape[3]}"
+        )
+
+
 def _usual_arch(data: str) -> str:
-    row = _row_of(data)
+    row = row_of(data)
     return "vit_mini_patch4_32" if row.family in ("cifar", "digits") else "vit_tiny_patch16_224"
 
 
-def _row_of(data: str) -> ShiftRow:
+def row_of(data: str) -> ShiftRow:
+    """Return the row of the shift that supplies clean images by a name of SOURCES or its own. Raises UsageError."""
     nearest(data.partition(":")[0], [*SOURCES, *SHIFTS], "data")
     return find_row(SOURCES.get(data, data))
 
@@ -232,13 +254,14 @@ def _usual_lr(shape: AnyArchitecture, batch_size: int) -> float:
     return 2e-3 if shape.dim < SIZES["tiny"][0] else 1.5e-4 * batch_size / 256
 
 
-def _clean_source(data: str, reading: Reading) -> Shift:
-    row = _row_of(data)
+def clean_source(data: str, reading: Reading) -> Shift:
+    """Load the shift whose train images are the clean images of a name. Raises UsageError or MissingDataError."""
+    row = row_of(data)
     own = row.name.startswith(("folder:", "hf:"))
     return load_by(train_source, row, reading) if own else load_shift(row.name, reading=reading)
 
 
-def _normalised(shape: AnyArchitecture, images: Any) -> AnyArchitecture:
+def normalised(shape: AnyArchitecture, images: Any) -> AnyArchitecture:
     """Return the architecture with the channel means and deviations of the images, measured on 2,000 at most."""
     rows = torch.from_numpy(limit_ids(np.arange(len(images)), _STATISTICS))
     total = torch.zeros(2, 3, dtype=torch.float64)
@@ -350,7 +373,7 @@ def where_to(spec: StockSpec, out: Path | None) -> Path:
 
     Creates its folder. Raises UsageError if there is no default, for another ending and if the folder is not writable.
     """
-    row = _row_of(spec.data)
+    row = row_of(spec.data)
     if out is None:
         if row.name not in SOURCES.values() or not row.default_stock.endswith(".safetensors"):
             raise UsageError("say where to write the stock: -o FILE.safetensors")

@@ -1,7 +1,8 @@
-"""The training loop: AdamW with a warm-up and a cosine schedule per step, and few synchronisations with the device.
+"""The training loop: a warm-up and a cosine schedule per step, and few synchronisations with the device.
 
-Pre-training, inter-training and fine-tuning differ only in the batches and the loss that they pass. Everything runs on
-the device of the given generator, which is also the only source of randomness.
+Pre-training, inter-training, fine-tuning and training from scratch differ only in the batches and the loss that they
+pass; all but the last use AdamW. Everything runs on the device of the given generator, which is also the only source of
+randomness.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def train(
     steps: int,
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
+    momentum: float | None = None,
     bf16: bool = False,
     stop: int | None = None,
     accumulate: int = 1,
@@ -149,7 +151,8 @@ def train(
 ) -> Tensor:
     """Minimise `loss` over the first `steps` batches of `stream` by AdamW (arXiv:1711.05101).
 
-    Weight decay acts on all parameters of a group. `bf16` runs `loss` (but neither the stream nor the update) in
+    With `momentum`, by gradient descent with Nesterov momentum of this value instead, and `betas` are not used. Weight
+    decay acts on all parameters of a group. `bf16` runs `loss` (but neither the stream nor the update) in
     bfloat16 autocast; parameters stay float32. `stop` ends after this many steps of the unchanged schedule.
     `accumulate` cuts each batch into this many equal parts, whose mean gradient makes one step with the memory of one
     part. With `progress`, training resumes from the saved state; `stream` must then draw only from its parts and
@@ -163,12 +166,15 @@ def train(
     device = groups[0].parameters[0].device
     if bf16 and device.type == "cpu":
         raise ValueError("bfloat16 training on a CPU is slower than float32; set bf16 to False or train on a GPU")
-    optimiser = torch.optim.AdamW(
-        [{"params": list(group.parameters), "lr": group.lr} for group in groups],
-        betas=betas,
-        weight_decay=weight_decay,
-        fused=True if device.type in ("cpu", "cuda") else None,
-    )
+    own = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
+    fused = True if device.type in ("cpu", "cuda") else None
+    optimiser: torch.optim.Optimizer
+    if momentum is None:
+        optimiser = torch.optim.AdamW(own, betas=betas, weight_decay=weight_decay, fused=fused)
+    else:
+        optimiser = torch.optim.SGD(
+            own, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay, fused=fused
+        )
     rates = [[group.lr * factor for factor in schedule(steps, group.warmup)] for group in groups]
     taken = steps if stop is None else min(stop, steps)
     losses = torch.empty(taken, device=device)

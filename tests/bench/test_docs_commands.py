@@ -65,6 +65,7 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^(for|export) |--grid|selfsoup\.ingredients=", Not("part of a script for CIFAR-10")),
     (r"^bench tune", Not("tries options for minutes; tests/bench/runs/test_tuning.py runs it")),
     (r"^bench stock", Not("trains a stock for minutes; tests/bench/training runs it")),
+    (r"^bench train", Run("--epochs 1 --limit 40", slow=True)),
     (r"^bench soup", Not("needs checkpoints of the reader's own; tests/bench/soups runs it")),
     (r"^bench new|^bench check (method|shift) FILE", Not("tests/bench/extending runs it")),
     (r"paper-imagenet|FILE --with-baselines|--init-from R|bench run FILE|mae_probe|shot_pool|prime,selfsoup", _HOURS),
@@ -122,7 +123,7 @@ def commands(page: Path) -> Iterator[str]:
         if (
             len(words) > 2
             and "…" not in span
-            and not re.fullmatch(r"bench (data|publish|soup|stock|new|check) [a-z]+", span)
+            and not re.fullmatch(r"bench (data|publish|soup|stock|train|new|check) [a-z]+", span)
         ):
             yield re.sub(r"\s+", " ", span)
 

@@ -180,7 +180,7 @@ class TestNames:
             ("torchvision:deeplabv3_resnet50", "no classifier"),
             ("lite:other", "write lite:efficientnet_lite0"),
             ("something", "--model takes timm:NAME"),
-            ("stock.safetensors", "a stock is given with --stock"),
+            ("stock.pth", "a stock is given with --stock"),
         ],
     )
     def test_that_are_wrong_say_what_there_is(self, name: str, said: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from methods.adapters.shot_im import ShotIM
 from methods.adapters.tent import Tent
 from methods.base import Checkpointer, Labelled, Unlabelled
+from methods.nets.small_resnets import SmallResNet
 from methods.nets.weights import Architecture, Classifier, Weights
 from methods.recipes import prime
 from methods.recipes.augmix import Mixing
@@ -23,6 +24,7 @@ from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.selfsoup.pretraining import Pretraining, pretrain
 from methods.training.finetune import FineTune, Repeat, fine_tune
+from methods.training.supervised import Course, Supervised, train_classifier
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
 STEPS = 7
@@ -104,7 +106,31 @@ def trainings() -> dict[str, Training]:
         name = f"fine_tune with {augmentation.title}{'' if augmentation.jsd else ' alone'}"
         found[name] = lambda keep, tuning=tuning: fine_tune([stock()], SOURCE, tuning, seeded(), keep)
     found["pretrain"] = lambda keep: pretrain((), POOL, Pretraining(SMALL, steps=STEPS, batch_size=8), seeded(), keep)
+    for norm in ("bn", "gn"):
+        shape = SmallResNet(8, norm=norm, image_size=16)
+        scratch = Supervised(shape, epochs=4, batch_size=8, padding=2)
+        found[f"from scratch with {norm}"] = lambda keep, scratch=scratch: train_classifier(
+            (), SOURCE, scratch, seeded(), keep, Course(SOURCE)
+        )
     return found
+
+
+@pytest.mark.parametrize("dies_after", [1, 2, 3, 4, 5])
+def test_accuracies_of_epochs_survive_a_kill(dies_after: int) -> None:
+    """Two steps an epoch: a kill falls at the end of an epoch, before it is measured, and inside one."""
+    config = Supervised(SmallResNet(8, image_size=16), epochs=4, batch_size=8, padding=2)
+    courses = [Course(SOURCE) for _ in range(3)]
+    keep = Memory(dies_after=dies_after)
+
+    def run(course: Course, keep: Memory | None) -> None:
+        train_classifier((), SOURCE, config, torch.Generator().manual_seed(2), keep, course)
+
+    run(courses[0], None)
+    with pytest.raises(Killed):
+        run(courses[1], keep)
+    run(courses[2], keep)
+    assert len(courses[0].learnt) == len(courses[0].held_out) == 4
+    assert courses[2].state_dict() == courses[0].state_dict()
 
 
 @pytest.mark.parametrize("name", list(trainings()))
