@@ -72,7 +72,9 @@ class _Table(BaseModel):
         """Return the numbers of the table, rounded because 1 - 0.574 has sixteen decimals."""
         about = self.model_dump(exclude={"error_percent", "accuracy_percent"})
         percent = {method: 100 - error for method, error in self.error_percent.items()} | self.accuracy_percent
-        return [ReferenceRow(method=method, accuracy=round(value / 100, 6), **about) for method, value in percent.items()]
+        return [
+            ReferenceRow(method=method, accuracy=round(value / 100, 6), **about) for method, value in percent.items()
+        ]
 
 
 def reference_rows(shift: str, model: str, protocol: str) -> list[ReferenceRow]:

@@ -22,14 +22,15 @@ CONNECTIVITY = "connectivity"
 class Mix:
     """The requirements of a way of mixing. `config` is the class of its options, None where it has none.
 
-    data: nothing, held-out labelled images, or clean images without labels. stock: whether it takes the stock as first
+    data: nothing, held-out labelled images, labelled images (held-out ones if there are any; others serve where nothing
+    that is mixed was trained on their labels), or clean images without labels. stock: whether it takes the stock as first
     input. averages: whether its weights differ from those of every ingredient, so that BatchNorm statistics must be
     measured again. of: which weights it can mix: encoders, classifiers, or both.
     """
 
     function: JobFunction
     config: type | None
-    data: Literal["none", "held_out", "images"] = "none"
+    data: Literal["none", "held_out", "labelled", "images"] = "none"
     stock: bool = False
     averages: bool = True
     of: Literal["both", "encoders", "classifiers"] = "both"
@@ -48,7 +49,7 @@ MIXES: dict[str, Mix] = {
     "ensemble": Mix(soup.ensemble, None, averages=False, of="classifiers"),
     "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
     "seasoned": Mix(season.self_seasoned, season.SelfSeasoning, "images", of="encoders"),
-    "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "held_out", of="encoders"),
+    "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "labelled", of="encoders"),
 }
 
 
@@ -143,7 +144,9 @@ def mix_job(
     data: Unlabelled | None = None
     if mix.data == "images":
         data = source.without_labels()
-    elif mix.data == "held_out":
+    elif mix.data == "labelled" and held_out is None:
+        data = source
+    elif mix.data != "none":
         if held_out is None:
             raise Unsupported(f"'{name}' chooses by held-out labelled images; set the option holdout, as in 0.1")
         data = held_out

@@ -74,6 +74,15 @@ def test_every_way_of_mixing_cooks_in_its_order(order: str) -> None:
     assert len({weights.digest for weights in made.values()}) >= 4
 
 
+@pytest.mark.parametrize("holdout", [0.0, 0.2])
+def test_encoders_may_be_seasoned_by_the_labels_that_they_never_saw(holdout: float) -> None:
+    """Neighbours are judged leaving each image out, so all labels serve unless some are held out."""
+    parts = plan(order="no_tune", mixes=("supervised_seasoned:draws=3",), holdout=holdout)
+    mixed = next(job for job in every_job(parts["soup"]) if job.function.__name__ == "supervised_seasoned")
+    assert mixed.data is not None
+    assert len(mixed.data) == (6 if holdout else 30)
+
+
 @pytest.mark.parametrize("order", ["tune_then_soup", "no_tune"])
 def test_a_grid_over_the_shares_is_one_soup_for_each_mixture(order: str) -> None:
     three = ("mae", "mae:mask_ratio=0.5", "mae:mask_ratio=0.25")
