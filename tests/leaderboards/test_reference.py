@@ -61,7 +61,7 @@ def test_every_published_table_is_reached() -> None:
 
 
 def test_the_tables_of_self_souping_are_those_that_were_printed() -> None:
-    """Each printed mean over 21 tasks follows from the tasks (within rounding), and the abstract's gains from table 2."""
+    """Each printed mean over 21 tasks follows from the tasks, and the abstract's gains from table 2, within rounding."""
     # Table 4b prints these means. Table 4a has 33.3 for the best ingredient of a Self-Soup, which its tasks contradict.
     printed = {
         "Supervised soup, best ingredient": 33.6,
@@ -90,7 +90,8 @@ def test_the_tables_of_self_souping_are_those_that_were_printed() -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"accuracy_percent": {"TENT": 1.0}}, {"error_percent": {}}, {"url": "javascript:alert(1)"}, {"error_percent": {"TENT": 101.0}}, {"source": ""}, {"extra": 1}, {"n": 0},
+    {"accuracy_percent": {"TENT": 1.0}}, {"error_percent": {}},
+    {"url": "javascript:alert(1)"}, {"error_percent": {"TENT": 101.0}}, {"source": ""}, {"extra": 1}, {"n": 0},
 ])  # fmt: skip
 def test_a_wrong_table_is_refused(change: dict[str, Any]) -> None:
     reference._Table.model_validate(TABLES[0])
