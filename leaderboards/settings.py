@@ -196,13 +196,13 @@ def _differences(method: str, setting: Setting, plain: Flat) -> list[str]:
     for name, value in sorted(setting.options | setting.versions):
         given[name].append(value)
     names = sorted(n for n in {*given, *plain} if given.get(n) != ([plain[n]] if n in plain else None))
-    told = [_told(method, name, given.get(name)) for name in names]
-    if len(told) <= _MOST_NAMED:
-        return told
-    return [*told[:_MOST_NAMED], f"{len(told) - _MOST_NAMED} more: {_digest([(n, given.get(n)) for n in names])}"]
+    texts = [_setting_text(method, name, given.get(name)) for name in names]
+    if len(texts) <= _MOST_NAMED:
+        return texts
+    return [*texts[:_MOST_NAMED], f"{len(texts) - _MOST_NAMED} more: {_digest([(n, given.get(n)) for n in names])}"]
 
 
-def _told(method: str, name: str, values: list[str] | None) -> str:
+def _setting_text(method: str, name: str, values: list[str] | None) -> str:
     if name.startswith(_VERSION):
         what, made = name.removeprefix(_VERSION), " and ".join(map(json.loads, values or ['"absent"']))
         return f"version {made}" if what == f"method:{method}" else f"{what} version {made}"

@@ -162,7 +162,7 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
             "methods": len({entry.trial.method for entry in plan.entries}),
             "records": len(plan.keys),
             "missing": len(plan.missing),
-            "trainings": len(plan.cooking),
+            "trainings": len(plan.trainings),
             "flops": cost.flops,
             "seconds": cost.seconds,
         }
@@ -173,14 +173,14 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
     if as_json:
         print_json({"out": str(out), "runs": rows, "left_out": refused})
         return 0
-    told = [
+    cells_of_rows = [
         [*map(str, list(row.values())[:-2]), f"{cost.flops / 1e12:.3g}", duration(cost.seconds)]
         for row, (_, _, cost) in zip(rows, costs, strict=True)
     ]
-    print_text(table(["run", "methods", "records", "missing", "trainings", "TFLOP", "time alone"], told))
+    print_text(table(["run", "methods", "records", "missing", "trainings", "TFLOP", "time alone"], cells_of_rows))
     for each in refused:
         print_text(f"left out: {each['run']}: {each['reason']}")
-    trainings = {task.key for _, plan, _ in costs for task in plan.cooking}
+    trainings = {task.key for _, plan, _ in costs for task in plan.trainings}
     missing, records = (sum(int(str(row[name])) for row in rows) for name in ("missing", "records"))
     print_text(
         f"\n{plural(len(trainings), 'training')} in all, {missing} of {records} records to make in {out}; "
@@ -221,10 +221,16 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
         total |= {"forwards": cost.samples[0], "backwards": cost.samples[1], "memory_mb_per_process": cost.memory_mb}
         total |= {"passes": cost.passes, "cached_trainings": cost.cached, "answered_streams": cost.answered}
         costs = [asdict(line) for line in cost.costs]
-        trainings = [task.label for task in plan.cooking]
-        bill = {**asdict(plan.bill), "hours": plan.bill.hours}
-        told = {"out": str(plan.out), "bill": bill, "trainings": trainings, "trials": rows, "costs": costs}
-        print_json({**told, "total": total})
+        trainings = [task.label for task in plan.trainings]
+        training_cost = {**asdict(plan.training_cost), "hours": plan.training_cost.hours}
+        shown = {
+            "out": str(plan.out),
+            "training_cost": training_cost,
+            "trainings": trainings,
+            "trials": rows,
+            "costs": costs,
+        }
+        print_json({**shown, "total": total})
         return 0
     print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     if cost.costs:
@@ -235,7 +241,7 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
             )
         )
         print_text("")
-    trained = plural(len(plan.cooking), "training") + (f" ({cost.cached} more are cached)" if cost.cached else "")
+    trained = plural(len(plan.trainings), "training") + (f" ({cost.cached} more are cached)" if cost.cached else "")
     streams = sum(line.count for line in cost.costs if line.kind == "stream")
     shared = (
         f" from {plural(streams, 'stream')} in {plural(cost.passes, 'pass', 'passes')} over images"

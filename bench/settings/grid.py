@@ -29,7 +29,8 @@ def cells_of(*layers: Mapping[str, Any]) -> tuple[GridCell, ...]:
     """Return a run for each combination of the lists in the settings, where later layers override earlier ones.
 
     A layer may hold `runs`: tables of settings over those of the layers up to it, for combinations that are no product
-    of lists. Options of a method (`set`) hold for the runs that have it. Raises UsageError as `make_spec` does, and for two equal runs.
+    of lists. Options of a method (`set`) hold for the runs that have it. Raises UsageError as `make_spec` does, and for
+    two equal runs.
     """
     specs = _with_own_options([validate(one) for one in expand(*layers)])
     if len({spec.model_dump_json() for spec in specs}) < len(specs):

@@ -22,8 +22,8 @@ CONNECTIVITY = "connectivity"
 class Mix:
     """The requirements of a way of mixing. `config` is the class of its options, None where it has none.
 
-    data: nothing, held-out labelled images, labelled images (held-out ones if there are any; others serve where nothing
-    that is mixed was trained on their labels), or clean images without labels. stock: whether it takes the stock as first
+    data: nothing, held-out labelled images, labelled images (held-out ones if there are any; all others serve encoders,
+    which were not trained on their labels), or clean images without labels. stock: whether it takes the stock as first
     input. averages: whether its weights differ from those of every ingredient, so that BatchNorm statistics must be
     measured again. of: which weights it can mix: encoders, classifiers, or both.
     """

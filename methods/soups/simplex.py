@@ -1,8 +1,8 @@
 """A grid of convex mixtures of two or three ingredients, each named by its shares: "simplex:side=7".
 
-Figure 2 of Fuller et al. 2026 (arXiv:2602.02890) scores 49 evenly spread mixtures of three ingredients. It draws each as
-one of the 7 x 7 small triangles of a large one, so the mixtures here are the centres of those triangles. The middle one
-is the uniform soup.
+Figure 2 of Fuller et al. 2026 (arXiv:2602.02890) scores 49 evenly spread mixtures of three ingredients. It draws each
+as one of the 7 x 7 small triangles of a large one, so the mixtures here are the centres of those triangles. The middle
+one is the uniform soup.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_every_published_table_is_reached() -> None:
 
 
 def test_the_tables_of_self_souping_are_those_that_were_printed() -> None:
-    """Each printed mean over 21 tasks follows from the tasks, and the abstract's gains from table 2, within rounding."""
+    """Within rounding, printed means over 21 tasks follow from the tasks, and the abstract's gains from table 2."""
     # Table 4b prints these means. Table 4a has 33.3 for the best ingredient of a Self-Soup, which its tasks contradict.
     printed = {
         "Supervised soup, best ingredient": 33.6,

@@ -14,7 +14,7 @@ import torch
 
 from bench.execution.checkpointing import FileCheckpointer
 from bench.models.weights_io import load_weights
-from bench.training.job_cache import cooked, job_key, run_job, training_tasks
+from bench.training.job_cache import cached_facts, job_key, run_job, training_tasks
 from methods.base import Job, Unlabelled
 from methods.selfsoup.ingredients import Ingredient, inter_train
 
@@ -122,7 +122,7 @@ def test_a_training_leaves_losses_and_no_checkpoint(own_cache: Path) -> None:
     )
     task = training_tasks([job], 0, "cpu")[0]
     run_job(*task.arguments)
-    facts = cooked(job_key(job, 0))
+    facts = cached_facts(job_key(job, 0))
     assert facts is not None
     assert len(facts["losses"]) == 2
     assert not list(own_cache.glob("training/*"))

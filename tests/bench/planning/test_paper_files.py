@@ -17,8 +17,8 @@ import small_copies
 from typer.testing import CliRunner
 
 from bench.cli.main import app
-from bench.planning.bill import expected_jobs, published_setting
 from bench.planning.plan import Plan
+from bench.planning.training_cost import expected_jobs, published_setting
 from bench.runs.callbacks import RunCallback
 from bench.runs.grid import plan_grid
 from bench.settings.grid import GridCell, cells_of

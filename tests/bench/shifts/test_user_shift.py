@@ -145,7 +145,7 @@ def test_who_breaks_a_rule_is_told(tmp_path: Path, rule: str) -> None:
     assert {finding.check for finding in found if finding.status == "failed"} >= {rule}
     if rule not in ("same_again", "gives_images"):  # which break others too
         assert {finding.check for finding in found if finding.status == "failed"} == {rule}
-    assert all(finding.said for finding in found if finding.status == "failed")
+    assert all(finding.message for finding in found if finding.status == "failed")
 
 
 def test_a_check_tells_in_json_and_with_its_exit_code(tmp_path: Path) -> None:
