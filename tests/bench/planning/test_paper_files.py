@@ -291,6 +291,25 @@ def test_the_suite_covers_every_set_of_imagenet(copies: Copies, tmp_path: Path) 
     as_published(jobs, epochs=10)
 
 
+def test_the_registered_study_is_what_its_page_says() -> None:
+    """Three tasks, each from a stock of other pictures; every soup averages four fine-tunings; eight draws."""
+    found = cells("transfer-small")
+    tasks = {cell.spec.shift: (cell.spec.labels, cell.spec.stock) for cell in found}
+    assert tasks == {
+        "cifar10-c-gen": (100, "transfer-fashion.safetensors"),
+        "fashion-c": (100, "transfer-cifar10.safetensors"),
+        "digits-c": (60, "transfer-cifar10.safetensors"),
+    }
+    assert Counter(name for cell in found for name in cell.spec.method) == {
+        "source": 3, "supervised_soup": 3, "selfsoup_clean": 3, "continued_ssl_soup": 3,
+    }  # fmt: skip
+    for cell in found:
+        assert (cell.spec.seed_list, cell.spec.split, cell.spec.severity) == (tuple(range(8)), "transductive", (3.0,))
+        for method, options in cell.spec.options.items():
+            if method != "source":
+                assert len(options["scales"]) * len(options.get("ingredients", "1")) == 4
+
+
 def told(words: Iterator[object] | list[object]) -> Any:
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
