@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,52 @@ def test_the_tables_of_self_souping_are_those_that_were_printed() -> None:
         found = {row.method: row for row in reference_rows(shift, MAE, "reset_each_shift") if row.severity == 5}
         after, before = found[f"Self-Soup on {own} (disjoint)"], found["Self-Soup on train, uniform"]
         assert after.accuracy - before.accuracy == pytest.approx(gain, abs=0.001)
+
+
+def printed(heading: str) -> list[list[str]]:
+    """Return the cells of the rows of the first table below a heading of docs/paper.md."""
+    page = (Path(__file__).parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
+    lines = page.partition(f"## {heading}")[2].splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("|---"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first + 1 :])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def published(shift: str, severity: float, method: str) -> float:
+    (row,) = (
+        row
+        for row in reference_rows(shift, MAE, "reset_each_shift")
+        if (row.severity, row.method) == (severity, method)
+    )
+    return row.accuracy
+
+
+def test_the_page_of_the_paper_shows_the_reference_rows() -> None:
+    kinds = {"supervised": "Supervised soup", "continued SSL + supervised": "Continued SSL + supervised soup"}
+    kinds["Self-Soup"] = "Self-Soup on train"
+    sets = [
+        ("imagenet-c", 0.0),
+        ("imagenet-real", 1.0),
+        ("imagenet-v2", 1.0),
+        ("imagenet-hr", 1.0),
+        ("imagenet-a", 1.0),
+    ]
+    sets += [("imagenet-r", 1.0), ("imagenet-c", 5.0), ("laion-c", 5.0)]
+    kind = ""
+    for name, mix, *values in printed("Table 1"):
+        kind = kinds[name] if name else kind
+        method = f"{kind}, {mix.replace('best', 'best ingredient')}"
+        assert [published(*where, method) for where in sets] == pytest.approx([float(value) / 100 for value in values])
+    names = [f"Self-Soup on {on}{best}" for on in ("ImageNet-C", "LAION-C") for best in ("", ", best ingredient")]
+    for name, (_, *values) in zip([*names, "Self-Soup on ImageNet-C and LAION-C"], printed("Table 2"), strict=True):
+        halves = [(shift, f"{name} ({half})") for half in ("disjoint", "joint") for shift in ("imagenet-c", "laion-c")]
+        found = [published("imagenet-c", 0.0, name), *(published(shift, 5.0, row) for shift, row in halves)]
+        assert found == pytest.approx([float(value) / 100 for value in values])
+    sar = {"supervised": "Supervised soup", "Self-Soup on train images": "Self-Soup on train"}
+    for name, without, after in printed("Table 3"):
+        method = sar.get(name, name)
+        assert published("imagenet-c", 5.0, f"{method}, odd half") == pytest.approx(float(without) / 100)
+        assert published("imagenet-c", 5.0, f"{method} + SAR") == pytest.approx(float(after) / 100)
 
 
 @pytest.mark.parametrize("change", [
