@@ -52,7 +52,7 @@ _HOURS = Not("trains for hours; its run file is read in tests/bench/test_readme.
 # The first rule whose pattern is found in a command decides.
 RULES: list[tuple[str, Run | Not]] = [
     (r"runs/paper-\S+-small", Not("takes minutes; tests/e2e/test_paper_small.py runs it")),
-    (r"runs/paper-|imagenet-c-selfsoup", Not("trains for days; tests/bench/planning/test_paper_files.py plans it")),
+    (r"runs/paper-", Not("trains for days; tests/bench/planning/test_paper_files.py plans it")),
     (r"transfer-small|transfer-cifar10|transfer-fashion", Not("trains for hours; test_paper_files.py plans it")),
     (
         r"^make |^git clone|^python -m build",

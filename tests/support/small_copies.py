@@ -56,8 +56,9 @@ def imagenet(root: Path, side: int = SIDE, train: int = 12) -> None:
                 put(f"{shift}/{file}")
             if name != "n01440764":
                 put(f"imagenet-r/{file}")
-            if name == DRAGONFLY:
+            if name == DRAGONFLY:  # four, so that its even half has two
                 put(f"imagenet-a/{file}")
+                put(f"imagenet-a/{name}/more_{Path(file).name}")
             if name in FISH:
                 for corruption in LAION:
                     put(f"laion-c/{corruption}/intensity_level_5/fish/{Path(file).name}")

@@ -327,19 +327,8 @@ def told(words: Iterator[object] | list[object]) -> Any:
     ids=["imagenet-c", "vtab", "suite"],
 )
 def test_a_dry_run_states_the_cost_of_each_cell(asked: list[object], runs: int, copies: Copies, tmp_path: Path) -> None:
-    local = [
-        "--data-root",
-        copies.root,
-        "--stock",
-        copies.stock,
-        "--device",
-        "cpu",
-        "--jobs",
-        1,
-        "--out",
-        tmp_path / "out",
-    ]
-    found = told(["run", *asked, *local, "--offline", "--dry-run", "--json"])
+    local = ["--data-root", copies.root, "--stock", copies.stock, "--device", "cpu", "--jobs", 1, "--offline"]
+    found = told(["run", *asked, *local, "--out", tmp_path / "out", "--dry-run", "--json"])
     assert found["left_out"] == []
     assert len(found["runs"]) == runs
     for row in found["runs"]:
