@@ -58,7 +58,7 @@ def run_spec(
         return _print_grid(cells, as_json) if dry_run else _run_grid(cells, as_json=as_json)
     spec = cells[0].spec
     if dry_run:
-        return _print_plan(spec, as_json)
+        return print_plan(spec, as_json)
     return _run_and_print(spec, demo=demo, as_json=as_json)
 
 
@@ -123,17 +123,29 @@ def _say_problems(outcome: Outcome) -> None:
         say(f"warning: {warning}; these results cannot be published")
 
 
-def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
+def carry_out(spec: RunSpec) -> Outcome:
+    """Run a spec with progress on stderr, and say there what failed or looks wrong."""
     _start_workers(spec)
     from bench.planning.plan import default_folder
     from bench.runs.run import run
-    from leaderboards.tables import to_json, to_terminal
 
     spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
     assert spec.out is not None
     with _running(spec.out) as progress:
         outcome = run(spec, progress)
     _say_problems(outcome)
+    return outcome
+
+
+def say_counts(outcome: Outcome) -> None:
+    """Say on stderr what was measured, reused and failed, and where the records are."""
+    say(f"{outcome.done} measured, {outcome.reused} reused, {outcome.failed} failed; records in {outcome.out}")
+
+
+def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
+    outcome = carry_out(spec)
+    from leaderboards.tables import to_json, to_terminal
+
     board = outcome.board()
     if as_json:
         print_text(to_json(board))
@@ -143,7 +155,7 @@ def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
             from bench.cli.demo_summary import summarise
 
             print_text("\n" + summarise(board, outcome))
-    say(f"{outcome.done} measured, {outcome.reused} reused, {outcome.failed} failed; records in {outcome.out}")
+    say_counts(outcome)
     return outcome.exit_code
 
 
@@ -189,7 +201,8 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
     return 0
 
 
-def _print_plan(spec: RunSpec, as_json: bool) -> int:
+def print_plan(spec: RunSpec, as_json: bool) -> int:
+    """Print what a run would do and cost; return 0."""
     from bench.core.console import table
     from bench.planning.cost_estimate import estimate
     from bench.planning.plan import make_plan

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.core.conditions import digest_of
+from bench.core.conditions import Draws, digest_of
 from bench.core.errors import MissingDataError, UsageError, nearest
 from bench.settings.run_spec import make_spec, read_run_file
 from bench.shifts.class_match import class_names
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 class Inherited:
     """The classifiers of a method in another run, by seed, as jobs that are in the cache or run again.
 
-    `access` is what the classifier has seen; every method that starts from it has seen that too. `met` names the
-    conditions of its pool, `class_names` its classes (None: without names).
+    `draws` are the seeds of each. `access` is what the classifier has seen; every method that starts from it has seen
+    that too. `met` names the conditions of its pool, `class_names` its classes (None: without names).
     """
 
     name: str
     jobs: Mapping[int, Job]
+    draws: Mapping[int, Draws]
     access: Access
     architecture: AnyArchitecture
     classes: int
@@ -39,7 +40,7 @@ class Inherited:
     @property
     def digest(self) -> str:
         """A digest that identifies the classifiers of all seeds."""
-        return "sha256:" + digest_of([job_key(job, seed) for seed, job in sorted(self.jobs.items())])
+        return "sha256:" + digest_of([job_key(job, self.draws[seed]) for seed, job in sorted(self.jobs.items())])
 
 
 def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
@@ -74,7 +75,8 @@ def inherit(text: str, seeds: Sequence[int], device: str) -> Inherited:
             jobs[entry.trial.seed] = entry.job
     entry = next(entry for entry in trained if entry.trial.method == chosen)
     name = f"{chosen}@{Path(folder).name}"
-    return Inherited(name, jobs, _access(entry), *_shape(entry), entry.history, class_names(plan.shift))
+    draws = {entry.trial.seed: entry.trial.draws for entry in trained}
+    return Inherited(name, jobs, draws, _access(entry), *_shape(entry), entry.history, class_names(plan.shift))
 
 
 def _access(entry: BoardEntry) -> Access:

@@ -29,7 +29,7 @@ from bench.shifts.catalog import ShiftRow
 from bench.shifts.data_root import Reading
 from bench.shifts.folder_or_hub import train_source
 from bench.shifts.lazy_images import pooled
-from bench.shifts.shift import Shift, limit_ids
+from bench.shifts.shift import Shift, limit_ids, to_train_on
 from bench.training.job_cache import job_key
 from methods.base import Job, Unlabelled
 from methods.nets.timm_encoders import TimmArchitecture
@@ -180,7 +180,8 @@ def plan_stock(spec: StockSpec) -> StockPlan:
     shift = _clean_source(spec.data, reading)
     ids = limit_ids(shift.ids("train"), spec.limit)
     images = pooled(shift, ids, [CLEAN])
-    data = Unlabelled(images, shift.digest(ids, CLEAN))
+    photographs, digest = to_train_on(shift, ids)
+    data = Unlabelled(images, digest, photographs=photographs)
     if tuple(images.shape[2:]) != (shape.image_size, shape.image_size):
         raise UsageError(
             f"{spec.data} has images of {images.shape[3]} px, but the architecture takes {shape.image_size} px; "
