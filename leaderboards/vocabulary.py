@@ -21,7 +21,9 @@ LARGEST_LABELS = 1_000_000  # labelled images of a class
 MOST_WORDS = 100  # entries of an option that is a list
 FIRST_YEAR = 2025  # no result of this project is older
 
-_WORD = re.compile(r"[a-z0-9][a-z0-9_]*(:[a-z0-9_]+=[A-Za-z0-9_.+-]+)*", re.ASCII)
+_SHARES = r"shares(:[0-9]{1,9}(\.[0-9]{1,9})?){1,64}"
+_WORD = re.compile(rf"[a-z0-9][a-z0-9_]*(:[a-z0-9_]+=[A-Za-z0-9_.+-]+)*|{_SHARES}", re.ASCII)
+_GRID_PART = re.compile(r"soup:shares(:[0-9]{1,4}){2,3}", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{32}")
 _CODE = re.compile(r"[0-9a-f]{8,64}")
@@ -137,7 +139,7 @@ def method_problems(record: Record, words: MethodWords) -> Iterator[str]:
                 yield f"has the option {_short(f'{method}.{option}')}, which is unknown; see `bench show method {name}`"
             elif not kind.admits(value):
                 yield f"has a value of {method}.{option} that it never takes; see `bench show method {name}`"
-    if record.part is not None and record.part not in _parts(record, words):
+    if record.part is not None and record.part not in _parts(record, words) and not _of_a_grid(record, words):
         yield f"is a part of {name} that its options do not make; bundle what the run made"
 
 
@@ -149,6 +151,13 @@ def _parts(record: Record, words: MethodWords) -> set[str]:
     marks = ["", *(f"@{scale:g}" for scale in scales if isinstance(scale, int | float))]
     parts = {"soup", *(f"soup:{mix}" for mix in mixes[1:])}
     return parts | {f"ingredient:{text}{mark}" for text in ingredients for mark in marks}
+
+
+def _of_a_grid(record: Record, words: MethodWords) -> bool:
+    """Return whether a part is one mixture of a grid over the shares of two or three ingredients, "simplex:side=7"."""
+    mixes = _listed(record.options.get(words.recipe.options_of, {}).get("mixes"))
+    asked = words.adapter is None and not record.weights.ready and any(str(mix).startswith("simplex") for mix in mixes)
+    return asked and _GRID_PART.fullmatch(record.part or "") is not None
 
 
 def _listed(value: Any) -> list[Any]:

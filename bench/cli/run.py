@@ -167,6 +167,7 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
             "records": len(plan.keys),
             "missing": len(plan.missing),
             "trainings": len(plan.trainings),
+            "flops": cost.flops,
             "seconds": cost.seconds,
         }
         for cell, plan, cost in costs
@@ -176,8 +177,11 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
     if as_json:
         print_json({"out": str(out), "runs": rows, "left_out": refused})
         return 0
-    cells_of_rows = [[*map(str, list(row.values())[:-1]), duration(float(str(row["seconds"])))] for row in rows]
-    print_text(table(["run", "methods", "records", "missing", "trainings", "time alone"], cells_of_rows))
+    cells_of_rows = [
+        [*map(str, list(row.values())[:-2]), f"{cost.flops / 1e12:.3g}", duration(cost.seconds)]
+        for row, (_, _, cost) in zip(rows, costs, strict=True)
+    ]
+    print_text(table(["run", "methods", "records", "missing", "trainings", "TFLOP", "time alone"], cells_of_rows))
     for each in refused:
         print_text(f"left out: {each['run']}: {each['reason']}")
     trainings = {task.key for _, plan, _ in costs for task in plan.trainings}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import UsageError
+from bench.settings.methods import parse_method
 from bench.settings.run_fields import LISTS
 from bench.settings.run_spec import RunSpec, merge, validate
 
@@ -28,9 +29,10 @@ def cells_of(*layers: Mapping[str, Any]) -> tuple[GridCell, ...]:
     """Return a run for each combination of the lists in the settings, where later layers override earlier ones.
 
     A layer may hold `runs`: tables of settings over those of the layers up to it, for combinations that are no product
-    of lists. Raises UsageError as `make_spec` does, and for two equal runs.
+    of lists. Options of a method (`set`) hold for the runs that have it. Raises UsageError as `make_spec` does, and for
+    two equal runs.
     """
-    specs = [validate(one) for one in expand(*layers)]
+    specs = _with_own_options([validate(one) for one in expand(*layers)])
     if len({spec.model_dump_json() for spec in specs}) < len(specs):
         raise UsageError("two runs of [[runs]] are equal; remove one")
     return tuple(GridCell(name, spec) for name, spec in zip(_names(specs), specs, strict=True))
@@ -43,6 +45,30 @@ def expand(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
         own = {key: value for key, value in layer.items() if key != "runs"}
         asked = [merge(before, own, more) for before in asked for more in _tables(layer)]
     return [one for settings in asked for one in _combinations(settings)]
+
+
+def _with_own_options(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Return the runs without options of methods that only others of them have."""
+    names = [_optioned(spec) for spec in specs]
+    others = set[str]().union(*(known for known in names if known))
+    return [
+        spec.model_copy(update={"options": {k: v for k, v in spec.options.items() if k in known or k not in others}})
+        if known
+        else spec
+        for spec, known in zip(specs, names, strict=True)
+    ]
+
+
+def _optioned(spec: RunSpec) -> set[str]:
+    """Return the names under which a run's methods have options; empty where only its plan knows them."""
+    if spec.with_baselines or any(".py:" in name for name in spec.method):
+        return set()
+    try:
+        methods = [parse_method(name) for name in spec.method]
+    except UsageError:
+        return set()  # the plan of this run says so
+    rows = [row for each in methods for row in (each.recipe, each.adapter) if row is not None]
+    return {name for row in rows for name in (row.options_of or row.name, row.starts_as) if name}
 
 
 def settings_of(specs: Sequence[RunSpec]) -> dict[str, Any]:
@@ -118,8 +144,26 @@ def _names(specs: Sequence[RunSpec]) -> list[str]:
     if len(specs) == 1:
         return [""]
     columns = [_words([getattr(spec, name) for spec in specs], name) for name in ("method", *LISTS, "severity")]
-    names = [", ".join(words) for words in zip(*(column for column in columns if len(set(column)) > 1), strict=True)]
-    return names if len(set(names)) == len(specs) else [f"run {number}" for number in range(1, len(specs) + 1)]
+    for more in ([], [_option_words(specs)]):
+        told = [column for column in (*columns, *more) if len(set(column)) > 1]
+        names = [", ".join(filter(None, words)) for words in zip(*told, strict=True)]
+        if len(set(names)) == len(specs):
+            return names
+    return [f"run {number}" for number in range(1, len(specs) + 1)]
+
+
+def _option_words(specs: Sequence[RunSpec]) -> list[str]:
+    """Return the options that a run does not share with all others, as "selfsoup.steps=100"."""
+    told = [
+        {
+            f"{method}.{name}={_word(name, value)}"
+            for method, options in spec.options.items()
+            for name, value in options.items()
+        }
+        for spec in specs
+    ]
+    common = set.intersection(*told)
+    return [" ".join(sorted(each - common)) for each in told]
 
 
 def _words(values: Sequence[Any], name: str) -> list[str]:
@@ -134,7 +178,7 @@ def _words(values: Sequence[Any], name: str) -> list[str]:
 def _word(name: str, value: Any) -> str:
     if value is None:
         return f"default {name}"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         words = "+".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
         return f"severity {words}" if name == "severity" else words
     return f"{name.replace('_', ' ')} {value}" if name in _NUMBERS else str(value)

@@ -259,7 +259,7 @@ def whole_train(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def _with_all_classes(shift: ImageShift, row: ShiftRow, reading: Reading) -> ImageShift:
-    """Let recipes learn all classes of ImageNet, as the paper of Self-Souping does on LAION-C."""
+    """Let recipes learn all classes of ImageNet, as the paper of Self-Souping does wherever fewer are scored."""
 
     @cache
     def whole() -> ImageShift:
@@ -306,7 +306,10 @@ def ccc(row: ShiftRow, reading: Reading) -> ImageShift:
 
 
 def natural(row: ShiftRow, reading: Reading) -> ImageShift:
-    """Load a collected set (imagenet-r, -a, -v2, -sketch, -hr): one condition, the model's other classes masked."""
+    """Load a collected set (imagenet-r, -a, -v2, -sketch, -hr): one condition, the model's other classes masked.
+
+    Recipes learn all 1000 classes, also where 200 are scored, so one classifier serves all of these sets.
+    """
     members = None
     classes: Sequence[str] = synsets()
     masks = {"imagenet-r": "imagenet_r_synsets.txt", "imagenet-a": "imagenet_a_synsets.txt"}
@@ -347,7 +350,8 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
         has_clean=False,
     )
     shifted = PublishedFiles(stores, lambda condition: images())
-    return ImageShift(facts, lambda: Part.whole(images()), _train(row, reading, members), shifted, stores)
+    made = ImageShift(facts, lambda: Part.whole(images()), _train(row, reading, members), shifted, stores)
+    return made if members is None else _with_all_classes(made, row, reading)
 
 
 def _read_classes(root: Path, classes: Sequence[str], label: str | None) -> ImageSet:

@@ -1,7 +1,7 @@
 """Numbers that papers and repositories published, each with its source and protocol. Never ranked with records.
 
-`papers.toml` holds one table for each published table. They were measured with other weights, images and code, so
-they help to judge a board and cannot stand on it.
+`papers.toml` holds one table for each published table, `selfsoup.toml` those of the paper of Self-Souping. They were
+measured with other weights, images and code, so they help to judge a board and cannot stand on it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from functools import cache
 from importlib import resources
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leaderboards.record import Name
+
+_FILES = ("papers.toml", "selfsoup.toml")
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRow:
     """One published number: `accuracy` in [0, 1] is the mean over the corruptions of `shift` at `severity`.
 
+    Severity 0 is the accuracy on its clean images; where a mean is another one, `setting` says so.
     `method` is the published name ("TENT"), `model` the name that records would use, `weights` what the source says
     of them. `n` is the number of images of each condition (None where the source does not say), `setting` its protocol
     in words, `source` who published it and `url` where.
@@ -39,7 +42,12 @@ class ReferenceRow:
     url: str
 
 
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
 class _Table(BaseModel):
+    """One published table, with errors or with accuracies, as its source prints them."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     shift: Name
@@ -51,7 +59,22 @@ class _Table(BaseModel):
     setting: Name
     source: Name
     url: Annotated[str, Field(pattern=r"^https://[A-Za-z0-9./_-]+$")]
-    error_percent: dict[Name, Annotated[float, Field(ge=0, le=100)]]
+    error_percent: dict[Name, Percent] = Field(default_factory=dict)
+    accuracy_percent: dict[Name, Percent] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _either(self) -> _Table:
+        if bool(self.error_percent) == bool(self.accuracy_percent):
+            raise ValueError("a published table has error_percent or accuracy_percent")
+        return self
+
+    def rows(self) -> list[ReferenceRow]:
+        """Return the numbers of the table, rounded because 1 - 0.574 has sixteen decimals."""
+        about = self.model_dump(exclude={"error_percent", "accuracy_percent"})
+        percent = {method: 100 - error for method, error in self.error_percent.items()} | self.accuracy_percent
+        return [
+            ReferenceRow(method=method, accuracy=round(value / 100, 6), **about) for method, value in percent.items()
+        ]
 
 
 def reference_rows(shift: str, model: str, protocol: str) -> list[ReferenceRow]:
@@ -62,15 +85,10 @@ def reference_rows(shift: str, model: str, protocol: str) -> list[ReferenceRow]:
 
 @cache
 def _all_rows() -> tuple[ReferenceRow, ...]:
-    text = resources.files("leaderboards").joinpath("reference", "papers.toml").read_text(encoding="utf-8")
-    tables = [_Table.model_validate(table) for table in tomllib.loads(text)["table"]]
-    return tuple(
-        ReferenceRow(
-            method=method,
-            # Rounded, because published errors have one decimal and 1 - 0.574 has sixteen.
-            accuracy=round(1 - error / 100, 6),
-            **table.model_dump(exclude={"error_percent"}),
-        )
-        for table in tables
-        for method, error in table.error_percent.items()
-    )
+    folder = resources.files("leaderboards").joinpath("reference")
+    tables = [
+        _Table.model_validate(table)
+        for name in _FILES
+        for table in tomllib.loads(folder.joinpath(name).read_text(encoding="utf-8"))["table"]
+    ]
+    return tuple(row for table in tables for row in table.rows())

@@ -1,4 +1,4 @@
-"""The ways to mix the ingredients of a recipe, by name: "greedy", "ties:keep=0.3", "learned:layerwise=1"."""
+"""The ways to mix the ingredients of a recipe, by name: "greedy", "ties:keep=0.3", "shares:2:1:1"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from methods.base import Job, JobFunction, Labelled, Unlabelled, Unsupported, Work
 from methods.nets import flops
 from methods.nets.weights import Weights
-from methods.soups import mixing, season, soup
+from methods.soups import mixing, season, simplex, soup
 from methods.soups.bn_recalibration import Remeasure, remeasured
 from methods.training.finetune import FineTune
 
@@ -22,14 +22,15 @@ CONNECTIVITY = "connectivity"
 class Mix:
     """The requirements of a way of mixing. `config` is the class of its options, None where it has none.
 
-    data: nothing, held-out labelled images, or clean images without labels. stock: whether it takes the stock as first
+    data: nothing, held-out labelled images, labelled images (held-out ones if there are any; all others serve encoders,
+    which were not trained on their labels), or clean images without labels. stock: whether it takes the stock as first
     input. averages: whether its weights differ from those of every ingredient, so that BatchNorm statistics must be
     measured again. of: which weights it can mix: encoders, classifiers, or both.
     """
 
     function: JobFunction
     config: type | None
-    data: Literal["none", "held_out", "images"] = "none"
+    data: Literal["none", "held_out", "labelled", "images"] = "none"
     stock: bool = False
     averages: bool = True
     of: Literal["both", "encoders", "classifiers"] = "both"
@@ -37,6 +38,7 @@ class Mix:
 
 MIXES: dict[str, Mix] = {
     "uniform": Mix(soup.uniform_soup, None),
+    "shares": Mix(soup.mixed_soup, mixing.Weighted),
     "wise": Mix(soup.mixed_soup, mixing.Wise, stock=True),
     "model_stock": Mix(soup.mixed_soup, mixing.ModelStock, stock=True),
     "task_arithmetic": Mix(soup.mixed_soup, mixing.TaskArithmetic, stock=True),
@@ -47,7 +49,7 @@ MIXES: dict[str, Mix] = {
     "ensemble": Mix(soup.ensemble, None, averages=False, of="classifiers"),
     "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
     "seasoned": Mix(season.self_seasoned, season.SelfSeasoning, "images", of="encoders"),
-    "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "held_out", of="encoders"),
+    "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "labelled", of="encoders"),
 }
 
 
@@ -56,8 +58,10 @@ class Mixing(FineTune):
     """Options of fine-tuning several models and of mixing them, added to those of methods.training.finetune.FineTune.
 
     scales: each model is fine-tuned once at each of these multiples of `lr`; the paper uses four.
-    mixes: ways to mix (the keys of MIXES), as "uniform", "greedy", "ties:keep=0.3". The first one makes the method's
-        own row, the others make parts "soup:…" beside it; "ensemble" averages probabilities and not weights.
+    mixes: ways to mix (the keys of MIXES), as "uniform", "greedy", "ties:keep=0.3", or "shares:2:1:1" for fixed
+        shares of three ingredients. The first one makes the method's own row, the others make parts "soup:…" beside it;
+        "ensemble" averages probabilities and not weights. "simplex:side=7" stands for all 49 mixtures of a grid over
+        the shares of three ingredients (see methods.soups.simplex).
     holdout: fraction of the labelled images of each class that is held out from fine-tuning, for the ways that choose.
     select_on: choose by these held-out images, or ("val", as in the papers) by the clean labelled test images of the
         adapt half, which is for parity only: their labels are not available at test time.
@@ -95,12 +99,24 @@ def mix_classifiers(
     """
     if not config.mixes or not config.scales:
         raise Unsupported("a soup needs at least one of mixes and scales")
-    names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
-    jobs = [mix_job(text, tuned, head, source, held_out, "classifiers") for text in config.mixes]
+    mixes = every_mix(config.mixes, len(tuned))
+    names = ["soup", *(f"soup:{text}" for text in mixes[1:])]
+    jobs = [mix_job(text, tuned, head, source, held_out, "classifiers") for text in mixes]
     found = dict(zip(names, jobs, strict=True))
     if held_out is not None and len(tuned) > 1:
         found[CONNECTIVITY] = Job(soup.connectivity, soup.Line(), tuple(tuned), held_out, "linear connectivity")
     return found
+
+
+def every_mix(mixes: Sequence[str], count: int) -> list[str]:
+    """Return the ways of mixing `count` ingredients, with each grid in its place as single "shares:…".
+
+    Raises Unsupported for a grid over a number of ingredients that has none.
+    """
+    try:
+        return [one for text in mixes for one in (simplex.expand(text, count) if simplex.is_grid(text) else [text])]
+    except ValueError as error:
+        raise Unsupported(str(error)) from None
 
 
 def mix_job(
@@ -119,16 +135,18 @@ def mix_job(
     """
     name, *pairs = text.split(":")
     if name not in MIXES:
-        raise Unsupported(f"there is no way of mixing '{name}'; use one of {', '.join(MIXES)}")
+        raise Unsupported(f"there is no way of mixing '{name}'; use one of {', '.join(MIXES)}, simplex")
     mix = MIXES[name]
     if mix.of not in ("both", of):
         order = {"encoders": "soup_then_tune", "classifiers": "tune_then_soup"}[mix.of]
         raise Unsupported(f"'{name}' mixes {mix.of}, not {of}; set selfsoup.order to {order}")
-    config = read_options(mix.config, pairs, text)
+    config = _shares(pairs, len(ingredients), text) if name == "shares" else read_options(mix.config, pairs, text)
     data: Unlabelled | None = None
     if mix.data == "images":
         data = source.without_labels()
-    elif mix.data == "held_out":
+    elif mix.data == "labelled" and held_out is None:
+        data = source
+    elif mix.data != "none":
         if held_out is None:
             raise Unsupported(f"'{name}' chooses by held-out labelled images; set the option holdout, as in 0.1")
         data = held_out
@@ -141,6 +159,20 @@ def mix_job(
     work = Work(min(how.images, len(source)) * flops.forward(start.architecture))
     label = f"{text} soup, BatchNorm measured again"
     return Job(remeasured, how, (mixed,), source.without_labels(), label, work=work)
+
+
+def _shares(numbers: Sequence[str], count: int, text: str) -> mixing.Weighted:
+    """Return the rule of fixed shares, in proportion to the numbers. Raises Unsupported unless each input has one."""
+    try:
+        found = [float(number) for number in numbers]
+        if len(found) == count and min(found) >= 0:
+            return mixing.Weighted(tuple(number / sum(found) for number in found))
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise Unsupported(
+        f"'{text}' must be 'shares' and {count} numbers of at least 0, one for each ingredient, as in "
+        f"shares{':1' * count}"
+    )
 
 
 def _first(part: Job | Weights) -> Weights:

@@ -14,7 +14,7 @@ from methods.identity import component
 from methods.nets.weights import Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Member, Together, inter_train_together, member
-from methods.selfsoup.mixing_options import Mixing, mix_classifiers, mix_job, selection
+from methods.selfsoup.mixing_options import Mixing, every_mix, mix_classifiers, mix_job, selection
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.table import Access
 from methods.training.finetune import fine_tunings, join, probe_of, refuse_cut
@@ -267,7 +267,8 @@ def cook(
     if config.order == "tune_then_soup":
         return mix_classifiers(list(tuned.values()), head, source, held_out, config) | tuned
     soups = []
-    for text in config.mixes:
+    mixes = every_mix(config.mixes, len(trained))
+    for text in mixes:
         mixed = mix_job(text, trained, stock, source, held_out, "encoders")
         if config.order == "no_tune":
             soups.append(Job(join, None, (mixed, head), None, f"{text} soup under the stock's head"))
@@ -278,7 +279,7 @@ def cook(
             f"ingredient:{text}": Job(join, None, (job, head), None, f"{text} under the stock's head")
             for text, job in named.items()
         }
-    names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
+    names = ["soup", *(f"soup:{text}" for text in mixes[1:])]
     return dict(zip(names, soups, strict=True)) | tuned
 
 

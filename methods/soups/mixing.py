@@ -60,6 +60,7 @@ class Uniform:
         return made
 
 
+@component("methods.mixing.Weighted")
 @dataclass(frozen=True)
 class Weighted:
     """sum_i w_i theta_i. Weights sum to 1, so equal tensors stay unchanged; single weights may be negative."""

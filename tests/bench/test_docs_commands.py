@@ -52,6 +52,9 @@ _HOURS = Not("trains for hours; its run file is read in tests/bench/test_readme.
 
 # The first rule whose pattern is found in a command decides.
 RULES: list[tuple[str, Run | Not]] = [
+    (r"runs/paper-\S+-small", Not("takes minutes; tests/e2e/test_paper_small.py runs it")),
+    (r"runs/paper-", Not("trains for days; tests/bench/planning/test_paper_files.py plans it")),
+    (r"transfer-small|transfer-cifar10|transfer-fashion", Not("trains for hours; test_paper_files.py plans it")),
     (
         r"^make |^git clone|^python -m build",
         Not("tests/e2e and continuous integration run the targets of the Makefile"),
@@ -68,7 +71,7 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^bench train", Run("--epochs 1 --limit 40", slow=True)),
     (r"^bench soup", Not("needs checkpoints of the reader's own; tests/bench/soups runs it")),
     (r"^bench new|^bench check (method|shift) FILE", Not("tests/bench/extending runs it")),
-    (r"paper-imagenet|FILE --with-baselines|--init-from R|bench run FILE|mae_probe|shot_pool|prime,selfsoup", _HOURS),
+    (r"FILE --with-baselines|--init-from R|bench run FILE|mae_probe|shot_pool|prime,selfsoup", _HOURS),
     (r"continued_ssl|selfsoup_clean|supervised_soup \(soup:best\)|selfsoup_single|shot_im_pool\" ?--from R", _HOURS),
     (r"selfsoup \(soup\)\" (shot_im_pool|\"selfsoup_diverse_clean)", _HOURS),
     (r"doctor --gpu", Not("needs a GPU; tests/bench/runs/test_device_check.py runs it on a CPU")),

@@ -93,6 +93,17 @@ def test_names_tell_methods_severities_and_files_apart() -> None:
     assert [c.name for c in cells_of(BASE, {"model": "a/net.py:f,b/net.py:f"})] == ["a/net.py:f", "b/net.py:f"]
     assert [c.name for c in cells_of(BASE, {"runs": [{"limit": 3}, {"limit": 4}]})] == ["run 1", "run 2"]
     assert [c.name for c in cells_of(BASE, {"runs": [{"labels": 3}, {}]})] == ["labels 3", "default labels"]
+    steps: list[dict[str, Any]] = [{"set": {"tent": {"steps": 2}}}, {"set": {"tent": {"steps": 3}}}, {}]
+    assert [c.name for c in cells_of(BASE, {"runs": steps})] == ["tent.steps=2", "tent.steps=3", ""]
+
+
+def test_options_of_a_method_hold_for_the_runs_that_have_it() -> None:
+    options = {"tent": {"steps": 2}, "sar": {"lr": 0.1}, "source": {"epochs": 3}, "memmo": {"views": 1}}
+    runs = [{"method": "tent"}, {"method": "source+sar"}, {"method": "augmix"}, {"method": "source,no_such"}]
+    cells = cells_of(BASE, {"set": options, "runs": runs})
+    both, own = {"source", "memmo"}, [{"tent"}, {"sar"}, set()]
+    assert [set(cell.spec.options) for cell in cells] == [*(both | each for each in own), set(options)]
+    assert set(cells_of(BASE, {"set": options})[0].spec.options) == set(options)
 
 
 def test_a_file_with_a_comma_in_its_name_is_one(tmp_path: Path) -> None:

@@ -10,12 +10,16 @@ import pytest
 from bench.core.errors import MissingDataError
 from bench.planning.plan import Plan, make_plan
 from bench.planning.training_cost import expected_jobs, published_setting
+from bench.runs.callbacks import RunCallback
+from bench.runs.grid import plan_grid
+from bench.settings.grid import cells_of
 from bench.settings.methods import parse_method
 from bench.settings.run_spec import make_spec, read_run_file
 from bench.shifts import find_row
 from bench.training.job_cache import all_jobs
 from methods.base import Job
 
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 RUNS = sorted((Path(__file__).parents[3] / "runs").glob("*.toml"))
 
 
@@ -37,13 +41,18 @@ def test_a_run_file_can_be_planned_or_says_which_data_is_missing(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path))
-    settings = read_run_file(path)
-    spec = make_spec(settings, {"out": tmp_path / "out", "device": "cpu", "offline": True})
-    if str(settings["shift"]).startswith("digits"):
-        assert make_plan(spec).entries
-        return
-    with pytest.raises(MissingDataError, match=r"missing for|no CIFAR|no stock|is not"):
-        make_plan(spec)
+    monkeypatch.setenv("SOUPBENCH_DATA", str(tmp_path / "none"))
+    cells = cells_of(read_run_file(path), {"out": tmp_path / "out", "device": "cpu", "offline": True, "seeds": 1})
+    if path.stem == "paper-union-small" and not FASHION.is_dir():
+        with pytest.raises(MissingDataError, match="fashion"):
+            make_plan(cells[0].spec)
+    elif all(cell.spec.shift == "digits-c" for cell in cells):
+        grid = plan_grid(cells, RunCallback())
+        assert grid.refused == ()
+        assert all(plan.entries for _, plan in grid.plans)
+    else:
+        with pytest.raises(MissingDataError, match=r"missing for|no CIFAR|no stock|is not|not in the cache"):
+            make_plan(cells[0].spec)
 
 
 def before_data(name: str) -> list[Job]:

@@ -56,6 +56,7 @@ def test_every_way_of_mixing_cooks_in_its_order(order: str) -> None:
         "learned": ":epochs=1:batch_size=4",
         "seasoned": ":epochs=1:batch_size=8",
         "supervised_seasoned": ":draws=3",
+        "shares": ":3:1",
     }
     mixes = tuple(name + quick.get(name, "") for name in mixes)
     parts = plan(order=order, mixes=mixes, holdout=0.2)
@@ -71,6 +72,33 @@ def test_every_way_of_mixing_cooks_in_its_order(order: str) -> None:
     for weights in made.values():
         assert ready(weights)(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
     assert len({weights.digest for weights in made.values()}) >= 4
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.2])
+def test_encoders_may_be_seasoned_by_the_labels_that_they_never_saw(holdout: float) -> None:
+    """Neighbours are judged leaving each image out, so all labels serve unless some are held out."""
+    parts = plan(order="no_tune", mixes=("supervised_seasoned:draws=3",), holdout=holdout)
+    mixed = next(job for job in every_job(parts["soup"]) if job.function.__name__ == "supervised_seasoned")
+    assert mixed.data is not None
+    assert len(mixed.data) == (6 if holdout else 30)
+
+
+@pytest.mark.parametrize("order", ["tune_then_soup", "no_tune"])
+def test_a_grid_over_the_shares_is_one_soup_for_each_mixture(order: str) -> None:
+    three = ("mae", "mae:mask_ratio=0.5", "mae:mask_ratio=0.25")
+    parts = plan(order=order, ingredients=three, mixes=("uniform", "simplex:side=2", "shares:0:1:0"))
+    assert list(parts)[:6] == [
+        "soup", "soup:shares:1:1:4", "soup:shares:1:4:1", "soup:shares:4:1:1", "soup:shares:2:2:2", "soup:shares:0:1:0",
+    ]  # fmt: skip
+    done: dict[int, Weights] = {}
+    made = {name: cook(job, done).part("encoder") for name, job in parts.items()}
+    single = [made[f"ingredient:{text}"] for text in three]
+    for name, tensor in made["soup:shares:1:4:1"].items():
+        by_hand = sum(share * each[name].double() for share, each in zip((1, 4, 1), single, strict=True)) / 6
+        torch.testing.assert_close(tensor.double(), by_hand, rtol=0, atol=1e-7)
+    for name, tensor in made["soup:shares:0:1:0"].items():
+        assert torch.equal(tensor, single[1][name])
+        torch.testing.assert_close(made["soup:shares:2:2:2"][name], made["soup"][name], rtol=0, atol=1e-7)
 
 
 def test_held_out_labels_are_never_trained_on() -> None:
@@ -106,6 +134,13 @@ def test_each_ingredient_is_tuned_at_each_rate() -> None:
         ({"mixes": ("ties:keep=7",)}, "must lie in"),
         ({"mixes": ("wise:alpha=x",)}, "not a number"),
         ({"mixes": ()}, "at least one"),
+        ({"mixes": ("shares:1",)}, "2 numbers of at least 0, one for each ingredient, as in shares:1:1"),
+        ({"mixes": ("shares:2:-1",)}, "numbers of at least 0"),
+        ({"mixes": ("shares:0:0",)}, "numbers of at least 0"),
+        ({"mixes": ("shares:a:b",)}, "numbers of at least 0"),
+        ({"mixes": ("simplex",), "scales": (0.5, 1.0)}, "over two or three ingredients, not 4"),
+        ({"mixes": ("simplex:side=0",)}, "with N of at least 1"),
+        ({"mixes": ("simplex:edge=2",), "order": "soup_then_tune"}, "must be 'simplex' or"),
         ({"select_on": "val"}, "not scored"),
         ({"select_on": "val", "holdout": 0.1}, "leave one of them out"),
     ],
