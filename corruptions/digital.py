@@ -143,6 +143,17 @@ def _box_rows(levels: Tensor, target: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+def box_ends(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows of Pillow's BOX filter of one axis, int64 [target] each: first pixel, the one after the last, and the
+    share of one times 2^22."""
+    windows = box_windows(size, target)
+    shares = [int((1 << 22) / len(window) + 0.5) for window in windows]
+    ends = [[window[0] for window in windows], [window[-1] + 1 for window in windows], shares]
+    first, last, share = np.array(ends, dtype=np.int64)
+    return first, last, share
+
+
+@lru_cache(maxsize=64)
 def _box_places(size: int, target: int, device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
     """Windows of Pillow's BOX filter of one axis: places [target] of their pixels, first to last, whether each is
     inside (float [target, 1]; shorter windows repeat their last pixel), and the share of one times 2^22 (int32

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from corruptions.native import compiled
+
 Border = Callable[[Tensor, int], Tensor]
 
 _MOST_IN_FLOAT32 = 48
@@ -288,6 +290,12 @@ def plasma(uniforms: Tensor, decay: float) -> Tensor:
     """
     n = len(uniforms)
     side = math.isqrt(uniforms.shape[1] + 1)
+    if uniforms.device.type == "cpu" and uniforms.dtype == torch.float32 and (loops := compiled()) is not None:
+        both = np.empty((n, 2, side * side), np.float32)
+        for own, maps in zip(uniforms.numpy(), both, strict=True):
+            loops.plasma(own, side, float(decay), *maps)
+        # The map changes its place with every level.
+        return _scaled(torch.from_numpy(both[:, (side.bit_length() - 1) % 2]).view(n, side, side))
     # Only the points made so far, as a small map of their own: whole rows are quicker than points far apart.
     field = uniforms.new_zeros(n, 1, 1)
     used, wibble = 0, 100.0
@@ -310,6 +318,11 @@ def plasma(uniforms: Tensor, decay: float) -> Tensor:
         finer[:, ::2, ::2], finer[:, 1::2, 1::2] = field, centres
         finer[:, ::2, 1::2], finer[:, 1::2, ::2] = right, below
         field, wibble = finer, wibble / decay
+    return _scaled(field)
+
+
+def _scaled(field: Tensor) -> Tensor:
+    """Maps [n, h, w] moved and stretched to 0 .. 1, in place."""
     field -= field.amin((1, 2), keepdim=True)
     return field.div_(field.amax((1, 2), keepdim=True).clamp_min(torch.finfo(field.dtype).tiny))
 

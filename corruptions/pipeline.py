@@ -16,6 +16,8 @@ from torch import Tensor
 from corruptions.catalog import Row, check_profile, check_severity, describe, parameters
 from corruptions.digital import jpeg_round_trip
 from corruptions.kernels import to_the_bit
+from corruptions.loops import loop_for
+from corruptions.native import compiled
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream, image_keys
 from corruptions.tables import Parameters
@@ -36,13 +38,15 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Storage(NamedTuple):
     """How corrupted images in [0, 1] are stored: as values in [0, 1], or as levels whose whole part is the byte.
 
-    `of_levels` makes such levels from levels. All functions may overwrite their input. `lossless` says that whole
-    levels stay unchanged.
+    `of_levels` makes such levels from levels, `of_bytes` from bytes, for which levels were rounded if `rounds`, else
+    truncated. All functions may overwrite their input. `lossless` says that whole levels stay unchanged.
     """
 
     values: Callable[[Tensor], Tensor]
     levels: Callable[[Tensor], Tensor]
     of_levels: Callable[[Tensor], Tensor]
+    of_bytes: Callable[[Tensor], Tensor]
+    rounds: bool
     lossless: bool
 
 
@@ -66,15 +70,18 @@ def _jpeg85(images: Tensor) -> Tensor:
     return _jpeg85_levels(images).float().div_(255)
 
 
+_of_jpeg85 = partial(jpeg_round_trip, quality=85)
+
+
 def _jpeg85_levels(images: Tensor) -> Tensor:
     return jpeg_round_trip(images.mul_(255), 85)
 
 
 STORAGES: Mapping[str, Storage] = MappingProxyType(
     {
-        "none": Storage(_kept, _rounded, torch.Tensor.round_, True),
-        "uint8": Storage(_truncated, _scaled, _kept, True),
-        "jpeg85": Storage(_jpeg85, _jpeg85_levels, partial(jpeg_round_trip, quality=85), False),
+        "none": Storage(_kept, _rounded, torch.Tensor.round_, _kept, True, True),
+        "uint8": Storage(_truncated, _scaled, _kept, _kept, False, True),
+        "jpeg85": Storage(_jpeg85, _jpeg85_levels, _of_jpeg85, _of_jpeg85, False, False),
     }
 )
 """How a corrupted image is kept: exactly, truncated to 8 bits (CIFAR-10-C), or as JPEG of quality 85 (ImageNet-C)."""
@@ -138,6 +145,9 @@ def corrupt(
     is_bytes = images.dtype == torch.uint8
     in_bytes = function_of_bytes if is_bytes and STORAGES[storage].lossless else None
     in_levels = to_levels if is_bytes and to_the_bit(batch) else None
+    loop = None
+    if is_bytes and batch.device.type == "cpu" and compiled() is not None:
+        loop = loop_for(row.name, batch)
     keys = None
     if draw is not None:
         keys = image_keys(row.name, _content_ids(batch) if ids is None else _checked(ids, n), seed).to(batch.device)
@@ -145,10 +155,15 @@ def corrupt(
     step = max(1, budget // (height * width))
     with torch.no_grad():
         for part in (slice(i, i + step) for i in range(0, n, step)):
-            if in_bytes is not None:
+            if in_bytes is not None and loop is None:
                 out[part] = in_bytes(batch[part].expand(-1, 3, -1, -1), settings)[:, :channels]
                 continue
             draws = draw(Stream(keys[part]), (height, width), settings) if draw and keys is not None else {}
+            if loop is not None:
+                colour = batch[part].expand(-1, 3, -1, -1).contiguous()
+                made = loop.function(compiled(), colour, draws, settings, STORAGES[storage].rounds)
+                out[part] = STORAGES[storage].of_bytes(made)[:, :channels]
+                continue
             if in_levels is not None:
                 levels = in_levels(batch[part].expand(-1, 3, -1, -1), draws, settings)
                 out[part] = STORAGES[storage].of_levels(levels)[:, :channels].to(torch.int16)
