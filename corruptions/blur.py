@@ -145,8 +145,8 @@ def zoomed(turned: Tensor, factor: float) -> Tensor:
     for dim, side in ((-2, width), (-1, height)):
         window = math.ceil(side / factor)
         turned = turned.narrow(dim, (side - window) // 2, window)
-    stretched = _stretched(turned, _stretch(width, factor, turned.device))
-    return _stretched(stretched.mT.contiguous(), _stretch(height, factor, turned.device))
+    stretched = _stretched(turned, stretch(width, factor, turned.device))
+    return _stretched(stretched.mT.contiguous(), stretch(height, factor, turned.device))
 
 
 def _stretched(planes: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -155,7 +155,7 @@ def _stretched(planes: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _stretch(side: int, factor: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def stretch(side: int, factor: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The central window of an axis enlarged to it: linear between the centres of the window's outer rows.
 
     For each of `side` rows two rows of the window, int64 [side], and the share of the second, float32 [side, 1].

@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba import types
+from numba.extending import intrinsic
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -33,14 +35,25 @@ def _compiled(function: Function) -> Function:
     return cast("Function", numba.njit(cache=True, error_model="numpy", nogil=True)(function))
 
 
+@intrinsic
+def _fused(_: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return x y + z of float32 rounded once, as torch adds multiples."""
+
+    def code(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        return builder.fma(*values)
+
+    return types.float32(types.float32, types.float32, types.float32), code
+
+
 @_compiled
 def _as_byte(level: float, rounded: bool) -> np.uint8:
     return np.uint8(np.int32(np.rint(level) if rounded else level))
 
 
 @_compiled
-def _of_three(which: int, top: float, middle: float, bottom: float) -> float:
-    return top if which == 0 else (middle if which == 1 else bottom)
+def _level(which: int, top: float, middle: float, bottom: float) -> float:
+    value = top if which == 0 else (middle if which == 1 else bottom)
+    return min(max(value * 255, 0.0), 255.0)
 
 
 @_compiled
@@ -67,6 +80,16 @@ def uniforms(keys: Whole, draw: int, out: Floats) -> None:
     for i in range(len(keys)):
         key, one = keys[i], out[i]
         _uniforms_of(np.uint64(key[0]), np.uint64(key[1]), np.uint64(draw), one[0], one[1], one[2], one[3])
+
+
+@_compiled
+def noisy(levels: Bytes, normal: Floats, sigma: np.float32, by_level: bool, rounded: bool, out: Bytes) -> None:
+    """Normal noise of a deviation, or of so many times the value `by_level`; flat arrays."""
+    for i in range(len(levels)):
+        unit = np.float32(levels[i]) / _LEVELS
+        scale = sigma * unit if by_level else sigma
+        value = _fused(normal[i], scale, unit)
+        out[i] = _as_byte(min(max(value, _NONE), _ONE) * _LEVELS, rounded)
 
 
 @_compiled
@@ -139,9 +162,9 @@ def recoloured(planes: Bytes, factor: float, offset: float, amount: float, round
         low = (1 - saturation) * value
         middle = (1 - (part if sector & 1 else 1 - part) * saturation) * value
         # A hue may be rounded to a whole turn, the sector 6, which is the sector 0.
-        red_out[i] = _as_byte(_of_three(_RED >> (2 * sector) & 3, value, middle, low), rounded)
-        green_out[i] = _as_byte(_of_three(_GREEN >> (2 * sector) & 3, value, middle, low), rounded)
-        blue_out[i] = _as_byte(_of_three(_BLUE >> (2 * sector) & 3, value, middle, low), rounded)
+        red_out[i] = _as_byte(_level(_RED >> (2 * sector) & 3, value, middle, low), rounded)
+        green_out[i] = _as_byte(_level(_GREEN >> (2 * sector) & 3, value, middle, low), rounded)
+        blue_out[i] = _as_byte(_level(_BLUE >> (2 * sector) & 3, value, middle, low), rounded)
 
 
 @_compiled
@@ -238,6 +261,134 @@ def snowed(levels: Bytes, flakes: Floats, share: np.float32, rest: np.float32, r
             mixed = np.float64(unit * share + max(unit, paler[i]) * rest)
             value = mixed + fallen[i] + turned[i]
             made[i] = _as_byte(min(max(value, 0.0), 1.0) * 255, rounded)
+
+
+@_compiled
+def trailed(planes: Floats, down: Whole, across: Whole, shares: Floats, out: Floats) -> None:
+    """Planes [c, h, w] summed at some offsets with weights [taps], in this order; edges repeated."""
+    height, width = planes.shape[1:]
+    far_down, far_across = np.abs(down).max(), np.abs(across).max()
+    padded = np.empty((height + 2 * far_down, width + 2 * far_across), np.float32)
+    for c in range(len(planes)):
+        for row in range(len(padded)):
+            own, wide = planes[c, min(max(row - far_down, 0), height - 1)], padded[row]
+            wide[:far_across] = own[0]
+            wide[far_across : far_across + width] = own
+            wide[far_across + width :] = own[width - 1]
+        for row in range(height):
+            total = out[c, row]
+            total[:] = 0
+            for tap in range(len(shares)):
+                there, share = padded[row + far_down + down[tap], far_across + across[tap] :], shares[tap]
+                for column in range(width):
+                    total[column] = _fused(there[column], share, total[column])
+
+
+@_compiled
+def _between(one: np.float32, other: np.float32, share: np.float32) -> np.float32:
+    """torch's lerp."""
+    near = share < np.float32(0.5)
+    return _fused(share if near else share - _ONE, other - one, one if near else other)  # type: ignore[no-any-return]
+
+
+@_compiled
+def zoomed(
+    plane: Floats,
+    window: tuple[int, int, int],
+    columns: tuple[Whole, Whole, Floats],
+    rows: tuple[Whole, Whole, Floats],
+    work: Floats,
+    total: Floats,
+) -> None:
+    """Add the central window (first row, first column, rows) of a plane [h, w], enlarged, to a total [h, w].
+
+    Two pixels of the window and the share of the second for each column and row; `work` is [h, w].
+    """
+    top, left, height = window
+    left_one, left_other, left_share = columns
+    top_one, top_other, top_share = rows
+    for row in range(height):
+        own, wide = plane[top + row, left:], work[row]
+        for column in range(len(left_share)):
+            wide[column] = _between(own[left_one[column]], own[left_other[column]], left_share[column])
+    for row in range(len(top_share)):
+        one, other, share, target = work[top_one[row]], work[top_other[row]], top_share[row], total[row]
+        for column in range(len(target)):
+            target[column] += _between(one[column], other[column], share)
+
+
+@_compiled
+def valued(levels: Bytes, value: Floats, twice: Floats) -> None:
+    """Bytes as float32 in [0, 1], and twice that; planes [h, w]."""
+    for row in range(len(levels)):
+        for column in range(levels.shape[1]):
+            value[row, column] = np.float32(levels[row, column]) / _LEVELS
+            twice[row, column] = np.float32(2) * value[row, column]
+
+
+@_compiled
+def averaged(total: Floats, count: np.float32, rounded: bool, out: Bytes) -> None:
+    """A total over a count, as bytes; [h, w]."""
+    for row in range(len(total)):
+        for column in range(total.shape[1]):
+            value = total[row, column] / count
+            out[row, column] = _as_byte(min(max(value, _NONE), _ONE) * _LEVELS, rounded)
+
+
+@_compiled
+def placed(across: Floats, down: Floats, out: Floats) -> None:
+    """Positions [h, w, 2] that are sums of one part by column [2, w] and one by row [2, h]."""
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            out[row, column, 0] = across[0, column] + down[0, row]
+            out[row, column, 1] = across[1, column] + down[1, row]
+
+
+@_compiled
+def displaced(x: Floats, y: Floats, shift: Floats, by_x: np.float32, by_y: np.float32, out: Floats) -> None:
+    """Positions [h, w, 2]: those of columns x [w] and of rows y [h], moved by multiples of a field [2, h, w]."""
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            out[row, column, 0] = _fused(shift[0, row, column], by_x, x[column])
+            out[row, column, 1] = _fused(shift[1, row, column], by_y, y[row])
+
+
+@_compiled
+def wet(liquid: Floats, threshold: np.float32, out: Bytes) -> None:
+    """Levels of the liquid [pixels] where it reaches a threshold, modulo 256."""
+    for i in range(len(liquid)):
+        level = np.int32(max(liquid[i], _NONE) * _LEVELS) if liquid[i] >= threshold else np.int32(0)
+        out[i] = np.uint8(level & 255)
+
+
+@_compiled
+def watered(
+    levels: Bytes, wetness: Bytes, shades: Bytes, strength: np.float32, colour: Floats, rounded: bool, out: Bytes
+) -> None:
+    """Water of `extra.spatter` on one image [3, pixels]: levels of the liquid and its shades [pixels]."""
+    count = len(wetness)
+    mask = np.empty(count, np.float32)
+    most = _ONE
+    for i in range(count):
+        mask[i] = np.float32(wetness[i]) * np.float32(shades[i])
+        most = max(most, mask[i])
+    for i in range(count):
+        mask[i] = mask[i] / most * strength
+    for c in range(3):
+        plane, made, tint = levels[c], out[c], colour[c]
+        for i in range(count):
+            value = np.float32(plane[i]) / _LEVELS + mask[i] * tint
+            made[i] = _as_byte(min(max(value, _NONE), _ONE) * _LEVELS, rounded)
+
+
+@_compiled
+def muddied(levels: Bytes, mask: Floats, colour: Floats, rounded: bool, out: Bytes) -> None:
+    """Mud of `extra.spatter` on one image [3, pixels]: the share of it [pixels]."""
+    for c in range(3):
+        plane, made, tint = levels[c], out[c], colour[c]
+        for i in range(len(mask)):
+            value = np.float32(plane[i]) / _LEVELS * (_ONE - mask[i]) + tint * mask[i]
+            made[i] = _as_byte(min(max(value, _NONE), _ONE) * _LEVELS, rounded)
 
 
 @_compiled

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from corruptions.kernels import blur, box_windows, half_mirror
-from corruptions.native import into_planes, jpeg_by_opencv, opencv_for_jpeg
+from corruptions.native import compiled, into_planes, jpeg_by_opencv, opencv_for_jpeg
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -55,21 +55,47 @@ def elastic_transform(images: Tensor, draws: Draws, parameters: Parameters) -> T
     # Positions run from -1 to 1 between the centres of the outer pixels here, between their outer edges below.
     x = torch.arange(width, device=images.device, dtype=torch.float64) - corner[:, :1]
     y = torch.arange(height, device=images.device, dtype=torch.float64) - corner[:, 1:]
-    grid = images.new_empty(len(images), height, width, 2)
+    across, down = [], []
     for axis, side in ((0, width), (1, height)):
         by_x, by_y = inverse[:, 2 * axis, None] * x, inverse[:, 2 * axis + 1, None] * y + (side // 2 - third)
         scale = 2 / max(side - 1, 1)
-        grid[..., axis] = (by_x * scale - 1).float()[:, None, :] + (by_y * scale).float()[:, :, None]
+        across.append((by_x * scale - 1).float())
+        down.append((by_y * scale).float())
+    grid = _placed(torch.stack(across, 1), torch.stack(down, 1))
     images = _resample(images, grid, whole_pixels=True)
 
     if strength:
         shift = blur(draws["field"], sigma, truncate=3.0, border=half_mirror)
-        for axis, side in ((0, width), (1, height)):
-            still = (2 * torch.arange(side, device=images.device, dtype=torch.float32) + 1) / side - 1
-            still = still if axis == 0 else still[:, None]
-            grid[..., axis] = torch.add(still, shift[:, axis], alpha=2 * strength / side)
-        images = _resample(images, grid, whole_pixels=False)
+        images = _resample(images, _displaced(shift, strength, grid), whole_pixels=False)
     return images.clamp_(0, 1)
+
+
+def _placed(across: Tensor, down: Tensor) -> Tensor:
+    """Positions [n, h, w, 2] (x, y): sums of a part by column, [n, 2, w], and one by row, [n, 2, h]."""
+    grid = across.new_empty(len(across), down.shape[2], across.shape[2], 2)
+    loops = compiled() if grid.device.type == "cpu" else None
+    for axis in (0, 1) if loops is None else ():
+        grid[..., axis] = across[:, axis, None, :] + down[:, axis, :, None]
+    for i, one in enumerate(grid if loops is not None else ()):
+        loops.placed(across[i].numpy(), down[i].numpy(), one.numpy())
+    return grid
+
+
+def _displaced(shift: Tensor, strength: float, grid: Tensor) -> Tensor:
+    """Positions [n, h, w, 2] (x, y) of all pixels moved by a field [n, 2, h, w] of pixels, into `grid`."""
+    height, width = shift.shape[-2:]
+    y, x = (
+        (2 * torch.arange(side, device=shift.device, dtype=torch.float32) + 1) / side - 1 for side in (height, width)
+    )
+    by_x, by_y = 2 * strength / width, 2 * strength / height
+    loops = compiled() if grid.device.type == "cpu" else None
+    if loops is None:
+        grid[..., 0] = torch.add(x, shift[:, 0], alpha=by_x)
+        grid[..., 1] = torch.add(y[:, None], shift[:, 1], alpha=by_y)
+        return grid
+    for own, one in zip(shift, grid, strict=True):
+        loops.displaced(x.numpy(), y.numpy(), own.numpy(), np.float32(by_x), np.float32(by_y), one.numpy())
+    return grid
 
 
 def _resample(images: Tensor, grid: Tensor, *, whole_pixels: bool) -> Tensor:

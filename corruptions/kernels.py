@@ -251,14 +251,20 @@ def trail(images: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
 
 def _trail_by_slices(images: Tensor, across: Tensor, down: Tensor, weights: list[float]) -> Tensor:
     """Image by image, so that the accumulator stays in cache: several times faster on CPUs."""
+    loops = compiled()
     out = torch.zeros_like(images)
     for image, total, columns, rows in zip(images, out, across.tolist(), down.tolist(), strict=True):
-        reach_down, reach_across = max(map(abs, rows)), max(map(abs, columns))
-        padded = pad(image, reach_down, reach_across, edge)
         # On a slope neighbouring taps may read the same pixel.
         shares: dict[tuple[int, int], float] = {}
         for row, column, weight in zip(rows, columns, weights, strict=True):
             shares[row, column] = shares.get((row, column), 0.0) + weight
+        if loops is not None and images.dtype == torch.float32:
+            places = np.array(list(shares)).T
+            given = np.array(list(shares.values()), np.float32)
+            loops.trailed(image.numpy(), places[0], places[1], given, total.numpy())
+            continue
+        reach_down, reach_across = max(map(abs, rows)), max(map(abs, columns))
+        padded = pad(image, reach_down, reach_across, edge)
         start = reach_down * padded.shape[-1] + reach_across
         for (row, column), weight in shares.items():
             # Two slices in one step: as quick as the sum itself for one channel.

@@ -6,6 +6,7 @@ are rounded to bytes or truncated. It returns uint8 [n, 3, h, w].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -16,8 +17,10 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from corruptions.blur import stretch, zoom_factors
 from corruptions.digital import box_ends
-from corruptions.kernels import plasma, to_the_bit
+from corruptions.extra import MUD, WATER, shading_of_bytes
+from corruptions.kernels import blur, kept_from, plasma, to_the_bit
 from corruptions.noise import MOST_PHOTONS, Draws, poisson_table
 from corruptions.tables import Parameters
 from corruptions.weather import frost_crops, snow_layer
@@ -47,6 +50,23 @@ def _flat(images: Tensor) -> Any:
 def _bytes(levels: Tensor, rounded: bool) -> Any:
     """Float levels as bytes, an array."""
     return (levels.round() if rounded else levels).to(torch.int16).to(torch.uint8).numpy()
+
+
+def _gaussian_noise(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, rounded: bool) -> Tensor:
+    return _noisy(loops, images, draws, parameters, rounded, by_level=False)
+
+
+def _speckle_noise(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, rounded: bool) -> Tensor:
+    return _noisy(loops, images, draws, parameters, rounded, by_level=True)
+
+
+def _noisy(
+    loops: Any, images: Tensor, draws: Draws, parameters: Parameters, rounded: bool, *, by_level: bool
+) -> Tensor:
+    out = torch.empty_like(images)
+    levels, normal = images.numpy().ravel(), draws["normal"].numpy().ravel()
+    loops.noisy(levels, normal, np.float32(parameters[0]), by_level, rounded, out.numpy().ravel())
+    return out
 
 
 def _impulse_noise(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, rounded: bool) -> Tensor:
@@ -160,6 +180,48 @@ def _taps(sigma: float) -> Any:
     return np.ascontiguousarray(gaussian_filter1d(one, sigma, mode="constant", truncate=4.0)[radius:])
 
 
+def _zoom_blur(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, rounded: bool) -> Tensor:
+    height, width = images.shape[-2:]
+    factors = zoom_factors(*parameters)
+    zooms = [_zoom(height, width, factor) for factor in factors[1:]]
+    out = torch.empty_like(images)
+    value, total, work = (np.empty((height, width), np.float32) for _ in range(3))
+    for plane, made in zip(images.flatten(0, 1).numpy(), out.flatten(0, 1).numpy(), strict=True):
+        loops.valued(plane, value, total)
+        for window, columns, rows in zooms:
+            loops.zoomed(value, window, columns, rows, work, total)
+        loops.averaged(total, np.float32(len(factors) + 1), rounded, made)
+    return out
+
+
+@lru_cache(maxsize=256)
+def _zoom(height: int, width: int, factor: float) -> tuple[Any, Any, Any]:
+    """The central window (first row, first column, rows), and for its columns and rows what `stretch` says."""
+    inside = [math.ceil(side / factor) for side in (height, width)]
+    window = (height - inside[0]) // 2, (width - inside[1]) // 2, inside[0]
+    device = torch.device("cpu")
+    columns, rows = (tuple(p.numpy().ravel() for p in stretch(side, factor, device)) for side in (width, height))
+    return window, columns, rows
+
+
+def _spatter(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, rounded: bool) -> Tensor:
+    mean, deviation, sigma, threshold, strength, mud = parameters
+    liquid = blur((mean + deviation * draws["normal"])[:, None], sigma)
+    out = torch.empty_like(images)
+    if mud > 0:
+        masks = kept_from(blur((liquid > threshold).float(), strength), 0.8).flatten(1).numpy()
+        for image, mask, made in zip(_flat(images), masks, _flat(out), strict=True):
+            loops.muddied(image, mask, np.array(MUD, np.float32), rounded, made)
+        return out
+    wetness = np.empty((len(images), *images.shape[-2:]), np.uint8)
+    loops.wet(liquid.numpy().ravel(), np.float32(threshold), wetness.ravel())
+    shades = shading_of_bytes(wetness).reshape(len(images), -1)
+    water = np.array(WATER, np.float32)
+    for image, wet, shade, made in zip(_flat(images), wetness, shades, _flat(out), strict=True):
+        loops.watered(image, wet.ravel(), shade, np.float32(strength), water, rounded, made)
+    return out
+
+
 def _pixelate(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, rounded: bool) -> Tensor:
     (share,) = parameters
     height, width = images.shape[-2:]
@@ -177,6 +239,10 @@ def _pixelate(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, 
 
 LOOPS: Mapping[str, Loop] = MappingProxyType(
     {
+        "gaussian_noise": Loop(_gaussian_noise, True),
+        "speckle_noise": Loop(_speckle_noise, True),
+        "spatter": Loop(_spatter, True),
+        "zoom_blur": Loop(_zoom_blur, True),
         "impulse_noise": Loop(_impulse_noise, True),
         "shot_noise": Loop(_shot_noise, True),
         "contrast": Loop(_contrast, True),
