@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from corruptions.kernels import (
     unit_of,
     whole_mirror,
 )
+from corruptions.native import compiled
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -55,6 +57,12 @@ def _moved(levels: Tensor, uniform: Tensor, reach: float) -> Tensor:
     """Levels [n, 3, h, w] after the sweeps."""
     n, _, height, width = levels.shape
     furthest = max(1, round(reach))
+    if levels.device.type == "cpu" and levels.dtype == torch.float32 and (loops := compiled()) is not None:
+        moved, places = torch.empty_like(levels), np.empty(height * width, np.int64)
+        for image, own, made in zip(levels.flatten(2), uniform, moved.flatten(2), strict=True):
+            loops.glass_map(own.numpy(), furthest, places)
+            loops.gathered(image.numpy(), places, made.numpy())
+        return moved
     source = glass_map(*glass_jumps(uniform, furthest), furthest)
     index = source.long().view(n, 1, -1).expand(-1, 3, -1)
     return levels.flatten(2).gather(2, index).view(-1, 3, height, width)

@@ -83,6 +83,27 @@ def uniforms(keys: Whole, draw: int, out: Floats) -> None:
 
 
 @_compiled
+def half_normal(u: Floats) -> None:
+    """Uniforms [n, 2, half] made ready for Box-Muller: 1 - u, and angles."""
+    turn = np.float32(2.0 * np.pi)
+    for i in range(len(u)):
+        first, second = u[i, 0], u[i, 1]
+        for j in range(len(first)):
+            first[j] = _ONE - first[j]
+            second[j] *= turn
+
+
+@_compiled
+def paired(log: Floats, cos: Floats, sin: Floats, out: Floats) -> None:
+    """Normals [n, 2, half] of Box-Muller from logarithms, cosines and sines [n, half]."""
+    for i in range(len(out)):
+        of_log, of_cos, of_sin, one, other = log[i], cos[i], sin[i], out[i, 0], out[i, 1]
+        for j in range(len(one)):
+            radius = np.sqrt(of_log[j] * np.float32(-2))
+            one[j], other[j] = of_cos[j] * radius, of_sin[j] * radius
+
+
+@_compiled
 def noisy(levels: Bytes, normal: Floats, sigma: np.float32, by_level: bool, rounded: bool, out: Bytes) -> None:
     """Normal noise of a deviation, or of so many times the value `by_level`; flat arrays."""
     for i in range(len(levels)):
@@ -454,41 +475,73 @@ def blurred(levels: Bytes, unit: Doubles, taps: Doubles, rounded: bool, rows: Do
 
 
 @_compiled
-def box_rows(levels: Bytes, first: Whole, last: Whole, shares: Whole, out: Bytes) -> None:
-    """Pillow's BOX filter of the rows of a plane: windows first .. last - 1, shares of one pixel times 2^22."""
-    width = levels.shape[1]
-    total = np.empty(width, np.int32)
-    for row in range(len(first)):
-        share, made = np.int32(shares[row]), out[row]
-        total[:] = 0
-        for source in range(first[row], last[row]):
-            own = levels[source]
+def pixelated(
+    planes: Bytes,
+    across: tuple[Whole, Whole, Whole],
+    down: tuple[Whole, Whole, Whole],
+    columns: Whole,
+    rows: Whole,
+    out: Bytes,
+) -> None:
+    """Planes [n, h, w] through Pillow's BOX filter and large again by copying the pixels at some columns and rows.
+
+    A filter is windows of pixels, first and the one after the last, and the share of one times 2^22.
+    """
+    height, width = planes.shape[1:]
+    first, last, share = across
+    top, end, part = down
+    sums = np.empty(width + 1, np.int32)
+    narrow, small = np.empty((height, len(first)), np.uint8), np.empty(len(first), np.uint8)
+    wide, total = np.empty(width, np.uint8), np.empty(len(first), np.int32)
+    for i in range(len(planes)):
+        for row in range(height):
+            own, made = planes[i, row], narrow[row]
+            sums[0] = 0
             for column in range(width):
-                total[column] += own[column]
-        for column in range(width):
-            made[column] = np.uint8((total[column] * share + np.int32(1 << 21)) >> np.int32(22))
+                sums[column + 1] = sums[column] + np.int32(own[column])
+            for column in range(len(first)):
+                inside = np.int64(sums[last[column]] - sums[first[column]])
+                made[column] = np.uint8((inside * share[column] + (1 << 21)) >> 22)
+        made_row = -1
+        for row in range(height):
+            if rows[row] != made_row:
+                made_row = rows[row]
+                total[:] = 0
+                for source in range(top[made_row], end[made_row]):
+                    one = narrow[source]
+                    for column in range(len(total)):
+                        total[column] += one[column]
+                weight = np.int32(part[made_row])
+                for column in range(len(total)):
+                    small[column] = np.uint8((total[column] * weight + np.int32(1 << 21)) >> np.int32(22))
+                for column in range(width):
+                    wide[column] = small[columns[column]]
+            target = out[i, row]
+            for column in range(width):
+                target[column] = wide[column]
 
 
 @_compiled
-def box_columns(levels: Bytes, first: Whole, last: Whole, shares: Whole, out: Bytes) -> None:
-    """The same of the columns of a plane."""
-    for row in range(len(levels)):
-        own, made = levels[row], out[row]
-        for column in range(len(first)):
-            total = 0
-            for source in range(first[column], last[column]):
-                total += own[source]
-            made[column] = np.uint8((total * shares[column] + (1 << 21)) >> 22)
-
-
-@_compiled
-def nearest(small: Bytes, rows: Whole, columns: Whole, out: Bytes) -> None:
-    """A plane enlarged by copying the pixel of given rows and columns."""
-    for row in range(len(rows)):
-        made = out[row]
-        if row and rows[row] == rows[row - 1]:
-            made[:] = out[row - 1]
-            continue
-        own = small[rows[row]]
-        for column in range(len(columns)):
-            made[column] = own[columns[column]]
+def blurred_nearly(planes: Floats, taps: Floats, out: Floats) -> None:
+    """`kernels.blur` of planes [n, h, w] with few taps, from the middle outwards; edges repeated."""
+    height, width = planes.shape[1:]
+    radius = len(taps) - 1
+    padded = np.empty(width + 2 * radius, np.float32)
+    for i in range(len(planes)):
+        plane = planes[i]
+        for row in range(height):
+            middle, total, across = plane[row], padded[radius : radius + width], out[i, row]
+            for column in range(width):
+                total[column] = middle[column] * taps[0]
+            for reach in range(1, radius + 1):
+                above, below, tap = plane[max(row - reach, 0)], plane[min(row + reach, height - 1)], taps[reach]
+                for column in range(width):
+                    total[column] = _fused(above[column] + below[column], tap, total[column])
+            padded[:radius] = total[0]
+            padded[radius + width :] = total[width - 1]
+            for column in range(width):
+                across[column] = total[column] * taps[0]
+            for reach in range(1, radius + 1):
+                left, right, tap = padded[radius - reach :], padded[radius + reach :], taps[reach]
+                for column in range(width):
+                    across[column] = _fused(left[column] + right[column], tap, across[column])

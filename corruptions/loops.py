@@ -21,6 +21,7 @@ from corruptions.blur import stretch, zoom_factors
 from corruptions.digital import box_ends
 from corruptions.extra import MUD, WATER, shading_of_bytes
 from corruptions.kernels import blur, kept_from, plasma, to_the_bit
+from corruptions.native import compiled
 from corruptions.noise import MOST_PHOTONS, Draws, poisson_table
 from corruptions.tables import Parameters
 from corruptions.weather import frost_crops, snow_layer
@@ -37,9 +38,11 @@ class Loop(NamedTuple):
 
 
 def loop_for(name: str, images: Tensor) -> Loop | None:
-    """Return the loop for images uint8, None if there is none."""
+    """Return the loop for images, None if there is none or they are no bytes on a CPU."""
     found = LOOPS.get(name)
-    return None if found is None or not (found.small or to_the_bit(images)) else found
+    if found is None or images.dtype != torch.uint8 or images.device.type != "cpu" or compiled() is None:
+        return None
+    return found if found.small or to_the_bit(images) else None
 
 
 def _flat(images: Tensor) -> Any:
@@ -226,14 +229,11 @@ def _pixelate(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, 
     (share,) = parameters
     height, width = images.shape[-2:]
     size = max(int(height * share), 1), max(int(width * share), 1)
-    columns, down = box_ends(width, size[1]), box_ends(size[1], width)
-    rows, right = box_ends(height, size[0]), box_ends(size[0], height)
-    narrow, small = np.empty((height, size[1]), np.uint8), np.empty(size, np.uint8)
+    columns, right = box_ends(width, size[1]), box_ends(size[1], width)[0]
+    rows, down = box_ends(height, size[0]), box_ends(size[0], height)[0]
     out = torch.empty_like(images)
-    for plane, made in zip(images.flatten(0, 1).numpy(), out.flatten(0, 1).numpy(), strict=True):
-        loops.box_columns(plane, *columns, narrow)
-        loops.box_rows(narrow, *rows, small)
-        loops.nearest(small, right[0], down[0], made)
+    planes, made = (each.numpy().reshape(-1, height, width) for each in (images, out))
+    loops.pixelated(planes, columns, rows, right, down, made)
     return out
 
 

@@ -174,6 +174,11 @@ class Stream:
         count = math.prod(shape)
         half = -(-count // 2)
         u = self.uniform(2, half)
+        if self.keys.device.type == "cpu" and (loops := compiled()) is not None:
+            loops.half_normal(u.numpy())
+            log, cos, sin = u[:, 0].log(), u[:, 1].cos(), u[:, 1].sin()
+            loops.paired(log.numpy(), cos.numpy(), sin.numpy(), u.numpy())
+            return u.flatten(1)[:, :count].reshape(len(self), *shape)
         # 1 - u is exact, and log is many times faster than log1p on CPUs.
         radius = (1 - u[:, :1]).log_().mul_(-2.0).sqrt_()
         angle = u[:, 1].mul_(2.0 * math.pi)
