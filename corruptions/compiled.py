@@ -357,12 +357,31 @@ def averaged(total: Floats, count: np.float32, rounded: bool, out: Bytes) -> Non
 
 
 @_compiled
-def placed(across: Floats, down: Floats, out: Floats) -> None:
-    """Positions [h, w, 2] that are sums of one part by column [2, w] and one by row [2, h]."""
-    for row in range(out.shape[0]):
-        for column in range(out.shape[1]):
-            out[row, column, 0] = across[0, column] + down[0, row]
-            out[row, column, 1] = across[1, column] + down[1, row]
+def bent(corners: Floats, reach: np.float32, third: float, out: Floats) -> None:
+    """The affine map of `digital.elastic_transform`: moves of three points [n, 3, 2] to positions [n, h, w, 2]."""
+    n, height, width = out.shape[:3]
+    moved, across, down = np.empty((3, 2)), np.empty((2, width), np.float32), np.empty((2, height), np.float32)
+    for i in range(n):
+        for axis in range(2):
+            middle = (height if axis else width) // 2
+            for point in range(3):
+                sign = -1 if point == 2 or (point == 1 and axis == 1) else 1
+                moved[point, axis] = np.float32(middle + third * sign) + reach * corners[i, point, axis]
+        a, c = (moved[1, 0] - moved[2, 0]) / (2 * third), (moved[1, 1] - moved[2, 1]) / (2 * third)
+        b, d = (moved[0, 0] - moved[1, 0]) / (2 * third), (moved[0, 1] - moved[1, 1]) / (2 * third)
+        whole = a * d - b * c
+        for axis in range(2):
+            side = height if axis else width
+            by_x, by_y = (-c / whole, a / whole) if axis else (d / whole, -b / whole)
+            scale, start = 2 / max(side - 1, 1), side // 2 - third
+            for column in range(width):
+                across[axis, column] = by_x * (column - moved[2, 0]) * scale - 1
+            for row in range(height):
+                down[axis, row] = (by_y * (row - moved[2, 1]) + start) * scale
+        for row in range(height):
+            for column in range(width):
+                out[i, row, column, 0] = across[0, column] + down[0, row]
+                out[i, row, column, 1] = across[1, column] + down[1, row]
 
 
 @_compiled

@@ -42,42 +42,38 @@ def elastic_transform(images: Tensor, draws: Draws, parameters: Parameters) -> T
     """
     strength, sigma, reach = parameters
     height, width = images.shape[-2:]
-    # The three points lie at centre + (s, s), (s, -s) and (-s, -s): two legs of length 2 s at a right angle.
-    third = float(max(min(height, width) // 3, 1))
-    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], device=images.device)
-    centre = torch.tensor([width // 2, height // 2], device=images.device)
-    moved = (centre + third * signs + reach * draws["corners"]).double()
-    leg_x, leg_y = (moved[:, 1] - moved[:, 2]) / (2 * third), (moved[:, 0] - moved[:, 1]) / (2 * third)
-    (a, c), (b, d) = leg_x.unbind(1), leg_y.unbind(1)
-    inverse = torch.stack([d, -b, -c, a], 1) / (a * d - b * c)[:, None]
-    corner = moved[:, 2]
-
-    # Positions run from -1 to 1 between the centres of the outer pixels here, between their outer edges below.
-    x = torch.arange(width, device=images.device, dtype=torch.float64) - corner[:, :1]
-    y = torch.arange(height, device=images.device, dtype=torch.float64) - corner[:, 1:]
-    across, down = [], []
-    for axis, side in ((0, width), (1, height)):
-        by_x, by_y = inverse[:, 2 * axis, None] * x, inverse[:, 2 * axis + 1, None] * y + (side // 2 - third)
-        scale = 2 / max(side - 1, 1)
-        across.append((by_x * scale - 1).float())
-        down.append((by_y * scale).float())
-    grid = _placed(torch.stack(across, 1), torch.stack(down, 1))
+    grid = _bent(draws["corners"], reach, height, width)
     images = _resample(images, grid, whole_pixels=True)
-
     if strength:
         shift = blur(draws["field"], sigma, truncate=3.0, border=half_mirror)
         images = _resample(images, _displaced(shift, strength, grid), whole_pixels=False)
     return images.clamp_(0, 1)
 
 
-def _placed(across: Tensor, down: Tensor) -> Tensor:
-    """Positions [n, h, w, 2] (x, y): sums of a part by column, [n, 2, w], and one by row, [n, 2, h]."""
-    grid = across.new_empty(len(across), down.shape[2], across.shape[2], 2)
-    loops = compiled() if grid.device.type == "cpu" else None
-    for axis in (0, 1) if loops is None else ():
-        grid[..., axis] = across[:, axis, None, :] + down[:, axis, :, None]
-    for i, one in enumerate(grid if loops is not None else ()):
-        loops.placed(across[i].numpy(), down[i].numpy(), one.numpy())
+def _bent(corners: Tensor, reach: float, height: int, width: int) -> Tensor:
+    """The affine map: where pixels are read, [n, h, w, 2] (x, y), from the moves of three points [n, 3, 2]."""
+    # The three points lie at centre + (s, s), (s, -s) and (-s, -s): two legs of length 2 s at a right angle.
+    third = float(max(min(height, width) // 3, 1))
+    if corners.device.type == "cpu" and corners.dtype == torch.float32 and (loops := compiled()) is not None:
+        made = corners.new_empty(len(corners), height, width, 2)
+        loops.bent(corners.numpy(), np.float32(reach), third, made.numpy())
+        return made
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], device=corners.device)
+    centre = torch.tensor([width // 2, height // 2], device=corners.device)
+    moved = (centre + third * signs + reach * corners).double()
+    leg_x, leg_y = (moved[:, 1] - moved[:, 2]) / (2 * third), (moved[:, 0] - moved[:, 1]) / (2 * third)
+    (a, c), (b, d) = leg_x.unbind(1), leg_y.unbind(1)
+    inverse = torch.stack([d, -b, -c, a], 1) / (a * d - b * c)[:, None]
+    corner = moved[:, 2]
+
+    # Positions run from -1 to 1 between the centres of the outer pixels here, between their outer edges below.
+    x = torch.arange(width, device=corners.device, dtype=torch.float64) - corner[:, :1]
+    y = torch.arange(height, device=corners.device, dtype=torch.float64) - corner[:, 1:]
+    grid = corners.new_empty(len(corners), height, width, 2)
+    for axis, side in ((0, width), (1, height)):
+        by_x, by_y = inverse[:, 2 * axis, None] * x, inverse[:, 2 * axis + 1, None] * y + (side // 2 - third)
+        scale = 2 / max(side - 1, 1)
+        grid[..., axis] = (by_x * scale - 1).float()[:, None, :] + (by_y * scale).float()[:, :, None]
     return grid
 
 
