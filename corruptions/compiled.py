@@ -35,8 +35,7 @@ def _compiled(function: Function) -> Function:
     return cast("Function", numba.njit(cache=True, error_model="numpy", nogil=True)(function))
 
 
-@intrinsic
-def _fused(_: Any, x: Any, y: Any, z: Any) -> Any:
+def _fused_in_llvm(_: Any, x: Any, y: Any, z: Any) -> Any:
     """Return x y + z of float32 rounded once, as torch adds multiples."""
 
     def code(_: Any, builder: Any, __: Any, values: Any) -> Any:
@@ -45,13 +44,16 @@ def _fused(_: Any, x: Any, y: Any, z: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), code
 
 
+_fused: Any = intrinsic(_fused_in_llvm)
+
+
 @_compiled
 def _as_byte(level: float, rounded: bool) -> np.uint8:
     return np.uint8(np.int32(np.rint(level) if rounded else level))
 
 
 @_compiled
-def _level(which: int, top: float, middle: float, bottom: float) -> float:
+def _level(which: Any, top: float, middle: float, bottom: float) -> float:
     value = top if which == 0 else (middle if which == 1 else bottom)
     return min(max(value * 255, 0.0), 255.0)
 
@@ -175,17 +177,17 @@ def recoloured(planes: Bytes, factor: float, offset: float, amount: float, round
         hue = (rise / (spread if coloured else 1.0) + start) / 6
         hue = hue + (1.0 if hue < 0 else 0.0)
         saturation = spread / (value if value > 0 else 1.0)
-        saturation = min(max(saturation * factor + offset, 0.0), 1.0)
-        value = min(value + amount, 1.0)
+        wanted = min(max(saturation * factor + offset, 0.0), 1.0)
+        raised = min(value + amount, 1.0)
         turn = (hue if coloured else 0.0) * 6
         sector = np.int32(turn)
         part = turn - sector
-        low = (1 - saturation) * value
-        middle = (1 - (part if sector & 1 else 1 - part) * saturation) * value
+        low = (1 - wanted) * raised
+        middle = (1 - (part if sector & 1 else 1 - part) * wanted) * raised
         # A hue may be rounded to a whole turn, the sector 6, which is the sector 0.
-        red_out[i] = _as_byte(_level(_RED >> (2 * sector) & 3, value, middle, low), rounded)
-        green_out[i] = _as_byte(_level(_GREEN >> (2 * sector) & 3, value, middle, low), rounded)
-        blue_out[i] = _as_byte(_level(_BLUE >> (2 * sector) & 3, value, middle, low), rounded)
+        red_out[i] = _as_byte(_level(_RED >> (2 * sector) & 3, raised, middle, low), rounded)
+        green_out[i] = _as_byte(_level(_GREEN >> (2 * sector) & 3, raised, middle, low), rounded)
+        blue_out[i] = _as_byte(_level(_BLUE >> (2 * sector) & 3, raised, middle, low), rounded)
 
 
 @_compiled
@@ -309,7 +311,8 @@ def trailed(planes: Floats, down: Whole, across: Whole, shares: Floats, out: Flo
 def _between(one: np.float32, other: np.float32, share: np.float32) -> np.float32:
     """torch's lerp."""
     near = share < np.float32(0.5)
-    return _fused(share if near else share - _ONE, other - one, one if near else other)  # type: ignore[no-any-return]
+    found: np.float32 = _fused(share if near else share - _ONE, other - one, one if near else other)
+    return found
 
 
 @_compiled
@@ -437,17 +440,17 @@ def glass_map(uniform: Floats, reach: int, source: Whole) -> None:
     sweeps, height, width = uniform.shape
     cells = 4 * reach * reach
     jumps = np.empty(cells, np.int64)
-    for cell in range(cells):
-        jumps[cell] = (cell // (2 * reach) - reach) * width + cell % (2 * reach) - reach
+    for i in range(cells):
+        jumps[i] = (i // (2 * reach) - reach) * width + i % (2 * reach) - reach
     scale = np.float32(cells)
     for i in range(height * width):
         source[i] = i
     for sweep in range(sweeps):
         for row in range(height - reach, reach, -1):
             for column in range(width - reach, reach, -1):
-                cell = np.uint64(min(np.int64(uniform[sweep, row, column] * scale), cells - 1))
+                cell = min(int(uniform[sweep, row, column] * scale), cells - 1)
                 place = row * width + column
-                source[np.uint64(place)] = source[np.uint64(place + jumps[cell])]
+                source[np.uint64(place)] = source[np.uint64(place + jumps[np.uint64(cell)])]
 
 
 @_compiled
@@ -460,7 +463,9 @@ def gathered(levels: Bytes, source: Whole, out: Bytes) -> None:
 
 
 @_compiled
-def blurred(levels: Bytes, unit: Doubles, taps: Doubles, rounded: bool, rows: Doubles, padded: Doubles, out: Bytes) -> None:
+def blurred(
+    levels: Bytes, unit: Doubles, taps: Doubles, rounded: bool, rows: Doubles, padded: Doubles, out: Bytes
+) -> None:
     """`kernels.blur_in_order` of a plane of bytes [h, w] to bytes; taps from the middle outwards.
 
     `rows` [h, w] is the plane as values, `padded` [w + 2 radius] is work.

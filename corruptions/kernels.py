@@ -111,8 +111,8 @@ def blur(images: Tensor, sigma: float, *, truncate: float = 4.0, border: Border 
     on_cpu = images.device.type == "cpu" and images.dtype == torch.float32 and border is edge
     if on_cpu and (loops := compiled()) is not None:
         blurred = torch.empty_like(images, memory_format=torch.contiguous_format)
-        planes, made = (each.numpy().reshape(-1, *images.shape[-2:]) for each in (images, blurred))
-        loops.blurred_nearly(planes, np.array(taps[radius:], np.float32), made)
+        flat, made = (each.numpy().reshape(-1, *images.shape[-2:]) for each in (images, blurred))
+        loops.blurred_nearly(flat, np.array(taps[radius:], np.float32), made)
         return blurred
     for dim in (-2, -1):
         size = images.shape[dim]
@@ -211,7 +211,7 @@ def correlate(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
     """
     height, width = images.shape[-2:]
     half = kernel.shape[0] // 2
-    used = (kernel.abs() > 1e-9).nonzero().tolist()
+    used = _used(kernel)
     if len(used) <= 32:
         reach = max(max(abs(row - half), abs(column - half)) for row, column in used)
         padded = pad(images, reach, reach, border)
@@ -225,6 +225,13 @@ def correlate(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
     padded = pad(images, half, half, border)
     filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * spectrum, s=size)
     return filtered[..., :height, :width]
+
+
+@lru_cache(maxsize=64)
+def _used(kernel: Tensor) -> list[list[int]]:
+    """The (row, column) of a kernel's weights that are not 0; kernels are made once for each strength."""
+    found: list[list[int]] = (kernel.abs() > 1e-9).nonzero().tolist()
+    return found
 
 
 def _fast_length(size: int) -> int:

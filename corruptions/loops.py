@@ -83,9 +83,7 @@ def _impulse_noise(loops: Any, images: Tensor, draws: Draws, parameters: Paramet
 def _shot_noise(loops: Any, images: Tensor, draws: Draws, parameters: Parameters, rounded: bool) -> Tensor:
     out = torch.empty_like(images)
     cells, threshold, made = _counts(parameters[0], rounded)
-    loops.counted(
-        images.numpy().ravel(), draws["uniform"].numpy().ravel(), cells, threshold, made, out.numpy().ravel()
-    )
+    loops.counted(images.numpy().ravel(), draws["uniform"].numpy().ravel(), cells, threshold, made, out.numpy().ravel())
     return out
 
 

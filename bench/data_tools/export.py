@@ -197,7 +197,7 @@ def _claim(out: Path, settings: dict[str, Any], codes: dict[str, str]) -> None:
 
 
 def _folder(corruption: str) -> str:
-    """Return the name of a corruption in paths: FILE.py-NAME for a user's FILE.py:NAME, as not all systems take colons."""
+    """Return the name of a corruption in paths, where not all systems take colons: FILE.py-NAME for a user's."""
     return corruption.replace(":", "-")
 
 

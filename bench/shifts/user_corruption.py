@@ -56,7 +56,7 @@ def with_added(shift: Shift, own: Added) -> Shift:
 
 def without_added(shift: Shift) -> Shift:
     """Return the shift itself, without user corruptions."""
-    return cast("Shift", shift.shift) if isinstance(shift, _Extended) else shift
+    return shift.shift if isinstance(shift, _Extended) else shift
 
 
 def codes_of(shift: Shift) -> dict[str, str]:
