@@ -52,5 +52,6 @@ _NEED_TORCH = {
 
 def __getattr__(name: str) -> Any:
     if name in _NEED_TORCH:
-        return getattr(importlib.import_module(f"corruptions.{_NEED_TORCH[name]}"), name)
+        # Kept, so that the next look-up is an ordinary one.
+        return globals().setdefault(name, getattr(importlib.import_module(f"corruptions.{_NEED_TORCH[name]}"), name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from corruptions.kernels import (
     unit_of,
     whole_mirror,
 )
+from corruptions.native import compiled
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -55,6 +57,12 @@ def _moved(levels: Tensor, uniform: Tensor, reach: float) -> Tensor:
     """Levels [n, 3, h, w] after the sweeps."""
     n, _, height, width = levels.shape
     furthest = max(1, round(reach))
+    if levels.device.type == "cpu" and levels.dtype == torch.float32 and (loops := compiled()) is not None:
+        moved, places = torch.empty_like(levels), np.empty(height * width, np.int64)
+        for image, own, made in zip(levels.flatten(2), uniform, moved.flatten(2), strict=True):
+            loops.glass_map(own.numpy(), furthest, places)
+            loops.gathered(image.numpy(), places, made.numpy())
+        return moved
     source = glass_map(*glass_jumps(uniform, furthest), furthest)
     index = source.long().view(n, 1, -1).expand(-1, 3, -1)
     return levels.flatten(2).gather(2, index).view(-1, 3, height, width)
@@ -145,8 +153,8 @@ def zoomed(turned: Tensor, factor: float) -> Tensor:
     for dim, side in ((-2, width), (-1, height)):
         window = math.ceil(side / factor)
         turned = turned.narrow(dim, (side - window) // 2, window)
-    stretched = _stretched(turned, _stretch(width, factor, turned.device))
-    return _stretched(stretched.mT.contiguous(), _stretch(height, factor, turned.device))
+    stretched = _stretched(turned, stretch(width, factor, turned.device))
+    return _stretched(stretched.mT.contiguous(), stretch(height, factor, turned.device))
 
 
 def _stretched(planes: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -155,7 +163,7 @@ def _stretched(planes: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _stretch(side: int, factor: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def stretch(side: int, factor: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The central window of an axis enlarged to it: linear between the centres of the window's outer rows.
 
     For each of `side` rows two rows of the window, int64 [side], and the share of the second, float32 [side, 1].

@@ -6,6 +6,7 @@ import difflib
 import math
 import numbers
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from corruptions.tables import CLEAN, PROFILES, Parameters
@@ -157,6 +158,8 @@ def names(suite: str | None = None) -> tuple[str, ...]:
 
 def canonical(name: str) -> str:
     """Return the published name for a name or alias (elastic -> elastic_transform). Raises ValueError if unknown."""
+    if name in _BY_NAME:
+        return name
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
     if key not in _BY_NAME:
@@ -188,7 +191,7 @@ def check_profile(profile: str, height: int = 1, width: int = 1) -> str:
 
 def check_severity(severity: Any) -> float:
     """Return the severity as a float in [0, 5]. Raises ValueError for anything else, including True, "3" and NaN."""
-    if isinstance(severity, bool) or not isinstance(severity, numbers.Real):
+    if type(severity) not in (int, float) and (isinstance(severity, bool) or not isinstance(severity, numbers.Real)):
         raise ValueError(f"severity must be a number from 0 to 5, not {severity!r}; give 0 for the clean image")
     number = float(severity)
     if not 0 <= number <= 5:
@@ -204,7 +207,12 @@ def parameters(name: str, severity: float, profile: str) -> Parameters:
     name, severity = canonical(name), check_severity(severity)
     if severity == 0:
         raise ValueError("severity 0 is the clean image and has no parameters; give a severity above 0")
-    rows = [entry if isinstance(entry, tuple) else (entry,) for entry in PROFILES[check_profile(profile)][name]]
+    return _interpolated(name, severity, check_profile(profile))
+
+
+@lru_cache(maxsize=1024)
+def _interpolated(name: str, severity: float, profile: str) -> Parameters:
+    rows = [entry if isinstance(entry, tuple) else (entry,) for entry in PROFILES[profile][name]]
     above = rows[math.ceil(severity) - 1]
     share = severity - math.floor(severity)
     if share == 0:

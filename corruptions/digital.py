@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from corruptions.kernels import blur, box_windows, half_mirror
-from corruptions.native import into_planes, jpeg_by_opencv, opencv_for_jpeg
+from corruptions.native import compiled, into_planes, jpeg_by_opencv, opencv_for_jpeg
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
@@ -42,34 +42,56 @@ def elastic_transform(images: Tensor, draws: Draws, parameters: Parameters) -> T
     """
     strength, sigma, reach = parameters
     height, width = images.shape[-2:]
+    grid = _bent(draws["corners"], reach, height, width)
+    images = _resample(images, grid, whole_pixels=True)
+    if strength:
+        shift = blur(draws["field"], sigma, truncate=3.0, border=half_mirror)
+        images = _resample(images, _displaced(shift, strength, grid), whole_pixels=False)
+    return images.clamp_(0, 1)
+
+
+def _bent(corners: Tensor, reach: float, height: int, width: int) -> Tensor:
+    """The affine map: where pixels are read, [n, h, w, 2] (x, y), from the moves of three points [n, 3, 2]."""
     # The three points lie at centre + (s, s), (s, -s) and (-s, -s): two legs of length 2 s at a right angle.
     third = float(max(min(height, width) // 3, 1))
-    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], device=images.device)
-    centre = torch.tensor([width // 2, height // 2], device=images.device)
-    moved = (centre + third * signs + reach * draws["corners"]).double()
+    if corners.device.type == "cpu" and corners.dtype == torch.float32 and (loops := compiled()) is not None:
+        made = corners.new_empty(len(corners), height, width, 2)
+        loops.bent(corners.numpy(), np.float32(reach), third, made.numpy())
+        return made
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], device=corners.device)
+    centre = torch.tensor([width // 2, height // 2], device=corners.device)
+    moved = (centre + third * signs + reach * corners).double()
     leg_x, leg_y = (moved[:, 1] - moved[:, 2]) / (2 * third), (moved[:, 0] - moved[:, 1]) / (2 * third)
     (a, c), (b, d) = leg_x.unbind(1), leg_y.unbind(1)
     inverse = torch.stack([d, -b, -c, a], 1) / (a * d - b * c)[:, None]
     corner = moved[:, 2]
 
     # Positions run from -1 to 1 between the centres of the outer pixels here, between their outer edges below.
-    x = torch.arange(width, device=images.device, dtype=torch.float64) - corner[:, :1]
-    y = torch.arange(height, device=images.device, dtype=torch.float64) - corner[:, 1:]
-    grid = images.new_empty(len(images), height, width, 2)
+    x = torch.arange(width, device=corners.device, dtype=torch.float64) - corner[:, :1]
+    y = torch.arange(height, device=corners.device, dtype=torch.float64) - corner[:, 1:]
+    grid = corners.new_empty(len(corners), height, width, 2)
     for axis, side in ((0, width), (1, height)):
         by_x, by_y = inverse[:, 2 * axis, None] * x, inverse[:, 2 * axis + 1, None] * y + (side // 2 - third)
         scale = 2 / max(side - 1, 1)
         grid[..., axis] = (by_x * scale - 1).float()[:, None, :] + (by_y * scale).float()[:, :, None]
-    images = _resample(images, grid, whole_pixels=True)
+    return grid
 
-    if strength:
-        shift = blur(draws["field"], sigma, truncate=3.0, border=half_mirror)
-        for axis, side in ((0, width), (1, height)):
-            still = (2 * torch.arange(side, device=images.device, dtype=torch.float32) + 1) / side - 1
-            still = still if axis == 0 else still[:, None]
-            grid[..., axis] = torch.add(still, shift[:, axis], alpha=2 * strength / side)
-        images = _resample(images, grid, whole_pixels=False)
-    return images.clamp_(0, 1)
+
+def _displaced(shift: Tensor, strength: float, grid: Tensor) -> Tensor:
+    """Positions [n, h, w, 2] (x, y) of all pixels moved by a field [n, 2, h, w] of pixels, into `grid`."""
+    height, width = shift.shape[-2:]
+    y, x = (
+        (2 * torch.arange(side, device=shift.device, dtype=torch.float32) + 1) / side - 1 for side in (height, width)
+    )
+    by_x, by_y = 2 * strength / width, 2 * strength / height
+    loops = compiled() if grid.device.type == "cpu" else None
+    if loops is None:
+        grid[..., 0] = torch.add(x, shift[:, 0], alpha=by_x)
+        grid[..., 1] = torch.add(y[:, None], shift[:, 1], alpha=by_y)
+        return grid
+    for own, one in zip(shift, grid, strict=True):
+        loops.displaced(x.numpy(), y.numpy(), own.numpy(), np.float32(by_x), np.float32(by_y), one.numpy())
+    return grid
 
 
 def _resample(images: Tensor, grid: Tensor, *, whole_pixels: bool) -> Tensor:
@@ -140,6 +162,17 @@ def _box_rows(levels: Tensor, target: int) -> Tensor:
         total.addcmul_(levels.index_select(-2, place), weight)
     # Pillow's arithmetic: a share is a whole multiple of 2^-22, and those of ten pixels or more may miss a half.
     return total.int().mul_(shares).add_(1 << 21).bitwise_right_shift_(22).float()
+
+
+@lru_cache(maxsize=64)
+def box_ends(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows of Pillow's BOX filter of one axis, int64 [target] each: first pixel, the one after the last, and the
+    share of one times 2^22."""
+    windows = box_windows(size, target)
+    shares = [int((1 << 22) / len(window) + 0.5) for window in windows]
+    ends = [[window[0] for window in windows], [window[-1] + 1 for window in windows], shares]
+    first, last, share = np.array(ends, dtype=np.int64)
+    return first, last, share
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ and saturate (Hendrycks and Dietterich 2019, arXiv:1903.12261)."""
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,13 @@ from torch import Tensor
 
 from corruptions.colours import recoloured
 from corruptions.kernels import blur, edge, kept_from, pad, to_the_bit, unit_of, whole_mirror
-from corruptions.native import opencv, water_relief
+from corruptions.native import Bytes, opencv, water_relief
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream
 from corruptions.tables import Parameters
 
-_WATER = (175 / 255, 238 / 255, 238 / 255)
-_MUD = (63 / 255, 42 / 255, 20 / 255)
+WATER = (175 / 255, 238 / 255, 238 / 255)
+MUD = (63 / 255, 42 / 255, 20 / 255)
 # Water is shaded by the distance to its edges, up to this many pixels.
 _FURTHEST = 20
 # Costs of a step aside, a diagonal and a knight's move in OpenCV's 5 x 5 distance transform (Borgefors 1986).
@@ -56,13 +57,13 @@ def spatter(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     if mud > 0:
         mask = blur((liquid > threshold).float(), strength)
         mask = kept_from(mask, 0.8)
-        return (images * (1 - mask) + _colour(_MUD, images) * mask).clamp_(0, 1)
+        return (images * (1 - mask) + _colour(MUD, images) * mask).clamp_(0, 1)
     # Levels above 255 wrap round, as when numpy casts to 8 bits.
     levels = kept_from(liquid, threshold).clamp_min_(0).mul_(255).floor_().remainder_(256)
     mask = levels * _shading(levels)
     # Without any liquid the published code divides by zero; here nothing is added.
     mask = mask / mask.amax((2, 3), keepdim=True).clamp_min(1)
-    return (images + mask * strength * _colour(_WATER, images)).clamp_(0, 1)
+    return (images + mask * strength * _colour(WATER, images)).clamp_(0, 1)
 
 
 def _colour(rgb: tuple[float, float, float], images: Tensor) -> Tensor:
@@ -73,9 +74,8 @@ def _shading(levels: Tensor) -> Tensor:
     """The published relief of water from its levels [n, 1, h, w]: distance to edges, equalised, embossed, smoothed."""
     cv2 = opencv()
     if cv2 is not None and levels.device.type == "cpu":
-        planes = levels.to(torch.int16).to(torch.uint8).numpy()
-        shades = [water_relief(cv2, plane[0], _FURTHEST, (_WEAK, _STRONG), np.array(_RELIEF)) for plane in planes]
-        return torch.from_numpy(np.stack(shades))[:, None].float()
+        planes = levels.to(torch.int16).to(torch.uint8)[:, 0].numpy()
+        return torch.from_numpy(_shading_by_opencv(cv2, planes))[:, None].float()
     distance = _distance_to(_edges(levels)).clamp_(max=_FURTHEST)
     shade = _equalised(_box(distance).add_(1e-4).floor_())
     height, width = shade.shape[-2:]
@@ -85,6 +85,20 @@ def _shading(levels: Tensor) -> Tensor:
         for column in range(3):
             embossed += _RELIEF[row][column] * padded[..., row : row + height, column : column + width]
     return _box(embossed.clamp_(0, 255)).add_(0.5).floor_()
+
+
+def shading_of_bytes(planes: Bytes) -> Bytes:
+    """The relief of water from its levels [n, h, w]."""
+    cv2 = opencv()
+    if cv2 is not None:
+        return _shading_by_opencv(cv2, planes)
+    found: Bytes = _shading(torch.from_numpy(planes)[:, None].float())[:, 0].to(torch.int16).to(torch.uint8).numpy()
+    return found
+
+
+def _shading_by_opencv(cv2: Any, planes: Bytes) -> Bytes:
+    relief = np.array(_RELIEF)
+    return np.stack([water_relief(cv2, plane, _FURTHEST, (_WEAK, _STRONG), relief) for plane in planes])
 
 
 def _box(planes: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from corruptions.native import compiled
+
 Border = Callable[[Tensor, int], Tensor]
 
 _MOST_IN_FLOAT32 = 48
@@ -106,6 +108,12 @@ def blur(images: Tensor, sigma: float, *, truncate: float = 4.0, border: Border 
                     target.copy_(torch.bmm(matrix.expand(len(planes), -1, -1), source))
             planes = blurred
         return planes.view(images.shape)
+    on_cpu = images.device.type == "cpu" and images.dtype == torch.float32 and border is edge
+    if on_cpu and (loops := compiled()) is not None:
+        blurred = torch.empty_like(images, memory_format=torch.contiguous_format)
+        flat, made = (each.numpy().reshape(-1, *images.shape[-2:]) for each in (images, blurred))
+        loops.blurred_nearly(flat, np.array(taps[radius:], np.float32), made)
+        return blurred
     for dim in (-2, -1):
         size = images.shape[dim]
         padded = pad(images, *((radius, 0) if dim == -2 else (0, radius)), border)
@@ -203,7 +211,7 @@ def correlate(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
     """
     height, width = images.shape[-2:]
     half = kernel.shape[0] // 2
-    used = (kernel.abs() > 1e-9).nonzero().tolist()
+    used = _used(kernel)
     if len(used) <= 32:
         reach = max(max(abs(row - half), abs(column - half)) for row, column in used)
         padded = pad(images, reach, reach, border)
@@ -217,6 +225,13 @@ def correlate(images: Tensor, kernel: Tensor, border: Border) -> Tensor:
     padded = pad(images, half, half, border)
     filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * spectrum, s=size)
     return filtered[..., :height, :width]
+
+
+@lru_cache(maxsize=64)
+def _used(kernel: Tensor) -> list[list[int]]:
+    """The (row, column) of a kernel's weights that are not 0; kernels are made once for each strength."""
+    found: list[list[int]] = (kernel.abs() > 1e-9).nonzero().tolist()
+    return found
 
 
 def _fast_length(size: int) -> int:
@@ -249,14 +264,20 @@ def trail(images: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
 
 def _trail_by_slices(images: Tensor, across: Tensor, down: Tensor, weights: list[float]) -> Tensor:
     """Image by image, so that the accumulator stays in cache: several times faster on CPUs."""
+    loops = compiled()
     out = torch.zeros_like(images)
     for image, total, columns, rows in zip(images, out, across.tolist(), down.tolist(), strict=True):
-        reach_down, reach_across = max(map(abs, rows)), max(map(abs, columns))
-        padded = pad(image, reach_down, reach_across, edge)
         # On a slope neighbouring taps may read the same pixel.
         shares: dict[tuple[int, int], float] = {}
         for row, column, weight in zip(rows, columns, weights, strict=True):
             shares[row, column] = shares.get((row, column), 0.0) + weight
+        if loops is not None and images.dtype == torch.float32:
+            places = np.array(list(shares)).T
+            given = np.array(list(shares.values()), np.float32)
+            loops.trailed(image.numpy(), places[0], places[1], given, total.numpy())
+            continue
+        reach_down, reach_across = max(map(abs, rows)), max(map(abs, columns))
+        padded = pad(image, reach_down, reach_across, edge)
         start = reach_down * padded.shape[-1] + reach_across
         for (row, column), weight in shares.items():
             # Two slices in one step: as quick as the sum itself for one channel.
@@ -288,6 +309,12 @@ def plasma(uniforms: Tensor, decay: float) -> Tensor:
     """
     n = len(uniforms)
     side = math.isqrt(uniforms.shape[1] + 1)
+    if uniforms.device.type == "cpu" and uniforms.dtype == torch.float32 and (loops := compiled()) is not None:
+        both = np.empty((n, 2, side * side), np.float32)
+        for own, maps in zip(uniforms.numpy(), both, strict=True):
+            loops.plasma(own, side, float(decay), *maps)
+        # The map changes its place with every level.
+        return _scaled(torch.from_numpy(both[:, (side.bit_length() - 1) % 2]).view(n, side, side))
     # Only the points made so far, as a small map of their own: whole rows are quicker than points far apart.
     field = uniforms.new_zeros(n, 1, 1)
     used, wibble = 0, 100.0
@@ -310,6 +337,11 @@ def plasma(uniforms: Tensor, decay: float) -> Tensor:
         finer[:, ::2, ::2], finer[:, 1::2, 1::2] = field, centres
         finer[:, ::2, 1::2], finer[:, 1::2, ::2] = right, below
         field, wibble = finer, wibble / decay
+    return _scaled(field)
+
+
+def _scaled(field: Tensor) -> Tensor:
+    """Maps [n, h, w] moved and stretched to 0 .. 1, in place."""
     field -= field.amin((1, 2), keepdim=True)
     return field.div_(field.amax((1, 2), keepdim=True).clamp_min(torch.finfo(field.dtype).tiny))
 

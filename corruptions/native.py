@@ -1,4 +1,4 @@
-"""Optional OpenCV: the same pixels on a CPU in less time. Without it, Pillow and torch do everything."""
+"""Optional numba and OpenCV: the same pixels on a CPU in less time. Without them, Pillow and torch do everything."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def opencv() -> Any | None:
     """Return the module cv2, or None if it is not installed or does not load."""
     try:
         return importlib.import_module("cv2")
+    except ImportError:
+        return None
+
+
+@cache
+def compiled() -> Any | None:
+    """Return the module `corruptions.compiled`, or None if numba is not installed or does not load."""
+    try:
+        return importlib.import_module("corruptions.compiled")
     except ImportError:
         return None
 

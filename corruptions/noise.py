@@ -20,7 +20,7 @@ Draws = dict[str, Tensor]
 Size = tuple[int, int]
 
 # More photons than this leave noise below a quarter of an 8-bit level and need ever larger tables.
-_MOST_PHOTONS = 1e6
+MOST_PHOTONS = 1e6
 
 
 def draw_gaussian_noise(stream: Stream, size: Size, parameters: Parameters) -> Draws:
@@ -44,8 +44,8 @@ def shot_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
 
     With 256 possible means, an alias table (Walker 1977) turns one uniform into an exact Poisson count.
     """
-    photons = min(parameters[0], _MOST_PHOTONS)
-    cells, *table = _poisson_table(photons)
+    photons = min(parameters[0], MOST_PHOTONS)
+    cells, *table = poisson_table(photons)
     first, threshold, alias = (part.to(images.device) for part in table)
     place = draws["uniform"] * cells
     cell = place.floor().clamp_(max=cells - 1)
@@ -56,7 +56,7 @@ def shot_noise(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _poisson_table(photons: float) -> tuple[int, Tensor, Tensor, Tensor]:
+def poisson_table(photons: float) -> tuple[int, Tensor, Tensor, Tensor]:
     """Alias table of Poisson(photons * level / 255) for the 256 levels, float32.
 
     Gives the number of cells of a level, the count of its first cell [256], and the threshold and the alias of every

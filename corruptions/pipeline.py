@@ -16,6 +16,8 @@ from torch import Tensor
 from corruptions.catalog import Row, check_profile, check_severity, describe, parameters
 from corruptions.digital import jpeg_round_trip
 from corruptions.kernels import to_the_bit
+from corruptions.loops import Loop, loop_for
+from corruptions.native import compiled
 from corruptions.noise import Draws, Size
 from corruptions.rng import Stream, image_keys
 from corruptions.tables import Parameters
@@ -36,13 +38,15 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Storage(NamedTuple):
     """How corrupted images in [0, 1] are stored: as values in [0, 1], or as levels whose whole part is the byte.
 
-    `of_levels` makes such levels from levels. All functions may overwrite their input. `lossless` says that whole
-    levels stay unchanged.
+    `of_levels` makes such levels from levels, `of_bytes` from bytes, for which levels were rounded if `rounds`, else
+    truncated. All functions may overwrite their input. `lossless` says that whole levels stay unchanged.
     """
 
     values: Callable[[Tensor], Tensor]
     levels: Callable[[Tensor], Tensor]
     of_levels: Callable[[Tensor], Tensor]
+    of_bytes: Callable[[Tensor], Tensor]
+    rounds: bool
     lossless: bool
 
 
@@ -66,15 +70,18 @@ def _jpeg85(images: Tensor) -> Tensor:
     return _jpeg85_levels(images).float().div_(255)
 
 
+_of_jpeg85 = partial(jpeg_round_trip, quality=85)
+
+
 def _jpeg85_levels(images: Tensor) -> Tensor:
     return jpeg_round_trip(images.mul_(255), 85)
 
 
 STORAGES: Mapping[str, Storage] = MappingProxyType(
     {
-        "none": Storage(_kept, _rounded, torch.Tensor.round_, True),
-        "uint8": Storage(_truncated, _scaled, _kept, True),
-        "jpeg85": Storage(_jpeg85, _jpeg85_levels, partial(jpeg_round_trip, quality=85), False),
+        "none": Storage(_kept, _rounded, torch.Tensor.round_, _kept, True, True),
+        "uint8": Storage(_truncated, _scaled, _kept, _kept, False, True),
+        "jpeg85": Storage(_jpeg85, _jpeg85_levels, _of_jpeg85, _of_jpeg85, False, False),
     }
 )
 """How a corrupted image is kept: exactly, truncated to 8 bits (CIFAR-10-C), or as JPEG of quality 85 (ImageNet-C)."""
@@ -115,52 +122,92 @@ def corrupt(
     check_storage(storage)
     pool = check_pool(row, pool)
     _check_images(images)
-    batch = images.detach() if images.ndim == 4 else images.detach()[None]
-    n, channels, height, width = batch.shape
-    profile = check_profile(profile, height, width)
-    severity = _severities(severity, n)
+    images = images.detach()
+    batch = images if images.ndim == 4 else images[None]
+    profile = check_profile(profile, *batch.shape[-2:])
+    level = _severities(severity, len(batch))
+    work = _Work(row, seed, profile, storage, pool)
+    if isinstance(level, list):
+        made = _by_severity(work, batch, level, None if ids is None else _checked(ids, len(batch)))
+    else:
+        made = _of_severity(work, batch, level, ids)
+    return made if images.ndim == 4 else made[0]
+
+
+class _Work(NamedTuple):
+    """What is the same for all images of a call."""
+
+    row: Row
+    seed: int
+    profile: str
+    storage: str
+    pool: TilePool | None
+
+
+def _by_severity(work: _Work, batch: Tensor, levels: list[float], ids: Sequence[int | str] | None) -> Tensor:
     out = torch.empty_like(batch)
-    if isinstance(severity, list):
-        checked = None if ids is None else _checked(ids, n)
-        for level in sorted(set(severity)):
-            rows = [i for i, own in enumerate(severity) if own == level]
-            own_ids = None if checked is None else [checked[i] for i in rows]
-            out[rows] = corrupt(
-                batch[rows], name, level, seed=seed, ids=own_ids, profile=profile, storage=storage, pool=pool
-            )
-        return out if images.ndim == 4 else out[0]
+    for level in sorted(set(levels)):
+        rows = [i for i, own in enumerate(levels) if own == level]
+        out[rows] = _of_severity(work, batch[rows], level, None if ids is None else [ids[i] for i in rows])
+    return out
+
+
+def _of_severity(work: _Work, batch: Tensor, severity: float, ids: Ids | None) -> Tensor:
+    """A batch [n, c, h, w] at one severity."""
+    n, channels, height, width = batch.shape
     if severity == 0 or n == 0:
-        out.copy_(batch)
-        return out if images.ndim == 4 else out[0]
-    settings = parameters(row.name, severity, profile)
-    draw, function, function_of_bytes, to_levels = _functions(row.name)
-    function = function if pool is None else partial(function, pool=pool)
-    is_bytes = images.dtype == torch.uint8
-    in_bytes = function_of_bytes if is_bytes and STORAGES[storage].lossless else None
-    in_levels = to_levels if is_bytes and to_the_bit(batch) else None
+        return torch.empty_like(batch).copy_(batch)
+    settings = parameters(work.row.name, severity, work.profile)
     keys = None
-    if draw is not None:
-        keys = image_keys(row.name, _content_ids(batch) if ids is None else _checked(ids, n), seed).to(batch.device)
-    budget = _CACHED_PIXELS if batch.device.type == "cpu" else _PIXELS_AT_ONCE
-    step = max(1, budget // (height * width))
+    if work.row.random:
+        named = _content_ids(batch) if ids is None else _checked(ids, n)
+        keys = image_keys(work.row.name, named, work.seed)
+    elif ids is not None:
+        _checked(ids, n)
+    on_cpu = batch.device.type == "cpu"
+    step = max(1, (_CACHED_PIXELS if on_cpu else _PIXELS_AT_ONCE) // (height * width))
+    loop = loop_for(work.row.name, batch)
+    make = partial(_looped, loop) if loop is not None else _computed
+    if n <= step and loop is not None and channels == 3 and batch.is_contiguous():
+        return make(work, batch, keys, settings)
+    keys = keys if keys is None or on_cpu else keys.to(batch.device)
+    out = torch.empty_like(batch)
     with torch.no_grad():
         for part in (slice(i, i + step) for i in range(0, n, step)):
-            if in_bytes is not None:
-                out[part] = in_bytes(batch[part].expand(-1, 3, -1, -1), settings)[:, :channels]
-                continue
-            draws = draw(Stream(keys[part]), (height, width), settings) if draw and keys is not None else {}
-            if in_levels is not None:
-                levels = in_levels(batch[part].expand(-1, 3, -1, -1), draws, settings)
-                out[part] = STORAGES[storage].of_levels(levels)[:, :channels].to(torch.int16)
-                continue
-            colour = _to_unit(batch[part]).expand(-1, 3, -1, -1).contiguous()
-            result = function(colour, draws, settings)
-            if images.is_floating_point():
-                out[part] = STORAGES[storage].values(result)[:, :channels]
-            else:
-                # By way of 16 bits, as casting floats to bytes is slow on CPUs.
-                out[part] = STORAGES[storage].levels(result)[:, :channels].to(torch.int16)
-    return out if images.ndim == 4 else out[0]
+            out[part] = make(work, batch[part], None if keys is None else keys[part], settings)
+    return out
+
+
+def _looped(loop: Loop, work: _Work, batch: Tensor, keys: Tensor | None, settings: Parameters) -> Tensor:
+    """Bytes [n, c, h, w] by a compiled loop, uint8."""
+    draw, *_ = _functions(work.row.name)
+    draws = draw(Stream(keys), _size(batch), settings) if draw and keys is not None else {}
+    colour = batch if batch.shape[1] == 3 else batch.expand(-1, 3, -1, -1)
+    storage = STORAGES[work.storage]
+    made = loop.function(compiled(), colour.contiguous(), draws, settings, storage.rounds)
+    return storage.of_bytes(made)[:, : batch.shape[1]]
+
+
+def _computed(work: _Work, batch: Tensor, keys: Tensor | None, settings: Parameters) -> Tensor:
+    """Images [n, c, h, w] by torch, of any type."""
+    draw, function, in_bytes, in_levels = _functions(work.row.name)
+    channels, storage = batch.shape[1], STORAGES[work.storage]
+    is_bytes = batch.dtype == torch.uint8
+    if in_bytes is not None and is_bytes and storage.lossless:
+        return in_bytes(batch.expand(-1, 3, -1, -1), settings)[:, :channels]
+    draws = draw(Stream(keys), _size(batch), settings) if draw and keys is not None else {}
+    if in_levels is not None and is_bytes and to_the_bit(batch):
+        return storage.of_levels(in_levels(batch.expand(-1, 3, -1, -1), draws, settings))[:, :channels].to(torch.int16)
+    colour = _to_unit(batch).expand(-1, 3, -1, -1).contiguous()
+    made = function(colour, draws, settings, **({} if work.pool is None else {"pool": work.pool}))
+    if is_bytes:
+        # By way of 16 bits, as casting floats to bytes is slow on CPUs.
+        return storage.levels(made)[:, :channels].to(torch.int16)
+    return storage.values(made)[:, :channels]
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]
 
 
 def sample(

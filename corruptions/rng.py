@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corruptions.native import compiled
+
 VERSION = 1
 """Part of every key: raised whenever the numbers an image gets would change."""
 
@@ -152,7 +154,13 @@ class Stream:
     def uniform(self, *shape: int) -> Tensor:
         """Uniform in [0, 1), multiples of 2^-24: float32 [n, *shape]."""
         count = math.prod(shape)
-        if self.keys.device.type == "cpu" and len(self) * count > 4 * _FEW_BLOCKS:
+        on_cpu = self.keys.device.type == "cpu"
+        if on_cpu and (loops := compiled()) is not None:
+            found = np.empty((len(self), 4, -(-count // 4)), np.float32)
+            loops.uniforms(self.keys.numpy(), self._draws, found)
+            self._draws += 1
+            return torch.from_numpy(found.reshape(len(self), -1)[:, :count]).reshape(len(self), *shape)
+        if on_cpu and len(self) * count > 4 * _FEW_BLOCKS:
             words = self._blocks(count).numpy().view(np.uint32).reshape(len(self), -1)[:, :count]
             # As signed numbers of 24 bits, which are converted faster.
             found = (words >> np.uint32(8)).view(np.int32).astype(np.float32)
@@ -166,6 +174,11 @@ class Stream:
         count = math.prod(shape)
         half = -(-count // 2)
         u = self.uniform(2, half)
+        if self.keys.device.type == "cpu" and (loops := compiled()) is not None:
+            loops.half_normal(u.numpy())
+            log, cos, sin = u[:, 0].log(), u[:, 1].cos(), u[:, 1].sin()
+            loops.paired(log.numpy(), cos.numpy(), sin.numpy(), u.numpy())
+            return u.flatten(1)[:, :count].reshape(len(self), *shape)
         # 1 - u is exact, and log is many times faster than log1p on CPUs.
         radius = (1 - u[:, :1]).log_().mul_(-2.0).sqrt_()
         angle = u[:, 1].mul_(2.0 * math.pi)

@@ -42,7 +42,7 @@ def snow(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """Thresholded, enlarged noise with trails, added twice (once upside down) to a paler image."""
     if to_the_bit(images):
         return unit_of(snow_levels(images, draws, parameters))
-    flakes = _flakes(draws, parameters, 1e-3).div_(255)
+    flakes = snow_layer(draws, parameters, 1e-3).div_(255)
     red, green, blue = images.unbind(1)
     grey = torch.add(0.299 * red, green, alpha=0.587).add_(blue, alpha=0.114)
     paler = torch.maximum(images, grey.mul_(1.5).add_(0.5)[:, None])
@@ -52,7 +52,7 @@ def snow(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
 def snow_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     """`snow` of uint8 or float images, to the bit: levels, float64. OpenCV's grey and the mixture are float32."""
     share = parameters[6]
-    flakes = _flakes(draws, parameters, 0.5 / 257).double().div_(255)
+    flakes = snow_layer(draws, parameters, 0.5 / 257).double().div_(255)
     unit = (images.float() / 255) if images.dtype == torch.uint8 else images
     red, green, blue = unit.unbind(1)
     grey = (red * 0.299 + green * 0.587) + blue * 0.114
@@ -61,7 +61,7 @@ def snow_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
     return mixed.add_(flakes).add_(flakes.flip((2, 3))).clamp_(0, 1).mul_(255)
 
 
-def _flakes(draws: Draws, parameters: Parameters, nudge: float) -> Tensor:
+def snow_layer(draws: Draws, parameters: Parameters, nudge: float) -> Tensor:
     """The layer of snow [n, 1, h, w], whole levels. ImageMagick's trail is 8 bit, cut down from 16 bits: half a step of
     these, 1 / 514, is the nudge that says the same; more is added in small images, whose pixels stay as they were."""
     mean, deviation, zoom, threshold, radius, sigma, _ = parameters
@@ -86,7 +86,7 @@ def frost(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor:
         return unit_of(frost_levels(images, draws, parameters))
     weight, frost_weight, _ = parameters
     out = weight * images
-    for image, crop in zip(out, _frost_crops(images, draws, parameters), strict=True):
+    for image, crop in zip(out, frost_crops(images, draws, parameters), strict=True):
         image.add_(crop, alpha=frost_weight / 255)
     return out.clamp_(0, 1)
 
@@ -95,7 +95,7 @@ def frost_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor
     """`frost` of uint8 or float images, to the bit: levels, float64."""
     weight, frost_weight, _ = parameters
     out = torch.empty(images.shape, dtype=torch.float64, device=images.device)
-    for image, made, crop in zip(images, out, _frost_crops(images, draws, parameters), strict=True):
+    for image, made, crop in zip(images, out, frost_crops(images, draws, parameters), strict=True):
         # Plane by plane, which stays in a CPU's cache; product and sum apart, so that no processor fuses them.
         for plane, target, ice in zip(image, made, crop, strict=True):
             torch.mul(levels_of(plane), weight, out=target)
@@ -103,7 +103,7 @@ def frost_levels(images: Tensor, draws: Draws, parameters: Parameters) -> Tensor
     return out
 
 
-def _frost_crops(images: Tensor, draws: Draws, parameters: Parameters) -> Iterator[Tensor]:
+def frost_crops(images: Tensor, draws: Draws, parameters: Parameters) -> Iterator[Tensor]:
     """The piece of a photograph for each image, whole levels float32 [3, h, w]."""
     height, width = images.shape[-2:]
     for which, down, across in draws["uniform"].tolist():

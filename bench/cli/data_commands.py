@@ -163,6 +163,7 @@ def export(
     """Write a corrupted copy and print its path and size."""
     from bench.data_tools import export as exporting
     from bench.shifts.shift import pick_corruptions
+    from bench.shifts.user_corruption import added
 
     try:
         severities = read_severities(severity)
@@ -173,7 +174,7 @@ def export(
     preprocessing = None if size is None else Preprocessing(size, size)
     if offline:
         go_offline()
-    shift = load_shift(name, reading=Reading(data_root, preprocessing, offline, threads))
+    shift = load_shift(name, reading=Reading(data_root, preprocessing, offline, threads, added=added(wanted)))
     known = exporting.LAYOUTS
     made_as = exporting.usual_layout(shift) if layout is None else known[nearest(layout, known, "layout")]
     done = exporting.export(

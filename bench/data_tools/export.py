@@ -38,11 +38,13 @@ from bench.data_tools.verify import file_digest
 from bench.shifts.image_shift import ImageShift
 from bench.shifts.imagenet import SUPERCLASSES
 from bench.shifts.shift import NATURAL, Shift, limit_ids
+from bench.shifts.user_corruption import codes_of, without_added
 from corruptions import profile_for
 from corruptions.rng import VERSION
 
 MANIFEST = "manifest.json"
 _HIDDEN = ".export"
+_CODES = "user_corruptions"
 _SEVERITIES = (1, 2, 3, 4, 5)
 _BYTES_AT_ONCE = 1 << 25
 
@@ -105,13 +107,15 @@ def export(
         raise UsageError(
             f"{shift.name} has nothing to corrupt in this choice; name corruptions, as in --corruption fog"
         )
-    if isinstance(shift, ImageShift) and not shift.made_here:
+    plain = without_added(shift)
+    if isinstance(plain, ImageShift) and not plain.made_here:
         raise UsageError(f"{shift.name} consists of published files; copy them, or export {shift.name}-gen")
     ids = limit_ids(shift.ids("test"), limit)
     with _alone(out):
         for name in wanted:  # report missing files now, not after hours
             shift.images(ids[:1], Condition(name, levels[0]), device)
-        _claim(out, _settings(shift, layout, ids))
+        codes = codes_of(shift)
+        _claim(out, _settings(shift, layout, ids), {name: codes[name] for name in wanted if name in codes})
         copy = (_Trees if layout.jpeg else _Arrays)(shift, out, layout, ids, device, workers)
         made = sum(copy.write(name, levels) for name in wanted)
         copy.finish()
@@ -164,8 +168,11 @@ def _settings(shift: Shift, layout: ExportLayout, ids: np.ndarray) -> dict[str, 
     }
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Write the manifest of this export. Raises UsageError if the folder holds anything else."""
+def _claim(out: Path, settings: dict[str, Any], codes: dict[str, str]) -> None:
+    """Write the manifest of this export, with the code of user corruptions.
+
+    Raises UsageError if the folder holds anything else, or images made by other code of the same name.
+    """
     path = out / MANIFEST
     if path.is_file():
         try:
@@ -175,15 +182,28 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         differs = sorted(key for key, value in settings.items() if not isinstance(held, dict) or held.get(key) != value)
         if differs:
             raise UsageError(f"{out} holds another export (other {', '.join(differs)}); choose another folder")
+        known = held.get(_CODES)
+        known = known if isinstance(known, dict) else {}
+        if changed := sorted(name for name, code in codes.items() if known.get(name, code) != code):
+            raise UsageError(f"{changed[0]} has changed since {out} was begun; choose another folder")
+        if not codes.keys() <= known.keys():
+            write_bytes(path, json.dumps(held | {_CODES: known | codes}, indent=2).encode() + b"\n")
         return
     foreign = [entry.name for entry in out.iterdir() if entry.name != _HIDDEN]
     if foreign:
         raise UsageError(f"{out} is not empty ({foreign[0]}, …) and not an export; choose another folder")
-    write_bytes(path, json.dumps(settings | {"made_with": environment()}, indent=2).encode() + b"\n")
+    settings = settings | ({_CODES: codes} if codes else {}) | {"made_with": environment()}
+    write_bytes(path, json.dumps(settings, indent=2).encode() + b"\n")
+
+
+def _folder(corruption: str) -> str:
+    """Return the name of a corruption in paths, where not all systems take colons: FILE.py-NAME for a user's."""
+    return corruption.replace(":", "-")
 
 
 def _class_names(shift: Shift) -> tuple[str, ...]:
     """Return the names of the class folders; numbers if a class name is not a valid folder name."""
+    shift = without_added(shift)
     names = tuple(str(label) for label in range(shift.classes))
     if shift.members == tuple(SUPERCLASSES.values()):
         names = tuple(SUPERCLASSES)
@@ -195,6 +215,7 @@ def _class_names(shift: Shift) -> tuple[str, ...]:
 
 def _file_names(shift: Shift, ids: np.ndarray) -> list[str]:
     """Return CLASS/NAME.JPEG of each image, with the name of its source file, else with its id."""
+    shift = without_added(shift)
     classes, labels = _class_names(shift), shift.labels(ids)
     names = [f"{number:08d}" for number in ids.tolist()]
     images = shift.open_test().images if isinstance(shift, ImageShift) else None
@@ -267,10 +288,11 @@ class _Trees(_Copy):
         return sum(self._condition(Condition(corruption, severity)) for severity in severities)
 
     def _condition(self, condition: Condition) -> int:
-        name = f"{condition.corruption}-{condition.severity:g}"
+        corruption = _folder(str(condition.corruption))
+        name = f"{corruption}-{condition.severity:g}"
         if self.sums(name).is_file():
             return 0
-        folder = f"{condition.corruption}/{self.layout.level.format(int(condition.severity))}"
+        folder = f"{corruption}/{self.layout.level.format(int(condition.severity))}"
         files = [f"{folder}/{file}" for file in _file_names(self.shift, self.ids)]
         known = set(files)
         written = {line[1]: line[0] for line in _lines(self.journal(name)) if len(line) == 2 and line[1] in known}
@@ -310,10 +332,11 @@ class _Arrays(_Copy):
     """A copy in the layout of CIFAR-10-C."""
 
     def write(self, corruption: str, severities: Sequence[int]) -> int:
-        if self.sums(corruption).is_file():
+        name = _folder(corruption)
+        if self.sums(name).is_file():
             return 0
         n, side = len(self.ids), int(self.shift.images(self.ids[:1], CLEAN).shape[-1])
-        unfinished, journal = self.out / _HIDDEN / f"{corruption}.npy", self.journal(corruption)
+        unfinished, journal = self.out / _HIDDEN / f"{name}.npy", self.journal(name)
         start = _open_rows(unfinished, (len(severities) * n, side, side, 3))
         made = 0
         # Written as a file, not through a memory map, which would crash the process on a full disk.
@@ -333,10 +356,10 @@ class _Arrays(_Copy):
                     notes.flush()
                     made += len(places)
             os.fsync(file.fileno())
-        final = self.out / f"{corruption}.npy"
+        final = self.out / f"{name}.npy"
         digest = file_digest(unfinished)
         unfinished.replace(final)
-        write_bytes(self.sums(corruption), f"{digest}  {final.name}\n".encode())
+        write_bytes(self.sums(name), f"{digest}  {final.name}\n".encode())
         journal.unlink()
         return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -21,7 +22,9 @@ from bench.runs.run import Outcome, run_all
 from bench.settings.methods import parse_method, parse_setting
 from bench.settings.run_spec import make_spec
 from bench.shifts import SHIFTS, load_shift
-from bench.shifts.shift import stream_rng
+from bench.shifts.data_root import Reading
+from bench.shifts.shift import Shift, pick_corruptions, stream_rng
+from bench.shifts.user_corruption import added, is_own, shown
 from leaderboards.record import Record
 
 
@@ -73,12 +76,7 @@ def tune(
     if split != "dev":
         raise UsageError(f"tuning on split '{split}' would bias the numbers reported on it; use --split dev")
     loaded = load_shift(shift, run.get("data_root"))
-    names = tuple(corruption.split(",")) if corruption else loaded.tuning_corruptions
-    if reported := [name for name in names if name not in loaded.tuning_corruptions]:
-        raise UsageError(
-            f"{reported[0]} is reported on {shift}, so it cannot choose options; "
-            f"use {', '.join(loaded.tuning_corruptions)}"
-        )
+    names = _chosen(corruption, loaded, run.get("data_root"))
     parsed = parse_method(method)
     row = parsed.adapter or parsed.recipe
     name = row.options_of or row.name
@@ -113,6 +111,26 @@ def tune(
     print_text("\nto run with the best options: " + " ".join(f"--set {flag}" for flag in flags))
     if shift in SHIFTS:
         print_text(f"to make them the default, add to bench/assets/{shift}.toml:\n{tomli_w.dumps({name: rows[0][0]})}")
+
+
+def _chosen(corruption: str | None, shift: Shift, data_root: Path | None) -> tuple[str, ...]:
+    """Return the corruptions to tune on: the tuning ones of the shift, or the named ones of them and of the user.
+
+    Raises UsageError for reported corruptions.
+    """
+    names = tuple(part.strip() for part in (corruption or "").split(",") if part.strip())
+    if not names:
+        return shift.tuning_corruptions
+    reading = Reading(data_root, added=added(names))
+    picked = pick_corruptions(load_shift(shift.name, reading=reading), names, "dev")
+    if reported := [name for name in picked if name in shift.corruptions]:
+        raise UsageError(
+            f"{reported[0]} is reported on {shift.name}, so it cannot choose options; "
+            f"use {', '.join(shift.tuning_corruptions)}"
+        )
+    if own := [name for name in names if is_own(name)]:
+        sys.stderr.write(f"{shown(own[0])} chooses options here: report no numbers on it with them\n")
+    return names
 
 
 def _summary(outcome: Outcome) -> dict[str, float]:

@@ -54,6 +54,16 @@ def with_added(shift: Shift, own: Added) -> Shift:
     return cast("Shift", _Extended(shift, own))
 
 
+def without_added(shift: Shift) -> Shift:
+    """Return the shift itself, without user corruptions."""
+    return shift.shift if isinstance(shift, _Extended) else shift
+
+
+def codes_of(shift: Shift) -> dict[str, str]:
+    """Return the key of the code of each user corruption of a shift, by its name in records."""
+    return {shown(path): key for path, key in shift.own} if isinstance(shift, _Extended) else {}
+
+
 def apply_own(path: str, images: Tensor, severity: float, ids: Sequence[int]) -> Tensor:
     """Apply the function FILE.py:NAME to images uint8 [n, 3, h, w]; the id of an image seeds its random numbers.
 

@@ -26,7 +26,7 @@ from corruptions.blur import glass_jumps, glass_map
 from corruptions.catalog import parameters
 from corruptions.digital import pixelate
 from corruptions.kernels import _trail_by_gathers, _trail_by_slices, correlate, disc, plasma, whole_mirror
-from corruptions.noise import _poisson_table, shot_noise
+from corruptions.noise import poisson_table, shot_noise
 from corruptions.weather import _frost_texture, frost_folder
 
 Pictures = Callable[[int, int, int], Tensor]
@@ -107,7 +107,7 @@ def test_shot_noise_is_poisson(photons: float, level: int) -> None:
     most = math.ceil(photons)
     expected = scipy.stats.poisson.pmf(np.arange(most), mean)
     found = np.bincount(counts.ravel(), minlength=most)[:most] / n
-    assert abs(found - expected).max() < 2 * _poisson_table(photons)[0] / n + 1e-6
+    assert abs(found - expected).max() < 2 * poisson_table(photons)[0] / n + 1e-6
     assert counts.max() <= most
 
 

@@ -111,3 +111,42 @@ def test_gallery_and_run_take_it(path: str, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert {record["corruption"] for record in records} == {None, "mine.py:invert"}
+
+
+def test_an_export_takes_it(path: str, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    command = ["data", "export", "digits-c", "--corruption", f"fog,{path}", "--limit", "4", "-o", str(out)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    made = np.load(out / "mine.py-invert.npy", allow_pickle=False)
+    shift = load_shift("digits-c", reading=Reading(added=added((path,))))
+    ids = shift.ids("test")
+    first = shift.images(ids[:1], Condition("mine.py:invert", 5))[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(made[16], first)
+    assert set(json.loads((out / "manifest.json").read_text())["user_corruptions"]) == {"mine.py:invert"}
+    assert "mine.py-invert.npy" in (out / "SHA256SUMS").read_text()
+    Path(path.rpartition(":")[0]).write_text(INVERT.replace("/ 5", "/ 6"))
+    again = CliRunner().invoke(app, command)
+    assert "mine.py:invert has changed since" in str(again.exception)
+
+
+def test_an_export_that_has_none_takes_one_later(path: str, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    for name in ("fog", path):
+        command = ["data", "export", "digits-c", "--corruption", name, "--limit", "4", "-o", str(out)]
+        assert CliRunner().invoke(app, command).exit_code == 0
+    assert {file.name for file in out.glob("*.npy")} == {"fog.npy", "mine.py-invert.npy", "labels.npy"}
+    assert "user_corruptions" in json.loads((out / "manifest.json").read_text())
+
+
+def test_tuning_takes_it_and_refuses_a_reported_one(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from bench.runs.tuning import _chosen
+
+    shift = load_shift("digits-c")
+    assert _chosen(f"speckle, {path}", shift, None) == ("speckle", path)
+    assert "mine.py:invert chooses options here" in capsys.readouterr().err
+    assert _chosen(None, shift, None) == shift.tuning_corruptions
+    with pytest.raises(UsageError, match="fog is reported on digits-c"):
+        _chosen(f"fog,{path}", shift, None)
+    with pytest.raises(UsageError, match="did you mean"):
+        _chosen("speckel_noise", shift, None)
