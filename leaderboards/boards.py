@@ -35,13 +35,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
+TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D", "E", "F")
 MEANING: Mapping[Track, str] = {
     "R": "no test data",
     "A": "the scored stream, batch by batch, without source data",
     "B": "the scored stream, and source data or statistics",
     "C": "unlabelled shifted images before scoring",
     "D": "unlabelled shifted images before scoring, and labelled source images",
+    "E": "other shift seen: as C, but images of another shift than the scored one",
+    "F": "other shift seen: as D, but images of another shift than the scored one",
 }
 INGREDIENT = "ingredient:"
 REFERENCE = "source"  # the classifier without adaptation; forgetting is measured from its clean accuracy
@@ -139,7 +141,7 @@ class BoardRow:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """Rows over one comparable group of records, by track (R, A, B, C, D), then from best to worst, incomplete last.
+    """Rows over one comparable group of records, by track (R, A to F), then from best to worst, incomplete last.
 
     `n` is the number of images scored in each corrupted condition, `level` the confidence of all intervals and ranks;
     `seeds` are those of all rows together.

@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import cache
 from importlib import resources
 
-from leaderboards.record import Record
+from leaderboards.record import Record, condition_met
 
 Pairs = frozenset[tuple[str, str]]
 Flat = Mapping[str, str]
@@ -222,7 +222,24 @@ def _shown(value: str) -> str:
 
 
 def _met(met: frozenset[str], conditions: Collection[Condition]) -> list[str]:
-    """Say which conditions a method met in a pool or stream, unless they are those of the board."""
+    """Say which conditions a method met in a pool or stream, unless they are those of the board, and of which shift."""
+    others: dict[str, list[str]] = defaultdict(list)
+    for condition, shift in map(condition_met, sorted(met)):
+        others[shift or ""].append(condition)
+    own = frozenset(others.pop("", ()))
+    return [*_met_here(own, conditions), *(_met_there(name, others[name], conditions) for name in sorted(others))]
+
+
+def _met_there(shift: str, met: Collection[str], conditions: Collection[Condition]) -> str:
+    """Name another shift that was seen: its severities unless they are those of the board, few corruptions by name."""
+    names, levels = (dict.fromkeys(m.rpartition("@")[place] for m in met) for place in (0, 2))
+    own = {f"{severity:g}" for _, severity in conditions}
+    at = "" if set(levels) == own or list(levels) == ["1"] else f" at severity {' '.join(levels)}"
+    few = f" ({', '.join(names)})" if len(names) <= _MOST_NAMED and list(names) != ["natural"] else ""
+    return f"saw {shift}{at}{few}"
+
+
+def _met_here(met: frozenset[str], conditions: Collection[Condition]) -> list[str]:
     levels: dict[str, set[str]] = defaultdict(set)
     for name in met:
         corruption, _, severity = name.rpartition("@")

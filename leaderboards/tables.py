@@ -381,7 +381,8 @@ def access_words(access: Access) -> str:
     """Return what a method sees and does in a few words: test data, source data if any, state, trained parameters."""
     source = [] if access.source == "none" else [f"{access.source} source"]
     backprop = [] if access.backprop == "none" else [f"{access.backprop} backprop"]
-    return ", ".join(["no test data" if access.test == "none" else access.test, *source, access.state, *backprop])
+    test = {"none": "no test data", "other": "other shift seen"}.get(access.test, access.test)
+    return ", ".join([test, *source, access.state, *backprop])
 
 
 _ACCESS = Column("access", "What the method sees and what it changes.", lambda row: access_words(row.access))

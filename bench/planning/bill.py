@@ -145,13 +145,13 @@ def _labelled(setting: Setting, per_class: int | None, size: int) -> Labelled:
 
 def sentences(spec: RunSpec, methods: Sequence[Method], bill: Bill, setting: Setting | None) -> Iterator[str]:
     """Yield what the trainings of a run on a shift with budgets are and cost, and which budgets cost less."""
-    budget = budget_of(spec.shift, spec.budget)
+    budget = budget_of(spec.recipe_shift, spec.budget)
     if budget is None or not bill.counts:
         return
     yield f"budget {budget.name} ({budget.summary}): {bill}"
     cheaper = [
         f"--budget {other.name} ({other.summary}): about {in_time(cost.hours)}"
-        for other in budgets_of(spec.shift).values()
+        for other in budgets_of(spec.recipe_shift).values()
         if setting is not None
         and other.name != budget.name
         and (cost := expected(_with(spec, budget, other), methods, setting)).flops < bill.flops

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from bench.models.classifiers import for_classes
 from bench.models.weights_io import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
 from bench.planning.bill import Bill, Setting, bill_of, expected, published_setting, sentences
 from bench.planning.init_from import Inherited, inherit
+from bench.planning.other_pool import RecipeData, access_with, check_pool, data_of, pool_note, recipe_data, seen_from
 from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method, parse_method, plain_values
 from bench.settings.run_spec import RunSpec
@@ -42,7 +43,6 @@ from bench.shifts.class_match import fitted
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import (
     Shift,
-    labelled_source,
     limit_ids,
     pick_conditions,
     pick_corruptions,
@@ -54,7 +54,7 @@ from bench.training.job_cache import all_jobs, job_key, training_tasks
 from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
 from methods import METHODS, PLAIN
-from methods.base import Job, Labelled, Recipe, Unlabelled
+from methods.base import Job, Recipe
 from methods.nets.weights import Weights
 from methods.norms import norm_family
 from methods.selfsoup.mixing_options import CONNECTIVITY
@@ -193,6 +193,7 @@ def _plan(spec: RunSpec) -> Plan:
             *getattr(base, "notes", ()),
             *getattr(shift, "notes", ()),
             *_notes(base, name, entries),
+            *([pool_note(scene.pool, shift.name, scene.takers)] if scene.pool is not None else []),
             *_borrowed(scene),
         ),
     )
@@ -231,11 +232,12 @@ def _bill(entries: Sequence[BoardEntry], cooking: Sequence[Task]) -> Bill:
 
 def _setting(scene: _Scene) -> Setting | None:
     """What decides the bill of another budget; None for a ready classifier."""
-    shift, weights = trained_on(scene.shift), scene.options.weights
+    scored = scene.shift if scene.pool is None else scene.pool.shift
+    shift, weights = trained_on(scored), scene.options.weights
     if not isinstance(scene.base, Weights) or weights is None:
         return None
     count = len(shift.ids("train"))
-    return Setting(scene.shift.name, shift.family, shift.classes, count, scene.base.architecture, weights)
+    return Setting(scored.name, shift.family, shift.classes, count, scene.base.architecture, weights)
 
 
 def _as_said(spec: RunSpec, reading: Reading) -> Reading:
@@ -270,7 +272,8 @@ def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
 
 def default_folder(spec: RunSpec) -> Path:
     """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
-    name = "-".join([spec.shift, *spec.method])[:80].replace("/", "_").replace(":", "_")
+    pool = [f"pool-{spec.pool}"] if spec.pool else []
+    name = "-".join([spec.shift, *pool, *spec.method])[:80].replace("/", "_").replace(":", "_")
     return Path("runs") / name
 
 
@@ -299,7 +302,8 @@ def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
 class _Scene:
     """What all entries of a plan share: the shift's images and conditions, the base and how options are chosen.
 
-    `made_by` holds the identities of the user's own code; `digests` those of each condition's images.
+    `made_by` holds the identities of the user's own code; `digests` those of each condition's images. `labels` is the
+    number of labelled clean images per class, None for all.
     """
 
     spec: RunSpec
@@ -313,38 +317,39 @@ class _Scene:
     adapt: np.ndarray
     scored: np.ndarray
     digests: dict[Condition, str]
-    pool_of: Callable[[str], Unlabelled]
+    data_of: Callable[[str], RecipeData]
     base_digest: str
     made_by: Mapping[str, str]
     options: MethodOptions
+    labels: int | None
+
+    @cached_property
+    def pool(self) -> RecipeData | None:
+        """What recipes with a pool learn from where the run names a shift for it; None: the scored shift."""
+        return self.data_of(self.spec.pool) if self.spec.pool else None
+
+    @property
+    def takers(self) -> list[str]:
+        """The methods whose recipes learn from a pool."""
+        return [method.text for method in self.methods if method.recipe.access.test == "pool"]
 
     @property
     def from_stock(self) -> bool:
         return isinstance(self.base, Weights)
 
-    @property
-    def labels(self) -> int | None:
-        """Labelled clean images per class; None for all."""
-        return self.shift.default_labels if self.spec.labels is None else (self.spec.labels or None)
-
 
 def _entries(scene: _Scene) -> Iterator[BoardEntry]:
     shift = scene.shift
     pools = AdaptationPools(shift, scene.adapt, scene.spec.split)
+    own = recipe_data(shift, pools, scene.options, scene.labels, None)
+    takers = scene.takers
+    if scene.pool is not None:
+        check_pool(scene.pool, shift, takers, from_stock=scene.from_stock)
     for seed in scene.spec.seed_list:
         labelled = _Labels(shift)
-        source = labelled_source(trained_on(shift), scene.labels, seed) if scene.from_stock else None
         for method in scene.methods:
-            yield from _entries_of(scene, method, seed, source, pools, labelled)
-
-
-def _pool_of(spec: RunSpec, base: Base, reading: Reading, name: str) -> Unlabelled:
-    """The adapt half of another shift under all of its corruptions, read and limited as that of the run."""
-    shift, _ = fitted(name, base, replace(reading, added=(), classes=None, label=None, part=None))
-    conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, None, spec.split)))
-    adapt, _ = split_ids(shift.ids("dev" if spec.split == "dev" else "test"), spec.split)
-    (group,) = groups(conditions, "mixed")
-    return AdaptationPools(shift, limit_ids(adapt, spec.limit), spec.split).shifted(group)
+            data = scene.pool if scene.pool is not None and method.text in takers else own
+            yield from _entries_of(scene, method, seed, data, pools, labelled)
 
 
 def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base, reading: Reading) -> _Scene:
@@ -365,6 +370,8 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base, read
         made_by["learnt"] = f"{source.classes} classes"
     network = base if isinstance(base, nn.Module) else base.architecture.build()
     weights = sum(map(torch.numel, network.state_dict().values())) if isinstance(base, Weights) else None
+    options = MethodOptions(spec, shift, norm_family(network), device, weights)
+    labels = shift.default_labels if spec.labels is None else (spec.labels or None)
     return _Scene(
         spec=spec,
         shift=shift,
@@ -377,10 +384,11 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base, read
         adapt=adapt,
         scored=scored,
         digests={condition: shift.digest(scored, condition) for condition in conditions},
-        pool_of=cache(partial(_pool_of, spec, base, reading)),
+        data_of=cache(partial(data_of, spec, base, reading, options, labels)),
         base_digest=model_digest(base) if isinstance(base, nn.Module) else base.digest,
         made_by=made_by,
-        options=MethodOptions(spec, shift, norm_family(network), device, weights),
+        options=options,
+        labels=labels,
     )
 
 
@@ -407,32 +415,34 @@ def _entries_of(
     scene: _Scene,
     method: Method,
     seed: int,
-    source: Labelled | None,
+    data: RecipeData,
     pools: AdaptationPools,
     labelled: Callable[[np.ndarray], str],
 ) -> Iterator[BoardEntry]:
     """The board entries of one method and seed: one for each part of what its recipe makes, for each of its pools."""
     base, conditions = scene.base, scene.conditions
-    trial = _trial(scene, method, seed)
+    trial = _trial(scene, method, seed, data)
     segments = _segments(scene, seed)
     adapter = method.adapter or PLAIN
-    recipe = _recipe(method, scene.options, from_stock=scene.from_stock)
+    recipe = _recipe(method, data.options, from_stock=scene.from_stock)
     pooled = method.recipe.access.test == "pool"
     given = pools.given_to(adapter.access)
     shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
-    met = shifted if pooled or len(chains(segments)) < len(conditions) else _met(base)
-    for group in _groups(recipe, conditions, segments):
+    others = _others(recipe, scene, data)
+    before = _met(scene, data if pooled and recipe is not None else None, others.values())
+    met = tuple(dict.fromkeys((*before, *(shifted if len(chains(segments)) < len(conditions) else ()))))
+    access = access_with(base.access if isinstance(base, Inherited) else method.recipe.access, before)
+    for group in _groups(recipe, conditions, segments, data.pooled):
         own = segments if group is None else _of_group(segments, group)
-        others = _others(recipe, scene)
-        parts = _parts(method, recipe, base, source, pools, group, others)
+        parts = _parts(method, recipe, base, data, group, others, seed)
         report = parts.pop(CONNECTIVITY, None)
         if isinstance(base, Inherited):
             parts = {"": base.jobs[seed]}
-        pool = pools.shifted(group).digest if pooled and group is not None else None
+        pool = data.pools.shifted(group).digest if pooled and group is not None else None
         if pool is not None and others:
-            pool = digest_of([pool, *(images.digest for images in others.values())])
+            pool = digest_of([pool, *(other.pool.digest for other in others.values())])
         for number, (part, job) in enumerate(_named(parts, method).items()):
-            learnt = _learnt_from(scene.shift, job, given.digest)
+            learnt = _learnt_from((scene.shift, data.shift), job, given.digest)
             identities = _identities(scene, trial, method, part, own, met, pool, labelled, learnt)
             yield BoardEntry(
                 trial=trial,
@@ -441,7 +451,7 @@ def _entries_of(
                 report=report if number == 0 else None,
                 adapter=adapter,
                 config=scene.options.config(adapter),
-                access=method.access | base.access if isinstance(base, Inherited) else method.access,
+                access=access | adapter.access,
                 segments=own,
                 keys={condition: key_of(content) for condition, content in identities.items()},
                 identities=identities,
@@ -453,11 +463,11 @@ def _entries_of(
             )
 
 
-def _learnt_from(shift: Shift, job: Job | None, given: str | None) -> str | None:
+def _learnt_from(shifts: Sequence[Shift], job: Job | None, given: str | None) -> str | None:
     """A digest of all images that a classifier was trained on and its adapter is given; None if these are bundled."""
     trained = {part.data.digest for part in all_jobs([job] if job else []) if part.data is not None}
     found = sorted(trained | ({given} if given else set()))
-    return digest_of(found) if found and not shift.bundled else None
+    return digest_of(found) if found and not all(shift.bundled for shift in shifts) else None
 
 
 def _rows(scene: _Scene, method: Method) -> list[Row]:
@@ -465,13 +475,14 @@ def _rows(scene: _Scene, method: Method) -> list[Row]:
     return [*([method.recipe] if scene.from_stock else []), *([method.adapter] if method.adapter else [])]
 
 
-def _trial(scene: _Scene, method: Method, seed: int) -> Trial:
+def _trial(scene: _Scene, method: Method, seed: int, data: RecipeData) -> Trial:
     spec = scene.spec
+    chosen = {row: (data if row is method.recipe else scene).options.config(row) for row in _rows(scene, method)}
     return Trial(
         method=method.text,
         recipe=method.recipe.name,
         adapter=method.adapter.name if method.adapter else None,
-        options={row.options_of or row.name: plain_values(scene.options.config(row)) for row in _rows(scene, method)},
+        options={row.options_of or row.name: plain_values(config) for row, config in chosen.items()},
         shift=scene.shift.name,
         conditions=scene.conditions,
         model=scene.name if isinstance(scene.base, Inherited) else shown_name(scene.name, scene.base),
@@ -507,9 +518,12 @@ def _check_size(found: int, wanted: int, shift: str, name: str) -> None:
         )
 
 
-def _met(base: Base) -> tuple[str, ...]:
-    """The conditions whose images a ready classifier was trained on."""
-    return base.met if isinstance(base, Inherited) else ()
+def _met(scene: _Scene, data: RecipeData | None, others: Iterable[RecipeData]) -> tuple[str, ...]:
+    """The conditions of which a classifier saw images before the stream, in a pool (`data`) or in another run."""
+    name = scene.shift.name
+    if isinstance(scene.base, Inherited):
+        return seen_from(name, scene.base.shift, scene.base.met)
+    return tuple(entry for each in (data, *others) if each is not None for entry in each.seen(name, scene.conditions))
 
 
 def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recipe | None:
@@ -531,7 +545,10 @@ def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recip
 
 
 def _groups(
-    recipe: Recipe | None, conditions: tuple[Condition, ...], segments: Sequence[Segment]
+    recipe: Recipe | None,
+    conditions: tuple[Condition, ...],
+    segments: Sequence[Segment],
+    pooled: tuple[Condition, ...] | None,
 ) -> Sequence[PoolGroup | None]:
     """The pools that a recipe trains one classifier on each; [None] for a recipe without a shifted pool.
 
@@ -540,6 +557,10 @@ def _groups(
     if recipe is None or recipe.pool != "shifted":
         return [None]
     how = getattr(recipe.config, "shift_pool", "mixed")
+    if pooled is not None:
+        if how != "mixed":
+            raise UsageError(f"shift_pool = {how} divides the pool of the scored shift; leave it or --pool out")
+        return [PoolGroup(conditions, pooled)]
     try:
         found = groups(conditions, how)
     except ValueError as error:
@@ -560,36 +581,38 @@ def _of_group(segments: tuple[Segment, ...], group: PoolGroup) -> tuple[Segment,
 def _methods(spec: RunSpec) -> list[Method]:
     names = list(spec.method)
     if spec.with_baselines:
-        budget = budget_of(spec.shift, spec.budget)
+        budget = budget_of(spec.recipe_shift, spec.budget)
         published = budget is not None and _PUBLISHED in budget.options
         names += [name for name in BASELINES if name not in names and (published or name != _PUBLISHED)]
     return [parse_method(name) for name in names]
 
 
-def _others(recipe: Recipe | None, scene: _Scene) -> dict[str, Unlabelled]:
-    """The pools of the other shifts on which a Self-Soup has ingredients, by name. Raises UsageError."""
+def _others(recipe: Recipe | None, scene: _Scene, data: RecipeData) -> dict[str, RecipeData]:
+    """The other shifts on which a Self-Soup has ingredients, by name. Raises UsageError."""
     if not isinstance(recipe, SelfSoup) or not recipe.config.also_on:
         return {}
-    if scene.shift.name in recipe.config.also_on:
-        raise UsageError(f"selfsoup.also_on names {scene.shift.name}, the shift of the run; name others")
-    return {name: scene.pool_of(name) for name in recipe.config.also_on}
+    if data.shift.name in recipe.config.also_on:
+        which = "the shift of the run" if data.pooled is None else "the shift of --pool"
+        raise UsageError(f"selfsoup.also_on names {data.shift.name}, {which}; name others")
+    return {name: scene.data_of(name) for name in recipe.config.also_on}
 
 
 def _parts(
     method: Method,
     recipe: Recipe | None,
     base: Base,
-    source: Labelled | None,
-    pools: AdaptationPools,
+    data: RecipeData,
     group: PoolGroup | None,
-    others: Mapping[str, Unlabelled],
+    others: Mapping[str, RecipeData],
+    seed: int,
 ) -> dict[str, Job | None]:
     """The jobs that a recipe plans, by part. Raises UsageError for options that exclude each other."""
-    if recipe is None or source is None or not isinstance(base, Weights):
+    if recipe is None or not isinstance(base, Weights):
         return {"": None}
+    source, pools = data.source(seed), data.pools
     pool = pools.shifted(group) if group is not None else pools.clean() if recipe.pool == "clean" else None
     more: dict[str, Any] = {"val": pools.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
-    more |= {"others": others} if others else {}
+    more |= {"others": {name: other.pool for name, other in others.items()}} if others else {}
     try:
         return dict(recipe.plan(base, source, pool, **more))
     except ValueError as error:

@@ -42,6 +42,7 @@ def plan_grid(cells: Sequence[GridCell], callback: RunCallback) -> PlannedGrid:
     """Plan every run of a grid. Raises UsageError for an unknown shift or protocol, and if none of the runs can be."""
     for cell in cells:
         find_row(cell.spec.shift)
+        find_row(cell.spec.recipe_shift)
         parse_protocol(cell.spec.protocol)
     out = cells[0].spec.out or default_folder(cells)
     plans: list[tuple[GridCell, Plan]] = []

@@ -11,7 +11,7 @@ from bench.core.import_object import load_object
 from bench.settings.methods import build_config
 from bench.settings.published import NOTHING, Data, Published, borrowed, published
 from bench.settings.run_spec import RunSpec
-from bench.settings.shift_options import Budget, budget_of, has_options, tuned_options
+from bench.settings.shift_options import Budget, budget_of, budgets_of, has_options, tuned_options
 from bench.settings.stock_size import rates_for
 from bench.shifts.catalog import Family
 from methods import METHODS
@@ -76,7 +76,8 @@ class MethodOptions:
     @property
     def budget(self) -> Budget | None:
         """The budget of the run; None on a shift without budgets."""
-        return budget_of(self.shift.name, self.spec.budget)
+        other = self.spec.pool is not None and not budgets_of(self.shift.name)  # the budget is that of the pool
+        return None if other else budget_of(self.shift.name, self.spec.budget)
 
     def _of_the_stock(self, config: type) -> Mapping[str, Any]:
         """Return rates for the size of the stock, on photographs without options of their own."""

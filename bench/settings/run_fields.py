@@ -31,7 +31,7 @@ class Flag:
         return schema
 
 
-LISTS = ("shift", "model", "stock", "protocol", "split", "batch_size", "labels", "precision")
+LISTS = ("shift", "pool", "model", "stock", "protocol", "split", "batch_size", "labels", "precision")
 """Settings of which a run has one value; the command line and run files also take a list, for a grid of runs."""
 
 
@@ -45,6 +45,10 @@ class RunFields(_Declared):
 
     method: Annotated[tuple[str, ...], Flag("A, B+C or file.py:Class; comma-separated.")]
     shift: Annotated[str, Flag("A named shift, or several, comma-separated; see `bench list shifts`.")]
+    pool: Annotated[
+        str | None,
+        Flag("The shift whose images recipes such as selfsoup see, or several.  [default: the scored one]"),
+    ] = None
     model: Annotated[str | None, Flag("A ready classifier; see `bench list models`.")] = None
     stock: Annotated[str | None, Flag("A stock to start from; see `bench list models`.")] = None
     init_from: Annotated[

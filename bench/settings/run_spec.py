@@ -47,8 +47,10 @@ class RunSpec(RunFields, BaseModel):
 
     `method`, `severity` and `corruption` take lists or comma-separated text ("1-5" is a range). `set` holds options by
     method name. `classes`, `label` and `part` define how a folder or table is read (None: from its layout; see
-    `bench.shifts.data_root.Reading`). `labels` is the number of labelled clean images a class (None: the default of the
-    shift, 0: all of them). `budget` chooses among the budgets of the shift (None: the first, if it has any).
+    `bench.shifts.data_root.Reading`). `pool` is the shift whose adapt half, under all of its corruptions,
+    recipes with a pool learn from (None: the conditions of the run). `labels` is the number of labelled clean images a
+    class (None: the default of the shift, 0: all of them). `budget` chooses among the budgets of the shift (None: the
+    first, if it has any).
     `devices` is the number of GPUs, or of CPU processes, that share each training (None: one, or a SLURM job's GPUs).
     """
 
@@ -86,6 +88,11 @@ class RunSpec(RunFields, BaseModel):
         if 0 < self.slurm.gpus < (self.devices or 1):
             raise ValueError(f"--devices {self.devices} needs as many GPUs in a job; leave gpus out of --slurm")
         return self
+
+    @property
+    def recipe_shift(self) -> str:
+        """The shift for which the options and the budget of recipes are chosen."""
+        return self.pool or self.shift
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -150,7 +157,7 @@ def validate(merged: Mapping[str, Any]) -> RunSpec:
             raise UsageError(
                 f"no {needed} given; add --{needed} NAME (see `bench list {needed}s`) or try `bench run --demo`"
             )
-    budget = budget_of(str(merged["shift"]), merged.get("budget"))
+    budget = budget_of(str(merged.get("pool") or merged["shift"]), merged.get("budget"))
     if budget is not None:
         merged = {**budget.settings, **merged}
     try:
