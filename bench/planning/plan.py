@@ -273,7 +273,8 @@ def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
 def default_folder(spec: RunSpec) -> Path:
     """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
     pool = [f"pool-{spec.pool}"] if spec.pool else []
-    name = "-".join([spec.shift, *pool, *spec.method])[:80].replace("/", "_").replace(":", "_")
+    head = [] if spec.head == "fine-tuned" else [f"head-{spec.head}"]
+    name = "-".join([spec.shift, *pool, *head, *spec.method])[:80].replace("/", "_").replace(":", "_")
     return Path("runs") / name
 
 
@@ -292,7 +293,8 @@ def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
         return spec.stock, load_stock(spec.stock)
     # Open the shift first: its files are what is missing most often.
     load_shift(spec.shift, reading=_as_said(spec, Reading(spec.data_root, offline=spec.offline)))
-    if row.default_model and all(m.recipe.name == "source" for m in _methods(spec)):
+    fixed = spec.head == "fine-tuned" and all(m.recipe.name == "source" for m in _methods(spec))
+    if row.default_model and fixed:
         return row.default_model, load_model(row.default_model)
     stock = find_stock(row, Reading(spec.data_root).root)
     return stock, load_stock(stock)
@@ -529,6 +531,10 @@ def _met(scene: _Scene, data: RecipeData | None, others: Iterable[RecipeData]) -
 def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recipe | None:
     """The recipe with its options; None for a ready classifier."""
     if not from_stock:
+        if chosen.spec.head != "fine-tuned":
+            raise UsageError(
+                f"--head {chosen.spec.head}: a ready classifier has a head; leave it out, or give a --stock instead"
+            )
         if method.recipe.name != "source" and not method.implied:
             raise UsageError(
                 f"{method.recipe.name} starts from a stock, not from a ready classifier; give --stock instead"
@@ -541,6 +547,10 @@ def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recip
             f"use {adapter.needs}+{adapter.name}"
         )
     recipe: Recipe = load_object(method.recipe.path)(chosen.config(method.recipe))
+    if getattr(recipe.config, "head", None) == "knn" and method.adapter is not None:
+        raise UsageError(
+            f"{method.text}: nearest neighbours have no layer that {adapter.name} could adapt; use --head probe"
+        )
     return recipe
 
 

@@ -137,4 +137,4 @@ def _word(name: str, value: Any) -> str:
     if isinstance(value, tuple):
         words = "+".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
         return f"severity {words}" if name == "severity" else words
-    return f"{name.replace('_', ' ')} {value}" if name in (*_NUMBERS, "pool") else str(value)
+    return f"{name.replace('_', ' ')} {value}" if name in (*_NUMBERS, "pool", "head") else str(value)
