@@ -357,7 +357,7 @@ def _entries(scene: _Scene) -> Iterator[BoardEntry]:
 def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base, reading: Reading) -> _Scene:
     """Pick conditions and images. Raises UsageError where the methods, the base or the shift do not fit each other."""
     methods = tuple(_methods(spec))
-    _check_options(spec, methods)
+    _check_options(spec)
     conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
     ids = shift.ids("dev" if spec.split == "dev" else "test")
     adapt, scored = (limit_ids(half, spec.limit) for half in split_ids(ids, spec.split))
@@ -394,8 +394,13 @@ def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base, read
     )
 
 
-def _check_options(spec: RunSpec, methods: Sequence[Method]) -> None:
-    known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
+def methods_with_options(spec: RunSpec) -> set[str]:
+    """Return the names under which the methods of a run take options. Raises UsageError for an unknown method."""
+    return {row.options_of or row.name for method in _methods(spec) for row in (method.recipe, method.adapter) if row}
+
+
+def _check_options(spec: RunSpec) -> None:
+    known = methods_with_options(spec)
     for asked in spec.options:
         if asked not in known:
             raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
