@@ -69,6 +69,8 @@ class RecordError(ValueError):
     """Raised where a text is not a record of this schema; the message says what is wrong and what to do."""
 
 
+SUITE = re.compile(r"[a-z0-9][a-z0-9-]{0,39} v[1-9][0-9]{0,3}(, changed: [a-z, -]{1,200})?")
+"""A suite with its version, as `suite` in `env` names it, and what the run changed of it."""
 _MET = re.compile(r"(?P<condition>[^@]+@[0-9.]+|clean) of (?P<shift>.+)")
 
 
@@ -347,6 +349,12 @@ class Record(_Part):
     def other_shifts(self) -> tuple[str, ...]:
         """The other shifts of which the method saw images."""
         return tuple(dict.fromkeys(other for _, other in map(condition_met, self.data.history) if other is not None))
+
+    @property
+    def suite(self) -> str | None:
+        """The suite, with its version, of which a run made the number; it is no part of the number's identity."""
+        named = self.env.get("suite")
+        return named if isinstance(named, str) and SUITE.fullmatch(named) else None
 
     @property
     def error_rate(self) -> float | None:

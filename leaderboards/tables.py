@@ -257,6 +257,8 @@ def _shared(board: Board) -> list[str]:
     ]
     if len(batches := {row.batch_size for row in board.rows}) == 1:
         words.append(f"batch {batches.pop()}")
+    if board.suite is not None:
+        words.append(f"suite {board.suite}")
     if board.labels_per_class is not None:
         words.append(f"{_count(board.labels_per_class, 'label')} per class")
     if board.limit is not None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from leaderboards.known import SPLITS, Definition
-from leaderboards.record import Access, Record, condition_met
+from leaderboards.record import SUITE, Access, Record, condition_met
 
 PRECISIONS = ("fp32", "bf16")
 LARGEST_SEED = 2**31 - 1
@@ -36,6 +36,7 @@ _ENV: Mapping[str, re.Pattern[str]] = {
     "git": re.compile(r"[0-9a-f]{7,40}"),
     "package": re.compile(r"[0-9a-f]{16}"),
     "platform": re.compile(r"[A-Za-z0-9 ._-]{1,60}", re.ASCII),
+    "suite": SUITE,
     **dict.fromkeys(("project", "python", "torch", "torchvision", "timm", "numpy", "scikit-learn"), _VERSION),
 }
 ENV = frozenset({*_ENV, "dirty"})

@@ -13,6 +13,7 @@ from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError, nearest
 from bench.settings.run_fields import RunFields
 from bench.settings.shift_options import budget_of
+from leaderboards.record import SUITE
 
 _OTHER_NAMES = {"track": "tracker"}
 """Other names of settings that run files may use."""
@@ -51,11 +52,13 @@ class RunSpec(RunFields, BaseModel):
     recipes with a pool learn from (None: the conditions of the run). `labels` is the number of labelled clean images a
     class (None: the default of the shift, 0: all of them). `budget` chooses among the budgets of the shift (None: the
     first, if it has any).
+    `of_suite` names the suite, with its version, whose runs these are; records tell it, and it changes nothing else.
     `devices` is the number of GPUs, or of CPU processes, that share each training (None: one, or a SLURM job's GPUs).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    of_suite: str | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict, alias="set")
     slurm: Slurm = Field(default_factory=Slurm)
 
@@ -74,6 +77,13 @@ class RunSpec(RunFields, BaseModel):
     @classmethod
     def _read_severity(cls, value: Any) -> Any:
         return read_severities(value)
+
+    @field_validator("of_suite")
+    @classmethod
+    def _is_a_suite(cls, value: str | None) -> str | None:
+        if value is not None and not SUITE.fullmatch(value):
+            raise ValueError("is what a run of a suite writes, as in 'digits v1'; leave it out")
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunSpec:
