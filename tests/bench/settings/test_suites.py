@@ -101,7 +101,7 @@ def test_a_suite_says_what_a_run_changed_of_it() -> None:
 
 
 def test_a_board_names_only_what_is_a_suite(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="of_suite"):
+    with pytest.raises(UsageError, match="of-suite is what a run of a suite writes"):
         make_spec({"method": "source", "shift": "digits-c", "of_suite": "<b>digits</b> v1"})
 
 
