@@ -96,7 +96,9 @@ def check_pool(data: RecipeData, scored: Shift, takers: Iterable[str], *, from_s
         raise UsageError(f"--pool {name}: a ready classifier learns from no pool; leave it out, or give a --stock")
     if not list(takers):
         raise UsageError(f"--pool {name}: no method of this run learns from a pool; leave it out, or add selfsoup")
-    if _names(trained_on(data.shift)) != _names(trained_on(scored)):
+    learnt = trained_on(data.shift)
+    some = scored.members is not None and (learnt.family, learnt.classes) == (scored.family, scored.source_classes)
+    if not some and _names(learnt) != _names(trained_on(scored)):
         raise UsageError(
             f"--pool {name}: its classes are not those of {scored.name} in the same order; name a shift that has them"
         )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench.core.errors import UsageError
 from bench.planning.init_from import inherit
-from bench.planning.other_pool import access_with, seen_from
+from bench.planning.other_pool import access_with, check_pool, seen_from
 from bench.planning.plan import make_plan
 from bench.runs.callbacks import RunCallback
 from bench.runs.grid import plan_grid, run_grid
@@ -20,6 +22,7 @@ from bench.runs.run import Outcome
 from bench.runs.vocabulary import method_of, vocabulary
 from bench.settings.grid import cells_of
 from bench.settings.run_spec import make_spec
+from bench.shifts import load_shift
 from leaderboards.boards import MEANING
 from leaderboards.record import Record, condition_met
 from leaderboards.vocabulary import method_problems, word_problems
@@ -201,6 +204,17 @@ def _at(record: Record, place: str) -> Any:
     """The data of a record that names the file where it lies, as shifts of a name do."""
     history = tuple(f"{condition_met(met)[0]} of {place}" for met in record.data.history)
     return record.data.model_copy(update={"history": history})
+
+
+def test_a_shift_of_some_of_the_classes_scores_a_classifier_of_all(lamp: str) -> None:
+    """As ImageNet-R does: 200 of the 1000 classes, the others masked."""
+    whole = load_shift(lamp)
+    data = SimpleNamespace(shift=whole)
+    some = {"name": "some", "classes": 2, "members": ((3,), (7,)), "family": whole.family, "whole_source": None}
+    for wanted, fits in ((10, True), (9, False)):
+        scored = SimpleNamespace(**some, source_classes=wanted)
+        with contextlib.nullcontext() if fits else pytest.raises(UsageError, match="its classes are not those of some"):
+            check_pool(data, scored, ["selfsoup"], from_stock=True)  # type: ignore[arg-type]
 
 
 def test_histories_read_from_every_side() -> None:
