@@ -87,18 +87,6 @@ def split_settings(
     return rows
 
 
-def plain_settings(records: Iterable[Record]) -> dict[str, dict[str, dict[str, dict[str, str]]]]:
-    """Return the settings of records in the form of `reference/settings.json`: by shift, model and method.
-
-    Of several settings of a method the one that was made first counts.
-    """
-    table: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
-    for record in sorted(records, key=lambda r: (_made(r), r.key)):
-        methods = table.setdefault(record.shift, {}).setdefault(record.model, {})
-        methods.setdefault(record.method, dict(sorted({**_options(record), **_components(record)}.items())))
-    return table
-
-
 class Settings:
     """Settings of many records; equal ones are one object, because thousands of records share few."""
 
