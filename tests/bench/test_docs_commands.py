@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_processes
 
 HOME = Path(__file__).resolve().parents[2]
 PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", HOME / "leaderboards" / "results" / "README.md"]
@@ -169,10 +170,7 @@ def run(words: str, folder: Path) -> str:
         "OMP_NUM_THREADS": "1",
         "SOUPBENCH_CACHE": str(folder / "cache"),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", *shlex.split(words)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    done = quick_processes.run(["-m", "bench", *shlex.split(words)], cwd=folder, env=environment)
     assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
 

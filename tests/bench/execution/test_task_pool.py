@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from functools import partial
@@ -11,6 +10,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
+import quick_processes
 import torch
 
 from bench.core.cache_dir import weights_path
@@ -199,7 +199,7 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(_PARENT)
     (tmp_path / "orphan.py").write_text(_ORPHAN)
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], env=os.environ | {"PYTHONPATH": path})
+    parent = quick_processes.Process([tmp_path / "parent.py"], env=os.environ | {"PYTHONPATH": path})
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
