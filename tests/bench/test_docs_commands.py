@@ -99,6 +99,7 @@ _STANDINS = {
     "FILE": _FIELD,
     "METHOD...": "tent",
     "R": "runs/A",
+    "DIR": "runs/A",
     "NAME": "fog",
     "--watch": "",
     "(mean)": "(mean)",
@@ -175,11 +176,15 @@ def run(words: str, folder: Path) -> str:
     return done.stdout
 
 
+def needs_a_run(command: str) -> bool:
+    return "runs/" in command or not {"R", "DIR"}.isdisjoint(command.split())
+
+
 def marked(command: str) -> Any:
     """What reads results is quick; what makes a run is slow."""
     how = rule(command)
     assert isinstance(how, Run)
-    own = how.slow or "runs/" in command or re.search(r"--from R|results R|gallery|list|show|doctor", command)
+    own = how.slow or needs_a_run(command) or re.search(r"gallery|list|show|doctor", command)
     return pytest.param(command, marks=pytest.mark.slow if own else ())
 
 
@@ -187,7 +192,7 @@ def marked(command: str) -> Any:
 def test_a_command_of_the_documentation_runs(command: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     how = rule(command)
     assert isinstance(how, Run)
-    folder = request.getfixturevalue("folder") if "runs/A" in command or "R" in command.split() else tmp_path
+    folder = request.getfixturevalue("folder") if needs_a_run(command) else tmp_path
     if folder == tmp_path:
         shutil.copytree(HOME / "runs", folder / "runs")
     words = [_STANDINS.get(word, word) for word in shlex.split(command)[1:]]
