@@ -178,7 +178,7 @@ def read_bundle(path: Path) -> Bundle:
     try:
         head = _Head.model_validate_json(json.dumps(strict_json(next(lines))))
     except (ValueError, StopIteration) as error:
-        raise BundleError(f"{path.name}, line 1: {_said(error)}; make the file with `bench publish bundle`") from None
+        raise BundleError(f"{path.name}, line 1: {_reason(error)}; make the file with `bench publish bundle`") from None
     images = _images(path, head.images)
     labels = _labels(path, head.labels, images)
     records: dict[str, Record] = {}
@@ -204,7 +204,7 @@ def read_bundle(path: Path) -> Bundle:
                 content = _content("probabilities", entry.probabilities, BYTES * n, n)
                 probabilities[record.key] = Compact.of_bytes(content, n)
         except (RecordError, ValueError) as error:
-            reason = _said(error)
+            reason = _reason(error)
             raise BundleError(f"{path.name}, line {number}: {reason}; bundle the run again") from None
         records[record.key] = record
         digests[record.key] = entry.predictions_sha256
@@ -301,7 +301,7 @@ def _labels(
             n = len(images[name])
             found[name] = np.frombuffer(_content("labels", text, 2 * n, n), "<u2").astype(np.int64)
         except ValueError as error:
-            raise BundleError(f"{path.name}, line 1: {_said(error)}; bundle the run again") from None
+            raise BundleError(f"{path.name}, line 1: {_reason(error)}; bundle the run again") from None
     return found
 
 
@@ -333,7 +333,7 @@ def _plain(text: str) -> str:
     return re.sub(r"[^ -~]", "?", text)[:300]
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return a message as one line of plain characters, whatever the file contains."""
     if isinstance(error, StopIteration):
         return "the file is empty"

@@ -28,7 +28,7 @@ class Change:
     """One difference between two states of the published results, as a sentence without full stop."""
 
     kind: Literal["vanishes", "changes", "is added"]
-    said: str
+    text: str
 
     @property
     def harmless(self) -> bool:

@@ -130,9 +130,9 @@ def version_notes(lines: Mapping[Line, Sequence[Record]]) -> tuple[str, ...]:
     notes = [
         f"{line_name(line)}: its numbers were made by {each}" for line, own in lines.items() for each in _versions(own)
     ]
-    told = {note.partition("made by ")[2] for note in notes}
+    named = {note.partition("made by ")[2] for note in notes}
     everywhere = _versions([record for group in lines.values() for record in group])
-    return (*notes, *(f"the rows were made by {each}" for each in everywhere if each not in told))
+    return (*notes, *(f"the rows were made by {each}" for each in everywhere if each not in named))
 
 
 def _versions(records: Iterable[Record]) -> list[str]:

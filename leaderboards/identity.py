@@ -34,8 +34,10 @@ def identifying_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     found["weights"] = {"ready": False, **content["weights"]}
     empty: tuple[Any, ...] = (None, [], ())
     # The digests identify by content what these fields name in words.
-    told = ("skipped", "history", "classes", "label", "part")
-    found["data"] = {name: value for name, value in content["data"].items() if name not in told and value not in empty}
+    named_only = ("skipped", "history", "classes", "label", "part")
+    found["data"] = {
+        name: value for name, value in content["data"].items() if name not in named_only and value not in empty
+    }
     return found
 
 

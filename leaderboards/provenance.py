@@ -34,7 +34,7 @@ MEANING: Mapping[str, str] = {
 """The words of `provenance`, from the strongest to the weakest; "confirmed by" is followed by a number."""
 
 _Date = Annotated[str, Field(pattern=r"^20[0-9]{2}-[01][0-9]-[0-3][0-9]$")]
-_Said = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[ -;=?-~]+$")]
+_PlainLine = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[ -;=?-~]+$")]
 
 
 class _Review(BaseModel):
@@ -46,18 +46,18 @@ class _Review(BaseModel):
 class Withdrawal(_Review):
     """Why a record was withdrawn."""
 
-    reason: _Said
+    reason: _PlainLine
 
 
 class Reproduction(_Review):
     """Who ran a record again with `bench run --record KEY --from FILE` and got the same metrics."""
 
-    by: _Said
+    by: _PlainLine
 
 
 @dataclass(frozen=True, slots=True)
 class Reviews:
-    """What maintainers have said of single records, by key."""
+    """The notes of maintainers on single records, by key."""
 
     withdrawn: Mapping[str, Withdrawal] = field(default_factory=dict)
     reproduced: Mapping[str, Reproduction] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def contradictions(bundles: Mapping[str, Bundle], known: Known) -> Iterator[Prob
         for record in bundle.records:
             for subject, value in _claims(record, known):
                 claims[subject][value].setdefault(name, who)
-    told: set[tuple[str, str]] = set()
+    noted: set[tuple[str, str]] = set()
     for (what, *_), values in claims.items():
         if len(values) < 2:
             continue
@@ -109,8 +109,8 @@ def contradictions(bundles: Mapping[str, Bundle], known: Known) -> Iterator[Prob
                 continue
             others = sorted({name for other in values if other != value for name in values[other]} - files.keys())
             for name in files:
-                if others and (name, str(what)) not in told:
-                    told.add((name, str(what)))
+                if others and (name, str(what)) not in noted:
+                    noted.add((name, str(what)))
                     yield Problem(None, name, f"has other {what} than {others[0]}; {_REMEDY}")
 
 

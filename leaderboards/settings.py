@@ -90,18 +90,6 @@ def split_settings(
     return rows
 
 
-def plain_settings(records: Iterable[Record]) -> dict[str, dict[str, dict[str, dict[str, str]]]]:
-    """Return the settings of records in the form of `reference/settings.json`: by shift, model and method.
-
-    Of several settings of a method the one that was made first counts.
-    """
-    table: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
-    for record in sorted(records, key=lambda r: (_made(r), r.key)):
-        methods = table.setdefault(record.shift, {}).setdefault(record.model, {})
-        methods.setdefault(record.method, dict(sorted({**_options(record), **_components(record)}.items())))
-    return table
-
-
 class Settings:
     """Settings of many records; equal ones are one object, because thousands of records share few."""
 
@@ -215,13 +203,13 @@ def _differences(method: str, setting: Setting, plain: Flat) -> list[str]:
     implied = (_HEAD, ".order") if _heads(setting) else (_HEAD,)
     known = (name for name in {*given, *plain} if not name.endswith(implied))
     names = sorted(n for n in known if given.get(n) != ([plain[n]] if n in plain else None))
-    told = [_told(method, name, given.get(name)) for name in names]
-    if len(told) <= _MOST_NAMED:
-        return told
-    return [*told[:_MOST_NAMED], f"{len(told) - _MOST_NAMED} more: {_digest([(n, given.get(n)) for n in names])}"]
+    texts = [_setting_text(method, name, given.get(name)) for name in names]
+    if len(texts) <= _MOST_NAMED:
+        return texts
+    return [*texts[:_MOST_NAMED], f"{len(texts) - _MOST_NAMED} more: {_digest([(n, given.get(n)) for n in names])}"]
 
 
-def _told(method: str, name: str, values: list[str] | None) -> str:
+def _setting_text(method: str, name: str, values: list[str] | None) -> str:
     if name.startswith(_VERSION):
         what, made = name.removeprefix(_VERSION), " and ".join(map(json.loads, values or ['"absent"']))
         return f"version {made}" if what == f"method:{method}" else f"{what} version {made}"

@@ -276,6 +276,13 @@ def interval_words(board: Board) -> str:
 
 def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
     """Return the columns of a board in order, with one for each corruption on demand."""
+    accuracy = Column(
+        "accuracy",
+        f"Mean accuracy over corrupted conditions in percent, with its {100 * board.level:g} % interval.",
+        _accuracy,
+        lambda row: row.accuracy,
+        better=1,
+    )
     by_corruption = [
         Column(
             name,
@@ -286,97 +293,7 @@ def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
         )
         for name in (board.corruptions if per_corruption else ())
     ]
-    return [
-        Column(
-            "rank",
-            "1 + the number of methods of the same track that are significantly better.",
-            lambda row: ABSENT if row.rank is None else str(row.rank),
-            lambda row: row.rank,
-        ),
-        Column("method", "The method, and a part of it in parentheses.", lambda row: row.name),
-        Column("track", "Methods are ranked only with those that saw as much as they did.", lambda row: row.track),
-        _ACCESS,
-        Column(
-            "accuracy",
-            f"Mean accuracy over corrupted conditions in percent, with its {100 * board.level:g} % interval.",
-            _accuracy,
-            lambda row: row.accuracy,
-            better=1,
-        ),
-        Column(
-            "clean",
-            "Accuracy on uncorrupted images in percent.",
-            lambda row: percent(row.clean_accuracy),
-            lambda row: row.clean_accuracy,
-            better=1,
-        ),
-        Column(
-            "forgetting",
-            "Points of clean accuracy lost against the source classifier; negative where gained.",
-            lambda row: percent(row.forgetting),
-            lambda row: row.forgetting,
-            better=-1,
-            short="forget.",
-        ),
-        Column(
-            "ECE",
-            "Expected calibration error in percent, mean over corrupted conditions.",
-            lambda row: percent(row.ece),
-            lambda row: row.ece,
-            better=-1,
-        ),
-        *by_corruption,
-        Column(
-            "mCE",
-            "Mean corruption error in percent of AlexNet's, where all of ImageNet-C was run at all severities.",
-            lambda row: percent(row.mce),
-            lambda row: row.mce,
-            better=-1,
-        ),
-        Column(
-            "rel. mCE",
-            "The same of the errors beyond those on clean images.",
-            lambda row: percent(row.relative_mce),
-            lambda row: row.relative_mce,
-            better=-1,
-        ),
-        Column(
-            "fit s",
-            "Seconds of training behind one condition.",
-            lambda row: _decimal(row.fit_seconds),
-            lambda row: row.fit_seconds,
-        ),
-        Column(
-            "forwards",
-            "Forward passes for each scored image.",
-            lambda row: _decimal(row.forwards),
-            lambda row: row.forwards,
-            short="fwd",
-        ),
-        Column(
-            "backwards",
-            "Backward passes for each scored image.",
-            lambda row: _decimal(row.backwards),
-            lambda row: row.backwards,
-            short="bwd",
-        ),
-        Column(
-            "memory MB",
-            "Largest memory in use, of methods that ran alone.",
-            lambda row: ABSENT if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
-            lambda row: row.peak_memory_mb,
-            short="mem. MB",
-        ),
-        Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),
-        Column(
-            "n",
-            "Images scored in each corrupted condition.",
-            lambda row: ABSENT if row.n is None else str(row.n),
-            lambda row: row.n,
-            shared=True,
-        ),
-        Column("batch", "Images in a batch.", lambda row: str(row.batch_size), lambda row: row.batch_size, shared=True),
-    ]
+    return [*_WHO, accuracy, *_QUALITY, *by_corruption, *_CORRUPTION_ERRORS, *_COSTS, *_COUNTS]
 
 
 def access_words(access: Access) -> str:
@@ -388,6 +305,97 @@ def access_words(access: Access) -> str:
 
 
 _ACCESS = Column("access", "What the method sees and what it changes.", lambda row: access_words(row.access))
+_WHO = (
+    Column(
+        "rank",
+        "1 + the number of methods of the same track that are significantly better.",
+        lambda row: ABSENT if row.rank is None else str(row.rank),
+        lambda row: row.rank,
+    ),
+    Column("method", "The method, and a part of it in parentheses.", lambda row: row.name),
+    Column("track", "Methods are ranked only with those that saw as much as they did.", lambda row: row.track),
+    _ACCESS,
+)
+_QUALITY = (
+    Column(
+        "clean",
+        "Accuracy on uncorrupted images in percent.",
+        lambda row: percent(row.clean_accuracy),
+        lambda row: row.clean_accuracy,
+        better=1,
+    ),
+    Column(
+        "forgetting",
+        "Points of clean accuracy lost against the source classifier; negative where gained.",
+        lambda row: percent(row.forgetting),
+        lambda row: row.forgetting,
+        better=-1,
+        short="forget.",
+    ),
+    Column(
+        "ECE",
+        "Expected calibration error in percent, mean over corrupted conditions.",
+        lambda row: percent(row.ece),
+        lambda row: row.ece,
+        better=-1,
+    ),
+)
+_CORRUPTION_ERRORS = (
+    Column(
+        "mCE",
+        "Mean corruption error in percent of AlexNet's, where all of ImageNet-C was run at all severities.",
+        lambda row: percent(row.mce),
+        lambda row: row.mce,
+        better=-1,
+    ),
+    Column(
+        "rel. mCE",
+        "The same of the errors beyond those on clean images.",
+        lambda row: percent(row.relative_mce),
+        lambda row: row.relative_mce,
+        better=-1,
+    ),
+)
+_COSTS = (
+    Column(
+        "fit s",
+        "Seconds of training behind one condition.",
+        lambda row: _decimal(row.fit_seconds),
+        lambda row: row.fit_seconds,
+    ),
+    Column(
+        "forwards",
+        "Forward passes for each scored image.",
+        lambda row: _decimal(row.forwards),
+        lambda row: row.forwards,
+        short="fwd",
+    ),
+    Column(
+        "backwards",
+        "Backward passes for each scored image.",
+        lambda row: _decimal(row.backwards),
+        lambda row: row.backwards,
+        short="bwd",
+    ),
+    Column(
+        "memory MB",
+        "Largest memory in use, of methods that ran alone.",
+        lambda row: ABSENT if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
+        lambda row: row.peak_memory_mb,
+        short="mem. MB",
+    ),
+)
+_COUNTS = (
+    Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),
+    Column(
+        "n",
+        "Images scored in each corrupted condition.",
+        lambda row: ABSENT if row.n is None else str(row.n),
+        lambda row: row.n,
+        shared=True,
+    ),
+    Column("batch", "Images in a batch.", lambda row: str(row.batch_size), lambda row: row.batch_size, shared=True),
+)
 
 
 def _accuracy(row: BoardRow) -> str:

@@ -37,7 +37,7 @@ class Finding:
     check: str
     model: str
     status: Literal["passed", "failed", "refused"]
-    said: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True)

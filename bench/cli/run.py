@@ -23,7 +23,9 @@ from bench.settings.run_spec import RunSpec, read_run_file
 from bench.settings.suites import find_suite
 
 if TYPE_CHECKING:
-    from bench.planning.cost_estimate import CostLine
+    from bench.planning.board_entry import BoardEntry
+    from bench.planning.cost_estimate import CostEstimate, CostLine
+    from bench.planning.plan import Plan
     from bench.runs.run import Outcome
 
 
@@ -162,7 +164,7 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
             "methods": len({entry.trial.method for entry in plan.entries}),
             "records": len(plan.keys),
             "missing": len(plan.missing),
-            "trainings": len(plan.cooking),
+            "trainings": len(plan.trainings),
             "seconds": cost.seconds,
         }
         for cell, plan, cost in costs
@@ -172,11 +174,11 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
     if as_json:
         print_json({"out": str(out), "runs": rows, "left_out": refused})
         return 0
-    told = [[*map(str, list(row.values())[:-1]), duration(float(str(row["seconds"])))] for row in rows]
-    print_text(table(["run", "methods", "records", "missing", "trainings", "time alone"], told))
+    cells_of_rows = [[*map(str, list(row.values())[:-1]), duration(float(str(row["seconds"])))] for row in rows]
+    print_text(table(["run", "methods", "records", "missing", "trainings", "time alone"], cells_of_rows))
     for each in refused:
         print_text(f"left out: {each['run']}: {each['reason']}")
-    trainings = {task.key for _, plan, _ in costs for task in plan.cooking}
+    trainings = {task.key for _, plan, _ in costs for task in plan.trainings}
     missing, records = (sum(int(str(row[name])) for row in rows) for name in ("missing", "records"))
     print_text(
         f"\n{plural(len(trainings), 'training')} in all, {missing} of {records} records to make in {out}; "
@@ -194,63 +196,70 @@ def _print_plan(spec: RunSpec, as_json: bool) -> int:
     for note in plan.notes:
         say(note)
     cost = estimate(plan)
-    rows = []
-    for entry in plan.entries:
-        missing = sum(key in plan.missing for key in entry.keys.values())
-        rows.append(
-            {
-                "method": entry.trial.method,
-                "part": entry.part or "",
-                "seed": entry.trial.seed,
-                "conditions": len(entry.keys),
-                "done": len(entry.keys) - missing,
-                "missing": missing,
-            }
-        )
+    rows = [_progress_of(entry, plan) for entry in plan.entries]
     if as_json:
-        total: dict[str, float | None] = {
+        print_json(_plan_as_json(plan, cost, rows))
+        return 0
+    print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    if cost.costs:
+        titles = ["to do", "seed", "", "TFLOP", "forwards", "backwards", "disk MB", "time"]
+        print_text(f"\n{table(titles, map(_cost_cells, cost.costs))}\n")
+    print_text(_work_in_words(plan, cost))
+    if cost.costs:
+        print_text(_cost_in_words(plan, cost))
+    return 0
+
+
+def _progress_of(entry: BoardEntry, plan: Plan) -> dict[str, str | int]:
+    missing = sum(key in plan.missing for key in entry.keys.values())
+    return {
+        "method": entry.trial.method,
+        "part": entry.part or "",
+        "seed": entry.trial.seed,
+        "conditions": len(entry.keys),
+        "done": len(entry.keys) - missing,
+        "missing": missing,
+    }
+
+
+def _plan_as_json(plan: Plan, cost: CostEstimate, rows: Sequence[Mapping[str, str | int]]) -> dict[str, Any]:
+    return {
+        "out": str(plan.out),
+        "training_cost": {**asdict(plan.training_cost), "hours": plan.training_cost.hours},
+        "trainings": [task.label for task in plan.trainings],
+        "trials": rows,
+        "costs": [asdict(line) for line in cost.costs],
+        "total": {
             "seconds": cost.seconds,
             "flops": cost.flops,
             "disk_bytes": cost.disk,
             "processes": cost.jobs,
-        }
-        total |= {"forwards": cost.samples[0], "backwards": cost.samples[1], "memory_mb_per_process": cost.memory_mb}
-        total |= {"passes": cost.passes, "cached_trainings": cost.cached, "answered_streams": cost.answered}
-        costs = [asdict(line) for line in cost.costs]
-        trainings = [task.label for task in plan.cooking]
-        bill = {**asdict(plan.bill), "hours": plan.bill.hours}
-        told = {"out": str(plan.out), "bill": bill, "trainings": trainings, "trials": rows, "costs": costs}
-        print_json({**told, "total": total})
-        return 0
-    print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
-    if cost.costs:
-        print_text("")
-        print_text(
-            table(
-                ["to do", "seed", "", "TFLOP", "forwards", "backwards", "disk MB", "time"], map(_cost_cells, cost.costs)
-            )
-        )
-        print_text("")
-    trained = plural(len(plan.cooking), "training") + (f" ({cost.cached} more are cached)" if cost.cached else "")
+            "forwards": cost.samples[0],
+            "backwards": cost.samples[1],
+            "memory_mb_per_process": cost.memory_mb,
+            "passes": cost.passes,
+            "cached_trainings": cost.cached,
+            "answered_streams": cost.answered,
+        },
+    }
+
+
+def _work_in_words(plan: Plan, cost: CostEstimate) -> str:
+    trained = plural(len(plan.trainings), "training") + (f" ({cost.cached} more are cached)" if cost.cached else "")
     streams = sum(line.count for line in cost.costs if line.kind == "stream")
-    shared = (
-        f" from {plural(streams, 'stream')} in {plural(cost.passes, 'pass', 'passes')} over images"
-        if cost.passes < streams
-        else ""
+    passes = plural(cost.passes, "pass", "passes")
+    shared = f" from {plural(streams, 'stream')} in {passes} over images" if cost.passes < streams else ""
+    cached = f"; predictions of {plural(cost.answered, 'stream')} are cached" if cost.answered else ""
+    return f"{trained}, {len(plan.missing)} of {len(plan.keys)} records to make{shared}{cached} in {plan.out}"
+
+
+def _cost_in_words(plan: Plan, cost: CostEstimate) -> str:
+    memory = "" if cost.memory_mb is None else f", {cost.memory_mb / 1024:.2g} GB of memory per process"
+    return (
+        f"about {duration(cost.seconds)} on {plan.device} in {plural(cost.jobs, 'process', 'processes')}, "
+        f"{cost.flops / 1e12:.3g} TFLOP, {cost.samples[0]:,} forwards and {cost.samples[1]:,} backwards in streams, "
+        f"{cost.disk / 1e9:.2g} GB of disk{memory}; estimated from earlier work on this machine and short probes"
     )
-    kept = f"; predictions of {plural(cost.answered, 'stream')} are cached" if cost.answered else ""
-    print_text(f"{trained}, {len(plan.missing)} of {len(plan.keys)} records to make{shared}{kept} in {plan.out}")
-    if cost.costs:
-        print_text(
-            f"about {duration(cost.seconds)} on {plan.device} "
-            f"in {plural(cost.jobs, 'process', 'processes')}, "
-            f"{cost.flops / 1e12:.3g} TFLOP, "
-            f"{cost.samples[0]:,} forwards and {cost.samples[1]:,} backwards in streams, "
-            f"{cost.disk / 1e9:.2g} GB of disk"
-            + ("" if cost.memory_mb is None else f", {cost.memory_mb / 1024:.2g} GB of memory per process")
-            + "; estimated from earlier work on this machine and short probes"
-        )
-    return 0
 
 
 def _cost_cells(cost: CostLine) -> list[str]:

@@ -69,17 +69,13 @@ def identities_dir() -> Path:
 class Files:
     """The state of files when they were opened; created by `open_files` and `open_tree`.
 
-    `digest` (32 hexadecimal digits) identifies them: if `by_content`, by their contents in order, with the names given
-    to `open_tree`; otherwise by their resolved paths and stamps.
+    `digest` (32 hexadecimal digits) identifies them: with `marks`, by their contents in order and the names given to
+    `open_tree`; otherwise by their resolved paths and stamps.
     """
 
     def __init__(self, root: str, names: Sequence[str], stamps: Stamps, marks: Marks | None, digest: str) -> None:
         self._root, self._names, self._stamps, self._marks = root, names, stamps, marks
         self.digest = digest
-
-    @property
-    def by_content(self) -> bool:
-        return self._marks is not None
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a file. Raises UsageError if they changed since it was opened, OSError as `open` does."""

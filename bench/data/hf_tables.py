@@ -30,8 +30,8 @@ _TRIES = 3
 class TableSet:
     """Images in a table that `datasets` reads (parquet, arrow, the hub).
 
-    The table is memory-mapped from `files`. `outside` are image files that rows refer to by path, `places` maps such a
-    row to its position among them.
+    The table is memory-mapped from `files`. `image_files` are the images that rows refer to by path, `places` maps
+    such a row to its position among them.
     """
 
     where: str
@@ -45,7 +45,7 @@ class TableSet:
     label_column: str = ""
     notes: tuple[str, ...] = ()
     files: Files | None = None
-    outside: Files | None = None
+    image_files: Files | None = None
     places: Mapping[int, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -62,10 +62,10 @@ class TableSet:
         if content is None:
             if not value["path"]:
                 raise UsageError(f"{self.name(row)} has no image; write the table again without that row")
-            if self.outside is None or row not in self.places:
+            if self.image_files is None or row not in self.places:
                 raise UsageError(f"{self.name(row)} holds no image; write the table again with the images in it")
             try:
-                content = self.outside.read(self.places[row])
+                content = self.image_files.read(self.places[row])
             except OSError as error:
                 raise UsageError(f"{self.name(row)}: {value['path']} cannot be read ({error.strerror})") from None
         fix = "write the table again without it"
@@ -222,9 +222,9 @@ def _table_set(
         raise UsageError(f"{where} has no column {label_column}; choose one of {', '.join(features)} with --label")
     classes, labels = _classes_of(table, label_column, where, known)
     key = f"{key}:{as_published:d}"
-    outside, places = _outside(table, images[0], where)
-    if outside is not None:
-        key = f"{key}:{outside.digest}"
+    image_files, places = _image_files(table, images[0], where)
+    if image_files is not None:
+        key = f"{key}:{image_files.digest}"
     return TableSet(
         where,
         table,
@@ -235,12 +235,12 @@ def _table_set(
         as_published,
         label_column=label_column,
         files=files,
-        outside=outside,
+        image_files=image_files,
         places=places,
     )
 
 
-def _outside(table: Any, column: str, where: str) -> tuple[Files | None, dict[int, int]]:
+def _image_files(table: Any, column: str, where: str) -> tuple[Files | None, dict[int, int]]:
     """Open the image files that rows refer to by path, and return them with the position of each such row's file."""
     chunks = table.data.column(column).chunks
     if is_selection(table) or not any(chunk.field("bytes").null_count for chunk in chunks):

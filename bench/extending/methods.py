@@ -171,7 +171,7 @@ def tell_findings(kind: str, name: str, places: str, findings: Sequence[Finding]
             print_text(f"{'ok' if passed == len(found) else 'BROKEN':8}{check}: {passed} of {len(found)} {places}")
         for finding in found:
             if finding.status != "passed":
-                print_text(f"{finding.status:8}{check} {finding.model}: {finding.said}")
+                print_text(f"{finding.status:8}{check} {finding.model}: {finding.message}")
     print_text(f"{name} breaks {len({finding.check for finding in failed})} rules")
     return 4 if failed else 0
 

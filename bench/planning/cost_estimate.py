@@ -16,7 +16,8 @@ from bench.evaluation.pass_counter import forget_peak, peak_memory_mb
 from bench.evaluation.protocols import Segment
 from bench.evaluation.stream_tasks import measure
 from bench.execution.task_pool import Task, set_threads
-from bench.planning.plan import BoardEntry, Plan
+from bench.planning.board_entry import BoardEntry
+from bench.planning.plan import Plan
 from bench.planning.stream_probe import StreamProbe, StreamRate
 from bench.planning.streams import groups_of, missing_streams
 from bench.planning.time_left import WorkItem, makespan
@@ -87,7 +88,7 @@ def estimate(plan: Plan) -> CostEstimate:
     Raises the errors of the work itself, so a run that cannot start fails here.
     """
     streams = {stream[0].key: stream for stream in missing_streams(plan)}
-    tasks = [*plan.cooking, *(task for task, _, _ in streams.values())]
+    tasks = [*plan.trainings, *(task for task, _, _ in streams.values())]
     if not tasks:
         return CostEstimate((), plan.jobs)
     set_threads(plan.threads)
@@ -123,7 +124,7 @@ def _groups_to_run(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
 
 def _training_lines(plan: Plan) -> dict[str, CostLine]:
     """Return the cost of each missing training, by key."""
-    missing = {task.key for task in plan.cooking}
+    missing = {task.key for task in plan.trainings}
     probe = TrainingProbe(plan.device)
     lines: dict[str, CostLine] = {}
     for key, job, seed in jobs_of(plan.entries):

@@ -17,7 +17,7 @@ from methods.nets.weights import AnyArchitecture, Weights
 from methods.table import Access
 
 if TYPE_CHECKING:
-    from bench.planning.plan import BoardEntry
+    from bench.planning.board_entry import BoardEntry
 
 
 @dataclass(frozen=True)

@@ -2,107 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bench.core.components import (
-    HARNESS,
-    corruption_marks,
-    corruption_name,
-    identity,
-    identity_of_path,
-    is_corruption,
-    method_name,
-)
-from bench.core.conditions import CLEAN, Condition, Trial, digest_of
-from bench.core.devices import cores, pick_device, pick_jobs, pick_precision
+from bench.core.devices import cores, pick_device, pick_jobs
 from bench.core.errors import MissingDataError, UsageError
-from bench.core.import_object import code_of, load_object
 from bench.core.offline import go_offline
-from bench.evaluation.protocols import Protocol, Segment, chains, parse_protocol, plan_stream
 from bench.execution.task_pool import Task
-from bench.models.classifiers import for_classes
-from bench.models.weights_io import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
-from bench.planning.bill import Bill, Setting, bill_of, expected, published_setting, sentences
-from bench.planning.init_from import Inherited, inherit
-from bench.planning.other_pool import RecipeData, access_with, check_pool, data_of, pool_note, recipe_data, seen_from
-from bench.settings.method_options import MethodOptions
-from bench.settings.methods import Method, parse_method, plain_values
+from bench.models.weights_io import preprocessing_of, shown_name
+from bench.planning.board_entry import BoardEntry
+from bench.planning.context import PlanContext, make_context
+from bench.planning.entries import board_entries
+from bench.planning.other_pool import pool_note
+from bench.planning.run_methods import methods_of
+from bench.planning.starting_weights import Base, reading_for, resolve_base
+from bench.planning.training_cost import (
+    Setting,
+    TrainingCost,
+    cost_of,
+    expected_cost,
+    published_setting,
+    sentences,
+)
 from bench.settings.run_spec import RunSpec
-from bench.settings.shift_options import budget_of
-from bench.shifts import find_row, load_shift
-from bench.shifts.adaptation_pools import AdaptationPools, CleanImages, PoolGroup, groups
+from bench.shifts import find_row
 from bench.shifts.class_match import fitted
 from bench.shifts.data_root import Reading
-from bench.shifts.shift import (
-    Shift,
-    limit_ids,
-    pick_conditions,
-    pick_corruptions,
-    split_ids,
-    trained_on,
-)
+from bench.shifts.shift import Shift, trained_on
 from bench.shifts.user_corruption import added
 from bench.training.job_cache import all_jobs, job_key, training_tasks
-from leaderboards.identity import key_of, labels_digest
 from leaderboards.store import Store
-from methods import METHODS, PLAIN
-from methods.base import Job, Recipe
 from methods.nets.weights import Weights
-from methods.norms import norm_family
-from methods.selfsoup.mixing_options import CONNECTIVITY
 from methods.selfsoup.objectives import mae
-from methods.selfsoup.recipe import SelfSoup
-from methods.table import Access, Row
 
-Base = Weights | Inherited | nn.Module
 _JOBS_OF_A_CLUSTER = 256
-_PUBLISHED = "selfsoup_diverse_clean"
-"""The soup on clean images that a paper compares with; a baseline where a budget says how it was made."""
-BASELINES = (
-    "source",
-    "supervised_soup",
-    "continued_ssl_soup",
-    "selfsoup_clean",
-    _PUBLISHED,
-    "selfsoup_single",
-    "ssl_clean",
-    "tent_pool",
-    "shot_im_pool",
-)
-
-
-@dataclass(frozen=True)
-class BoardEntry:
-    """One row of a board: a classifier (trained by `job`, or the user's own) and the adapter that runs on it.
-
-    `report` is the job that measures how the ingredients connect (`methods.soups.soup.connectivity`). `identities`
-    holds, per condition, the fields of its record that the key is made of; `digests`, per condition, the digest of its
-    images; `scored`, the ids of the scored images; `given`, the clean images that the adapter gets besides the stream.
-    """
-
-    trial: Trial
-    part: str | None
-    job: Job | None
-    report: Job | None
-    adapter: Row
-    config: Any
-    access: Access
-    segments: tuple[Segment, ...]
-    keys: Mapping[Condition, str]
-    identities: Mapping[Condition, Mapping[str, Any]]
-    digests: Mapping[Condition, str]
-    scored: np.ndarray
-    base_digest: str
-    history: tuple[str, ...]
-    given: CleanImages
 
 
 @dataclass(frozen=True)
@@ -121,8 +57,8 @@ class Plan:
     threads: int
     entries: tuple[BoardEntry, ...]
     missing: frozenset[str]
-    cooking: tuple[Task, ...]
-    bill: Bill
+    trainings: tuple[Task, ...]
+    training_cost: TrainingCost
     notes: tuple[str, ...] = ()
 
     @property
@@ -138,40 +74,36 @@ def make_plan(spec: RunSpec) -> Plan:
     try:
         return _plan(spec)
     except MissingDataError as error:
-        raise MissingDataError("\n".join([str(error), *_before_the_data(spec)])) from None
+        raise MissingDataError("\n".join([str(error), *_expected_cost_notes(spec)])) from None
 
 
-def _before_the_data(spec: RunSpec) -> list[str]:
-    """What a run on a shift with budgets would train and cost with the published stock and images."""
-    row, methods = find_row(spec.shift), _methods(spec)
-    setting = published_setting(row)
-    ready = row.default_model and all(method.recipe.name == "source" for method in methods)
-    if setting is None or spec.model or spec.stock or spec.init_from or ready:
-        return []
-    said = list(sentences(spec, methods, expected(spec, methods, setting), setting))
-    first = f"bench run --method {','.join(spec.method)} --shift digits-c"
-    return [*said, f"without any download, right now: {first}"] if said else []
+def default_folder(spec: RunSpec) -> Path:
+    """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
+    pool = [f"pool-{spec.pool}"] if spec.pool else []
+    head = [] if spec.head == "fine-tuned" else [f"head-{spec.head}"]
+    name = "-".join([spec.shift, *pool, *head, *spec.method])[:80].replace("/", "_").replace(":", "_")
+    return Path("runs") / name
 
 
 def _plan(spec: RunSpec) -> Plan:
     devices = spec.devices or max(1, spec.slurm.gpus)
-    device, jobs, threads = _where(spec, devices)
+    device, jobs, threads = _placement(spec, devices)
     out = spec.out or default_folder(spec)
     if spec.offline:
         go_offline()
     row = find_row(spec.shift)
     if row.protocol and spec.protocol.partition(":")[0] != row.protocol:
         raise UsageError(f"{row.name} is one stream, not conditions side by side; add --protocol {row.protocol}")
-    name, base = _base(spec, device)
+    name, base = resolve_base(spec, device)
     workers = cores() if spec.workers is None else spec.workers
     own = added(spec.corruption)
-    reading = _as_said(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
+    reading = reading_for(spec, Reading(spec.data_root, preprocessing_of(base), spec.offline, workers, added=own))
     shift, reading = fitted(spec.shift, base, reading)
-    scene = _scene(spec, shift, device, name, base, reading)
-    entries = tuple(_entries(scene))
+    context = make_context(spec, shift, device, name, base, reading)
+    entries = tuple(board_entries(context))
     missing = _missing(spec, out, entries)
-    cooking = _trainings(entries, missing, device, devices)
-    bill = _bill(entries, cooking)
+    trainings = _trainings(entries, missing, device, devices)
+    cost = _training_cost(entries, trainings)
     model = name if isinstance(base, nn.Module) else None
     return Plan(
         spec=spec,
@@ -186,17 +118,39 @@ def _plan(spec: RunSpec) -> Plan:
         threads=threads,
         entries=entries,
         missing=missing,
-        cooking=cooking,
-        bill=bill,
+        trainings=trainings,
+        training_cost=cost,
         notes=(
-            *sentences(spec, scene.methods, bill, _setting(scene)),
+            *sentences(spec, context.methods, cost, _cost_setting(context)),
             *getattr(base, "notes", ()),
             *getattr(shift, "notes", ()),
-            *_notes(base, name, entries),
-            *([pool_note(scene.pool, shift.name, scene.takers)] if scene.pool is not None else []),
-            *_borrowed(scene),
+            *_decoder_note(base, name, entries),
+            *([pool_note(context.pool, shift.name, context.takers)] if context.pool is not None else []),
+            *_borrowed_option_notes(context),
         ),
     )
+
+
+def _expected_cost_notes(spec: RunSpec) -> list[str]:
+    """What a run on a shift with budgets would train and cost with the published stock and images."""
+    row, methods = find_row(spec.shift), methods_of(spec)
+    setting = published_setting(row)
+    ready = row.default_model and all(method.recipe.name == "source" for method in methods)
+    if setting is None or spec.model or spec.stock or spec.init_from or ready:
+        return []
+    notes = list(sentences(spec, methods, expected_cost(spec, methods, setting), setting))
+    first = f"bench run --method {','.join(spec.method)} --shift digits-c"
+    return [*notes, f"without any download, right now: {first}"] if notes else []
+
+
+def _placement(spec: RunSpec, devices: int) -> tuple[str, int, int]:
+    """The device, the number of processes or jobs that run at a time, and the threads of each."""
+    if spec.launch == "slurm":
+        # The nodes that compute may differ from the machine that plans.
+        device = spec.device if spec.device != "auto" else "cuda" if spec.slurm.gpus else "cpu"
+        return device, spec.jobs or _JOBS_OF_A_CLUSTER, 1
+    device = pick_device(spec.device)
+    return device, *pick_jobs(1 if spec.launch == "serial" else spec.jobs, device, devices)
 
 
 def _missing(spec: RunSpec, out: Path, entries: Sequence[BoardEntry]) -> frozenset[str]:
@@ -222,30 +176,26 @@ def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: s
     return tuple(tasks.values())
 
 
-def _bill(entries: Sequence[BoardEntry], cooking: Sequence[Task]) -> Bill:
-    """The bill of the trainings that are missing."""
-    wanted = {task.key for task in cooking}
+def _training_cost(entries: Sequence[BoardEntry], trainings: Sequence[Task]) -> TrainingCost:
+    """The cost of the missing trainings."""
+    wanted = {task.key for task in trainings}
     targets = [(job, entry.trial.seed) for entry in entries for job in (entry.job, entry.report) if job is not None]
     jobs = {job_key(job, seed): job for target, seed in targets for job in all_jobs([target])}
-    return bill_of(job for key, job in jobs.items() if key in wanted)
+    return cost_of(job for key, job in jobs.items() if key in wanted)
 
 
-def _setting(scene: _Scene) -> Setting | None:
-    """What decides the bill of another budget; None for a ready classifier."""
-    scored = scene.shift if scene.pool is None else scene.pool.shift
-    shift, weights = trained_on(scored), scene.options.weights
-    if not isinstance(scene.base, Weights) or weights is None:
+def _cost_setting(context: PlanContext) -> Setting | None:
+    """What decides the cost of another budget; None for a ready classifier."""
+    scored = context.shift if context.pool is None else context.pool.shift
+    shift, weights = trained_on(scored), context.options.weights
+    if not isinstance(context.base, Weights) or weights is None:
         return None
     count = len(shift.ids("train"))
-    return Setting(scored.name, shift.family, shift.classes, count, scene.base.architecture, weights)
+    return Setting(scored.name, shift.family, shift.classes, count, context.base.architecture, weights)
 
 
-def _as_said(spec: RunSpec, reading: Reading) -> Reading:
-    return replace(reading, classes=spec.classes, label=spec.label, part=spec.part)
-
-
-def _notes(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, ...]:
-    """Notes for the user, shown before the run starts."""
+def _decoder_note(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, ...]:
+    """A note if MAE ingredients start from a stock without a decoder."""
     if not isinstance(base, Weights) or base.part("decoder"):
         return ()
     jobs = all_jobs([entry.job for entry in entries if entry.job is not None])
@@ -254,470 +204,7 @@ def _notes(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, .
     return (f"the stock {shown_name(name, base)} has no decoder: MAE ingredients start from a fresh one",)
 
 
-def _borrowed(scene: _Scene) -> list[str]:
+def _borrowed_option_notes(context: PlanContext) -> list[str]:
     """One note for each adapter that runs with options published for other data or norms."""
-    rows = {method.adapter.name: method.adapter for method in scene.methods if method.adapter is not None}
-    return [note for row in rows.values() if (note := scene.options.note(row))]
-
-
-def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
-    """The device, the number of processes or jobs that run at a time, and the threads of each."""
-    if spec.launch == "slurm":
-        # The nodes that compute may differ from the machine that plans.
-        device = spec.device if spec.device != "auto" else "cuda" if spec.slurm.gpus else "cpu"
-        return device, spec.jobs or _JOBS_OF_A_CLUSTER, 1
-    device = pick_device(spec.device)
-    return device, *pick_jobs(1 if spec.launch == "serial" else spec.jobs, device, devices)
-
-
-def default_folder(spec: RunSpec) -> Path:
-    """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
-    pool = [f"pool-{spec.pool}"] if spec.pool else []
-    head = [] if spec.head == "fine-tuned" else [f"head-{spec.head}"]
-    name = "-".join([spec.shift, *pool, *head, *spec.method])[:80].replace("/", "_").replace(":", "_")
-    return Path("runs") / name
-
-
-def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
-    """The name and the weights of the given model or stock, else of the shift's default.
-
-    Without either, methods that need no stock get the shift's default model, if it has one.
-    """
-    row = find_row(spec.shift)
-    if spec.model:
-        return spec.model, load_model(spec.model)
-    if spec.init_from:
-        found = inherit(spec.init_from, spec.seed_list, device)
-        return found.name, found
-    if spec.stock:
-        return spec.stock, load_stock(spec.stock)
-    # Open the shift first: its files are what is missing most often.
-    load_shift(spec.shift, reading=_as_said(spec, Reading(spec.data_root, offline=spec.offline)))
-    fixed = spec.head == "fine-tuned" and all(m.recipe.name == "source" for m in _methods(spec))
-    if row.default_model and fixed:
-        return row.default_model, load_model(row.default_model)
-    stock = find_stock(row, Reading(spec.data_root).root)
-    return stock, load_stock(stock)
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """What all entries of a plan share: the shift's images and conditions, the base and how options are chosen.
-
-    `made_by` holds the identities of the user's own code; `digests` those of each condition's images. `labels` is the
-    number of labelled clean images per class, None for all.
-    """
-
-    spec: RunSpec
-    shift: Shift
-    device: str
-    name: str
-    base: Base
-    methods: tuple[Method, ...]
-    protocol: Protocol
-    conditions: tuple[Condition, ...]
-    adapt: np.ndarray
-    scored: np.ndarray
-    digests: dict[Condition, str]
-    data_of: Callable[[str], RecipeData]
-    base_digest: str
-    made_by: Mapping[str, str]
-    options: MethodOptions
-    labels: int | None
-
-    @cached_property
-    def pool(self) -> RecipeData | None:
-        """What recipes with a pool learn from where the run names a shift for it; None: the scored shift."""
-        return self.data_of(self.spec.pool) if self.spec.pool else None
-
-    @property
-    def takers(self) -> list[str]:
-        """The methods whose recipes learn from a pool."""
-        return [method.text for method in self.methods if method.recipe.access.test == "pool"]
-
-    @property
-    def from_stock(self) -> bool:
-        return isinstance(self.base, Weights)
-
-
-def _entries(scene: _Scene) -> Iterator[BoardEntry]:
-    shift = scene.shift
-    pools = AdaptationPools(shift, scene.adapt, scene.spec.split)
-    own = recipe_data(shift, pools, scene.options, scene.labels, None)
-    takers = scene.takers
-    if scene.pool is not None:
-        check_pool(scene.pool, shift, takers, from_stock=scene.from_stock)
-    for seed in scene.spec.seed_list:
-        labelled = _Labels(shift)
-        for method in scene.methods:
-            data = scene.pool if scene.pool is not None and method.text in takers else own
-            yield from _entries_of(scene, method, seed, data, pools, labelled)
-
-
-def _scene(spec: RunSpec, shift: Shift, device: str, name: str, base: Base, reading: Reading) -> _Scene:
-    """Pick conditions and images. Raises UsageError where the methods, the base or the shift do not fit each other."""
-    methods = tuple(_methods(spec))
-    _check_options(spec)
-    conditions = pick_conditions(shift, spec.conditions(pick_corruptions(shift, spec.corruption, spec.split)))
-    ids = shift.ids("dev" if spec.split == "dev" else "test")
-    adapt, scored = (limit_ids(half, spec.limit) for half in split_ids(ids, spec.split))
-    if not len(scored):
-        raise UsageError(f"{shift.name} has no image to score with split {spec.split}")
-    shown = scored if isinstance(base, nn.Module) or not len(adapt) else adapt
-    _check_base(base, name, shift, shift.images(shown[:1], conditions[0]))
-    made_by = {"model": code_of(name)} if ".py:" in name else {}
-    if shift.members is not None:
-        made_by["classes"] = digest_of(shift.members)
-    if isinstance(base, Weights) and (source := trained_on(shift)) is not shift:
-        made_by["learnt"] = f"{source.classes} classes"
-    network = base if isinstance(base, nn.Module) else base.architecture.build()
-    weights = sum(map(torch.numel, network.state_dict().values())) if isinstance(base, Weights) else None
-    options = MethodOptions(spec, shift, norm_family(network), device, weights)
-    labels = shift.default_labels if spec.labels is None else (spec.labels or None)
-    return _Scene(
-        spec=spec,
-        shift=shift,
-        device=device,
-        name=name,
-        base=base,
-        methods=methods,
-        protocol=parse_protocol(spec.protocol),
-        conditions=conditions,
-        adapt=adapt,
-        scored=scored,
-        digests={condition: shift.digest(scored, condition) for condition in conditions},
-        data_of=cache(partial(data_of, spec, base, reading, options, labels)),
-        base_digest=model_digest(base) if isinstance(base, nn.Module) else base.digest,
-        made_by=made_by,
-        options=options,
-        labels=labels,
-    )
-
-
-def methods_with_options(spec: RunSpec) -> set[str]:
-    """Return the names under which the methods of a run take options. Raises UsageError for an unknown method."""
-    return {row.options_of or row.name for method in _methods(spec) for row in (method.recipe, method.adapter) if row}
-
-
-def _check_options(spec: RunSpec) -> None:
-    known = methods_with_options(spec)
-    for asked in spec.options:
-        if asked not in known:
-            raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")
-
-
-def _check_base(base: Base, name: str, shift: Shift, image: Tensor) -> None:
-    """Raise UsageError where a model, stock or classifier of another run does not fit the images or classes."""
-    if isinstance(base, nn.Module):
-        for_classes(base, shift, image.float() / 255)
-        return
-    _check_size(image.shape[2], base.architecture.image_size, shift.name, name)
-    if isinstance(base, Inherited) and base.classes not in (shift.classes, shift.source_classes):
-        raise UsageError(
-            f"{name} tells {base.classes} classes apart but {shift.name} has {shift.classes}; give a run of that task"
-        )
-
-
-def _entries_of(
-    scene: _Scene,
-    method: Method,
-    seed: int,
-    data: RecipeData,
-    pools: AdaptationPools,
-    labelled: Callable[[np.ndarray], str],
-) -> Iterator[BoardEntry]:
-    """The board entries of one method and seed: one for each part of what its recipe makes, for each of its pools."""
-    base, conditions = scene.base, scene.conditions
-    trial = _trial(scene, method, seed, data)
-    segments = _segments(scene, seed)
-    adapter = method.adapter or PLAIN
-    recipe = _recipe(method, data.options, from_stock=scene.from_stock)
-    pooled = method.recipe.access.test == "pool"
-    given = pools.given_to(adapter.access)
-    shifted = tuple(str(condition) for condition in conditions if condition.corruption is not None)
-    others = _others(recipe, scene, data)
-    before = _met(scene, data if pooled and recipe is not None else None, others.values())
-    met = tuple(dict.fromkeys((*before, *(shifted if len(chains(segments)) < len(conditions) else ()))))
-    access = access_with(base.access if isinstance(base, Inherited) else method.recipe.access, before)
-    for group in _groups(recipe, conditions, segments, data.pooled):
-        own = segments if group is None else _of_group(segments, group)
-        parts = _parts(method, recipe, base, data, group, others, seed)
-        report = parts.pop(CONNECTIVITY, None)
-        if isinstance(base, Inherited):
-            parts = {"": base.jobs[seed]}
-        pool = data.pools.shifted(group).digest if pooled and group is not None else None
-        if pool is not None and others:
-            pool = digest_of([pool, *(other.pool.digest for other in others.values())])
-        for number, (part, job) in enumerate(_named(parts, method).items()):
-            learnt = _learnt_from((scene.shift, data.shift), job, given.digest)
-            identities = _identities(scene, trial, method, part, own, met, pool, labelled, learnt)
-            yield BoardEntry(
-                trial=trial,
-                part=part or None,
-                job=job,
-                report=report if number == 0 else None,
-                adapter=adapter,
-                config=scene.options.config(adapter),
-                access=access | adapter.access,
-                segments=own,
-                keys={condition: key_of(content) for condition, content in identities.items()},
-                identities=identities,
-                digests=scene.digests,
-                scored=scene.scored,
-                base_digest=scene.base_digest,
-                history=met,
-                given=given,
-            )
-
-
-def _learnt_from(shifts: Sequence[Shift], job: Job | None, given: str | None) -> str | None:
-    """A digest of all images that a classifier was trained on and its adapter is given; None if these are bundled."""
-    trained = {part.data.digest for part in all_jobs([job] if job else []) if part.data is not None}
-    found = sorted(trained | ({given} if given else set()))
-    return digest_of(found) if found and not all(shift.bundled for shift in shifts) else None
-
-
-def _rows(scene: _Scene, method: Method) -> list[Row]:
-    """The rows of the table whose code makes a number."""
-    return [*([method.recipe] if scene.from_stock else []), *([method.adapter] if method.adapter else [])]
-
-
-def _trial(scene: _Scene, method: Method, seed: int, data: RecipeData) -> Trial:
-    spec = scene.spec
-    chosen = {row: (data if row is method.recipe else scene).options.config(row) for row in _rows(scene, method)}
-    return Trial(
-        method=method.text,
-        recipe=method.recipe.name,
-        adapter=method.adapter.name if method.adapter else None,
-        options={row.options_of or row.name: plain_values(config) for row, config in chosen.items()},
-        shift=scene.shift.name,
-        conditions=scene.conditions,
-        model=scene.name if isinstance(scene.base, Inherited) else shown_name(scene.name, scene.base),
-        protocol=str(scene.protocol),
-        split=spec.split,
-        seed=seed,
-        batch_size=spec.batch_size,
-        precision=pick_precision(spec.precision, scene.device),
-        labels_per_class=scene.labels,
-        limit=spec.limit,
-    )
-
-
-def _segments(scene: _Scene, seed: int) -> tuple[Segment, ...]:
-    """The stream of a seed. A segment that blends corruptions is one cell, whose digest is added to the others."""
-    shift, scored, conditions = scene.shift, scene.scored, scene.conditions
-    segments = tuple(plan_stream(scene.protocol, conditions, scored, shift.labels(scored), seed))
-    for segment in segments:
-        if segment.blends:
-            # The identity of the whole stream: its clean images, and every corruption that may be applied to them.
-            content = [shift.digest(scored, CLEAN), *map(str, conditions), shift.profile, shift.storage]
-            content += [mark for condition in conditions for mark in corruption_marks(condition.corruption)]
-            scene.digests[segment.conditions[0]] = "sha256:" + digest_of([*content, shift.data_seed])
-    return segments
-
-
-def _check_size(found: int, wanted: int, shift: str, name: str) -> None:
-    """Raise UsageError unless the stock takes images of the shift's size: this shift cannot resize its images."""
-    if found != wanted:
-        other = f"as {name.split(':')[0]}:…:{found}" if name.startswith("timm:") else f"as bench stock --arch …_{found}"
-        raise UsageError(
-            f"{shift} has images of {found} px but the stock takes {wanted} px; give one of {found}, {other}"
-        )
-
-
-def _met(scene: _Scene, data: RecipeData | None, others: Iterable[RecipeData]) -> tuple[str, ...]:
-    """The conditions of which a classifier saw images before the stream, in a pool (`data`) or in another run."""
-    name = scene.shift.name
-    if isinstance(scene.base, Inherited):
-        return seen_from(name, scene.base.shift, scene.base.met)
-    return tuple(entry for each in (data, *others) if each is not None for entry in each.seen(name, scene.conditions))
-
-
-def _recipe(method: Method, chosen: MethodOptions, *, from_stock: bool) -> Recipe | None:
-    """The recipe with its options; None for a ready classifier."""
-    if not from_stock:
-        if chosen.spec.head != "fine-tuned":
-            raise UsageError(
-                f"--head {chosen.spec.head}: a ready classifier has a head; leave it out, or give a --stock instead"
-            )
-        if method.recipe.name != "source" and not method.implied:
-            raise UsageError(
-                f"{method.recipe.name} starts from a stock, not from a ready classifier; give --stock instead"
-            )
-        return None
-    adapter = method.adapter or PLAIN
-    if adapter.needs not in (None, method.recipe.name) and METHODS.get(method.recipe.name) is method.recipe:
-        raise UsageError(
-            f"{method.text}: {method.recipe.name} does not train what {adapter.name} needs; "
-            f"use {adapter.needs}+{adapter.name}"
-        )
-    recipe: Recipe = load_object(method.recipe.path)(chosen.config(method.recipe))
-    if getattr(recipe.config, "head", None) == "knn" and method.adapter is not None:
-        raise UsageError(
-            f"{method.text}: nearest neighbours have no layer that {adapter.name} could adapt; use --head probe"
-        )
-    return recipe
-
-
-def _groups(
-    recipe: Recipe | None,
-    conditions: tuple[Condition, ...],
-    segments: Sequence[Segment],
-    pooled: tuple[Condition, ...] | None,
-) -> Sequence[PoolGroup | None]:
-    """The pools that a recipe trains one classifier on each; [None] for a recipe without a shifted pool.
-
-    Raises UsageError if the stream would carry an adapter from the conditions of one classifier to those of another.
-    """
-    if recipe is None or recipe.pool != "shifted":
-        return [None]
-    how = getattr(recipe.config, "shift_pool", "mixed")
-    if pooled is not None:
-        if how != "mixed":
-            raise UsageError(f"shift_pool = {how} divides the pool of the scored shift; leave it or --pool out")
-        return [PoolGroup(conditions, pooled)]
-    try:
-        found = groups(conditions, how)
-    except ValueError as error:
-        raise UsageError(f"shift_pool = {how}: {error}") from None
-    if len(found) > 1 and len(chains(segments)) < len(conditions):
-        raise UsageError(
-            f"shift_pool = {how} has a classifier for each part of the conditions, so the stream must start anew in "
-            "each; use --protocol reset_each_shift or episodic"
-        )
-    return found
-
-
-def _of_group(segments: tuple[Segment, ...], group: PoolGroup) -> tuple[Segment, ...]:
-    scored = set(group.scored)
-    return tuple(segment for segment in segments if segment.blends or scored.issuperset(segment.conditions))
-
-
-def _methods(spec: RunSpec) -> list[Method]:
-    names = list(spec.method)
-    if spec.with_baselines:
-        budget = budget_of(spec.recipe_shift, spec.budget)
-        published = budget is not None and _PUBLISHED in budget.options
-        names += [name for name in BASELINES if name not in names and (published or name != _PUBLISHED)]
-    return [parse_method(name) for name in names]
-
-
-def _others(recipe: Recipe | None, scene: _Scene, data: RecipeData) -> dict[str, RecipeData]:
-    """The other shifts on which a Self-Soup has ingredients, by name. Raises UsageError."""
-    if not isinstance(recipe, SelfSoup) or not recipe.config.also_on:
-        return {}
-    if data.shift.name in recipe.config.also_on:
-        which = "the shift of the run" if data.pooled is None else "the shift of --pool"
-        raise UsageError(f"selfsoup.also_on names {data.shift.name}, {which}; name others")
-    return {name: scene.data_of(name) for name in recipe.config.also_on}
-
-
-def _parts(
-    method: Method,
-    recipe: Recipe | None,
-    base: Base,
-    data: RecipeData,
-    group: PoolGroup | None,
-    others: Mapping[str, RecipeData],
-    seed: int,
-) -> dict[str, Job | None]:
-    """The jobs that a recipe plans, by part. Raises UsageError for options that exclude each other."""
-    if recipe is None or not isinstance(base, Weights):
-        return {"": None}
-    source, pools = data.source(seed), data.pools
-    pool = pools.shifted(group) if group is not None else pools.clean() if recipe.pool == "clean" else None
-    more: dict[str, Any] = {"val": pools.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
-    more |= {"others": {name: other.pool for name, other in others.items()}} if others else {}
-    try:
-        return dict(recipe.plan(base, source, pool, **more))
-    except ValueError as error:
-        raise UsageError(f"{method.text}: {error}") from None
-
-
-def _named(parts: Mapping[str, Job | None], method: Method) -> Mapping[str, Job | None]:
-    """The jobs by part name ("" for a method of one row); an adapter runs on the first part only."""
-    if method.adapter or len(parts) == 1:
-        return {"": next(iter(parts.values()))}
-    return parts
-
-
-def _identities(
-    scene: _Scene,
-    trial: Trial,
-    method: Method,
-    part: str,
-    segments: Sequence[Segment],
-    met: tuple[str, ...],
-    pool: str | None,
-    labels: Callable[[np.ndarray], str],
-    learnt: str | None,
-) -> dict[Condition, dict[str, Any]]:
-    """The fields that identify the record of each condition (`leaderboards.identity`): the trial, the versions of the
-    code, the condition's images, and the images met before them or in a pool.
-    """
-    shift = scene.shift
-    made = {HARNESS: identity(HARNESS), **scene.made_by}
-    made |= {method_name(row): identity_of_path(row.path) for row in _rows(scene, method)}
-    found: dict[Condition, dict[str, Any]] = {}
-    before: list[Any] = []
-    for segment in segments:
-        content = [scene.digests[condition] for condition in segment.conditions]
-        if segment.reset:
-            before = []
-        beside = content if len(content) > 1 else []
-        for number, condition in enumerate(segment.conditions):
-            ids = segment.ids if len(content) == 1 else segment.ids[segment.which == number]
-            found[condition] = {
-                "method": trial.method,
-                "part": part or None,
-                "shift": trial.shift,
-                "corruption": condition.corruption,
-                "severity": condition.severity,
-                "model": trial.model,
-                "protocol": trial.protocol,
-                "split": trial.split,
-                "seed": trial.seed,
-                "batch_size": trial.batch_size,
-                "precision": trial.precision,
-                "options": trial.options,
-                "limit": trial.limit,
-                "components": {**made, **_corruptions_of(shift, segment, condition)},
-                "weights": {"digest": scene.base_digest, "ready": not scene.from_stock},
-                "data": {
-                    "digest": scene.digests[condition],
-                    "seed": shift.data_seed,
-                    "storage": shift.storage,
-                    "profile": shift.profile,
-                    "labels_per_class": trial.labels_per_class,
-                    "history": list(met),
-                    "tiles": shift.tiles,
-                    "labels": labels(ids),
-                    "source": learnt,
-                    "seen": digest_of([beside, before, pool]) if beside or before or pool else None,
-                },
-            }
-        before = [*before, content]
-    return found
-
-
-class _Labels:
-    """Digests of labels by ids, computed once for streams that several methods share."""
-
-    def __init__(self, shift: Shift) -> None:
-        self._shift = shift
-        self._known: dict[bytes, str] = {}
-
-    def __call__(self, ids: np.ndarray) -> str:
-        name = ids.tobytes()
-        if name not in self._known:
-            self._known[name] = labels_digest(ids, self._shift.labels(ids))
-        return self._known[name]
-
-
-def _corruptions_of(shift: Shift, segment: Segment, condition: Condition) -> dict[str, str]:
-    """The versions of the built-in corruptions that make a condition's images."""
-    if not shift.made_here:
-        return {}
-    steps = [step for blend in segment.blends for step in blend] if segment.blends else [condition]
-    ours = sorted({str(step.corruption) for step in steps if is_corruption(str(step.corruption))})
-    return {corruption_name(name): identity(corruption_name(name)) for name in ours}
+    rows = {method.adapter.name: method.adapter for method in context.methods if method.adapter is not None}
+    return [note for row in rows.values() if (note := context.options.note(row))]

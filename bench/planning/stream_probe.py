@@ -21,10 +21,11 @@ from bench.evaluation.protocols import Segment
 from bench.evaluation.stream import make_pixels
 from bench.evaluation.stream_results import ConditionResult
 from bench.models.weights_io import save_weights
-from bench.planning.plan import BoardEntry, Plan
+from bench.planning.board_entry import BoardEntry
+from bench.planning.plan import Plan
 from bench.planning.training_probe import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, stand_in
 from bench.planning.work_items import kind_of_stream
-from bench.training.job_cache import all_jobs, cooked, stock_of
+from bench.training.job_cache import all_jobs, cached_facts, stock_of
 from leaderboards.record import Record
 from leaderboards.store import Store
 from methods.base import Labelled
@@ -115,7 +116,7 @@ def _row_key(of: Trial | Record, part: str | None) -> str:
 @contextlib.contextmanager
 def _weights_for(evaluation: Evaluation, entry: BoardEntry) -> Iterator[Evaluation]:
     """Yield the evaluation with existing weights: temporary random ones if they are not trained yet."""
-    if evaluation.weights is None or cooked(evaluation.weights) is not None:
+    if evaluation.weights is None or cached_facts(evaluation.weights) is not None:
         yield evaluation
         return
     assert entry.job is not None

@@ -12,7 +12,8 @@ from bench.evaluation.protocols import Segment, chains
 from bench.evaluation.shared_pass import share_passes
 from bench.evaluation.stream_tasks import measure
 from bench.execution.task_pool import Task
-from bench.planning.plan import BoardEntry, Plan
+from bench.planning.board_entry import BoardEntry
+from bench.planning.plan import Plan
 from bench.training.job_cache import job_key
 from methods import PLAIN
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.core.conditions import digest_of
 from bench.execution.task_pool import Task
-from bench.planning.plan import BoardEntry, Plan
+from bench.planning.board_entry import BoardEntry
+from bench.planning.plan import Plan
 from bench.planning.time_left import WorkItem
 from bench.training.job_cache import all_jobs, job_key, kind_of, stock_of
 from methods.base import Job

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bench.core.errors import MissingDataError, UsageError
 from bench.evaluation.protocols import parse_protocol
-from bench.planning.plan import Plan, methods_with_options
+from bench.planning.plan import Plan
+from bench.planning.run_methods import methods_with_options
 from bench.runs.callbacks import RunCallback
 from bench.runs.run import Outcome, planned, run_plans
 from bench.settings.grid import GridCell

@@ -11,7 +11,8 @@ from bench.core.environment import environment
 from bench.evaluation.protocols import Segment
 from bench.evaluation.stream_results import ConditionResult
 from bench.execution.task_pool import Finished
-from bench.planning.plan import BoardEntry, Plan
+from bench.planning.board_entry import BoardEntry
+from bench.planning.plan import Plan
 from bench.training.job_cache import connectivity_of, fit_seconds, mixture_of
 from leaderboards.metrics import diagnose, score
 from leaderboards.record import SCHEMA, Record

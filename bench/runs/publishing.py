@@ -119,25 +119,25 @@ def check(
     """
     against = checker(table)
     bundles, found = read_and_check(path, predictions, against)
-    said: list[str] = []
+    sentences: list[str] = []
     if published is not None and not found:
-        more, said = _compared(path, bundles, published, against, allow_changes=allow_changes)
+        more, sentences = _compared(path, bundles, published, against, allow_changes=allow_changes)
         found += more
     found = [Problem(p.key, plain(p.file), plain(p.message)) for p in found]
-    said = [plain(sentence) for sentence in said]
+    sentences = [plain(sentence) for sentence in sentences]
     if as_json:
         problems = [{"key": p.key, "file": p.file, "message": p.message} for p in found]
-        print_json({"problems": problems, "changes": said})
+        print_json({"problems": problems, "changes": sentences})
         return 4 if found else 0
     counts = Counter(f"{problem.file}: {problem.message}" for problem in found)  # many records may share a problem
     for sentence, times in list(counts.items())[:_MOST_SHOWN]:
         print_text(sentence + (f" ({times} times)" if times > 1 else ""))
     if len(counts) > _MOST_SHOWN:
         print_text(f"and {len(counts) - _MOST_SHOWN} more; fix these first")
-    for sentence in said[:_MOST_SHOWN]:
+    for sentence in sentences[:_MOST_SHOWN]:
         print_text(f"- {sentence}")
-    if len(said) > _MOST_SHOWN:
-        print_text(f"- and {len(said) - _MOST_SHOWN} more")
+    if len(sentences) > _MOST_SHOWN:
+        print_text(f"- and {len(sentences) - _MOST_SHOWN} more")
     if not found:
         print_text(f"{path}: no problems; it can be published")
     return 4 if found else 0
@@ -196,8 +196,8 @@ def _compared(
     harm = [] if allow_changes else [change for change in different if not change.harmless]
     advice = "only additions are published; a maintainer may allow it with --allow-changes"
     return (
-        [Problem(None, path.name, f"{change.said}; {advice}") for change in harm],
-        [change.said for change in different if change not in harm],
+        [Problem(None, path.name, f"{change.text}; {advice}") for change in harm],
+        [change.text for change in different if change not in harm],
     )
 
 

@@ -18,7 +18,8 @@ from bench.evaluation.protocols import Segment, chains
 from bench.evaluation.shared_pass import run_streams
 from bench.evaluation.stream_tasks import checkpoint, forget
 from bench.execution.task_pool import Executor
-from bench.planning.plan import BoardEntry, Plan, default_folder, make_plan
+from bench.planning.board_entry import BoardEntry
+from bench.planning.plan import Plan, default_folder, make_plan
 from bench.planning.streams import groups_of, missing_streams, stream_name
 from bench.planning.work_items import work_items_of
 from bench.runs.callbacks import RunCallback
@@ -79,13 +80,13 @@ def run_all(specs: Sequence[RunSpec], callback: RunCallback | None = None) -> li
 
 def run_plans(plans: Sequence[Plan], callback: RunCallback) -> list[Outcome]:
     """Do the missing work of several plans in one pool of workers and return an outcome for each."""
-    trainings = {task.key: task for plan in plans for task in plan.cooking}
+    trainings = {task.key: task for plan in plans for task in plan.trainings}
     streams: dict[str, tuple[Plan, BoardEntry, tuple[Segment, ...]]] = {}
     tasks = list(trainings.values())
     write_settings(plans)
     for plan in plans:
         rows = _manifest(plan)
-        write_manifest(plan.out, rows, [task.key for task in plan.cooking])
+        write_manifest(plan.out, rows, [task.key for task in plan.trainings])
         _forget_done(plan, rows)
         for task, entry, chain in missing_streams(plan):
             if task.key not in streams:

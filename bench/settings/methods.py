@@ -71,11 +71,11 @@ def parse_method(text: str) -> Method:
 def _row(name: str) -> Row:
     if ".py:" in name:
         file, _, class_name = name.rpartition(":")
-        return _outside(f"{Path(file).name}:{class_name}", f"{Path(file).resolve()}:{class_name}")
+        return _row_of_class(f"{Path(file).name}:{class_name}", f"{Path(file).resolve()}:{class_name}")
     if name in METHODS:
         return METHODS[name]
     entries = plugins()
-    return _outside(name, entries[nearest(name, (*METHODS, *entries), "method")].value)
+    return _row_of_class(name, entries[nearest(name, (*METHODS, *entries), "method")].value)
 
 
 def plugins() -> dict[str, EntryPoint]:
@@ -86,7 +86,7 @@ def plugins() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in found if entry.name not in METHODS}
 
 
-def _outside(name: str, path: str) -> Row:
+def _row_of_class(name: str, path: str) -> Row:
     """Return a row for a class outside the table, "file.py:Class" or "module:Class". Raises UsageError."""
     from bench.core.import_object import load_object
     from methods.base import Adapter, Recipe

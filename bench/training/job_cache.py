@@ -163,7 +163,7 @@ def training_tasks(targets: Iterable[Job], seed: int, device: str, devices: int 
         key = job_key(job, seed)
         if key in tasks:
             continue
-        if cooked(key) is not None:
+        if cached_facts(key) is not None:
             # A process killed after writing the weights leaves its checkpoint behind.
             _checkpoint(key).unlink(missing_ok=True)
             continue
@@ -199,7 +199,7 @@ def run_job(
     FloatingPointError if the weights are not finite.
     """
     with lock(cache_dir() / "locks" / f"{key}.lock"):
-        if cooked(key) is not None:
+        if cached_facts(key) is not None:
             return
         function, config, inputs, data, resumable = order.parts
         if code and code != _code_key(function, config):
@@ -256,7 +256,7 @@ def _checkpoint(key: str) -> Path:
     return cache_dir() / "training" / f"{key}.pt"
 
 
-def cooked(key: str) -> dict[str, Any] | None:
+def cached_facts(key: str) -> dict[str, Any] | None:
     """Return the facts of a job's cached weights; None if they are missing or damaged (these are removed)."""
     try:
         return whole_facts(weights_path(key))
@@ -285,7 +285,7 @@ def mixture_of(job: Job, seed: int) -> dict[str, Any] | None:
     for part in reversed(all_jobs([job])):
         if part.resumable or part.data is None:
             continue
-        shares = (cooked(job_key(part, seed)) or {}).get("shares")
+        shares = (cached_facts(job_key(part, seed)) or {}).get("shares")
         if shares:
             names = tuple(i.label if isinstance(i, Job) else i.digest for i in part.inputs)
             return {"ingredients": names, "shares": {layer: tuple(row) for layer, row in shares.items()}}
@@ -295,4 +295,4 @@ def mixture_of(job: Job, seed: int) -> dict[str, Any] | None:
 def fit_seconds(job: Job, seed: int) -> float:
     """Return the training seconds behind a result, cached or not; jobs shared by several results count in each."""
     keys = {job_key(part, seed) for part in all_jobs([job])}
-    return sum(float((cooked(key) or {}).get("seconds", 0.0)) for key in keys)
+    return sum(float((cached_facts(key) or {}).get("seconds", 0.0)) for key in keys)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_processes
 
 HOME = Path(__file__).resolve().parents[2]
 PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", HOME / "leaderboards" / "results" / "README.md"]
@@ -99,6 +100,7 @@ _STANDINS = {
     "FILE": _FIELD,
     "METHOD...": "tent",
     "R": "runs/A",
+    "DIR": "runs/A",
     "NAME": "fog",
     "--watch": "",
     "(mean)": "(mean)",
@@ -170,19 +172,20 @@ def run(words: str, folder: Path) -> str:
         "OMP_NUM_THREADS": "1",
         "SOUPBENCH_CACHE": str(folder / "cache"),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", *shlex.split(words)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    done = quick_processes.run(["-m", "bench", *shlex.split(words)], cwd=folder, env=environment)
     assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout
+
+
+def needs_a_run(command: str) -> bool:
+    return "runs/" in command or not {"R", "DIR"}.isdisjoint(command.split())
 
 
 def marked(command: str) -> Any:
     """What reads results is quick; what makes a run is slow."""
     how = rule(command)
     assert isinstance(how, Run)
-    own = how.slow or "runs/" in command or re.search(r"--from R|results R|gallery|list|show|doctor", command)
+    own = how.slow or needs_a_run(command) or re.search(r"gallery|list|show|doctor", command)
     return pytest.param(command, marks=pytest.mark.slow if own else ())
 
 
@@ -190,7 +193,7 @@ def marked(command: str) -> Any:
 def test_a_command_of_the_documentation_runs(command: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     how = rule(command)
     assert isinstance(how, Run)
-    folder = request.getfixturevalue("folder") if "runs/A" in command or "R" in command.split() else tmp_path
+    folder = request.getfixturevalue("folder") if needs_a_run(command) else tmp_path
     if folder == tmp_path:
         shutil.copytree(HOME / "runs", folder / "runs")
     words = [_STANDINS.get(word, word) for word in shlex.split(command)[1:]]

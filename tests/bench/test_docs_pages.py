@@ -6,14 +6,13 @@ import ast
 import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+import quick_processes
 from typer.testing import CliRunner
 
 from bench.cli.main import app
@@ -92,8 +91,8 @@ def test_a_page_can_be_followed_literally(page: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(HOME), "COLUMNS": "110", "OMP_NUM_THREADS": "1"}
     printed = ""
     for words in commands(text):
-        program = [sys.executable, *(["-m", "bench"] if words[0] == "bench" else []), *words[1:]]
-        done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        program = [*(["-m", "bench"] if words[0] == "bench" else []), *words[1:]]
+        done = quick_processes.run(program, cwd=folder, env=environment)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         printed += done.stdout + done.stderr
     lines = {normal(line) for line in printed.splitlines()}

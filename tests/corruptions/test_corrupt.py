@@ -65,12 +65,11 @@ def test_any_size(name: str, size: tuple[int, int], pictures: Pictures) -> None:
 
 
 @every
-@pytest.mark.parametrize("level", [0, 128, 255])
 @pytest.mark.parametrize("profile", ["cifar32", "digits32", "imagenet224"])
-def test_constant_images_at_every_severity(name: str, level: int, profile: str) -> None:
-    images = torch.full((1, 3, 32, 32), level / 255)
+def test_constant_images_at_every_severity(name: str, profile: str) -> None:
+    images = torch.tensor([0, 128, 255]).div(255).reshape(3, 1, 1, 1).repeat(1, 3, 32, 32)
     for severity in (0.1, 1, 2, 2.5, 3, 3.5, 4, 5):
-        assert corrupt(images, name, severity, ids=[0], profile=profile, storage="none").isfinite().all()
+        assert corrupt(images, name, severity, ids=range(3), profile=profile, storage="none").isfinite().all()
 
 
 @every

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,21 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+SMALL = ["--limit", "20", "--set", "source.epochs=1", "--set", "memo.views=2", "--set", "supervised_soup.epochs=1"]
+SMALL += ["--set", "selfsoup.steps=2", "--set", "selfsoup.batch=16", "--set", "selfsoup.epochs=1"]
+
+
 @pytest.fixture(scope="module")
 def demo(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """`bench run --demo` from an empty cache, in an empty folder."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+    """`bench run --demo` on few images and with short trainings."""
+    return run_demo(installed, tmp_path_factory.mktemp("elsewhere"), SMALL)
+
+
+def run_demo(installed: Path, folder: Path, small: Sequence[str]) -> Demo:
+    """Run the demonstration from an empty cache, in an empty folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SOUPBENCH"))}
     environment = {**kept, "SOUPBENCH_CACHE": str(folder / "cache")}
-    command = [installed, "-m", "bench", "run", "--demo", "--out", "out"]
+    command = [installed, "-m", "bench", "run", "--demo", "--out", "out", *small]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     read = [installed, "-m", "bench", "leaderboard", "--from", "out", "--format", "json"]
@@ -89,7 +98,6 @@ def test_the_board_has_every_row_complete(demo: Demo) -> None:
     assert {"soup", "mean"} < parts
     assert sum(part.startswith("ingredient:") for part in parts if part) >= 2
     assert not any(row["incomplete"] for row in rows.values())
-    assert all(row["interval"]["low"] < row["accuracy"] < row["interval"]["high"] for row in rows.values())
     assert len(demo.board["corruptions"]) == 12
 
 
@@ -101,7 +109,7 @@ def test_the_text_says_what_was_compared_and_what_it_does_not_show(demo: Demo) -
 
 
 def test_a_second_run_trains_and_measures_nothing(demo: Demo) -> None:
-    command = [demo.python, "-m", "bench", "run", "--demo", "--out", "out"]
+    command = [demo.python, "-m", "bench", "run", "--demo", "--out", "out", *SMALL]
     done = subprocess.run(
         command, cwd=demo.folder, env=demo.environment, capture_output=True, text=True, timeout=300, check=True
     )
@@ -116,8 +124,13 @@ def test_the_demo_can_be_verified(demo: Demo) -> None:
     assert json.loads(done.stdout)["problems"] == []
 
 
-def test_the_readme_shows_this_board(demo: Demo) -> None:
+@pytest.mark.slow
+def test_the_readme_shows_this_board(installed: Path, tmp_path: Path) -> None:
     """Rows, tracks and n as printed; accuracies within their intervals, the README's and this machine's."""
+    demo = run_demo(installed, tmp_path, ())
+    for row in demo.board["rows"]:
+        assert row["fit_seconds"] > 0
+        assert row["interval"]["low"] < row["accuracy"] < row["interval"]["high"]
     readme = (HOME / "README.md").read_text()
     shown = readme[readme.index("<!-- demo:start -->") : readme.index("<!-- demo:end -->")]
     assert f"{demo.board['n']} images each" in shown

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import quick_processes
 import torch
 from PIL import Image
 
 from bench.core.errors import UsageError
 from bench.models.weights_io import MAE_BASE
-from bench.planning.bill import Setting, expected
 from bench.planning.plan import Plan, make_plan
+from bench.planning.training_cost import Setting, expected_cost
 from bench.settings.methods import parse_method
 from bench.settings.run_spec import make_spec
 from bench.shifts.imagenet import synsets
@@ -39,8 +39,7 @@ def bench(tmp_path: Path) -> Bench:
     environment = {**os.environ, "SOUPBENCH_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "bench", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        return quick_processes.run(["-m", "bench", *arguments], cwd=tmp_path, env=environment, timeout=600)
 
     return call
 
@@ -217,7 +216,7 @@ def test_a_budget_is_less_than_what_is_set_by_hand(root: Path, own: None) -> Non
     assert (trial.labels_per_class, trial.limit) == (3, 16)
     assert plan.notes[0].startswith("budget smoke (")
     # The sentence is that of the plan: 1 ingredient; 4 fine-tunings of it, and the 4 that source and its soup share.
-    kinds = dict(plan.bill.counts)
+    kinds = dict(plan.training_cost.counts)
     assert kinds == {"inter-training of 4 steps": 1, "fine-tuning of 3 epochs": 4, "fine-tuning of 1 epoch": 8}
 
 
@@ -227,11 +226,11 @@ def test_the_bill_before_the_data_is_that_of_the_plan(root: Path, own: None) -> 
     methods = [parse_method(name) for name in plan.spec.method]
     architecture = plan.entries[0].job and stock_of(plan.entries[0].job).architecture
     assert architecture is not None
-    before = expected(plan.spec, methods, Setting("imagenet-c", "imagenet", 1000, 43, architecture, 1))
-    assert before.counts == plan.bill.counts
+    before = expected_cost(plan.spec, methods, Setting("imagenet-c", "imagenet", 1000, 43, architecture, 1))
+    assert before.counts == plan.training_cost.counts
     assert "cheaper: --budget short" in plan.notes[1]
     short = planned(root, budget="short")
-    assert short.bill.flops < plan.bill.flops / 5
+    assert short.training_cost.flops < plan.training_cost.flops / 5
 
 
 def test_recipes_learn_all_classes_where_superclasses_are_scored(root: Path, own: None) -> None:

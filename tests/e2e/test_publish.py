@@ -48,8 +48,8 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     clean = {"project": "0.1.0", "git": "0123456789ab", "dirty": False, "package": "0" * 16, "python": "3.11.7"}
     monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("bench.evaluation.stream_results.environment", lambda: clean)
-    monkeypatch.setattr("bench.planning.plan.identity", lambda name: "1")
-    monkeypatch.setattr("bench.planning.plan.identity_of_path", lambda path: "1")
+    monkeypatch.setattr("bench.planning.record_identity.identity", lambda name: "1")
+    monkeypatch.setattr("bench.planning.record_identity.identity_of_path", lambda path: "1")
 
     def build(shift: str, **settings: Any) -> Path:
         out = tmp_path / shift

@@ -29,7 +29,10 @@ CHROMIUM = next(
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; apt-get install chromium")
 
 NASTY = "\"><img src=x onerror='window.sprung=1'><script>window.sprung=1</script>{{7*7}}"
-SCREENS = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
+SCREENS = [
+    *((390, "dark"), (1280, "light")),
+    *(pytest.param(*screen, marks=pytest.mark.slow) for screen in ((390, "light"), (1280, "dark"))),
+]
 
 
 def kept(bundle: Bundle, keep: Callable[[Record], bool], **changes: Any) -> Bundle:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +41,15 @@ def designed(results: Any, **sizes: Any) -> Design:
     return design(results.records, "tent", "sar", results.store.predictions, **sizes)
 
 
+@pytest.fixture(scope="module")
+def pilot(new_results: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A study of 24 seeds, 5 conditions and 800 images."""
+    return filled(new_results(tmp_path_factory.mktemp("pilot")), outcomes(np.random.default_rng(8), 24, 5, 800))
+
+
 @pytest.mark.parametrize(("seeds", "conditions", "n"), [(2, 5, 60), (3, 2, 200), (6, 12, 40), (1, 5, 120)])
-def test_half_widths_are_those_of_simulated_studies(results: Any, seeds: int, conditions: int, n: int) -> None:
-    rng = np.random.default_rng(8)
-    pilot = filled(results, outcomes(rng, 24, 5, 800))
+def test_half_widths_are_those_of_simulated_studies(pilot: Any, seeds: int, conditions: int, n: int) -> None:
+    rng = np.random.default_rng(9)
     (size,) = designed(pilot, n=[n], conditions=[conditions], seeds=[seeds]).sizes
     assert (size.n, size.conditions, size.seeds) == (n, conditions, seeds)
     halves, ids = [], np.arange(n)

@@ -153,7 +153,7 @@ def test_one_more_seed_moves_no_other_row(shipped: dict[str, Bundle], field: Bun
     after = make_site({**shipped, "more.jsonl": part_of(field, of("tent", seeds=(0,)), seed=7)}, before)
     then, now = numbers_of(before), numbers_of(after)
     assert {name for name in then if then[name] != now[name]} == {"tent"}
-    assert [c.said for c in changes(before, after) if "rank" not in c.said] == [
+    assert [c.text for c in changes(before, after) if "rank" not in c.text] == [
         "the file more.jsonl is added",
         f"{SLUG}: the row tent has {100 * now['tent'][0]:.1f} over 5 seeds instead of {100 * then['tent'][0]:.1f} over "
         "4 seeds",
@@ -306,7 +306,7 @@ class TestCheck:
         forged = part_of(field, of("source"))
         early = tuple(record.model_copy(update={"created": "2020-01-01T00:00:00Z"}) for record in forged.records)
         after = make_site({"a": field, "b": replace(forged, records=early)}, before)
-        assert next(changes(before, after)).said.startswith("39 records of source would change")
+        assert next(changes(before, after)).text.startswith("39 records of source would change")
 
     def test_a_run_is_compared_too(self, digits_run: Any, published: Path, capsys: Any) -> None:
         assert publishing.check(digits_run.store.folder, None, False, published) == 0

@@ -53,8 +53,8 @@ def test_refusals_say_why_and_what_to_do(row: Any) -> None:
     assert len(findings) < len(examples_for(row.needs))
     for finding in findings:
         assert finding.status == "refused"
-        assert "; " in finding.said
-        assert finding.said.rpartition("; ")[2].split()[0] in ("choose", "use", "give")
+        assert "; " in finding.message
+        assert finding.message.rpartition("; ")[2].split()[0] in ("choose", "use", "give")
 
 
 # One adapter for each rule that breaks it, and the name of the check that must find it.
@@ -344,7 +344,7 @@ def test_classes_that_cannot_be_tried_fail_in_words() -> None:
         (Misspelt, "rate"),
         (Refusing, "refuses every"),
     ):
-        assert words in bad(adapter, COMMON)[-1].said
+        assert words in bad(adapter, COMMON)[-1].message
 
 
 def test_supports_answers_without_touching_the_model() -> None:

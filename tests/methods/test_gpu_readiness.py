@@ -144,9 +144,9 @@ EACH_STEP: dict[str, dict[tuple[str, str], tuple[int, str]]] = {
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_step_waits_for_nothing_but_what_is_stated(name: str) -> None:
-    few, many = (waits_of(lambda generator, steps=steps: TRAININGS[name](steps, generator)) for steps in (4, 8))
+    few, many = (waits_of(lambda generator, steps=steps: TRAININGS[name](steps, generator)) for steps in (2, 4))
     more = {site: count - few.get(site, 0) for site, count in many.items() if count != few.get(site, 0)}
-    assert more == {site: 4 * count for site, (count, _) in EACH_STEP.get(name, {}).items()}
+    assert more == {site: 2 * count for site, (count, _) in EACH_STEP.get(name, {}).items()}
 
 
 def season_all(generator: torch.Generator) -> object:

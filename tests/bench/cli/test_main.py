@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_processes
 
 from bench import __version__
 from bench.cli import main as cli
@@ -436,24 +436,20 @@ def test_the_module_runs_like_the_command() -> None:
 
 def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[str, Any], own_cache: Path) -> None:
     settings |= {"jobs": 2, "method": "source,tent", "severity": "1-5"}
-    command = [sys.executable, "-m", "bench", "run", *flags(settings), *FAST]
     records = settings["out"] / "records"
-    # A process in the background of a shell ignores interrupts, and so would its children.
-    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, preexec_fn=listen) as process:
-        deadline = time.monotonic() + 120
-        while not (records.is_dir() and any(records.glob("*.json"))) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    process = quick_processes.Process(["-m", "bench", "run", *flags(settings), *FAST])
+    deadline = time.monotonic() + 120
+    while not (records.is_dir() and any(records.glob("*.json"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     kept = {path.name: path.read_bytes() for path in records.glob("*.json")}
     assert 0 < len(kept) < 22
     again = shlex.split(err.strip().splitlines()[-1].partition("continue with: ")[2])
     assert again[:2] == ["bench", "run"]
-    done = subprocess.run([sys.executable, "-m", *again, "--jobs", "1"], capture_output=True, text=True, timeout=200)
+    done = quick_processes.run(["-m", *again, "--jobs", "1"])
     assert done.returncode == 0, done.stderr
     assert f"{len(kept)} reused" in done.stderr
     assert {path.name: path.read_bytes() for path in records.glob("*.json")}.items() >= kept.items()

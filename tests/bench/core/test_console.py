@@ -67,7 +67,9 @@ def written(text: str, encoding: str) -> bytes:
     return raw.getvalue()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "cp1252", "utf-8"))]
+)
 def test_a_board_reaches_every_terminal(encoding: str) -> None:
     results = Path(__file__).parents[3] / "leaderboards" / "results" / "digits-c-demo.jsonl"
     command = [sys.executable, "-m", "bench", "leaderboard", "--from", str(results), "--columns", "method,mCE"]

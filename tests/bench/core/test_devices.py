@@ -107,9 +107,9 @@ def test_the_number_of_devices_changes_no_key(stock: str) -> None:
     settings = {"method": "selfsoup,tent_pool", "shift": "digits-c", "stock": stock, "limit": 32, "severity": "3"}
     one, two = (make_plan(make_spec(settings, {"devices": devices})) for devices in (1, 2))
     assert one.keys == two.keys
-    assert {task.key for task in one.cooking} == {task.key for task in two.cooking}
-    assert {task.devices for task in one.cooking} == {1}
-    spread = {task.label: task.devices for task in two.cooking}
+    assert {task.key for task in one.trainings} == {task.key for task in two.trainings}
+    assert {task.devices for task in one.trainings} == {1}
+    spread = {task.label: task.devices for task in two.trainings}
     assert spread["ingredient mae"] == 2
     assert spread["linear probe of the stock"] == 1
     assert all(count == 2 for label, count in spread.items() if label.startswith("fine-tune"))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quick_processes
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -297,10 +296,8 @@ def checkout(tmp_path: Path) -> Callable[..., dict[str, str]]:
             (home / file).write_text(text.replace(old, new, 1))
         code = "import json, sys; from bench.core.components import identity; "
         code += "print(json.dumps({name: identity(name) for name in json.loads(sys.argv[1])}))"
-        done = subprocess.run(
-            [sys.executable, "-c", code, json.dumps(names)], cwd=home, capture_output=True, text=True, check=True,
-            env={"PYTHONPATH": str(home), "PATH": ""},
-        )  # fmt: skip
+        there = {"PYTHONPATH": str(home), "PATH": ""}
+        done = quick_processes.run(["-c", code, json.dumps(names)], cwd=home, env=there, check=True)
         found: dict[str, str] = json.loads(done.stdout)
         return found
 

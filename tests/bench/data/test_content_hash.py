@@ -6,8 +6,6 @@ import hashlib
 import io
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quick_processes
 from PIL import Image
 
 from bench.core.conditions import CLEAN, Condition
@@ -400,7 +399,7 @@ def test_images_that_a_table_only_names_belong_to_it(tmp_path: Path) -> None:
     # Not by `to_parquet`, which puts the images' bytes into the table.
     pyarrow.parquet.write_table(made.data.table, tmp_path / "named.parquet")
     one = read_parquet([tmp_path / "named.parquet"])
-    assert one.outside is not None
+    assert one.image_files is not None
     first = stored(one)
     assert np.array_equal(first, pixels(1).transpose(0, 3, 1, 2))
     write(2)
@@ -493,8 +492,8 @@ print(read_folder(Path(sys.argv[1])).key)
 
 def test_processes_that_open_one_folder_at_once_agree(tmp_path: Path, own_cache: Path) -> None:
     make("png", tmp_path, 1)
-    command = [sys.executable, "-c", _OPEN, str(tmp_path / "set")]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    command = ["-c", _OPEN, str(tmp_path / "set")]
+    running = [quick_processes.Process(command) for _ in range(3)]
     keys = {process.communicate(timeout=120)[0] for process in running}
     assert len(keys) == 1
     assert "folder:" in keys.pop()

@@ -8,7 +8,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quick_processes
 from PIL import Image
 
 from bench.core.errors import BenchError
@@ -194,8 +194,8 @@ np.save(log + f".{order}.npy", pixels[np.argsort(rows)])
 """
 
 
-def _worker(photos: Path, log: Path, order: int, pause: float) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(photos), str(log), str(order), str(pause)])
+def _worker(photos: Path, log: Path, order: int, pause: float) -> quick_processes.Process:
+    return quick_processes.Process(["-c", WORKER, photos, log, str(order), str(pause)])
 
 
 def test_processes_that_fill_together_decode_each_image_once(photos: Path, tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import quick_processes
 import torch
 from filelock import FileLock
 from PIL import Image
@@ -159,9 +158,9 @@ def test_a_killed_export_goes_on_and_ends_with_the_same_bytes(layout: str, tmp_p
     source = write_set(tmp_path / "pictures", each=100, side=224)
     arguments = ["--corruption", "glass_blur,zoom_blur", "--layout", layout, "--device", "cpu", "--json"]
 
-    def start(out: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "bench", "data", "export", f"folder:{source}", "-o", str(out), *arguments]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
+    def start(out: Path) -> quick_processes.Process:
+        command = ["-m", "bench", "data", "export", f"folder:{source}", "-o", str(out), *arguments]
+        return quick_processes.Process(command, cwd=Path(__file__).parents[3])
 
     def finish(out: Path) -> int:
         process = start(out)

@@ -6,14 +6,13 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import quick_processes
 import requests
 
 from bench.core.conditions import Condition
@@ -180,12 +179,9 @@ def test_what_cannot_be_fetched_says_where_it_is_to_be_had(tmp_path: Path) -> No
 
 
 def test_the_command_line_ends_with_3_and_a_sentence(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "data", "fetch", "imagenet-c", "--data-root", str(tmp_path)],
-        capture_output=True,
-        text=True,
+    done = quick_processes.run(
+        ["-m", "bench", "data", "fetch", "imagenet-c", "--data-root", tmp_path],
         env={**os.environ, "https_proxy": "http://127.0.0.1:9"},
-        timeout=60,
     )
     assert done.returncode == 3
     assert "check the network and run the same command again" in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import quick_processes
 
 from .conftest import Hub, picture, table
 
@@ -38,8 +38,7 @@ def bench(hub: Hub, tmp_path: Path) -> Any:
         online = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
         environment = {**online, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url if up else "http://127.0.0.1:9",
                        "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
-        return subprocess.run([sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, timeout=300,
-                              cwd=tmp_path, env=environment)  # fmt: skip
+        return quick_processes.run(["-m", "bench", *arguments], cwd=tmp_path, env=environment)
 
     return run
 

@@ -140,7 +140,7 @@ def _spec(out: Path) -> Any:
         "jobs": 1,
         "out": out,
     }
-    options = {"selfsoup": {"steps": 40, "batch": 16, "epochs": 1, "ingredients": ["mae", "mocov3"]}}
+    options = {"selfsoup": {"steps": 12, "batch": 16, "epochs": 1, "ingredients": ["mae", "mocov3"]}}
     return make_spec(settings, {"set": options})
 
 
@@ -167,7 +167,7 @@ def test_trainings_on_a_large_pool_make_it_once_and_end_as_from_memory(
     assert made == []
     monkeypatch.setattr(lazy.pooled, "__defaults__", (0,))
     assert predictions("kept") == memory
-    assert sorted(made) == sorted([*range(20)] * 2)  # two corruptions, two trainings of 40 steps
+    assert sorted(made) == sorted([*range(20)] * 2)  # two corruptions, two trainings of 12 steps
 
 
 _BRIEF = {"steps": 4, "batch": 8, "epochs": 1, "ingredients": ["mae", "mae:mask_ratio=0.5"]}
@@ -248,7 +248,7 @@ def test_a_bill_makes_each_image_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not pools_dir().exists()
     each = 2.0
     extra = [after[0] - before[0] for after, before in zip(ingredients(), quick, strict=True)]
-    # Both draw 640 images of the 40 that there are.
+    # Both draw 192 images of the 40 that there are.
     assert extra[0] == pytest.approx(40 * each, abs=10 * each)
     assert extra[1] == pytest.approx(0, abs=10 * each)
     assert quick[0][1] - quick[1][1] == 40 * 3 * 32 * 32

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import quick_processes
 
 from bench.data.imageset import clean_folder
 from bench.data.pixel_cache import CachedRows, pools_dir
@@ -132,7 +131,7 @@ def test_what_others_filled_is_read_though_nothing_can_be_added() -> None:
     for folder in (pools_dir(), *pools_dir().parents):
         if folder.owner() == "root" and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o555)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = quick_processes.run(["-c", code])
     assert done.stdout.strip() == f"[10, 11, 10, 11] {ROWS - 10}", done.stderr
 
 
@@ -168,7 +167,7 @@ def test_processes_that_fill_one_file_at_once_all_read_the_same() -> None:
         "for _ in range(300):\n    some = rng.integers(0, 40, 8)\n"
         "    assert (rows.take(some, whole.__getitem__) == whole[some]).all()\n"
     )
-    running = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for number in range(4)]
+    running = [quick_processes.Process(["-c", code, str(number)]) for number in range(4)]
     assert [process.wait() for process in running] == [0] * 4
     make = Maker()
     assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)

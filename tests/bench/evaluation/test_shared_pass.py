@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def parts(measured: list[ConditionResult] | Exception) -> list[Any]:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[Tensor]]]:
     """Collect all batches of pixels that were made, and check that no two exist at a time."""
     batches: list[weakref.ref[Tensor]] = []
     true = stream_module.make_pixels
@@ -111,7 +111,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
         return pixels
 
     monkeypatch.setattr(stream_module, "make_pixels", counted)
-    return batches
+    gc.freeze()  # so that each collection looks at new objects only
+    yield batches
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import quick_processes
 import torch
 
 from bench.execution.checkpointing import FileCheckpointer
 from bench.models.weights_io import load_weights
-from bench.training.job_cache import cooked, job_key, run_job, training_tasks
+from bench.training.job_cache import cached_facts, job_key, run_job, training_tasks
 from methods.base import Job, Unlabelled
 from methods.selfsoup.ingredients import Ingredient, inter_train
 
@@ -88,8 +87,8 @@ def test_a_killed_process_goes_on_and_gives_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     (tmp_path / "job.py").write_text(_JOB)
-    command = [sys.executable, "-c", _RUN_JOB, str(tmp_path)]
-    process = subprocess.Popen(command)
+    command = ["-c", _RUN_JOB, tmp_path]
+    process = quick_processes.Process(command)
     deadline = time.monotonic() + 120
     while not list(own_cache.glob("training/*.pt")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -101,11 +100,11 @@ def test_a_killed_process_goes_on_and_gives_the_same_weights(
     state = FileCheckpointer(kept[0]).load()
     assert state is not None
     assert 0 < state["step"] < 60
-    subprocess.run(command, check=True)
+    quick_processes.run(command, check=True)
     assert not list(own_cache.glob("training/*.pt"))
     resumed = next(own_cache.glob("weights/*.safetensors"))
     monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "other"))
-    subprocess.run(command, check=True)
+    quick_processes.run(command, check=True)
     undisturbed = next((tmp_path / "other").glob("weights/*.safetensors"))
     weights, facts = load_weights(resumed)
     assert weights.digest == load_weights(undisturbed)[0].digest
@@ -122,7 +121,7 @@ def test_a_training_leaves_losses_and_no_checkpoint(own_cache: Path) -> None:
     )
     task = training_tasks([job], 0, "cpu")[0]
     run_job(*task.arguments)
-    facts = cooked(job_key(job, 0))
+    facts = cached_facts(job_key(job, 0))
     assert facts is not None
     assert len(facts["losses"]) == 2
     assert not list(own_cache.glob("training/*"))

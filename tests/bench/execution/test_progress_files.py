@@ -217,7 +217,7 @@ def test_a_watched_folder_shows_trainings_streams_and_the_time_left(
 ) -> None:
     spec = make_spec({**SETTINGS, "jobs": 1, "out": out})
     plan = make_plan(spec)
-    keys = [task.key for task in plan.cooking]
+    keys = [task.key for task in plan.trainings]
     write_manifest(out, [], keys)
     ProgressWriter(training_file(keys[0]), "ingredient mae").step(300, 30, 0.125)
     ProgressWriter(training_file("of another run"), "not ours").step(300, 30, 0.125)

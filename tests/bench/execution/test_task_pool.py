@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from functools import partial
@@ -11,6 +10,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
+import quick_processes
 import torch
 
 from bench.core.cache_dir import weights_path
@@ -18,7 +18,7 @@ from bench.core.components import identity_of
 from bench.execution.task_pool import Task, run_tasks
 from bench.models.weights_io import load_stock, load_weights
 from bench.training import job_cache
-from bench.training.job_cache import all_jobs, cooked, fit_seconds, job_key, training_tasks
+from bench.training.job_cache import all_jobs, cached_facts, fit_seconds, job_key, training_tasks
 from methods.base import Job, Unlabelled
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.objectives import mae, mocov3
@@ -145,7 +145,7 @@ def test_training_caches_by_content_and_counts_shared_seconds(stock: str, pool: 
     mixed = load_weights(weights_path(job_key(soup, 0)))[0]
     alone = load_weights(weights_path(job_key(first, 0)))[0]
     assert mixed.digest == alone.digest  # a soup of two equal ingredients is that ingredient, bit for bit
-    facts = [cooked(job_key(job, 0)) for job in (first, soup)]
+    facts = [cached_facts(job_key(job, 0)) for job in (first, soup)]
     assert fit_seconds(soup, 0) == pytest.approx(sum(f["seconds"] for f in facts if f))
 
 
@@ -199,7 +199,7 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(_PARENT)
     (tmp_path / "orphan.py").write_text(_ORPHAN)
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], env=os.environ | {"PYTHONPATH": path})
+    parent = quick_processes.Process([tmp_path / "parent.py"], env=os.environ | {"PYTHONPATH": path})
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_processes
 from typer.testing import CliRunner
 
 from bench.cli.catalogue import _method, _methods
@@ -75,12 +76,7 @@ def test_a_file_that_changed_is_not_taken_for_what_was_sent(tmp_path: Path) -> N
 def test_what_is_written_passes_its_own_test_and_linters(tmp_path: Path) -> None:
     assert bench("new", "method", "my_tent", "--out", str(tmp_path)).exit_code == 0
     file = tmp_path / "my_tent.py"
-    tested = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_tent.py"],
-        cwd=file.parent,
-        capture_output=True,
-        text=True,
-    )
+    tested = quick_processes.run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_tent.py"], cwd=file.parent)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert "2 passed" in tested.stdout
     for tool in (["check"], ["format", "--check", "--line-length", "120"]):

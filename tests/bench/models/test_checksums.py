@@ -28,7 +28,7 @@ from bench.runs.run import Outcome
 from bench.settings.run_spec import make_spec
 from bench.soups.mix_files import mix
 from bench.training import job_cache
-from bench.training.job_cache import cooked, job_key, run_job, training_tasks
+from bench.training.job_cache import cached_facts, job_key, run_job, training_tasks
 from methods.base import Job, Unlabelled
 from methods.nets.weights import Architecture, Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
@@ -185,7 +185,7 @@ def test_a_file_without_checksum_is_read_as_before_but_no_result(stock: str, own
     assert read_tensors(Path(stock)).keys() == tensors.keys()
     (own_cache / "weights").mkdir(parents=True)
     shutil.copy(stock, own_cache / "weights" / "key.safetensors")
-    assert cooked("key") is None
+    assert cached_facts("key") is None
     assert not (own_cache / "weights" / "key.safetensors").exists()
 
 

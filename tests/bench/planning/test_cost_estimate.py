@@ -40,6 +40,7 @@ def small(tmp_path: Path, **settings: object) -> RunSpec:
         "jobs": 1,
         "out": tmp_path / "out",
         "device": "cpu",
+        "options": {"source": {"epochs": 1}},
     }
     return RunSpec.model_validate(given | settings)
 

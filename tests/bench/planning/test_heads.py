@@ -60,7 +60,7 @@ def test_a_soup_mixes_encoders_and_each_ingredient_has_a_head(settings: dict[str
     }
     assert {r.options["selfsoup"]["order"] for r in knn.records()} == {"soup_then_tune"}
     plan = make_plan(make_spec({**settings, "method": "selfsoup", "head": "knn", "seed": 1}))
-    assert not [task.label for task in plan.cooking if task.label.startswith("fine-tune")]
+    assert not [task.label for task in plan.trainings if task.label.startswith("fine-tune")]
     records = [*probe.records(), *knn.records(), *run_quick(settings, method="selfsoup").records()]
     names = {row.name for row in make_board(records).rows if row.part == "soup"}
     assert names == {"selfsoup (soup)", "selfsoup [head=probe] (soup)", "selfsoup [head=knn] (soup)"}

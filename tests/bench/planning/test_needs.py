@@ -57,7 +57,7 @@ def test_alone_it_runs_on_what_it_needs_and_shares_the_training(settings: dict[s
     plan = make_plan(spec_of(settings, names))
     jobs = {entry.trial.method: entry.job for entry in plan.entries}
     assert all(job is not None and job.function is fine_tune_jointly for job in jobs.values())
-    assert len(plan.cooking) == 2  # the probe and one training
+    assert len(plan.trainings) == 2  # the probe and one training
     outcome = run(spec_of(settings, names, corruption="fog"))
     assert outcome.exit_code == 0
     records = {record.method: record for record in outcome.records() if record.corruption == "fog"}

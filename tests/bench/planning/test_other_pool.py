@@ -120,7 +120,7 @@ def test_its_number_is_that_of_init_from(settings: dict[str, Any], lamp: str, ru
     told = [(r.track, r.access.test, r.data.history) for o, p in ((pooled, "soup"), (taken, None)) for r in rows(o, p)]
     assert len(set(told)) == 1
     assert told[0][:2] == ("F", "other")
-    back = inherit(f"{pooled.out}:selfsoup", (0,), "cpu")
+    back = inherit(f"{pooled.out}:selfsoup", (0,), "cpu", make_plan)
     assert seen_from("digits-c", back.shift, back.met) == first.records()[0].data.history
 
 
@@ -157,6 +157,7 @@ def test_a_stream_and_a_union_are_told_beside_the_pool(settings: dict[str, Any],
     plan = make_plan(make_spec(base, {"protocol": "continual", "corruption": "dark,bright"}, fast("selfsoup")))
     assert plan.entries[0].history[-2:] == ("dark@3", "bright@3")
     assert plan.entries[0].access.test == "other"
+    assert plan.entries[0].trial.options["selfsoup"]["ssl_area"] == 0.5  # tuned on the digits, not on the lamps
     union = make_plan(make_spec(base, fast("selfsoup"), {"set": {"selfsoup": {"also_on": [lamp]}}}))
     assert union.entries[0].access.track == "D"
     assert set(union.entries[0].history) >= {"dark@3", "bright@3", "fog@3 of digits-c"}

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from bench.core.errors import BenchError, UsageError
-from bench.planning.plan import BASELINES, make_plan
+from bench.planning.plan import make_plan
+from bench.planning.run_methods import BASELINES
 from bench.runs import open_results as reading
 from bench.runs import run as run_module
 from bench.runs.repeat import spec_of

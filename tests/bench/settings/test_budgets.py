@@ -10,7 +10,7 @@ import pytest
 
 from bench.cli.catalogue import _method, _shift
 from bench.core.errors import UsageError
-from bench.planning.bill import Bill, bill_of, expected, in_time, published_setting
+from bench.planning.training_cost import TrainingCost, cost_of, expected_cost, in_time, published_setting
 from bench.settings.method_options import MethodOptions
 from bench.settings.methods import build_config, parse_method, plain_values
 from bench.settings.run_spec import make_spec
@@ -126,15 +126,15 @@ def test_the_bill_of_the_paper_is_the_estimate_of_its_cost() -> None:
     """16 fine-tunings of 10 epochs at 105.4 GFLOP an image and 4 MAE runs at 58.7: 24.6 EFLOP, 22.8 hours."""
     setting = published_setting(find_row("imagenet-c"))
     assert setting is not None
-    bill = expected(make_spec(HEADLINE), [parse_method("selfsoup")], setting)
-    assert bill.counts == (("inter-training of 100,000 steps", 4), ("fine-tuning of 10 epochs", 16))
-    assert bill.hours == pytest.approx(22.8, rel=0.03)
-    text = str(bill)
+    cost = expected_cost(make_spec(HEADLINE), [parse_method("selfsoup")], setting)
+    assert cost.counts == (("inter-training of 100,000 steps", 4), ("fine-tuning of 10 epochs", 16))
+    assert cost.hours == pytest.approx(22.8, rel=0.03)
+    text = str(cost)
     assert "4 inter-trainings of 100,000 steps and 16 fine-tunings of 10 epochs" in text
-    twice = expected(make_spec(HEADLINE, {"seeds": 2}), [parse_method("selfsoup")], setting)
+    twice = expected_cost(make_spec(HEADLINE, {"seeds": 2}), [parse_method("selfsoup")], setting)
     assert twice.counts == (("inter-training of 100,000 steps", 8), ("fine-tuning of 10 epochs", 32))
-    assert twice.flops == pytest.approx(2 * bill.flops)
-    assert bill_of([]) == Bill((), 0)
+    assert twice.flops == pytest.approx(2 * cost.flops)
+    assert cost_of([]) == TrainingCost((), 0)
 
 
 @pytest.mark.parametrize(

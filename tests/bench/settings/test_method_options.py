@@ -20,11 +20,11 @@ RECIPES = [name for name, row in METHODS.items() if row.kind == "recipe"]
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_no_option_takes_what_is_no_number(name: str, value: float) -> None:
+def test_no_option_takes_what_is_no_number(name: str) -> None:
     row = METHODS[name]
-    for option in fields(load_object(row.path).Config):
-        if isinstance(option.default, float):
+    options = [option for option in fields(load_object(row.path).Config) if isinstance(option.default, float)]
+    for option in options:
+        for value in (math.nan, math.inf, -math.inf):
             with pytest.raises(UsageError, match=rf"^{name}\.{option.name} must .*not -?(nan|inf)"):
                 build_config(row, {option.name: value})
 

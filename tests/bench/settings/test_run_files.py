@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench.core.errors import MissingDataError
-from bench.planning.bill import expected_jobs, published_setting
 from bench.planning.plan import Plan, make_plan
+from bench.planning.training_cost import expected_jobs, published_setting
 from bench.settings.methods import parse_method
 from bench.settings.run_spec import make_spec, read_run_file
 from bench.shifts import find_row

@@ -11,7 +11,8 @@ import torch
 
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError
-from bench.planning.plan import BoardEntry, make_plan
+from bench.planning.board_entry import BoardEntry
+from bench.planning.plan import make_plan
 from bench.runs.run import Outcome, run
 from bench.settings.run_spec import make_spec
 from bench.shifts import load_shift

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import quick_processes
 import torch
 from typer.testing import CliRunner
 
@@ -37,7 +36,7 @@ def path(tmp_path: Path) -> str:
 def test_the_first_file_works(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["new", "corruption", "my_grain", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    tried = subprocess.run([sys.executable, "-m", "pytest", "-q", "test_my_grain.py"], cwd=tmp_path, check=False)
+    tried = quick_processes.run(["-m", "pytest", "-q", "test_my_grain.py"], cwd=tmp_path)
     assert tried.returncode == 0
     again = CliRunner().invoke(app, ["new", "corruption", "my_grain", "--out", str(tmp_path)])
     assert isinstance(again.exception, UsageError)

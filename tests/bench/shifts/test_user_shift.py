@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quick_processes
 import torch
 from typer.testing import CliRunner
 
@@ -92,8 +93,7 @@ def test_what_is_written_passes_its_own_test_and_linters(tmp_path: Path) -> None
     checked = bench("check", "shift", tmp_path / "my_lamp.py")
     assert checked.exit_code == 0, checked.output
     assert "my_lamp.py:MyLamp breaks 0 rules" in checked.output
-    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_lamp.py"]
-    done = subprocess.run(test, cwd=tmp_path, capture_output=True, text=True)
+    done = quick_processes.run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_lamp.py"], cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     for tool in (["check"], ["format", "--check", "--line-length", "120"]):
         linted = subprocess.run(
@@ -145,7 +145,7 @@ def test_who_breaks_a_rule_is_told(tmp_path: Path, rule: str) -> None:
     assert {finding.check for finding in found if finding.status == "failed"} >= {rule}
     if rule not in ("same_again", "gives_images"):  # which break others too
         assert {finding.check for finding in found if finding.status == "failed"} == {rule}
-    assert all(finding.said for finding in found if finding.status == "failed")
+    assert all(finding.message for finding in found if finding.status == "failed")
 
 
 def test_a_check_tells_in_json_and_with_its_exit_code(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -256,8 +257,24 @@ class Losses(Checkpointer):
         self.losses = losses
 
 
-@pytest.mark.parametrize("name", ["test_vit3", "test_resnet"])
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+# Each objective on one kind of network, and the refusal; the other pairs are slow.
+_QUICK = {
+    ("mae", "test_vit3"),
+    ("mae", "test_resnet"),
+    ("mocov3", "test_resnet"),
+    ("mmcr", "test_vit3"),
+    ("lejepa", "test_resnet"),
+    ("mmcr_official", "test_vit3"),
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        pytest.param(*pair, marks=() if pair in _QUICK else pytest.mark.slow)
+        for pair in product(sorted(OBJECTIVES), ["test_vit3", "test_resnet"])
+    ],
+)
 def test_every_objective_trains_every_kind_of_network(name: str, objective: str) -> None:
     stock = stock_of(name)
     pool = Unlabelled(pictures(16), "pictures")

@@ -39,7 +39,7 @@ _POOL = 375_000  # half of ImageNet's validation images under 15 corruptions
 
 
 @dataclass(frozen=True)
-class Bill:
+class TrainingCost:
     """How many trainings there are of each kind and length ("inter-training of 100,000 steps"), and all operations."""
 
     counts: tuple[tuple[str, int], ...]
@@ -66,11 +66,11 @@ def in_time(hours: float) -> str:
     return f"{amount} {unit}{'' if str(amount) == '1' else 's'}"
 
 
-def bill_of(jobs: Iterable[Job]) -> Bill:
-    """Return the bill of these jobs, each of which is counted."""
+def cost_of(jobs: Iterable[Job]) -> TrainingCost:
+    """Return the cost of these jobs, each of which is counted."""
     found = list(jobs)
     counts = Counter(kind for job in found if (kind := _kind(job)))
-    return Bill(tuple(sorted(counts.items(), reverse=True)), sum(job.work.flops for job in found if job.work))
+    return TrainingCost(tuple(sorted(counts.items(), reverse=True)), sum(job.work.flops for job in found if job.work))
 
 
 def _kind(job: Job) -> str:
@@ -85,7 +85,7 @@ def _kind(job: Job) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides the bill of a run beside its settings: the shift, its train images and classes, the stock."""
+    """What trainings cost depends on, beside a run's settings: the shift, its train images and classes, the stock."""
 
     name: str
     family: Family
@@ -103,9 +103,9 @@ def published_setting(row: ShiftRow) -> Setting | None:
     return Setting(row.name, row.family, _CLASSES, row.train_images, _VIT_BASE, weights)
 
 
-def expected(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> Bill:
-    """Return the bill of a run whose recipes plan on stand-ins. Raises UsageError for invalid options."""
-    return bill_of(job for job in expected_jobs(spec, methods, setting) for _ in spec.seed_list)
+def expected_cost(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> TrainingCost:
+    """Return the cost of a run whose recipes plan on stand-ins. Raises UsageError for invalid options."""
+    return cost_of(job for job in expected_jobs(spec, methods, setting) for _ in spec.seed_list)
 
 
 def expected_jobs(spec: RunSpec, methods: Sequence[Method], setting: Setting) -> list[Job]:
@@ -143,18 +143,18 @@ def _labelled(setting: Setting, per_class: int | None, size: int) -> Labelled:
     return Labelled(images, "stand-in source", labels, setting.classes)
 
 
-def sentences(spec: RunSpec, methods: Sequence[Method], bill: Bill, setting: Setting | None) -> Iterator[str]:
+def sentences(spec: RunSpec, methods: Sequence[Method], total: TrainingCost, setting: Setting | None) -> Iterator[str]:
     """Yield what the trainings of a run on a shift with budgets are and cost, and which budgets cost less."""
     budget = budget_of(spec.recipe_shift, spec.budget)
-    if budget is None or not bill.counts:
+    if budget is None or not total.counts:
         return
-    yield f"budget {budget.name} ({budget.summary}): {bill}"
+    yield f"budget {budget.name} ({budget.summary}): {total}"
     cheaper = [
         f"--budget {other.name} ({other.summary}): about {in_time(cost.hours)}"
         for other in budgets_of(spec.recipe_shift).values()
         if setting is not None
         and other.name != budget.name
-        and (cost := expected(_with(spec, budget, other), methods, setting)).flops < bill.flops
+        and (cost := expected_cost(_with(spec, budget, other), methods, setting)).flops < total.flops
     ]
     if cheaper:
         yield f"cheaper: {'; '.join(cheaper)}; {CHEAP} (encoders averaged first: a third of the fine-tunings)"
