@@ -35,13 +35,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D")
+TRACKS: tuple[Track, ...] = ("R", "A", "B", "C", "D", "E", "F")
 MEANING: Mapping[Track, str] = {
     "R": "no test data",
     "A": "the scored stream, batch by batch, without source data",
     "B": "the scored stream, and source data or statistics",
     "C": "unlabelled shifted images before scoring",
     "D": "unlabelled shifted images before scoring, and labelled source images",
+    "E": "other shift seen: as C, but images of another shift than the scored one",
+    "F": "other shift seen: as D, but images of another shift than the scored one",
 }
 INGREDIENT = "ingredient:"
 REFERENCE = "source"  # the classifier without adaptation; forgetting is measured from its clean accuracy
@@ -139,11 +141,12 @@ class BoardRow:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """Rows over one comparable group of records, by track (R, A, B, C, D), then from best to worst, incomplete last.
+    """Rows over one comparable group of records, by track (R, A to F), then from best to worst, incomplete last.
 
     `n` is the number of images scored in each corrupted condition, `level` the confidence of all intervals and ranks;
     `seeds` are those of all rows together.
-    `versions` lists, in sentences, results that come from different versions of code.
+    `versions` lists, in sentences, results that come from different versions of code. `suite` names the suite, with its
+    version, of which its records are ("digits v1"; "partly digits v1" if some were made otherwise), None for none.
     """
 
     shift: str
@@ -159,6 +162,7 @@ class Board:
     level: float
     rows: tuple[BoardRow, ...]
     versions: tuple[str, ...] = ()
+    suite: str | None = None
 
     def to_pandas(self) -> DataFrame:
         """Return one line for each row with all numbers in full precision, as in the CSV, and one for each corruption.
@@ -230,6 +234,7 @@ def make_board(
         level=level,
         rows=tuple(sorted(rows.values(), key=_order)),
         versions=version_notes(lines),
+        suite=_suite(records),
     )
 
 
@@ -244,6 +249,12 @@ def make_boards(
     for record in records:
         models[record.model].append(record)
     return {model: make_board(models[model], predictions, level=level) for model in sorted(models)}
+
+
+def _suite(records: Iterable[Record]) -> str | None:
+    found = {record.suite for record in records}
+    named = " and ".join(sorted(name for name in found if name is not None))
+    return (f"partly {named}" if len(found) > 1 else named) or None
 
 
 def _lines(

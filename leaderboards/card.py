@@ -51,6 +51,7 @@ _TEST = {
     "none": "no test images",
     "image": "each test image alone",
     "stream": "the scored stream of test images, without labels",
+    "other": "a pool of images of another shift before scoring, without labels",
     "pool": "a pool of shifted test images before scoring, without labels",
 }
 

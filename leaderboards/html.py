@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.+-]+")
+_OF_OTHERS = ("E", "F")
 _EXAMPLES = 4  # methods that the legend names for each track
 
 
@@ -26,12 +27,18 @@ def render(template: str, **content: object) -> str:
 
 
 def legend(boards: Iterable[Board]) -> list[tuple[str, str, str]]:
-    """Return each track, what its methods may see, and some that are on these boards; tracks without any have ""."""
+    """Return each track, what its methods may see, and some that are on these boards; tracks without any have "".
+
+    The tracks of methods that saw another shift (E, F) are there only if a board has some."""
     found: dict[str, dict[str, None]] = {track: {} for track in TRACKS}
     for board in boards:
         for row in board.rows:
             found[row.track][row.method] = None
-    return [(track, MEANING[track], ", ".join(list(found[track])[:_EXAMPLES])) for track in TRACKS]
+    return [
+        (track, MEANING[track], ", ".join(list(found[track])[:_EXAMPLES]))
+        for track in TRACKS
+        if found[track] or track not in _OF_OTHERS
+    ]
 
 
 def fragment(*texts: str) -> str:

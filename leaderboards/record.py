@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -43,7 +44,7 @@ def _from_second(content: dict[str, Any]) -> dict[str, Any]:
 # From the content of a record of schema k to that of schema k + 1, for every k below SCHEMA.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_first, 2: _from_second}
 
-Track = Literal["R", "A", "B", "C", "D"]
+Track = Literal["R", "A", "B", "C", "D", "E", "F"]
 
 # Cells of tables and spreadsheets hold these names: no line breaks, no control characters (C0 and C1), nothing that
 # turns the direction of text, and no start that a spreadsheet would run as a formula, in ASCII or full width.
@@ -68,6 +69,17 @@ class RecordError(ValueError):
     """Raised where a text is not a record of this schema; the message says what is wrong and what to do."""
 
 
+SUITE = re.compile(r"[a-z0-9][a-z0-9-]{0,39} v[1-9][0-9]{0,3}(, changed: [a-z, -]{1,200})?")
+"""A suite with its version, as `suite` in `env` names it, and what the run changed of it."""
+_MET = re.compile(r"(?P<condition>[^@]+@[0-9.]+|clean) of (?P<shift>.+)")
+
+
+def condition_met(met: str) -> tuple[str, str | None]:
+    """Return an entry of a history as its condition ("fog@5") and the shift that it is of; None: the scored one."""
+    found = _MET.fullmatch(met)
+    return (found["condition"], found["shift"]) if found else (met, None)
+
+
 _UNTOLD: set[str] = set()
 
 
@@ -86,7 +98,7 @@ class Access(_Part):
     """
 
     source: Literal["none", "statistics", "unlabelled", "labelled"]
-    test: Literal["none", "image", "stream", "pool"]
+    test: Literal["none", "image", "stream", "other", "pool"]
     state: Literal["fixed", "episodic", "online", "offline"]
     backprop: Literal["none", "norm", "partial", "full"]
 
@@ -97,6 +109,8 @@ class Access(_Part):
             return "R"
         if self.test == "pool":
             return "D" if self.source == "labelled" else "C"
+        if self.test == "other":
+            return "F" if self.source == "labelled" else "E"
         return "A" if self.source == "none" else "B"
 
 
@@ -202,8 +216,9 @@ class Data(_Part):
     """Identity of the scored images: content digest, corruption seed, storage type, preprocessing profile.
 
     `labels_per_class` is the number of labelled source images per class, None if all were used. `history` names the
-    conditions ("fog@5") whose images the method saw besides the scored ones, in a pool or along the stream, in order;
-    with it the run can be planned again from the record alone. It is empty if only the scored condition counts.
+    conditions ("fog@5", or "fog@5 of cifar10-c" for one of another shift) whose images the method saw besides the
+    scored ones, in a pool or along the stream, in order; with it the run can be planned again from the record alone. It
+    is empty if only the scored condition counts.
     `skipped` counts test images that the user left out; such a result is not published. `tiles` names the pictures from
     which tiles pasted over images were made, if the shift has such corruptions. `labels` is the digest of the scored
     images' ids and labels (`leaderboards.identity.labels_digest`). `seen` is a digest of all images of `history`; None
@@ -329,6 +344,17 @@ class Record(_Part):
     def clean(self) -> bool:
         """Whether the images are uncorrupted; such records stay outside the mean over corruptions."""
         return self.corruption is None
+
+    @property
+    def other_shifts(self) -> tuple[str, ...]:
+        """The other shifts of which the method saw images."""
+        return tuple(dict.fromkeys(other for _, other in map(condition_met, self.data.history) if other is not None))
+
+    @property
+    def suite(self) -> str | None:
+        """The suite, with its version, of which a run made the number; it is no part of the number's identity."""
+        named = self.env.get("suite")
+        return named if isinstance(named, str) and SUITE.fullmatch(named) else None
 
     @property
     def error_rate(self) -> float | None:

@@ -17,13 +17,14 @@ from datetime import datetime
 from functools import cache
 from importlib import resources
 
-from leaderboards.record import Record
+from leaderboards.record import Record, condition_met
 
 Pairs = frozenset[tuple[str, str]]
 Flat = Mapping[str, str]
 Condition = tuple[str | None, float]
 
 BATCH, PRECISION = "batch", "precision"
+_HEAD = ".head"
 _VERSION = "version of "
 _CORRUPTION = "corruption:"  # the version of a corruption is in the digest of the images
 _MOST_NAMED = 3  # differences that a name spells out
@@ -63,10 +64,11 @@ def split_settings(
 ) -> list[Row]:
     """Split records into rows, by method and setting.
 
-    `conditions` are the corrupted ones of the board; a pool or stream of others is said in the name. With `full_names`
-    every other difference from the plain setting is too, else only where a method has several settings here: only full
-    names stay the same when other settings come. Versions of code divide a setting where two of them made different
-    seeds, or the same cell twice; within one seed they may be mixed, which the notes of a board say.
+    `conditions` are the corrupted ones of the board; a pool or stream of others is said in the name, and so is a head
+    that is not fine-tuned. With `full_names` every other difference from the plain setting is too, else only where a
+    method has several settings here: only full names stay the same when other settings come. Versions of code divide a
+    setting where two of them made different seeds, or the same cell twice; within one seed they may be mixed, which the
+    notes of a board say.
     """
     settings = Settings()
     groups: dict[tuple[str, Pairs, frozenset[str]], list[tuple[Pairs, Record]]] = defaultdict(list)
@@ -78,12 +80,13 @@ def split_settings(
         for versions, own in _by_version(group).items():
             found[method].append((Setting(options, versions, met), own))
     rows = []
-    for method, several in found.items():
-        plain = _plain_of(method, several)
-        for setting, own in several:
-            named = _differences(method, setting, plain) if full_names or len(several) > 1 else []
-            others = _met(setting.met, conditions)
-            rows.append(Row(method, ", ".join([*named, *others]) or None, tuple(own)))
+    for method, everything in found.items():
+        for several in _by_head(everything):
+            plain = _plain_of(method, several)
+            for setting, own in several:
+                named = _differences(method, setting, plain) if full_names or len(several) > 1 else []
+                others = [*_heads(setting), *_met(setting.met, conditions)]
+                rows.append(Row(method, ", ".join([*named, *others]) or None, tuple(own)))
     return rows
 
 
@@ -179,11 +182,27 @@ def _natural(pairs: Pairs) -> list[tuple[str, int, float, str]]:
     return [(n, 0, float(v), t) if is_ else (n, 1, 0.0, t) for (n, v, t), is_ in zip(values, numbers, strict=True)]
 
 
+def _by_head(several: Sequence[tuple[Setting, list[Record]]]) -> list[list[tuple[Setting, list[Record]]]]:
+    """Divide settings by head: each has a plain one, since a head that is not fine-tuned decides other options too."""
+    found: dict[tuple[str, ...], list[tuple[Setting, list[Record]]]] = defaultdict(list)
+    for one in several:
+        found[tuple(_heads(one[0]))].append(one)
+    return list(found.values())
+
+
+def _heads(setting: Setting) -> list[str]:
+    """Say what head a stock has if it is not fine-tuned: another evaluation, however many settings a method has."""
+    heads = {json.loads(value) for name, value in setting.options if name.endswith(_HEAD)}
+    return [f"head={head}" for head in sorted(heads)]
+
+
 def _differences(method: str, setting: Setting, plain: Flat) -> list[str]:
     given: dict[str, list[str]] = defaultdict(list)
     for name, value in sorted(setting.options | setting.versions):
         given[name].append(value)
-    names = sorted(n for n in {*given, *plain} if given.get(n) != ([plain[n]] if n in plain else None))
+    implied = (_HEAD, ".order") if _heads(setting) else (_HEAD,)
+    known = (name for name in {*given, *plain} if not name.endswith(implied))
+    names = sorted(n for n in known if given.get(n) != ([plain[n]] if n in plain else None))
     texts = [_setting_text(method, name, given.get(name)) for name in names]
     if len(texts) <= _MOST_NAMED:
         return texts
@@ -210,7 +229,24 @@ def _shown(value: str) -> str:
 
 
 def _met(met: frozenset[str], conditions: Collection[Condition]) -> list[str]:
-    """Say which conditions a method met in a pool or stream, unless they are those of the board."""
+    """Say which conditions a method met in a pool or stream, unless they are those of the board, and of which shift."""
+    others: dict[str, list[str]] = defaultdict(list)
+    for condition, shift in map(condition_met, sorted(met)):
+        others[shift or ""].append(condition)
+    own = frozenset(others.pop("", ()))
+    return [*_met_here(own, conditions), *(_met_there(name, others[name], conditions) for name in sorted(others))]
+
+
+def _met_there(shift: str, met: Collection[str], conditions: Collection[Condition]) -> str:
+    """Name another shift that was seen: its severities unless they are those of the board, few corruptions by name."""
+    names, levels = (dict.fromkeys(m.rpartition("@")[place] for m in met) for place in (0, 2))
+    own = {f"{severity:g}" for _, severity in conditions}
+    at = "" if set(levels) == own or list(levels) == ["1"] else f" at severity {' '.join(levels)}"
+    few = f" ({', '.join(names)})" if len(names) <= _MOST_NAMED and list(names) != ["natural"] else ""
+    return f"saw {shift}{at}{few}"
+
+
+def _met_here(met: frozenset[str], conditions: Collection[Condition]) -> list[str]:
     levels: dict[str, set[str]] = defaultdict(set)
     for name in met:
         corruption, _, severity = name.rpartition("@")

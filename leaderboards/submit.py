@@ -27,7 +27,7 @@ from leaderboards.metrics import score
 from leaderboards.plausible import doubts
 from leaderboards.predictions import Predictions
 from leaderboards.provenance import Reviews, contradictions, notes_of, provenance, reviews, standing
-from leaderboards.record import Record
+from leaderboards.record import Record, condition_met
 from leaderboards.union import clashes
 from leaderboards.verify import TOLERANCE, Problem, verify, wrong_key
 from leaderboards.vocabulary import (
@@ -312,7 +312,7 @@ def _data_problems(record: Record, known: Known, bits: Bits) -> Iterator[str]:
     if pinned and split is None:
         yield f"split {record.split} of {shift} is not published; use one of {', '.join(sorted(pinned))}"
         return
-    conditions = _conditions(known, record)
+    conditions = _conditions(known, shift, record.split)
     if not (condition_of(record) in conditions or of_stream(record)):
         yield f"{shift} has no published condition {condition_of(record)}; leave it out"
     elif split is not None and split.conditions.get(condition_of(record), record.data.digest) != record.data.digest:
@@ -324,16 +324,33 @@ def _data_problems(record: Record, known: Known, bits: Bits) -> Iterator[str]:
     labels = split.labels if split is not None else known.labels_of(record)
     if labels is not None and record.data.labels != labels:
         yield f"the labels of {place} are not those of {shift}; see `bench data verify {shift}`"
-    for met in record.data.history:
-        if met not in conditions or met == "clean":
-            yield f"{place} has met {met}, which {shift} does not report; run it on its own conditions"
-            break
+    yield from _history_problems(record, known)
     yield from _weights_problems(record, known)
 
 
-def _conditions(known: Known, record: Record) -> Iterable[str]:
-    split = known.shifts.get(record.shift, {}).get(record.split)
-    return split.conditions if split is not None else known.definitions[record.shift].conditions
+def _history_problems(record: Record, known: Known) -> Iterator[str]:
+    """Yield the first condition met that its shift does not report; of another shift all corruptions must be met."""
+    met: dict[str, set[str]] = defaultdict(set)
+    for condition, other in map(condition_met, record.data.history):
+        shift = other or record.shift
+        conditions = _conditions(known, shift, record.split)
+        if condition not in conditions or condition == "clean":
+            yield f"{_place(record)} has met {condition}, which {shift} does not report; run it on its own conditions"
+            return
+        if other is not None:
+            met[other].add(condition)
+    for shift, found in met.items():
+        levels = {condition.rpartition("@")[2] for condition in found}
+        reported = {name for name in _conditions(known, shift, record.split) if name.rpartition("@")[2] in levels}
+        if reported - {"clean"} != found:
+            yield f"{_place(record)} has met some conditions of {shift} only; run it with --pool {shift}"
+
+
+def _conditions(known: Known, shift: str, split: str) -> Iterable[str]:
+    pinned, definition = known.shifts.get(shift, {}).get(split), known.definitions.get(shift)
+    if pinned is not None:
+        return pinned.conditions
+    return definition.conditions if definition is not None else ()
 
 
 def _wrong_images(record: Record, bits: Bits, split: KnownSplit | None, definition: Definition | None) -> str | None:
@@ -422,7 +439,7 @@ def _wanted(known: Known, group: Sequence[Record], some_clean: bool) -> set[str]
         return set()
     levels = {f"{record.severity:g}" for record in group if not record.clean}
     clean = definition.clean if definition is not None else "always"
-    conditions = set(_conditions(known, first))
+    conditions = set(_conditions(known, first.shift, first.split))
     if any(of_stream(record) for record in group):
         conditions = {condition_of(record) for record in group} | ({"clean"} & conditions)
     if clean == "optional" and not some_clean:

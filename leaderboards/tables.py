@@ -257,6 +257,8 @@ def _shared(board: Board) -> list[str]:
     ]
     if len(batches := {row.batch_size for row in board.rows}) == 1:
         words.append(f"batch {batches.pop()}")
+    if board.suite is not None:
+        words.append(f"suite {board.suite}")
     if board.labels_per_class is not None:
         words.append(f"{_count(board.labels_per_class, 'label')} per class")
     if board.limit is not None:
@@ -298,7 +300,8 @@ def access_words(access: Access) -> str:
     """Return what a method sees and does in a few words: test data, source data if any, state, trained parameters."""
     source = [] if access.source == "none" else [f"{access.source} source"]
     backprop = [] if access.backprop == "none" else [f"{access.backprop} backprop"]
-    return ", ".join(["no test data" if access.test == "none" else access.test, *source, access.state, *backprop])
+    test = {"none": "no test data", "other": "other shift seen"}.get(access.test, access.test)
+    return ", ".join([test, *source, access.state, *backprop])
 
 
 _ACCESS = Column("access", "What the method sees and what it changes.", lambda row: access_words(row.access))

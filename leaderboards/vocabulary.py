@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from leaderboards.known import SPLITS, Definition
-from leaderboards.record import Access, Record
+from leaderboards.record import SUITE, Access, Record, condition_met
 
 PRECISIONS = ("fp32", "bf16")
 LARGEST_SEED = 2**31 - 1
@@ -22,7 +22,7 @@ MOST_WORDS = 100  # entries of an option that is a list
 FIRST_YEAR = 2025  # no result of this project is older
 
 _SHARES = r"shares(:[0-9]{1,9}(\.[0-9]{1,9})?){1,64}"
-_WORD = re.compile(rf"[a-z0-9][a-z0-9_]*(:[a-z0-9_]+=[A-Za-z0-9_.+-]+)*|{_SHARES}", re.ASCII)
+_WORD = re.compile(rf"[a-z0-9][a-z0-9_-]*(:[a-z0-9_]+=[A-Za-z0-9_.+-]+)*|{_SHARES}", re.ASCII)
 _GRID_PART = re.compile(r"soup:shares(:[0-9]{1,4}){2,3}", re.ASCII)
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{32}")
@@ -38,6 +38,7 @@ _ENV: Mapping[str, re.Pattern[str]] = {
     "git": re.compile(r"[0-9a-f]{7,40}"),
     "package": re.compile(r"[0-9a-f]{16}"),
     "platform": re.compile(r"[A-Za-z0-9 ._-]{1,60}", re.ASCII),
+    "suite": SUITE,
     **dict.fromkeys(("project", "python", "torch", "torchvision", "timm", "numpy", "scikit-learn"), _VERSION),
 }
 ENV = frozenset({*_ENV, "dirty"})
@@ -94,12 +95,16 @@ class Half:
 
 @dataclass(frozen=True, slots=True)
 class MethodWords:
-    """What a record of a method may say. `name` is the method's one spelling; `adapter` is None for a recipe alone."""
+    """What a record of a method may say. `name` is the method's one spelling; `adapter` is None for a recipe alone.
+
+    `elsewhere` is the access where the recipe saw the images of another shift only; None: that of the scored one.
+    """
 
     name: str
     access: Access
     recipe: Half
     adapter: Half | None
+    elsewhere: Access | None = None
 
     def halves(self, ready: bool) -> list[Half]:
         """Return the halves that made a number: a ready classifier needs no recipe."""
@@ -125,7 +130,7 @@ def method_problems(record: Record, words: MethodWords) -> Iterator[str]:
     if words.name != name:
         yield f"the method {name} is published as {words.name}; run it under that name"
         return
-    if words.access != record.access:
+    if record.access not in (words.access, words.elsewhere):
         yield f"has an access that is not that of {name}; see `bench show method {name}`"
     halves = words.halves(record.weights.ready)
     known = {half.options_of: half.options for half in halves}
@@ -147,7 +152,10 @@ def _parts(record: Record, words: MethodWords) -> set[str]:
     options = record.options.get(words.recipe.options_of, {})
     if words.adapter is not None or record.weights.ready or "mixes" not in words.recipe.options:
         return set()
-    mixes, ingredients, scales = (_listed(options.get(name)) for name in ("mixes", "ingredients", "scales"))
+    mixes, ingredients, scales, others = (
+        _listed(options.get(name)) for name in ("mixes", "ingredients", "scales", "also_on")
+    )
+    ingredients = [*ingredients, *(f"{text} on {shift}" for text in ingredients for shift in others)]
     marks = ["", *(f"@{scale:g}" for scale in scales if isinstance(scale, int | float))]
     parts = {"soup", *(f"soup:{mix}" for mix in mixes[1:])}
     return parts | {f"ingredient:{text}{mark}" for text in ingredients for mark in marks}
@@ -233,12 +241,22 @@ def _digest_words(record: Record) -> Iterator[str]:
         yield "has data or weights without a SHA-256; run it again with this version"
     if not all(value is None or _HEX.fullmatch(value) for value in (data.labels, data.seen)) or data.labels is None:
         yield "has labels or images met before without a digest; run it again with this version"
-    pooled = record.access.test == "pool"
+    pooled = record.access.test in ("pool", "other")
     alone = record.protocol.partition(":")[0] in ("reset_each_shift", "episodic", "label_shifts")
-    if (pooled and not data.history) or (alone and not pooled and data.history):
+    if (pooled and not data.history) or (alone and not pooled and data.history) or _wrong_shifts(record, alone):
         yield "has a history that its access and protocol do not give; run it again with this version"
     elif data.seen is not None and not data.history:
         yield "has met images of no condition (data.seen); run it again with this version"
+
+
+def _wrong_shifts(record: Record, alone: bool) -> bool:
+    """Whether the shifts in a history are not those that access, protocol and options give."""
+    here = any(shift is None for _, shift in map(condition_met, record.data.history))
+    asked = {shift for options in record.options.values() for shift in _listed(options.get("also_on"))}
+    others = set(record.other_shifts)
+    if record.access.test == "other":
+        return not others or (alone and here) or len(others - asked) > 1
+    return record.shift in others or (record.access.test == "pool" and not here) or not others <= asked
 
 
 def _place_words(record: Record) -> Iterator[str]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 Source = Literal["none", "statistics", "unlabelled", "labelled"]
-Test = Literal["none", "image", "stream", "pool"]
+Test = Literal["none", "image", "stream", "other", "pool"]
 State = Literal["fixed", "episodic", "online", "offline"]
 Backprop = Literal["none", "norm", "partial", "full"]
-Track = Literal["R", "A", "B", "C", "D"]
+Track = Literal["R", "A", "B", "C", "D", "E", "F"]
 
 _ORDER: dict[str, tuple[str, ...]] = {
     "source": ("none", "statistics", "unlabelled", "labelled"),
-    "test": ("none", "image", "stream", "pool"),
+    "test": ("none", "image", "stream", "other", "pool"),
     "state": ("fixed", "episodic", "online", "offline"),
     "backprop": ("none", "norm", "partial", "full"),
 }
@@ -24,6 +24,8 @@ TRACKS: dict[Track, str] = {
     "B": "online, with source data or statistics beside the stream",
     "C": "sees unlabelled shifted images before scoring",
     "D": "sees unlabelled shifted images before scoring, then trains on labelled source data",
+    "E": "other shift seen: as C, but images of another shift than the scored one",
+    "F": "other shift seen: as D, but images of another shift than the scored one",
 }
 
 
@@ -33,8 +35,9 @@ class Access:
 
     `source`: source data used while or after test data is seen. Training the classifier beforehand, which every row of
     a board shares, does not count.
-    `test`: test images used without their labels: none, each image alone, the scored stream in order, or a pool before
-    scoring: shifted images for recipes, clean ones for adapters, which get them in place of train images.
+    `test`: test images used without their labels: none, each image alone, the scored stream in order, a pool of another
+    shift before scoring ("other"), or a pool of the scored one ("pool"): shifted images for recipes, clean ones for
+    adapters, which get them in place of train images. No row of the table has "other": a run decides it.
     `state`: what persists from one prediction to the next: nothing changes (fixed), changes are undone after every
     image (episodic), changes are kept along the stream (online), or all changes precede the stream (offline).
     `backprop`: which parameters gradients change while shifted images are in use.
@@ -64,6 +67,8 @@ class Access:
             return "R"
         if self.test == "pool":
             return "D" if self.source == "labelled" else "C"
+        if self.test == "other":
+            return "F" if self.source == "labelled" else "E"
         return "A" if self.source == "none" else "B"
 
 

@@ -45,7 +45,7 @@ def run_spec(
     base: Mapping[str, Any] = {}
     if suite is not None:
         chosen = find_suite(suite)
-        base = {"out": Path("runs") / chosen.folder, **chosen.settings}
+        base = {"out": Path("runs") / chosen.folder, "of_suite": chosen.told(flags), **chosen.settings}
     if demo:
         with resources.as_file(resources.files("bench") / "assets" / "demo.toml") as path:
             base = {"out": Path("runs") / "demo", **read_run_file(path)}

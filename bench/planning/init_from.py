@@ -34,7 +34,7 @@ class Inherited:
     """The classifiers of a method in another run, by seed, as jobs that are in the cache or run again.
 
     `access` is what the classifier has seen; every method that starts from it has seen that too. `met` names the
-    conditions of its pool, `class_names` its classes (None: without names).
+    conditions of its pool and `shift` theirs, `class_names` its classes (None: without names).
     """
 
     name: str
@@ -43,6 +43,7 @@ class Inherited:
     architecture: AnyArchitecture
     classes: int
     met: tuple[str, ...]
+    shift: str
     class_names: tuple[str, ...] | None = None
 
     @property
@@ -81,7 +82,9 @@ def inherit(text: str, seeds: Sequence[int], device: str, make_plan: Callable[[R
             jobs[entry.trial.seed] = entry.job
     entry = next(entry for entry in trained if entry.trial.method == chosen)
     name = f"{chosen}@{Path(folder).name}"
-    return Inherited(name, jobs, _access(entry), *_shape(entry), entry.history, class_names(plan.shift))
+    return Inherited(
+        name, jobs, _access(entry), *_shape(entry), entry.history, plan.shift.name, class_names(plan.shift)
+    )
 
 
 def _access(entry: BoardEntry) -> Access:

@@ -16,6 +16,7 @@ from bench.models.weights_io import preprocessing_of, shown_name
 from bench.planning.board_entry import BoardEntry
 from bench.planning.context import PlanContext, make_context
 from bench.planning.entries import board_entries
+from bench.planning.other_pool import pool_note
 from bench.planning.run_methods import methods_of
 from bench.planning.starting_weights import Base, reading_for, resolve_base
 from bench.planning.training_cost import (
@@ -78,7 +79,9 @@ def make_plan(spec: RunSpec) -> Plan:
 
 def default_folder(spec: RunSpec) -> Path:
     """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
-    name = "-".join([spec.shift, *spec.method])[:80].replace("/", "_").replace(":", "_")
+    pool = [f"pool-{spec.pool}"] if spec.pool else []
+    head = [] if spec.head == "fine-tuned" else [f"head-{spec.head}"]
+    name = "-".join([spec.shift, *pool, *head, *spec.method])[:80].replace("/", "_").replace(":", "_")
     return Path("runs") / name
 
 
@@ -122,6 +125,7 @@ def _plan(spec: RunSpec) -> Plan:
             *getattr(base, "notes", ()),
             *getattr(shift, "notes", ()),
             *_decoder_note(base, name, entries),
+            *([pool_note(context.pool, shift.name, context.takers)] if context.pool is not None else []),
             *_borrowed_option_notes(context),
         ),
     )
@@ -182,11 +186,12 @@ def _training_cost(entries: Sequence[BoardEntry], trainings: Sequence[Task]) -> 
 
 def _cost_setting(context: PlanContext) -> TrainingSetting | None:
     """What decides the cost of another budget; None for a ready classifier."""
-    shift, weights = trained_on(context.shift), context.options.weights
+    scored = context.shift if context.pool is None else context.pool.shift
+    shift, weights = trained_on(scored), context.options.weights
     if not isinstance(context.base, Weights) or weights is None:
         return None
     count = len(shift.ids("train"))
-    return TrainingSetting(context.shift.name, shift.family, shift.classes, count, context.base.architecture, weights)
+    return TrainingSetting(scored.name, shift.family, shift.classes, count, context.base.architecture, weights)
 
 
 def _decoder_note(base: Base, name: str, entries: Sequence[BoardEntry]) -> tuple[str, ...]:

@@ -10,12 +10,13 @@ from bench.core.errors import UsageError
 from bench.core.import_object import load_object
 from bench.evaluation.protocols import Segment, chains
 from bench.planning.context import PlanContext
+from bench.planning.other_pool import RecipeData
 from bench.planning.starting_weights import Base
 from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method
-from bench.shifts.adaptation_pools import AdaptationPools, PoolGroup, groups
+from bench.shifts.adaptation_pools import PoolGroup, groups
 from methods import METHODS, PLAIN
-from methods.base import Job, Labelled, Recipe, Unlabelled
+from methods.base import Job, Recipe
 from methods.nets.weights import Weights
 from methods.selfsoup.recipe import SelfSoup
 
@@ -23,6 +24,10 @@ from methods.selfsoup.recipe import SelfSoup
 def recipe_of(method: Method, options: MethodOptions, *, from_stock: bool) -> Recipe | None:
     """The recipe with its options; None for a ready classifier."""
     if not from_stock:
+        if options.spec.head != "fine-tuned":
+            raise UsageError(
+                f"--head {options.spec.head}: a ready classifier has a head; leave it out, or give a --stock instead"
+            )
         if method.recipe.name != "source" and not method.implied:
             raise UsageError(
                 f"{method.recipe.name} starts from a stock, not from a ready classifier; give --stock instead"
@@ -35,11 +40,18 @@ def recipe_of(method: Method, options: MethodOptions, *, from_stock: bool) -> Re
             f"use {adapter.needs}+{adapter.name}"
         )
     recipe: Recipe = load_object(method.recipe.path)(options.config(method.recipe))
+    if getattr(recipe.config, "head", None) == "knn" and method.adapter is not None:
+        raise UsageError(
+            f"{method.text}: nearest neighbours have no layer that {adapter.name} could adapt; use --head probe"
+        )
     return recipe
 
 
 def pool_groups(
-    recipe: Recipe | None, conditions: tuple[Condition, ...], segments: Sequence[Segment]
+    recipe: Recipe | None,
+    conditions: tuple[Condition, ...],
+    segments: Sequence[Segment],
+    pooled: tuple[Condition, ...] | None,
 ) -> Sequence[PoolGroup | None]:
     """The pools that a recipe trains one classifier on each; [None] for a recipe without a shifted pool.
 
@@ -48,6 +60,10 @@ def pool_groups(
     if recipe is None or recipe.pool != "shifted":
         return [None]
     how = getattr(recipe.config, "shift_pool", "mixed")
+    if pooled is not None:
+        if how != "mixed":
+            raise UsageError(f"shift_pool = {how} divides the pool of the scored shift; leave it or --pool out")
+        return [PoolGroup(conditions, pooled)]
     try:
         found = groups(conditions, how)
     except ValueError as error:
@@ -65,30 +81,32 @@ def segments_of_group(segments: tuple[Segment, ...], group: PoolGroup) -> tuple[
     return tuple(segment for segment in segments if segment.blends or scored.issuperset(segment.conditions))
 
 
-def other_pools(recipe: Recipe | None, context: PlanContext) -> dict[str, Unlabelled]:
-    """The pools of the other shifts on which a Self-Soup has ingredients, by name. Raises UsageError."""
+def other_pools(recipe: Recipe | None, context: PlanContext, data: RecipeData) -> dict[str, RecipeData]:
+    """The other shifts on which a Self-Soup has ingredients, by name. Raises UsageError."""
     if not isinstance(recipe, SelfSoup) or not recipe.config.also_on:
         return {}
-    if context.shift.name in recipe.config.also_on:
-        raise UsageError(f"selfsoup.also_on names {context.shift.name}, the shift of the run; name others")
-    return {name: context.pool_of(name) for name in recipe.config.also_on}
+    if data.shift.name in recipe.config.also_on:
+        which = "the shift of the run" if data.pooled is None else "the shift of --pool"
+        raise UsageError(f"selfsoup.also_on names {data.shift.name}, {which}; name others")
+    return {name: context.data_of(name) for name in recipe.config.also_on}
 
 
 def parts_of(
     method: Method,
     recipe: Recipe | None,
     base: Base,
-    source: Labelled | None,
-    pools: AdaptationPools,
+    data: RecipeData,
     group: PoolGroup | None,
-    others: Mapping[str, Unlabelled],
+    others: Mapping[str, RecipeData],
+    seed: int,
 ) -> dict[str, Job | None]:
     """The jobs that a recipe plans, by part. Raises UsageError for options that exclude each other."""
-    if recipe is None or source is None or not isinstance(base, Weights):
+    if recipe is None or not isinstance(base, Weights):
         return {"": None}
+    source, pools = data.source(seed), data.pools
     pool = pools.shifted(group) if group is not None else pools.clean() if recipe.pool == "clean" else None
     more: dict[str, Any] = {"val": pools.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
-    more |= {"others": others} if others else {}
+    more |= {"others": {name: other.pool for name, other in others.items()}} if others else {}
     try:
         return dict(recipe.plan(base, source, pool, **more))
     except ValueError as error:

@@ -131,11 +131,11 @@ def rows_behind(context: PlanContext, method: Method) -> list[Row]:
     return [*([method.recipe] if context.from_stock else []), *([method.adapter] if method.adapter else [])]
 
 
-def training_data_digest(shift: Shift, job: Job | None, given: str | None) -> str | None:
+def training_data_digest(shifts: Sequence[Shift], job: Job | None, given: str | None) -> str | None:
     """A digest of all images that a classifier was trained on and its adapter is given; None if these are bundled."""
     trained = {part.data.digest for part in all_jobs([job] if job else []) if part.data is not None}
     found = sorted(trained | ({given} if given else set()))
-    return digest_of(found) if found and not shift.bundled else None
+    return digest_of(found) if found and not all(shift.bundled for shift in shifts) else None
 
 
 def _corruptions_of(shift: Shift, segment: Segment, condition: Condition) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bench.core.errors import UsageError
 from bench.settings.methods import Method, parse_method
 from bench.settings.run_spec import RunSpec
@@ -27,14 +25,19 @@ BASELINES = (
 def methods_of(spec: RunSpec) -> list[Method]:
     names = list(spec.method)
     if spec.with_baselines:
-        budget = budget_of(spec.shift, spec.budget)
+        budget = budget_of(spec.recipe_shift, spec.budget)
         published = budget is not None and _PUBLISHED in budget.options
         names += [name for name in BASELINES if name not in names and (published or name != _PUBLISHED)]
     return [parse_method(name) for name in names]
 
 
-def check_options(spec: RunSpec, methods: Sequence[Method]) -> None:
-    known = {row.options_of or row.name for method in methods for row in (method.recipe, method.adapter) if row}
+def methods_with_options(spec: RunSpec) -> set[str]:
+    """Return the names under which the methods of a run take options. Raises UsageError for an unknown method."""
+    return {row.options_of or row.name for method in methods_of(spec) for row in (method.recipe, method.adapter) if row}
+
+
+def check_options(spec: RunSpec) -> None:
+    known = methods_with_options(spec)
     for asked in spec.options:
         if asked not in known:
             raise UsageError(f"--set {asked}.…: this run has no method '{asked}'; it has {', '.join(sorted(known))}")

@@ -37,7 +37,8 @@ def resolve_base(spec: RunSpec, device: str, make_plan: Callable[[RunSpec], Plan
         return spec.stock, load_stock(spec.stock)
     # Open the shift first: its files are what is missing most often.
     load_shift(spec.shift, reading=reading_for(spec, Reading(spec.data_root, offline=spec.offline)))
-    if row.default_model and all(m.recipe.name == "source" for m in methods_of(spec)):
+    fixed = spec.head == "fine-tuned" and all(m.recipe.name == "source" for m in methods_of(spec))
+    if row.default_model and fixed:
         return row.default_model, load_model(row.default_model)
     stock = find_stock(row, Reading(spec.data_root).root)
     return stock, load_stock(stock)
@@ -62,11 +63,6 @@ def _check_size(found: int, wanted: int, shift: str, name: str) -> None:
         raise UsageError(
             f"{shift} has images of {found} px but the stock takes {wanted} px; give one of {found}, {other}"
         )
-
-
-def conditions_met(base: Base) -> tuple[str, ...]:
-    """The conditions whose images a ready classifier was trained on."""
-    return base.met if isinstance(base, Inherited) else ()
 
 
 def reading_for(spec: RunSpec, reading: Reading) -> Reading:

@@ -147,13 +147,13 @@ def sentences(
     spec: RunSpec, methods: Sequence[Method], total: TrainingCost, setting: TrainingSetting | None
 ) -> Iterator[str]:
     """Yield what the trainings of a run on a shift with budgets are and cost, and which budgets cost less."""
-    budget = budget_of(spec.shift, spec.budget)
+    budget = budget_of(spec.recipe_shift, spec.budget)
     if budget is None or not total.counts:
         return
     yield f"budget {budget.name} ({budget.summary}): {total}"
     cheaper = [
         f"--budget {other.name} ({other.summary}): about {in_time(cost.hours)}"
-        for other in budgets_of(spec.shift).values()
+        for other in budgets_of(spec.recipe_shift).values()
         if setting is not None
         and other.name != budget.name
         and (cost := expected_cost(_with(spec, budget, other), methods, setting)).flops < total.flops

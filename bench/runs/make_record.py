@@ -89,7 +89,10 @@ def _record(
                 "skipped": plan.shift.skipped,
                 **plan.reading.user_settings,
             },
-            "env": measured.env if measured else environment(),
+            "env": {
+                **(measured.env if measured else environment()),
+                **({"suite": plan.spec.of_suite} if plan.spec.of_suite else {}),
+            },
             "predictions": f"predictions/{key}.npz" if measured else None,
             "error": error,
         }

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.core.conditions import NATURAL
 from bench.data.classes import ORDERS
 from bench.runs.run import run
 from bench.settings.run_spec import make_spec
-from leaderboards.record import Record
+from leaderboards.record import Record, condition_met
 from leaderboards.store import Store
 
 
@@ -28,18 +29,37 @@ def spec_of(record: Record) -> dict[str, Any]:
         "labels": record.data.labels_per_class or 0,
         "set": {name: dict(values) for name, values in record.options.items()},
     }
-    if record.data.history:
-        seen = [condition.rpartition("@") for condition in record.data.history]
-        settings["corruption"] = list(dict.fromkeys(name for name, _, _ in seen))
-        settings["severity"] = list(dict.fromkeys(float(level) for _, _, level in seen))
-    elif record.corruption is not None:
-        settings["corruption"] = [record.corruption]
-        settings["severity"] = [record.severity]
+    settings |= _conditions(record)
+    if (pool := _pool(record)) is not None:
+        settings["pool"] = pool
     settings |= {name: value for name in ("label", "part") if (value := getattr(record.data, name))}
     if record.data.classes in ORDERS:  # a file of classes must be given again
         settings["classes"] = record.data.classes
     settings["model" if record.weights.ready else "stock"] = record.model
     return settings
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    """Return corruptions and severities: those of the history on the record's shift, else its own condition.
+
+    The severities are also those of a pool on another shift, unless its images are as collected.
+    """
+    met = [condition_met(entry) for entry in record.data.history]
+    here = [condition.rpartition("@") for condition, shift in met if shift is None]
+    if not here and record.corruption is not None:
+        here = [(record.corruption, "@", str(record.severity))]
+    there = [condition.rpartition("@") for condition, shift in met if shift is not None and shift == _pool(record)]
+    found: dict[str, Any] = {"corruption": list(dict.fromkeys(name for name, _, _ in here))} if here else {}
+    levels = [float(level) for name, _, level in (*there, *here) if name != NATURAL]
+    return found | ({"severity": list(dict.fromkeys(levels))} if levels else {})
+
+
+def _pool(record: Record) -> str | None:
+    """Return the shift whose pool a recipe learnt from, None for the record's own."""
+    lists = (values.get("also_on") for values in record.options.values())
+    beside = {shift for names in lists if isinstance(names, list) for shift in names}
+    others = [shift for shift in record.other_shifts if shift not in beside]
+    return others[0] if others and not record.weights.ready else None
 
 
 def repeat(record: Record, flags: Mapping[str, Any]) -> dict[str, Any]:

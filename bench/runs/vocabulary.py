@@ -44,7 +44,8 @@ def method_of(text: str) -> MethodWords | None:
     needed = (parsed.adapter.needs or "source") if parsed.adapter else None
     names = [row.name for row in (parsed.recipe, parsed.adapter) if row is not None]
     name = names[-1] if needed == parsed.recipe.name else "+".join(names)
-    return MethodWords(name, Access.model_validate(parsed.access), _half(parsed.recipe), adapter)
+    access, elsewhere = map(Access.model_validate, (parsed.access, parsed.elsewhere))
+    return MethodWords(name, access, _half(parsed.recipe), adapter, elsewhere)
 
 
 @lru_cache(maxsize=4096)

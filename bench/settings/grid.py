@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import UsageError
-from bench.settings.methods import parse_method
 from bench.settings.run_fields import LISTS
 from bench.settings.run_spec import RunSpec, merge, validate
 
 _NUMBERS = ("batch_size", "labels")
-_PATHS = ("shift", "model", "stock")
+_PATHS = ("shift", "pool", "model", "stock")
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,10 @@ def cells_of(*layers: Mapping[str, Any]) -> tuple[GridCell, ...]:
     """Return a run for each combination of the lists in the settings, where later layers override earlier ones.
 
     A layer may hold `runs`: tables of settings over those of the layers up to it, for combinations that are no product
-    of lists. Options of a method (`set`) hold for the runs that have it. Raises UsageError as `make_spec` does, and for
+    of lists. Raises UsageError as `make_spec` does, and for
     two equal runs.
     """
-    specs = _with_own_options([validate(one) for one in expand(*layers)])
+    specs = [validate(one) for one in expand(*layers)]
     if len({spec.model_dump_json() for spec in specs}) < len(specs):
         raise UsageError("two runs of [[runs]] are equal; remove one")
     return tuple(GridCell(name, spec) for name, spec in zip(_names(specs), specs, strict=True))
@@ -45,30 +44,6 @@ def expand(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
         own = {key: value for key, value in layer.items() if key != "runs"}
         asked = [merge(before, own, more) for before in asked for more in _tables(layer)]
     return [one for settings in asked for one in _combinations(settings)]
-
-
-def _with_own_options(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Return the runs without options of methods that only others of them have."""
-    names = [_optioned(spec) for spec in specs]
-    others = set[str]().union(*(known for known in names if known))
-    return [
-        spec.model_copy(update={"options": {k: v for k, v in spec.options.items() if k in known or k not in others}})
-        if known
-        else spec
-        for spec, known in zip(specs, names, strict=True)
-    ]
-
-
-def _optioned(spec: RunSpec) -> set[str]:
-    """Return the names under which a run's methods have options; empty where only its plan knows them."""
-    if spec.with_baselines or any(".py:" in name for name in spec.method):
-        return set()
-    try:
-        methods = [parse_method(name) for name in spec.method]
-    except UsageError:
-        return set()  # the plan of this run says so
-    rows = [row for each in methods for row in (each.recipe, each.adapter) if row is not None]
-    return {name for row in rows for name in (row.options_of or row.name, row.starts_as) if name}
 
 
 def settings_of(specs: Sequence[RunSpec]) -> dict[str, Any]:
@@ -181,4 +156,4 @@ def _word(name: str, value: Any) -> str:
     if isinstance(value, tuple | list):
         words = "+".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
         return f"severity {words}" if name == "severity" else words
-    return f"{name.replace('_', ' ')} {value}" if name in _NUMBERS else str(value)
+    return f"{name.replace('_', ' ')} {value}" if name in (*_NUMBERS, "pool", "head") else str(value)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from bench.core.devices import has_bf16
+from bench.core.errors import UsageError
 from bench.core.import_object import load_object
 from bench.settings.methods import build_config
 from bench.settings.published import NOTHING, Data, Published, borrowed, published
 from bench.settings.run_spec import RunSpec
-from bench.settings.shift_options import Budget, budget_of, has_options, tuned_options
+from bench.settings.shift_options import Budget, budget_of, budgets_of, has_options, tuned_options
 from bench.settings.stock_size import rates_for
 from bench.shifts.catalog import Family
 from methods import METHODS
@@ -69,14 +70,16 @@ class MethodOptions:
             **{key: value for key, value in start.items() if key in known},
             **self._budgeted(row),
             **self._published(row).options,
-            **self._chosen(row),
+            **self._tuned(row),
         }
+        given = {**given, **self._headed(row, known, given), **self._asked(row)}
         return {**_compared(given), **given} if self.spec.with_baselines and "mixes" in known else given
 
     @property
     def budget(self) -> Budget | None:
         """The budget of the run; None on a shift without budgets."""
-        return budget_of(self.shift.name, self.spec.budget)
+        other = self.spec.pool is not None and not budgets_of(self.shift.name)  # the budget is that of the pool
+        return None if other else budget_of(self.shift.name, self.spec.budget)
 
     def _of_the_stock(self, config: type) -> Mapping[str, Any]:
         """Return rates for the size of the stock, on photographs without options of their own."""
@@ -94,10 +97,36 @@ class MethodOptions:
         data = Data(self.shift.name, self.shift.family, self.shift.classes)
         return published(cls.presets, cls.rate_rules, data, self.norm, self.spec.batch_size)
 
+    def _tuned(self, row: Row) -> Mapping[str, Any]:
+        return tuned_options(self.shift.name, row.options_of or row.name)
+
+    def _asked(self, row: Row) -> Mapping[str, Any]:
+        return self.spec.options.get(row.options_of or row.name, {})
+
     def _chosen(self, row: Row) -> dict[str, Any]:
         """Return the options tuned on the shift, and over them those of the run."""
-        name = row.options_of or row.name
-        return {**tuned_options(self.shift.name, name), **self.spec.options.get(name, {})}
+        return {**self._tuned(row), **self._asked(row)}
+
+    def _headed(self, row: Row, known: set[str], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that --head stands for: a soup mixes encoders, by the ways that can mix these.
+
+        Raises UsageError for a recipe that is a way of fine-tuning.
+        """
+        head = self.spec.head
+        if head == "fine-tuned" or row.kind == "adapter":
+            return {}
+        if "head" not in known:
+            raise UsageError(f"--head {head}: {row.name} trains in a way of its own; leave it or --head out")
+        if "order" not in known:
+            return {"head": head}
+        from methods.selfsoup.mixing_options import MIXES
+
+        mixes = [text for text in given.get("mixes", ()) if MIXES[text.partition(":")[0]].of != "classifiers"]
+        return {
+            "head": head,
+            "order": "soup_then_tune",
+            **({"mixes": mixes or ["uniform"]} if "mixes" in given else {}),
+        }
 
     def note(self, row: Row) -> str:
         """Say which options are those published for other data or norms; "" if none are."""

@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,13 @@ class Method:
     @property
     def access(self) -> Access:
         return self.recipe.access | (self.adapter or PLAIN).access
+
+    @property
+    def elsewhere(self) -> Access:
+        """The access where the recipe learns from the pool of another shift."""
+        test = self.recipe.access.test
+        recipe = replace(self.recipe.access, test="other" if test == "pool" else test)
+        return recipe | (self.adapter or PLAIN).access
 
 
 def parse_method(text: str) -> Method:

@@ -31,7 +31,7 @@ class Flag:
         return schema
 
 
-LISTS = ("shift", "model", "stock", "protocol", "split", "batch_size", "labels", "precision")
+LISTS = ("shift", "pool", "model", "stock", "head", "protocol", "split", "batch_size", "labels", "precision")
 """Settings of which a run has one value; the command line and run files also take a list, for a grid of runs."""
 
 
@@ -45,8 +45,16 @@ class RunFields(_Declared):
 
     method: Annotated[tuple[str, ...], Flag("A, B+C or file.py:Class; comma-separated.")]
     shift: Annotated[str, Flag("A named shift, or several, comma-separated; see `bench list shifts`.")]
+    pool: Annotated[
+        str | None,
+        Flag("The shift whose images recipes such as selfsoup see, or several.  [default: the scored one]"),
+    ] = None
     model: Annotated[str | None, Flag("A ready classifier; see `bench list models`.")] = None
     stock: Annotated[str | None, Flag("A stock to start from; see `bench list models`.")] = None
+    head: Annotated[
+        Literal["fine-tuned", "probe", "knn"],
+        Flag("What recipes put on a stock: fine-tuned, probe (a linear layer) or knn (nearest neighbours)."),
+    ] = "fine-tuned"
     init_from: Annotated[
         str | None, Flag("Start from the classifier trained in another run's folder.", metavar="RUN[:METHOD]")
     ] = None

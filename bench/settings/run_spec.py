@@ -13,6 +13,7 @@ from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError, nearest
 from bench.settings.run_fields import RunFields
 from bench.settings.shift_options import budget_of
+from leaderboards.record import SUITE
 
 _OTHER_NAMES = {"track": "tracker"}
 """Other names of settings that run files may use."""
@@ -47,13 +48,17 @@ class RunSpec(RunFields, BaseModel):
 
     `method`, `severity` and `corruption` take lists or comma-separated text ("1-5" is a range). `set` holds options by
     method name. `classes`, `label` and `part` define how a folder or table is read (None: from its layout; see
-    `bench.shifts.data_root.Reading`). `labels` is the number of labelled clean images a class (None: the default of the
-    shift, 0: all of them). `budget` chooses among the budgets of the shift (None: the first, if it has any).
+    `bench.shifts.data_root.Reading`). `pool` is the shift whose adapt half, under all of its corruptions,
+    recipes with a pool learn from (None: the conditions of the run). `labels` is the number of labelled clean images a
+    class (None: the default of the shift, 0: all of them). `budget` chooses among the budgets of the shift (None: the
+    first, if it has any).
+    `of_suite` names the suite, with its version, whose runs these are; records tell it, and it changes nothing else.
     `devices` is the number of GPUs, or of CPU processes, that share each training (None: one, or a SLURM job's GPUs).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    of_suite: str | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict, alias="set")
     slurm: Slurm = Field(default_factory=Slurm)
 
@@ -73,6 +78,13 @@ class RunSpec(RunFields, BaseModel):
     def _read_severity(cls, value: Any) -> Any:
         return read_severities(value)
 
+    @field_validator("of_suite")
+    @classmethod
+    def _is_a_suite(cls, value: str | None) -> str | None:
+        if value is not None and not SUITE.fullmatch(value):
+            raise ValueError("is what a run of a suite writes, as in 'digits v1'; leave it out")
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> RunSpec:
         if sum(given is not None for given in (self.model, self.stock, self.init_from)) > 1:
@@ -86,6 +98,11 @@ class RunSpec(RunFields, BaseModel):
         if 0 < self.slurm.gpus < (self.devices or 1):
             raise ValueError(f"--devices {self.devices} needs as many GPUs in a job; leave gpus out of --slurm")
         return self
+
+    @property
+    def recipe_shift(self) -> str:
+        """The shift for which the options and the budget of recipes are chosen."""
+        return self.pool or self.shift
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -150,7 +167,7 @@ def validate(merged: Mapping[str, Any]) -> RunSpec:
             raise UsageError(
                 f"no {needed} given; add --{needed} NAME (see `bench list {needed}s`) or try `bench run --demo`"
             )
-    budget = budget_of(str(merged["shift"]), merged.get("budget"))
+    budget = budget_of(str(merged.get("pool") or merged["shift"]), merged.get("budget"))
     if budget is not None:
         merged = {**budget.settings, **merged}
     try:

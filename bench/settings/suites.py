@@ -11,6 +11,10 @@ from typing import Any
 
 from bench.core.errors import nearest
 
+OWN = "own"
+"""The suite that takes the shift of its user."""
+_SCORED = ("shift", "severity", "corruption", "protocol", "split", "limit", "labels", "part")
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -25,6 +29,22 @@ class Suite:
     def folder(self) -> str:
         """The name of its default folder of records, `suite-NAME-vN`."""
         return f"suite-{self.name}-v{self.version}"
+
+    def told(self, flags: Mapping[str, Any]) -> str:
+        """Return its name and version for records and boards, and which settings of what is scored flags change."""
+        layers = (self.settings, *self.settings.get("runs", ()))
+        changed = [
+            name.replace("_", "-")
+            for name in _SCORED
+            if flags.get(name) is not None and any(_text(layer.get(name)) != _text(flags[name]) for layer in layers)
+        ]
+        if self.name == OWN:
+            changed = [name for name in changed if name != "shift"]
+        return f"{self.name} v{self.version}" + (f", changed: {', '.join(changed)}" if changed else "")
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 @cache

@@ -2,7 +2,8 @@
 
 The encoder is timm's VisionTransformer, so its tensors have timm's names under `encoder.`; the decoder of a masked
 autoencoder (He et al. 2022, arXiv:2111.06377) is under `decoder.`, a classifier's last layer under `head.`, and what
-it learnt another task with under the name of a side head (see SIDE_HEADS).
+it learnt another task with under the name of a side head (see SIDE_HEADS). Labelled images that vote instead of a last
+layer are under `neighbours.`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from methods.identity import component
 from methods.nets import flops
@@ -357,8 +359,56 @@ class Ensemble(nn.Module):
         return logs.logsumexp(0) - math.log(len(self.members))
 
 
-def ready(weights: Weights) -> Classifier | Ensemble:
+class NeighbourClassifier(nn.Module):
+    """Images in [0, 1] to the logarithm of the share of votes of their nearest labelled neighbours, [n, classes].
+
+    `bank` holds the representations of labelled images at unit length, float32 [m, dim]; an image's `neighbours`
+    nearest by cosine vote for their class with weight exp(cosine / temperature) (Wu et al. 2018, arXiv:1805.01978). A
+    class without a vote has the share `LEAST`, so that its log-likelihood is finite.
+    """
+
+    LEAST = 1e-6
+    passes = 1
+
+    def __init__(
+        self,
+        architecture: AnyArchitecture,
+        bank: Tensor,
+        labels: Tensor,
+        classes: int,
+        neighbours: int,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.normalise = Normalise(architecture.mean, architecture.std)
+        self.encoder = architecture.build()
+        self.classes, self.neighbours, self.temperature = classes, neighbours, temperature
+        self.register_buffer("bank", bank)
+        self.register_buffer("labels", labels)
+
+    @staticmethod
+    def of(weights: Weights) -> NeighbourClassifier:
+        """Return the classifier with a copy of these weights: the encoder, and the bank with its settings."""
+        part = weights.part("neighbours")
+        classes, neighbours, temperature = part["settings"].tolist()
+        bank, labels = part["bank"].clone(), part["labels"].clone()
+        model = NeighbourClassifier(weights.architecture, bank, labels, int(classes), int(neighbours), temperature)
+        model.encoder.load_state_dict(weights.part("encoder"))
+        return model
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.normalize(self.encoder(self.normalise(images)).float(), dim=1)
+        best, index = (features @ self.get_buffer("bank").T).topk(min(self.neighbours, len(self.get_buffer("bank"))), 1)
+        votes = features.new_zeros(len(features), self.classes)
+        votes.scatter_add_(1, self.get_buffer("labels")[index], (best / self.temperature).softmax(1))
+        return votes.clamp(min=self.LEAST).log()
+
+
+def ready(weights: Weights) -> Classifier | Ensemble | NeighbourClassifier:
     """Return the classifier, or ensemble of classifiers, that these weights hold, in eval mode."""
+    if weights.part("neighbours"):
+        return NeighbourClassifier.of(weights).eval()
     if weights.part("decoder"):
         return AutoencoderClassifier.of(weights).eval()
     several = any(name.startswith("members.") for name in weights.tensors)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported
 from methods.nets.weights import Weights
 from methods.soups.soup import best_ingredient
 from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
+from methods.training.heads import headed
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,17 @@ class SourceOnly(Recipe):
 
     @dataclass(frozen=True)
     class Config(SourceOptions):
-        """Options of the source classifier."""
+        """Options of the source classifier.
+
+        head: put a linear probe ("probe") or nearest neighbours ("knn") on the stock, which stays as it is; None to
+            fine-tune it.
+        """
+
+        head: Literal["probe", "knn"] | None = None
+
+        later: ClassVar[tuple[str, ...]] = ("head",)
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
+        if self.config.head is not None:
+            return {"": headed(stock, stock, source, self.config.head, self.config.probe_l2)}
         return {"": source_classifier(stock, source, self.config)}

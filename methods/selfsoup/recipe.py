@@ -18,6 +18,7 @@ from methods.selfsoup.mixing_options import Mixing, every_mix, mix_classifiers, 
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.table import Access
 from methods.training.finetune import fine_tunings, join, probe_of, refuse_cut
+from methods.training.heads import Head, headed
 from methods.views.ssl_views import Views
 
 STOCK = "stock"
@@ -45,6 +46,8 @@ class SoupOptions(Mixing):
         length and batch size, and the memory of all), and not as separate jobs.
     also_on: further shifts on whose adapt half (all of their corruptions, at the severities of the run) each ingredient
         is trained as well, beside that of the run: the soup is the union of all. Only selfsoup does this.
+    head: put a linear probe ("probe") or nearest neighbours ("knn", section 4.4) on the mixed encoders and on each
+        ingredient, and fine-tune nothing; the order is then soup_then_tune. None to fine-tune back.
     ssl_area: smallest area of the random crops in self-supervised views, as a fraction of the image.
     ssl_augment: whether those views also get 3-Augment and colour jitter 0.3, as in the paper. `flip` is shared.
     """
@@ -59,8 +62,9 @@ class SoupOptions(Mixing):
     ssl_area: float = 0.08
     ssl_augment: bool = True
     also_on: tuple[str, ...] | None = None
+    head: Literal["probe", "knn"] | None = None
 
-    later: ClassVar[tuple[str, ...]] = ("also_on",)
+    later: ClassVar[tuple[str, ...]] = ("also_on", "head")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +167,8 @@ class ContinuedSoup(Recipe):
     ) -> dict[str, Job]:
         config = self.config
         check(config)
+        if config.head is not None:
+            raise Unsupported("continued_ssl_soup averages fine-tunings; with a head, run ssl_clean")
         source, held_out = selection(source, val, config)
         text = next((text for text in config.ingredients if text != STOCK), None)
         if text is None:
@@ -204,6 +210,8 @@ class SingleIngredient(Recipe):
         single = replace(single, steps=steps)
         name = "MAE" if first.startswith("mae") else first
         trained = ingredient_job(single, stock, given(pool), f"one {name} ingredient, {steps} steps")
+        if config.head is not None:
+            return {"": headed(trained, stock, source, config.head, config.probe_l2)}
         return {"": fine_tunings([trained], stock, source, config, (1.0,))[0]}
 
 
@@ -223,6 +231,8 @@ def check(config: SoupOptions) -> None:
         raise Unsupported(
             f"ingredient '{twice}' is named twice and would give the same weights twice; change one of its options"
         )
+    if config.head is not None and config.order != "soup_then_tune":
+        raise Unsupported(f"head = {config.head} is put on mixed encoders; set order to soup_then_tune, as --head does")
 
 
 def given(pool: Unlabelled | None) -> Unlabelled:
@@ -258,6 +268,8 @@ def cook(
         return mix_classifiers(list(tuned.values()), first, source, held_out, config) | tuned
     named = union_of(config, stock, pool, others or {})
     trained = list(named.values())
+    if config.head is not None:
+        return _under_heads(config.head, named, stock, source, held_out, config)
     head = probe_of(stock, source, config)
     tuned = {}
     for scale in config.scales if config.order != "no_tune" else ():
@@ -281,6 +293,21 @@ def cook(
         }
     names = ["soup", *(f"soup:{text}" for text in mixes[1:])]
     return dict(zip(names, soups, strict=True)) | tuned
+
+
+def _under_heads(
+    head: Head,
+    named: Mapping[str, Job],
+    stock: Weights,
+    source: Labelled,
+    held_out: Labelled | None,
+    config: SoupOptions,
+) -> dict[str, Job]:
+    """Return the mixed encoders and each ingredient, all as they are, under a head of its own for each."""
+    names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
+    encoders = [mix_job(text, list(named.values()), stock, source, held_out, "encoders") for text in config.mixes]
+    found = dict(zip(names, encoders, strict=True)) | {f"ingredient:{text}": job for text, job in named.items()}
+    return {name: headed(job, stock, source, head, config.probe_l2) for name, job in found.items()}
 
 
 def union_of(

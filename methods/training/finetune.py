@@ -242,7 +242,7 @@ def fit(
     them) of a part of a batch, the labels of the whole part (int64 [n]) and the share of it that the views are, to a
     scalar that is the same on every process.
     """
-    _need_labels(data)
+    need_labels(data)
     start, source = inputs[0], inputs[-1]
     check_size(data, start.architecture)
     if "head.weight" not in source.tensors:
@@ -318,7 +318,7 @@ def probe(inputs: Sequence[Weights], data: Labelled, config: Probe, generator: t
     device. Above `linear_probe.IN_MEMORY` numbers the features lie in a temporary file (see `streamed_probe`). Raises
     TypeError for images without labels, ValueError for images of another size, OSError where the disk is full.
     """
-    _need_labels(data)
+    need_labels(data)
     stock = inputs[0]
     check_size(data, stock.architecture)
     model = Classifier(stock.architecture, data.classes).to(generator.device).eval()
@@ -339,6 +339,7 @@ def features(model: Classifier, data: Unlabelled, device: torch.device) -> Itera
         yield model.features(images.float() / 255)
 
 
-def _need_labels(data: Unlabelled | None) -> None:
+def need_labels(data: Unlabelled | None) -> None:
+    """Raise TypeError for images without labels."""
     if not isinstance(data, Labelled):
         raise TypeError("fine-tuning learns only from clean labelled images; pass a Labelled data set")

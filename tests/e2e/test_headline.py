@@ -272,6 +272,21 @@ def test_a_union_has_the_ingredients_of_both_shifts(root: Path, own: None) -> No
         planned(root, method="selfsoup_single", budget="smoke", set=union)
 
 
+def test_a_soup_of_one_shift_is_scored_on_another_and_trained_once(root: Path, own: None) -> None:
+    write_mae(root / "stocks" / f"{MAE_BASE}.pth")
+    there = planned(root, shift="laion-c-gen", corruption=None, budget="smoke")
+    here = planned(root, budget="smoke", pool="laion-c-gen")
+    jobs = [
+        {entry.part: job_key(entry.job, 0) for entry in plan.entries if entry.trial.method == "selfsoup" and entry.job}
+        for plan in (there, here)
+    ]
+    assert jobs[0] == jobs[1] != {}
+    tracks = {(entry.trial.method, entry.access.track) for entry in here.entries}
+    assert tracks == {("selfsoup", "F"), ("source", "R"), ("supervised_soup", "R")}
+    assert {met.partition(" of ")[2] for entry in here.entries for met in entry.history} == {"laion-c-gen"}
+    assert any(note.startswith("selfsoup: other shift seen: laion-c-gen (6 conditions") for note in here.notes)
+
+
 @pytest.mark.slow
 def test_a_union_is_scored_on_both_shifts(bench: Bench, root: Path) -> None:
     write_mae(root / "stocks" / f"{MAE_BASE}.pth")

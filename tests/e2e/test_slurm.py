@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.killed_runs import QUICK, SMALL, SUITE, kill_twice_and_finish, words_of
+
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 METHOD = '''
@@ -139,3 +141,14 @@ def test_a_cancelled_job_is_a_failed_record_and_not_a_hang(cluster: dict[str, st
     assert run.returncode == 1
     (failed,) = (record for record in records(tmp_path / "out").values() if record["status"] == "failed")
     assert "ended without a result" in failed["error"]
+
+
+def test_a_suite_killed_twice_equals_one_on_this_machine(
+    cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs of a killed run go on, and the next one finds what they made."""
+    for name, value in cluster.items():
+        monkeypatch.setenv(name, value)
+    words = [*SUITE, *SMALL, *words_of(QUICK), "--protocol", "continual,mixed_domains"]
+    made = kill_twice_and_finish(tmp_path, words, ["--launch", "slurm", "--slurm", "time=30", "--slurm", "cpus=1"])
+    assert made == 2 * 2 * 3 * 6

@@ -253,6 +253,15 @@ CASES: dict[str, tuple[Bend, str]] = {
     "images met before of no condition": (data(seen="a" * 32), "of no condition"),
     "a history that the access does not give": (data(history=["fog@3"], seen="a" * 32), "access and protocol"),
     "a pool without a history": (pooled(), "has a history that its access"),
+    "another shift seen and called one's own": (
+        pooled(history=["fog@3 of cifar10-c"], seen="a" * 32), "has a history that its access"),
+    "another shift beside one's own that no option names": (
+        pooled(history=["fog@3", "fog@3 of cifar10-c"], seen="a" * 32), "has a history that its access"),
+    "some conditions of another shift": (
+        pooled(history=["fog@3 of cifar10-c"], seen="a" * 32), "has met some conditions of cifar10-c only"),
+    "a shift that nobody knows": (
+        pooled(history=["fog@3 of nowhere"], seen="a" * 32), "has met fog@3, which nowhere does not report"),
+    "a suite that is a claim": (env(suite="the best v1, changed: nothing!"), "has no suite in env"),
     "a pool of clean images": (pooled(history=["clean"], seen="a" * 32), "has met clean"),
     "an unknown option": (options("tent", turbo=1), "has the option tent.turbo, which is unknown"),
     "an option that is text": (options("tent", lr="0.01"), "a value of tent.lr that it never takes"),

@@ -273,7 +273,7 @@ def test_access_is_told_in_words(board: Any) -> None:
 )
 def test_rows_are_sorted_within_their_tracks(board: Board, title: str, largest_first: bool) -> None:
     rows = markdown_rows(to_markdown(arranged(board, title), columns=["track", title]))
-    assert [row["track"] for row in rows] == sorted((row["track"] for row in rows), key="RABCD".index)
+    assert [row["track"] for row in rows] == sorted((row["track"] for row in rows), key="RABCDEF".index)
     for track in "RAD":
         values = [float(row[title]) for row in rows if row["track"] == track and row[title] != "–"]
         assert values == sorted(values, reverse=largest_first)

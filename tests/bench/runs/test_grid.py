@@ -101,6 +101,30 @@ def test_the_command_line_runs_prints_and_continues(asked: dict[str, Any], tmp_p
     assert [each["board"]["protocol"] for each in boards] == ["continual", "reset_each_shift"]
 
 
+def test_options_go_to_the_runs_that_have_the_method(asked: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "two.toml"
+    common = "".join(
+        f"{name} = {json.dumps(str(asked[name]))}\n" for name in ("shift", "stock", "corruption", "severity")
+    )
+    file.write_text(
+        f"{common}limit = 4\nbatch_size = 2\njobs = 1\n[set.source]\nepochs = 1\n"
+        '[[runs]]\nmethod = "source,tent"\n[[runs]]\nmethod = ["source"]\nprotocol = "continual"\n'
+    )
+    out = tmp_path / "two"
+    done = bench("run", file, "--set", "tent.lr=0.5", "--out", out)
+    assert done.exit_code == 0, done.output
+    rates = {(r.protocol, r.method): r.options.get("tent", {}).get("lr") for r in Store(out).records()}
+    assert rates == {
+        ("reset_each_shift", "tent"): 0.5,
+        ("reset_each_shift", "source"): None,
+        ("continual", "source"): None,
+    }
+    again = bench("run", out / "run.toml", "--out", out)
+    assert "0 measured, 9 reused" in again.stderr
+    refused = bench("run", file, "--set", "memo.views=2", "--out", out)
+    assert str(refused.exception) == "--set memo.…: no run has a method 'memo'; they have source, tent"
+
+
 def test_the_dry_run_names_what_cannot_be(asked: dict[str, Any], tmp_path: Path) -> None:
     words = [*flags_of({**asked, "shift": "cifar10-c,digits-c"}), "--data-root", tmp_path]
     told = bench("run", *words, "--dry-run")

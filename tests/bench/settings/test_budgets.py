@@ -109,7 +109,7 @@ def test_what_is_shown_says_where_each_option_comes_from() -> None:
     assert shown["steps"] == "10000 (budget short)"
     assert shown["probe_l2"] == "0.01 (default)"
     config = plain_values(chosen("selfsoup", "imagenet-c", budget="short"))
-    assert shown.keys() == {*config, "also_on"}
+    assert shown.keys() == {*config, "also_on", "head"}
     for option in ("epochs", "lr", "batch", "jitter", "holdout"):
         assert shown[option].partition(" ")[0] == str(config[option])
     assert _method("tent_pool", "imagenet-c")["in_force"]["imagenet-c, budget paper"]["lr"] == (

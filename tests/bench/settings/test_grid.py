@@ -97,15 +97,6 @@ def test_names_tell_methods_severities_and_files_apart() -> None:
     assert [c.name for c in cells_of(BASE, {"runs": steps})] == ["tent.steps=2", "tent.steps=3", ""]
 
 
-def test_options_of_a_method_hold_for_the_runs_that_have_it() -> None:
-    options = {"tent": {"steps": 2}, "sar": {"lr": 0.1}, "source": {"epochs": 3}, "memmo": {"views": 1}}
-    runs = [{"method": "tent"}, {"method": "source+sar"}, {"method": "augmix"}, {"method": "source,no_such"}]
-    cells = cells_of(BASE, {"set": options, "runs": runs})
-    both, own = {"source", "memmo"}, [{"tent"}, {"sar"}, set()]
-    assert [set(cell.spec.options) for cell in cells] == [*(both | each for each in own), set(options)]
-    assert set(cells_of(BASE, {"set": options})[0].spec.options) == set(options)
-
-
 def test_a_file_with_a_comma_in_its_name_is_one(tmp_path: Path) -> None:
     (tmp_path / "a,b").mkdir()
     (tmp_path / "a,b.safetensors").touch()

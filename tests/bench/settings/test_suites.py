@@ -13,9 +13,12 @@ from bench.cli.main import app
 from bench.core.errors import UsageError
 from bench.evaluation.protocols import parse_protocol
 from bench.settings.grid import cells_of
+from bench.settings.run_spec import make_spec
 from bench.settings.suites import find_suite, suites
 from bench.shifts import find_row
 from bench.shifts.catalog import TASKS
+from leaderboards.record import SUITE
+from leaderboards.store import Store
 
 RUNS = {"imagenet": 9, "cifar": 10, "vtab": 21, "vtab-c": 21, "digits": 4, "own": 2}
 
@@ -65,7 +68,41 @@ def test_a_suite_runs_and_flags_replace_its_settings(
     boards = json.loads(done.stdout)
     assert [each["run"] for each in boards] == ["continual", "reset_each_shift"]
     assert [each["board"]["severities"] for each in boards] == [[3.0]] * 2
-    assert (tmp_path / "runs" / "suite-digits-v1" / "records.jsonl").is_file()
+    out = tmp_path / "runs" / "suite-digits-v1"
+    named = "digits v1, changed: corruption, protocol, limit"
+    assert [each["board"]["suite"] for each in boards] == [named] * 2
+    records = Store(out).records()
+    assert {record.suite for record in records} == {named}
+    for form in ("terminal", "md", "html", "latex"):
+        told = bench("leaderboard", "--from", out, "--where", "protocol=continual", "--format", form)
+        assert f"suite {named}" in " ".join(told.stdout.split()), form
+    # The run file tells the suite on, and the identity of a number does not.
+    again = bench("run", out / "run.toml", "--out", tmp_path / "again", "--json")
+    assert [each["board"]["suite"] for each in json.loads(again.stdout)] == [named] * 2
+    plain = tmp_path / "plain.toml"
+    plain.write_text("".join(line for line in (out / "run.toml").open() if not line.startswith("of_suite")))
+    alone = bench("run", plain, "--out", tmp_path / "alone", "--json")
+    assert [each["board"]["suite"] for each in json.loads(alone.stdout)] == [None] * 2
+    found = {record.key: record.metrics for record in Store(tmp_path / "alone").records()}
+    assert found == {record.key: record.metrics for record in records}
+
+
+def test_a_suite_says_what_a_run_changed_of_it() -> None:
+    digits = find_suite("digits")
+    assert digits.told({"severity": "3", "batch_size": "4", "seeds": 3, "method": "tent"}) == "digits v1"
+    assert digits.told({"protocol": "reset_each_shift,continual,mixed_domains,correlated"}) == "digits v1"
+    assert digits.told({"severity": "5", "limit": 4}) == "digits v1, changed: severity, limit"
+    assert find_suite("own").told({"shift": "folder:pictures"}) == "own v1"
+    for suite in suites().values():
+        everything = dict.fromkeys(
+            ("shift", "severity", "corruption", "protocol", "split", "limit", "labels", "part"), "x"
+        )
+        assert SUITE.fullmatch(suite.told(everything))
+
+
+def test_a_board_names_only_what_is_a_suite(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="of-suite is what a run of a suite writes"):
+        make_spec({"method": "source", "shift": "digits-c", "of_suite": "<b>digits</b> v1"})
 
 
 def test_a_suite_excludes_a_run_file_and_the_demonstration(tmp_path: Path) -> None:
