@@ -32,6 +32,7 @@ from bench.models.classifiers import for_classes
 from bench.models.weights_io import find_stock, load_model, load_stock, model_digest, preprocessing_of, shown_name
 from bench.planning.bill import Bill, Setting, bill_of, expected, published_setting, sentences
 from bench.planning.init_from import Inherited, inherit
+from bench.settings.grid import default_folder
 from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method, parse_method, plain_values
 from bench.settings.run_spec import RunSpec
@@ -266,12 +267,6 @@ def _where(spec: RunSpec, devices: int) -> tuple[str, int, int]:
         return device, spec.jobs or _JOBS_OF_A_CLUSTER, 1
     device = pick_device(spec.device)
     return device, *pick_jobs(1 if spec.launch == "serial" else spec.jobs, device, devices)
-
-
-def default_folder(spec: RunSpec) -> Path:
-    """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
-    name = "-".join([spec.shift, *spec.method])[:80].replace("/", "_").replace(":", "_")
-    return Path("runs") / name
 
 
 def _base(spec: RunSpec, device: str) -> tuple[str, Base]:
