@@ -128,6 +128,15 @@ def run(
     if record is not None or source is not None:
         if record is None or source is None:
             raise UsageError("--record KEY and --from DIR go together; give both")
+        others: dict[str, object] = {
+            "a run file": file,
+            "--demo": demo,
+            "--suite": suite,
+            "--dry-run": dry_run,
+            "--set": options,
+        }
+        if wrong := next((name for name, value in others.items() if value), None):
+            raise UsageError(f"--record repeats a run as it was; leave {wrong} out")
         raise typer.Exit(commands.repeat_record(record, source, settings, as_json=json))
     raise typer.Exit(commands.run_spec(file, demo, suite, settings, options, dry_run=dry_run, as_json=json))
 
@@ -189,6 +198,14 @@ def leaderboard(
     from bench.runs import publishing
 
     if not source and out is not None:
+        given: dict[str, object] = {
+            "a shift": shift,
+            "--format": format_ != "terminal",
+            "--per-corruption": per_corruption,
+        }
+        given |= {"--matrix": matrix, "--columns": columns, "--sort": sort, "--where": where, "--figures": figures}
+        if wrong := next((name for name, value in given.items() if value), None):
+            raise UsageError(f"without --from, --out writes the whole site; add --from DIR, or leave {wrong} out")
         publishing.build_site(publishing.RESULTS, out, project)
     elif matrix:
         given = {"per-corruption": per_corruption, "columns": columns, "sort": sort, "figures": figures}

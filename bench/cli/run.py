@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from bench.runs.outcome import Outcome
 
 
+_NOT_IN_THE_DEMO = ("data_root", "classes", "label", "part", "workers", "budget")
+"""Settings of images on disk and of shifts with budgets; the demonstration has neither."""
+
+
 def run_spec(
     file: Path | None,
     demo: bool,
@@ -48,6 +52,9 @@ def run_spec(
         chosen = find_suite(suite)
         base = {"out": Path("runs") / chosen.folder, **chosen.settings}
     if demo:
+        if ignored := next((name for name in _NOT_IN_THE_DEMO if flags.get(name) not in (None, False)), None):
+            flag = f"--{ignored.replace('_', '-')}"
+            raise UsageError(f"--demo has its images and its stock with it, so {flag} would do nothing; leave it out")
         with resources.as_file(resources.files("bench") / "assets" / "demo.toml") as path:
             base = {"out": Path("runs") / "demo", **read_run_file(path)}
     elif file is not None:
@@ -56,7 +63,7 @@ def run_spec(
     for text in settings:
         name, key, value = parse_setting(text)
         options.setdefault(name, {})[key] = value
-    cells = cells_of(base, flags, {"set": options})
+    cells: Sequence[GridCell] = cells_of(base, flags, {"set": options})
     check_names([cell.spec for cell in cells])
     if dry_run:
         return _print_grid(cells, as_json) if len(cells) > 1 else _print_plan(cells[0].spec, as_json)

@@ -34,9 +34,8 @@ def check_model(name: str) -> None:
     hint = closest(kind, KINDS) if colon else closest(bare, _names_of("timm"))
     raise UsageError(
         f"--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, "
-        f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME or path/to/file.py:factory, not '{name}'; "
-        + (f"did you mean '{hint}'? " if hint else "")
-        + "(a stock is given with --stock)"
+        f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME or path/to/file.py:factory, not '{name}'"
+        + (f"; did you mean '{hint}'?" if hint else "; a stock is given with --stock")
     )
 
 

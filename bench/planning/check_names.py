@@ -19,7 +19,7 @@ from bench.evaluation.protocols import parse_protocol
 from bench.models.known_names import check_model, check_stock
 from bench.settings.methods import choices_of, options_of, parse_method, plugins
 from bench.settings.run_spec import RunSpec
-from bench.shifts import find_row
+from bench.shifts import find_row, refuse_settings
 from bench.shifts.catalog import TASKS, ShiftRow
 from bench.shifts.corruption_sets import corruptions_of
 from corruptions.catalog import canonical
@@ -35,6 +35,7 @@ def check_names(specs: Sequence[RunSpec]) -> None:
     for spec in specs:
         row = find_row(spec.shift)
         _check_argument(row)
+        refuse_settings(row, spec.classes, spec.part)
         for method in spec.method:
             _check_method(method)
         parse_protocol(spec.protocol)
@@ -103,6 +104,12 @@ def _check_base(spec: RunSpec) -> None:
             check_model(spec.model)
     if spec.stock is not None:
         check_stock(spec.stock)
+    if spec.init_from is not None:
+        folder = spec.init_from if Path(spec.init_from).is_dir() else spec.init_from.rpartition(":")[0]
+        if not Path(folder, "run.toml").is_file():
+            raise MissingDataError(
+                f"no run at {folder or spec.init_from}; give the folder of one, which holds run.toml"
+            )
 
 
 def _check_corruptions(spec: RunSpec) -> None:

@@ -41,7 +41,7 @@ _MOST_FILES = 100_000
 """More files than this take longer to look at than a run takes to be planned."""
 
 _PART = re.compile("train|test|val|dev", re.IGNORECASE)
-_VARIABLES = ("SOUPBENCH_", "HF_", "TORCH", "CUDA_", "XDG_CACHE_HOME", "PYTHONPATH")
+_VARIABLES = ("SOUPBENCH_", "CUDA_", "XDG_CACHE_HOME", "PYTHONPATH")
 
 
 class _Unknown(Exception):
