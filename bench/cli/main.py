@@ -302,6 +302,10 @@ def tune(
     json: Json = False,
 ) -> None:
     """Choose a method's options on dev images and tuning corruptions only."""
+    from bench.planning.check_names import check_grid, check_tuning
+
+    check_tuning(method, shift, split, corruption, set_ or [])
+    check_grid(method, [text.partition("=")[0].strip() for text in grid or []])
     from bench.runs import tuning
 
     tuning.tune(
@@ -359,12 +363,15 @@ def soup_mix(
     ] = False,
 ) -> None:
     """Mix weights tensor by tensor. Options of --how follow a colon, as in ties:keep=0.3."""
-    from bench.soups import mix_files as soups
+    from bench.planning.check_names import check_soup
 
     try:
         numbers = [float(part) for part in weights.split(",") if part.strip()]
     except ValueError:
         raise UsageError(f"--weights takes comma-separated numbers, not '{weights}'") from None
+    check_soup(files, how)
+    from bench.soups import mix_files as soups
+
     soups.mix(files, out, how, stock, numbers, average_statistics)
 
 
@@ -385,6 +392,10 @@ def soup_season(
     model: SoupModel = None,
 ) -> None:
     """Learn the coefficients of a soup on clean train images."""
+    from bench.planning.check_names import WAYS_TO_SEASON, check_shift, check_soup
+
+    check_shift(shift)
+    check_soup(files, how, WAYS_TO_SEASON)
     from bench.soups import learn_coefficients as soup_data
 
     soup_data.season(
@@ -395,6 +406,9 @@ def soup_season(
 @soup.command("inspect")
 def soup_inspect(files: Files, stock: StockFile = None, json: Json = False) -> None:
     """Show the tensors of files and their distances from the stock and from each other."""
+    from bench.planning.check_names import check_soup
+
+    check_soup(files)
     from bench.soups import mix_files as soups
 
     soups.inspect(files, stock, as_json=json)
@@ -412,6 +426,10 @@ def soup_lmc(
     json: Json = False,
 ) -> None:
     """Measure accuracy on the line between two classifiers (linear mode connectivity)."""
+    from bench.planning.check_names import check_shift, check_soup
+
+    check_shift(shift)
+    check_soup([first, second])
     from bench.soups import learn_coefficients as soup_data
 
     soup_data.connect((first, second), shift, data_root, steps, limit, model, as_json=json)

@@ -17,9 +17,9 @@ from bench.core.errors import BenchError, MissingDataError, UsageError, closest,
 from bench.core.invalid_input import in_words
 from bench.evaluation.protocols import parse_protocol
 from bench.models.known_names import check_model, check_stock
-from bench.settings.methods import choices_of, options_of, parse_method, plugins
-from bench.settings.run_spec import RunSpec
-from bench.shifts import find_row, refuse_settings
+from bench.settings.methods import choices_of, options_of, parse_method, parse_setting, plugins
+from bench.settings.run_spec import RunSpec, make_spec
+from bench.shifts import SHIFTS, find_row, refuse_settings
 from bench.shifts.catalog import TASKS, ShiftRow
 from bench.shifts.corruption_sets import corruptions_of
 from corruptions.catalog import canonical
@@ -67,6 +67,48 @@ def check_shift(name: str) -> ShiftRow:
     row = find_row(name)
     _check_argument(row)
     return row
+
+
+WAYS_TO_MIX = ("uniform", "weighted", "wise", "model_stock", "task_arithmetic", "ties", "dare", "slerp")
+WAYS_TO_SEASON = ("self", "labels", "search", "greedy")
+STOCK_DATA = ("digits", "fashion", "cifar10", "cifar100", "imagenet")
+OBJECTIVES = ("mae", "mocov3", "mmcr", "lejepa", "mocov3_official", "mmcr_official", "lejepa_official")
+
+
+def check_tuning(method: str, shift: str, split: str, corruption: str | None, options: Sequence[str]) -> None:
+    """Raise UsageError for an unknown name in `bench tune`; `options` are NAME.key=value."""
+    if split != "dev":
+        raise UsageError(f"tuning on split '{split}' would bias the numbers reported on it; use --split dev")
+    given: dict[str, dict[str, Any]] = {}
+    for name, key, value in map(parse_setting, options):
+        given.setdefault(name, {})[key] = value
+    settings = {"method": method, "shift": shift, "split": split, "corruption": corruption, "set": given}
+    check_names([make_spec({key: value for key, value in settings.items() if value is not None})])
+
+
+def check_grid(method: str, keys: Sequence[str]) -> None:
+    """Raise UsageError for an option that the method to tune lacks."""
+    rows = _check_method(method)
+    for row in rows[-1:] if len(rows) == len(method.split("+")) or "+" not in method else []:
+        for key in keys:
+            nearest(key, [option.name for option in options_of(row)[1]], f"option of {row.name}")
+
+
+def check_stock_data(data: str, objective: str | None, device: str) -> None:
+    """Raise UsageError for an unknown name in `bench stock`."""
+    nearest(data.partition(":")[0], [*STOCK_DATA, *SHIFTS], "data")
+    if objective is not None:
+        nearest(objective, OBJECTIVES, "objective")
+    check_device(device)
+
+
+def check_soup(files: Sequence[Path], how: str | None = None, ways: Sequence[str] = WAYS_TO_MIX) -> None:
+    """Raise UsageError for an unknown way of mixing, MissingDataError for a file of weights that does not exist."""
+    if how is not None:
+        nearest(how.partition(":")[0], ways, "way of mixing" if ways is WAYS_TO_MIX else "way of seasoning")
+    for file in files:
+        if not file.exists() and not Path(str(file).partition("#")[0]).exists():
+            raise MissingDataError(f"no file {file}; give the path of a .safetensors, .pt or .pth file")
 
 
 def _check_argument(row: ShiftRow) -> None:
