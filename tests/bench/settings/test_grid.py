@@ -114,7 +114,7 @@ def test_a_file_with_a_comma_in_its_name_is_one(tmp_path: Path) -> None:
         ({"runs": [{"runs": []}]}, r"^\[\[runs\]\] holds runs itself"),
         ({"runs": [{"shfit": "a"}]}, r"unknown setting 'shfit'; did you mean 'shift'"),
         ({"runs": [{"shift": "digits-c"}, {}]}, r"^two runs of \[\[runs\]\] are equal; remove one$"),
-        ({"precision": "fp32,fp8"}, r"^--precision must be 'auto', 'fp32' or 'bf16', not 'fp8'$"),
+        ({"precision": "fp32,fp8"}, r"^--precision must be 'auto', 'fp32' or 'bf16', not 'fp8'"),
     ],
 )
 def test_what_is_no_grid_is_said_in_a_sentence(given: dict[str, Any], said: str) -> None:
