@@ -20,7 +20,7 @@ _EXPORTS = {
     "Condition": "bench.core.conditions",
     "Trial": "bench.core.conditions",
     "RunSpec": "bench.settings.run_spec",
-    "Outcome": "bench.runs.run",
+    "Outcome": "bench.runs.outcome",
     "run": "bench.runs.run",
     "load_shift": "bench.shifts",
     "load_stock": "bench.models.weights_io",
@@ -30,7 +30,8 @@ __all__ = ["Condition", "Outcome", "RunSpec", "Trial", "__version__", "load_shif
 if TYPE_CHECKING:
     from bench.core.conditions import Condition, Trial
     from bench.models.weights_io import load_stock
-    from bench.runs.run import Outcome, run
+    from bench.runs.outcome import Outcome
+    from bench.runs.run import run
     from bench.settings.run_spec import RunSpec
     from bench.shifts import load_shift
 

@@ -7,6 +7,7 @@ import io
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -138,6 +139,13 @@ def _check_column(name: str, column: NDArray[Any], n: int) -> None:
         raise ValueError(f"{name} must not be negative")
 
 
+@lru_cache(maxsize=256)
+def _header(text: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Parse the header of a column; files of one run share it, and numpy compiles each as Python."""
+    shape, _, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(text))
+    return shape, dtype
+
+
 def _read_columns(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     if set(members) | {_OPTIONAL} != set(_COLUMNS) or len(members) != len(archive.infolist()):
@@ -152,7 +160,8 @@ def _read_columns(archive: zipfile.ZipFile) -> dict[str, NDArray[Any]]:
         with archive.open(info) as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError(f"{name} is in an unknown version of the npy format")
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            length = file.read(2)
+            shape, dtype = _header(length + file.read(int.from_bytes(length, "little")))
             # Checked before any array is made: an object column would need unpickling, a false shape memory.
             if dtype != _COLUMNS[name] or len(shape) != 1:
                 raise ValueError(f"{name} has type {dtype} and shape {shape}")

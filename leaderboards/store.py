@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -212,11 +212,11 @@ def find_predictions(folders: Sequence[Path | str], record: Record) -> Predictio
     )
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path, parse: Callable[[bytes], Record] = Record.from_json) -> Record:
     """Read one records/<key>.json. Raises StoreError if it is broken or not named after its key."""
     check_plain(path, MAX_LINE)
     try:
-        record = Record.from_json(path.read_bytes())
+        record = parse(path.read_bytes())
     except RecordError as error:
         raise StoreError(f"{path}: {error}") from error
     if path.stem != record.key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,9 @@ def verify(folder: Path | str, labels_of: LabelsOf = lambda _: None) -> Report:
     store = Store(folder)
     if not store.folder.is_dir():
         return Report((), (Problem(None, str(folder), "is not a folder; give one that `bench run --out` wrote"),))
-    records, problems = _read_files(store)
-    lines, line_problems = _read_lines(store)
+    parse: Callable[[bytes], Record] = cache(Record.from_json)  # a line is what its file says, byte for byte
+    records, problems = _read_files(store, parse)
+    lines, line_problems = _read_lines(store, parse)
     problems += line_problems
     if (store.folder / "records").is_dir():
         problems += _compare(records, lines, store)
@@ -101,7 +103,7 @@ def wrong_key(record: Record) -> Iterator[str]:
         yield f"has fields of another key, {key_of_record(record)}: one was changed; run the trial again with --rerun"
 
 
-def _read_files(store: Store) -> tuple[dict[str, Record], list[Problem]]:
+def _read_files(store: Store, parse: Callable[[bytes], Record]) -> tuple[dict[str, Record], list[Problem]]:
     records: dict[str, Record] = {}
     problems: list[Problem] = []
     for path in sorted((store.folder / "records").glob("*")):
@@ -110,13 +112,13 @@ def _read_files(store: Store) -> tuple[dict[str, Record], list[Problem]]:
             problems.append(Problem(None, file, "is no record; delete it, an interrupted write may have left it"))
             continue
         try:
-            records[path.stem] = read_record(path)
+            records[path.stem] = read_record(path, parse)
         except (StoreError, OSError) as error:
             problems.append(Problem(path.stem, file, str(error)))
     return records, problems
 
 
-def _read_lines(store: Store) -> tuple[dict[str, Record], list[Problem]]:
+def _read_lines(store: Store, parse: Callable[[bytes], Record]) -> tuple[dict[str, Record], list[Problem]]:
     records: dict[str, Record] = {}
     problems: list[Problem] = []
     try:
@@ -125,7 +127,7 @@ def _read_lines(store: Store) -> tuple[dict[str, Record], list[Problem]]:
         return {}, [Problem(None, store.jsonl.name, str(error))]
     for number, line in lines:
         try:
-            record = Record.from_json(line)
+            record = parse(line)
         except RecordError as error:
             problems.append(Problem(None, store.jsonl.name, f"line {number}: {error}"))
             continue

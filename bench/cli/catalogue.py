@@ -322,7 +322,10 @@ def _in_words(value: Any) -> str:
 
 def print_citations(names: Sequence[str], as_json: bool) -> None:
     """Print the papers to cite for methods, each once, and this software."""
-    papers = {row.citation: None for name in names for row in _rows_named(name)}
+    named = [part for text in names for name in text.split(",") if (part := name.strip())]
+    if not named:
+        raise UsageError("no method given; name one, as in bench cite tent,memo")
+    papers = {row.citation: None for name in named for row in _rows_named(name)}
     cited = [*papers, "The soupbench authors. soupbench: a benchmark of test-time adaptation under distribution shift"]
     if as_json:
         print_json(cited)

@@ -129,6 +129,15 @@ def run(
     if record is not None or source is not None:
         if record is None or source is None:
             raise UsageError("--record KEY and --from DIR go together; give both")
+        others: dict[str, object] = {
+            "a run file": file,
+            "--demo": demo,
+            "--suite": suite,
+            "--dry-run": dry_run,
+            "--set": options,
+        }
+        if wrong := next((name for name, value in others.items() if value), None):
+            raise UsageError(f"--record repeats a run as it was; leave {wrong} out")
         raise typer.Exit(commands.repeat_record(record, source, settings, as_json=json))
     raise typer.Exit(commands.run_spec(file, demo, suite, settings, options, dry_run=dry_run, as_json=json))
 
@@ -221,6 +230,14 @@ def leaderboard(
     if matrix and not source:
         raise UsageError("--matrix needs records; add --from DIR, or leave --matrix out for the site, which has it")
     if not source and out is not None:
+        given: dict[str, object] = {
+            "a shift": shift,
+            "--format": format_ != "terminal",
+            "--per-corruption": per_corruption,
+        }
+        given |= {"--matrix": matrix, "--columns": columns, "--sort": sort, "--where": where, "--figures": figures}
+        if wrong := next((name for name, value in given.items() if value), None):
+            raise UsageError(f"without --from, --out writes the whole site; add --from DIR, or leave {wrong} out")
         publishing.build_site(publishing.RESULTS, out, project)
     elif matrix:
         given = {"per-corruption": per_corruption, "columns": columns, "sort": sort}
@@ -324,6 +341,10 @@ def tune(
     json: Json = False,
 ) -> None:
     """Choose a method's options on dev images and tuning corruptions only."""
+    from bench.planning.check_names import check_grid, check_tuning
+
+    check_tuning(method, shift, split, corruption, set_ or [])
+    check_grid(method, [text.partition("=")[0].strip() for text in grid or []])
     from bench.runs import tuning
 
     tuning.tune(
@@ -381,12 +402,15 @@ def soup_mix(
     ] = False,
 ) -> None:
     """Mix weights tensor by tensor. Options of --how follow a colon, as in ties:keep=0.3."""
-    from bench.soups import mix_files as soups
+    from bench.planning.check_names import check_soup
 
     try:
         numbers = [float(part) for part in weights.split(",") if part.strip()]
     except ValueError:
         raise UsageError(f"--weights takes comma-separated numbers, not '{weights}'") from None
+    check_soup(files, how)
+    from bench.soups import mix_files as soups
+
     soups.mix(files, out, how, stock, numbers, average_statistics)
 
 
@@ -407,6 +431,10 @@ def soup_season(
     model: SoupModel = None,
 ) -> None:
     """Learn the coefficients of a soup on clean train images."""
+    from bench.planning.check_names import WAYS_TO_SEASON, check_shift, check_soup
+
+    check_shift(shift)
+    check_soup(files, how, WAYS_TO_SEASON)
     from bench.soups import learn_coefficients as soup_data
 
     soup_data.season(
@@ -417,6 +445,9 @@ def soup_season(
 @soup.command("inspect")
 def soup_inspect(files: Files, stock: StockFile = None, json: Json = False) -> None:
     """Show the tensors of files and their distances from the stock and from each other."""
+    from bench.planning.check_names import check_soup
+
+    check_soup(files)
     from bench.soups import mix_files as soups
 
     soups.inspect(files, stock, as_json=json)
@@ -434,6 +465,10 @@ def soup_lmc(
     json: Json = False,
 ) -> None:
     """Measure accuracy on the line between two classifiers (linear mode connectivity)."""
+    from bench.planning.check_names import check_shift, check_soup
+
+    check_shift(shift)
+    check_soup([first, second])
     from bench.soups import learn_coefficients as soup_data
 
     soup_data.connect((first, second), shift, data_root, steps, limit, model, as_json=json)

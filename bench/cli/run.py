@@ -8,16 +8,19 @@ import logging
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.core.cache_dir import write_bytes
 from bench.core.console import duration, print_json, print_rich, print_text, say
 from bench.core.errors import Interrupted, MissingDataError, UsageError, ValidationError
+from bench.planning.check_names import check_names
+from bench.runs.finished import keep, recall, state_of_inputs
 from bench.runs.open_results import open_records
 from bench.runs.progress import RunProgress, plural
-from bench.settings.grid import GridCell, cells_of
+from bench.settings.grid import GridCell, cells_of, folder_of
 from bench.settings.methods import parse_setting
 from bench.settings.run_spec import RunSpec, read_run_file
 from bench.settings.suites import find_suite
@@ -26,7 +29,11 @@ if TYPE_CHECKING:
     from bench.planning.board_entry import BoardEntry
     from bench.planning.cost_estimate import CostEstimate, CostLine
     from bench.planning.plan import Plan
-    from bench.runs.run import Outcome
+    from bench.runs.outcome import Outcome
+
+
+_NOT_IN_THE_DEMO = ("data_root", "classes", "label", "part", "workers", "budget")
+"""Settings of images on disk and of shifts with budgets; the demonstration has neither."""
 
 
 def run_spec(
@@ -47,6 +54,9 @@ def run_spec(
         chosen = find_suite(suite)
         base = {"out": Path("runs") / chosen.folder, "of_suite": chosen.told(flags), **chosen.settings}
     if demo:
+        if ignored := next((name for name in _NOT_IN_THE_DEMO if flags.get(name) not in (None, False)), None):
+            flag = f"--{ignored.replace('_', '-')}"
+            raise UsageError(f"--demo has its images and its stock with it, so {flag} would do nothing; leave it out")
         with resources.as_file(resources.files("bench") / "assets" / "demo.toml") as path:
             base = {"out": Path("runs") / "demo", **read_run_file(path)}
     elif file is not None:
@@ -55,25 +65,51 @@ def run_spec(
     for text in settings:
         name, key, value = parse_setting(text)
         options.setdefault(name, {})[key] = value
-    cells = cells_of(base, flags, {"set": options})
-    if len(cells) > 1:
-        return _print_grid(cells, as_json) if dry_run else _run_grid(cells, as_json=as_json)
-    spec = cells[0].spec
+    cells: Sequence[GridCell] = cells_of(base, flags, {"set": options})
+    check_names([cell.spec for cell in cells])
     if dry_run:
-        return _print_plan(spec, as_json)
-    return _run_and_print(spec, demo=demo, as_json=as_json)
+        return _print_grid(cells, as_json) if len(cells) > 1 else _print_plan(cells[0].spec, as_json)
+    out = folder_of(cells)
+    cells = [replace(cell, spec=cell.spec.model_copy(update={"out": out})) for cell in cells]
+    outcomes = _outcomes(cells, out)
+    if len(outcomes) > 1 or len(cells) > 1:
+        return _print_boards(outcomes, out, as_json=as_json)
+    return _print_board(outcomes[0][1], demo=demo, as_json=as_json)
 
 
-def _run_grid(cells: Sequence[GridCell], *, as_json: bool) -> int:
-    _start_workers(cells[0].spec)
-    from bench.runs.grid import default_folder, plan_grid, run_grid
+def _outcomes(cells: Sequence[GridCell], out: Path) -> list[tuple[GridCell, Outcome]]:
+    """Run what is missing and return the outcome of each run; where nothing is, say so without loading torch."""
+    specs = [cell.spec for cell in cells]
+    finished = recall(specs, out)
+    if finished is not None:
+        for note in finished.notes:
+            say(note)
+        write_bytes(out / "run.toml", finished.settings.encode())
+        return list(zip(cells, finished.outcomes, strict=True))
+    before = state_of_inputs(specs)
+    try:
+        with _running(out) as progress:
+            _start_workers(specs[0])
+            from bench.runs.grid import plan_grid, run_grid
+            from bench.runs.run import run
+
+            if len(cells) > 1:
+                found = run_grid(plan_grid(cells, progress), progress)
+            else:
+                found = [(cells[0], run(specs[0], progress))]
+    finally:
+        from bench.execution.task_pool import leave_none
+
+        leave_none()
+    keep(specs, out, before, [outcome for _, outcome in found])
+    return found
+
+
+def _print_boards(outcomes: Sequence[tuple[GridCell, Outcome]], out: Path, *, as_json: bool) -> int:
     from leaderboards import matrix_tables
     from leaderboards.matrix import matrix
     from leaderboards.tables import to_json, to_terminal
 
-    out = cells[0].spec.out or default_folder(cells)
-    with _running(out) as progress:
-        outcomes = run_grid(plan_grid(cells, progress), progress)
     boards = [(cell, outcome.board()) for cell, outcome in outcomes]
     for _, outcome in outcomes:
         _say_problems(outcome)
@@ -127,16 +163,9 @@ def _say_problems(outcome: Outcome) -> None:
         say(f"warning: {warning}; these results cannot be published")
 
 
-def _run_and_print(spec: RunSpec, *, demo: bool, as_json: bool) -> int:
-    _start_workers(spec)
-    from bench.planning.plan import default_folder
-    from bench.runs.run import run
+def _print_board(outcome: Outcome, *, demo: bool, as_json: bool) -> int:
     from leaderboards.tables import to_json, to_terminal
 
-    spec = spec if spec.out else spec.model_copy(update={"out": default_folder(spec)})
-    assert spec.out is not None
-    with _running(spec.out) as progress:
-        outcome = run(spec, progress)
     _say_problems(outcome)
     board = outcome.board()
     if as_json:
@@ -156,7 +185,7 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
     from bench.core.console import table
     from bench.planning.cost_estimate import estimate
     from bench.runs.callbacks import RunCallback
-    from bench.runs.grid import default_folder, plan_grid
+    from bench.runs.grid import plan_grid
 
     grid = plan_grid(cells, RunCallback())
     costs = [(cell, plan, estimate(plan)) for cell, plan in grid.plans]
@@ -173,7 +202,7 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
         for cell, plan, cost in costs
     ]
     refused = [{"run": cell.name, "reason": reason} for cell, reason in grid.refused]
-    out = cells[0].spec.out or default_folder(cells)
+    out = folder_of(cells)
     if as_json:
         print_json({"out": str(out), "runs": rows, "left_out": refused})
         return 0
@@ -304,12 +333,12 @@ def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: 
 
 @contextlib.contextmanager
 def _logged_in(folder: Path) -> Iterator[None]:
-    """Log to run.log in the folder; remove a new folder in the end if nothing was written."""
-    new = not folder.exists()
+    """Log to run.log in the folder; remove new folders in the end if nothing was written."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
     file = folder / "run.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file)
+        handler = logging.FileHandler(file, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write in {folder}: {error.strerror}; choose another folder with --out") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -321,4 +350,6 @@ def _logged_in(folder: Path) -> Iterator[None]:
         handler.close()
         if new and list(folder.iterdir()) == [file] and not file.stat().st_size:
             file.unlink()
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # another run may have begun beside it
+                for each in new:
+                    each.rmdir()

@@ -42,14 +42,17 @@ def stock(
 
     After an interruption, the same command continues from the last checkpoint.
     """
-    from bench.cli import stock_progress
-    from bench.core.offline import go_offline
-    from bench.training import pretrain_stock as stocks
-
     if (name is None) == (data is None):
         raise UsageError("no data given; use --data NAME, as in bench stock --data cifar10")
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision {precision} is unknown; choose auto, fp32 or bf16")
+    from bench.planning.check_names import check_stock_data
+
+    check_stock_data(name or data or "", objective, device)
+    from bench.cli import stock_progress
+    from bench.core.offline import go_offline
+    from bench.training import pretrain_stock as stocks
+
     if offline:
         go_offline()
     spec = stocks.StockSpec(

@@ -40,6 +40,7 @@ LIBRARY = "library"
 
 _NEVER_FOLLOWED = (
     "bench.core.errors",
+    "bench.core.invalid_input",
     "bench.execution.progress_files",
     "methods.table",
     "methods.nets.flops",

@@ -36,14 +36,20 @@ class Interrupted(BenchError):
     exit_code = 130
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a misspelt one most likely means; None if none is similar."""
+    by_lower = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[found[0]] if found else None
+
+
 def nearest(name: str, known: Iterable[str], what: str) -> str:
     """Return `name` if it is known. Raises UsageError with the nearest known name otherwise."""
     names = list(known)
     if name in names:
         return name
-    by_lower = {each.lower(): each for each in names}
-    close = [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)]
     if not names:
         raise UsageError(f"unknown {what} '{name}'; there is none, so leave it out")
-    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+    close = closest(name, names)
+    hint = f"did you mean '{close}'?" if close else f"known: {', '.join(names)}"
     raise UsageError(f"unknown {what} '{name}'; {hint}")

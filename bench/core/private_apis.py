@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
+import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -10,6 +14,15 @@ from typing import Any
 def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
     """Return the processes of a pool, which is the only way to end a busy one before Python 3.14."""
     return list((pool._processes or {}).values())
+
+
+def end_forkserver() -> None:
+    """End the process that forks workers, if there is one; left alone it ends only after it has loaded its modules."""
+    server: Any = multiprocessing.forkserver._forkserver
+    if (pid := server._forkserver_pid) is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        server._stop()
 
 
 def fingerprint_of(table: Any) -> str:

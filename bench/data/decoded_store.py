@@ -24,7 +24,7 @@ from bench.core.components import DECODER, identity
 from bench.core.conditions import digest_of
 from bench.core.errors import BenchError
 from bench.data.decode import Pixels, Preprocessing
-from bench.data.imageset import ImageSet
+from bench.data.imageset import ImageSet, bytes_on_disk
 from bench.data.pixel_cache import DIGEST_BYTES, OpenFile, row_digest, write_all
 
 _PAGE = 4096
@@ -206,7 +206,7 @@ def stored(source: str = "") -> list[dict[str, Any]]:
         pixels = about.with_suffix(".u8")
         facts = json.loads(about.read_text())
         if pixels.is_file() and facts["source"].startswith(source):
-            found.append({"key": about.stem, **facts, "bytes": pixels.stat().st_blocks * 512})
+            found.append({"key": about.stem, **facts, "bytes": bytes_on_disk(pixels.stat())})
     return found
 
 
@@ -219,6 +219,6 @@ def clean(source: str = "") -> int:
     keys = {facts["key"] for facts in stored(source)}
     for path in pixels_dir().glob("*"):
         if path.name.partition(".")[0] in keys or not source:
-            freed += path.stat().st_blocks * 512
+            freed += bytes_on_disk(path.stat())
             path.unlink(missing_ok=True)
     return freed

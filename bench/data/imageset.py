@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,4 +68,10 @@ def clean_folder(path: Path) -> int:
 def folder_size(path: Path) -> int:
     """Return the bytes of all files below a folder (or of one file); sparse files count their allocated blocks."""
     files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
-    return sum(min(facts.st_size, facts.st_blocks * 512) for facts in (file.stat() for file in files))
+    return sum(min(facts.st_size, bytes_on_disk(facts)) for facts in (file.stat() for file in files))
+
+
+def bytes_on_disk(facts: os.stat_result) -> int:
+    """Return the allocated bytes of a file; its size where the system (Windows) does not tell them."""
+    blocks: int | None = getattr(facts, "st_blocks", None)
+    return facts.st_size if blocks is None else blocks * 512

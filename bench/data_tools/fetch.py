@@ -49,6 +49,10 @@ def fetch(name: str, reading: Reading, mirror: str | None, say: Callable[[str], 
     the source cannot be reached or the data must be downloaded by hand, BenchError for a full disk.
     """
     row = find_row(name)
+    if row.how_to_get.startswith("comes with"):
+        return f"nothing to fetch, it {row.how_to_get}"
+    if row.how_to_get == "your own files":
+        raise UsageError(f"{name} is made of your own files, so there is nothing to fetch; run it where they are")
     if reading.offline:
         raise UsageError("offline forbids fetching; leave --offline out")
     say(f"{name}: {row.size}; licence: {row.licence}")

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench.core.conditions import Condition, stream_rng
 from bench.core.errors import UsageError, nearest
+from bench.core.invalid_input import in_words
 
 _GRID = 0.25
 
@@ -405,9 +406,7 @@ def parse_protocol(text: str) -> Protocol:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "parameters"
-        raise UsageError(
-            f"--protocol {kind.name}, {where}: {first['msg'].removeprefix('Value error, ')}; see `bench list protocols`"
-        ) from None
+        raise UsageError(f"--protocol {kind.name}, {where}: {in_words(first)}; see `bench list protocols`") from None
 
 
 def plan_stream(

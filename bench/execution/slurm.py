@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, pickle_load
 
-from bench.core.errors import UsageError
+from bench.core.errors import BenchError, UsageError
 from bench.execution.task_pool import Finished, Task, set_threads
 from bench.settings.run_spec import Slurm
 
@@ -25,6 +26,21 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_CHECKS = 2.0
 _CHECKS_BEFORE_LOST = 5
 """Checks without a result until a job counts as lost; shared disks show results seconds after the job has ended."""
+
+
+_PAUSES = (5.0, 15.0, 45.0, 120.0, 300.0)
+"""Seconds between tries to submit jobs while the controller is away, as during a restart or a failover."""
+
+_AWAY = (
+    "unable to contact",
+    "socket timed out",
+    "connection refused",
+    "connection timed out",
+    "zero bytes were transmitted",
+    "temporarily unable to accept",
+    "resource temporarily unavailable",
+)
+"""What sbatch says, in lower case, when the controller and not the request is the reason."""
 
 
 class Requeued:
@@ -54,6 +70,7 @@ class SlurmJobs:
         self._call = Requeued(threads)
         self._running: dict[str, tuple[Any, Task]] = {}
         self._missed: dict[str, int] = {}
+        self._doubtful: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._executor = submitit.SlurmExecutor(folder=folder.absolute(), max_num_timeout=settings.requeues)
@@ -62,7 +79,6 @@ class SlurmJobs:
                 f"--launch slurm needs sbatch on this machine ({error}); run it on a login node, or use --launch local"
             ) from None
         wanted = {
-            "job_name": "soupbench",
             "partition": settings.partition,
             "account": settings.account,
             "qos": settings.qos,
@@ -87,16 +103,41 @@ class SlurmJobs:
             self._queue([task for task in tasks if task.devices == devices])
 
     def _queue(self, tasks: Sequence[Task]) -> None:
-        try:
-            with self._executor.batch():
-                jobs = [self._executor.submit(self._call, task.function, *task.arguments) for task in tasks]
-        except FailedJobError as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0].removeprefix("sbatch: error: ")
-            advice = "correct --slurm KEY=VALUE, or use --launch local"
-            raise UsageError(f"sbatch refused the jobs ({reason}); {advice}") from None
-        for job, task in zip(jobs, tasks, strict=True):
+        for job, task in zip(self._submitted(tasks), tasks, strict=True):
             log.info("%s is job %s", task.label, job.job_id)
             self._running[job.job_id] = (job, task)
+
+    def _submitted(self, tasks: Sequence[Task]) -> list[Any]:
+        """Return the jobs of tasks. While the controller is away this waits and tries again, under another name.
+
+        A submission that timed out may have been accepted, so jobs of its name are cancelled: a task never runs twice.
+        """
+        for pause in (*_PAUSES, None):
+            name = f"soupbench-{uuid.uuid4().hex[:8]}"
+            self._executor.update_parameters(job_name=name)
+            try:
+                with self._executor.batch():
+                    return [self._executor.submit(self._call, task.function, *task.arguments) for task in tasks]
+            except FailedJobError as error:
+                reason = (str(error).strip().splitlines() or ["no reason given"])[0].removeprefix("sbatch: error: ")
+                if not any(sign in str(error).lower() for sign in _AWAY):
+                    advice = "correct --slurm KEY=VALUE, or use --launch local"
+                    raise UsageError(f"sbatch refused the jobs ({reason}); {advice}") from None
+            self._doubtful.add(name)
+            if pause is not None:
+                log.warning("sbatch: %s; trying again in %g seconds", reason, pause)
+                time.sleep(pause)
+            self._cancel_doubtful()
+        raise BenchError(
+            f"the controller of SLURM does not answer ({reason}); run the same command again later: finished work is "
+            "kept" + (f", and cancel jobs named {', '.join(sorted(self._doubtful))}" if self._doubtful else "")
+        )
+
+    def _cancel_doubtful(self) -> None:
+        """Cancel jobs of submissions that may have been accepted although sbatch failed."""
+        for name in sorted(self._doubtful):
+            if _answers("scancel", "--me", f"--name={name}") is not None:
+                self._doubtful.discard(name)
 
     def wait(self) -> list[Finished]:
         while True:
@@ -134,19 +175,20 @@ class SlurmJobs:
         """Cancel all jobs that are queued or running."""
         for job, _ in self._running.values():
             job.cancel(check=False)
+        self._cancel_doubtful()
 
 
 def _queued() -> frozenset[str] | None:
     """Return this user's waiting and running jobs; None if the scheduler does not answer."""
+    said = _answers("squeue", "--me", "--noheader", "--array", "--format=%i")
+    return None if said is None else frozenset(said.split())
+
+
+def _answers(*command: str) -> str | None:
+    """Return what a command of SLURM prints; None if the scheduler does not answer."""
     try:
-        done = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("squeue does not answer (%s); waiting for it", error)
+        log.warning("%s does not answer (%s); waiting for it", command[0], error)
         return None
-    return frozenset(done.stdout.split())
+    return done.stdout

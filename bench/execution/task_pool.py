@@ -24,7 +24,7 @@ import bench.core.import_object  # noqa: F401 - lets worker processes unpickle o
 from bench.core.child_processes import without_script
 from bench.core.devices import visible_gpus
 from bench.core.offline import go_offline, is_offline
-from bench.core.private_apis import processes_of
+from bench.core.private_apis import end_forkserver, processes_of
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +227,12 @@ def get_ready() -> None:
     if isinstance(_context(), ForkServerContext):
         with without_script():
             multiprocessing.forkserver.ensure_running()
+
+
+def leave_none() -> None:
+    """End the background process that forks workers, which would hold the output of this one open."""
+    if sys.platform == "linux":
+        end_forkserver()
 
 
 def _context() -> ForkServerContext | SpawnContext:

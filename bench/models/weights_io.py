@@ -22,6 +22,8 @@ from bench.core.import_object import load_object
 from bench.data.content_hash import Stamp, is_settled, stamp_of
 from bench.data.decode import Preprocessing
 from bench.models.bundled import bundled
+from bench.models.known_names import BUNDLED as BUNDLED
+from bench.models.known_names import check_stock
 from bench.models.tensor_files import CHECKSUM, Checkpoint, checksum, split_key, tensor_digest, verify
 from bench.shifts.catalog import ShiftRow
 from methods.nets.small_resnets import SmallResNet
@@ -29,7 +31,6 @@ from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import AnyArchitecture, Architecture, Weights, ready
 from methods.state import constants
 
-BUNDLED = {"digits": "digits-stock.safetensors"}
 MAE_BASE = "mae-vit-base-patch16"
 MAE_BASE_URL = "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_base.pth"
 """Encoder and decoder of raw pixels in one file (He et al. 2022); mae_pretrain_*_full is for normalised pixels."""
@@ -149,11 +150,7 @@ def load_stock(name: str) -> Weights:
     path = Path(name).expanduser()
     file = split_key(path)[0]
     if not file.is_file():
-        if file.suffix not in (".safetensors", ".pth", ".pt"):
-            raise UsageError(
-                f"no stock '{name}'; --stock takes {', '.join(BUNDLED)}, a file of `bench stock`, a file of MAE's "
-                "release (.pth) or timm:NAME, and a ready classifier is given with --model"
-            )
+        check_stock(name)
         raise MissingDataError(
             f"no stock at {name}; give its path, or make one with: bench stock --data DATA -o {name} (DATA is digits, "
             "fashion, cifar10, imagenet, …)"

@@ -27,6 +27,7 @@ from bench.planning.training_cost import (
     published_setting,
     sentences,
 )
+from bench.settings.grid import default_folder
 from bench.settings.run_spec import RunSpec
 from bench.shifts import find_row
 from bench.shifts.class_match import fitted
@@ -75,14 +76,6 @@ def make_plan(spec: RunSpec) -> Plan:
         return _plan(spec)
     except MissingDataError as error:
         raise MissingDataError("\n".join([str(error), *_expected_cost_notes(spec)])) from None
-
-
-def default_folder(spec: RunSpec) -> Path:
-    """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
-    pool = [f"pool-{spec.pool}"] if spec.pool else []
-    head = [] if spec.head == "fine-tuned" else [f"head-{spec.head}"]
-    name = "-".join([spec.shift, *pool, *head, *spec.method])[:80].replace("/", "_").replace(":", "_")
-    return Path("runs") / name
 
 
 def _plan(spec: RunSpec) -> Plan:

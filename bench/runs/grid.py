@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from bench.core.errors import MissingDataError, UsageError
 from bench.evaluation.protocols import parse_protocol
 from bench.planning.plan import Plan
 from bench.planning.run_methods import methods_with_options
 from bench.runs.callbacks import RunCallback
-from bench.runs.run import Outcome, planned, run_plans
-from bench.settings.grid import GridCell
+from bench.runs.outcome import Outcome
+from bench.runs.run import planned, run_plans
+from bench.settings.grid import GridCell, folder_of
 from bench.shifts import find_row
 
 
@@ -22,21 +22,6 @@ class PlannedGrid:
 
     plans: tuple[tuple[GridCell, Plan], ...]
     refused: tuple[tuple[GridCell, str], ...]
-
-
-def default_folder(cells: Sequence[GridCell]) -> Path:
-    """`runs/grid-<shifts>-<methods>`, so that the same command always means the same folder."""
-    shifts, methods = ({name: None for cell in cells for name in names(cell)} for names in (_shift, _methods))
-    name = "-".join(["grid", *shifts, *methods])[:80].replace("/", "_").replace(":", "_")
-    return Path("runs") / name
-
-
-def _shift(cell: GridCell) -> tuple[str, ...]:
-    return (cell.spec.shift,)
-
-
-def _methods(cell: GridCell) -> tuple[str, ...]:
-    return cell.spec.method
 
 
 def plan_grid(cells: Sequence[GridCell], callback: RunCallback) -> PlannedGrid:
@@ -49,7 +34,7 @@ def plan_grid(cells: Sequence[GridCell], callback: RunCallback) -> PlannedGrid:
         find_row(cell.spec.shift)
         find_row(cell.spec.recipe_shift)
         parse_protocol(cell.spec.protocol)
-    out = cells[0].spec.out or default_folder(cells)
+    out = folder_of(cells)
     plans: list[tuple[GridCell, Plan]] = []
     refused: list[tuple[GridCell, str]] = []
     for each in _with_own_options(cells):

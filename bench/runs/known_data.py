@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.shifts.catalog import SHIFTS, TASKS, ShiftRow
+from bench.shifts.corruption_sets import BAR, COMMON, LAION
 from bench.shifts.digits import Digits
-from bench.shifts.imagenet import BAR, COMMON, LAION, SUPERCLASSES
+from bench.shifts.imagenet import SUPERCLASSES
 from bench.shifts.shift import NATURAL
 from leaderboards.bundle import runs_of
 from leaderboards.identity import labels_digest

@@ -61,6 +61,8 @@ def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
     The barrier is the accuracy lost between the ingredients of a soup, in points, on held-out clean images. `watch`
     repeats this until nothing is missing, with the progress of each training and stream and the time left.
     """
+    if as_json and watch:
+        raise UsageError("--watch draws a table again and again; leave it or --json out")
     lines = _standing(folder)
     if as_json:
         print_json(lines)

@@ -6,9 +6,8 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tomli_w
 
@@ -19,49 +18,20 @@ from bench.evaluation.shared_pass import run_streams
 from bench.evaluation.stream_tasks import checkpoint, forget
 from bench.execution.task_pool import Executor
 from bench.planning.board_entry import BoardEntry
-from bench.planning.plan import Plan, default_folder, make_plan
+from bench.planning.plan import Plan, make_plan
 from bench.planning.streams import groups_of, missing_streams, stream_name
 from bench.planning.work_items import work_items_of
 from bench.runs.callbacks import RunCallback
 from bench.runs.make_record import records_of
 from bench.runs.manifest import ManifestRow, write_manifest
+from bench.runs.outcome import Outcome as Outcome
 from bench.runs.trackers import open_tracker
-from bench.settings.grid import settings_of
+from bench.settings.grid import default_folder, settings_of
 from bench.settings.run_spec import RunSpec
 from leaderboards.record import Record
 from leaderboards.store import Store, StoreError
 
-if TYPE_CHECKING:
-    from leaderboards.boards import Board
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a run: its folder and the number of records that are done, failed or reused."""
-
-    out: Path
-    keys: tuple[str, ...]
-    done: int
-    failed: int
-    reused: int
-    errors: tuple[str, ...]
-
-    @property
-    def exit_code(self) -> int:
-        return 1 if self.failed else 0
-
-    def records(self) -> list[Record]:
-        """Return the records of this run, without those of other runs in the same folder."""
-        wanted = set(self.keys)
-        return [record for record in Store(self.out).records() if record.key in wanted]
-
-    def board(self) -> Board:
-        """Return the board of this run's records."""
-        from leaderboards.boards import make_board
-
-        return make_board(self.records(), Store(self.out).predictions)
 
 
 def run(spec: RunSpec, callback: RunCallback | None = None) -> Outcome:
@@ -129,6 +99,7 @@ def run_plans(plans: Sequence[Plan], callback: RunCallback) -> list[Outcome]:
             counts[id(plan)]["failed"],
             len(plan.keys) - len(plan.missing),
             tuple(errors[id(plan)]),
+            plan.notes,
         )
         for plan in plans
     ]

@@ -17,8 +17,9 @@ import tomli_w
 from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError
 from bench.core.import_object import load_object
+from bench.runs.outcome import Outcome
 from bench.runs.progress import RunProgress
-from bench.runs.run import Outcome, run_all
+from bench.runs.run import run_all
 from bench.settings.methods import parse_method, parse_setting
 from bench.settings.run_spec import make_spec
 from bench.shifts import SHIFTS, load_shift

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import UsageError
+from bench.settings.absolute_paths import with_absolute_paths
 from bench.settings.run_fields import LISTS
 from bench.settings.run_spec import RunSpec, merge, validate
 
@@ -37,6 +38,27 @@ def cells_of(*layers: Mapping[str, Any]) -> tuple[GridCell, ...]:
     return tuple(GridCell(name, spec) for name, spec in zip(_names(specs), specs, strict=True))
 
 
+def default_folder(spec: RunSpec) -> Path:
+    """`runs/<shift>-<methods>`, so that the same command always means the same folder."""
+    pool = [f"pool-{spec.pool}"] if spec.pool else []
+    head = [] if spec.head == "fine-tuned" else [f"head-{spec.head}"]
+    return _folder([spec.shift, *pool, *head, *spec.method])
+
+
+def folder_of(cells: Sequence[GridCell]) -> Path:
+    """Return the folder of the records of one run or of a grid, `runs/grid-<shifts>-<methods>` by default."""
+    if (out := cells[0].spec.out) is not None:
+        return out
+    if len(cells) == 1:
+        return default_folder(cells[0].spec)
+    shifts = dict.fromkeys(cell.spec.shift for cell in cells)
+    return _folder(["grid", *shifts, *dict.fromkeys(name for cell in cells for name in cell.spec.method)])
+
+
+def _folder(names: Sequence[str]) -> Path:
+    return Path("runs") / "-".join(names)[:80].replace("/", "_").replace(":", "_").replace("\\", "_")
+
+
 def expand(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the settings of each run, not validated yet. Raises UsageError for unknown settings and empty lists."""
     asked: list[dict[str, Any]] = [{}]
@@ -57,6 +79,7 @@ def settings_of(specs: Sequence[RunSpec]) -> dict[str, Any]:
 def _plain(spec: RunSpec) -> dict[str, Any]:
     left_out = {"out", "rerun", "only_failed", "launch", "slurm", "tracker"}
     values = spec.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True)
+    values = with_absolute_paths(values)
     # TOML has no null; None is the default of these options.
     values["set"] = {
         method: {name: value for name, value in options.items() if value is not None}

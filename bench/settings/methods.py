@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import UsageError, nearest
+from bench.core.invalid_input import in_words
 from bench.core.source_code import HOME
 from methods import METHODS, PLAIN
 from methods.table import Access, Row
@@ -140,7 +141,7 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
                 f'{row.name}.{where} takes a list in quotes, as in --set \'{row.name}.{where}=["A", "B"]\', not '
                 f"{first['input']!r}"
             ) from None
-        raise UsageError(f"{row.name}.{where}: {first['msg']}; see `bench show method {row.name}`") from None
+        raise UsageError(f"{row.name}.{where} {in_words(first)}; see `bench show method {row.name}`") from None
     for name, value in plain_values(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{row.name}.{name} must be a finite number, not {value}")

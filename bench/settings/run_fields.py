@@ -63,7 +63,9 @@ class RunFields(_Declared):
         tuple[str, ...] | None, Flag("Some of the shift's corruptions, or FILE.py:NAME; comma-separated.")
     ] = None
     protocol: Annotated[str, Flag("NAME or NAME:parameter=value; see `bench list protocols`.")] = "reset_each_shift"
-    split: Annotated[str, Flag("disjoint, joint, transductive or dev.")] = "disjoint"
+    split: Annotated[
+        Literal["disjoint", "joint", "transductive", "dev"], Flag("disjoint, joint, transductive or dev.")
+    ] = "disjoint"
     seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000)] = None
     seed: Annotated[int, Flag("The first (or only) seed.", least=0, most=2**31 - 1001)] = 0
     batch_size: Annotated[int, Flag("Images per batch of the stream.", least=1)] = 64

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError, nearest
+from bench.core.invalid_input import in_words
 from bench.settings.run_fields import RunFields
 from bench.settings.shift_options import budget_of
 from leaderboards.record import SUITE
@@ -61,6 +62,14 @@ class RunSpec(RunFields, BaseModel):
     of_suite: str | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict, alias="set")
     slurm: Slurm = Field(default_factory=Slurm)
+
+    if not TYPE_CHECKING:  # type checkers see the fields as arguments
+
+        def __init__(self, **settings: Any) -> None:
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise UsageError(_sentence(error.errors()[0])) from None
 
     @field_validator("method", "corruption", mode="before")
     @classmethod
@@ -170,15 +179,19 @@ def validate(merged: Mapping[str, Any]) -> RunSpec:
     budget = budget_of(str(merged.get("pool") or merged["shift"]), merged.get("budget"))
     if budget is not None:
         merged = {**budget.settings, **merged}
-    try:
-        return RunSpec.model_validate(dict(merged))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = "--" + str(first["loc"][0]).replace("_", "-") + " " if first["loc"] else ""
-        message = first["msg"].removeprefix("Value error, ")
-        if message.startswith("Input should be "):  # pydantic's wording
-            message = f"must be {message.removeprefix('Input should be ')}, not {first['input']!r}"
-        raise UsageError(f"{where}{message}") from None
+    return RunSpec(**merged)
+
+
+def _sentence(error: Any) -> str:
+    """Return what is wrong with a setting, named as its flag; parts of `slurm` as the flag takes them."""
+    name, *inner = (str(step) for step in error["loc"]) if error["loc"] else ("",)
+    known = [*Slurm.model_fields] if name == "slurm" else [*(f for f in RunSpec.model_fields if f != "options"), "set"]
+    if error["type"] == "extra_forbidden":
+        nearest(inner[-1] if inner else name, known, "setting of slurm" if inner else "setting")
+    if error["type"] == "missing":
+        return f"no {name} given; add {name}=NAME (see `bench list {name}s`)"
+    flag = f"--{name.replace('_', '-')} " if name else ""
+    return f"{flag}{'='.join([*inner, ''])[:-1] + ' ' if inner else ''}{in_words(error)}"
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
 
     row = find_row(name)
     if reading is not None:
-        _refuse_settings(row, reading)
+        refuse_settings(row, reading.classes, reading.part)
     module, _, function = row.path.partition(":")
     reading = reading or Reading(data_root)
     shift = load_by(getattr(importlib.import_module(module), function), row, reading)
@@ -69,11 +69,11 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
     return with_added(shift, reading.added)
 
 
-def _refuse_settings(row: ShiftRow, reading: Reading) -> None:
+def refuse_settings(row: ShiftRow, classes: str | None, part: str | None) -> None:
     """Raise UsageError for settings that apply only to folder:PATH and hf:REPO."""
     kind = row.name.partition(":")[0]
-    if kind not in ("folder", "hf") and (value := reading.classes or reading.part):
-        option = "--classes" if reading.classes else "--part"
+    if kind not in ("folder", "hf") and (value := classes or part):
+        option = "--classes" if classes else "--part"
         raise UsageError(f"{option} {value} belongs to folder:PATH and hf:REPO, not to {row.name}; leave it out")
 
 

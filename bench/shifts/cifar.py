@@ -16,9 +16,9 @@ from bench.data.imageset import ImageSet
 from bench.data.sources import find_set
 from bench.data.split_folders import find_parts, tables_of
 from bench.shifts.catalog import SHIFTS, ShiftRow
+from bench.shifts.corruption_sets import COMMON, EXTRA
 from bench.shifts.data_root import Reading
 from bench.shifts.image_shift import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
-from bench.shifts.imagenet import COMMON, EXTRA
 
 USUAL = Preprocessing(32, 32)
 _IMAGES = 10_000

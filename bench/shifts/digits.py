@@ -14,6 +14,7 @@ import corruptions
 from bench.core.components import corruption_marks
 from bench.core.conditions import CLEAN, Condition, digest_of
 from bench.shifts.catalog import Family, ShiftRow
+from bench.shifts.corruption_sets import DIGITS, DIGITS_TUNING
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import stream_rng
 
@@ -30,21 +31,8 @@ class Digits:
 
     name: str = "digits-c"
     classes: int = 10
-    corruptions: tuple[str, ...] = (
-        "gaussian_noise",
-        "shot_noise",
-        "impulse_noise",
-        "defocus_blur",
-        "motion_blur",
-        "zoom_blur",
-        "fog",
-        "brightness",
-        "contrast",
-        "elastic_transform",
-        "pixelate",
-        "jpeg_compression",
-    )
-    tuning_corruptions: tuple[str, ...] = ("speckle_noise", "gaussian_blur")
+    corruptions: tuple[str, ...] = DIGITS
+    tuning_corruptions: tuple[str, ...] = DIGITS_TUNING
     profile: str = "digits32"
     storage: str = "uint8"
     data_seed: int = 0

@@ -19,9 +19,10 @@ from bench.data.imageset import ImageSet
 from bench.data.sources import find_set
 from bench.data.split_folders import SCORED, PartFiles, Parts, find_parts
 from bench.shifts.catalog import ShiftRow
+from bench.shifts.corruption_sets import COMMON, EXTRA
 from bench.shifts.data_root import Reading
 from bench.shifts.image_shift import Facts, ImageShift, OurCorruptions, Part, stores_at
-from bench.shifts.imagenet import COMMON, EXTRA, USUAL
+from bench.shifts.imagenet import USUAL
 
 _TEST = ("test", "val", "validation")
 

@@ -22,6 +22,7 @@ from bench.data.imageset import ImageSet
 from bench.data.lists import read_lines
 from bench.data.sources import find_set
 from bench.shifts.catalog import ShiftRow
+from bench.shifts.corruption_sets import BAR, COMMON, EXTRA, LAION
 from bench.shifts.data_root import Reading
 from bench.shifts.image_shift import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
 from bench.shifts.laion import LaionCorruptions
@@ -29,44 +30,6 @@ from bench.shifts.shift import NATURAL, stream_rng
 from corruptions.tables import PROFILES
 from corruptions.tiles import TilePool, folder_pool, procedural_pool
 
-COMMON = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-BAR = (
-    "blue_noise_sample",
-    "brownish_noise",
-    "caustic_refraction",
-    "checkerboard_cutout",
-    "cocentric_sine_waves",
-    "inverse_sparkles",
-    "perlin_noise",
-    "plasma_noise",
-    "single_frequency_greyscale",
-    "sparkles",
-)
-LAION = (
-    "glitched",
-    "mosaic",
-    "stickers",
-    "vertical_lines",
-    "geometric_shapes",
-    "luminance_checkerboard",
-)
 _TILES = ("laion-c-tiles",)
 USUAL = Preprocessing(224, 256, "bilinear")
 _SUBSET = 5000

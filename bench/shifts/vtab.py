@@ -12,10 +12,10 @@ from bench.data.decode import Preprocessing
 from bench.data.hf_tables import read_hub
 from bench.data.imageset import ImageSet
 from bench.shifts.catalog import TASKS, ShiftRow
+from bench.shifts.corruption_sets import COMMON, EXTRA
 from bench.shifts.data_root import Reading
 from bench.shifts.folder_or_hub import Sources, sources_of
 from bench.shifts.image_shift import Facts, ImageShift, OurCorruptions, Part, PublishedFiles, stores_at
-from bench.shifts.imagenet import COMMON, EXTRA
 from bench.shifts.shift import NATURAL, stream_rng
 
 _IMAGES = 1000

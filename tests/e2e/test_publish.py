@@ -17,7 +17,8 @@ from PIL import Image
 from bench.runs import publishing
 from bench.runs.run import run
 from bench.settings.run_spec import make_spec
-from bench.shifts.imagenet import COMMON, synsets
+from bench.shifts.corruption_sets import COMMON
+from bench.shifts.imagenet import synsets
 
 ROOT = Path(publishing.__file__).parents[2]
 MODEL = """

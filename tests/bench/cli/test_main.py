@@ -19,7 +19,7 @@ import quick_processes
 from bench import __version__
 from bench.cli import main as cli
 from bench.cli import run as bench_run
-from bench.planning.plan import default_folder
+from bench.settings.grid import default_folder
 from bench.settings.run_spec import make_spec
 from bench.shifts import SHIFTS
 from methods import METHODS

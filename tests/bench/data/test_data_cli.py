@@ -59,7 +59,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load_corruptions() -> tuple[str, ...]:
-    from bench.shifts.imagenet import COMMON
+    from bench.shifts.corruption_sets import COMMON
 
     return COMMON
 

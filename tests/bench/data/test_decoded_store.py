@@ -265,3 +265,14 @@ def test_a_cache_that_cannot_be_written_says_so(photos: Path, monkeypatch: pytes
     monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / "file"))
     with pytest.raises(BenchError, match=r"cannot write .* set SOUPBENCH_CACHE"):
         PixelStore(read_folder(photos), SMALL).read(np.arange(2))
+
+
+def test_a_system_that_does_not_tell_blocks_gives_the_size() -> None:
+    from types import SimpleNamespace
+
+    from bench.data.imageset import bytes_on_disk
+
+    windows: Any = SimpleNamespace(st_size=700)
+    sparse: Any = SimpleNamespace(st_size=700, st_blocks=1)
+    assert bytes_on_disk(windows) == 700
+    assert bytes_on_disk(sparse) == 512

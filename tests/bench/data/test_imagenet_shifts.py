@@ -21,9 +21,10 @@ from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import MissingDataError, UsageError
 from bench.models.classifiers import OfClasses
 from bench.shifts import load_shift
+from bench.shifts.corruption_sets import LAION
 from bench.shifts.data_root import Reading
 from bench.shifts.image_shift import ImageShift
-from bench.shifts.imagenet import LAION, SUPERCLASSES, synsets
+from bench.shifts.imagenet import SUPERCLASSES, synsets
 from bench.shifts.shift import pick_conditions, pick_corruptions
 
 from .conftest import picture, save, write_tree

@@ -26,9 +26,10 @@ from bench.data_tools.explain import explain
 from bench.data_tools.locate import look
 from bench.data_tools.verify import verify
 from bench.shifts import load_shift
+from bench.shifts.corruption_sets import BAR, LAION
 from bench.shifts.data_root import Reading
 from bench.shifts.fashion import CLASSES
-from bench.shifts.imagenet import BAR, LAION, SUPERCLASSES, synsets
+from bench.shifts.imagenet import SUPERCLASSES, synsets
 from bench.training.pretrain_stock import StockSpec, plan_stock
 
 from .conftest import as_stored, picture, save

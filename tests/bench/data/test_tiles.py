@@ -13,7 +13,8 @@ from PIL import Image
 from bench.core.conditions import Condition
 from bench.core.errors import UsageError
 from bench.shifts import load_shift
-from bench.shifts.imagenet import LAION, SUPERCLASSES, synsets
+from bench.shifts.corruption_sets import LAION
+from bench.shifts.imagenet import SUPERCLASSES, synsets
 from corruptions.laion import published_mosaic
 from corruptions.tiles import procedural_pool
 

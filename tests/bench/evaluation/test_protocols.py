@@ -190,7 +190,7 @@ def test_one_protocol_has_one_text(text: str, canonical: str) -> None:
         ("correlated:delt=1", "did you mean 'delta'"),
         ("correlated:delta", "NAME:parameter=value"),
         ("correlated:delta=-1", "at least 0"),
-        ("correlated:delta=many", "valid number"),
+        ("correlated:delta=many", "must be a number"),
         ("label_shifts:ratio=0.5", "at least 1"),
         ("ccc_uncalibrated:speed=0", "at least 1"),
         ("episodic:delta=1", "no parameters"),

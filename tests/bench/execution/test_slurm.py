@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.core.errors import UsageError
+from bench.core.errors import BenchError, UsageError
 from bench.execution.slurm import Requeued, SlurmJobs
 from bench.execution.task_pool import Task, run_tasks
 from bench.planning.plan import make_plan
@@ -55,8 +55,8 @@ def test_the_machine_that_plans_does_not_choose_the_device(tmp_path: Path) -> No
     ("wrong", "said"),
     [
         ({"slurm": {"partition": "gpu"}}, "belong to --launch slurm"),
-        ({"launch": "slurm", "slurm": {"time": "0"}}, "greater than or equal to 1"),
-        ({"launch": "slurm", "slurm": {"colour": "red"}}, "not permitted"),
+        ({"launch": "slurm", "slurm": {"time": "0"}}, "1 or more"),
+        ({"launch": "slurm", "slurm": {"colour": "red"}}, "unknown setting of slurm .colour."),
         ({"launch": "serial", "jobs": 2}, "one process"),
         ({"launch": "kubernetes"}, "'local', 'serial' or 'slurm'"),
     ],
@@ -111,3 +111,59 @@ def test_each_job_asks_for_what_its_task_computes_on(tmp_path: Path, monkeypatch
 def test_more_devices_than_gpus_are_refused() -> None:
     with pytest.raises(UsageError, match="--devices 4 needs as many GPUs in a job; leave gpus out of --slurm"):
         make_spec({"method": "source", "shift": "digits-c", "launch": "slurm", "slurm": {"gpus": "2"}, "devices": 4})
+
+
+def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch, complaint: str, failures: int) -> None:
+    """Put a scheduler on the path that complains at first, and logs which names are submitted and cancelled."""
+    scripts = {
+        "sbatch": f"""
+for last; do :; done
+grep -o 'job-name=.*' "$last" | sed 's/job-name/submitted/' >> "{folder}/log"
+if [ "$(grep -c submitted "{folder}/log")" -le {failures} ]; then
+  echo 'sbatch: error: {complaint}' >&2
+  exit 1
+fi
+echo Submitted batch job $$
+""",
+        "scancel": f'for last; do :; done\necho "$last" | sed "s/--name/cancelled/" >> "{folder}/log"\n',
+        "srun": "",
+    }
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr("bench.execution.slurm._PAUSES", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "Batch job submission failed: Socket timed out on send/recv operation",
+    ],
+)
+@pytest.mark.parametrize("number", [1, 3])
+def test_jobs_are_sent_again_when_the_controller_was_away_and_never_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complaint: str, number: int
+) -> None:
+    cluster(tmp_path, monkeypatch, complaint, 2)
+    jobs = SlurmJobs(Slurm(), tmp_path / "jobs", 4, 1)
+    jobs.submit([Task(str(each), square, (each,), frozenset(), str(each)) for each in range(number)])
+    log = [line.split("=") for line in (tmp_path / "log").read_text().splitlines()]
+    assert [verb for verb, _ in log] == ["submitted", "cancelled", "submitted", "cancelled", "submitted"]
+    names = [name for _, name in log]
+    assert names[0] == names[1]
+    assert names[2] == names[3]
+    assert len(set(names)) == 3
+    assert all(name.startswith("soupbench-") for name in names)
+    assert len(jobs._running) == number
+
+
+def test_a_controller_that_stays_away_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(tmp_path, monkeypatch, "Unable to contact slurm controller (connect failure)", 99)
+    jobs = SlurmJobs(Slurm(), tmp_path / "jobs", 4, 1)
+    with pytest.raises(BenchError, match=r"does not answer \(Unable to contact .*\); run the same command again"):
+        jobs.submit([Task("a", square, (1,), frozenset(), "a")])
+    log = [line.split("=") for line in (tmp_path / "log").read_text().splitlines()]
+    assert {name for verb, name in log if verb == "submitted"} == {name for verb, name in log if verb == "cancelled"}
+    assert not jobs._running

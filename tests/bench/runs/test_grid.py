@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from bench.cli.main import app
 from bench.core.errors import UsageError
 from bench.runs.callbacks import RunCallback
-from bench.runs.grid import default_folder, plan_grid, run_grid
+from bench.runs.grid import plan_grid, run_grid
 from bench.runs.run import run
-from bench.settings.grid import cells_of
+from bench.settings.grid import cells_of, folder_of
 from bench.settings.run_spec import make_spec
 from leaderboards.store import Store
 
@@ -136,7 +136,7 @@ def test_the_dry_run_names_what_cannot_be(asked: dict[str, Any], tmp_path: Path)
 
 def test_the_default_folder_names_shifts_and_methods(asked: dict[str, Any]) -> None:
     cells = cells_of({**asked, "out": None}, {"shift": "digits-c,folder:a/b", "batch_size": "2,4"})
-    assert default_folder(cells) == Path("runs/grid-digits-c-folder_a_b-source-tent")
+    assert folder_of(cells) == Path("runs/grid-digits-c-folder_a_b-source-tent")
 
 
 def test_the_settings_of_one_run_are_those_of_a_run_file(asked: dict[str, Any], tmp_path: Path) -> None:
