@@ -45,9 +45,11 @@ from methods.conformance import Case, play
 from methods.example_models import example_images, example_model, examples_for
 from methods.identity import declared
 from methods.losses import entropy, marginal_entropy
+from methods.nets.small_resnets import SmallResNet
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Classifier, Weights
 from methods.selfsoup.pretraining import Pretraining, pretrain
+from methods.training.supervised import Supervised, train_classifier
 from methods.views.ssl_views import Views
 
 FILE = Path(__file__).resolve().parent / "golden" / "components.json"
@@ -152,7 +154,7 @@ def _source_images() -> Labelled:
 _SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 8}
 _SOUP: dict[str, Any] = {**_SHORT, "steps": 2, "batch": 8}
 _CHOOSING = ("greedy", "best", "learned:epochs=2:batch_size=4", "ensemble", "fisher")
-_MIXES = ("uniform", "wise", "model_stock", "task_arithmetic", "ties", *_CHOOSING)
+_MIXES = ("uniform", "wise", "model_stock", "task_arithmetic", "ties", *_CHOOSING, "shares:2:1")
 
 
 def _scenarios() -> Iterator[tuple[str | None, dict[str, Job]]]:
@@ -173,6 +175,8 @@ def _scenarios() -> Iterator[tuple[str | None, dict[str, Job]]]:
     others = {"ingredients": tuple(f"{name}_official" for name in ("mmcr", "lejepa", "mocov3"))}
     for options in (tuned, encoders, {"order": "no_tune"}, {"order": "tune_first"}, others, {"lockstep": True}):
         yield None, soup(soup.Config(**_SOUP, **options)).plan(_stock(), _source_images(), pool)
+    source = load_object(METHODS["source"].path)
+    yield None, source(source.Config(**_SHORT, head="knn")).plan(_stock(), _source_images(), None)
     options = {"ingredients": ("stock", "mmcr"), "order": "soup_then_tune"}
     yield None, soup(soup.Config(**_SOUP, **options)).plan(_network(), _source_images(), pool)
 
@@ -214,8 +218,12 @@ def _recipes() -> dict[str, Numbers]:
 @cache
 def _jobs() -> dict[str, Numbers]:
     things = dict(_made()[1])
-    more = {pretrain: _stock(), Pretraining: _stock()}
+    scratch = Supervised(SmallResNet(depth=8, image_size=16), epochs=2, batch_size=16)
+    trained = train_classifier((), _source_images(), scratch, torch.Generator().manual_seed(5))
+    more = {pretrain: _stock(), Pretraining: _stock(), Supervised: trained, train_classifier: trained}
     things[_name(TimmArchitecture)] = _of_weights(_network())
+    small = SmallResNet(depth=8, image_size=16).initial(torch.Generator().manual_seed(5))
+    things[_name(SmallResNet)] = _summary(small.eval()(example_pictures(4).float() / 255))
     things[_name(Architecture)] = _of_weights(_stock())
     things[_name(Views)] = _summary(Views()(example_pictures(4), torch.Generator().manual_seed(3)))
     return things | {_name(thing): _of_weights(weights) for thing, weights in more.items()}
