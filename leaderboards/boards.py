@@ -21,6 +21,7 @@ from leaderboards.comparable import (
     check_severities,
     check_shared,
     condition_name,
+    ingredient_notes,
     line_name,
     version_notes,
 )
@@ -233,7 +234,7 @@ def make_board(
         n=next((row.n for row in rows.values() if row.n is not None), None),
         level=level,
         rows=tuple(sorted(rows.values(), key=_order)),
-        versions=version_notes(lines),
+        versions=(*version_notes(lines), *ingredient_notes(lines)),
         suite=_suite(records),
     )
 

@@ -125,6 +125,20 @@ def check_row(name: str, group: Sequence[Record]) -> None:
         seen.add(cell)
 
 
+def ingredient_notes(lines: Mapping[Line, Sequence[Record]]) -> list[str]:
+    """Return a sentence for the methods whose seeds share so many sets of ingredients."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for (method, _), records in lines.items():
+        sets = {r.seed: r.seed if r.data.ingredients is None else r.data.ingredients for r in records}
+        if (count := len(set(sets.values()))) < len(sets):
+            found.setdefault((len(sets), count), []).append(method)
+    return [
+        f"the {seeds} seeds of {', '.join(dict.fromkeys(methods))} share "
+        + (f"{count} sets of ingredients, over which intervals are" if count > 1 else "one set of ingredients")
+        for (seeds, count), methods in found.items()
+    ]
+
+
 def version_notes(lines: Mapping[Line, Sequence[Record]]) -> tuple[str, ...]:
     """A sentence for each row, and one for all rows, whose numbers were made by different versions of one component."""
     notes = [

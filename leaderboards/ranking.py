@@ -80,9 +80,11 @@ def scores_of_row(
 
 def _scores_of_line(records: Iterable[Record], predictions: ReadPredictions) -> ImageScores:
     seeds: dict[int, list[Outcomes]] = defaultdict(list)
+    draws: dict[int, int] = {}
     for record in sorted(records, key=lambda r: (r.seed, r.corruption or "", r.severity)):
         seeds[record.seed].append(outcomes_of(record, predictions))
-    return image_scores(list(seeds.values()))
+        draws[record.seed] = record.seed if record.data.ingredients is None else record.data.ingredients
+    return image_scores(list(seeds.values()), list(draws.values()))
 
 
 def outcomes_of(record: Record, predictions: ReadPredictions) -> Outcomes:

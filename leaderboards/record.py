@@ -224,7 +224,8 @@ class Data(_Part):
     images' ids and labels (`leaderboards.identity.labels_digest`). `seen` is a digest of all images of `history`; None
     if there are none. `source` is a digest of all images that the method was trained on or is given besides the stream;
     None if there are none, or if a required package holds them. `classes`, `label` and `part` are the user's settings
-    of the order of the classes, the column of labels and the scored part, None if they were detected.
+    of the order of the classes, the column of labels and the scored part, None if they were detected. `ingredients` is
+    the seed of all trainings without labels behind the method where it is not the record's own; None elsewhere.
     """
 
     digest: Name
@@ -241,6 +242,7 @@ class Data(_Part):
     classes: Name | None = None
     label: Name | None = None
     part: Name | None = None
+    ingredients: Count | None = None
 
 
 class Weights(_Part):

@@ -69,7 +69,7 @@ class ImageScores:
 
     `by_seed` holds the accuracy of every seed [s]. `noise` [s, m] is what neither the image nor the seed explains: its
     rows and columns have mean zero; None with one seed. `step` is the number of which all values are whole multiples, 0
-    if there is none.
+    if there is none. `draws` [s] holds equal numbers for seeds that share their ingredients; empty if none do.
     """
 
     ids: NDArray[np.int64]
@@ -77,6 +77,7 @@ class ImageScores:
     by_seed: NDArray[np.float64]
     noise: NDArray[np.float32] | None = None
     step: float = 0.0
+    draws: tuple[int, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -84,8 +85,10 @@ class ImageScores:
         return float(self.by_seed.mean())
 
 
-def image_scores(seeds: Sequence[Sequence[Outcomes]]) -> ImageScores:
+def image_scores(seeds: Sequence[Sequence[Outcomes]], draws: Sequence[int] = ()) -> ImageScores:
     """Scores per image of an accuracy that is averaged over conditions and seeds: `seeds[s][j]` is condition j.
+
+    `draws[s]` names the ingredients of seed s, where seeds share them.
 
     Where every condition holds every image once, the score of image i is the mean of its outcomes x_ij. Otherwise it
     is the linearised contribution to a mean of ratios, a + m * mean_j (sum x_ij - a_j c_ij) / n_j, with c_ij the times
@@ -105,7 +108,8 @@ def image_scores(seeds: Sequence[Sequence[Outcomes]]) -> ImageScores:
         rest = scores - of_image / len(seeds) - of_seed[:, None] + of_seed.mean()
         noise = (rest / divisor).astype(np.float32)
     step = 1 / (divisor * len(seeds))
-    return ImageScores(ids, of_image * step, of_seed / divisor, noise, step if whole else 0.0)
+    shared_draws = tuple(draws) if len(set(draws)) < len(draws) else ()
+    return ImageScores(ids, of_image * step, of_seed / divisor, noise, step if whole else 0.0, shared_draws)
 
 
 def _all_ids(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -149,7 +153,34 @@ def average_scores(several: Sequence[ImageScores]) -> ImageScores:
     noise = np.mean(noises, axis=0) if len(noises) == len(several) else None
     steps = {scores.step for scores in several}
     step = steps.pop() / len(several) if len(steps) == 1 else 0.0
-    return ImageScores(several[0].ids, values, np.mean([s.by_seed for s in several], axis=0), noise, step)
+    by_seed = np.mean([s.by_seed for s in several], axis=0)
+    return ImageScores(several[0].ids, values, by_seed, noise, step, joined_draws(several))
+
+
+def joined_draws(rows: Sequence[ImageScores]) -> tuple[int, ...]:
+    """The seeds that share ingredients in any of these rows, directly or through others; empty if none do."""
+    seeds = len(rows[0].by_seed)
+    group = list(range(seeds))
+    for draws in {row.draws for row in rows if row.draws}:
+        first: dict[int, int] = {}
+        for seed, draw in enumerate(draws):
+            old, new = group[seed], group[first.setdefault(draw, seed)]
+            group = [new if each == old else each for each in group]
+    return tuple(group) if len(set(group)) < seeds else ()
+
+
+def _by_draw(by_seed: NDArray[np.float64], draws: Sequence[int]) -> NDArray[np.float64]:
+    """The means of seeds that share ingredients: independent draws, whose spread is that of labels and ingredients.
+
+    Label draws nested in draws of ingredients, a random effect: the mean of a draw of ingredients varies by itself and
+    by its label draws (Scheffe 1959, The analysis of variance, section 7.6). If all share theirs, the seeds as they
+    are, whose spread speaks of these ingredients alone.
+    """
+    names = sorted(set(draws))
+    if len(names) < 2:
+        return by_seed
+    which = np.asarray(draws)
+    return np.array([by_seed[which == name].mean() for name in names])
 
 
 def check_paired(rows: Sequence[ImageScores]) -> None:
@@ -167,19 +198,21 @@ def mean_accuracy_interval(scores: ImageScores, *, level: float = 0.95) -> Inter
     scores, reduced as by Korn & Graubard 1998 (Confidence intervals for proportions with small expected number of
     positive counts estimated from survey data). With one condition and seed the effective number is that of the images.
 
-    With S seeds the error over seeds, t with S - 1 degrees of freedom times their standard error, is added in squares
-    (Zou & Donner 2008, Construction of confidence limits about effect measures). The spread of the seeds holds noise of
-    single images, as V does; it is estimated from what neither image nor seed explains, and taken off V.
+    With S seeds, or S draws of ingredients that seeds share, the error over them, t with S - 1 degrees of freedom times
+    their standard error, is added in squares (Zou & Donner 2008, Construction of confidence limits about effect
+    measures). The spread of the seeds holds noise of single images, as V does; it is estimated from what neither image
+    nor seed explains, and taken off V.
 
     Withheld if the right or the wrong answers amount to fewer than `FEWEST` images: limits that depend on so few cover
     far more or far less often than they say (a binomial with n = 50 and p = 0.02 allows 92.2 % or 98.2 % and nothing
     between). The reason holds what the outcomes do show, an exact one-sided limit.
     """
-    a, tail, seeds = scores.accuracy, (1 - level) / 2, len(scores.by_seed)
-    spread = _spread(scores.values, scores.by_seed, scores.noise, scores.step)
+    a, tail, by_draw = scores.accuracy, (1 - level) / 2, _by_draw(scores.by_seed, scores.draws)
+    seeds = len(by_draw)
+    spread = _spread(scores.values, by_draw, scores.noise, scores.step)
     few = min(a, 1 - a) * _effective(a, spread.images, len(scores.ids))
     if few < FEWEST - 1e-9 or spread.images + spread.seeds == 0:
-        return Withheld(a, _reason(scores, spread, few, level))
+        return Withheld(a, _reason(scores, spread, seeds, few, level))
     freedom = _freedom(a, scores.values)
     low, high = _jeffreys(a, max(0.0, spread.images - spread.noise), freedom, tail)
     if seeds > 1:
@@ -241,7 +274,8 @@ def shared_seed_error(rows: Sequence[ImageScores]) -> SeedError:
     if len(rows) < 2:
         raise ValueError("a difference needs two rows; give at least two")
     check_paired(rows)
-    table = np.stack([row.by_seed for row in rows])
+    draws = joined_draws(rows)
+    table = np.stack([_by_draw(row.by_seed, draws) for row in rows])
     seeds = table.shape[1]
     if seeds < 2:
         return SeedError(0.0, 0)
@@ -256,12 +290,13 @@ def unpaired_seed_error(a: ImageScores, b: ImageScores, rows: Sequence[ImageScor
     The variance of single seeds is pooled over all `rows` with two or more; what a seed does to all rows alike does not
     cancel here, so it is not taken off.
     """
-    several = [row.by_seed for row in rows if len(row.by_seed) > 1]
+    several = [_by_draw(row.by_seed, row.draws) for row in rows if len(row.by_seed) > 1]
+    count_a, count_b = (len(_by_draw(row.by_seed, row.draws)) for row in (a, b))
     freedom = sum(len(by_seed) - 1 for by_seed in several)
     if not freedom:
         return SeedError(0.0, 0)
     variance = sum(float(np.square(by_seed - by_seed.mean()).sum()) for by_seed in several) / freedom
-    return SeedError(float(np.sqrt(variance * (1 / len(a.by_seed) + 1 / len(b.by_seed)))), freedom)
+    return SeedError(float(np.sqrt(variance * (1 / count_a + 1 / count_b))), freedom)
 
 
 def unpaired_p_value(a: ImageScores, b: ImageScores, rows: Sequence[ImageScores]) -> float:
@@ -292,11 +327,12 @@ class _Spread:
 
 
 def _spread(
-    values: NDArray[np.float64], by_seed: NDArray[np.float64], noise: NDArray[np.float32] | None, step: float
+    values: NDArray[np.float64], by_draw: NDArray[np.float64], noise: NDArray[np.float32] | None, step: float
 ) -> _Spread:
-    m, seeds = len(values), len(by_seed)
+    m, draws = len(values), len(by_draw)
+    seeds = draws if noise is None else len(noise)
     images = float(values.var()) / m
-    over_seeds = float(by_seed.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    over_seeds = float(by_draw.var(ddof=1)) / draws if draws > 1 else 0.0
     square = 0.0 if noise is None or m < 2 else float(np.square(noise, dtype=np.float64).mean()) / (seeds - 1) / (m - 1)
     # Equal scores must not differ by what the order of a sum leaves.
     images, over_seeds, square = (0.0 if variance < 1e-24 else variance for variance in (images, over_seeds, square))
@@ -323,8 +359,9 @@ class _Gap:
         by_seed = np.round(a.by_seed - b.by_seed, 12)
         noise = None if a.noise is None or b.noise is None else a.noise - b.noise
         step = min(a.step, b.step)
-        spread = _spread(values, by_seed, noise, step)
-        return _Gap(values, step, float(by_seed.mean()), spread, len(by_seed) - 1)
+        by_draw = _by_draw(by_seed, joined_draws([a, b]))
+        spread = _spread(values, by_draw, noise, step)
+        return _Gap(values, step, float(by_seed.mean()), spread, len(by_draw) - 1)
 
     @property
     def share(self) -> float:
@@ -453,11 +490,11 @@ def _t(freedom: float, probability: float) -> float:
     return float(stdtrit(freedom, probability))
 
 
-def _reason(scores: ImageScores, spread: _Spread, few: float, level: float) -> str:
+def _reason(scores: ImageScores, spread: _Spread, seeds: int, few: float, level: float) -> str:
     """Return why there is no interval, with the one-sided limit of Clopper and Pearson at the effective number."""
     from scipy.special import betaincinv
 
-    a, m, seeds = scores.accuracy, len(scores.ids), len(scores.by_seed)
+    a, m = scores.accuracy, len(scores.ids)
     if few >= FEWEST - 1e-9:
         return f"all {m} images have the same score, which says nothing about their spread"
     rare = min(a, 1 - a)

@@ -49,22 +49,33 @@ class Images(Protocol):
     def __getitem__(self, rows: Tensor | slice, /) -> Tensor: ...
 
 
+class Photographs(Images, Protocol):
+    """Whole photographs, each stretched to a square of the same size: uint8 [n, 3, s, s]."""
+
+    def aspects(self, rows: Tensor, /) -> Tensor:
+        """Return width / height of the photographs of these rows (int64 [k]) as taken: float32 [k], on the CPU."""
+
+
 @dataclass(frozen=True)
 class Unlabelled:
     """Images without labels: uint8 [n, 3, h, w], in an order that says nothing about classes.
 
-    `images` is a tensor or an object whose rows are read as tensors. `digest` identifies the content. No attribute
-    gives access to a label or an id.
+    `images` is a tensor or an object whose rows are read as tensors. `digest` identifies the content. `photographs` are
+    the same images before they were cut to the size of a model, from which trainings cut their random views; None
+    where the images are all there is. No attribute gives access to a label or an id.
     """
 
     images: Images
     digest: str
+    photographs: Photographs | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
             raise ValueError(f"images must be uint8 [n, 3, h, w], not {self.images.dtype} {tuple(self.images.shape)}")
         if len(self.images) == 0:
             raise ValueError("a data set needs at least one image")
+        if self.photographs is not None and len(self.photographs) != len(self.images):
+            raise ValueError(f"{len(self.images)} images and {len(self.photographs)} photographs; give one of each")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -86,7 +97,7 @@ class Labelled(Unlabelled):
             raise ValueError(f"labels must lie in 0 .. {self.classes - 1}")
 
     def without_labels(self) -> Unlabelled:
-        return Unlabelled(self.images, f"unlabelled:{self.digest}")
+        return Unlabelled(self.images, f"unlabelled:{self.digest}", photographs=self.photographs)
 
     def split(self, fraction: float) -> tuple[Labelled, Labelled]:
         """Return (rest, held out): of each class, the last `fraction` of its images, at least one, is held out.
@@ -109,7 +120,8 @@ class Labelled(Unlabelled):
     def _rows(self, chosen: Tensor, what: str) -> Labelled:
         rows = chosen.nonzero()[:, 0]
         images = self.images[rows] if isinstance(self.images, Tensor) else Chosen(self.images, rows)
-        return Labelled(images, f"{self.digest}, {what}", self.labels[rows], self.classes)
+        photographs = ChosenPhotographs(self.photographs, rows) if self.photographs is not None else None
+        return Labelled(images, f"{self.digest}, {what}", self.labels[rows], self.classes, photographs=photographs)
 
 
 class Options:
@@ -144,6 +156,18 @@ class Chosen:
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         return self._images[self._rows[rows]]
+
+
+class ChosenPhotographs(Chosen):
+    """Selected rows of photographs."""
+
+    def __init__(self, photographs: Photographs, rows: Tensor) -> None:
+        super().__init__(photographs, rows)
+        self._photographs = photographs
+
+    def aspects(self, rows: Tensor) -> Tensor:
+        """Return width / height of the photographs of these rows (int64 [k]): float32 [k]."""
+        return self._photographs.aspects(self._rows[rows])
 
 
 class SourceBatch(NamedTuple):

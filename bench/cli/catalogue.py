@@ -102,6 +102,12 @@ def _suites() -> Rows:
     ]
 
 
+def _reproductions() -> Rows:
+    from bench.cli.reproduce import listed
+
+    return listed()
+
+
 _LISTS: dict[str, Callable[[], Rows]] = {
     "methods": _methods,
     "shifts": _shifts,
@@ -109,6 +115,7 @@ _LISTS: dict[str, Callable[[], Rows]] = {
     "models": _models,
     "protocols": _protocols,
     "suites": _suites,
+    "reproductions": _reproductions,
     "boards": _boards,
 }
 
@@ -272,7 +279,18 @@ def _corruption(name: str) -> dict[str, Any]:
     return {key: value for key, value in asdict(row).items() if key != "path"} | {"severities": severities}
 
 
-_SHOWN: dict[str, Callable[..., dict[str, Any]]] = {"method": _method, "shift": _shift, "corruption": _corruption}
+def _reproduction(name: str) -> dict[str, Any]:
+    from bench.cli.reproduce import shown
+
+    return shown(name)
+
+
+_SHOWN: dict[str, Callable[..., dict[str, Any]]] = {
+    "method": _method,
+    "shift": _shift,
+    "corruption": _corruption,
+    "reproduction": _reproduction,
+}
 
 
 def print_one(what: str, name: str, shift: str = "", *, as_json: bool) -> None:

@@ -28,8 +28,8 @@ class QuickGroup(_Quick, TyperGroup):
     """A group without parsed values."""
 
 
-_LISTS = "methods|shifts|corruptions|models|protocols|suites|boards"
-_THINGS = "method|shift|corruption"
+_LISTS = "methods|shifts|corruptions|models|protocols|suites|reproductions|boards"
+_THINGS = "method|shift|corruption|reproduction"
 
 
 def _words(context: typer.Context, *names: str, more: int = 0) -> list[str]:
@@ -42,7 +42,7 @@ def _words(context: typer.Context, *names: str, more: int = 0) -> list[str]:
 
 
 def list_(context: typer.Context, json: Json = False) -> None:
-    """List methods, shifts, corruptions, models, protocols, suites or boards."""
+    """List methods, shifts, corruptions, models, protocols, suites, reproductions or boards."""
     (what,) = _words(context, _LISTS)
     from bench.cli import catalogue
 
@@ -50,7 +50,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
 
 
 def show(context: typer.Context, json: Json = False) -> None:
-    """Show one method with its options (a SHIFT after its name: those in force there), one shift, or one corruption."""
+    """Show a method with its options (a SHIFT after its name: those in force there), shift, corruption or card."""
     what, name, *shift = _words(context, _THINGS, "name", more=1)
     from bench.cli import catalogue
 

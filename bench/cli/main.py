@@ -5,7 +5,7 @@ The files of bench.cli that declare commands do not postpone annotations: typer 
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -20,7 +20,7 @@ from bench.cli import stock as stock_cli
 from bench.cli import train as train_cli
 from bench.core.console import accept_any_text
 from bench.core.errors import BenchError, UsageError
-from bench.settings.run_fields import LISTS, Flag, RunFields
+from bench.settings.run_fields import LISTS, REPEATED, Flag, RunFields
 
 app = typer.Typer(
     cls=catalogue_cli.QuickGroup,
@@ -82,28 +82,41 @@ def main(
     """Benchmark test-time adaptation under distribution shift. Start with: bench run --demo"""
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace `**settings` by a flag for each setting of a run; None says that the flag is not given."""
-    flags: dict[str, inspect.Parameter] = {}
-    for name, hint in inspect.get_annotations(RunFields).items():
-        flag = next(item for item in hint.__metadata__ if isinstance(item, Flag))
-        kinds = (hint.__origin__, *get_args(hint.__origin__))
-        kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
-        kind = str if name in LISTS else kind
-        names = [flag.name or "--" + name.replace("_", "-"), *([flag.also] if flag.also else [])]
-        option = typer.Option(*names, help=flag.help, metavar=flag.metavar)
-        flags[name] = inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-        )
-    file, demo, *others, _ = inspect.signature(command).parameters.values()
-    settings, end = list(flags.values()), list(flags).index("offline")
-    signature = inspect.Signature([file, demo, *settings[:end], *others, *settings[end:]])
-    command.__signature__ = signature  # type: ignore[attr-defined]
-    return command
+def _with_settings(
+    first: int, names: Collection[str] = tuple(inspect.get_annotations(RunFields)), out: str = ""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace `**settings` by a flag for each of these settings of a run; None says that the flag is not given.
+
+    In the help they follow the `first` parameters of the command; its others stand before --offline. `out` is the help
+    of --out where it differs from that of a run.
+    """
+
+    def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+        fields = inspect.get_annotations(RunFields).items()
+        flags = [_flag_of(name, hint, out if name == "out" else "") for name, hint in fields if name in names]
+        own = list(inspect.signature(command).parameters.values())[:-1]
+        end = [flag.name for flag in flags].index("offline")
+        signature = inspect.Signature([*own[:first], *flags[:end], *own[first:], *flags[end:]])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        return command
+
+    return with_flags
+
+
+def _flag_of(name: str, hint: Any, told: str) -> inspect.Parameter:
+    flag = next(item for item in hint.__metadata__ if isinstance(item, Flag))
+    kinds = (hint.__origin__, *get_args(hint.__origin__))
+    kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
+    kind = str if name in LISTS else kind
+    names = [flag.name or "--" + name.replace("_", "-"), *([flag.also] if flag.also else [])]
+    option = typer.Option(*names, help=told or flag.help, metavar=flag.metavar)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
 
 
 @app.command()
-@_with_settings
+@_with_settings(first=2)
 def run(
     *,
     file: Annotated[
@@ -148,6 +161,24 @@ def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:
         if not equals:
             raise UsageError(f"{option} takes KEY=VALUE, not '{key}'")
     return {key: value for key, _, value in pairs} or None
+
+
+@app.command()
+@_with_settings(first=1, names=REPEATED, out="Folder of the records.  [default: runs/reproduce-<card>]")
+def reproduce(
+    *,
+    card: Annotated[
+        str | None, typer.Argument(metavar="CARD", help="A name, or the file of a card; without it, all are listed.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and exit.")] = False,
+    json: Json = False,
+    **settings: Any,
+) -> None:
+    """Repeat published numbers: run a card's settings and say ours, theirs, tolerance and verdict."""
+    from bench.cli import reproduce as cards
+
+    settings["slurm"] = _pairs(settings["slurm"], "--slurm")
+    raise typer.Exit(cards.reproduce(card, settings, dry_run=dry_run, as_json=json))
 
 
 catalogue_cli.add_to(app)

@@ -68,7 +68,7 @@ def run_spec(
     cells: Sequence[GridCell] = cells_of(base, flags, {"set": options})
     check_names([cell.spec for cell in cells])
     if dry_run:
-        return _print_grid(cells, as_json) if len(cells) > 1 else _print_plan(cells[0].spec, as_json)
+        return _print_grid(cells, as_json) if len(cells) > 1 else print_plan(cells[0].spec, as_json)
     out = folder_of(cells)
     cells = [replace(cell, spec=cell.spec.model_copy(update={"out": out})) for cell in cells]
     outcomes = _outcomes(cells, out)
@@ -163,6 +163,19 @@ def _say_problems(outcome: Outcome) -> None:
         say(f"warning: {warning}; these results cannot be published")
 
 
+def carry_out(spec: RunSpec) -> Outcome:
+    """Run a spec with progress on stderr, and say there what failed or looks wrong."""
+    out = folder_of([GridCell("", spec)])
+    outcome = _outcomes([GridCell("", spec.model_copy(update={"out": out}))], out)[0][1]
+    _say_problems(outcome)
+    return outcome
+
+
+def say_counts(outcome: Outcome) -> None:
+    """Say on stderr what was measured, reused and failed, and where the records are."""
+    say(f"{outcome.done} measured, {outcome.reused} reused, {outcome.failed} failed; records in {outcome.out}")
+
+
 def _print_board(outcome: Outcome, *, demo: bool, as_json: bool) -> int:
     from leaderboards.tables import to_json, to_terminal
 
@@ -176,7 +189,7 @@ def _print_board(outcome: Outcome, *, demo: bool, as_json: bool) -> int:
             from bench.cli.demo_summary import summarise
 
             print_text("\n" + summarise(board, outcome))
-    say(f"{outcome.done} measured, {outcome.reused} reused, {outcome.failed} failed; records in {outcome.out}")
+    say_counts(outcome)
     return outcome.exit_code
 
 
@@ -222,7 +235,8 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
     return 0
 
 
-def _print_plan(spec: RunSpec, as_json: bool) -> int:
+def print_plan(spec: RunSpec, as_json: bool) -> int:
+    """Print what a run would do and cost; return 0."""
     from bench.core.console import table
     from bench.planning.cost_estimate import estimate
     from bench.planning.plan import make_plan

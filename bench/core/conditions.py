@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,11 +52,23 @@ class Trial:
     model: str
     protocol: str
     split: str
-    seed: int
+    draws: Draws
     batch_size: int
     precision: str
     labels_per_class: int | None
     limit: int | None
+
+    @property
+    def seed(self) -> int:
+        """The seed that names the trial."""
+        return self.draws.labels
+
+
+class Draws(NamedTuple):
+    """The seeds of a trial: of labels, fine-tuning and stream (`labels`), and of training without labels."""
+
+    labels: int
+    ingredients: int
 
 
 def stream_rng(seed: int, *purpose: str) -> np.random.Generator:

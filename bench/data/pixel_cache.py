@@ -31,10 +31,11 @@ class CachedRows:
     The key determines the pixels, so no locks are needed: processes that write the same row write the same bytes. After
     the rows the file holds a digest of each, zeros if the row is missing. A partly written or damaged row has another
     digest and is computed again. If the file cannot be opened or the disk is full, missing rows are computed each time.
+    `wanted`: the rows that will be read; None for all.
     """
 
-    def __init__(self, key: str, rows: int, shape: tuple[int, ...]) -> None:
-        self.key, self.rows, self.shape = key, rows, shape
+    def __init__(self, key: str, rows: int, shape: tuple[int, ...], wanted: np.ndarray | None = None) -> None:
+        self.key, self.rows, self.shape, self.wanted = key, rows, shape, wanted
         self.row_bytes = int(np.prod(shape))
         self._file: OpenFile | None = None
         self._opened = self._ended = False
@@ -50,15 +51,17 @@ class CachedRows:
 
     @property
     def lacking(self) -> int:
-        """The number of rows without a digest. Creates no file."""
+        """The number of wanted rows without a digest. Creates no file."""
+        wanted = slice(None) if self.wanted is None else np.unique(self.wanted)
+        count = self.rows if isinstance(wanted, slice) else len(wanted)
         if self._file is None and not self.path.is_file():
-            return self.rows
+            return count
         self._open()
         if self._file is None:
-            return self.rows
+            return count
         found = os.pread(self._file.number, self.rows * DIGEST_BYTES, self.rows * self.row_bytes)
         whole = np.frombuffer(found.ljust(self.rows * DIGEST_BYTES, b"\0"), np.uint8)
-        return int((~whole.reshape(-1, DIGEST_BYTES).any(axis=1)).sum())
+        return int((~whole.reshape(-1, DIGEST_BYTES)[wanted].any(axis=1)).sum())
 
     def take(self, rows: np.ndarray, make: Callable[[np.ndarray], Pixels]) -> Pixels:
         """Return rows [n] as pixels [n, 3, h, w]; `make` computes missing ones from their row numbers."""
@@ -85,7 +88,7 @@ class CachedRows:
             if os.fstat(self._file.number).st_size < size and self._file.writable:
                 os.ftruncate(self._file.number, size)
         except OSError as error:
-            log.warning("corrupted images are not cached: %s", error)
+            log.warning("images are not cached: %s", error)
 
     def _read(self, file: int, row: int, into: Pixels) -> bool:
         if not self._checked[row]:
@@ -109,7 +112,7 @@ class CachedRows:
                 self._checked[row] = True
         except OSError as error:
             self._ended = True
-            log.warning("no more corrupted images are cached: %s", error)
+            log.warning("no more images are cached: %s", error)
 
 
 class OpenFile:

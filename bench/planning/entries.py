@@ -20,6 +20,7 @@ from bench.planning.record_identity import (
     LabelDigests,
     RowIdentity,
     code_behind,
+    ingredient_seed,
     record_identities,
     rows_behind,
     training_data_digest,
@@ -76,7 +77,7 @@ def _entries_of(
         pool = _pool_digest(data.pools.shifted(group), others) if pooled and group is not None else None
         for number, (part, job) in enumerate(named_parts(parts, method).items()):
             learnt = training_data_digest((context.shift, data.shift), job, given.digest)
-            row = RowIdentity(trial, part, components, met, pool, learnt)
+            row = RowIdentity(trial, part, components, met, pool, learnt, ingredient_seed(trial, job))
             identities = record_identities(context, row, own, labels)
             yield BoardEntry(
                 trial=trial,
@@ -123,7 +124,7 @@ def _trial(context: PlanContext, method: Method, seed: int, data: RecipeData) ->
         model=context.name if isinstance(context.base, Inherited) else shown_name(context.name, context.base),
         protocol=str(context.protocol),
         split=spec.split,
-        seed=seed,
+        draws=context.base.draws[seed] if isinstance(context.base, Inherited) else spec.draws(seed),
         batch_size=spec.batch_size,
         precision=pick_precision(spec.precision, context.device),
         labels_per_class=context.labels,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bench.core.conditions import digest_of
+from bench.core.conditions import Draws, digest_of
 from bench.core.errors import MissingDataError, UsageError, nearest
 from bench.planning.board_entry import BoardEntry
 from bench.settings.run_spec import RunSpec, make_spec, read_run_file
@@ -33,12 +33,14 @@ class Planned(Protocol):
 class Inherited:
     """The classifiers of a method in another run, by seed, as jobs that are in the cache or run again.
 
-    `access` is what the classifier has seen; every method that starts from it has seen that too. `met` names the
-    conditions of its pool and `shift` theirs, `class_names` its classes (None: without names).
+    `draws` are the seeds of each. `access` is what the classifier has seen; every method that starts from it has seen
+    that too. `met` names the conditions of its pool and `shift` theirs, `class_names` its classes (None: without
+    names).
     """
 
     name: str
     jobs: Mapping[int, Job]
+    draws: Mapping[int, Draws]
     access: Access
     architecture: AnyArchitecture
     classes: int
@@ -49,7 +51,7 @@ class Inherited:
     @property
     def digest(self) -> str:
         """A digest that identifies the classifiers of all seeds."""
-        return "sha256:" + digest_of([job_key(job, seed) for seed, job in sorted(self.jobs.items())])
+        return "sha256:" + digest_of([job_key(job, self.draws[seed]) for seed, job in sorted(self.jobs.items())])
 
 
 def inherit(text: str, seeds: Sequence[int], device: str, make_plan: Callable[[RunSpec], Planned]) -> Inherited:
@@ -82,8 +84,9 @@ def inherit(text: str, seeds: Sequence[int], device: str, make_plan: Callable[[R
             jobs[entry.trial.seed] = entry.job
     entry = next(entry for entry in trained if entry.trial.method == chosen)
     name = f"{chosen}@{Path(folder).name}"
+    draws = {entry.trial.seed: entry.trial.draws for entry in trained}
     return Inherited(
-        name, jobs, _access(entry), *_shape(entry), entry.history, plan.shift.name, class_names(plan.shift)
+        name, jobs, draws, _access(entry), *_shape(entry), entry.history, plan.shift.name, class_names(plan.shift)
     )
 
 

@@ -164,7 +164,7 @@ def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: s
     for entry in entries:
         if entry.job is not None and missing.intersection(entry.keys.values()):
             targets = [entry.job, *([entry.report] if entry.report is not None else [])]
-            for task in training_tasks(targets, entry.trial.seed, device, devices):
+            for task in training_tasks(targets, entry.trial.draws, device, devices):
                 tasks.setdefault(task.key, task)
     return tuple(tasks.values())
 
@@ -172,7 +172,7 @@ def _trainings(entries: Sequence[BoardEntry], missing: frozenset[str], device: s
 def _training_cost(entries: Sequence[BoardEntry], trainings: Sequence[Task]) -> TrainingCost:
     """The cost of the missing trainings."""
     wanted = {task.key for task in trainings}
-    targets = [(job, entry.trial.seed) for entry in entries for job in (entry.job, entry.report) if job is not None]
+    targets = [(job, entry.trial.draws) for entry in entries for job in (entry.job, entry.report) if job is not None]
     jobs = {job_key(job, seed): job for target, seed in targets for job in all_jobs([target])}
     return cost_of(job for key, job in jobs.items() if key in wanted)
 

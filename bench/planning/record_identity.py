@@ -23,7 +23,7 @@ from bench.settings.methods import Method
 from bench.shifts.shift import Shift
 from bench.training.job_cache import all_jobs
 from leaderboards.identity import labels_digest
-from methods.base import Job
+from methods.base import Job, Labelled
 from methods.table import Row
 
 
@@ -32,7 +32,8 @@ class RowIdentity:
     """What the records of one row share: the trial, the part of its recipe's result, and the code behind it.
 
     `met` names the conditions that a classifier has seen before the stream, `pool` is the digest of the images that
-    its recipe adapted on, `learnt` that of all its training images.
+    its recipe adapted on, `learnt` that of all its training images, `ingredients` the seed of what it learnt without
+    labels where that is another than the trial's.
     """
 
     trial: Trial
@@ -41,6 +42,7 @@ class RowIdentity:
     met: tuple[str, ...]
     pool: str | None
     learnt: str | None
+    ingredients: int | None
 
 
 def code_behind(context: PlanContext, method: Method) -> dict[str, str]:
@@ -108,6 +110,7 @@ def _identity(
             "labels": labels,
             "source": row.learnt,
             "seen": seen,
+            "ingredients": row.ingredients,
         },
     }
 
@@ -136,6 +139,13 @@ def training_data_digest(shifts: Sequence[Shift], job: Job | None, given: str | 
     trained = {part.data.digest for part in all_jobs([job] if job else []) if part.data is not None}
     found = sorted(trained | ({given} if given else set()))
     return digest_of(found) if found and not all(shift.bundled for shift in shifts) else None
+
+
+def ingredient_seed(trial: Trial, job: Job | None) -> int | None:
+    """The seed of trainings without labels, if a classifier has some and their seed is not the trial's."""
+    jobs = all_jobs([job] if job else [])
+    alone = any(part.data is not None and not isinstance(part.data, Labelled) for part in jobs)
+    return trial.draws.ingredients if alone and trial.draws.ingredients != trial.draws.labels else None
 
 
 def _corruptions_of(shift: Shift, segment: Segment, condition: Condition) -> dict[str, str]:

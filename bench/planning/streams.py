@@ -37,7 +37,7 @@ def stream_name(entry: BoardEntry, number: int) -> str:
 
 
 def _evaluation_task(plan: Plan, entry: BoardEntry, chain: tuple[Segment, ...], number: int) -> Task:
-    weights = job_key(entry.job, entry.trial.seed) if entry.job is not None else None
+    weights = job_key(entry.job, entry.trial.draws) if entry.job is not None else None
     evaluation = Evaluation(
         method=entry.trial.method,
         shift=plan.spec.shift,
@@ -67,7 +67,7 @@ def _evaluation_task(plan: Plan, entry: BoardEntry, chain: tuple[Segment, ...], 
     name = entry.trial.method if entry.part is None else f"{entry.trial.method} ({entry.part})"
     where = ", ".join(str(c) for segment in chain for c in segment.conditions)
     key = stream_name(entry, number)
-    after = frozenset(job_key(job, entry.trial.seed) for job in (entry.job, entry.report) if job is not None)
+    after = frozenset(job_key(job, entry.trial.draws) for job in (entry.job, entry.report) if job is not None)
     measure_again = plan.spec.rerun or plan.spec.only_failed
     keys = None if measure_again else [entry.keys[c] for segment in chain for c in segment.conditions]
     label = f"{name} seed {entry.trial.seed}"

@@ -105,7 +105,8 @@ def published_setting(row: ShiftRow) -> TrainingSetting | None:
 
 def expected_cost(spec: RunSpec, methods: Sequence[Method], setting: TrainingSetting) -> TrainingCost:
     """Return the cost of a run whose recipes plan on stand-ins. Raises UsageError for invalid options."""
-    return cost_of(job for job in expected_jobs(spec, methods, setting) for _ in spec.seed_list)
+    jobs = expected_jobs(spec, methods, setting)
+    return cost_of({job_key(job, spec.draws(seed)): job for seed in spec.seed_list for job in jobs}.values())
 
 
 def expected_jobs(spec: RunSpec, methods: Sequence[Method], setting: TrainingSetting) -> list[Job]:

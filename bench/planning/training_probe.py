@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from bench.core.devices import synchronise
 from bench.data.pixel_cache import CachedRows
 from bench.shifts.lazy_images import LazyImages
+from bench.shifts.photographs import LazyPhotographs
 from bench.training.job_cache import all_jobs, kind_of, seconds_before
-from methods.base import Chosen, Images, Job, Labelled
+from methods.base import Chosen, Images, Job, Labelled, Photographs
 from methods.nets import flops as flops_of
 from methods.nets.weights import SIDE_HEADS, Weights
 from methods.training.finetune import start_side_head
@@ -70,16 +71,18 @@ class TrainingProbe:
 
 
 def cached_rows_of(job: Job) -> tuple[CachedRows, ...]:
-    """Return the caches of the corrupted images that a job reads."""
-    images = job.data.images if job.data is not None else None
-    return images.kept if isinstance(images, LazyImages) else ()
+    """Return the disk caches of the images that a job reads: of corrupted images and of photographs."""
+    if job.data is None:
+        return ()
+    read = (job.data.images, job.data.photographs)
+    return tuple(rows for each in read if isinstance(each, LazyImages | LazyPhotographs) for rows in each.kept)
 
 
 @dataclass(frozen=True)
 class _Steps:
     """The cost of a training: seconds before its first step (`begin`) and seconds per operation (`rate`).
 
-    `making`: seconds to make one corrupted image for the cache, not included in the other two.
+    `making`: seconds to make one image for the cache, not included in the other two.
     """
 
     begin: float
@@ -93,7 +96,7 @@ def _seconds_of_short(job: Job, stock: Weights, device: str) -> float | None:
     if data is not None and len(data) > (most := _images_for(stock)):
         share = most / len(data)
         rows = torch.from_numpy(np.linspace(0, len(data) - 1, most).round().astype(np.int64))
-        chosen: dict[str, Any] = {"images": Chosen(data.images, rows)}
+        chosen: dict[str, Any] = {"images": Chosen(data.images, rows), "photographs": None}
         data = replace(data, **(chosen | ({"labels": data.labels[rows]} if isinstance(data, Labelled) else {})))
     inputs = _stand_ins(job, stock)
     generator = torch.Generator(device=device).manual_seed(0)
@@ -127,9 +130,11 @@ def _probe_steps(job: Job, stock: Weights, device: str) -> _Steps:
         whole = {"accumulate": None} if hasattr(config, "accumulate") else {}
         config = replace(config, batch_size=batch, **whole)
     data, making = job.data, None
-    if data is not None and isinstance(data.images, LazyImages) and data.images.kept:
-        making = _Timed(data.images.unkept())
-        data = replace(data, images=making)
+    if data is not None:
+        read = data.images if data.photographs is None else data.photographs
+        if isinstance(read, LazyImages | LazyPhotographs) and read.kept:
+            making = _Timed(read.unkept())
+            data = replace(data, images=making) if data.photographs is None else replace(data, photographs=making)
     clock = _Clock(device, making)
     generator = torch.Generator(device=device).manual_seed(0)
     with contextlib.suppress(_EnoughError):
@@ -152,6 +157,11 @@ class _Timed(Chosen):
         self.seconds += time.perf_counter() - start
         self.rows += len(images)
         return images
+
+    def aspects(self, rows: Tensor) -> Tensor:
+        """Return what the photographs say of themselves, if that is what the images are."""
+        found: Tensor = cast("Photographs", self._images).aspects(rows)
+        return found
 
 
 class _EnoughError(Exception):

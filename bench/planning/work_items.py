@@ -43,7 +43,7 @@ def jobs_of(entries: Iterable[BoardEntry]) -> Iterator[tuple[str, Job, int]]:
     """Yield all trainings that rows depend on, each with its key and the seed of the row."""
     for entry in entries:
         for job in all_jobs([job for job in (entry.job, entry.report) if job is not None]):
-            yield job_key(job, entry.trial.seed), job, entry.trial.seed
+            yield job_key(job, entry.trial.draws), job, entry.trial.seed
 
 
 def kind_of_stream(evaluation: Any, entry: BoardEntry) -> str:

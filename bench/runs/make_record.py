@@ -37,9 +37,9 @@ def records_of(
                     None,
                 )
         return
-    seconds = fit_seconds(entry.job, entry.trial.seed) if entry.job is not None else 0.0
-    lines = connectivity_of(entry.report, entry.trial.seed) if entry.report is not None else None
-    mixture = mixture_of(entry.job, entry.trial.seed) if entry.job is not None else None
+    seconds = fit_seconds(entry.job, entry.trial.draws) if entry.job is not None else 0.0
+    lines = connectivity_of(entry.report, entry.trial.draws) if entry.report is not None else None
+    mixture = mixture_of(entry.job, entry.trial.draws) if entry.job is not None else None
     extra = {"connectivity": lines, "mixture": mixture}
     measured: ConditionResult
     for measured in finished.value or ():

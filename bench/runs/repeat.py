@@ -23,6 +23,7 @@ def spec_of(record: Record) -> dict[str, Any]:
         "protocol": record.protocol,
         "split": record.split,
         "seed": record.seed,
+        "ingredient_seed": record.data.ingredients,
         "batch_size": record.batch_size,
         "precision": record.precision,
         "limit": record.limit,

@@ -34,6 +34,12 @@ class Flag:
 LISTS = ("shift", "pool", "model", "stock", "head", "protocol", "split", "batch_size", "labels", "precision")
 """Settings of which a run has one value; the command line and run files also take a list, for a grid of runs."""
 
+REPEATED = (
+    *("model", "stock", "seeds", "seed", "limit", "device", "compile", "data_root", "out", "launch", "slurm"),
+    *("jobs", "devices", "workers", "rerun", "only_failed", "offline", "tracker"),
+)
+"""Settings that a reproduction card leaves to the user: where and how often its run is done."""
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class _Declared:
@@ -66,8 +72,15 @@ class RunFields(_Declared):
     split: Annotated[
         Literal["disjoint", "joint", "transductive", "dev"], Flag("disjoint, joint, transductive or dev.")
     ] = "disjoint"
-    seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000)] = None
+    seeds: Annotated[int | None, Flag("Number of seeds.", least=1, most=1000, also="--label-draws")] = None
     seed: Annotated[int, Flag("The first (or only) seed.", least=0, most=2**31 - 1001)] = 0
+    ingredient_draws: Annotated[
+        int | None,
+        Flag("Draw only so many sets of ingredients, each for as many of the seeds.", least=1, most=1000),
+    ] = None
+    ingredient_seed: Annotated[
+        int | None, Flag("The first (or only) seed of ingredients.  [default: 0]", least=0, most=2**31 - 1001)
+    ] = None
     batch_size: Annotated[int, Flag("Images per batch of the stream.", least=1)] = 64
     budget: Annotated[
         str | None, Flag("How much of the published recipe: paper, short or smoke; see `bench show shift NAME`.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bench.core.conditions import CLEAN, Condition
+from bench.core.conditions import CLEAN, Condition, Draws
 from bench.core.errors import UsageError, nearest
 from bench.core.invalid_input import in_words
 from bench.settings.run_fields import RunFields
@@ -104,6 +104,11 @@ class RunSpec(RunFields, BaseModel):
             raise ValueError("--launch serial is one process; leave --jobs out")
         if self.launch != "slurm" and self.slurm != Slurm():
             raise ValueError("--slurm settings belong to --launch slurm; add it or leave them out")
+        if (self.seeds or 1) % (self.ingredient_draws or 1):
+            raise ValueError(
+                f"--ingredient-draws {self.ingredient_draws} divides the seeds among so many sets of ingredients; give "
+                f"--seeds as a multiple of it, not {self.seeds or 1}"
+            )
         if 0 < self.slurm.gpus < (self.devices or 1):
             raise ValueError(f"--devices {self.devices} needs as many GPUs in a job; leave gpus out of --slurm")
         return self
@@ -117,6 +122,12 @@ class RunSpec(RunFields, BaseModel):
     def seed_list(self) -> tuple[int, ...]:
         """The `seeds` consecutive seeds from `seed` on: --seeds 3 runs 0, 1, 2."""
         return tuple(range(self.seed, self.seed + (self.seeds or 1)))
+
+    def draws(self, seed: int) -> Draws:
+        """Return the seeds of a trial: of its labels and stream, and of what it learns from images without labels."""
+        if self.ingredient_draws is None and self.ingredient_seed is None:
+            return Draws(seed, seed)
+        return Draws(seed, (self.ingredient_seed or 0) + seed % (self.ingredient_draws or 1))
 
     def conditions(self, corruptions: tuple[str, ...]) -> tuple[Condition, ...]:
         """Return clean, then the given corruptions at each severity of the run."""

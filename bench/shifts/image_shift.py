@@ -26,6 +26,7 @@ from bench.data.folders import FolderSet
 from bench.data.imageset import ImageSet, Labels
 from bench.shifts.catalog import Family, ShiftRow
 from bench.shifts.data_root import Reading
+from bench.shifts.photographs import LazyPhotographs, stretched
 from bench.shifts.shift import NATURAL
 from corruptions.tiles import TilePool
 
@@ -305,6 +306,16 @@ class ImageShift:
         if self._shifted is None:
             raise UsageError(f"{self.name} has no corruptions; ask for its images as they are")
         return self._shifted.pixels(part, ids, condition, device)
+
+    def photographs(self, ids: np.ndarray) -> LazyPhotographs | None:
+        """Return the photographs whose centres are the clean images of these ids; None where these are all of them."""
+        form = stretched(self._stores(self._part(ids).images).preprocessing)
+        return None if form is None else LazyPhotographs(self, ids, form)
+
+    def source_of(self, ids: np.ndarray) -> tuple[ImageSet, np.ndarray, int]:
+        """Return the image set of ids of one part, the row of each in it, and the number of threads that decode."""
+        part = self._part(ids)
+        return part.images, part.at(ids), self._stores(part.images).workers
 
     def digest(self, ids: np.ndarray, condition: Condition) -> str:
         part = self._part(ids)

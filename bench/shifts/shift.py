@@ -15,7 +15,7 @@ from bench.core.conditions import stream_rng as stream_rng
 from bench.core.errors import UsageError, nearest
 from bench.shifts.catalog import Family
 from bench.shifts.lazy_images import pooled
-from methods.base import Labelled, Unlabelled
+from methods.base import Labelled, Photographs, Unlabelled
 
 SPLITS = ("disjoint", "joint", "transductive", "dev")
 
@@ -165,12 +165,25 @@ def labelled_source(shift: Shift, per_class: int | None, seed: int) -> Labelled:
                 f"{shift.name} has fewer than {per_class} labelled images of class {', '.join(short)}; lower --labels"
             )
         ids = np.sort(ids[np.concatenate(chosen)])
+    photographs, digest = to_train_on(shift, ids)
     return Labelled(
         images=pooled(shift, ids, [CLEAN]),
         labels=torch.from_numpy(shift.labels(ids)),
         classes=shift.classes,
-        digest=shift.digest(ids, CLEAN),
+        digest=digest,
+        photographs=photographs,
     )
+
+
+def to_train_on(shift: Shift, ids: np.ndarray) -> tuple[Photographs | None, str]:
+    """Return the photographs behind clean train images, if there are some, and a digest of what a training reads."""
+    digest = shift.digest(ids, CLEAN)
+    find = getattr(shift, "photographs", None)
+    photographs: Photographs | None = find(ids) if find is not None else None
+    if photographs is None:
+        return None, digest
+    # The decoded centres identify the files, so that these need not be decoded a second time before a training.
+    return photographs, "photographs:" + digest_of([digest, *photographs.shape[1:]])
 
 
 def adapt_pool(shift: Shift, ids: np.ndarray, conditions: Sequence[Condition]) -> Unlabelled:
@@ -193,7 +206,8 @@ def clean_labelled(shift: Shift, ids: np.ndarray) -> Labelled:
 def clean_pool(shift: Shift) -> Unlabelled:
     """Return all clean train images without labels, for recipes that train on them instead of shifted ones."""
     ids = shift.ids("train")
-    return Unlabelled(pooled(shift, ids, [CLEAN]), "clean:" + shift.digest(ids, CLEAN))
+    photographs, digest = to_train_on(shift, ids)
+    return Unlabelled(pooled(shift, ids, [CLEAN]), "clean:" + digest, photographs=photographs)
 
 
 MOST_DECODED = 100_000

@@ -15,7 +15,7 @@ import torch
 
 from bench.core.cache_dir import cache_dir, lock, weights_path
 from bench.core.components import identity_of, name_of
-from bench.core.conditions import digest_of
+from bench.core.conditions import Draws, digest_of
 from bench.core.environment import device_name
 from bench.core.errors import BenchError, MissingDataError
 from bench.core.import_object import search_for, searched_for
@@ -24,14 +24,27 @@ from bench.execution.distributed import Call, spread
 from bench.execution.progress_files import ProgressWriter, training_file
 from bench.execution.task_pool import Task
 from bench.models.weights_io import facts_of, load_weights, save_weights, whole_facts
-from methods.base import Job, JobFunction, Work
+from methods.base import Job, JobFunction, Labelled, Work
 from methods.nets.weights import Weights
 from methods.soups.mixing import Mixed
 
 log = logging.getLogger(__name__)
 
 
-def job_key(job: Job | Weights, seed: int) -> str:
+Seed = int | Draws
+"""The seed of a trial, or its seeds where labels and ingredients have their own."""
+
+
+def _seed_of(job: Job, seed: Seed) -> int | None:
+    """Return the seed that a job depends on: what learns without labels has that of ingredients."""
+    if job.data is None:
+        return None
+    if isinstance(seed, int):
+        return seed
+    return seed.labels if isinstance(job.data, Labelled) else seed.ingredients
+
+
+def job_key(job: Job | Weights, seed: Seed) -> str:
     """Return a digest of everything that a job's result depends on: code, options, inputs, data and seed.
 
     For weights it is their own digest.
@@ -44,7 +57,7 @@ def job_key(job: Job | Weights, seed: int) -> str:
             "config": described(job.config, identity_of),
             "inputs": [[job_key(part, seed), *_architecture(part)] for part in job.inputs],
             "data": job.data.digest if job.data is not None else None,
-            "seed": seed if job.data is not None else None,
+            "seed": _seed_of(job, seed),
         }
     )
 
@@ -73,7 +86,7 @@ def types_of(config: Any) -> Iterator[type]:
             yield from types_of(item)
 
 
-def draw_key(job: Job | Weights, seed: int) -> str:
+def draw_key(job: Job | Weights, seed: Seed) -> str:
     """Return the digest that seeds a job's random numbers: options, inputs, data and seed, but not the code.
 
     It holds declared names (`methods.identity`), so moving code does not change it.
@@ -87,7 +100,7 @@ def draw_key(job: Job | Weights, seed: int) -> str:
             "config": described(job.config, name_of),
             "inputs": [draw_key(part, seed) for part in job.inputs],
             "data": job.data.digest if job.data is not None else None,
-            "seed": seed if job.data is not None else None,
+            "seed": _seed_of(job, seed),
         }
     )
 
@@ -156,7 +169,7 @@ def _received(message: bytes, modules: Mapping[str, str]) -> Order:
     return Order(pickle.loads(message))
 
 
-def training_tasks(targets: Iterable[Job], seed: int, device: str, devices: int = 1) -> list[Task]:
+def training_tasks(targets: Iterable[Job], seed: Seed, device: str, devices: int = 1) -> list[Task]:
     """Return a task for each distinct job that is not in the cache; shared jobs run on all `devices`."""
     tasks: dict[str, Task] = {}
     for job in all_jobs(targets):
@@ -268,7 +281,7 @@ def cached_facts(key: str) -> dict[str, Any] | None:
         return None
 
 
-def connectivity_of(report: Job, seed: int) -> dict[str, Any]:
+def connectivity_of(report: Job, seed: Seed) -> dict[str, Any]:
     """Return the result of a connectivity report as plain values; each line names the two inputs that it connects."""
     tensors = load_weights(weights_path(job_key(report, seed)))[0].tensors
     names = [part.label if isinstance(part, Job) else part.digest for part in report.inputs]
@@ -280,7 +293,7 @@ def connectivity_of(report: Job, seed: int) -> dict[str, Any]:
     return {"n": int(tensors["images"]), "positions": tuple(tensors["positions"].tolist()), "lines": tuple(lines)}
 
 
-def mixture_of(job: Job, seed: int) -> dict[str, Any] | None:
+def mixture_of(job: Job, seed: Seed) -> dict[str, Any] | None:
     """Return the shares chosen by the last mixing job behind a result as plain values; None if there are none."""
     for part in reversed(all_jobs([job])):
         if part.resumable or part.data is None:
@@ -292,7 +305,7 @@ def mixture_of(job: Job, seed: int) -> dict[str, Any] | None:
     return None
 
 
-def fit_seconds(job: Job, seed: int) -> float:
+def fit_seconds(job: Job, seed: Seed) -> float:
     """Return the training seconds behind a result, cached or not; jobs shared by several results count in each."""
     keys = {job_key(part, seed) for part in all_jobs([job])}
     return sum(float((cached_facts(key) or {}).get("seconds", 0.0)) for key in keys)

@@ -29,7 +29,7 @@ from bench.shifts.catalog import ShiftRow
 from bench.shifts.data_root import Reading
 from bench.shifts.folder_or_hub import train_source
 from bench.shifts.lazy_images import pooled
-from bench.shifts.shift import Shift, limit_ids
+from bench.shifts.shift import Shift, limit_ids, to_train_on
 from bench.training.job_cache import job_key
 from methods.base import Images, Job, Unlabelled
 from methods.nets.small_resnets import SmallResNet
@@ -196,7 +196,8 @@ def plan_stock(spec: StockSpec) -> StockPlan:
     shift = clean_source(spec.data, reading)
     ids = limit_ids(shift.ids("train"), spec.limit)
     images = pooled(shift, ids, [CLEAN])
-    data = Unlabelled(images, shift.digest(ids, CLEAN))
+    photographs, digest = to_train_on(shift, ids)
+    data = Unlabelled(images, digest, photographs=photographs)
     check_size(spec.data, images, shape)
     if not plain:
         shape = normalised(shape, images)

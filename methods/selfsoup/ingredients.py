@@ -14,7 +14,7 @@ from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.selfsoup.objectives import base, mae
-from methods.training.loading import Order, loaded
+from methods.training.loading import Order, loaded_for_views
 from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, train
 from methods.views.ssl_views import Views
 
@@ -159,9 +159,9 @@ def view_batches(
         def own(indices: Tensor) -> Tensor:
             return parallel.share(len(indices), parts).own(indices)
 
-        for indices, images in loaded(data.images, order, device, own):
+        for indices, images, stretched in loaded_for_views(data, stock.architecture.image_size, order, device, own):
             share = parallel.share(len(indices), parts)
-            yield [normalise(pipeline(images, generator, share)) for pipeline in pipelines]
+            yield [normalise(pipeline(images, generator, share, stretched)) for pipeline in pipelines]
 
     return stream()
 

@@ -18,8 +18,9 @@ from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
-from methods.training.loading import loaded
+from methods.training.loading import loaded_for_views
 from methods.training.loop import ParameterGroup, Progress, check_size, compile_blocks, train
+from methods.views.ssl_views import Stretched
 
 
 @component("methods.selfsoup.lockstep.Together")
@@ -98,16 +99,17 @@ def inter_train_together(
     orders = [pool_order(data, objective, config.batch_size, shared, parallel=parallel) for objective in objectives]
     order = orders[0]
 
-    def stream() -> Iterator[Tensor]:
+    def stream() -> Iterator[tuple[Tensor, Stretched | None]]:
         own = lambda indices: parallel.share(len(indices)).own(indices)  # noqa: E731
-        for _, images in loaded(data.images, order, device, own):
-            yield images
+        for _, images, stretched in loaded_for_views(data, stock.architecture.image_size, order, device, own):
+            yield images, stretched
 
-    def loss(images: Tensor) -> Tensor:
+    def loss(batch: tuple[Tensor, Stretched | None]) -> Tensor:
+        images, stretched = batch
         total = torch.zeros((), device=device)
         for encoder, objective, makers, draws in zip(encoders, objectives, pipelines, own, strict=True):
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                views = [normalise(make(images, draws, objective.share)) for make in makers]
+                views = [normalise(make(images, draws, objective.share, stretched)) for make in makers]
             total = total + objective.loss(encoder, views, draws)
         return total
 

@@ -23,7 +23,7 @@ from methods.norms import training_statistics
 from methods.training.augmentation import Augmentation, consistent
 from methods.training.linear_probe import IN_MEMORY, streamed_probe
 from methods.training.linear_probe import linear_probe as linear_probe
-from methods.training.loading import InOrder, loaded, upload
+from methods.training.loading import InOrder, loaded, loaded_for_views, upload
 from methods.training.loop import Batches, ParameterGroup, Progress, check_size, compile_blocks, train
 from methods.views.ssl_views import Views
 
@@ -259,6 +259,7 @@ def fit(
         start_side_head(getattr(model, side_head), generator)
     device = generator.device
     views = config.views
+    side = start.architecture.image_size if isinstance(views, Views) else None
     parts = config.accumulate or 1
     order = Batches(len(data), config.batch_size, generator, data.images.device, drop_last=parts > 1)
     if config.compile:
@@ -268,9 +269,10 @@ def fit(
         return parallel.share(len(indices), parts).own(indices)
 
     def stream() -> Iterator[tuple[Tensor, Tensor]]:
-        for indices, pixels in loaded(data.images, order, device, own):
+        for indices, pixels, stretched in loaded_for_views(data, side, order, device, own):
             share = parallel.share(len(indices), parts)
-            images = views(pixels, generator, share)
+            cut = {"stretched": stretched} if stretched is not None else {}
+            images = views(pixels, generator, share, **cut)
             if augmentation is not None:
                 images = augmentation(images, generator, share)
             yield images, upload(data.labels[indices.to(data.labels.device)], device)

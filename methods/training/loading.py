@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from methods.base import Images
+from methods.base import Images, Unlabelled
+from methods.views.ssl_views import Stretched
 
 
 class Order(Protocol):
@@ -59,6 +60,25 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 def take(images: Images, indices: Tensor, device: torch.device) -> Tensor:
     """Return the chosen images on the training device; the pool itself stays where it is."""
     return upload(images[indices], device)
+
+
+def loaded_for_views(
+    data: Unlabelled,
+    side: int | None,
+    order: Order,
+    device: torch.device,
+    own: Callable[[Tensor], Tensor] = lambda indices: indices,
+) -> Iterator[tuple[Tensor, Tensor, Stretched | None]]:
+    """Yield what `loaded` yields, of the photographs where there are some, and how these were stretched.
+
+    side: of the views to make, in pixels; None where these cannot be cut from photographs.
+    """
+    photographs = data.photographs if side is not None else None
+    for indices, images in loaded(data.images if photographs is None else photographs, order, device, own):
+        stretched = None
+        if photographs is not None and side is not None:
+            stretched = Stretched(upload(photographs.aspects(own(indices)), device), side)
+        yield indices, images, stretched
 
 
 def loaded(

@@ -25,6 +25,15 @@ _GRAY, _SOLARISE, _BLUR = range(3)
 _WHOLE = Share()
 
 
+class Stretched(NamedTuple):
+    """What to know of photographs that were stretched to squares: float32 [n] width / height as taken, and the side of
+    the views to cut from them, in pixels.
+    """
+
+    aspects: Tensor
+    side: int
+
+
 class _Drawn(NamedTuple):
     """The random parameters of each image: tensors [n]; `factors` of brightness, contrast and saturation [3, n]."""
 
@@ -53,6 +62,8 @@ class Views:
       with a deviation uniform in `blur`, in pixels (the kernel renormalised at the border);
     - jitter: brightness, contrast and saturation, in this order, by factors uniform in [1 - jitter, 1 + jitter].
 
+    Of photographs that were stretched to squares, `area` and `ratio` are those of the crop in the photograph as taken.
+
     Two small matrices resample an image, one for rows and one for columns; they include flip and blur. A GPU processes
     the whole batch at once, a CPU as many images as fit in its cache.
     """
@@ -77,15 +88,23 @@ class Views:
         if not 0 < self.blur[0] <= self.blur[1]:
             raise ValueError(f"blur must be an interval of positive deviations, not {self.blur}")
 
-    def __call__(self, images: Tensor, generator: torch.Generator, share: Share = _WHOLE) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        share: Share = _WHOLE,
+        stretched: Stretched | None = None,
+    ) -> Tensor:
         """Return views of a batch on the generator's device, on which the images must be.
 
         With a `share` of a batch, `images` are those of this process; they get the views that they have in the whole
-        batch.
+        batch. `stretched`: how images were stretched, if they were, and the size of their views unless `size` is set.
         """
         count, _, height, width = images.shape
-        drawn = self._draw(count, height, width, generator, share)
-        tall, broad = (height, width) if self.size is None else (self.size, self.size)
+        drawn = self._draw(count, height, width, generator, share, stretched)
+        tall, broad = (height, width) if stretched is None else (stretched.side, stretched.side)
+        if self.size is not None:
+            tall = broad = self.size
         if images.device.type != "cpu":
             return self._together(images, drawn, tall, broad)
         if min(tall, broad) >= _LARGE:
@@ -114,13 +133,15 @@ class Views:
             views = colour_jitter(views, *drawn.factors)
         return views
 
-    def _draw(self, count: int, height: int, width: int, generator: torch.Generator, share: Share) -> _Drawn:
+    def _draw(
+        self, count: int, height: int, width: int, generator: torch.Generator, share: Share, stretched: Stretched | None
+    ) -> _Drawn:
         draws = torch.rand(6 + 4 * _ATTEMPTS, share.whole(count), generator=generator, device=generator.device)
         draws = share.own(draws, 1)
         flip, choice, sigma, *colours = draws[:6]
         low, high = self.blur
         return _Drawn(
-            *crop_boxes(draws[6:], height, width, self.scale, self.ratio),
+            *crop_boxes(draws[6:], height, width, self.scale, self.ratio, stretched.aspects if stretched else None),
             mirrored=flip < 0.5 if self.flip else torch.zeros_like(flip, dtype=torch.bool),
             chosen=(choice * 3).long(),
             deviation=low + (high - low) * sigma,
@@ -165,25 +186,37 @@ class Views:
 
 
 def crop_boxes(
-    draws: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    draws: Tensor,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    aspects: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return top, left, height and width (float [n], whole numbers) of one random crop for each image.
 
     `draws`: uniform numbers [4 * attempts, n]. The first attempt that fits inside the image is used; if none fits, the
-    largest centred crop whose ratio is allowed.
+    largest centred crop whose ratio is allowed. `aspects`, float [n]: width / height of photographs that were stretched
+    to height x width; the ratio is then that of the crop before stretching.
     """
     area, shape, vertical, horizontal = draws.view(4, -1, draws.shape[1])
     area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     shape = torch.exp(low + (high - low) * shape)
+    if aspects is not None:
+        stretch = aspects * (height / width)
+        shape = shape / stretch
     wide, tall = torch.sqrt(area * shape).round(), torch.sqrt(area / shape).round()
     fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
     first = fits.to(torch.int8).argmax(0, keepdim=True)
     wide, tall, vertical, horizontal = (each.gather(0, first)[0] for each in (wide, tall, vertical, horizontal))
     top, left = (vertical * (height - tall + 1)).floor(), (horizontal * (width - wide + 1)).floor()
     some = fits.any(0)
-    fallback_wide = min(width, round(height * ratio[1]))
-    fallback_tall = min(height, round(width / ratio[0]))
+    fallback_wide: int | Tensor = min(width, round(height * ratio[1]))
+    fallback_tall: int | Tensor = min(height, round(width / ratio[0]))
+    if aspects is not None:
+        fallback_wide = (height * ratio[1] / stretch).round().clamp(max=width)
+        fallback_tall = (width / ratio[0] * stretch).round().clamp(max=height)
     return (
         torch.where(some, top, (height - fallback_tall) // 2),
         torch.where(some, left, (width - fallback_wide) // 2),

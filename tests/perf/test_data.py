@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from bench.core.conditions import Condition
 from bench.data import content_hash as identity
@@ -28,6 +32,10 @@ from bench.settings.run_spec import make_spec
 from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
 from bench.shifts.lazy_images import LazyImages
+from bench.shifts.photographs import LazyPhotographs
+from bench.shifts.shift import labelled_source
+from methods.training.loading import InOrder, loaded_for_views
+from methods.views.ssl_views import Views
 
 pytestmark = pytest.mark.slow
 
@@ -245,3 +253,52 @@ def test_memory_stays_flat_as_a_set_grows_tenfold(benchmark: BenchmarkFixture, t
     grown = 1350 * 3 * 224 * 224 / 1024
     benchmark.extra_info["peak MB"] = [round(small / 1024), round(large / 1024)]
     assert large - small < 0.1 * grown, f"{small} kB for 150 images, {large} kB for 1500"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_of_photographs_against_the_loader_of_torchvision(
+    benchmark: BenchmarkFixture, tmp_path: Path, workers: int
+) -> None:
+    """Random crops of 224 pixels, mirrored, from JPEG files to float batches of 32; as many workers on both sides.
+
+    Ours when each photograph is decoded for each draw, and from the second epoch on, when all are kept.
+    """
+    write_photos(tmp_path / "photos" / "train", 160)
+    write_photos(tmp_path / "photos" / "test", 4)
+    reading = Reading(preprocessing=Preprocessing(224, 256), workers=workers)
+    source = labelled_source(load_shift(f"folder:{tmp_path / 'photos'}", reading=reading), None, 0)
+    kept = source.photographs
+    assert isinstance(kept, LazyPhotographs)
+    kept[:]
+    views = Views(three_augment=False, jitter=0.0)
+
+    def ours(photographs: LazyPhotographs) -> float:
+        data = replace(source, photographs=photographs)
+        generator = torch.Generator().manual_seed(0)
+        order = InOrder(len(data), 32, torch.device("cpu"))
+        start = time.perf_counter()
+        for _, pixels, stretched in loaded_for_views(data, 224, order, torch.device("cpu")):
+            assert views(pixels, generator, stretched=stretched).shape[1:] == (3, 224, 224)
+        return (time.perf_counter() - start) / len(data)
+
+    crop = transforms.RandomResizedCrop(224, interpolation=transforms.InterpolationMode.BICUBIC)
+    pipeline = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
+    loader = DataLoader(
+        ImageFolder(str(tmp_path / "photos" / "train"), pipeline),
+        32,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+    def theirs() -> float:
+        start = time.perf_counter()
+        count = sum(len(images) for images, _ in loader)
+        return (time.perf_counter() - start) / count
+
+    theirs()
+    seconds = np.array([(theirs(), ours(kept), ours(kept.unkept())) for _ in range(5)])
+    once, anew = np.median(seconds[:, :1] / seconds[:, 1:], axis=0)
+    benchmark.pedantic(ours, (kept,), rounds=3)
+    benchmark.extra_info["torchvision / ours, kept"] = round(float(once), 2)
+    benchmark.extra_info["torchvision / ours, decoded for each draw"] = round(float(anew), 2)
+    assert once >= 1.3

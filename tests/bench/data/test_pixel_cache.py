@@ -146,7 +146,7 @@ def test_a_full_disk_costs_no_pixel(caplog: pytest.LogCaptureFixture) -> None:
             assert np.array_equal(rows.take(np.arange(ROWS), make), WHOLE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert caplog.text.count("no more corrupted images are cached") == 1
+    assert caplog.text.count("no more images are cached") == 1
     assert np.array_equal(opened().take(np.arange(ROWS), make), WHOLE)
 
 

@@ -37,6 +37,7 @@ def test_only_confident_images_enter(make_net: Nets) -> None:
     adapter = ready(make_net("bn"), capacity=4, confidence=0.8)
     assert offer(adapter, [(0, 0.7), (1, 0.81), (2, 0.79), (0, 0.9)]) == [1, 3]
     assert adapter.offered[:3].tolist() == [2, 1, 1]
+    assert adapter.may_enter(0.8)  # the release refuses what is below
 
 
 def test_the_last_image_always_enters_and_classes_even_out(make_net: Nets) -> None:
