@@ -121,7 +121,11 @@ class MethodOptions:
             return {"head": head}
         from methods.selfsoup.mixing_options import MIXES
 
-        mixes = [text for text in given.get("mixes", ()) if MIXES[text.partition(":")[0]].of != "classifiers"]
+        def mixes_encoders(text: str) -> bool:
+            kind = MIXES.get(text.partition(":")[0])  # None for a grid of shares
+            return kind is None or kind.of != "classifiers"
+
+        mixes = [text for text in given.get("mixes", ()) if mixes_encoders(text)]
         return {
             "head": head,
             "order": "soup_then_tune",

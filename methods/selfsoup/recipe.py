@@ -46,7 +46,7 @@ class SoupOptions(Mixing):
         length and batch size, and the memory of all), and not as separate jobs.
     also_on: further shifts on whose adapt half (all of their corruptions, at the severities of the run) each ingredient
         is trained as well, beside that of the run: the soup is the union of all. Only selfsoup does this.
-    head: put a linear probe ("probe") or nearest neighbours ("knn", section 4.4) on the mixed encoders and on each
+    head: put a linear probe ("probe") or nearest neighbours ("knn", section 4.5) on the mixed encoders and on each
         ingredient, and fine-tune nothing; the order is then soup_then_tune. None to fine-tune back.
     ssl_area: smallest area of the random crops in self-supervised views, as a fraction of the image.
     ssl_augment: whether those views also get 3-Augment and colour jitter 0.3, as in the paper. `flip` is shared.
@@ -304,8 +304,9 @@ def _under_heads(
     config: SoupOptions,
 ) -> dict[str, Job]:
     """Return the mixed encoders and each ingredient, all as they are, under a head of its own for each."""
-    names = ["soup", *(f"soup:{text}" for text in config.mixes[1:])]
-    encoders = [mix_job(text, list(named.values()), stock, source, held_out, "encoders") for text in config.mixes]
+    mixes = every_mix(config.mixes, len(named))
+    names = ["soup", *(f"soup:{text}" for text in mixes[1:])]
+    encoders = [mix_job(text, list(named.values()), stock, source, held_out, "encoders") for text in mixes]
     found = dict(zip(names, encoders, strict=True)) | {f"ingredient:{text}": job for text, job in named.items()}
     return {name: headed(job, stock, source, head, config.probe_l2) for name, job in found.items()}
 

@@ -261,6 +261,7 @@ def test_seasoning(copies: Copies, tmp_path: Path) -> None:
     same([labelled], draws=1000)
     assert len(own.inputs) == len(labelled.inputs) == 6
     assert len(planned[0][1].entries) == 3 + 6
+    assert len(named(jobs, "nearest_neighbours")) == 3 + 6
     assert len(planned[0][1].entries[0].scored) == len(planned[0][1].shift.ids("test"))
 
 
