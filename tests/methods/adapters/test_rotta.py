@@ -206,6 +206,15 @@ def test_the_memory_stays_within_its_shares(make_net: Nets, batches: Tensor) -> 
         assert len(adapter.images) == 20
 
 
+def test_an_image_no_worse_than_the_newcomer_stays(make_net: Nets) -> None:
+    # In the release (core/utils/memory.py) an image is removed only if its score is above the newcomer's.
+    adapter = ready(make_net("bn"), Rotta.Config(capacity=2, age_weight=0.0))
+    held = torch.zeros(2, 3, 2, 2)
+    adapter.remember(held, torch.zeros(2, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64), 1)
+    assert adapter.slot(0, 0.5, 1) == rotta.FREE
+    assert adapter.slot(0, 0.49, 1) in (0, 1)
+
+
 def test_one_large_batch_equals_many_small_ones_between_updates(make_net: Nets, batches: Tensor) -> None:
     images = batches.flatten(0, 1)
     config = Rotta.Config(lr=0.01, capacity=8, update_every=20, teacher_share=0.5)

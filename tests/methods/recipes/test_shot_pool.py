@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from methods import METHODS
 from methods.base import Job, Labelled, Unlabelled, Unsupported
 from methods.nets.weights import Architecture, Classifier, Weights
-from methods.recipes.shot_pool import PoolShot, Shot, pseudo_labels, shot
+from methods.recipes import shot_pool
+from methods.recipes.shot_pool import PoolShot, Shot, objective, pseudo_labels, shot
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2)
 
@@ -51,6 +53,29 @@ def test_all_but_the_head_is_adapted_and_labels_matter() -> None:
     assert without.digest != after.digest
     with pytest.raises(FloatingPointError, match="lower its rate"):
         shot([before], pool(), Shot(passes=3, batch_size=8, rate=1e30, pseudo=0.0), seeded())
+
+
+def test_the_objective_of_certain_predictions_is_known() -> None:
+    # The release (object/loss.py, image_target.py) adds 1e-5 to what it takes logarithms of: 0 unsure, ln 2 diverse.
+    logits = 1000 * torch.eye(2, dtype=torch.float64).repeat(4, 1)
+    expected = -math.log1p(1e-5) + math.log(0.5 + 1e-5)
+    found = objective(logits, torch.zeros(8, dtype=torch.int64), Shot(pseudo=0.0))
+    assert float(found) == pytest.approx(expected, abs=1e-12)
+
+
+def test_every_batch_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def noted(logits: torch.Tensor, *more: Any) -> torch.Tensor:
+        sizes.append(len(logits))
+        return objective(logits, *more)
+
+    monkeypatch.setattr(shot_pool, "objective", noted)
+    shot([model()], pool(20), Shot(passes=2, batch_size=8), seeded())
+    assert sizes == [8] * 4
+    sizes.clear()
+    shot([model()], pool(5), Shot(passes=2, batch_size=8), seeded())
+    assert sizes == [5] * 2
 
 
 def test_what_it_refuses() -> None:
