@@ -96,13 +96,13 @@ def half_normal(u: Floats) -> None:
 
 
 @_compiled
-def paired(log: Floats, cos: Floats, sin: Floats, out: Floats) -> None:
-    """Normals [n, 2, half] of Box-Muller from logarithms, cosines and sines [n, half]."""
+def paired(radius: Floats, cos: Floats, sin: Floats, out: Floats) -> None:
+    """Normals [n, 2, half] of Box-Muller from radii, cosines and sines [n, half]."""
     for i in range(len(out)):
-        of_log, of_cos, of_sin, one, other = log[i], cos[i], sin[i], out[i, 0], out[i, 1]
+        of_radius, of_cos, of_sin, one, other = radius[i], cos[i], sin[i], out[i, 0], out[i, 1]
         for j in range(len(one)):
-            radius = np.sqrt(of_log[j] * np.float32(-2))
-            one[j], other[j] = of_cos[j] * radius, of_sin[j] * radius
+            r = of_radius[j]
+            one[j], other[j] = of_cos[j] * r, of_sin[j] * r
 
 
 @_compiled

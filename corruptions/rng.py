@@ -176,8 +176,9 @@ class Stream:
         u = self.uniform(2, half)
         if self.keys.device.type == "cpu" and (loops := compiled()) is not None:
             loops.half_normal(u.numpy())
-            log, cos, sin = u[:, 0].log(), u[:, 1].cos(), u[:, 1].sin()
-            loops.paired(log.numpy(), cos.numpy(), sin.numpy(), u.numpy())
+            # Torch's own functions of contiguous numbers, as below; others round some values otherwise.
+            radius = u[:, :1].contiguous().log_().mul_(-2.0).sqrt_()
+            loops.paired(radius[:, 0].numpy(), u[:, 1].cos().numpy(), u[:, 1].sin().numpy(), u.numpy())
             return u.flatten(1)[:, :count].reshape(len(self), *shape)
         # 1 - u is exact, and log is many times faster than log1p on CPUs.
         radius = (1 - u[:, :1]).log_().mul_(-2.0).sqrt_()

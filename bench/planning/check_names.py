@@ -182,8 +182,8 @@ def _check_options(spec: RunSpec) -> None:
             _check_values(known[name], options)
         elif all(part in METHODS for part in parts):  # others may bring options of their own
             close = closest(name, known)
-            hint = f"did you mean '{close}'?" if close else f"it has {', '.join(sorted(known))}"
-            raise UsageError(f"--set {name}.…: this run has no method '{name}'; {hint}")
+            hint = f"did you mean '{close}'?" if close else f"they have {', '.join(sorted(known))}"
+            raise UsageError(f"--set {name}.…: no run has a method '{name}'; {hint}")
 
 
 def _check_values(row: Row, options: dict[str, Any]) -> None:

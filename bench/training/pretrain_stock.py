@@ -150,7 +150,8 @@ def architecture(name: str) -> AnyArchitecture:
         try:
             return SmallResNet(int(depth), int(factor or 1), "gn" if group_norm else "bn", int(side or 32))
         except ValueError as error:
-            raise UsageError(f"--arch {name}: {error}") from None
+            timm = f"a network of timm is written timm:resnet{depth}:{side or 32}"
+            raise UsageError(f"--arch {name}: {error}; {timm}") from None
     if name.startswith("timm:"):
         network, _, side = name.removeprefix("timm:").partition(":")
         try:

@@ -134,7 +134,13 @@ class Views:
         return views
 
     def _draw(
-        self, count: int, height: int, width: int, generator: torch.Generator, share: Share, stretched: Stretched | None
+        self,
+        count: int,
+        height: int,
+        width: int,
+        generator: torch.Generator,
+        share: Share,
+        stretched: Stretched | None = None,
     ) -> _Drawn:
         draws = torch.rand(6 + 4 * _ATTEMPTS, share.whole(count), generator=generator, device=generator.device)
         draws = share.own(draws, 1)

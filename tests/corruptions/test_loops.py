@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def remove() -> None:
         for user in USERS:
-            monkeypatch.setattr(sys.modules[f"corruptions.{user}"], "compiled", lambda: None)
+            monkeypatch.setattr(importlib.import_module(f"corruptions.{user}"), "compiled", lambda: None)
 
     return remove
 

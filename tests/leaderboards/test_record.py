@@ -29,7 +29,7 @@ def changed(content: Content, **fields: Any) -> str:
     return json.dumps(content | fields)
 
 
-UNSAID = {"source": None, "classes": None, "label": None, "part": None}
+UNSAID = {"source": None, "classes": None, "label": None, "part": None, "ingredients": None}
 
 
 def test_text_gives_the_record_back(content: Content) -> None:

@@ -84,7 +84,8 @@ def test_what_is_imported_is_declared() -> None:
     declared = names_of(PROJECT["dependencies"])
     optional = {name for lines in PROJECT["optional-dependencies"].values() for name in names_of(lines)}
     inside = imported_by(*PACKAGES)
-    assert inside - declared.keys() <= names_of(PROJECT["optional-dependencies"]["scale"]).keys()
+    only = {name for extra in ("scale", "fast") for name in names_of(PROJECT["optional-dependencies"][extra])}
+    assert inside - declared.keys() <= only
     assert declared.keys() - inside == set(), "declared but never imported"
     assert "submitit" in optional
 

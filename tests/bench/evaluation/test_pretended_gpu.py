@@ -43,7 +43,10 @@ def waits_of(corruption: str | None, images: int, monkeypatch: pytest.MonkeyPatc
 # Before `predict`, and outside its time: the pixels go to the device, and with a corruption the keys of its draws.
 PIXELS = {
     None: {("upload", "bench/shifts/digits.py:Digits.images"): 1},
-    "fog": {("upload", "bench/shifts/digits.py:Digits.images"): 1, ("upload", "corruptions/pipeline.py:corrupt"): 1},
+    "fog": {
+        ("upload", "bench/shifts/digits.py:Digits.images"): 1,
+        ("upload", "corruptions/pipeline.py:_of_severity"): 1,
+    },
 }
 
 

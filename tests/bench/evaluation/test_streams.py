@@ -74,7 +74,7 @@ def test_the_pool_has_every_condition_and_no_label() -> None:
     ids = DIGITS.ids("test")[:4]
     pool = adapt_pool(DIGITS, ids, (FOG, NOISE))
     assert torch.equal(pool.images, torch.cat([DIGITS.images(ids, FOG), DIGITS.images(ids, NOISE)]))
-    assert set(vars(pool)) == {"images", "digest"}
+    assert set(vars(pool)) == {"images", "digest", "photographs"}
     with pytest.raises(UsageError, match="at least one corruption"):
         adapt_pool(DIGITS, ids, ())
 

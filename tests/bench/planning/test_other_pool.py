@@ -120,7 +120,7 @@ def test_its_number_is_that_of_init_from(settings: dict[str, Any], lamp: str, ru
     told = [(r.track, r.access.test, r.data.history) for o, p in ((pooled, "soup"), (taken, None)) for r in rows(o, p)]
     assert len(set(told)) == 1
     assert told[0][:2] == ("F", "other")
-    back = inherit(f"{pooled.out}:selfsoup", (0,), "cpu")
+    back = inherit(f"{pooled.out}:selfsoup", (0,), "cpu", make_plan)
     assert seen_from("digits-c", back.shift, back.met) == first.records()[0].data.history
 
 

@@ -154,7 +154,7 @@ def test_a_check_tells_in_json_and_with_its_exit_code(tmp_path: Path) -> None:
     assert done.exit_code == 4
     told = json.loads(done.output)
     assert told["failed"] == 3
-    assert {finding["said"] for finding in told["findings"] if finding["status"] == "failed"} == {
+    assert {finding["message"] for finding in told["findings"] if finding["status"] == "failed"} == {
         "KeyError: 'no such thing'"
     }
 

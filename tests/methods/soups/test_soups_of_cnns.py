@@ -121,6 +121,7 @@ def test_every_way_of_mixing_works_on_a_cnn(order: str) -> None:
         "learned": ":epochs=1:batch_size=4",
         "seasoned": ":epochs=1:batch_size=8",
         "supervised_seasoned": ":draws=3",
+        "shares": ":2:1",
     }
     mixes = tuple(name + quick.get(name, "") for name, mix in MIXES.items() if mix.of in ("both", kind))
     parts = plan(SelfSoup, mixes=mixes, holdout=0.2, order=order)
