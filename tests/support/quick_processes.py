@@ -179,6 +179,8 @@ def _become(asked: dict[str, Any], ends: Sequence[int]) -> None:
     own = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [str(first), *own, *(path for path in sys.path[1:] if path not in before)]
     multiprocessing.process.ORIGINAL_DIR = str(Path.cwd())  # type: ignore[attr-defined]
+    # Tests that a shell started in the background inherit that interrupts are ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
 
 
