@@ -27,12 +27,12 @@ _FIELDS = (
 
 
 def to_terminal(made: Matrix, tests: Sequence[Comparison] = ()) -> RenderableType:
-    """Return a renderable for rich; `tests` are told below."""
+    """Return a renderable for rich; the results of `tests` stand below it."""
     return grid.to_terminal(to_grid(made, tests))
 
 
 def to_markdown(made: Matrix, tests: Sequence[Comparison] = ()) -> str:
-    """Return a pipe table; `tests` are told below."""
+    """Return a pipe table; the results of `tests` stand below it."""
     return grid.to_markdown(to_grid(made, tests))
 
 

@@ -380,8 +380,13 @@ def where_to(spec: StockSpec, out: Path | None) -> Path:
         if row.name not in SOURCES.values() or not row.default_stock.endswith(".safetensors"):
             raise UsageError("say where to write the stock: -o FILE.safetensors")
         out = Reading(spec.data_root).root / "stocks" / row.default_stock
+    return prepared(out, "a stock")
+
+
+def prepared(out: Path, what: str) -> Path:
+    """Return a file of weights to write, and make its folder. Raises UsageError for another ending or no permission."""
     if out.suffix != ".safetensors":
-        raise UsageError(f"-o {out}: a stock is a .safetensors file; give it that ending")
+        raise UsageError(f"-o {out}: {what} is a .safetensors file; give it that ending")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -32,6 +32,7 @@ from bench.training.pretrain_stock import (
     clean_source,
     command_of,
     normalised,
+    prepared,
     row_of,
 )
 from methods.base import Job, Labelled
@@ -172,13 +173,7 @@ def where_to(spec: TrainSpec, out: Path | None) -> Path:
         if ":" in spec.data + spec.arch:
             raise UsageError("say where to write the classifier: -o FILE.safetensors")
         out = Path(f"{spec.data}-{spec.arch}.safetensors")
-    if out.suffix != ".safetensors":
-        raise UsageError(f"-o {out}: a classifier is a .safetensors file; give it that ending")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write in {out.parent}: {error.strerror}; choose another folder with -o") from None
-    return out
+    return prepared(out, "a classifier")
 
 
 def make_classifier(

@@ -212,12 +212,14 @@ def test_bundled_digits_have_no_photographs() -> None:
     assert not source.digest.startswith("photographs:")
 
 
-def test_a_digest_tells_what_is_trained_on(folder: Path) -> None:
+def test_a_digest_tells_what_is_trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = [labelled_source(load(folder, *how), None, 0).digest for how in ((24, 28), (24, 24), (22, 28))]
     assert len(set(digests)) == 3
     assert digests[0].startswith("photographs:")
     assert not digests[1].startswith("photographs:")
     assert clean_pool(load(folder)).digest == f"clean:{digests[0]}"
+    monkeypatch.setattr("bench.shifts.photographs._FINER", 2)
+    assert labelled_source(load(folder), None, 0).digest not in digests
 
 
 def test_rows_and_labels_stay_together(folder: Path) -> None:

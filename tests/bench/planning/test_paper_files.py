@@ -166,7 +166,7 @@ def test_table_1_trains_nothing_twice(copies: Copies, tmp_path: Path) -> None:
 
 
 def test_before_the_data_the_cost_is_known() -> None:
-    """The bill of table 1 on ImageNet's 1,281,167 images: 3 inter-trainings and 16 fine-tunings of ViT-B/16."""
+    """The trainings of table 1 on ImageNet's 1,281,167 images: 3 inter-trainings and 16 fine-tunings of ViT-B/16."""
     setting = published_setting(find_row("imagenet-c"))
     assert setting is not None
     jobs = {}
