@@ -150,7 +150,7 @@ def architecture(name: str) -> AnyArchitecture:
         try:
             return SmallResNet(int(depth), int(factor or 1), "gn" if group_norm else "bn", int(side or 32))
         except ValueError as error:
-            timm = f"a network of timm is written timm:resnet{depth}:{side or 32}"
+            timm = "a network of timm is written timm:NAME:PIXELS, as in timm:resnet18:32"
             raise UsageError(f"--arch {name}: {error}; {timm}") from None
     if name.startswith("timm:"):
         network, _, side = name.removeprefix("timm:").partition(":")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from bench.core.conditions import Draws
 from bench.core.errors import UsageError
+from bench.planning.init_from import inherit
 from bench.planning.plan import make_plan
 from bench.runs.repeat import repeat
 from bench.runs.run import run
@@ -96,5 +98,7 @@ def test_a_classifier_of_another_run_keeps_its_ingredients(tmp_path: Path, own_c
     started = make_spec(plain, {"method": "tent", "seeds": 4, "init_from": f"{tmp_path / 'soups'}:selfsoup"})
     plan = make_plan(started)
     assert not plan.trainings
+    base = inherit(f"{tmp_path / 'soups'}:selfsoup", (0, 1, 2, 3), "cpu", make_plan)
+    assert base.digest != replace(base, draws={seed: Draws(seed, seed) for seed in range(4)}).digest
     assert [entry.trial.draws for entry in plan.entries] == [Draws(0, 0), Draws(1, 1), Draws(2, 0), Draws(3, 1)]
     assert {i["data"]["ingredients"] for entry in plan.entries for i in entry.identities.values()} == {None, 0, 1}
