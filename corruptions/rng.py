@@ -127,10 +127,11 @@ class Stream:
 
     def __init__(self, keys: Tensor) -> None:
         self.keys = keys
+        self._length = len(keys)
         self._draws = 0
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self._length
 
     def words(self, count: int) -> Tensor:
         """Return the next `count` 32-bit words of every image: int64 [n, count]."""
@@ -175,10 +176,14 @@ class Stream:
         half = -(-count // 2)
         u = self.uniform(2, half)
         if self.keys.device.type == "cpu" and (loops := compiled()) is not None:
-            loops.half_normal(u.numpy())
+            found, parts = u.numpy(), np.empty((3, len(self), half), np.float32)
+            loops.half_normal(found, parts)
             # Torch's own functions of contiguous numbers, as below; others round some values otherwise.
-            radius = u[:, :1].contiguous().log_().mul_(-2.0).sqrt_()
-            loops.paired(radius[:, 0].numpy(), u[:, 1].cos().numpy(), u[:, 1].sin().numpy(), u.numpy())
+            radius, angle, sine = torch.from_numpy(parts).unbind()
+            radius.log_().mul_(-2.0).sqrt_()
+            torch.sin(angle, out=sine)
+            angle.cos_()
+            loops.paired(parts, found)
             return u.flatten(1)[:, :count].reshape(len(self), *shape)
         # 1 - u is exact, and log is many times faster than log1p on CPUs.
         radius = (1 - u[:, :1]).log_().mul_(-2.0).sqrt_()
