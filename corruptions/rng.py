@@ -33,6 +33,8 @@ _LOW = 0xFFFFFFFF
 _FEW_BLOCKS = 8
 # Blocks per round of the generator on a CPU: three buffers of them stay in its cache.
 _CACHED_BLOCKS = 1 << 14
+# A tensor on the CPU, as a number costs a few thousand values' time to convert.
+_MINUS_TWO = torch.tensor(-2.0)
 
 
 def image_keys(corruption: str, ids: Iterable[int | str], seed: int) -> Tensor:
@@ -42,7 +44,7 @@ def image_keys(corruption: str, ids: Iterable[int | str], seed: int) -> Tensor:
     """
     seed = _whole(seed, "the seed is an int")
     words = [_key(corruption, image_id, seed) for image_id in ids]
-    return torch.tensor(words, dtype=torch.int64).view(-1, 2)
+    return torch.from_numpy(np.array(words, np.int64).reshape(-1, 2))
 
 
 def _key(corruption: str, image_id: int | str, seed: int) -> tuple[int, int]:
@@ -180,7 +182,7 @@ class Stream:
             loops.half_normal(found, parts)
             # Torch's own functions of contiguous numbers, as below; others round some values otherwise.
             radius, angle, sine = torch.from_numpy(parts).unbind()
-            radius.log_().mul_(-2.0).sqrt_()
+            radius.log_().mul_(_MINUS_TWO).sqrt_()
             torch.sin(angle, out=sine)
             angle.cos_()
             loops.paired(parts, found)
