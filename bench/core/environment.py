@@ -44,8 +44,10 @@ def own_code(*packages: str) -> str:
     """Return a hash of the source of packages of this project (bench, corruptions, methods, leaderboards)."""
     sha = hashlib.sha256()
     home = Path(__file__).resolve().parents[2]
-    for path in sorted(path for name in packages for path in (home / name).rglob("*.py")):
-        sha.update(f"{path.relative_to(home)}|".encode() + path.read_bytes())
+    # Names are compared and written in the same way on all systems.
+    paths = sorted((path for name in packages for path in (home / name).rglob("*.py")), key=lambda path: path.parts)
+    for path in paths:
+        sha.update(f"{path.relative_to(home).as_posix()}|".encode() + path.read_bytes())
     return sha.hexdigest()
 
 
@@ -58,7 +60,9 @@ def _version(library: str) -> str | None:
 
 def _git(home: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=home, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=home, capture_output=True, encoding="utf-8", timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -77,7 +81,7 @@ def device_name(device: str) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
