@@ -9,7 +9,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from bench.core.version import __version__
+from bench.core.version import version
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
@@ -24,10 +24,17 @@ def environment() -> dict[str, str | bool | None]:
     commit = _git(home, "rev-parse", "--short=12", "HEAD") if (home / ".git").exists() else None
     state = _git(home, "status", "--porcelain", "--untracked-files=no") if commit else None
     return {
-        "project": __version__,
+        "project": version(),
         "git": commit,
         "dirty": bool(state) if commit else None,
         "package": package_digest(),
+        **libraries(),
+    }
+
+
+def libraries() -> dict[str, str | None]:
+    """Return the versions of Python and the numeric libraries, and the platform: what no commit of ours changes."""
+    return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         **{library: _version(library) for library in _LIBRARIES},

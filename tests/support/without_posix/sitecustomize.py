@@ -1,15 +1,16 @@
-"""Shows this project, and it alone, a system like Windows: put this folder on PYTHONPATH of a process.
+"""Shows this project, and it alone, a system like Windows; `windows.environment` puts this folder on PYTHONPATH.
 
 What POSIX alone has is missing where a module of this project asks for it, `sys.platform` and `os.name` are those of
 Windows there, and a pool of processes is spawned. Libraries see the real system. In the whole process no file gets a
-name that Windows refuses, and none is removed, renamed or replaced while this process has it open or mapped; text is
-opened by this project with its encoding stated. Child processes inherit all of it.
+name that Windows refuses, and none is removed, renamed or replaced while this process has it open or mapped. Child
+processes inherit all of it.
 """
 
 from __future__ import annotations
 
 import builtins
 import io
+import json
 import os
 import re
 import signal
@@ -21,23 +22,9 @@ from typing import Any
 OWN = ("bench", "corruptions", "methods", "leaderboards", "__main__")
 KEEP = "SOUPBENCH_WITHOUT_POSIX_LOG"
 
-# What the documentation of Python marks "Availability: Unix" or "not Windows".
-MISSING = {
-    "os": """chflags chown chroot confstr ctermid fchdir fchmod fchown fork forkpty fpathconf fstatvfs getegid geteuid
-        getgid getgrouplist getgroups getloadavg getpgid getpgrp getpriority getresgid getresuid getsid getuid
-        initgroups killpg lchown lockf major makedev minor mkfifo mknod nice openpty pathconf pidfd_open pipe2
-        posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev readv register_at_fork
-        sched_getaffinity sched_setaffinity sched_yield sendfile setpgid setpriority setsid setuid setgid splice
-        statvfs sync sysconf tcgetpgrp tcsetpgrp ttyname uname wait wait3 wait4 waitid writev O_SYNC O_NONBLOCK
-        O_CLOEXEC O_NOFOLLOW O_DIRECTORY O_DIRECT WNOHANG WIFSIGNALED WTERMSIG""".split(),
-    "signal": """SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGCHLD SIGCONT SIGSTOP SIGTSTP SIGQUIT SIGPIPE alarm setitimer
-        pthread_sigmask sigwait siginterrupt pause""".split(),
-    "time": ["tzset", "clock_gettime"],
-    "socket": ["AF_UNIX", "send_fds", "recv_fds"],
-    "mmap": ["MAP_SHARED", "MAP_PRIVATE", "PROT_READ", "PROT_WRITE"],
-    "multiprocessing.context": ["ForkContext", "ForkServerContext", "ForkProcess", "ForkServerProcess"],
-}
-MODULES = {"fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "crypt", "syslog", "curses", "readline", "posix"}
+GIVEN = json.loads(os.environ["WITHOUT_POSIX"])
+MISSING: dict[str, list[str]] = GIVEN["names"]
+MODULES = set(GIVEN["modules"])
 INSTEAD: dict[str, dict[str, Any]] = {"sys": {"platform": "win32"}, "os": {"name": "nt"}}
 
 _BAD = re.compile(r'[<>:"\\|?*\x00-\x1f]|[. ]$')
@@ -91,15 +78,12 @@ def hide_all() -> None:
 
 def busy(path: str) -> bool:
     """Whether this process has a file open, or mapped."""
-    try:
-        facts = os.stat(path)
-    except OSError:
+    if not Path(path).is_file():
         return False
-    if not os.path.isfile(path):
-        return False
-    for number in os.listdir("/proc/self/fd"):
+    facts = Path(path).stat()
+    for number in Path("/proc/self/fd").iterdir():
         try:
-            each = os.stat(f"/proc/self/fd/{number}")
+            each = number.stat()
         except OSError:
             continue
         if (each.st_dev, each.st_ino) == (facts.st_dev, facts.st_ino):
@@ -124,7 +108,7 @@ class Watch:
 
     def look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             names = [path] if writes else []
         else:
