@@ -1,4 +1,4 @@
-"""What Python lacks on Windows and macOS by typeshed, in the copy that mypy carries: its stubs are read for a system."""
+"""What Python lacks on Windows and macOS by typeshed, in the copy that mypy carries: stubs read for a system."""
 
 from __future__ import annotations
 
