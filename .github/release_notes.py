@@ -20,7 +20,9 @@ def notes_of(changelog: str, version: str, *, final: bool = True) -> str:
     if found is None:
         raise ValueError(f"CHANGELOG.md has no section '## {version}'; write it, commit and move the tag")
     if found[1] and final:
-        raise ValueError(f"the section of {version} in CHANGELOG.md is marked{found[1]}; take that off and move the tag")
+        raise ValueError(
+            f"the section of {version} in CHANGELOG.md is marked{found[1]}; take that off and move the tag"
+        )
     return found[2].strip() + "\n"
 
 

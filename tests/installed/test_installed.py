@@ -79,7 +79,9 @@ def test_pictures_are_decoded_exported_and_cleaned(folder: Path) -> None:
             pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "pictures" / place / f"{number}.png")
     shift = f"folder:{folder / 'pictures'}"
-    bench(folder, "run", "--method", "tent", "--stock", "digits", "--shift", shift, "--corruption", "fog", "--out", "own")
+    bench(
+        folder, "run", "--method", "tent", "--stock", "digits", "--shift", shift, "--corruption", "fog", "--out", "own"
+    )
     bench(folder, "data", "verify", shift)
     for layout in ("imagenet-c", "cifar-c"):
         for _ in range(2):
