@@ -16,7 +16,7 @@ HOME = Path(__file__).resolve().parents[1]
 
 def notes_of(changelog: str, version: str, *, final: bool = True) -> str:
     """Return the section of a version. Raises ValueError if there is none, or a final one is marked as unreleased."""
-    found = re.search(rf"^## {re.escape(version)}( .*)?\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## {re.escape(version)}( [^\n]*)?\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
     if found is None:
         raise ValueError(f"CHANGELOG.md has no section '## {version}'; write it, commit and move the tag")
     if found[1] and final:
