@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def _load_npy(path: Path) -> Any:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise MissingDataError(f"no file {path}; fetch the published files and give their folder") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TokenError, SyntaxError, RecursionError, OverflowError) as error:
         raise UsageError(f"{path} is not a whole .npy file of numbers ({error}); fetch it again") from None
 
 

@@ -1,4 +1,4 @@
-"""The workflow of a release, its notes, and the files for containers and hooks: valid, modest, and what they run exists."""
+"""The workflow of a release, its notes, and files for containers and hooks: valid, modest, and what they run exists."""
 
 from __future__ import annotations
 
