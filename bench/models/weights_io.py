@@ -139,7 +139,8 @@ def _need_numbers(architecture: AnyArchitecture, names: Iterable[str], path: Pat
 
 
 @cache
-def _numbers(architecture: AnyArchitecture) -> int:
+def _numbers(architecture: Any) -> int:
+    """Return how many numbers an encoder of an architecture (AnyArchitecture, which hashes) has."""
     with torch.device("meta"):
         return sum(tensor.numel() for tensor in architecture.build().state_dict().values())
 

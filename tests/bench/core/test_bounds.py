@@ -145,7 +145,7 @@ def test_npy_files_hold_what_they_state(tmp_path: Path, shape: str) -> None:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
     np.save(tmp_path / "labels.npy", np.zeros(1, np.int64))
-    with pytest.raises(UsageError, match="not a whole .npy file"):
+    with pytest.raises(UsageError, match=r"not a whole \.npy file"):
         read_npy(tmp_path / "a.npy", tmp_path / "labels.npy", ("a",))
 
 
