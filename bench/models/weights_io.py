@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import TypeAdapter
@@ -131,7 +131,7 @@ def _need_numbers(architecture: AnyArchitecture, names: Iterable[str], path: Pat
     if not any(name.startswith(("encoder.", "head.", "decoder.")) for name in names):
         return  # a report, such as that of linear mode connectivity
     size = path.stat().st_size  # at least one byte for each number
-    if (stated := _numbers(architecture)) > 2 * size + _SPARE_NUMBERS:
+    if (stated := _numbers(cast(Hashable, architecture))) > 2 * size + _SPARE_NUMBERS:
         raise UsageError(
             f"{path} has {size / 1e6:,.1f} MB but states a network of {stated / 1e6:,.0f} million numbers; make it "
             "again or give another"
