@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,9 @@ from bench.core.errors import MissingDataError, UsageError
 from bench.data.content_hash import Files, open_files
 from bench.data.decode import decode_array
 from bench.data.imageset import Labels, checked_labels
+
+_MOST_IDX = 2 << 30
+"""Bytes of the largest IDX file that is read, three times those of EMNIST."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +98,7 @@ def _load_npy(path: Path) -> Any:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise MissingDataError(f"no file {path}; fetch the published files and give their folder") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TokenError, SyntaxError, RecursionError, OverflowError) as error:
         raise UsageError(f"{path} is not a whole .npy file of numbers ({error}); fetch it again") from None
 
 
@@ -115,16 +121,20 @@ def read_idx(images: Path, labels: Path, classes: Sequence[str]) -> ArraySet:
 def _read_idx_file(path: Path) -> NDArray[np.uint8]:
     """Read IDX: two zero bytes, type 8 (uint8), number of dimensions, their sizes as big-endian int32, the values."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+        # No more is unpacked than the header promises.
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            mark, sizes = file.read(3), file.read(4 * (file.read(1) or b"\0")[0])
+            if mark != b"\0\0\x08" or not 4 <= len(sizes) <= 16 or len(sizes) % 4:
+                raise UsageError(f"{path} is not an IDX file of bytes; fetch it again")
+            shape = tuple(np.frombuffer(sizes, ">u4").tolist())
+            if (promised := math.prod(shape)) > _MOST_IDX:
+                raise UsageError(f"{path} promises {promised / 1e9:.3g} GB, more than a set in IDX has; fetch it again")
+            values = np.frombuffer(file.read(promised + 1), np.uint8)
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise UsageError(f"{path} is not an IDX file of bytes; fetch it again")
-    dimensions = content[3]
-    shape = tuple(int(size) for size in np.frombuffer(content, ">i4", dimensions, 4))
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if values.size != int(np.prod(shape)):
-        raise UsageError(f"{path} holds {values.size} values but promises {list(shape)}; fetch it again")
+    if values.size != promised:
+        what = "more" if values.size > promised else values.size
+        raise UsageError(f"{path} holds {what} values but promises {list(shape)}; fetch it again")
     return values.reshape(shape)
 
 

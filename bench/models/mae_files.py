@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,14 @@ from methods.nets.vit import is_plain
 from methods.nets.weights import AnyArchitecture, Architecture, Weights, sine_cosine_positions
 from methods.selfsoup.objectives.mae import Decoder, need_patches
 
+log = logging.getLogger(__name__)
+
 # Head counts by width in the release; files do not store them. Other widths get 64 channels a head, decoders 32.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 _DECODER_HEADS = {512: 16}
+
+_HEAD = ("head", "fc_norm")
+"""The classification head of a fine-tuned file and the norm before it."""
 
 _DECODER = {
     "decoder_embed": "embed",
@@ -35,9 +41,19 @@ def read_mae(path: Path) -> Weights:
     by patch. Both load alike; the objective's `norm_pix` selects between them. Files with the encoder alone load too.
     Raises UsageError if the file is not such a model or uses another position embedding.
     """
-    tensors = _of_encoder(read_tensors(path))
+    found = read_tensors(path)
+    tensors = _of_encoder(found)
     named = from_official(tensors, str(path))
+    _say_left_out(path, [name for name in found if not any(map(name.endswith, tensors))], tensors)
     return whole(Weights(architecture_of(tensors, str(path)), named), str(path))
+
+
+def _say_left_out(path: Path, others: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Name what a stock does not take from a file: other networks beside the encoder, and a classification head."""
+    left = [*others, *(name for name in tensors if name.partition(".")[0] in _HEAD)]
+    if left:
+        shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+        log.warning("%s: %d tensors are no part of a stock and are left out (%s)", path, len(left), shown)
 
 
 def _of_encoder(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -89,7 +105,7 @@ def from_official(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor
             named["decoder.mask_token"] = tensor
         elif first in _DECODER:
             named[f"decoder.{_DECODER[first]}.{rest}"] = tensor
-        elif first not in ("head", "fc_norm"):
+        elif first not in _HEAD:
             named[f"encoder.{name}"] = tensor
     return named
 

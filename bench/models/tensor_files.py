@@ -61,6 +61,8 @@ _USUAL = (
     "student.",
 )  # prefixes of models that wrap the trained one
 _INDEX = "*.safetensors.index.json"
+_LONGEST_HEADER = 32 << 20
+"""Bytes; a network of 100,000 tensors has 10 MiB."""
 
 
 def split_key(path: Path) -> tuple[Path, str]:
@@ -179,8 +181,23 @@ class Checkpoint(Mapping[str, Tensor]):
         return "sha256:" + sha.hexdigest()
 
 
+def need_small_header(path: Path) -> None:
+    """Raise UsageError if the header of a safetensors file is longer than names and facts of any model need.
+
+    Raises OSError for a file that cannot be read.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEADER and length <= path.stat().st_size:
+        raise UsageError(
+            f"{path} has {length >> 20} MiB of names and metadata, at most {_LONGEST_HEADER >> 20} are read; save its "
+            "tensors without that metadata"
+        )
+
+
 def _open_safetensors(path: Path) -> Any:
     try:
+        need_small_header(path)
         return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise MissingDataError(f"no file {path}; give the path of a .safetensors, .pt or .pth file") from None
@@ -208,11 +225,13 @@ def _shards(path: Path) -> tuple[Path, ...]:
 
 def _of_index(index: Path) -> tuple[Path, ...]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if index.stat().st_size > _LONGEST_HEADER:
+            raise ValueError(f"it has more than {_LONGEST_HEADER >> 20} MiB")
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         files = tuple(index.parent / Path(str(name)).name for name in names)
     except FileNotFoundError:
         raise MissingDataError(f"no file {index}; give the path of an index that is there") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{index} is not an index of safetensors files ({error}); download it again") from None
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:

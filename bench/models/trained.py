@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from bench.core.errors import MissingDataError, UsageError
@@ -67,7 +68,8 @@ def _read(name: str, path: Path) -> TrainedClassifier:
     bias = tensors.get("head.bias")
     if bias is None or bias.ndim != 1:
         raise UsageError(f"{path} holds no classifier; a stock is given with --stock")
-    wanted = Classifier(found.architecture, len(bias)).state_dict()
+    with torch.device("meta"):  # costs no memory, whatever sizes a file states
+        wanted = Classifier(found.architecture, len(bias)).state_dict()
     refuse_misfits(wanted, tensors, str(path))
     return TrainedClassifier(name, Weights(found.architecture, tensors), _names(facts, len(bias))).eval()
 

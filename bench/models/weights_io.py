@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -24,7 +26,15 @@ from bench.data.decode import Preprocessing
 from bench.models.bundled import bundled
 from bench.models.known_names import BUNDLED as BUNDLED
 from bench.models.known_names import check_stock
-from bench.models.tensor_files import CHECKSUM, Checkpoint, checksum, split_key, tensor_digest, verify
+from bench.models.tensor_files import (
+    CHECKSUM,
+    Checkpoint,
+    checksum,
+    need_small_header,
+    split_key,
+    tensor_digest,
+    verify,
+)
 from bench.shifts.catalog import ShiftRow
 from methods.nets.small_resnets import SmallResNet
 from methods.nets.timm_encoders import TimmArchitecture
@@ -55,6 +65,7 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
 
 def _read(path: Path) -> tuple[Weights, dict[str, Any], Mapping[str, str]]:
     try:
+        need_small_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             # Clones: memory-mapped tensors would change if another file were copied over this one.
@@ -65,6 +76,7 @@ def _read(path: Path) -> tuple[Weights, dict[str, Any], Mapping[str, str]]:
         raise UsageError(f"{path} is not a whole safetensors file ({error}); make it again or give another") from None
     verify(path, metadata, tensors)
     architecture = _architecture(metadata, path)
+    _need_numbers(architecture, tensors, path)
     try:
         return Weights(architecture, tensors), json.loads(metadata.get("facts", "{}")), metadata
     except (ValueError, RecursionError):
@@ -74,9 +86,10 @@ def _read(path: Path) -> tuple[Weights, dict[str, Any], Mapping[str, str]]:
 def facts_of(path: Path) -> dict[str, Any]:
     """Return the facts stored beside weights without reading the weights; empty if the file is not whole."""
     try:
+        need_small_header(path)
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {}).get("facts", "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError):
+    except (SafetensorError, OSError, ValueError, RecursionError, UsageError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -108,7 +121,32 @@ _whole: dict[str, tuple[Stamp, dict[str, Any]]] = {}
 def open_weights(path: Path) -> Weights:
     """Return weights whose tensors are read from the file at each access. Raises the errors of `load_weights`."""
     checkpoint = Checkpoint(path).verified()
-    return Weights(_architecture(checkpoint.metadata, path), checkpoint)
+    architecture = _architecture(checkpoint.metadata, path)
+    _need_numbers(architecture, checkpoint, path)
+    return Weights(architecture, checkpoint)
+
+
+def _need_numbers(architecture: AnyArchitecture, names: Iterable[str], path: Path) -> None:
+    """Raise UsageError if a file of a network states sizes far beyond its own, before the network is built."""
+    if not any(name.startswith(("encoder.", "head.", "decoder.")) for name in names):
+        return  # a report, such as that of linear mode connectivity
+    size = path.stat().st_size  # at least one byte for each number
+    if (stated := _numbers(cast(Hashable, architecture))) > 2 * size + _SPARE_NUMBERS:
+        raise UsageError(
+            f"{path} has {size / 1e6:,.1f} MB but states a network of {stated / 1e6:,.0f} million numbers; make it "
+            "again or give another"
+        )
+
+
+@cache
+def _numbers(architecture: Any) -> int:
+    """Return how many numbers an encoder of an architecture (AnyArchitecture, which hashes) has."""
+    with torch.device("meta"):
+        return sum(tensor.numel() for tensor in architecture.build().state_dict().values())
+
+
+_SPARE_NUMBERS = 10_000_000
+"""So many numbers may be missing from any file; the message on what is missing is clearer then."""
 
 
 def _architecture(metadata: Mapping[str, str], path: Path) -> AnyArchitecture:

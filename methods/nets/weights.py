@@ -92,10 +92,20 @@ class AnyArchitecture(Protocol):
         """
 
 
+# Above any vision transformer: the largest published one has a width of 6144 (24576 inside a block) and 48 blocks.
+_LARGEST_WIDTH = 16384
+_LARGEST_DEPTH = 256
+_MOST_TOKENS = 1 << 16
+
+
 @component("methods.stock.Architecture")
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a stock. `mean` and `std` normalise images in [0, 1]; `pool` makes an image's representation."""
+    """The shape of a stock. `mean` and `std` normalise images in [0, 1]; `pool` makes an image's representation.
+
+    Raises ValueError for sizes that do not fit together, and for those beyond any vision transformer: a file may state
+    them, and a network is built from them before its tensors are compared.
+    """
 
     image_size: int = 32
     patch_size: int = 8
@@ -111,14 +121,21 @@ class Architecture:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if min(self.image_size, self.patch_size, self.dim, self.heads, self.decoder_dim, self.decoder_heads) < 1:
-            raise ValueError("sizes, widths and heads must be at least 1")
+        sizes = (self.image_size, self.patch_size, self.dim, self.heads, self.decoder_dim, self.decoder_heads)
+        if min(sizes) < 1 or min(self.depth, self.decoder_depth) < 0:
+            raise ValueError("sizes, widths and heads must be at least 1, depths at least 0")
+        if max(sizes) > _LARGEST_WIDTH or max(self.depth, self.decoder_depth) > _LARGEST_DEPTH:
+            raise ValueError(f"sizes and widths end at {_LARGEST_WIDTH}, depths at {_LARGEST_DEPTH}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError("mean must be finite and std positive")
         if self.dim % 4 or self.decoder_dim % 4:
             raise ValueError(
                 "sine-cosine positions need widths that are multiples of 4, in the encoder and in the decoder"
             )
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.tokens > _MOST_TOKENS:
+            raise ValueError(f"an image of {self.tokens} patches is too large; at most {_MOST_TOKENS} are supported")
         if self.dim % self.heads or self.decoder_dim % self.decoder_heads:
             raise ValueError("dim must be a multiple of heads, in the encoder and in the decoder")
 

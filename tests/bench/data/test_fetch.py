@@ -53,6 +53,8 @@ def _zenodo(web: Any, monkeypatch: pytest.MonkeyPatch, content: bytes, checksum:
         "links": {"self": f"{web.url}/CIFAR-10-C.tar"},
     }]}))  # fmt: skip
     monkeypatch.setattr(fetching, "ZENODO", web.url)
+    listed = checksum or "md5:" + hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(fetching, "PINNED", {"2535967": {"CIFAR-10-C.tar": listed}})
 
 
 ARCHIVE = _tar({"CIFAR-10-C/fog.npy": _npy(FOG), "CIFAR-10-C/labels.npy": _npy(LABELS)})
