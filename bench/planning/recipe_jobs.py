@@ -17,11 +17,14 @@ from bench.planning.starting_weights import Base
 from bench.settings.method_options import MethodOptions
 from bench.settings.methods import Method
 from bench.shifts.adaptation_pools import PoolGroup, groups
+from bench.training.job_cache import stock_of
 from methods import METHODS, PLAIN
-from methods.base import Job, Recipe
+from methods.base import Job, Recipe, Work
+from methods.nets import flops
 from methods.nets.weights import Weights
 from methods.selfsoup.mixing_options import CONNECTIVITY
 from methods.selfsoup.recipe import SelfSoup
+from methods.soups.soup import evaluations
 
 _FEWEST_UNSEEN = 1000
 
@@ -129,7 +132,8 @@ def _on_unseen_images(parts: Mapping[str, Job], data: RecipeData, labelled: int)
         if name != CONNECTIVITY:
             yield name, job
         elif images := data.pools.unseen(most) or job.data:
-            yield name, replace(job, data=images)
+            passes = evaluations(len(job.inputs), job.config) * len(images)
+            yield name, replace(job, data=images, work=Work(passes * flops.forward(stock_of(job).architecture)))
 
 
 def named_parts(parts: Mapping[str, Job | None], method: Method) -> Mapping[str, Job | None]:
