@@ -17,10 +17,10 @@ from bench.core.devices import synchronise
 from bench.data.pixel_cache import CachedRows
 from bench.shifts.lazy_images import LazyImages
 from bench.shifts.photographs import LazyPhotographs
-from bench.training.job_cache import all_jobs, kind_of, seconds_before
+from bench.training.job_cache import all_jobs, kind_of, seconds_before, speed_kind
 from methods.base import Chosen, Images, Job, Labelled, Photographs
 from methods.nets import flops as flops_of
-from methods.nets.weights import SIDE_HEADS, Weights
+from methods.nets.weights import SIDE_HEADS, Classifier, Weights
 from methods.training.finetune import start_side_head
 
 SECONDS_OF_PROBE = 1.0
@@ -40,16 +40,23 @@ class TrainingProbe:
         self._device = device
         self._before = seconds_before(device)
         self._short: dict[str, float] = {}
+        self._forward: dict[str, float] = {}
         self._steps: dict[str, _Steps] = {}
         self._missing: dict[str, int] = {}
 
     def measure(self, job: Job, stock: Weights) -> tuple[float, int]:
         """Return the seconds of a job (0 if a stand-in cannot run it) and the number of images it adds to the cache."""
         kind = kind_of(job)
-        if kind in self._before:
+        if (known := self._before.get(speed_kind(job))) is not None:
             if job.work is None:
-                return self._before[kind], 0
-            return self._before[kind] * job.work.flops, self._made(job)
+                return known, 0
+            return known * job.work.flops, self._made(job)
+        if job.work is not None and not job.resumable and len(job.inputs) > 1:
+            # Predictions of many models: each is as fast as the next.
+            shape = repr(stock.architecture)
+            if shape not in self._forward:
+                self._forward[shape] = _seconds_of_forward(stock, self._device)
+            return self._forward[shape] * job.work.flops, 0
         if job.work is None or not job.resumable:
             if kind not in self._short:
                 self._short[kind] = _seconds_of_short(job, stock, self._device) or 0.0
@@ -107,6 +114,21 @@ def _seconds_of_short(job: Job, stock: Weights, device: str) -> float | None:
         return None
     synchronise(device)
     return (time.perf_counter() - start) / share
+
+
+@torch.no_grad()
+def _seconds_of_forward(stock: Weights, device: str) -> float:
+    """Measure the seconds for each operation of predictions, on a batch of as many images as a quick probe takes."""
+    cost, size = flops_of.forward(stock.architecture), stock.architecture.image_size
+    count = min(256, max(1, int(LARGEST_PROBE_ON_CPU / 20 / cost)))
+    model = Classifier.of(stand_in(stock, 10)).to(device).eval()
+    images = torch.rand(count, 3, size, size, device=device)
+    model(images[:1])
+    synchronise(device)
+    start = time.perf_counter()
+    model(images)
+    synchronise(device)
+    return (time.perf_counter() - start) / (count * cost)
 
 
 def _images_for(stock: Weights) -> int:

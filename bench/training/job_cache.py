@@ -250,8 +250,17 @@ def machine(device: str) -> list[str | int]:
     return [device_name(device), torch.get_num_threads()]
 
 
+def speed_kind(job: Job) -> str:
+    """Return the name under which `seconds_before` has the speed of a job."""
+    return _speed_kind(kind_of(job), job.work is not None)
+
+
+def _speed_kind(kind: str, counted: bool) -> str:
+    return kind if counted else f"{kind}, uncounted"
+
+
 def seconds_before(device: str) -> dict[str, float]:
-    """Return the mean speed of cached trainings on this machine, by kind: seconds for each operation.
+    """Return the mean speed of cached trainings on this machine, by `speed_kind`: seconds for each operation.
 
     For jobs without counted operations it is the seconds for each job.
     """
@@ -259,7 +268,7 @@ def seconds_before(device: str) -> dict[str, float]:
     for path in sorted(weights_path("*").parent.glob("*.safetensors")):
         facts = facts_of(path)
         if facts.get("kind") and facts.get("machine") == machine(device):
-            total = sums.setdefault(facts["kind"], [0.0, 0.0])
+            total = sums.setdefault(_speed_kind(facts["kind"], bool(facts["flops"])), [0.0, 0.0])
             total[0] += facts["seconds"]
             total[1] += facts["flops"] or 1
     return {kind: seconds / work for kind, (seconds, work) in sums.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -25,7 +25,8 @@ class Mix:
     data: nothing, held-out labelled images, labelled images (held-out ones if there are any; all others serve encoders,
     which were not trained on their labels), or clean images without labels. stock: whether it takes the stock as first
     input. averages: whether its weights differ from those of every ingredient, so that BatchNorm statistics must be
-    measured again. of: which weights it can mix: encoders, classifiers, or both.
+    measured again. evaluations: how often `count` ingredients are evaluated on the data at most, where that is most of
+    the work. of: which weights it can mix: encoders, classifiers, or both.
     """
 
     function: JobFunction
@@ -33,6 +34,7 @@ class Mix:
     data: Literal["none", "held_out", "labelled", "images"] = "none"
     stock: bool = False
     averages: bool = True
+    evaluations: Callable[[int], int] | None = None
     of: Literal["both", "encoders", "classifiers"] = "both"
 
 
@@ -43,8 +45,10 @@ MIXES: dict[str, Mix] = {
     "model_stock": Mix(soup.mixed_soup, mixing.ModelStock, stock=True),
     "task_arithmetic": Mix(soup.mixed_soup, mixing.TaskArithmetic, stock=True),
     "ties": Mix(soup.mixed_soup, mixing.Ties, stock=True),
-    "greedy": Mix(soup.greedy_soup, soup.Greedy, "held_out", of="classifiers"),
-    "best": Mix(soup.best_ingredient, None, "held_out", averages=False, of="classifiers"),
+    "greedy": Mix(soup.greedy_soup, soup.Greedy, "held_out", evaluations=lambda count: 2 * count - 1, of="classifiers"),
+    "best": Mix(
+        soup.best_ingredient, None, "held_out", averages=False, evaluations=lambda count: count, of="classifiers"
+    ),
     "learned": Mix(season.learned_soup, season.Schedule, "held_out", of="classifiers"),
     "ensemble": Mix(soup.ensemble, None, averages=False, of="classifiers"),
     "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
@@ -94,8 +98,9 @@ def mix_classifiers(
 ) -> dict[str, Job]:
     """Return the soup of fine-tuned classifiers, "soup:…" for each further way, and the connectivity of what was mixed.
 
-    `head` is the stock with the linear probe from which all of them started. The connectivity is measured if images
-    were held out. Raises Unsupported for options that contradict one another.
+    `head` is the stock with the linear probe from which all of them started. The connectivity is that on the images
+    held out, without data if there are none; a run measures it on images of its own. Raises Unsupported for options
+    that contradict one another.
     """
     if not config.mixes or not config.scales:
         raise Unsupported("a soup needs at least one of mixes and scales")
@@ -103,7 +108,7 @@ def mix_classifiers(
     names = ["soup", *(f"soup:{text}" for text in mixes[1:])]
     jobs = [mix_job(text, tuned, head, source, held_out, "classifiers") for text in mixes]
     found = dict(zip(names, jobs, strict=True))
-    if held_out is not None and len(tuned) > 1:
+    if len(tuned) > 1:
         found[CONNECTIVITY] = Job(soup.connectivity, soup.Line(), tuple(tuned), held_out, "linear connectivity")
     return found
 
@@ -151,8 +156,11 @@ def mix_job(
             raise Unsupported(f"'{name}' chooses by held-out labelled images; set the option holdout, as in 0.1")
         data = held_out
     inputs = (stock, *ingredients) if mix.stock else tuple(ingredients)
-    mixed = Job(mix.function, config, inputs, data, f"{text} soup")
     start = _first(stock)
+    work = None
+    if mix.evaluations is not None and data is not None:
+        work = Work(mix.evaluations(len(ingredients)) * len(data) * flops.forward(start.architecture))
+    mixed = Job(mix.function, config, inputs, data, f"{text} soup", work=work)
     if not (mix.averages and start.batch_norm):
         return mixed
     how = Remeasure()

@@ -8,7 +8,7 @@ memory does not grow with their number. Per-layer coefficients add no cost.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -67,13 +67,13 @@ class Mixture:
         if not ingredients:
             raise ValueError("a mixture needs at least one ingredient")
         self.module = module
-        self.ingredients = ingredients
         trained = {name for name, p in module.named_parameters() if p.requires_grad}
         self.tensors = {
             name: tensor
             for name, tensor in (*module.named_parameters(), *module.named_buffers())
             if tensor.is_floating_point() and name in module.state_dict()
         }
+        self.ingredients = _nearby(ingredients, self.tensors, self.device)
         labels = [layer_of(name) if layerwise else "" for name in self.tensors]
         self.layers = list(dict.fromkeys(labels))
         self.group = {name: self.layers.index(label) for name, label in zip(self.tensors, labels, strict=True)}
@@ -114,6 +114,25 @@ class Mixture:
         for number, ingredient in enumerate(self.ingredients):
             own = ingredient[name].to(gradient.device, gradient.dtype, non_blocking=True)
             row[number] += torch.dot(gradient, own.flatten())
+
+
+def _nearby(ingredients: Sequence[Tensors], used: Iterable[str], device: torch.device) -> Sequence[Tensors]:
+    """Return ingredients whose used tensors lie on a GPU where they take at most half of its free memory.
+
+    Elsewhere a step reads each of them twice from the host, from memory that is not pinned, and waits for it.
+    """
+    if device.type != "cuda":
+        return ingredients
+    names = list(used)
+    needed = sum(own[name].numel() * own[name].element_size() for own in ingredients for name in names)
+    if needed > _free_memory(device) / 2:
+        return ingredients
+    return [{name: upload(own[name], device) for name in names} for own in ingredients]
+
+
+def _free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a GPU."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def layer_of(name: str) -> str:

@@ -17,6 +17,7 @@ from methods.soups.mixing import Mixed, Mixer, Uniform, Wise
 from methods.training.loading import InOrder, loaded, upload
 
 _BATCH = 512
+_GRADIENTS_AT_ONCE = 1 << 28  # numbers: gradients of single images
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,16 @@ class Line:
             raise ValueError(f"a line needs at least 3 points, its ends and one between them, not {self.points}")
 
 
+def evaluations(count: int, config: Line) -> int:
+    """Return how often `connectivity` evaluates `count` classifiers and what lies between them."""
+    return count + (count if count > 2 else 1) * (config.points - 2)
+
+
 @component("methods.soup.connectivity")
 def connectivity(
     inputs: Sequence[Weights], data: Labelled, config: Line, generator: torch.Generator | None = None
 ) -> Weights:
-    """Measure accuracy on held-out clean images along lines between neighbouring classifiers of a ring; a job function.
+    """Measure accuracy on clean images along lines between neighbouring classifiers of a ring; a job function.
 
     Averaging can work only if accuracy does not drop between them (linear mode connectivity, Frankle et al. 2020,
     arXiv:1912.05671). The tensors are `pairs` int64 [lines, 2], `positions` and `accuracy` float64 [points] and [lines,
@@ -192,7 +198,10 @@ def connectivity(
 @component("methods.soup.Fisher")
 @dataclass(frozen=True)
 class Fisher:
-    """Options of Fisher merging. floor: added to every diagonal entry, so that unused weights are averaged."""
+    """Options of Fisher merging. floor: added to every diagonal entry, so that unused weights are averaged.
+
+    batch_size: images whose gradients are in memory at once, at most as many as make 2^28 numbers (1 GiB).
+    """
 
     floor: float = 1e-8
     batch_size: int = 64
@@ -237,7 +246,8 @@ def diagonal_fisher(weights: Weights, data: Unlabelled, config: Fisher, device: 
 
     gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    order = InOrder(len(data), config.batch_size, data.images.device)
+    at_once = max(1, _GRADIENTS_AT_ONCE // max(1, sum(p.numel() for p in parameters.values())))
+    order = InOrder(len(data), min(config.batch_size, at_once), data.images.device)
     for _, pixels in loaded(data.images, order, device):
         images = pixels.float() / 255
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

@@ -166,10 +166,38 @@ def season_all(generator: torch.Generator) -> object:
 
 def test_soups_and_the_linear_probe_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where they wait is no matter: they are short. A tensor in a wrong place is an error."""
-    assert waits_of(season_all)
+    for free in (1 << 40, 0):
+        monkeypatch.setattr(season, "_free_memory", lambda device, free=free: free)
+        assert waits_of(season_all)
     for limit in (1 << 24, 0):
         monkeypatch.setattr(methods.training.finetune, "IN_MEMORY", limit)
         assert waits_of(lambda generator: probe([stock()], labelled(), Probe(), generator))
+
+
+def test_seasoning_reads_ingredients_from_the_host_only_where_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once each where they fit, else in every step, and with the same shares."""
+
+    class Counted(dict[str, torch.Tensor]):
+        reads = 0
+
+        def __getitem__(self, name: str) -> torch.Tensor:
+            Counted.reads += 1
+            return super().__getitem__(name)
+
+    def shares(free: int, epochs: int) -> tuple[int, list[float]]:
+        monkeypatch.setattr(season, "_free_memory", lambda device: free)
+        Counted.reads = 0
+        own = [Weights(SMALL, Counted(stock(seed).tensors)) for seed in (0, 1)]
+        found: list[season.Mixed] = []
+        config = season.SelfSeasoning(epochs=epochs, batch_size=8)
+        waits_of(lambda generator: found.append(season.self_seasoned(own, pool(), config, generator)))
+        return Counted.reads, list(found[0].shares["all"])
+
+    (few, one), (more, two) = shares(1 << 40, 1), shares(1 << 40, 3)
+    assert few == more
+    (short, without), (long, other) = shares(0, 1), shares(0, 3)
+    assert long > short > few
+    assert (one, two) == (without, other)
 
 
 def test_an_epoch_waits_once_for_its_order() -> None:

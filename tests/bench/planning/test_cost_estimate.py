@@ -242,3 +242,29 @@ def test_earlier_streams_determine_the_estimate(tmp_path: Path, monkeypatch: pyt
     assert seconds(method="lame") == 2 * (8 + 10 * 0.25)
     monkeypatch.setattr(stream_probe, "device_name", lambda device: "another")
     assert seconds(method="tent") == 8 + 10 * 0.25
+
+
+def test_predictions_of_many_models_are_estimated_from_one_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dry run of the published recipe would otherwise evaluate dozens of large networks; time follows operations."""
+    made: list[str] = []
+    short = training_probe._seconds_of_short
+    monkeypatch.setattr(
+        training_probe, "_seconds_of_short", lambda job, *rest: made.append(job.label) or short(job, *rest)
+    )
+    options = {"epochs": 1, "scales": [1.0, 2.0], "mixes": ["uniform", "greedy", "best"], "holdout": 0.2}
+    found = {
+        cost.label: cost
+        for cost in estimate(
+            make_plan(small(tmp_path, method="supervised_soup", options={"supervised_soup": options}))
+        ).costs
+        if cost.kind == "training"
+    }
+    assert {"linear probe of the stock", "uniform soup"} <= {*made}
+    evaluated = {"greedy soup": 3, "best soup": 2, "linear connectivity": 5}
+    assert not evaluated.keys() & {*made}
+    rates = [found[label].seconds / found[label].flops for label in evaluated]
+    assert rates[0] > 0
+    assert rates == pytest.approx([rates[0]] * 3)
+    assert found["greedy soup"].flops == pytest.approx(1.5 * found["best soup"].flops)

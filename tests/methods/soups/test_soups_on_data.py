@@ -8,6 +8,7 @@ from torch import nn
 
 from methods.base import Labelled
 from methods.nets.weights import Architecture, Classifier, Weights, ready
+from methods.soups import soup
 from methods.soups.bn_recalibration import reestimate_batch_norm
 from methods.soups.mixing import Mixed, TaskArithmetic, Wise
 from methods.soups.soup import (
@@ -26,6 +27,7 @@ from methods.soups.soup import (
     mixed_soup,
     uniform_soup,
 )
+from methods.training.loading import InOrder
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2)
 
@@ -88,6 +90,23 @@ def test_each_step_is_held_against_the_best_so_far(monkeypatch: pytest.MonkeyPat
     assert best.shares == {"all": (0.0, 1.0, 0.0, 0.0)}
 
 
+def test_fisher_holds_few_gradients_of_a_large_network_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = model_of(0), labelled(7)
+    sizes: list[int] = []
+
+    def seen(count: int, size: int, device: torch.device) -> InOrder:
+        sizes.append(size)
+        return InOrder(count, size, device)
+
+    monkeypatch.setattr(soup, "InOrder", seen)
+    whole = diagonal_fisher(model, data, Fisher(batch_size=4), torch.device("cpu"))
+    monkeypatch.setattr(soup, "_GRADIENTS_AT_ONCE", 2 * sum(p.numel() for p in whole.values()) + 1)
+    few = diagonal_fisher(model, data, Fisher(batch_size=4), torch.device("cpu"))
+    assert sizes == [4, 2]
+    for name, information in whole.items():
+        torch.testing.assert_close(few[name], information)
+
+
 def test_fisher_weighs_what_matters() -> None:
     """Against a loop over images with ordinary autograd."""
     data = labelled(6)
@@ -108,11 +127,11 @@ def test_fisher_weighs_what_matters() -> None:
         for name in total:
             torch.testing.assert_close(found[name], total[name], rtol=1e-3, atol=1e-9)
         expected.append(total)
-    soup = fisher_soup(models, data, config)
+    fished = fisher_soup(models, data, config)
     name = "head.weight"
     weights = [own[name].double() + config.floor for own in expected]
     by_hand = sum(w * m.tensors[name].double() for w, m in zip(weights, models, strict=True)) / sum(weights)
-    torch.testing.assert_close(soup.tensors[name].double(), by_hand, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(fished.tensors[name].double(), by_hand, rtol=1e-3, atol=1e-5)
 
 
 def test_mixing_measures_from_the_stock_and_averages_what_it_lacks() -> None:
