@@ -432,9 +432,9 @@ def test_a_board_draws_what_it_has(board: Board) -> None:
     assert figure.axes[0].get_ylabel() == "accuracy in %"
     assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     assert len(board.plot().axes[0].texts) == 2 * sum(row.accuracy is not None for row in board.rows)
-    with pytest.raises(ValueError, match="it has those for corruption-heatmap, cost-accuracy, soup-anatomy"):
+    with pytest.raises(ValueError, match="it has those for methods-by-track, corruption-heatmap, cost-accuracy"):
         board.plot("severity-curves")
-    with pytest.raises(ValueError, match="take one of severity-curves"):
+    with pytest.raises(ValueError, match="take one of methods-by-track"):
         board.plot("pie")
 
 
