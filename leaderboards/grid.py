@@ -175,8 +175,8 @@ def to_terminal(grid: Grid) -> RenderableType:
 class _Fitting:
     """The table in the widest form that fits the terminal.
 
-    The forms are: all columns; without some of the optional ones; the same with short titles and folded names; several
-    tables, each with the names.
+    The forms are: all columns; without some of the optional ones; without all of these, with short titles and folded
+    names; several tables, each with the names.
     """
 
     grid: Grid
@@ -187,21 +187,17 @@ class _Fitting:
 
         room = options.max_width
         shown = [j for j in range(len(self.grid.titles)) if j not in self.grid.hidden]
-        fewer = [
-            [j for j in shown if j not in self.grid.optional[:dropped]]
-            for dropped in range(len(self.grid.optional) + 1)
-        ]
-        for kept in fewer:
+        for dropped in range(len(self.grid.optional) + 1):
+            kept = [j for j in shown if j not in self.grid.optional[:dropped]]
             if width(table := _table(self.grid, kept)) <= room:
                 yield table
                 return
         brief = replace(self.grid, titles=self.grid.short or self.grid.titles)
-        for kept in fewer:
-            spare = room - width(table := _table(brief, kept, _SHORTEST_FOLD))
-            if spare >= 0:
-                wider = _table(brief, kept, _SHORTEST_FOLD + spare)
-                yield wider if width(wider) <= room else table
-                return
+        spare = room - width(table := _table(brief, kept, _SHORTEST_FOLD))
+        if spare >= 0:
+            wider = _table(brief, kept, _SHORTEST_FOLD + spare)
+            yield wider if width(wider) <= room else table
+            return
         yield from self._blocks(kept, max(12, room // 3), lambda table: width(table) <= room)
 
     def _blocks(self, kept: Sequence[int], longest: int, fits: Callable[[Table], bool]) -> Iterator[Table]:
