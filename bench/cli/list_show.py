@@ -25,7 +25,13 @@ class QuickCommand(_Quick, TyperCommand):
 
 
 class QuickGroup(_Quick, TyperGroup):
-    """A group without parsed values."""
+    """A group without parsed values, whose help gives the first sentence of each command in full."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, each.get_short_help_str(10_000)) for name, each in found if each is not None and not each.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 _LISTS = "methods|shifts|corruptions|models|protocols|suites|reproductions|boards"

@@ -31,12 +31,6 @@ app = typer.Typer(
     help="Benchmark test-time adaptation under distribution shift. Start with: bench run --demo",
 )
 
-app.add_typer(publish_cli.app, name="publish")
-app.add_typer(extend_cli.new, name="new")
-app.add_typer(extend_cli.check, name="check")
-app.add_typer(data_cli.app, name="data")
-app.command()(gallery_cli.gallery)
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
 
@@ -60,9 +54,18 @@ def start() -> None:
         show = getattr(error, "show", None)  # a usage error of the option parser
         if show is None:
             raise
+        _say_in_words(error)
         show()
         code = getattr(error, "exit_code", 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_in_words(error: Any) -> None:
+    """Replace what pydantic says about the value of an option, which the option parser would repeat."""
+    if hasattr(error.__cause__, "errors"):
+        from bench.core.invalid_input import in_words
+
+        error.message = in_words(error.__cause__.errors()[0])
 
 
 def _print_version(wanted: bool) -> None:
@@ -337,17 +340,25 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Describe this installation for a bug report: versions, device, folders; or compare a GPU with the CPU."""
+    if not gpu and (device is not None or only or out is not None):
+        raise UsageError("--device, --only and --out belong to --gpu; add it, or leave them out")
+    from bench.planning.check_names import check_device
+
+    check_device(device or "cuda")
     from bench.cli import doctor as checkup
 
     if gpu:
         raise typer.Exit(checkup.print_device_check(device or "cuda", only, out, as_json=json))
-    if device is not None or only or out is not None:
-        raise UsageError("--device, --only and --out belong to --gpu; add it, or leave them out")
     checkup.print_report(as_json=json)
 
 
 app.command()(stock_cli.stock)
 app.command()(train_cli.train)
+app.command()(gallery_cli.gallery)
+app.add_typer(data_cli.app, name="data")
+app.add_typer(publish_cli.app, name="publish")
+app.add_typer(extend_cli.new, name="new")
+app.add_typer(extend_cli.check, name="check")
 
 
 @app.command()
@@ -375,7 +386,7 @@ def tune(
     from bench.planning.check_names import check_grid, check_tuning
 
     check_tuning(method, shift, split, corruption, set_ or [])
-    check_grid(method, [text.partition("=")[0].strip() for text in grid or []])
+    check_grid(method, grid or [])
     from bench.runs import tuning
 
     tuning.tune(
@@ -399,7 +410,7 @@ def tune(
     )
 
 
-soup = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mix and inspect files of weights.")
+soup = typer.Typer(cls=catalogue_cli.QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Mix and inspect files of weights.")
 app.add_typer(soup, name="soup")
 
 Files = Annotated[

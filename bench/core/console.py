@@ -85,6 +85,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
+def plural(number: int, noun: str, several: str = "") -> str:
+    """Return a number and a noun, in the plural unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {several or noun + 's'}"
+
+
 def print_rich(renderable: Any) -> None:
     """Print a rich table or text to stdout, 200 columns wide if it is not a terminal, so that nothing is cut."""
     console = new_console(highlight=False)

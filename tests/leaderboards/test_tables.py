@@ -464,10 +464,7 @@ def test_a_board_with_long_names_is_one_table_on_usual_terminals(results: Any, w
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert sum("method" in line and "accuracy" in line for line in lines) == 1
-    assert sum(line.count("rank") + line.count("method ") for line in lines) == 2
     for row in board.rows:
         assert row.interval is not None
         numbers = f"{100 * (row.accuracy or 0):.1f} [{100 * row.interval.low:.1f}, {100 * row.interval.high:.1f}]"
         assert any(numbers in line and f"{100 * (row.clean_accuracy or 0):.1f}" in line for line in lines)
-    told = "".join("".join(line[7 : 7 + width - 55].split()) for line in lines)
-    assert "(ingredient:mae:rate=2e-3:mask_ratio=0.5)" in "".join(out.getvalue().split()) or "ingredient" in told
