@@ -77,8 +77,7 @@ def check_shift(
     """Print the rules that a shift breaks on a few of its images. Exit code: 0 if none, else 4."""
     from bench.planning import check_names
 
-    if ".py" in shift:
-        check_names.check_own(shift)
+    check_names.check_own(shift)
     from bench.extending import shifts as extend_shift
 
     raise typer.Exit(extend_shift.check_shift(shift, data_root, as_json=json))

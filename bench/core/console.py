@@ -47,7 +47,13 @@ codecs.register_error("plainer", _plainer)
 
 
 def accept_any_text() -> None:
-    """Let stdout and stderr write signs and letters that their encoding lacks, as ASCII, instead of failing."""
+    """Let stdout and stderr write signs and letters that their encoding lacks, as ASCII, instead of failing.
+
+    One that the caller has closed writes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plainer")

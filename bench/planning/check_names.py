@@ -289,7 +289,7 @@ def check_own(path: str) -> None:
     """Raise UsageError if FILE.py or FILE.py:NAME names no file, or a name that the file does not define."""
     file, _, name = (path, "", "") if path.endswith(".py") else path.rpartition(":")
     if not Path(file).is_file():
-        raise UsageError(f"no file {file}; give the path of a Python file, as in path/to/file.py:Name")
+        raise UsageError(f"no file {file or path}; give the path of a Python file, as in path/to/file.py:Name")
     try:
         tree = ast.parse(Path(file).read_bytes(), file)
     except (SyntaxError, ValueError) as error:
