@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 
-def main() -> None:
-    from bench.cli.main import start
+import sys
 
-    start()
+
+def main() -> None:
+    try:
+        from bench.cli.main import start
+
+        start()
+    except KeyboardInterrupt:  # while modules load, or again while the first one is handled
+        sys.stderr.write("bench: interrupted\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

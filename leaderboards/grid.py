@@ -34,10 +34,10 @@ _LATEX = {
 class Grid:
     """A table for display: `rows[i][j]` is under `titles[j]`; columns with `numbers[j]` are right-aligned.
 
-    `short[j]` is the title where room is scarce. `best` holds the cells (i, j) in bold, `marked` those with a dagger, `groups` the rows above which a line is drawn,
-    `headings` (by row) what LaTeX writes there. `hidden` columns are left out
-    on a terminal, `optional` ones (in order) if it is too narrow, and `below` replaces them there. `notes` follow the
-    table.
+    `short[j]` is the title where room is scarce. `best` holds the cells (i, j) in bold, `marked` those with a dagger,
+    `groups` the rows above which a line is drawn, `headings` (by row) what LaTeX writes there. `hidden` columns are
+    left out on a terminal, `optional` ones (in order) if it is too narrow, and `below` replaces them there. `notes`
+    follow the table.
     """
 
     caption: str

@@ -7,7 +7,9 @@ import typer
 
 from bench.cli.list_show import QuickGroup
 
-app = typer.Typer(cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Show, fetch, verify, export and clean data sets.")
+app = typer.Typer(
+    cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Show, fetch, verify, export and clean data sets."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data sets.")]

@@ -47,11 +47,12 @@ class QuickCommand(_Quick, TyperCommand):
 
 def _completion_item() -> Any:
     """Return the class of completions, which typer took from click before it had its own."""
+    from importlib import import_module
+
     try:
-        from typer._click.shell_completion import CompletionItem
+        return import_module("typer._click.shell_completion").CompletionItem
     except ImportError:
-        from click.shell_completion import CompletionItem
-    return CompletionItem
+        return import_module("click.shell_completion").CompletionItem
 
 
 class QuickGroup(_Quick, TyperGroup):

@@ -461,7 +461,9 @@ def tune(
     )
 
 
-soup = typer.Typer(cls=catalogue_cli.QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Mix and inspect files of weights.")
+soup = typer.Typer(
+    cls=catalogue_cli.QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Mix and inspect files of weights."
+)
 app.add_typer(soup, name="soup")
 
 Files = Annotated[

@@ -7,8 +7,18 @@ import typer
 
 from bench.cli.list_show import QuickGroup
 
-new = typer.Typer(cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Create the file of a new method, shift or corruption, with a test.")
-check = typer.Typer(cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Check a method or shift against the rules of its interface.")
+new = typer.Typer(
+    cls=QuickGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Create the file of a new method, shift or corruption, with a test.",
+)
+check = typer.Typer(
+    cls=QuickGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Check a method or shift against the rules of its interface.",
+)
 
 
 @new.command("method")

@@ -7,7 +7,12 @@ import typer
 
 from bench.cli.list_show import QuickGroup
 
-app = typer.Typer(cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Bundle results, check them like a pull request, and share them.")
+app = typer.Typer(
+    cls=QuickGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Bundle results, check them like a pull request, and share them.",
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")]

@@ -333,7 +333,11 @@ def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: 
     records = [record for record in every if record.key == key]
     if not records:
         close = closest(key, (record.key for record in every))
-        hint = f"did you mean {close}?" if close else f"its keys are in {folder if folder.is_file() else folder / 'records.jsonl'}"
+        hint = (
+            f"did you mean {close}?"
+            if close
+            else f"its keys are in {folder if folder.is_file() else folder / 'records.jsonl'}"
+        )
         raise MissingDataError(f"no record {key} in {folder}; {hint}")
     from bench.runs.repeat import repeat
 

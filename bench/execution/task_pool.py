@@ -164,6 +164,8 @@ class Processes:
         self.room = jobs
         self._threads = threads
         gpus = visible_gpus()
+        if not gpus:
+            get_ready()
         each = len(gpus) // jobs
         self._shares = [gpus[number * each : (number + 1) * each] for number in range(jobs)]
         self._idle: list[ProcessPoolExecutor] = []
@@ -223,10 +225,17 @@ class Processes:
 
 
 def get_ready() -> None:
-    """Start loading the workers' libraries in a background process, so that workers start faster later."""
+    """Start loading the workers' libraries in a background process, so that workers start faster later.
+
+    It inherits that interrupts are held back, since it handles them only once it has loaded its libraries.
+    """
     if isinstance(_context(), ForkServerContext):
-        with without_script():
-            multiprocessing.forkserver.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            with without_script():
+                multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_none() -> None:

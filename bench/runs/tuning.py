@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path

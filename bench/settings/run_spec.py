@@ -174,7 +174,9 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             nearest(name, [*(field for field in RunSpec.model_fields if field != "options"), "set"], "setting")
             if name == "set":
                 if not isinstance(value, Mapping):
-                    raise UsageError(f"set must hold a table of options for each method, as in [set.tent], not {value!r}")
+                    raise UsageError(
+                        f"set must hold a table of options for each method, as in [set.tent], not {value!r}"
+                    )
                 for method, values in value.items():
                     if not isinstance(values, Mapping):
                         raise UsageError(f"set.{method} must be a table of options, as in [set.{method}]")
@@ -222,4 +224,3 @@ def read_run_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a TOML file: it is no text in UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from None
-

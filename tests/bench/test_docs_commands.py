@@ -85,7 +85,10 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"--design", Not("has names for any two methods; tests/leaderboards/test_design.py runs it")),
     (r"stock1\.safetensors", Not("needs a second stock, which takes minutes to train")),
     (r"--head (knn|probe)", Run("--limit 10 --jobs 1 --corruption fog --set selfsoup.steps=2", slow=True)),
-    (r"with-baselines --seeds 3|shot_im,selfsoup|--label-draws|continual|runs/digits-c", Run("--dry-run --jobs 1", slow=True)),
+    (
+        r"with-baselines --seeds 3|shot_im,selfsoup|--label-draws|continual|runs/digits-c",
+        Run("--dry-run --jobs 1", slow=True),
+    ),
     (r"^bench run --method tent --shift digits-c", Run(_SMALL, slow=True)),
     (r"^bench (leaderboard --out site/|data (clean|fetch|export))", Run("--help")),
     (r"^bench results R.* --watch|^bench results runs/A --watch", Run("--json")),
