@@ -131,7 +131,7 @@ def _ask(url: str, what: str) -> requests.Response:
 def _short(error: Exception) -> str:
     """Return in a few words what went wrong, for errors of the network without the words of its libraries."""
     if isinstance(error, requests.RequestException):
-        where = urlsplit(error.request.url or "").hostname if error.request is not None else None
+        where = urlsplit(str(error.request.url or "")).hostname if error.request is not None else None
         answer = error.response
         if answer is not None:
             return f"{where or 'the server'} answers {answer.status_code} {answer.reason}".rstrip()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_processes
 from typer.testing import CliRunner
 
 from bench.core.errors import BenchError, UsageError
@@ -335,6 +336,30 @@ for command in {commands!r}:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert "source" in done.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize("offline", ["", "1"], ids=["a closed port", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run --method source --shift digits-c --severity 3 --launch serial --model timm:resnet18.a1_in1k",
+        "data fetch cifar10-c-gen",
+        "data fetch cifar10-c",
+    ],
+)
+def test_without_a_network_the_hub_is_asked_once(command: str, offline: str, tmp_path: Path) -> None:
+    """Its client would try each file six times, for a minute and more."""
+    closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    kept = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    caches = {"HF_HOME": str(tmp_path / "hub"), "SOUPBENCH_CACHE": str(tmp_path / "cache")}
+    environment = {**kept, **closed, **caches, "HF_HUB_OFFLINE": offline}
+    done = quick_processes.run(["-m", "bench", *command.split()], cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 3, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("bench: "), done.stderr
+    assert "network" in last, last
+    assert "Retry" not in done.stderr, done.stderr
+    assert "Pool" not in last, last
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sends an interrupt to a group of processes")
