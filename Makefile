@@ -6,7 +6,7 @@ LOWEST ?= .venv-lowest
 # Tests of one file stay in one process; override with PARALLEL= to run all in one.
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test test-lowest test-all test-slurm perf clean components
+.PHONY: demo check test test-lowest test-all test-slurm perf clean components figures
 
 demo: $(VENV)/.installed
 	$(BIN)/bench run --demo
@@ -56,6 +56,10 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.py
 # After a change of code: the digests and the numbers that the versions of components stand for.
 components: $(VENV)/.installed-dev
 	$(BIN)/python tests/component_numbers.py
+
+# The figure of README.md, for light and dark pages, from the published results.
+figures: $(VENV)/.installed
+	$(BIN)/python docs/figures/draw.py
 
 clean:
 	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks dist

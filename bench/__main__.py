@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
-    from bench.cli.main import start
+    try:
+        from bench.cli.main import start
 
-    start()
+        start()
+    except KeyboardInterrupt:  # while modules load, or again while the first one is handled
+        sys.stderr.write("bench: interrupted\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ class Board:
         return to_pandas(self)
 
     def plot(self, name: str = "corruption-heatmap") -> Figure:
-        """Return a figure: severity-curves, corruption-heatmap, cost-accuracy or soup-anatomy.
+        """Return a figure: methods-by-track, severity-curves, corruption-heatmap, cost-accuracy or soup-anatomy.
 
         Raises ValueError if there is no figure of this name, or if the board lacks the numbers that it shows.
         """

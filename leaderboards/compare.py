@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import difflib
 import io
 import json
 from collections import defaultdict
@@ -207,8 +208,10 @@ def choose_rows(
     """
     for name in (a, b):
         if not any(_named(record, name) for record in records):
-            names = ", ".join(sorted({line_name(line_of(record)) for record in records}))
-            raise BoardError(f"{name} is not among the records; compare two of {names or 'none'}")
+            names = sorted({line_name(line_of(record)) for record in records})
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"compare two of {', '.join(names) or 'none'}"
+            raise BoardError(f"{name} is not among the records; {hint}")
     chosen = [record for record in records if _named(record, a) or _named(record, b)]
     board = make_board(chosen, level=level)
     return chosen, board, (_row(board, a), _row(board, b))

@@ -1,4 +1,4 @@
-"""Figures of a board: severity curves, method by corruption, cost against accuracy, and the composition of a soup.
+"""Figures of a board: methods by track, severity curves, method by corruption, cost and accuracy, parts of a soup.
 
 Colours are seaborn's colour-blind safe ones; markers tell series apart without them. Figures are matplotlib objects,
 drawn without a display and without changing its global settings.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from leaderboards import heat
-from leaderboards.boards import INGREDIENT, TRACKS, Board, BoardRow
+from leaderboards.boards import INGREDIENT, MEANING, REFERENCE, TRACKS, Board, BoardRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +61,40 @@ def severity_curves(board: Board) -> Figure | None:
         legend_beside(axes)
 
     return new_figure(draw, (7, 3.8))
+
+
+def methods_by_track(board: Board) -> Figure | None:
+    """Mean accuracy of each method with its interval, best first within its track; None if no row is complete."""
+    rows = [row for row in board.rows if row.main and row.accuracy is not None]
+    if not rows:
+        return None
+    tracks = [track for track in TRACKS if any(row.track == track for row in rows)]
+    source = next((row for row in rows if row.name == REFERENCE), None)
+
+    def draw(axes: Axes) -> None:
+        names: list[str] = []
+        for track, colour, marker in zip(tracks, palette(len(tracks)), MARKERS, strict=False):
+            axes.annotate(
+                *(f"{track}: {MEANING[track]}", (0, len(names))),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                weight="bold",
+            )
+            names.append("")
+            for row in sorted((row for row in rows if row.track == track), key=lambda row: -(row.accuracy or 0)):
+                _point(axes, len(names), row, colour, marker)
+                names.append(row.name)
+        if source is not None:
+            axes.axvline(100 * (source.accuracy or 0), color=INK, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.7)
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlabel="accuracy in %" + (", dotted: the source classifier" if source else ""))
+        axes.grid(axis="x", alpha=0.3)
+
+    return new_figure(draw, (7, 1 + 0.19 * (len(rows) + len(tracks))))
 
 
 def corruption_heatmap(board: Board) -> Figure | None:
@@ -180,6 +214,7 @@ _NO_SOUPS = {"best": "ingredient best on held-out images", "ensemble": "ensemble
 
 
 _FIGURES: dict[str, Callable[[Board], Figure | None]] = {
+    "methods-by-track": methods_by_track,
     "severity-curves": severity_curves,
     "corruption-heatmap": corruption_heatmap,
     "cost-accuracy": cost_accuracy,
@@ -188,25 +223,28 @@ _FIGURES: dict[str, Callable[[Board], Figure | None]] = {
 
 
 TITLES = {
+    "methods-by-track": "Methods by track",
     "severity-curves": "Accuracy against severity",
     "corruption-heatmap": "Accuracy by corruption",
     "cost-accuracy": "Cost and accuracy",
     "soup-anatomy": "What the soup is made of",
 }
 _CAPTIONS = {
+    "methods-by-track": "Mean accuracy of each method, best first within its track; dotted: the source classifier.",
     "severity-curves": "Mean accuracy over corruptions at each severity, clean images at 0; the letter is the track.",
     "corruption-heatmap": "Accuracy in percent, mean over severities and seeds; the letter is the track.",
     "cost-accuracy": "Mean accuracy against passes of the network for each image, a backward pass counted as two "
     "forward ones; training before the stream is not counted. Dashed: the Pareto front of a track.",
     "soup-anatomy": "Mean accuracy of the soups, of their ingredients and of the source classifier.",
 }
+_WITH_BARS = ("methods-by-track", "cost-accuracy", "soup-anatomy")
 # A page shows the heat map as a table, which can be searched, read aloud and scrolled.
 ON_PAGE = ("severity-curves", "cost-accuracy", "soup-anatomy")
 
 
 def caption_of(name: str, board: Board) -> str:
     """Return what a figure shows, in sentences."""
-    bars = any(row.interval is not None for row in board.rows) and name in ("cost-accuracy", "soup-anatomy")
+    bars = any(row.interval is not None for row in board.rows) and name in _WITH_BARS
     return _CAPTIONS[name] + (f" Bars: {100 * board.level:g} % intervals." if bars else "")
 
 

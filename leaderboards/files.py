@@ -47,7 +47,13 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all, also through a power cut; creates the folder if needed."""
+    """Write a file completely or not at all, also through a power cut; creates the folder if needed.
+
+    What is no file (a device, a pipe, /dev/stdout) gets the content and stays what it is.
+    """
+    if path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir()):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from leaderboards.escaping import markdown, one_line, visible
@@ -34,16 +34,17 @@ _LATEX = {
 class Grid:
     """A table for display: `rows[i][j]` is under `titles[j]`; columns with `numbers[j]` are right-aligned.
 
-    `best` holds the cells (i, j) in bold, `marked` those with a dagger, `groups` the rows above which a line is drawn,
-    `headings` (by row) what LaTeX writes there. `hidden` columns are left out
-    on a terminal, `optional` ones (in order) if it is too narrow, and `below` replaces them there. `notes` follow the
-    table.
+    `short[j]` is the title where room is scarce. `best` holds the cells (i, j) in bold, `marked` those with a dagger,
+    `groups` the rows above which a line is drawn, `headings` (by row) what LaTeX writes there. `hidden` columns are
+    left out on a terminal, `optional` ones (in order) if it is too narrow, and `below` replaces them there. `notes`
+    follow the table.
     """
 
     caption: str
     titles: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: Sequence[bool]
+    short: Sequence[str] = ()
     best: frozenset[tuple[int, int]] = frozenset()
     marked: frozenset[tuple[int, int]] = frozenset()
     groups: frozenset[int] = frozenset()
@@ -172,21 +173,34 @@ def to_terminal(grid: Grid) -> RenderableType:
 
 @dataclass(frozen=True, slots=True)
 class _Fitting:
-    """The table with as many of its optional columns as fit the terminal; if the others do not fit, several tables."""
+    """The table in the widest form that fits the terminal.
+
+    The forms are: all columns; without some of the optional ones; without all of these, with short titles and folded
+    names; several tables, each with the names.
+    """
 
     grid: Grid
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        def fits(table: Table) -> bool:
-            return console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width
+        def width(table: Table) -> int:
+            return console.measure(table, options=options.update(max_width=10_000)).maximum
 
+        room = options.max_width
         shown = [j for j in range(len(self.grid.titles)) if j not in self.grid.hidden]
         for dropped in range(len(self.grid.optional) + 1):
             kept = [j for j in shown if j not in self.grid.optional[:dropped]]
-            if fits(table := _table(self.grid, kept)):
+            if width(table := _table(self.grid, kept)) <= room:
                 yield table
                 return
-        longest = max(12, options.max_width // 3)
+        brief = replace(self.grid, titles=self.grid.short or self.grid.titles)
+        spare = room - width(table := _table(brief, kept, _SHORTEST_FOLD))
+        if spare >= 0:
+            wider = _table(brief, kept, _SHORTEST_FOLD + spare)
+            yield wider if width(wider) <= room else table
+            return
+        yield from self._blocks(kept, max(12, room // 3), lambda table: width(table) <= room)
+
+    def _blocks(self, kept: Sequence[int], longest: int, fits: Callable[[Table], bool]) -> Iterator[Table]:
         name = next((j for j in kept if not self.grid.numbers[j]), kept[0])
         block: list[int] = []
         for j in kept:
@@ -195,6 +209,10 @@ class _Fitting:
                 block = [name]
             block.append(j)
         yield _table(self.grid, block, longest)
+
+
+_SHORTEST_FOLD = 20
+"""Letters of a folded name in a line; with fewer, several tables are easier to read."""
 
 
 def _table(grid: Grid, shown: Sequence[int], longest: int | None = None) -> Table:

@@ -165,6 +165,7 @@ def _grid(board: Board, per_corruption: bool, chosen: Sequence[str]) -> Grid:
         titles=titles,
         rows=rows,
         numbers=[column.value is not None for column in columns],
+        short=[column.label for column in columns],
         best=best_cells(board, columns),
         groups=frozenset(i for i, row in enumerate(board.rows) if i and row.track != board.rows[i - 1].track),
         hidden=frozenset(j for j, column in enumerate(columns) if column not in shown),

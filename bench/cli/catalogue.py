@@ -285,12 +285,36 @@ def _reproduction(name: str) -> dict[str, Any]:
     return shown(name)
 
 
+def _listed(what: str) -> Callable[[str], dict[str, Any]]:
+    """Return what finds a line of `bench list` by its first cell."""
+
+    def line(name: str) -> dict[str, Any]:
+        rows = {str(next(iter(row.values()))): row for row in _LISTS[what + "s"]()}
+        return rows[nearest(name.partition(":")[0] if what == "protocol" else name, rows, what)]
+
+    return line
+
+
 _SHOWN: dict[str, Callable[..., dict[str, Any]]] = {
     "method": _method,
     "shift": _shift,
     "corruption": _corruption,
+    "model": _listed("model"),
+    "protocol": _listed("protocol"),
+    "suite": _listed("suite"),
     "reproduction": _reproduction,
+    "board": _listed("board"),
 }
+
+
+def names(command: str | None, before: Sequence[str]) -> list[str]:
+    """Return what may follow the words of `bench list` and `bench show`, for the shell to complete."""
+    if not before:
+        return list(_LISTS if command == "list" else _SHOWN)
+    if command == "list" or before[0] not in _SHOWN:
+        return []
+    what = before[0] if len(before) == 1 else "shift" if before[0] == "method" and len(before) == 2 else ""
+    return [str(next(iter(row.values()))) for row in _LISTS[what + "s"]()] if what else []
 
 
 def print_one(what: str, name: str, shift: str = "", *, as_json: bool) -> None:

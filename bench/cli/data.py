@@ -5,11 +5,21 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show, fetch, verify, export and clean data sets.")
+from bench.cli.list_show import QuickGroup
+
+app = typer.Typer(
+    cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Show, fetch, verify, export and clean data sets."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data sets.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+
+
+def _check_shift(name: str) -> None:
+    from bench.planning.check_names import check_shift
+
+    check_shift(name)
 
 
 @app.command()
@@ -48,6 +58,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check files against SHA256SUMS, if present, and decode every image. Exit code: 0 without problems, else 4."""
+    _check_shift(shift)
     from bench.cli import data_commands
 
     raise typer.Exit(data_commands.verify(shift, data_root, workers, offline, as_json=json))
@@ -69,6 +80,7 @@ def explain(
     json: Json = False,
 ) -> None:
     """Show how a shift is read: split, label column, class order, number of images, and what is skipped and why."""
+    _check_shift(shift)
     from bench.cli import data_commands
 
     data_commands.explain(shift, data_root, classes, label, part, out, offline, as_json=json)
@@ -98,6 +110,9 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a corrupted copy in the published layout, with checksums. Run it again to resume."""
+    from bench.planning.check_names import check_export
+
+    check_export(shift, corruption, severity, layout, device)
     from bench.cli import data_commands
 
     data_commands.export(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.core.console import plural
 from bench.runs.outcome import Outcome
-from bench.runs.progress import plural
 from leaderboards.boards import Board, BoardRow
 from leaderboards.ranking import scores_of_row
 from leaderboards.store import Store

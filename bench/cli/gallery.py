@@ -22,6 +22,9 @@ def gallery(
     seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
 ) -> None:
     """Draw one image under corruptions (rows) at severities (columns), with labels, for a paper's appendix."""
+    from bench.planning.check_names import check_gallery
+
+    check_gallery(corruption, severity, profile)
     from bench.cli import gallery_image as drawing
 
     drawing.gallery(out, image, corruption, severity, profile, size, seed)

@@ -9,10 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from bench.cli import completion
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 class _Quick:
+    """Options of typer whose value is never parsed: their default is False instead of None."""
+
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for each in params:
+            if each.name in ("install_completion", "show_completion"):
+                each.default = False
+        return params
+
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)  # type: ignore[misc]
         if option is not None:
@@ -21,15 +32,47 @@ class _Quick:
 
 
 class QuickCommand(_Quick, TyperCommand):
-    """A command without parsed values."""
+    """A command without parsed values, whose words the shell completes from `names`."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return what may follow the words of `list` and `show`, without parsing them."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            return found
+        from bench.cli import catalogue
+
+        item = _completion_item()
+        return [*found, *(item(name) for name in catalogue.names(self.name, ctx.args) if name.startswith(incomplete))]
+
+
+def _completion_item() -> Any:
+    """Return the class of completions, which typer took from click before it had its own."""
+    from importlib import import_module
+
+    try:
+        return import_module("typer._click.shell_completion").CompletionItem
+    except ImportError:
+        return import_module("click.shell_completion").CompletionItem
 
 
 class QuickGroup(_Quick, TyperGroup):
-    """A group without parsed values."""
+    """A group without parsed values, whose help gives the first sentence of each command in full."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # a reader that left, as `| head` does; the option parser would exit with 1
+            raise typer.Exit(0) from None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, each.get_short_help_str(10_000)) for name, each in found if each is not None and not each.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 _LISTS = "methods|shifts|corruptions|models|protocols|suites|reproductions|boards"
-_THINGS = "method|shift|corruption|reproduction"
+_THINGS = "method|shift|corruption|model|protocol|suite|reproduction|board"
 
 
 def _words(context: typer.Context, *names: str, more: int = 0) -> list[str]:
@@ -50,7 +93,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
 
 
 def show(context: typer.Context, json: Json = False) -> None:
-    """Show a method with its options (a SHIFT after its name: those in force there), shift, corruption or card."""
+    """Show all about one method (a SHIFT after its name: its options there), shift, corruption, model and so on."""
     what, name, *shift = _words(context, _THINGS, "name", more=1)
     from bench.cli import catalogue
 
@@ -58,7 +101,10 @@ def show(context: typer.Context, json: Json = False) -> None:
 
 
 def cite(
-    names: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Methods, as for --method.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="METHOD...", help="Methods, as for --method.", autocompletion=completion.methods),
+    ],
     json: Json = False,
 ) -> None:
     """Print the papers to cite for methods, and this software."""

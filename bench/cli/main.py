@@ -3,14 +3,18 @@
 The files of bench.cli that declare commands do not postpone annotations: typer would evaluate each four times.
 """
 
+import contextlib
+import errno
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from bench.cli import completion
 from bench.cli import data as data_cli
 from bench.cli import gallery as gallery_cli
 from bench.cli import list_show as catalogue_cli
@@ -25,17 +29,10 @@ from bench.settings.run_fields import LISTS, REPEATED, Flag, RunFields
 app = typer.Typer(
     cls=catalogue_cli.QuickGroup,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Benchmark test-time adaptation under distribution shift. Start with: bench run --demo",
 )
-
-app.add_typer(publish_cli.app, name="publish")
-app.add_typer(extend_cli.new, name="new")
-app.add_typer(extend_cli.check, name="check")
-app.add_typer(data_cli.app, name="data")
-app.command()(gallery_cli.gallery)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
@@ -54,15 +51,58 @@ def start() -> None:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("bench: interrupted; finished work is kept, run the same command again to continue", err=True)
         code = 130
-    except BrokenPipeError:
-        code = 0
+    except OSError as error:
+        code = _of_system(error)
     except Exception as error:
         show = getattr(error, "show", None)  # a usage error of the option parser
         if show is None:
             raise
+        _say_in_words(error)
         show()
         code = getattr(error, "exit_code", 2)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _of_system(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_system(error: OSError) -> int:
+    """Say what the system refused and return the exit code; a reader that left, as `| head` does, is no error.
+
+    Raises the error again if nothing is known that the user could do.
+    """
+    if isinstance(error, BrokenPipeError):
+        code, said = 0, ""
+    elif error.errno in _WHAT_TO_DO:
+        place = f" {error.filename}" if error.filename else ""
+        code, said = 1, f"bench: cannot write{place}: {error.strerror}; {_WHAT_TO_DO[error.errno]}\n"
+    else:
+        raise error
+    with contextlib.suppress(OSError):
+        sys.stderr.write(said)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer would fail again at exit
+    return code
+
+
+_WHAT_TO_DO = {
+    errno.ENOSPC: "free some space or write elsewhere, then run the same command again",
+    errno.EDQUOT: "free some of your quota or write elsewhere, then run the same command again",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a file or folder that you may use",
+    errno.EPERM: "choose a file or folder that you may use",
+    errno.EISDIR: "give the name of a file",
+    errno.ENOTDIR: "choose another folder, since a part of this path is a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def _say_in_words(error: Any) -> None:
+    """Replace what pydantic says about the value of an option, which the option parser would repeat."""
+    if hasattr(error.__cause__, "errors"):
+        from bench.core.invalid_input import in_words
+
+        error.message = in_words(error.__cause__.errors()[0])
 
 
 def _print_version(wanted: bool) -> None:
@@ -109,7 +149,10 @@ def _flag_of(name: str, hint: Any, told: str) -> inspect.Parameter:
     kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
     kind = str if name in LISTS else kind
     names = [flag.name or "--" + name.replace("_", "-"), *([flag.also] if flag.also else [])]
-    option = typer.Option(*names, help=told or flag.help, metavar=flag.metavar)
+    values = [value for each in kinds if get_origin(each) is Literal for value in get_args(each)]
+    option = typer.Option(
+        *names, help=told or flag.help, metavar=flag.metavar, autocompletion=completion.of_field(name, values)
+    )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -124,7 +167,13 @@ def run(
     ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Run the built-in demonstration; needs no download.")] = False,
     suite: Annotated[
-        str | None, typer.Option("--suite", metavar="NAME", help="The runs of a suite; see `bench list suites`.")
+        str | None,
+        typer.Option(
+            "--suite",
+            metavar="NAME",
+            help="The runs of a suite; see `bench list suites`.",
+            autocompletion=completion.suites,
+        ),
     ] = None,
     record: Annotated[
         str | None, typer.Option(metavar="KEY", help="Repeat one published record; needs --from.")
@@ -168,7 +217,12 @@ def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:
 def reproduce(
     *,
     card: Annotated[
-        str | None, typer.Argument(metavar="CARD", help="A name, or the file of a card; without it, all are listed.")
+        str | None,
+        typer.Argument(
+            metavar="CARD",
+            help="A name, or the file of a card; without it, all are listed.",
+            autocompletion=completion.cards,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and exit.")] = False,
     json: Json = False,
@@ -359,17 +413,25 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Describe this installation for a bug report: versions, device, folders; or compare a GPU with the CPU."""
+    if not gpu and (device is not None or only or out is not None):
+        raise UsageError("--device, --only and --out belong to --gpu; add it, or leave them out")
+    from bench.planning.check_names import check_device
+
+    check_device(device or "cuda")
     from bench.cli import doctor as checkup
 
     if gpu:
         raise typer.Exit(checkup.print_device_check(device or "cuda", only, out, as_json=json))
-    if device is not None or only or out is not None:
-        raise UsageError("--device, --only and --out belong to --gpu; add it, or leave them out")
     checkup.print_report(as_json=json)
 
 
 app.command()(stock_cli.stock)
 app.command()(train_cli.train)
+app.command()(gallery_cli.gallery)
+app.add_typer(data_cli.app, name="data")
+app.add_typer(publish_cli.app, name="publish")
+app.add_typer(extend_cli.new, name="new")
+app.add_typer(extend_cli.check, name="check")
 
 
 @app.command()
@@ -397,7 +459,7 @@ def tune(
     from bench.planning.check_names import check_grid, check_tuning
 
     check_tuning(method, shift, split, corruption, set_ or [])
-    check_grid(method, [text.partition("=")[0].strip() for text in grid or []])
+    check_grid(method, grid or [])
     from bench.runs import tuning
 
     tuning.tune(
@@ -421,7 +483,9 @@ def tune(
     )
 
 
-soup = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mix and inspect files of weights.")
+soup = typer.Typer(
+    cls=catalogue_cli.QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Mix and inspect files of weights."
+)
 app.add_typer(soup, name="soup")
 
 Files = Annotated[

@@ -5,8 +5,20 @@ from typing import Annotated
 
 import typer
 
-new = typer.Typer(no_args_is_help=True, help="Create the file of a new method, shift or corruption, with a test.")
-check = typer.Typer(no_args_is_help=True, help="Check a method or shift against the rules of its interface.")
+from bench.cli.list_show import QuickGroup
+
+new = typer.Typer(
+    cls=QuickGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Create the file of a new method, shift or corruption, with a test.",
+)
+check = typer.Typer(
+    cls=QuickGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Check a method or shift against the rules of its interface.",
+)
 
 
 @new.command("method")
@@ -29,6 +41,12 @@ def check_method(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Print the rules that a method breaks on small models of every kind. Exit code: 0 if none, else 4."""
+    from bench.planning import check_names
+
+    if method.endswith(".py"):
+        check_names.check_own(method)
+    else:
+        check_names.check_method(method)
     from bench.extending import methods as extend
 
     raise typer.Exit(extend.check_method(method, set_ or [], as_json=json))
@@ -40,6 +58,10 @@ def new_shift(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the files into.")] = Path(),
 ) -> None:
     """Write NAME.py, a working shift, and test_NAME.py, its test. Never overwrites files."""
+    from bench.extending.methods import check_new_name
+    from bench.shifts import SHIFTS
+
+    check_new_name("shift", name, SHIFTS, "shift")
     from bench.extending import shifts as extend_shift
 
     extend_shift.write_shift(name, out)
@@ -63,6 +85,9 @@ def check_shift(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Print the rules that a shift breaks on a few of its images. Exit code: 0 if none, else 4."""
+    from bench.planning import check_names
+
+    check_names.check_own(shift)
     from bench.extending import shifts as extend_shift
 
     raise typer.Exit(extend_shift.check_shift(shift, data_root, as_json=json))

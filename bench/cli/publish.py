@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Bundle results, check them like a pull request, and share them.")
+from bench.cli.list_show import QuickGroup
+
+app = typer.Typer(
+    cls=QuickGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Bundle results, check them like a pull request, and share them.",
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")]
@@ -90,6 +97,10 @@ def known(
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
 ) -> None:
     """For maintainers: store how shifts are defined, and the image ids, digests and weights of one of them."""
+    if shift is not None:
+        from bench.planning.check_names import check_shift
+
+        check_shift(shift)
     from bench.runs import publishing
 
     publishing.write_known(shift, out, data_root)

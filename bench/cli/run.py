@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.core.cache_dir import write_bytes
-from bench.core.console import duration, print_json, print_rich, print_text, say
-from bench.core.errors import Interrupted, MissingDataError, UsageError, ValidationError
+from bench.core.console import duration, plural, print_json, print_rich, print_text, say
+from bench.core.errors import Interrupted, MissingDataError, UsageError, ValidationError, closest
 from bench.core.file_names import command_line
 from bench.planning.check_names import check_names
-from bench.runs.finished import keep, recall, state_of_inputs
-from bench.runs.open_results import open_records
-from bench.runs.progress import RunProgress, plural
 from bench.settings.grid import GridCell, cells_of, folder_of
 from bench.settings.methods import parse_setting
 from bench.settings.run_spec import RunSpec, read_run_file
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
     from bench.planning.cost_estimate import CostEstimate, CostLine
     from bench.planning.plan import Plan
     from bench.runs.outcome import Outcome
+    from bench.runs.progress import RunProgress
 
 
 _NOT_IN_THE_DEMO = ("data_root", "classes", "label", "part", "workers", "budget")
@@ -79,6 +77,8 @@ def run_spec(
 
 def _outcomes(cells: Sequence[GridCell], out: Path) -> list[tuple[GridCell, Outcome]]:
     """Run what is missing and return the outcome of each run; where nothing is, say so without loading torch."""
+    from bench.runs.finished import keep, recall, state_of_inputs
+
     specs = [cell.spec for cell in cells]
     finished = recall(specs, out)
     if finished is not None:
@@ -142,6 +142,8 @@ def _start_workers(spec: RunSpec) -> None:
 @contextlib.contextmanager
 def _running(out: Path) -> Iterator[RunProgress]:
     """Show progress and log into the folder; an interrupt, also the SIGTERM of schedulers, says how to continue."""
+    from bench.runs.progress import RunProgress
+
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _logged_in(out), RunProgress(out) as progress:
@@ -321,15 +323,24 @@ def _cost_cells(cost: CostLine) -> list[str]:
 
 def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: bool) -> int:
     """Run one published record again and compare its metrics; return 0 if they agree, 4 if they differ."""
-    from bench.runs.repeat import repeat
-
     allowed = {"data_root", "device", "devices", "jobs", "out", "model", "stock", "init_from"}
     extra = [name for name, value in flags.items() if value is not None and name not in allowed]
     if extra:
         raise UsageError(f"--record uses the settings of the record; leave --{extra[0].replace('_', '-')} out")
-    records = [record for record in open_records([folder]) if record.key == key]
+    from bench.runs.open_results import open_records
+
+    every = open_records([folder])
+    records = [record for record in every if record.key == key]
     if not records:
-        raise MissingDataError(f"no record {key} in {folder}; see the keys in {folder}/records.jsonl")
+        close = closest(key, (record.key for record in every))
+        hint = (
+            f"did you mean {close}?"
+            if close
+            else f"its keys are in {folder if folder.is_file() else folder / 'records.jsonl'}"
+        )
+        raise MissingDataError(f"no record {key} in {folder}; {hint}")
+    from bench.runs.repeat import repeat
+
     result = repeat(records[0], {name: value for name, value in flags.items() if value is not None})
     if as_json:
         print_json(result)

@@ -48,7 +48,7 @@ def stock(
         raise UsageError(f"--precision {precision} is unknown; choose auto, fp32 or bf16")
     from bench.planning.check_names import check_stock_data
 
-    check_stock_data(name or data or "", objective, device)
+    check_stock_data(name or data or "", objective, device, arch)
     from bench.cli import stock_progress
     from bench.core.offline import go_offline
     from bench.training import pretrain_stock as stocks

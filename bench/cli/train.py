@@ -40,14 +40,19 @@ def train(
 
     After an interruption, the same command continues from the last checkpoint.
     """
-    from bench.cli import stock_progress
-    from bench.core.offline import go_offline
-    from bench.training.train_classifier import TrainSpec
-
     if (name is None) == (data is None):
         raise UsageError("no data given; use --data NAME, as in bench train --data cifar10")
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision {precision} is unknown; choose auto, fp32 or bf16")
+    from bench.planning.check_names import check_stock_data
+
+    check_stock_data(name or data or "", None, device, arch)
+    if out is not None and out.suffix != ".safetensors":
+        raise UsageError(f"-o {out}: a classifier is a .safetensors file; give it that ending")
+    from bench.cli import stock_progress
+    from bench.core.offline import go_offline
+    from bench.training.train_classifier import TrainSpec
+
     if offline:
         go_offline()
     spec = TrainSpec(

@@ -35,6 +35,8 @@ def answers_dir() -> Path:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically. Raises BenchError if the disk is full or the folder is not writable."""
+    if path.is_dir():
+        raise BenchError(f"cannot write {path}: it is a folder; give the name of a file")
     try:
         write_atomically(path, content)
     except OSError as error:

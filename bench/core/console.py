@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,7 +48,13 @@ codecs.register_error("plainer", _plainer)
 
 
 def accept_any_text() -> None:
-    """Let stdout and stderr write signs and letters that their encoding lacks, as ASCII, instead of failing."""
+    """Let stdout and stderr write signs and letters that their encoding lacks, as ASCII, instead of failing.
+
+    One that the caller has closed writes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plainer")
@@ -83,6 +90,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+
+
+def plural(number: int, noun: str, several: str = "") -> str:
+    """Return a number and a noun, in the plural unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {several or noun + 's'}"
 
 
 def print_rich(renderable: Any) -> None:

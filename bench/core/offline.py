@@ -30,6 +30,12 @@ def is_reachable() -> bool:
     return True
 
 
+def stay_off_unreachable() -> None:
+    """Use only what the caches hold if the hub does not answer; its client would retry each file for long."""
+    if not is_offline() and not is_reachable():
+        go_offline()
+
+
 def is_offline() -> bool:
     """Whether this process must stay off the network; for libraries that do not check this themselves."""
     return os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "ON", "YES")

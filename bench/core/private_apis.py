@@ -16,11 +16,19 @@ def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
 
 
 def start_forkserver() -> None:
-    """Start the process that forks workers, if this system forks."""
+    """Start the process that forks workers, if this system forks.
+
+    It inherits that interrupts are held back, since it handles them only once it has loaded its libraries.
+    """
     if sys.platform != "win32":
+        import signal
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_forkserver() -> None:

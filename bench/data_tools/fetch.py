@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from textwrap import shorten
 from typing import Any
+from urllib.parse import urlsplit
 
 import pooch
 import requests
@@ -173,6 +174,16 @@ def _ask(url: str, what: str) -> bytes:
 
 
 def _short(error: Exception) -> str:
+    """Return in a few words what went wrong, for errors of the network without the words of its libraries."""
+    if isinstance(error, requests.RequestException):
+        where = urlsplit(str(error.request.url or "")).hostname if error.request is not None else None
+        answer = error.response
+        if answer is not None:
+            return f"{where or 'the server'} answers {answer.status_code} {answer.reason}".rstrip()
+        if isinstance(error, requests.Timeout):
+            return f"no answer from {where or 'the server'} within {_TIMEOUT} s"
+        if isinstance(error, requests.ConnectionError) and "fewer bytes" not in str(error):
+            return f"no connection to {where or 'the server'}"
     return shorten((str(error) or type(error).__name__).splitlines()[0], 160, placeholder=" …")
 
 

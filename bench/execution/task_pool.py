@@ -165,6 +165,8 @@ class Processes:
         self.room = jobs
         self._threads = threads
         gpus = visible_gpus()
+        if not gpus:
+            get_ready()
         each = len(gpus) // jobs
         self._shares = [gpus[number * each : (number + 1) * each] for number in range(jobs)]
         self._idle: list[ProcessPoolExecutor] = []

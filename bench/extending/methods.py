@@ -127,10 +127,7 @@ def write_first(
     The placeholders {name}, {title}, {file} and {test} are filled in, in `texts` and `then`. Raises UsageError for a
     name or file that exists.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise UsageError(f"'{name}' cannot name a {kind}; use small letters, digits and _, as in my_{example}")
-    if name in taken or importlib.util.find_spec(name) is not None:
-        raise UsageError(f"'{name}' is already a {kind} or module; choose another name")
+    check_new_name(kind, name, taken, example)
     file, test = folder / f"{name}.py", folder / f"test_{name}.py"
     for path in (file, test):
         if path.exists():
@@ -140,6 +137,14 @@ def write_first(
     for path, text in zip((file, test), texts, strict=True):
         path.write_bytes(text.format(name=name, title=title).encode())
     print_text(then.format(file=file, test=test, title=title, name=name))
+
+
+def check_new_name(kind: str, name: str, taken: Container[str], example: str = "tent") -> None:
+    """Raise UsageError for a name that no file can have, or that is taken."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise UsageError(f"'{name}' cannot name a {kind}; use small letters, digits and _, as in my_{example}")
+    if name in taken or importlib.util.find_spec(name) is not None:
+        raise UsageError(f"'{name}' is already a {kind} or module; choose another name")
 
 
 def check_method(method: str, settings: Sequence[str], *, as_json: bool) -> int:

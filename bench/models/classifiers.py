@@ -18,7 +18,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from bench.core.errors import MissingDataError, UsageError
-from bench.core.offline import is_offline
+from bench.core.offline import is_offline, stay_off_unreachable
 from bench.data.decode import Preprocessing
 from bench.models.tensor_files import Checkpoint, read_tensors, renamed_for
 from methods.nets.weights import Normalise
@@ -179,6 +179,8 @@ def timm_network(architecture: str, file: str, **arguments: Any) -> Any:
     """
     if not architecture.startswith(("hf-hub:", "local-dir:")):
         need_known(architecture, with_weights=not file)
+    if not file and not architecture.startswith("local-dir:"):
+        stay_off_unreachable()
     network: Any
     try:
         network = timm.create_model(architecture, pretrained=not file, **arguments)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench.core.cache_dir import cache_dir, write_bytes
 from bench.core.errors import MissingDataError, UsageError, nearest
-from bench.core.offline import is_offline
+from bench.core.offline import is_offline, stay_off_unreachable
 from bench.data.classes import read_classes
 from bench.data.decode import Preprocessing
 from bench.models.classifiers import ReadyClassifier, load_strictly
@@ -53,6 +53,8 @@ def hugging_face(name: str) -> ReadyClassifier:
     library = _need("transformers", f"hf:{name}", _MODELS)
     place = Path(name).expanduser()
     where = str(place) if place.is_dir() else name
+    if not place.is_dir():
+        stay_off_unreachable()
     options = {"local_files_only": is_offline() or place.is_dir(), "trust_remote_code": False}
     try:
         network, info = library.AutoModelForImageClassification.from_pretrained(
@@ -175,6 +177,7 @@ def open_clip(name: str) -> ReadyClassifier:
     else:
         tags = library.list_pretrained_tags_by_model(architecture)
         nearest(tag, tags, f"weights of {architecture}")
+        stay_off_unreachable()
         try:
             model = library.create_model(architecture, pretrained=tag, precision="fp32", weights_only=True)
         except (OSError, RuntimeError, ValueError) as error:

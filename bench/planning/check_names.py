@@ -6,7 +6,9 @@ A misspelt name costs a fraction of a second. What only the data or a class can 
 from __future__ import annotations
 
 import ast
+import math
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +20,12 @@ from bench.core.invalid_input import in_words
 from bench.evaluation.protocols import parse_protocol
 from bench.models.known_names import check_model, check_stock
 from bench.settings.methods import choices_of, options_of, parse_method, parse_setting, plugins
-from bench.settings.run_spec import RunSpec, make_spec
+from bench.settings.run_spec import RunSpec, make_spec, read_severities
 from bench.shifts import SHIFTS, find_row, refuse_settings
 from bench.shifts.catalog import TASKS, ShiftRow
 from bench.shifts.corruption_sets import corruptions_of
-from corruptions.catalog import canonical
+from corruptions.catalog import ROWS, canonical
+from corruptions.tables import PROFILES
 from methods import METHODS
 from methods.table import Row
 
@@ -38,7 +41,7 @@ def check_names(specs: Sequence[RunSpec]) -> None:
         _check_argument(find_row(spec.recipe_shift))
         refuse_settings(row, spec.classes, spec.part)
         for method in spec.method:
-            _check_method(method)
+            check_method(method)
         parse_protocol(spec.protocol)
         check_device(spec.device)
         _check_base(spec)
@@ -87,17 +90,84 @@ def check_tuning(method: str, shift: str, split: str, corruption: str | None, op
     check_names([make_spec({key: value for key, value in settings.items() if value is not None})])
 
 
-def check_grid(method: str, keys: Sequence[str]) -> None:
-    """Raise UsageError for an option that the method to tune lacks."""
-    rows = _check_method(method)
+LAYOUTS = ("imagenet-c", "laion-c", "cifar-c")
+
+
+def check_export(shift: str, corruption: str | None, severity: str, layout: str | None, device: str) -> None:
+    """Raise UsageError for an unknown name in `bench data export`."""
+    row = check_shift(shift)
+    check_corruptions(row, [part.strip() for part in (corruption or "").split(",") if part.strip()])
+    check_severity(severity)
+    if layout is not None:
+        nearest(layout, LAYOUTS, "layout")
+    check_device(device)
+
+
+def check_severity(text: str) -> None:
+    """Raise UsageError unless the text is a list or a range of severities."""
+    try:
+        read_severities(text)
+    except ValueError as error:
+        raise UsageError(f"--severity {error}") from None
+
+
+def check_gallery(corruption: str | None, severity: str, profile: str) -> None:
+    """Raise UsageError for an unknown name in `bench gallery`."""
+    suites = {row.suite for row in ROWS}
+    for part in [part.strip() for part in (corruption or "").split(",") if part.strip()]:
+        if part.rpartition(":")[0].endswith(".py"):
+            check_own(part)
+        elif part not in suites:
+            nearest(_canonical(part), [*(row.name for row in ROWS), *suites], "corruption")
+    check_severity(severity)
+    nearest(profile, ["auto", *PROFILES], "profile")
+
+
+_ARCHITECTURES = ("resnet20", "resnet20-gn", "vit_mini_patch4_32", "timm:NAME")
+_SIZES = ("micro", "mini", "tiny", "small", "base", "large", "huge")
+
+
+def check_architecture(name: str) -> None:
+    """Raise UsageError for an architecture that `bench stock` and `bench train` cannot build by its name alone."""
+    kind, colon, _ = name.partition(":")
+    if colon and kind == "timm":
+        check_model(name)
+    elif found := re.fullmatch(r"vit_([a-z]+)_patch\d+_\d+", name):
+        nearest(found[1], _SIZES, "size of --arch")
+    elif not re.fullmatch(r"resnet\d+(x\d+)?(-gn)?(:\d+)?", name):
+        nearest(name, _ARCHITECTURES, "architecture")
+
+
+def check_grid(method: str, texts: Sequence[str]) -> None:
+    """Raise UsageError for an option that the method to tune lacks, and for text that is not "key=[value, …]"."""
+    keys = read_grid(texts)
+    rows = check_method(method)
     for row in rows[-1:] if len(rows) == len(method.split("+")) or "+" not in method else []:
         for key in keys:
             nearest(key, [option.name for option in options_of(row)[1]], f"option of {row.name}")
 
 
-def check_stock_data(data: str, objective: str | None, device: str) -> None:
-    """Raise UsageError for an unknown name in `bench stock`."""
+def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Parse "key=[value, …]" for each option. Raises UsageError for anything else."""
+    grid = {}
+    for text in texts:
+        try:
+            ((key, values),) = tomllib.loads(text).items()
+        except (tomllib.TOMLDecodeError, ValueError):
+            values = None
+        if not isinstance(values, list) or not values:
+            raise UsageError(f"--grid takes key=[values], as in --grid 'lr=[1e-3, 3e-3]', not '{text}'")
+        grid[key] = values
+    return grid
+
+
+def check_stock_data(data: str, objective: str | None, device: str, arch: str | None = None) -> None:
+    """Raise UsageError for an unknown name in `bench stock` and `bench train`."""
     nearest(data.partition(":")[0], [*STOCK_DATA, *SHIFTS], "data")
+    if data not in STOCK_DATA:
+        check_shift(data)
+    if arch is not None:
+        check_architecture(arch)
     if objective is not None:
         nearest(objective, OBJECTIVES, "objective")
     check_device(device)
@@ -115,19 +185,19 @@ def check_soup(files: Sequence[Path], how: str | None = None, ways: Sequence[str
 def _check_argument(row: ShiftRow) -> None:
     kind, _, argument = row.name.partition(":")
     if row.path.startswith("bench.shifts.user_shift:"):
-        _check_own(row.name)
+        check_own(row.name)
     elif kind in ("mini-vtab", "mini-vtab-c"):
         nearest(argument, TASKS, "task")
     elif kind == "folder" and not Path(argument).expanduser().exists():
         raise MissingDataError(f"no folder {argument}; give the path of your images, as in folder:PATH")
 
 
-def _check_method(text: str) -> list[Row]:
+def check_method(text: str) -> list[Row]:
     """Return the rows of the table that a method names, without loading a class of the user's."""
     parts = [part.strip() for part in text.split("+")]
     own = [part for part in parts if ".py:" in part]
     for part in own:
-        _check_own(part)
+        check_own(part)
     inside = [part for part in parts if part not in own]
     for part in inside:
         if part not in METHODS:
@@ -142,7 +212,7 @@ def _check_method(text: str) -> list[Row]:
 def _check_base(spec: RunSpec) -> None:
     if spec.model is not None:
         if ".py:" in spec.model:
-            _check_own(spec.model)
+            check_own(spec.model)
         else:
             check_model(spec.model)
     if spec.stock is not None:
@@ -156,11 +226,15 @@ def _check_base(spec: RunSpec) -> None:
 
 
 def _check_corruptions(spec: RunSpec) -> None:
-    row = find_row(spec.shift)
+    check_corruptions(find_row(spec.shift), spec.corruption or ())
+
+
+def check_corruptions(row: ShiftRow, names: Sequence[str]) -> None:
+    """Raise UsageError for a corruption that a shift lacks, also for a function that a file of the user's lacks."""
     known = corruptions_of(row)
-    for name in spec.corruption or ():
+    for name in names:
         if name.rpartition(":")[0].endswith(".py"):
-            _check_own(name)
+            check_own(name)
         elif known is not None and name not in known:
             nearest(_canonical(name), known, f"corruption of {row.name}")
 
@@ -173,7 +247,7 @@ def _canonical(name: str) -> str:
 
 
 def _check_options(spec: RunSpec) -> None:
-    rows = [row for method in spec.method for row in _check_method(method)]
+    rows = [row for method in spec.method for row in check_method(method)]
     rows += METHODS.values() if spec.with_baselines else []
     known = {row.options_of or row.name: row for row in rows}
     parts = [part.strip() for method in spec.method for part in method.split("+")]
@@ -193,6 +267,8 @@ def _check_values(row: Row, options: dict[str, Any]) -> None:
         nearest(key, types, f"option of {row.name}")
         try:
             _reader(choices_of(row, types[key])).validate_python(value)
+            if isinstance(value, float) and math.isnan(value):
+                raise UsageError(f"{row.name}.{key} must be a number, not nan; see `bench show method {row.name}`")
         except ValidationError as error:
             first = error.errors()[0]
             if first["type"] != "tuple_type":  # the loader says how to write a list
@@ -209,17 +285,17 @@ def _reader(annotation: str) -> TypeAdapter[Any]:
     return TypeAdapter(eval(compile(tree, "annotation", "eval"), {"__builtins__": {}}, names))
 
 
-def _check_own(path: str) -> None:
-    """Raise UsageError if FILE.py:NAME names no file, or a name that the file does not define."""
-    file, _, name = path.rpartition(":")
+def check_own(path: str) -> None:
+    """Raise UsageError if FILE.py or FILE.py:NAME names no file, or a name that the file does not define."""
+    file, _, name = (path, "", "") if path.endswith(".py") else path.rpartition(":")
     if not Path(file).is_file():
-        raise UsageError(f"no file {file}; give the path of a Python file, as in path/to/file.py:Name")
+        raise UsageError(f"no file {file or path}; give the path of a Python file, as in path/to/file.py:Name")
     try:
         tree = ast.parse(Path(file).read_bytes(), file)
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"{file} is not Python that this interpreter reads ({error}); correct it") from None
     defined = set(_defined(tree))
-    if "*" not in defined:
+    if name and "*" not in defined:
         nearest(name, sorted(defined), f"name in {file}")
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from bench.core.cache_dir import cache_dir, write_bytes
 from bench.core.console import new_console, print_json, print_rich, print_text, table
-from bench.core.errors import MissingDataError, UsageError, nearest
+from bench.core.errors import MissingDataError, UsageError, closest, nearest
 from bench.core.errors import ValidationError as InvalidResults
 from bench.execution import progress_files as live
 from bench.runs.manifest import read_manifest, read_trainings, running
@@ -29,9 +29,7 @@ from leaderboards.files import StoreError
 from leaderboards.friedman import POSTHOC
 from leaderboards.known import known
 from leaderboards.matrix import AXES, BLOCKS, Comparison, Matrix, comparisons, matrix
-from leaderboards.matrix_page import matrix_page
 from leaderboards.memory import Memory
-from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read, state_of
 from leaderboards.union import boards_of
@@ -209,6 +207,10 @@ def print_leaderboard(
     paths = _folders(folders, "leaderboard")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _as_bench_error():
+        if columns or sort:
+            quick = make_board(records)  # without predictions, so that a misspelt name costs no comparison
+            _chosen_columns(quick, columns)
+            _known_columns(quick, [sort] if sort else [])
         memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
         board = make_board(records, lambda record: find_scored(paths, record), memory=memory)
     chosen = _chosen_columns(board, columns)
@@ -217,6 +219,8 @@ def print_leaderboard(
     if format_ == "terminal":
         print_rich(tables.to_terminal(board, per_corruption=per_corruption, columns=chosen))
     elif format_ == "html":
+        from leaderboards.page import to_page
+
         _print_or_write(to_page([board], title=f"{board.shift}, {board.model}", record_url=_addresses(paths, out)), out)
     else:
         _print_or_write(_BOARD[format_](board, per_corruption, chosen), out)
@@ -253,6 +257,8 @@ def print_matrix(
     if format_ == "terminal":
         print_rich(matrix_tables.to_terminal(made, tests))
     elif format_ == "html":
+        from leaderboards.matrix_page import matrix_page
+
         _print_or_write(matrix_page(made, tests, record_url=_addresses(paths, out)), out)
     else:
         _print_or_write(_MATRIX[format_](made, tests), out)
@@ -492,7 +498,9 @@ def filtered(records: list[Record], where: list[str]) -> list[Record]:
         nearest(name, [*Record.model_fields, "labels_per_class"], "field")
         kept = [record for record in records if _has(record, name, value)]
         if not kept or (not _has_clean(name, value) and all(record.clean for record in kept)):
-            raise UsageError(f"no record has {condition}; see `bench results DIR`")
+            close = closest(value, {str(_value(record, name)) for record in records} - {value})
+            hint = f"did you mean {name}={close}?" if close else "see `bench results DIR`"
+            raise UsageError(f"no record has {condition}; {hint}")
         records = kept
     return records
 
@@ -500,13 +508,17 @@ def filtered(records: list[Record], where: list[str]) -> list[Record]:
 def _has(record: Record, name: str, value: str) -> bool:
     if name in _OF_CONDITION and record.clean:
         return True
-    found = record.data.labels_per_class if name == "labels_per_class" else getattr(record, name)
+    found = _value(record, name)
     if isinstance(found, int | float) and not isinstance(found, bool):
         try:
             return float(value) == found
         except ValueError:
             return False
     return value == str(found) or (found is None and value in ("none", "null"))
+
+
+def _value(record: Record, name: str) -> Any:
+    return record.data.labels_per_class if name == "labels_per_class" else getattr(record, name)
 
 
 _OF_CONDITION = ("severity", "corruption")

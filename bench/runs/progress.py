@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bench.core.console import duration, new_console, say
+from bench.core.console import duration, new_console, plural, say
 from bench.execution.progress_files import Left, Now, running, tell_left
 from bench.execution.task_pool import Task
 from bench.planning.time_left import Estimate, WorkItem
@@ -112,11 +112,6 @@ class RunProgress(RunCallback):
 
     def _left(self) -> str:
         return _after(self._estimate.left(running(self._out, self._trainings)))
-
-
-def plural(number: int, noun: str, several: str = "") -> str:
-    """Return a number and a noun, in the plural unless the number is 1."""
-    return f"{number} {noun}" if number == 1 else f"{number} {several or noun + 's'}"
 
 
 def in_words(left: Left) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -17,6 +16,7 @@ from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError
 from bench.core.file_names import command_line
 from bench.core.import_object import load_object
+from bench.planning.check_names import read_grid
 from bench.runs.outcome import Outcome
 from bench.runs.progress import RunProgress
 from bench.runs.run import run_all
@@ -39,20 +39,6 @@ def candidates(space: Mapping[str, Sequence[Any]], trials: int) -> list[dict[str
 def every_set(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Return all option sets of a grid."""
     return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
-
-
-def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Parse "key=[value, …]" for each option. Raises UsageError for anything else."""
-    grid = {}
-    for text in texts:
-        try:
-            ((key, values),) = tomllib.loads(text).items()
-        except (tomllib.TOMLDecodeError, ValueError):
-            values = None
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"--grid takes key=[values], as in --grid 'lr=[1e-3, 3e-3]', not '{text}'")
-        grid[key] = values
-    return grid
 
 
 def tune(

@@ -76,7 +76,9 @@ class RunSpec(RunFields, BaseModel):
     def _split_text(cls, value: Any) -> Any:
         if value is None:
             return None
-        items = value.split(",") if isinstance(value, str) else list(value)
+        if not isinstance(value, str | list | tuple):
+            raise ValueError(f"must be a name or a list of names, not {value!r}")
+        items = value.split(",") if isinstance(value, str) else value
         names = tuple(str(item).strip() for item in items if str(item).strip())
         if not names:
             raise ValueError("is empty; name at least one")
@@ -171,6 +173,10 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
             name = _OTHER_NAMES.get(name, name)
             nearest(name, [*(field for field in RunSpec.model_fields if field != "options"), "set"], "setting")
             if name == "set":
+                if not isinstance(value, Mapping):
+                    raise UsageError(
+                        f"set must hold a table of options for each method, as in [set.tent], not {value!r}"
+                    )
                 for method, values in value.items():
                     if not isinstance(values, Mapping):
                         raise UsageError(f"set.{method} must be a table of options, as in [set.{method}]")
@@ -208,8 +214,13 @@ def _sentence(error: Any) -> str:
 def read_run_file(path: Path) -> dict[str, Any]:
     """Return the settings of a TOML run file, whose keys are the flags' names. Raises UsageError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
-        raise UsageError(f"no run file {path}; choose one of runs/ or write your own") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        hint = "did you mean --demo?" if str(path) == "demo" else "choose one of runs/ or write your own"
+        raise UsageError(f"no run file {path}; {hint}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; give a run file, as runs/digits-c.toml") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a TOML file: it is no text in UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from None

@@ -80,14 +80,17 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"selfsoup \(soup\)\" (shot_im_pool|\"selfsoup_diverse_clean)", _HOURS),
     (r"doctor --gpu", Not("needs a GPU; tests/bench/runs/test_device_check.py runs it on a CPU")),
     (r"^bench run --demo", Not("tests/e2e/test_demo.py runs it")),
-    (r"my_tent\.py", Not("tests/bench/test_readme.py runs it")),
+    (r"infomax\.py", Not("tests/bench/test_readme.py runs it")),
     (r"^bench run --record KEY", Not("tests/e2e/test_headline.py repeats records")),
     (r"--spread images", Run()),
     (r"--across-stocks", Not("needs records of two stocks; tests/leaderboards/test_nested_designs.py makes some")),
     (r"--design", Not("has names for any two methods; tests/leaderboards/test_design.py runs it")),
     (r"stock1\.safetensors", Not("needs a second stock, which takes minutes to train")),
     (r"--head (knn|probe)", Run("--limit 10 --jobs 1 --corruption fog --set selfsoup.steps=2", slow=True)),
-    (r"with-baselines --seeds 3|--label-draws|continual|runs/digits-c", Run("--dry-run --jobs 1", slow=True)),
+    (
+        r"with-baselines --seeds 3|shot_im,selfsoup|--label-draws|continual|runs/digits-c",
+        Run("--dry-run --jobs 1", slow=True),
+    ),
     (r"^bench run --method tent --shift digits-c", Run(_SMALL, slow=True)),
     (r"^bench (leaderboard --out site/|data (clean|fetch|export))", Run("--help")),
     (r"^bench results R.* --watch|^bench results runs/A --watch", Run("--json")),
@@ -217,7 +220,6 @@ def test_a_command_of_the_documentation_runs(command: str, request: pytest.Fixtu
 def test_examples_in_python_run(folder: Path) -> None:
     """Scripts as a reader would save them, without a guard."""
     before = {
-        "from bench import RunSpec": "",
         "import corruptions": "import torch\nimages, ids = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), [0, 1]\n",
     }
     examples = {

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaderboards.boards import Board, make_board
-from leaderboards.figures import apart, figures, pareto_front, soup_anatomy, to_bytes
+from leaderboards.boards import TRACKS, Board, make_board
+from leaderboards.figures import apart, figures, methods_by_track, pareto_front, soup_anatomy, to_bytes
 from leaderboards.heat import table_of
 from leaderboards.html import fragment
 from leaderboards.matrix_page import front
@@ -68,7 +68,7 @@ def test_equal_boards_give_equal_bytes(board: Board) -> None:
     assert to_page([board]) == to_page([board])
     first, second = ({name: to_bytes(f, "svg") for name, f in figures(board).items()} for _ in range(2))
     assert first == second
-    assert set(first) == {"severity-curves", "corruption-heatmap", "cost-accuracy"}
+    assert set(first) == {"methods-by-track", "severity-curves", "corruption-heatmap", "cost-accuracy"}
 
 
 def test_no_more_cost_for_no_more_accuracy_on_the_front(board: Board) -> None:
@@ -101,6 +101,29 @@ def test_a_soup_is_shown_with_all_that_it_is_made_of(results: Any) -> None:
     assert sorted(told) == sorted(
         ["source (stock)", "mae", "mmcr", "mean of the ingredients", "the soup", "greedy soup", "wise soup"]
     )
+
+
+def test_methods_stand_in_their_track_with_their_intervals_best_first(board: Board) -> None:
+    figure = methods_by_track(board)
+    assert figure is not None
+    axes = figure.axes[0]
+    rows = {row.name: row for row in board.rows if row.main and row.accuracy is not None}
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert sorted(name for name in names if name) == sorted(rows)
+    tracks: dict[str, list[float]] = {}
+    for name in filter(None, names):
+        tracks.setdefault(rows[name].track, []).append(rows[name].accuracy or 0)
+    assert list(tracks) == sorted(tracks, key=TRACKS.index)
+    assert all(values == sorted(values, reverse=True) for values in tracks.values())
+    assert [text.get_text()[0] for text in axes.texts] == list(tracks)
+    points = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1}
+    bars = {line.get_ydata()[0]: list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2}
+    for height, name in enumerate(names):
+        if name:
+            assert points[height] == pytest.approx(100 * (rows[name].accuracy or 0))
+            interval = rows[name].interval
+            assert interval is not None
+            assert bars[height] == pytest.approx([100 * interval.low, 100 * interval.high])
 
 
 def test_numbers_of_papers_stand_apart_and_are_not_ranked(results: Any) -> None:

@@ -432,9 +432,9 @@ def test_a_board_draws_what_it_has(board: Board) -> None:
     assert figure.axes[0].get_ylabel() == "accuracy in %"
     assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     assert len(board.plot().axes[0].texts) == 2 * sum(row.accuracy is not None for row in board.rows)
-    with pytest.raises(ValueError, match="it has those for corruption-heatmap, cost-accuracy, soup-anatomy"):
+    with pytest.raises(ValueError, match="it has those for methods-by-track, corruption-heatmap, cost-accuracy"):
         board.plot("severity-curves")
-    with pytest.raises(ValueError, match="take one of severity-curves"):
+    with pytest.raises(ValueError, match="take one of methods-by-track"):
         board.plot("pie")
 
 
@@ -450,3 +450,21 @@ def test_a_row_says_who_has_confirmed_its_data(results: Any) -> None:
     some = to_page([board], with_figures=False, confirmed=dict(list(told.items())[2:]))
     assert {row["method"]: row["data"] for row in html_rows(some)} == {"tent": "–", "sar": "known data"}
     assert "data" not in html_rows(to_page([board], with_figures=False))[0]
+
+
+@pytest.mark.parametrize("width", [100, 80])
+def test_a_board_with_long_names_is_one_table_on_usual_terminals(results: Any, width: int) -> None:
+    """Every number of the columns that stay is whole, names fold, and a line is never wider than the terminal."""
+    results.add("source", track="R")
+    for part in ("soup", "mean", "ingredient:mae:rate=2e-3:mask_ratio=0.5"):
+        results.add("selfsoup", part=part, track="D")
+    board = make_board(results.records, results.store.predictions)
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(to_terminal(board))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum("method" in line and "accuracy" in line for line in lines) == 1
+    for row in board.rows:
+        assert row.interval is not None
+        numbers = f"{100 * (row.accuracy or 0):.1f} [{100 * row.interval.low:.1f}, {100 * row.interval.high:.1f}]"
+        assert any(numbers in line and f"{100 * (row.clean_accuracy or 0):.1f}" in line for line in lines)

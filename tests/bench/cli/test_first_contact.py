@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_processes
+from typer.testing import CliRunner
 
 from bench.core.errors import BenchError, UsageError
 from bench.planning import check_names as checks
@@ -24,6 +27,8 @@ from bench.settings.run_spec import RunSpec
 from bench.shifts import SHIFTS, load_shift
 from bench.shifts.corruption_sets import corruptions_of
 
+HOME = Path(__file__).resolve().parents[3]
+FIELD = str(HOME / "leaderboards" / "results" / "digits-c-field.jsonl")
 RUN = ["run", "--method", "tent", "--shift", "digits-c"]
 TYPOS = {
     "method": ["run", "--method", "tnet", "--shift", "digits-c"],
@@ -56,6 +61,80 @@ TYPOS = {
     "way of mixing": ["soup", "mix", "a.pth", "b.pth", "-o", "c.safetensors", "--how", "unifrom"],
     "data": ["stock", "digts"],
     "objective": ["stock", "digits", "--objective", "mea"],
+    "architecture": ["train", "digits-c", "--arch", "restnet20"],
+    "size of an architecture": ["stock", "digits", "--arch", "vit_mni_patch4_32"],
+    "data to train on": ["train", "cifar1"],
+    "shift to explain": ["data", "explain", "digit-c"],
+    "shift to verify": ["data", "verify", "digit-c"],
+    "shift to export": ["data", "export", "digit-c", "-o", "x"],
+    "corruption to export": ["data", "export", "digits-c", "-o", "x", "--corruption", "fogg"],
+    "layout": ["data", "export", "digits-c", "-o", "x", "--layout", "cifra-c"],
+    "shift to find": ["data", "status", "digit-c"],
+    "shift to clean": ["data", "clean", "digit-c"],
+    "shift to fetch": ["data", "fetch", "digit-c"],
+    "corruption to draw": ["gallery", "-o", "x.png", "--corruption", "fogg"],
+    "profile": ["gallery", "-o", "x.png", "--profile", "digit32"],
+    "method to check": ["check", "method", "tnet"],
+    "class to check": ["check", "method", "mine.py:Mime"],
+    "file of a shift": ["check", "shift", "nowhere.py"],
+    "name of a shift": ["new", "shift", "3d"],
+    "shift to pin": ["publish", "known", "digit-c"],
+    "option to tune": ["tune", "tent", "--shift", "digits-c", "--grid", "lrr=[1]"],
+    "grid": ["tune", "tent", "--shift", "digits-c", "--grid", "lr"],
+    "device to compare": ["doctor", "--gpu", "--device", "coda"],
+    "flags of doctor": ["doctor", "--only", "fog"],
+    "list": ["list", "metods"],
+    "thing": ["show", "metod", "tent"],
+    "method to show": ["show", "method", "tnet"],
+    "protocol to show": ["show", "protocol", "contnual"],
+    "model to show": ["show", "model", "digts"],
+    "suite to show": ["show", "suite", "digts"],
+    "card": ["reproduce", "tent-cifar10"],
+    "method to cite": ["cite", "tent,mmeo"],
+    "demonstration": ["run", "demo"],
+    "folder of records": ["leaderboard", "--from", "nowhere"],
+    "format": ["leaderboard", "--from", FIELD, "--format", "mdd"],
+    "axis": ["leaderboard", "--from", FIELD, "--matrix", "--by", "shfit"],
+    "column": ["leaderboard", "--from", FIELD, "--columns", "accurcy"],
+    "column to sort by": ["leaderboard", "--from", FIELD, "--sort", "accurcy"],
+    "field": ["leaderboard", "--from", FIELD, "--where", "metod=tent"],
+    "value of a field": ["leaderboard", "--from", FIELD, "--where", "method=tnet"],
+    "shift of records": ["leaderboard", "digit-c", "--from", FIELD],
+    "row": ["compare", "tnet", "source", "--from", FIELD],
+    "record": ["run", "--record", "kkk", "--from", FIELD],
+    "tracker": [*RUN, "--tracker", "wandbb"],
+    "head": [*RUN, "--head", "knnn"],
+    "pool": [*RUN, "--pool", "digit-c"],
+}
+UNHINTED = ("severity", "device", "file", "run", "value", "file of a shift", "name of a shift", "grid", "record")
+UNHINTED += ("device to compare", "flags of doctor", "folder of records")
+RUN_FILES = {
+    "is not TOML": ('method = "tent\n', "is not a TOML file"),
+    "method is a number": ("method = 3\n", "--method must be a name or a list of names, not 3"),
+    "corruption is a number": ("corruption = 3\n", "--corruption must be a name or a list of names, not 3"),
+    "corruption is a table": ("corruption = {a = 1}\n", "--corruption must be a name or a list of names"),
+    "set is a number": ("set = 3\n", "set must hold a table of options for each method"),
+    "set of a method is a number": ("set = {tent = 3}\n", "set.tent must be a table of options"),
+    "option is text": ('[set.tent]\nlr = "x"\n', "tent.lr must be a number, not 'x'"),
+    "option is not a number": ("[set.tent]\nlr = nan\n", "tent.lr must be a number, not nan"),
+    "option is a table": ("[set.tent]\nlr = {a = 1}\n", "tent.lr must be a number, not {'a': 1}"),
+    "number is text": ('seeds = "one"\n', "--seeds must be a whole number, not 'one'"),
+    "number is a fraction": ("seeds = 1.5\n", "--seeds must be a whole number, not 1.5"),
+    "number is infinite": ("limit = inf\n", "--limit must be a finite number, not inf"),
+    "number is a day": ("seed = 2020-01-01\n", "--seed must be a whole number"),
+    "path is a table": ("out = {a = 1}\n", "--out must be a path"),
+    "truth is text": ('rerun = "maybe"\n', "--rerun must be true or false, not 'maybe'"),
+    "runs are no tables": ("runs = [3]\n", "runs must be tables of settings"),
+    "severity is a list of lists": ("severity = [[1]]\n", "--severity takes numbers"),
+    "a key twice": ("seed = 1\nseed = 2\n", "is not a TOML file"),
+}
+PARSED = {
+    "whole number": ([*RUN, "--jobs", "many"], "'--jobs': must be a whole number, not 'many'"),
+    "number": (["train", "digits-c", "--lr", "x"], "'--lr': must be a number, not 'x'"),
+    "limit": (["train", "digits-c", "--epochs", "0"], "'--epochs': must be 1 or more, not '0'"),
+    "flag": (["run", "--metod", "tent"], "No such option: --metod"),
+    "command": (["shw"], "did you mean 'show'"),
+    "command of a group": (["data", "fetc"], "did you mean 'fetch'"),
 }
 
 
@@ -73,7 +152,7 @@ for command in {[list(command) for command in commands]!r}:
             start()
     except SystemExit as leave:
         found.append((leave.code or 0, said.getvalue()))
-heavy = {{"torch", "torchvision", "timm", "sklearn", "pandas"}} & set(sys.modules)
+heavy = {{"torch", "torchvision", "timm", "sklearn", "pandas", "matplotlib"}} & set(sys.modules)
 assert not heavy, heavy
 print(json.dumps(found))
 """
@@ -92,9 +171,217 @@ def test_a_typo_costs_no_torch_and_leaves_no_folder(tmp_path: Path) -> None:
         assert said.count("\n") == 1, (name, said)
         assert said.startswith("bench: "), (name, said)
         assert "Input should" not in said, (name, said)
-        hinted = "did you mean" in said or name in ("severity", "device", "file", "run", "value")
-        assert hinted, (name, said)
+        assert "did you mean" in said or name in UNHINTED, (name, said)
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_run_file_of_any_kind_is_one_sentence(tmp_path: Path) -> None:
+    commands = []
+    for number, (text, _) in enumerate(RUN_FILES.values()):
+        given = text.partition(" ")[0]
+        before = "".join(line for line in ('method = "tent"\n', 'shift = "digits-c"\n') if line.split()[0] != given)
+        (tmp_path / f"{number}.toml").write_text(before + text)
+        commands.append(["run", f"{number}.toml"])
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    sentences = {name: sentence for name, (_, sentence) in RUN_FILES.items()}
+    sentences |= {"a folder": "folder.toml cannot be read", "bytes": "bytes.toml is not a TOML file"}
+    found = outcome_of([*commands, ["run", "folder.toml"], ["run", "bytes.toml"]], tmp_path)
+    for (name, sentence), (code, said) in zip(sentences.items(), found, strict=True):
+        assert code == 2, (name, said)
+        assert said.startswith("bench: "), (name, said)
+        assert said.count("\n") == 1, (name, said)
+        assert sentence in said, (name, said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_parser_of_options_speaks_as_the_rest(tmp_path: Path) -> None:
+    found = outcome_of([command for command, _ in PARSED.values()], tmp_path)
+    for (name, (_, sentence)), (code, said) in zip(PARSED.items(), found, strict=True):
+        assert code == 2, (name, said)
+        assert sentence.lower() in said.lower(), (name, said)
+        assert "Input should" not in said, (name, said)
+
+
+def test_help_cuts_nothing_in_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of a command in the help of its group is the whole first sentence of its own help."""
+    from typer.main import get_command
+
+    from bench.cli.main import app
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["bench"])
+    runner = CliRunner()
+    groups: dict[str, Any] = {"": get_command(app)}
+    groups |= {name: each for name, each in groups[""].commands.items() if hasattr(each, "commands")}
+    for name, group in groups.items():
+        shown = runner.invoke(app, [*name.split(), "--help"], env={"COLUMNS": "80"}).output
+        assert max(map(len, shown.splitlines())) <= 80
+        words = " ".join(shown.split())
+        for command in group.commands.values():
+            sentence = " ".join(command.help.split("\n\n")[0].split()).split(". ")[0].rstrip(".")
+            assert sentence in words, (name, command.name)
+
+
+COMPLETED = {
+    "run --method source,te": {"source,tent", "source,tent_pool"},
+    "run --method selfsoup+rot": {"selfsoup+rotta"},
+    "run --shift digi": {"digits-c"},
+    "run --corruption fog,motion": {"fog,motion_blur"},
+    "run --protocol cont": {"continual"},
+    "run --split d": {"disjoint", "dev"},
+    "run --suite vt": {"vtab", "vtab-c"},
+    "reproduce tent-cifar10-c-": {"tent-cifar10-c-augmix", "tent-cifar10-c-continual"},
+    "show meth": {"method"},
+    "show shift digi": {"digits-c"},
+    "show method tent digi": {"digits-c"},
+    "list mod": {"models"},
+    "cite tent,mem": {"tent,memo"},
+    "leaderb": {"leaderboard"},
+}
+
+
+def test_the_shell_completes_names_without_torch(tmp_path: Path) -> None:
+    code = f"""
+import json, os, sys
+from bench.cli.main import start
+for words in {list(COMPLETED)!r}:
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.dup2(write, 1)
+        sys.stdout = open(1, "w", closefd=False)
+        number = len(words.split())
+        os.environ |= {{"_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": "bench " + words, "COMP_CWORD": str(number)}}
+        sys.argv = ["bench"]
+        try:
+            start()
+        except SystemExit:
+            pass
+        sys.stdout.flush()
+        os._exit(1 if {{"torch", "numpy"}} & set(sys.modules) else 0)
+    os.close(write)
+    said = os.fdopen(read).read()
+    _, status = os.wait()
+    assert status == 0, words
+    print(json.dumps(said.split()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for (words, expected), line in zip(COMPLETED.items(), done.stdout.splitlines(), strict=True):
+        assert set(json.loads(line)) == expected, words
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes file descriptors as a shell does")
+@pytest.mark.parametrize(
+    ("redirected", "code", "sentence"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("> /dev/full", 1, "bench: cannot write: No space left on device; free some space"),
+        ("| true", 0, ""),
+        ("| head -1", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["list methods --json", "publish schema"])
+def test_an_output_that_is_closed_full_or_left_is_no_traceback(
+    redirected: str, code: int, sentence: str, command: str, tmp_path: Path
+) -> None:
+    if "/dev/full" in redirected and not Path("/dev/full").is_char_device():
+        pytest.skip("this system has no /dev/full")
+    line = f"{sys.executable} -u -m bench {command} {redirected}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == bool(sentence)
+
+
+def test_a_device_is_written_to_and_stays_a_device(tmp_path: Path) -> None:
+    from bench.core.cache_dir import write_bytes
+
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_bytes(pipe, b"text")
+    assert os.read(end, 10) == b"text"
+    os.close(end)
+    assert pipe.is_fifo()
+    with pytest.raises(BenchError, match="it is a folder; give the name of a file"):
+        write_bytes(tmp_path, b"text")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_any_encoding_of_the_output_is_written(encoding: str, tmp_path: Path) -> None:
+    commands = [
+        *(["list", what] for what in ("methods", "shifts", "models", "suites", "reproductions")),
+        ["show", "method", "memo"],
+        ["show", "reproduction", "tent-cifar10-c"],
+        ["cite", "selfsoup"],
+        ["data", "status"],
+        ["leaderboard", "--from", FIELD],
+        ["leaderboard", "--from", FIELD, "--format", "md"],
+    ]
+    code = f"""
+import sys
+from bench.cli.main import start
+for command in {commands!r}:
+    sys.argv = ["bench", *command]
+    try:
+        start()
+    except SystemExit as leave:
+        assert not leave.code, (command, leave.code)
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert "source" in done.stdout.decode(encoding)
+
+
+@pytest.mark.parametrize("offline", ["", "1"], ids=["a closed port", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run --method source --shift digits-c --severity 3 --launch serial --model timm:resnet18.a1_in1k",
+        "data fetch cifar10-c-gen",
+        "data fetch cifar10-c",
+    ],
+)
+def test_without_a_network_the_hub_is_asked_once(command: str, offline: str, tmp_path: Path) -> None:
+    """Its client would try each file six times, for a minute and more."""
+    closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    kept = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    caches = {"HF_HOME": str(tmp_path / "hub"), "SOUPBENCH_CACHE": str(tmp_path / "cache")}
+    environment = {**kept, **closed, **caches, "HF_HUB_OFFLINE": offline}
+    done = quick_processes.run(["-m", "bench", *command.split()], cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 3, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("bench: "), done.stderr
+    assert "network" in last, last
+    assert "Retry" not in done.stderr, done.stderr
+    assert "Pool" not in last, last
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends an interrupt to a group of processes")
+@pytest.mark.parametrize("wait", [0.05, 0.3, 1.5])
+def test_an_interrupt_at_any_moment_is_one_sentence(wait: float, tmp_path: Path) -> None:
+    """To all processes at once, as a terminal sends it; also while modules are loaded, here and in the workers."""
+    command = [sys.executable, "-m", "bench", *RUN, "--jobs", "2", "--out", "out"]
+    child = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "SOUPBENCH_CACHE": str(tmp_path / "cache")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(wait)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in said or "bench" not in said, said
 
 
 def test_a_failure_after_workers_were_started_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
