@@ -41,8 +41,8 @@ def with_math(text: str) -> str:
 
 
 def _mathml(latex: str, display: str) -> str:
-    made = convert(latex)
-    if unknown := re.findall(r"\\\w+", made):
+    made = convert(latex, display=display)
+    if unknown := re.findall(r"\\\w*", made):
         raise ValueError(f"the formula {latex!r} has {', '.join(unknown)}, which latex2mathml does not know; write it otherwise")
-    made = made.replace(' display="inline"', f' display="{display}"', 1)
+    made = re.sub("(<mi>(?:log|ln)</mi>)", r'\1<mspace width="0.17em"/>', made)
     return made.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 HOME = HERE.parents[1]
 
 NOTATION = with_math(
-    "$x_i$ is an image of a batch of $n$, $z_i$ its logits and $p_i = \\mathrm{softmax}(z_i)$ its prediction over $C$ "
+    "On all pages $x_i$ is an image of a batch of $n$, $z_i$ its logits and $p_i = \\mathrm{softmax}(z_i)$ its prediction over $C$ "
     "classes. $H(p) = -\\sum_c p_c \\log p_c$ is the entropy, in nats. $\\theta$ are the parameters that are trained, "
     "$\\theta_0$ those of the source model, $\\eta$ is the step size, $f(x)$ are the features before the last layer. "
     "Gradients are taken by the optimiser that the options name."
@@ -159,7 +159,8 @@ def _formula(name: str) -> Iterator[str]:
     if "as" in entry:
         yield with_math(f"{whole['where']} The rest is that of [{code(entry['as'])}]({entry['as']}.md).")
     elif "where" in whole:
-        yield with_math(whole["where"])
+        # A paragraph that began with a formula would be taken for a block of HTML.
+        yield with_math(f"Here {whole['where']}" if whole["where"].startswith("$") else whole["where"])
     yield "[What the other signs mean](index.md#notation)."
 
 
@@ -298,7 +299,7 @@ def _results(name: str) -> Iterator[str]:
         "Accuracy in % with its 95 % interval, rank within the track, passes for each scored image. Each board says "
         "which images, seeds and model it is of."
     )
-    titles = ("board", "row", "rank", "accuracy", "clean", "ECE", "forwards", "backwards")
+    titles = ("board", "row", "rank", "accuracy", "clean", "ECE", "forwards", "backwards", "seeds")
     yield table(titles, map(_result, found))
 
 
@@ -320,4 +321,5 @@ def _result(result: Result) -> tuple[str, ...]:
         f"{100 * row.accuracy:.1f}{plain(interval)}" if row.accuracy is not None else "–",
         *(f"{100 * value:.1f}" if value is not None else "–" for value in (row.clean_accuracy, row.ece)),
         *(f"{value:.1f}" if value is not None else "–" for value in (row.forwards, row.backwards)),
+        str(len(row.seeds)),
     )

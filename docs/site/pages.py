@@ -23,6 +23,7 @@ import notebook_pages
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent
 HOME = DOCS.parent
+BOARDS = '<a href="boards/index.html">The published boards</a>'
 _OF_THE_PROJECT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _FENCED = re.compile(r"(^```.*?^```[^\n]*$)", re.S | re.M)
@@ -62,6 +63,7 @@ def write(out: Path, project: str = "") -> None:
     shutil.rmtree(out, ignore_errors=True)
     placed = written()
     content: dict[str, str | bytes] = {name: relinked(page, placed) for page, name in placed.items()}
+    content["index.md"] = f"{content['index.md']}\n{BOARDS}\n"
     content |= {
         "reference/commands.md": command_page.page(),
         **data_pages.pages(),
