@@ -45,11 +45,14 @@ def _corruptions() -> str:
     profiles = {row.name: ", ".join(name for name, held in PROFILES.items() if row.name in held) for row in rows}
     facts = ((row.name, row.suite, row.group, row.summary, profiles[row.name], row.held_against) for row in rows)
     lines = [(code(name), *map(plain, others)) for name, *others in facts]
-    return "\n\n".join(
-        [
-            "# Table of corruptions",
-            "A profile holds the parameters of five severities for a size of images. How they are called: "
-            "[Corruptions](../corruptions.md).",
-            table(("corruption", "suite", "group", "what it draws", "profiles", "held against"), lines),
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Table of corruptions",
+                "A profile holds the parameters of five severities for a size of images. How they are called: "
+                "[Corruptions](../corruptions.md).",
+                table(("corruption", "suite", "group", "what it draws", "profiles", "held against"), lines),
+            ]
+        )
+        + "\n"
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import bench
 import corruptions
 import leaderboards
@@ -21,33 +24,40 @@ _STABLE = {
 def pages() -> dict[str, str]:
     """Return the pages by their names in the site."""
     return {
-        "reference/bench.md": _package("bench", "Runs from Python, with the defaults of the command line.", _homes(bench)),
+        "reference/bench.md": _package(bench, "Runs from Python, with the defaults of the command line."),
         "reference/methods.md": _modules(),
-        "reference/corruptions.md": _package("corruptions", "Corruptions of batches of images.", _homes(corruptions)),
-        "reference/leaderboards.md": _package(
-            "leaderboards", "Records, boards and their checks; never imports torch.", _homes(leaderboards)
-        ),
+        "reference/corruptions.md": _package(corruptions, "Corruptions of batches of images."),
+        "reference/leaderboards.md": _package(leaderboards, "Records, boards and their checks; never imports torch."),
     }
 
 
-def _homes(package: object) -> list[str]:
+def _homes(package: Any) -> list[str]:
     """Return where each public name of a package lives; the packages load most of theirs on first use."""
-    name = package.__name__  # type: ignore[attr-defined]
-    exports = getattr(package, "_EXPORTS", None) or {
-        each: f"{name}.{module}"
+    lazy: Mapping[str, str] = getattr(package, "_EXPORTS", None) or {
+        each: f"{package.__name__}.{module}"
         for table in ("_MODULES", "_NEED_TORCH")
         for each, module in getattr(package, table, {}).items()
     }
-    public = [each for each in package.__all__ if not each.startswith("__")]  # type: ignore[attr-defined]
-    return [f"{exports[each]}.{each}" if each in exports else f"{getattr(package, each).__module__}.{each}" if hasattr(getattr(package, each), "__module__") else "" for each in public]
+    homes = {
+        each: lazy[each] if each in lazy else getattr(getattr(package, each), "__module__", "")
+        for each in package.__all__
+        if not each.startswith("__")
+    }
+    return [f"{home}.{each}" for each, home in homes.items() if home]  # a constant has no home
 
 
-def _package(name: str, about: str, homes: list[str]) -> str:
-    return "\n\n".join([f"# {name}", about, f"Import these names from `{name}`.", *(f"::: {home}" for home in homes if home)]) + "\n"
+def _package(package: Any, about: str) -> str:
+    name = package.__name__
+    parts = [f"# {name}", about, f"Import these names from `{name}`.", *(f"::: {home}" for home in _homes(package))]
+    return "\n\n".join(parts) + "\n"
 
 
 def _modules() -> str:
     parts = ["# methods", "The modules on which methods of other people may build; their names are stable."]
     for module, about in _STABLE.items():
-        parts += [f"## {module}", about, f"::: {module}\n    options:\n      show_root_heading: false\n      heading_level: 3"]
+        parts += [
+            f"## {module}",
+            about,
+            f"::: {module}\n    options:\n      show_root_heading: false\n      heading_level: 3",
+        ]
     return "\n\n".join(parts) + "\n"

@@ -15,7 +15,9 @@ _MATH = re.compile(r"\$([^$]+)\$")
 def plain(text: str) -> str:
     """Return text from code as Markdown that shows it as it is; `code spans` in it stay code spans."""
     parts = _CODE.split(text)
-    return "".join(part if place % 2 else re.sub(r"([\\*_\[\]<>|#$])", r"\\\1", part) for place, part in enumerate(parts))
+    return "".join(
+        part if place % 2 else re.sub(r"([\\*_\[\]<>|#$])", r"\\\1", part) for place, part in enumerate(parts)
+    )
 
 
 def code(text: object) -> str:
@@ -43,6 +45,8 @@ def with_math(text: str) -> str:
 def _mathml(latex: str, display: str) -> str:
     made = convert(latex, display=display)
     if unknown := re.findall(r"\\\w*", made):
-        raise ValueError(f"the formula {latex!r} has {', '.join(unknown)}, which latex2mathml does not know; write it otherwise")
+        raise ValueError(
+            f"the formula {latex!r} has {', '.join(unknown)}, which latex2mathml does not know; write it otherwise"
+        )
     made = re.sub("(<mi>(?:log|ln)</mi>)", r'\1<mspace width="0.17em"/>', made)
     return made.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)

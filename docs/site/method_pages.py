@@ -29,10 +29,10 @@ HERE = Path(__file__).resolve().parent
 HOME = HERE.parents[1]
 
 NOTATION = with_math(
-    "On all pages $x_i$ is an image of a batch of $n$, $z_i$ its logits and $p_i = \\mathrm{softmax}(z_i)$ its prediction over $C$ "
-    "classes. $H(p) = -\\sum_c p_c \\log p_c$ is the entropy, in nats. $\\theta$ are the parameters that are trained, "
-    "$\\theta_0$ those of the source model, $\\eta$ is the step size, $f(x)$ are the features before the last layer. "
-    "Gradients are taken by the optimiser that the options name."
+    "On all pages $x_i$ is an image of a batch of $n$, $z_i$ its logits and $p_i = \\mathrm{softmax}(z_i)$ its "
+    "prediction over $C$ classes. $H(p) = -\\sum_c p_c \\log p_c$ is the entropy, in nats. $\\theta$ are the "
+    "parameters that are trained, $\\theta_0$ those of the source model, $\\eta$ is the step size, $f(x)$ are the "
+    "features before the last layer. Gradients are taken by the optimiser that the options name."
 )
 _SEES = {
     "none": "no test image",
@@ -130,7 +130,10 @@ def facts_of(name: str) -> dict[str, Any]:
 def _facts(row: Row) -> Iterator[tuple[str, str]]:
     access = row.access
     yield "kind", row.kind
-    yield "track", f"[{access.track}](index.md#{anchor(f'Track {access.track}: {TRACKS[access.track]}')}): {TRACKS[access.track]}"
+    yield (
+        "track",
+        f"[{access.track}](index.md#{anchor(f'Track {access.track}: {TRACKS[access.track]}')}): {TRACKS[access.track]}",
+    )
     yield "sees", _SEES[access.test]
     yield "uses beside it", _SOURCE[access.source]
     yield "state", _STATE[access.state]
@@ -215,7 +218,7 @@ def _items(paragraph: str, names: Sequence[str]) -> Iterator[str]:
 
 
 def _published(facts: Mapping[str, Any]) -> Iterator[str]:
-    """The options in force by data and norms (adapters) or by shift and budget (recipes), where they are not defaults."""
+    """The options in force that are not defaults: by data and norms (adapters), or by shift and budget (recipes)."""
     in_force = facts.get("in_force", {})
     if not in_force:
         return
@@ -225,8 +228,13 @@ def _published(facts: Mapping[str, Any]) -> Iterator[str]:
             "By data and normalisation (bn: BatchNorm, gn: GroupNorm, ln: LayerNorm). All others are the defaults; "
             "`bench show method NAME SHIFT` says what holds on a shift."
         )
-        rows = [(code(name), ", ".join(f"{key} = {value}" for key, value in words.items())) for name, words in in_force.items()]
-        yield table(("data and normalisation", "options"), [(name, plain(words) or "the defaults") for name, words in rows])
+        rows = [
+            (code(name), ", ".join(f"{key} = {value}" for key, value in words.items()))
+            for name, words in in_force.items()
+        ]
+        yield table(
+            ("data and normalisation", "options"), [(name, plain(words) or "the defaults") for name, words in rows]
+        )
         return
     alike: dict[str, list[str]] = defaultdict(list)
     for shift, budgets in _by_shift(in_force).items():
@@ -234,8 +242,12 @@ def _published(facts: Mapping[str, Any]) -> Iterator[str]:
     for text, shifts in alike.items():
         budgets = json.loads(text)
         yield f"On {', '.join(code(shift) for shift in shifts)}, by budget:"
-        kept = [name for name in next(iter(budgets.values())) if any("(budget" in words[name] for words in budgets.values())]
-        cells = ([code(name), *(plain(words[name].partition(" (budget")[0]) for words in budgets.values())] for name in kept)
+        kept = [
+            name for name in next(iter(budgets.values())) if any("(budget" in words[name] for words in budgets.values())
+        ]
+        cells = (
+            [code(name), *(plain(words[name].partition(" (budget")[0]) for words in budgets.values())] for name in kept
+        )
         yield table(("option", *budgets), cells)
 
 
@@ -258,7 +270,8 @@ def _cost(row: Row, facts: Mapping[str, Any]) -> Iterator[str]:
         )
     elif row.name in known["passes"]:
         forwards, backwards = known["passes"][row.name]
-        yield f"Measured: {forwards:g} forward and {backwards:g} backward passes for each scored image ({known['measured']})."
+        passes = f"{forwards:g} forward and {backwards:g} backward passes for each scored image"
+        yield f"Measured: {passes} ({known['measured']})."
 
 
 def costs_in(text: str) -> list[str]:
@@ -269,8 +282,10 @@ def costs_in(text: str) -> list[str]:
 
 def _tested(name: str, facts: Mapping[str, Any]) -> Iterator[str]:
     yield "## What it is tested against"
-    yield _TESTED[facts["tested_against"]] if "tested_against" in facts else (
-        "Closed forms, small models and, where the table below has a row, the authors' released code."
+    yield (
+        _TESTED[facts["tested_against"]]
+        if "tested_against" in facts
+        else ("Closed forms, small models and, where the table below has a row, the authors' released code.")
     )
     runs = official_runs().get(name, [])
     if runs:

@@ -36,7 +36,10 @@ def written() -> dict[Path, str]:
 
 
 def relinked(page: Path, placed: dict[Path, str]) -> str:
-    """Return the text of a page with the links that it has in the site. Raises ValueError for one that leaves the site."""
+    """Return the text of a page with the links that it has in the site.
+
+    Raises ValueError for a link to a file that is not in the site.
+    """
 
     def moved(found: re.Match[str]) -> str:
         target, _, anchor = found[2].partition("#")
@@ -50,7 +53,9 @@ def relinked(page: Path, placed: dict[Path, str]) -> str:
         elif file.parent == DOCS / "notebooks" and file.exists():
             name = f"notebooks/{file.stem}.md"
         else:
-            raise ValueError(f"{page.relative_to(HOME)} links to {target}, which is no page of the site; name it in a code span")
+            raise ValueError(
+                f"{page.relative_to(HOME)} links to {target}, which is no page of the site; name it in a code span"
+            )
         way = os.path.relpath(name, start=Path(placed[page]).parent).replace(os.sep, "/")
         return f"{found[1]}{way}{'#' + anchor if anchor else ''}{found[3]}"
 

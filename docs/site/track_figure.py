@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from methods.table import TRACKS, Track
@@ -42,10 +43,14 @@ def svg() -> str:
     width, height = _STARTS[-1] + _WIDTH + 12, _TOP + _ROW * len(BOXES) + 6
     spoken = "; ".join(f"{track}: {words}" for track, words in TRACKS.items())
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" font-family="system-ui, sans-serif" font-size="13" fill="#1c1f23">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'role="img" font-family="system-ui, sans-serif" font-size="13" fill="#1c1f23">',
         f"<title>What a method of each track sees, in order of time. {html.escape(spoken)}</title>",
         f'<rect width="{width}" height="{height}" rx="8" fill="#fbfbfc"/>',
-        *(_text(start + _WIDTH / 2, 24, title, 'font-size="12" fill="#50565e"') for start, title in zip(_STARTS, ("before the stream", "", "the stream, scored"), strict=True)),
+        *(
+            _text(start + _WIDTH / 2, 24, title, 'font-size="12" fill="#50565e"')
+            for start, title in zip(_STARTS, ("before the stream", "", "the stream, scored"), strict=True)
+        ),
         f'<path d="M{_STARTS[2] - _GAP / 2} 10V{height - 10}" stroke="#9aa1a9" stroke-dasharray="4 4"/>',
     ]
     for place, (track, boxes) in enumerate(BOXES.items()):
@@ -57,7 +62,7 @@ def _row(track: Track, boxes: Sequence[Box | None], top: float) -> Iterator[str]
     middle = top + _HEIGHT / 2
     yield _text(22, middle + 5, track, 'font-weight="700" font-size="15"')
     filled = [place for place, box in enumerate(boxes) if box]
-    for left, right in zip(filled, filled[1:], strict=False):
+    for left, right in pairwise(filled):
         start, end = _STARTS[left] + _WIDTH, _STARTS[right]
         yield f'<path d="M{start + 2} {middle}H{end - 3}m-5 -4l5 4l-5 4" stroke="#50565e" fill="none"/>'
     for start, box in zip(_STARTS, boxes, strict=True):
