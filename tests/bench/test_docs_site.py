@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import quick_processes
 
+from bench.settings.run_spec import make_spec
 from methods import METHODS
 from methods.table import TRACKS
 
@@ -245,6 +246,12 @@ def test_the_quickstart_can_be_followed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert {"source", "tent", "shot_im"} <= set(done.stdout.split())
+
+
+def test_the_run_file_for_a_cluster_is_one() -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```", (DOCS / "cluster.md").read_text(), re.S | re.M)
+    spec = make_spec({"method": "tent", "shift": "digits-c", **tomllib.loads(text)})
+    assert (spec.launch, spec.jobs, spec.slurm.partition, spec.slurm.mem) == ("slurm", 16, "gpu", 32)
 
 
 # The site as it is built.
