@@ -61,6 +61,7 @@ RULES: list[tuple[str, Run | Not]] = [
     ),
     (r"^(pip|uv) ", Not("installs from the network; tests/leaderboards/test_bare.py runs without what is not listed")),
     (r"scratches|two_rates|night|prior|runs/two|vignette", _WORKED),
+    (r"runs/first", Not("followed word by word in tests/bench/test_docs_site.py")),
     (r"^python -m pytest -q tests/methods/official", Not("is a test file of its own")),
     (r"^bench show reproduction", Run()),
     (r"^bench reproduce$", Run()),
