@@ -1,4 +1,7 @@
-"""One training in several processes: the same weights as one process, one clear error, nothing left behind."""
+"""One training in several processes: the same weights as one process, one clear error, nothing left behind.
+
+The processes import this module, so it imports nothing heavy that one test alone needs.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,6 @@ from bench.core.errors import BenchError
 from bench.execution.checkpointing import FileCheckpointer
 from bench.execution.distributed import Call, spread
 from bench.models.weights_io import load_stock, load_weights
-from bench.runs.run import run
-from bench.settings.run_spec import make_spec
-from bench.training.pretrain_stock import ShownCheckpointer, StockSpec, plan_stock, train_stock
 from methods.base import Labelled, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup
 from methods.nets.timm_encoders import TimmArchitecture
@@ -36,7 +36,6 @@ from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.selfsoup.pretraining import Pretraining, pretrain
 from methods.training.finetune import FineTune, Repeat, fine_tune
-from tests.bench.conftest import FAST
 
 COUNT = 65
 
@@ -133,18 +132,22 @@ def ingredient(name: str, steps: int = 20, accumulate: int | None = None, **opti
     return Ingredient(OBJECTIVES[name].Config(**options), steps=steps, batch_size=32, accumulate=accumulate)
 
 
-FEW = (
-    Gradients(),
-    ingredient("mae"),
-    ingredient("mocov3"),
-    ingredient("mocov3", accumulate=2),
-    FineTune(epochs=7, batch_size=32),  # the last batch of an epoch is one image
-    FineTune(epochs=10, batch_size=32, accumulate=2),
-    Repeat(epochs=3, batch_size=32, augmentation=Mixing()),
-    Repeat(epochs=3, batch_size=32, accumulate=2, augmentation=prime.Mixing()),
-    Jointly(epochs=3, batch_size=32),
-    Jointly(epochs=3, batch_size=32, accumulate=2, rotations="rand"),
-)
+def few(steps: int, epochs: int) -> tuple[Any, ...]:
+    return (
+        Gradients(),
+        ingredient("mae", steps),
+        ingredient("mocov3", steps),
+        ingredient("mocov3", steps, accumulate=2),
+        FineTune(epochs=epochs, batch_size=32),  # the last batch of an epoch is one image
+        FineTune(epochs=epochs, batch_size=32, accumulate=2),
+        Repeat(epochs=(epochs + 1) // 2, batch_size=32, augmentation=Mixing()),
+        Repeat(epochs=(epochs + 1) // 2, batch_size=32, accumulate=2, augmentation=prime.Mixing()),
+        Jointly(epochs=(epochs + 1) // 2, batch_size=32),
+        Jointly(epochs=(epochs + 1) // 2, batch_size=32, accumulate=2, rotations="rand"),
+    )
+
+
+BRIEF, FEW = few(5, 2), few(20, 7)
 MANY = (
     ingredient("mae", accumulate=4),
     ingredient("mocov3", momentum=0.9, symmetric=True, key_head=True),
@@ -163,13 +166,13 @@ NORMED = (
 @pytest.mark.parametrize(
     ("each", "processes"),
     [
-        (FEW, 2),
+        (BRIEF, 2),
         pytest.param(FEW, 3, marks=pytest.mark.slow),
         pytest.param(MANY, 2, marks=pytest.mark.slow),
         pytest.param(MANY, 3, marks=pytest.mark.slow),
         pytest.param(NORMED, 3, marks=pytest.mark.slow),
     ],
-    ids=["few-2", "few-3", "many-2", "many-3", "normed-3"],
+    ids=["brief-2", "few-3", "many-2", "many-3", "normed-3"],
 )
 def test_several_processes_give_the_weights_of_one(each: tuple[Any, ...], processes: int) -> None:
     torch.set_num_threads(1)
@@ -293,6 +296,11 @@ def running(number: int) -> bool:
 
 @pytest.mark.slow
 def test_a_run_and_a_stock_may_be_spread(stock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.runs.run import run
+    from bench.settings.run_spec import make_spec
+    from bench.training.pretrain_stock import ShownCheckpointer, StockSpec, plan_stock, train_stock
+    from tests.bench.conftest import FAST
+
     asked = {"method": "selfsoup", "shift": "digits-c", "stock": stock, "limit": 64, "severity": "3", "seeds": 1}
     asked |= {"corruption": "fog", "set": {"selfsoup": FAST["selfsoup"]}, "jobs": 1}
     accuracies = []
