@@ -6,7 +6,9 @@ LOWEST ?= .venv-lowest
 # Tests of one file stay in one process; override with PARALLEL= to run all in one.
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test test-lowest test-all test-slurm perf clean components
+PART ?= tests/e2e tests/bench tests/methods tests/corruptions tests/leaderboards tests/official
+
+.PHONY: demo check test test-lowest test-slow test-all test-slurm perf clean components
 
 demo: $(VENV)/.installed
 	$(BIN)/bench run --demo
@@ -26,6 +28,10 @@ test-lowest: $(LOWEST)/.installed
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
+
+# What `make test` leaves out; `make perf` measures speed.
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not gpu" $(PART)
 
 test-slurm: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/e2e/test_slurm.py -m slow -rs
