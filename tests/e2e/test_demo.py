@@ -74,10 +74,14 @@ def demo(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return run_demo(installed, tmp_path_factory.mktemp("elsewhere"), SMALL)
 
 
+def plain() -> dict[str, str]:
+    """Return the environment without paths of Python and settings of the benchmark."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SOUPBENCH"))}
+
+
 def run_demo(installed: Path, folder: Path, small: Sequence[str]) -> Demo:
     """Run the demonstration from an empty cache, in an empty folder."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SOUPBENCH"))}
-    environment = {**kept, "SOUPBENCH_CACHE": str(folder / "cache")}
+    environment = {**plain(), "SOUPBENCH_CACHE": str(folder / "cache")}
     command = [installed, "-m", "bench", "run", "--demo", "--out", "out", *small]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
@@ -88,7 +92,9 @@ def run_demo(installed: Path, folder: Path, small: Sequence[str]) -> Demo:
 
 def test_the_wheel_stands_alone(installed: Path, tmp_path: Path) -> None:
     code = "import bench, corruptions, methods, leaderboards; print(bench.__file__)"
-    done = subprocess.run([installed, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [installed, "-c", code], cwd=tmp_path, env=plain(), capture_output=True, text=True, check=True
+    )
     assert str(HOME) not in done.stdout
 
 
