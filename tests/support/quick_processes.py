@@ -135,7 +135,7 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
         header, ends, *_ = socket.recv_fds(channel, 8, 3)
         if len(header) < 8:
             os._exit(0)
-        content = channel.recv(struct.unpack("!Q", header)[0], socket.MSG_WAITALL)
+        content = _received(channel, struct.unpack("!Q", header)[0])
         if os.fork() == 0:
             channel.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -145,6 +145,14 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
             return asked
         for end in ends:
             os.close(end)
+
+
+def _received(channel: socket.socket, count: int) -> bytes:
+    """Return the next bytes; a signal may cut each reception short."""
+    content = b""
+    while len(content) < count:
+        content += channel.recv(count - len(content))
+    return content
 
 
 def _reap(*_: object) -> None:
