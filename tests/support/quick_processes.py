@@ -148,10 +148,13 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
 
 
 def _received(channel: socket.socket, count: int) -> bytes:
-    """Return the next bytes; a signal may cut each reception short."""
+    """Return the next bytes; a signal may cut each reception short. Ends this process with the one that asks."""
     content = b""
     while len(content) < count:
-        content += channel.recv(count - len(content))
+        part = channel.recv(count - len(content))
+        if not part:
+            os._exit(0)
+        content += part
     return content
 
 
