@@ -6,9 +6,7 @@ LOWEST ?= .venv-lowest
 # Tests of one file stay in one process; override with PARALLEL= to run all in one.
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
-PART ?= tests/e2e tests/bench tests/methods tests/corruptions tests/leaderboards tests/official
-
-.PHONY: demo check test test-lowest test-slow test-all test-slurm perf clean components
+.PHONY: demo check test test-lowest test-all test-slurm perf clean components
 
 demo: $(VENV)/.installed
 	$(BIN)/bench run --demo
@@ -29,7 +27,9 @@ test-lowest: $(LOWEST)/.installed
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
-# What `make test` leaves out; `make perf` measures speed.
+# What `make test` leaves out, of all folders or of PART; `make perf` measures speed.
+.PHONY: test-slow
+PART ?= tests/e2e tests/bench tests/methods tests/corruptions tests/leaderboards tests/official
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not gpu" $(PART)
 

@@ -132,22 +132,18 @@ def ingredient(name: str, steps: int = 20, accumulate: int | None = None, **opti
     return Ingredient(OBJECTIVES[name].Config(**options), steps=steps, batch_size=32, accumulate=accumulate)
 
 
-def few(steps: int, epochs: int) -> tuple[Any, ...]:
-    return (
-        Gradients(),
-        ingredient("mae", steps),
-        ingredient("mocov3", steps),
-        ingredient("mocov3", steps, accumulate=2),
-        FineTune(epochs=epochs, batch_size=32),  # the last batch of an epoch is one image
-        FineTune(epochs=epochs, batch_size=32, accumulate=2),
-        Repeat(epochs=(epochs + 1) // 2, batch_size=32, augmentation=Mixing()),
-        Repeat(epochs=(epochs + 1) // 2, batch_size=32, accumulate=2, augmentation=prime.Mixing()),
-        Jointly(epochs=(epochs + 1) // 2, batch_size=32),
-        Jointly(epochs=(epochs + 1) // 2, batch_size=32, accumulate=2, rotations="rand"),
-    )
-
-
-BRIEF, FEW = few(5, 2), few(20, 7)
+FEW = (
+    Gradients(),
+    ingredient("mae"),
+    ingredient("mocov3"),
+    ingredient("mocov3", accumulate=2),
+    FineTune(epochs=7, batch_size=32),  # the last batch of an epoch is one image
+    FineTune(epochs=10, batch_size=32, accumulate=2),
+    Repeat(epochs=3, batch_size=32, augmentation=Mixing()),
+    Repeat(epochs=3, batch_size=32, accumulate=2, augmentation=prime.Mixing()),
+    Jointly(epochs=3, batch_size=32),
+    Jointly(epochs=3, batch_size=32, accumulate=2, rotations="rand"),
+)
 MANY = (
     ingredient("mae", accumulate=4),
     ingredient("mocov3", momentum=0.9, symmetric=True, key_head=True),
@@ -163,10 +159,16 @@ NORMED = (
 )
 
 
+def brief(training: Any) -> Any:
+    """Return the same training with few steps."""
+    short = {name: count for name, count in {"steps": 5, "epochs": 2}.items() if hasattr(training, name)}
+    return replace(training, **short)
+
+
 @pytest.mark.parametrize(
     ("each", "processes"),
     [
-        (BRIEF, 2),
+        (tuple(map(brief, FEW)), 2),
         pytest.param(FEW, 3, marks=pytest.mark.slow),
         pytest.param(MANY, 2, marks=pytest.mark.slow),
         pytest.param(MANY, 3, marks=pytest.mark.slow),
