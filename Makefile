@@ -27,6 +27,12 @@ test-lowest: $(LOWEST)/.installed
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
+# What `make test` leaves out, of all folders or of PART; `make perf` measures speed.
+.PHONY: test-slow
+PART ?= tests/e2e tests/bench tests/methods tests/corruptions tests/leaderboards tests/official
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not gpu" $(PART)
+
 test-slurm: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/e2e/test_slurm.py -m slow -rs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "leaderboards" / "results"
 
 
+@cache
 def board_of(name: str) -> Board:
     path = RESULTS / name
     return make_board(list(read_bundle(path).records), lambda record: find_scored([path], record))

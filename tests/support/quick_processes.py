@@ -1,12 +1,14 @@
-"""Python programs in processes of their own that start at once: forks of a server that has imported torch.
+"""Python programs in processes of their own that start at once: forks of a server that has imported the libraries.
 
-A fork has its own folder, environment, arguments, output and signals, as a new process has; the import of torch and
-torchvision alone, which takes seconds, is shared. A test of what is imported, of memory, or of what libraries read from
-the environment when they are imported starts an interpreter with `subprocess`.
+A fork has its own folder, environment, arguments, output and signals, as a new process has; the import of torch, scipy
+and others, which takes eight seconds of a core, is shared, and no module of this project. A test of what is imported,
+of memory, or of what libraries read from the environment when they are imported starts an interpreter with
+`subprocess`; variables of Hugging Face (`HF_…`) alone may differ here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -22,7 +24,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_PRELOADED = ("torch", "torchvision", "PIL.Image", "pydantic", "rich.console", "typer")
+_PRELOADED = (
+    *("torch", "torchvision", "PIL.Image", "pydantic", "rich.console", "typer", "jinja2"),
+    *("scipy.stats", "scipy.optimize", "scipy.ndimage", "pandas", "numba", "sklearn.datasets", "timm"),
+)
+_READ_HF_VARIABLES = ("huggingface_hub", "timm")  # those of _PRELOADED that do when they are imported
 
 
 def run(
@@ -124,12 +130,12 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
     """Fork for each request; return it in the fork, and never in the server."""
     # Signals for a fork wait until it can take them; an interrupt of all tests is none for the server.
     signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
+    signal.signal(signal.SIGCHLD, _reap)
     while True:
         header, ends, *_ = socket.recv_fds(channel, 8, 3)
         if len(header) < 8:
             os._exit(0)
-        content = channel.recv(struct.unpack("!Q", header)[0], socket.MSG_WAITALL)
+        content = _received(channel, struct.unpack("!Q", header)[0])
         if os.fork() == 0:
             channel.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -139,6 +145,24 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
             return asked
         for end in ends:
             os.close(end)
+
+
+def _received(channel: socket.socket, count: int) -> bytes:
+    """Return the next bytes; a signal may cut each reception short. Ends this process with the one that asks."""
+    content = b""
+    while len(content) < count:
+        part = channel.recv(count - len(content))
+        if not part:
+            os._exit(0)
+        content += part
+    return content
+
+
+def _reap(*_: object) -> None:
+    """Wait for those that watched and have ended, so that their processor time counts in that of the tests."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _fork_and_report(status: int) -> None:
@@ -172,6 +196,9 @@ def _become(asked: dict[str, Any], ends: Sequence[int]) -> None:
     sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.chdir(asked["folder"])
+    if _of_hugging_face(os.environ) != _of_hugging_face(asked["environment"]):
+        for name in [name for name in sys.modules if name.split(".")[0] in _READ_HF_VARIABLES]:
+            del sys.modules[name]
     os.environ.clear()
     os.environ.update(asked["environment"])
     program = asked["words"][0]
@@ -182,6 +209,10 @@ def _become(asked: dict[str, Any], ends: Sequence[int]) -> None:
     # Tests that a shell started in the background inherit that interrupts are ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
+def _of_hugging_face(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith("HF_")}
 
 
 def _program(words: Sequence[str]) -> Callable[[], object]:

@@ -387,14 +387,11 @@ def test_an_interrupt_at_any_moment_is_one_sentence(wait: float, tmp_path: Path)
 def test_a_failure_after_workers_were_started_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     """The pipes of a process close when the last of its children has ended."""
     # A limit that only the class of the method knows.
-    command = [sys.executable, "-m", "bench", *RUN, "--set", "tent.lr=-1", "--jobs", "2"]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stderr is not None
-    said = child.stderr.read()
-    child.stdout.read()
+    child = quick_processes.Process(["-m", "bench", *RUN, "--set", "tent.lr=-1", "--jobs", "2"], cwd=tmp_path)
+    code = child.wait()
     began = time.monotonic()
-    assert child.wait() == 2, said
+    _, said = child.communicate()
+    assert code == 2, said
     assert time.monotonic() - began < 5
     assert "tent.lr" in said
     assert not list(tmp_path.iterdir())

@@ -53,41 +53,44 @@ def flags(settings: dict[str, Any]) -> list[str]:
 FAST = ["--set", "source.epochs=1"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["run", "--help"],
-        ["list", "methods"],
-        ["list", "shifts"],
-        ["list", "corruptions"],
-        ["list", "models"],
-        ["list", "protocols"],
-        ["list", "boards"],
-        ["show", "method", "selfsoup"],
-        ["show", "method", "tent", "--json"],
-        ["show", "shift", "digits-c"],
-        ["show", "corruption", "fog"],
-        ["cite", "selfsoup+tent"],
-    ],
-)
-def test_help_list_and_show_load_nothing_heavy(arguments: Sequence[str]) -> None:
+# Those that list and show come first, because they load less than the others.
+LIGHT = [
+    ["list", "methods"],
+    ["list", "shifts"],
+    ["list", "corruptions"],
+    ["list", "models"],
+    ["list", "protocols"],
+    ["list", "boards"],
+    ["show", "method", "selfsoup"],
+    ["show", "method", "tent", "--json"],
+    ["show", "shift", "digits-c"],
+    ["show", "corruption", "fog"],
+    ["cite", "selfsoup+tent"],
+    ["run", "--help"],
+    ["--help"],
+]
+
+
+def test_help_list_and_show_load_nothing_heavy() -> None:
+    """One new process runs all commands; after each, nothing heavy is loaded."""
     code = f"""
-import sys
-sys.argv = ["bench", *{list(arguments)!r}]
+import contextlib, io, sys
 from bench.__main__ import main
-try:
-    main()
-except SystemExit as leave:
-    assert not leave.code, leave.code
-heavy = {{"torch", "torchvision", "timm", "pandas", "datasets", "scipy", "sklearn"}} & set(sys.modules)
-assert not heavy, heavy
-slow = {{"numpy", "pydantic", "rich.console"}} & set(sys.modules)
-assert not slow or sys.argv[1] not in ("list", "show"), slow
+for command in {LIGHT!r}:
+    sys.argv, said = ["bench", *command], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            main()
+    except SystemExit as leave:
+        assert not leave.code, (command, leave.code)
+    assert said.getvalue(), command
+    heavy = {{"torch", "torchvision", "timm", "pandas", "datasets", "scipy", "sklearn"}} & set(sys.modules)
+    assert not heavy, (command, heavy)
+    slow = {{"numpy", "pydantic", "rich.console"}} & set(sys.modules)
+    assert not slow or command[0] not in ("list", "show"), (command, slow)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout
 
 
 def test_protocols_are_listed_as_their_classes_are(bench: Bench) -> None:
@@ -454,22 +457,22 @@ def test_the_module_runs_like_the_command() -> None:
 
 
 def test_an_interrupted_run_says_how_to_continue_and_continues(settings: dict[str, Any], own_cache: Path) -> None:
-    settings |= {"jobs": 2, "method": "source,tent", "severity": "1-5", "seeds": 4}
+    settings |= {"jobs": 2, "method": "source,tent", "severity": "1-3", "seeds": 2}
     records = settings["out"] / "records"
     process = quick_processes.Process(["-m", "bench", "run", *flags(settings), *FAST])
-    deadline = time.monotonic() + 120
-    while not (records.is_dir() and any(records.glob("*.json"))) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 600
+    while not any(records.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     kept = {path.name: path.read_bytes() for path in records.glob("*.json")}
-    assert 0 < len(kept) < 88
+    assert 0 < len(kept) < 28
     again = shlex.split(err.strip().splitlines()[-1].partition("continue with: ")[2])
     assert again[:2] == ["bench", "run"]
     done = quick_processes.run(["-m", *again, "--jobs", "1"])
     assert done.returncode == 0, done.stderr
     assert f"{len(kept)} reused" in done.stderr
     assert {path.name: path.read_bytes() for path in records.glob("*.json")}.items() >= kept.items()
-    assert len(list(records.glob("*.json"))) == 88
+    assert len(list(records.glob("*.json"))) == 28

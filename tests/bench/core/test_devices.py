@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_workers import die_once, place
 
 from bench.core.devices import cores, pick_jobs, visible_gpus
 from bench.core.errors import UsageError
@@ -19,17 +19,6 @@ from bench.settings.run_spec import make_spec
 def four(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-
-def place(_: int) -> str | None:
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
-
-
-def die_once(flag: str) -> str | None:
-    if not Path(flag).exists():
-        Path(flag).touch()
-        os._exit(3)
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def placed(jobs: int, tasks: int = 6) -> set[str | None]:
@@ -80,11 +69,11 @@ def test_more_than_there_is_is_refused(four: None, jobs: int | None, device: str
         pick_jobs(jobs, device, devices)
 
 
+@pytest.mark.slow
 def test_each_worker_has_gpus_of_its_own(four: None) -> None:
     assert placed(3) == {"0", "1", "2"}
 
 
-@pytest.mark.slow
 def test_workers_share_out_what_the_user_left_visible(four: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1")
     assert placed(2) == {"7,5", "3,1"}

@@ -245,7 +245,7 @@ def test_published_files_are_not_exported(pictures: Shift, tmp_path: Path) -> No
 def test_missing_photographs_are_said_before_anything_is_made(
     pictures: Shift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weather, "_FROST_PACKAGES", {"surely_no_such_package": "frost"})
+    monkeypatch.setattr(weather, "frost_folder", lambda: None)
     weather._frost_photographs.cache_clear()
     weather._frost_texture.cache_clear()
     with pytest.raises(MissingDataError, match="corrupt-tta"):

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -172,54 +173,55 @@ def _stream(settings: dict[str, Any], **changes: Any) -> Evaluation:
     return replace(longest, fresh=False)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"batch_size": 4},
-        {"precision": "bf16"},
-        {"fresh": True},
-        {"plain": False},
-    ],
-)
-def test_what_changes_answers_or_their_cost_measures_anew(
-    settings: dict[str, Any], batches: list[int], change: dict[str, Any]
-) -> None:
+def test_what_changes_answers_or_their_cost_measures_anew(settings: dict[str, Any], batches: list[int]) -> None:
     job = _stream(settings)
     batches.clear()
     evaluate(job)
     assert batches == []
-    evaluate(replace(job, **change))
-    assert sum(batches) == len(job.segments[0].ids) + (12 if job.clean is not None else 0)
+    changes: list[dict[str, Any]] = [{"batch_size": 4}, {"precision": "bf16"}, {"fresh": True}, {"plain": False}]
+    for change in changes:
+        evaluate(replace(job, **change))
+        assert sum(batches) == len(job.segments[0].ids) + (12 if job.clean is not None else 0), change
+        batches.clear()
 
 
-@pytest.mark.parametrize("what", ["threads", "code", "versions", "machine", "images", "numbers", "layers", "members"])
-def test_another_machine_version_or_image_measures_anew(
-    settings: dict[str, Any], batches: list[int], monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    job = _stream(settings)
-    batches.clear()
+def other(what: str, job: Evaluation, patch: pytest.MonkeyPatch) -> Evaluation:
+    """Change the machine, the code or the images under a job; return the job as it is then planned."""
     match what:
         case "threads":
-            monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+            patch.setattr(torch, "get_num_threads", lambda: 77)
         case "code":
-            monkeypatch.setattr(answers, "identity", lambda name: "2")
+            patch.setattr(answers, "identity", lambda name: "2")
         case "versions":
-            monkeypatch.setattr(answers, "environment", lambda: {**fingerprint.environment(), "torch": "9.9"})
+            patch.setattr(answers, "environment", lambda: {**fingerprint.environment(), "torch": "9.9"})
         case "machine":
-            monkeypatch.setattr(answers, "device_name", lambda device: "another processor")
+            patch.setattr(answers, "device_name", lambda device: "another processor")
         case "images":
             assert job.expected is not None
             digests = dict.fromkeys(job.expected.digests, "sha256:other")
-            monkeypatch.setattr(Digits, "digest", lambda self, ids, condition: "sha256:other")
-            job = replace(job, expected=replace(job.expected, digests=digests))
+            patch.setattr(Digits, "digest", lambda self, ids, condition: "sha256:other")
+            return replace(job, expected=replace(job.expected, digests=digests))
         case "numbers":
-            monkeypatch.setattr(answers, "_digest", lambda model: "other")
+            patch.setattr(answers, "_digest", lambda model: "other")
         case "layers":
-            monkeypatch.setattr(answers, "repr", lambda model: "other", raising=False)
+            patch.setattr(answers, "repr", lambda model: "other", raising=False)
         case "members":
-            monkeypatch.setattr(Digits, "members", ((0,),))
-    evaluate(job)
-    assert batches
+            patch.setattr(Digits, "members", ((0,),))
+    return job
+
+
+def test_another_machine_version_or_image_measures_anew(
+    settings: dict[str, Any], batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = _stream(settings)
+    for what in ("threads", "code", "versions", "machine", "images", "numbers", "layers", "members"):
+        batches.clear()
+        with monkeypatch.context() as patch:
+            evaluate(other(what, job, patch))
+        assert batches, what
+        batches.clear()
+        evaluate(job)
+        assert not batches, what
 
 
 def test_a_run_that_repeats_its_trials_replaces_what_is_kept(
@@ -264,21 +266,21 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("suffix", [".npz", ".json"])
 def test_a_damaged_file_is_measured_anew(
-    settings: dict[str, Any], tmp_path: Path, run_quick: Quick, batches: list[int], damage: str, suffix: str
+    settings: dict[str, Any], tmp_path: Path, run_quick: Quick, batches: list[int]
 ) -> None:
     run_quick(settings, out=tmp_path / "first")
-    for path in answers_dir().glob(f"*{suffix}"):
-        DAMAGES[damage](path)
-    batches.clear()
-    run_quick(settings, out=tmp_path / "again")
-    assert batches
-    assert told(tmp_path / "again") == told(tmp_path / "first")
-    batches.clear()
-    run_quick(settings, out=tmp_path / "whole")
-    assert not batches
+    for damage, suffix in product(DAMAGES, (".npz", ".json")):
+        for path in answers_dir().glob(f"*{suffix}"):
+            DAMAGES[damage](path)
+        batches.clear()
+        again = tmp_path / f"{damage} {suffix}"
+        run_quick(settings, out=again)
+        assert batches, (damage, suffix)
+        assert told(again) == told(tmp_path / "first"), (damage, suffix)
+        batches.clear()
+        run_quick(settings, out=tmp_path / f"after {damage} {suffix}")
+        assert not batches, (damage, suffix)
 
 
 def rewrite(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:

@@ -80,9 +80,17 @@ def values(parts: list[ConditionResult]) -> list[Any]:
 ADAPTERS = [row for row in METHODS.values() if row.kind == "adapter" and row.name != "foa"]
 
 
-@pytest.mark.parametrize("name", [row.name for row in ADAPTERS])
+BATCHES = 3 * -(-12 // 5)
+POINTS = (1, 4, BATCHES - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "points"),
+    [pytest.param(row.name, POINTS[place % 3 :][:1], id=row.name) for place, row in enumerate(ADAPTERS)]
+    + [pytest.param(row.name, POINTS, id=f"{row.name}-everywhere", marks=pytest.mark.slow) for row in ADAPTERS],
+)
 def test_killed_after_a_batch_and_continued_equals_undisturbed(
-    settings: dict[str, Any], tmp_path: Path, name: str
+    settings: dict[str, Any], tmp_path: Path, name: str, points: tuple[int, ...]
 ) -> None:
     adapter = load_object(METHODS[name].path)
     special = adapter.needs if adapter.needs in SPECIAL else None
@@ -95,8 +103,7 @@ def test_killed_after_a_batch_and_continued_equals_undisturbed(
     assert len(job.segments) == 2
     assert job.clean is not None
     whole = values(evaluate(job))
-    batches = 3 * -(-12 // 5)
-    for last in (1, 4, batches - 1):
+    for last in points:
         with pytest.raises(Killed):
             evaluate(job, Dying(tmp_path / "kept.pt", last))
         assert values(evaluate(job, FileCheckpointer(tmp_path / "kept.pt", place=None))) == whole, last

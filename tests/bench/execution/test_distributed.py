@@ -1,4 +1,7 @@
-"""One training in several processes: the same weights as one process, one clear error, nothing left behind."""
+"""One training in several processes: the same weights as one process, one clear error, nothing left behind.
+
+The processes import this module, so it imports nothing heavy that one test alone needs.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,6 @@ from bench.core.errors import BenchError
 from bench.execution.checkpointing import FileCheckpointer
 from bench.execution.distributed import Call, spread
 from bench.models.weights_io import load_stock, load_weights
-from bench.runs.run import run
-from bench.settings.run_spec import make_spec
-from bench.training.pretrain_stock import ShownCheckpointer, StockSpec, plan_stock, train_stock
 from methods.base import Labelled, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup
 from methods.nets.timm_encoders import TimmArchitecture
@@ -37,7 +37,6 @@ from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.selfsoup.pretraining import Pretraining, pretrain
 from methods.training.finetune import FineTune, Repeat, fine_tune
-from tests.bench.conftest import FAST
 
 COUNT = 65
 
@@ -164,16 +163,22 @@ NORMED = (
 )
 
 
+def brief(training: Any) -> Any:
+    """Return the same training with few steps."""
+    short = {name: count for name, count in {"steps": 5, "epochs": 2}.items() if hasattr(training, name)}
+    return replace(training, **short)
+
+
 @pytest.mark.parametrize(
     ("each", "processes"),
     [
-        (FEW, 2),
+        (tuple(map(brief, FEW)), 2),
         pytest.param(FEW, 3, marks=pytest.mark.slow),
         pytest.param(MANY, 2, marks=pytest.mark.slow),
         pytest.param(MANY, 3, marks=pytest.mark.slow),
         pytest.param(NORMED, 3, marks=pytest.mark.slow),
     ],
-    ids=["few-2", "few-3", "many-2", "many-3", "normed-3"],
+    ids=["brief-2", "few-3", "many-2", "many-3", "normed-3"],
 )
 def test_several_processes_give_the_weights_of_one(each: tuple[Any, ...], processes: int) -> None:
     torch.set_num_threads(1)
@@ -297,6 +302,11 @@ def running(number: int) -> bool:
 
 @pytest.mark.slow
 def test_a_run_and_a_stock_may_be_spread(stock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.runs.run import run
+    from bench.settings.run_spec import make_spec
+    from bench.training.pretrain_stock import ShownCheckpointer, StockSpec, plan_stock, train_stock
+    from tests.bench.conftest import FAST
+
     asked = {"method": "selfsoup", "shift": "digits-c", "stock": stock, "limit": 64, "severity": "3", "seeds": 1}
     asked |= {"corruption": "fog", "set": {"selfsoup": FAST["selfsoup"]}, "jobs": 1}
     accuracies = []

@@ -254,8 +254,8 @@ def test_a_damaged_checkpoint_of_a_training_counts_as_none(
         flip_signs_of(path, tensors_in(state))
         assert path.stat().st_size
     began: list[bool] = []
-    true = FileCheckpointer._load
-    monkeypatch.setattr(FileCheckpointer, "_load", lambda self: began.append((found := true(self)) is None) or found)
+    true = FileCheckpointer.load
+    monkeypatch.setattr(FileCheckpointer, "load", lambda self: began.append((found := true(self)) is None) or found)
     run_job(*task.arguments)
     assert began == [damaged]
     made = load_weights(own_cache / "weights" / f"{job_key(job(), 0)}.safetensors")[0]

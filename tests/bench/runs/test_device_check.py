@@ -15,6 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import bench.runs.device_check as checks
+import corruptions
 from bench.cli.main import app
 from bench.core.errors import UsageError
 from bench.core.import_object import load_object
@@ -64,6 +65,12 @@ def test_json_and_a_selection_of_nothing() -> None:
     assert isinstance(CliRunner().invoke(app, ["doctor", "--only", "fog"]).exception, UsageError)
 
 
+def every_second_call_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = corruptions.corrupt, iter(range(100))
+    changed = lambda *arguments, **more: real(*arguments, **more) ^ (8 if next(calls) % 2 else 0)  # noqa: E731
+    monkeypatch.setattr(corruptions, "corrupt", changed)
+
+
 @pytest.mark.parametrize("what", ["adapter tent", "objective mmcr", "corruption gaussian_noise"])
 def test_a_device_that_computes_otherwise_differs(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, compare = next(each for each in checks._comparisons() if each[0] == what)
@@ -78,18 +85,13 @@ def test_a_device_that_computes_otherwise_differs(what: str, monkeypatch: pytest
 
         monkeypatch.setattr(checks, own, other)
     else:
-        real, calls = checks.corruptions.corrupt, iter(range(100))
-        monkeypatch.setattr(
-            checks.corruptions,
-            "corrupt",
-            lambda *arguments, **more: real(*arguments, **more) ^ (8 if next(calls) % 2 else 0),
-        )
+        every_second_call_differs(monkeypatch)
     found = checks._run(name, compare, torch.device("cpu"))
     assert found.verdict == "differs"
 
 
 def test_a_difference_outside_its_tolerance_ends_with_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_corruption", lambda name, device: ("share", 0.5, 0.01, None))
+    every_second_call_differs(monkeypatch)
     assert doctor("--only", "corruption fog").exit_code == 1
 
 

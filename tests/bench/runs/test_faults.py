@@ -146,21 +146,21 @@ def fill(disk: Path, room: int) -> Path:
     return disk / "filler"
 
 
-@pytest.mark.parametrize("room", [0, 4096, 20480])
 def test_a_full_disk_is_one_sentence_and_costs_nothing(
-    settings: dict[str, Any], run_quick: Quick, small_disk: Path, tmp_path: Path, room: int
+    settings: dict[str, Any], run_quick: Quick, small_disk: Path, tmp_path: Path
 ) -> None:
     whole = run_quick(settings, method="source,tent", out=tmp_path / "whole")
-    filler = fill(small_disk, room)
-    out = small_disk / "out"
-    with pytest.raises(BenchError, match=r"No space left on device.*free space"):
-        run_quick(settings, method="source,tent", out=out)
-    kept = contents(out) if (out / "records").is_dir() else {}
-    filler.unlink()
-    resumed = run_quick(settings, method="source,tent", out=out)
-    assert resumed.reused == len(kept)
-    assert contents(out) == contents(whole.out)
-    assert verify(out).ok
+    for room in (0, 4096, 20480):
+        filler = fill(small_disk, room)
+        out = small_disk / f"out{room}"
+        with pytest.raises(BenchError, match=r"No space left on device.*free space"):
+            run_quick(settings, method="source,tent", out=out)
+        kept = contents(out) if (out / "records").is_dir() else {}
+        filler.unlink()
+        resumed = run_quick(settings, method="source,tent", out=out)
+        assert resumed.reused == len(kept), room
+        assert contents(out) == contents(whole.out), room
+        assert verify(out).ok, room
 
 
 def test_a_full_cache_fails_what_needs_it_and_recovers(
@@ -196,18 +196,17 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     assert contents(small_disk / "out") == before
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", None])
-def test_a_damaged_record_is_set_aside_and_measured_again(
-    settings: dict[str, Any], run_quick: Quick, damage: bytes | None
-) -> None:
+def test_a_damaged_record_is_set_aside_and_measured_again(settings: dict[str, Any], run_quick: Quick) -> None:
     before = contents(run_quick(settings).out)
     path = next((settings["out"] / "records").glob("*.json"))
-    content = path.read_bytes()[:-200] if damage is None else damage
-    path.write_bytes(content)
-    again = run_quick(settings)
-    assert (again.done, again.reused) == (1, 2)
-    assert contents(again.out) == before
-    assert path.with_name(f"{path.name}.broken").read_bytes() == content
+    for content in (b"", b"{", b"\xff\xfe", path.read_bytes()[:-200]):
+        path.write_bytes(content)
+        again = run_quick(settings)
+        assert (again.done, again.reused) == (1, 2), content
+        assert contents(again.out) == before, content
+        broken = path.with_name(f"{path.name}.broken")
+        assert broken.read_bytes() == content
+        broken.unlink()
 
 
 def test_a_damaged_line_is_named(settings: dict[str, Any], run_quick: Quick) -> None:
@@ -222,19 +221,17 @@ def test_a_damaged_line_is_named(settings: dict[str, Any], run_quick: Quick) -> 
     assert (out / "records.jsonl").read_text().splitlines()[2] == lines[2]
 
 
-@pytest.mark.parametrize("kept", [0, 100, None])
-def test_predictions_that_are_cut_short_or_gone_are_made_again(
-    settings: dict[str, Any], run_quick: Quick, kept: int | None
-) -> None:
+def test_predictions_that_are_cut_short_or_gone_are_made_again(settings: dict[str, Any], run_quick: Quick) -> None:
     before = contents(run_quick(settings).out)
     path = next((settings["out"] / "predictions").glob("*.npz"))
     content = path.read_bytes()
-    path.unlink()
-    if kept is not None:
-        path.write_bytes(content[:kept])
-    again = run_quick(settings)
-    assert (again.done, again.reused) == (1, 2)
-    assert contents(again.out) == before
+    for kept in (0, 100, None):
+        path.unlink()
+        if kept is not None:
+            path.write_bytes(content[:kept])
+        again = run_quick(settings)
+        assert (again.done, again.reused) == (1, 2), kept
+        assert contents(again.out) == before, kept
 
 
 class Meddler(RunCallback):

@@ -111,9 +111,12 @@ def test_a_tracker_that_hangs_costs_no_record_and_little_time(
 def test_a_tracker_that_never_starts_is_one_sentence(
     settings: dict[str, Any], run_quick: Quick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("tensorboard")
+    from accelerate.tracking import TensorBoardTracker
+
     never = threading.Event()
     monkeypatch.setattr(track, "_SECONDS_TO_START", 0.1)
-    monkeypatch.setattr(track, "_start", lambda *_: never.wait())
+    monkeypatch.setattr(TensorBoardTracker, "__init__", lambda *_, **__: never.wait() and None)
     try:
         with pytest.raises(UsageError, match="leave --tracker out"):
             run_quick(settings, tracker="tensorboard")
