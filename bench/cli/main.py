@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -16,11 +16,11 @@ from bench.cli import gallery as gallery_cli
 from bench.cli import list_show as catalogue_cli
 from bench.cli import new as extend_cli
 from bench.cli import publish as publish_cli
-from bench.cli import stock as stock_cli
-from bench.cli import train as train_cli
+from bench.cli import training as training_cli
+from bench.cli.flags import flag
 from bench.core.console import accept_any_text
 from bench.core.errors import BenchError, UsageError
-from bench.settings.run_fields import LISTS, REPEATED, Flag, RunFields
+from bench.settings.run_fields import LISTS, REPEATED, RunFields
 
 app = typer.Typer(
     cls=catalogue_cli.QuickGroup,
@@ -93,7 +93,11 @@ def _with_settings(
 
     def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         fields = inspect.get_annotations(RunFields).items()
-        flags = [_flag_of(name, hint, out if name == "out" else "") for name, hint in fields if name in names]
+        flags = [
+            flag(name, hint, told=out if name == "out" else "", text=name in LISTS)
+            for name, hint in fields
+            if name in names
+        ]
         own = list(inspect.signature(command).parameters.values())[:-1]
         end = [flag.name for flag in flags].index("offline")
         signature = inspect.Signature([*own[:first], *flags[:end], *own[first:], *flags[end:]])
@@ -101,18 +105,6 @@ def _with_settings(
         return command
 
     return with_flags
-
-
-def _flag_of(name: str, hint: Any, told: str) -> inspect.Parameter:
-    flag = next(item for item in hint.__metadata__ if isinstance(item, Flag))
-    kinds = (hint.__origin__, *get_args(hint.__origin__))
-    kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
-    kind = str if name in LISTS else kind
-    names = [flag.name or "--" + name.replace("_", "-"), *([flag.also] if flag.also else [])]
-    option = typer.Option(*names, help=told or flag.help, metavar=flag.metavar)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
 
 
 @app.command()
@@ -346,8 +338,8 @@ def doctor(
     checkup.print_report(as_json=json)
 
 
-app.command()(stock_cli.stock)
-app.command()(train_cli.train)
+app.command()(training_cli.stock)
+app.command()(training_cli.train)
 
 
 @app.command()

@@ -95,12 +95,14 @@ def check_grid(method: str, keys: Sequence[str]) -> None:
             nearest(key, [option.name for option in options_of(row)[1]], f"option of {row.name}")
 
 
-def check_stock_data(data: str, objective: str | None, device: str) -> None:
-    """Raise UsageError for an unknown name in `bench stock`."""
+def check_training(data: str, device: str, precision: str, objective: str | None = None) -> None:
+    """Raise UsageError for an unknown name in `bench stock` or `bench train`."""
     nearest(data.partition(":")[0], [*STOCK_DATA, *SHIFTS], "data")
     if objective is not None:
         nearest(objective, OBJECTIVES, "objective")
     check_device(device)
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"--precision {precision} is unknown; choose auto, fp32 or bf16")
 
 
 def check_soup(files: Sequence[Path], how: str | None = None, ways: Sequence[str] = WAYS_TO_MIX) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import shlex
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from bench.execution.task_pool import set_threads
 from bench.models.timm_encoders import timm_architecture
 from bench.models.weights_io import preprocessing_of, save_weights
 from bench.settings.methods import plain_values
+from bench.settings.training_specs import StockSpec as StockSpec
+from bench.settings.training_specs import command_of
 from bench.shifts import SHIFTS, find_row, load_by, load_shift
 from bench.shifts.catalog import ShiftRow
 from bench.shifts.data_root import Reading
@@ -75,54 +76,6 @@ SIZES = {
 
 _TWO_VIEW_LR = 1e-3
 _STATISTICS = 2000  # images used to measure mean and deviation
-
-
-@dataclass(frozen=True)
-class StockSpec:
-    """The settings of `bench stock`; None selects a default that suits the data.
-
-    `data` is one of SOURCES, a shift, folder:PATH or hf:REPO. `objective` is a key of
-    methods.selfsoup.objectives.OBJECTIVES, by default mae if the architecture has patch tokens. `limit` caps the number
-    of images. `threads` of each process fix the last bits of the result on a CPU. `devices` is the number of GPUs, or
-    of CPU processes, that share the training.
-    """
-
-    data: str
-    arch: str | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 128
-    lr: float | None = None
-    mask_ratio: float = 0.75
-    norm_pix: bool = False
-    objective: str | None = None
-    seed: int = 0
-    limit: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    data_root: Path | None = None
-    offline: bool = False
-    devices: int = 1
-
-    @property
-    def command(self) -> str:
-        """The command that repeats this training."""
-        return command_of("stock", self)
-
-
-def command_of(name: str, spec: Any) -> str:
-    """Return the command `bench NAME DATA …` that repeats a training: what a dataclass of settings has changed.
-
-    Left out are the settings that change no number.
-    """
-    words = ["bench", name, spec.data]
-    for field in fields(spec)[1:]:
-        value = getattr(spec, field.name)
-        if field.name in ("data_root", "device", "offline") or (value == field.default and field.name != "seed"):
-            continue
-        words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -335,7 +288,7 @@ def train_stock(
     weights = train(None, keep)
     seconds = time.perf_counter() - start + (keep.seconds_before if keep is not None else 0.0)
     facts: dict[str, object] = {
-        "command": spec.command,
+        "command": command_of("stock", spec),
         "recipe": plain_values(plan.recipe),
         "objective": plan.objective,
         "images": plan.source,

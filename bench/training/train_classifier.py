@@ -20,6 +20,8 @@ from bench.execution.checkpointing import SECONDS, FileCheckpointer, ReportProgr
 from bench.execution.task_pool import set_threads
 from bench.models.weights_io import preprocessing_of, save_weights
 from bench.settings.methods import plain_values
+from bench.settings.training_specs import TrainSpec as TrainSpec
+from bench.settings.training_specs import command_of
 from bench.shifts.class_match import class_names
 from bench.shifts.data_root import Reading
 from bench.shifts.lazy_images import pooled
@@ -30,7 +32,6 @@ from bench.training.pretrain_stock import (
     architecture,
     check_size,
     clean_source,
-    command_of,
     normalised,
     prepared,
     row_of,
@@ -41,36 +42,6 @@ from methods.training.supervised import Course, Supervised, train_classifier
 
 FIRST = 20
 """How many losses of the first steps a file names, by which a repetition is recognised."""
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """The settings of `bench train`; None selects the default of methods.training.supervised.Supervised.
-
-    `data` is one of SOURCES, a shift, folder:PATH or hf:REPO; `arch` a residual network (resnet20, resnet20-gn,
-    resnet8x2, …:PIXELS) or timm:NAME:PIXELS. `limit` caps the number of train images. `threads` fix the last bits of
-    the result on a CPU.
-    """
-
-    data: str
-    arch: str = "resnet20"
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    label_smoothing: float | None = None
-    seed: int = 0
-    limit: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    data_root: Path | None = None
-    offline: bool = False
-
-    @property
-    def command(self) -> str:
-        """The command that repeats this training."""
-        return command_of("train", self)
 
 
 @dataclass(frozen=True)
@@ -200,7 +171,7 @@ def facts_of_training(
 ) -> dict[str, object]:
     """Return what a file says of its origin: command, recipe, data, classes, accuracies, losses, versions."""
     return {
-        "command": spec.command,
+        "command": command_of("train", spec),
         "recipe": plain_values(plan.recipe),
         "images": plan.source,
         "data": plan.data.digest,
