@@ -361,7 +361,7 @@ class Adapter(ABC):
         """Adapt on a batch (float [n, 3, h, w] in [0, 1]); return log-probabilities up to a constant, [n, classes].
 
         Where the scores of the model are not finite, these must not be finite either. Raises ValueError, and changes
-        nothing, for images that `check_images` refuses.
+        nothing, for images that `check_images` refuses, RuntimeError under `torch.inference_mode()` if it learns.
         """
 
     def reset(self) -> None:

@@ -25,7 +25,11 @@ _OFFICIAL_TOP = re.compile(r"(^|\.)layer4\.|(^|\.)blocks\.(9|10|11)\.|^norm\.")
 
 @dataclass(frozen=True)
 class NormOptions(Options):
-    """Options of a method that adapts normalisation layers."""
+    """Options of a method that adapts normalisation layers.
+
+    optimizer: "sgd" or "adam" (betas `momentum` and 0.999); without weight decay and Nesterov unless an option adds it.
+    momentum: of SGD, or the first beta of Adam; in [0, 1).
+    """
 
     lr: float = 2.5e-4
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -48,12 +52,7 @@ class NormAdapter(Adapter):
 
     @dataclass(frozen=True)
     class Config(NormOptions):
-        """Options of the optimiser.
-
-        lr: step size.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        """
+        """lr: step size."""
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without affine parameters to adapt."""

@@ -54,12 +54,8 @@ class ActMad(Adapter):
         """Defaults of the release for ImageNet.
 
         lr: step size; 2.5e-4 for ImageNet, 1e-2 for CIFAR-10, 1e-3 for CIFAR-100 (batch 128).
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999).
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum.
         weight_decay: of all parameters that have a gradient, at least 0.
         padding: black pixels around an image of which it is a random crop; 0 for none.
-        flip: mirror with probability one half; leave it off where mirrored classes differ, as digits do.
         source_images: largest number of clean source images for the moments, at least 2; all 50000 in the release.
         official_quirks: take maps after the activations that change them in place, as the CIFAR release does.
         """

@@ -75,10 +75,6 @@ class AdaContrast(Adapter):
 
         lr: step size; 2e-4 with SGD (batch 64, or 200 for CIFAR);
             the release keeps it for other batch sizes.
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999).
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum, as the release does.
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         weight_decay: of all parameters, at least 0.
         teacher_momentum: share of the moving average that stays at each step; in [0, 1].
         queue: number of images whose features are kept for the contrast, and for the votes (there the last batch that
@@ -136,10 +132,7 @@ class AdaContrast(Adapter):
         self.queue_place, self.bank_place = 0, 0
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to logits [n, classes] from after the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes] from after the update."""
         images = recordable(images)
         with gradients(), training_statistics(self.model), training_statistics(self.teacher):
             with torch.no_grad():

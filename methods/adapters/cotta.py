@@ -65,10 +65,6 @@ class Cotta(Adapter):
 
         lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
             the release keeps it for other batch sizes.
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum, as the release does.
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         teacher_momentum: how much of the teacher stays at each step; in [0, 1].
         restore: share of the weights that return to the source at each step, drawn one by one; in [0, 1).
         threshold: mean confidence of the anchor below which views are averaged; 0 never does, above 1 always.
@@ -105,10 +101,7 @@ class Cotta(Adapter):
         self.host_draws, self.device_draws = generators(self.generator, self.model)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the teacher's logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the teacher's logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             target = self.teach(images)

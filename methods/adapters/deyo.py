@@ -84,8 +84,6 @@ class Deyo(NormAdapter):
 
         lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64); other sizes:
             `rate_rules`.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: the largest entropy to learn from, as a fraction of ln C; in (0, 1].
         weight_margin: E0 of the weights, as a fraction of ln C; in (0, 1].
         plpd: the smallest drop of probability under shuffling to learn from; 0.3 for BatchNorm, 0.2 for the others.
@@ -110,10 +108,7 @@ class Deyo(NormAdapter):
         return below_the_official_top(self.model) if self.config.official_names else below_the_top(self.model)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             logits: Tensor = self.model(images)

@@ -23,8 +23,6 @@ class EtaOptions(NormOptions):
     """Options of a method that selects images as ETA does.
 
     lr: step size; 2.5e-4 with SGD (batch 64); `rate_rules` scales it for other sizes.
-    optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-    momentum: of SGD, or the first beta of Adam; in [0, 1).
     margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
     epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
     """
@@ -77,10 +75,7 @@ class Eta(NormAdapter):
         self.mean = self.parameters[0].new_empty(0)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             logits: Tensor = self.model(images)

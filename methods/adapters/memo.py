@@ -110,10 +110,7 @@ class Memo(Adapter):
         self.draws = self.generator if on_cpu else torch.Generator().manual_seed(self.generator.initial_seed())
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters."""
         images = recordable(images)
         with gradients():
             parts = torch.split(images, self._images_per_pass(images))

@@ -50,10 +50,7 @@ class Rdumb(Eta):
         self.batches = 0
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         if self.batches == self.config.interval:
             self.reset()
         self.batches += 1

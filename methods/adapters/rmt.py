@@ -35,10 +35,6 @@ class ContrastOptions(TeacherOptions):
 
     lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
         the release keeps it for other batch sizes.
-    optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-    momentum: of SGD, or the first beta of Adam; in [0, 1).
-    nesterov: whether SGD uses Nesterov's momentum, as the release does.
-    flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
     contrast_weight: weight of the contrast, added to the loss to the teacher or the source model; at least 0.
     temperature: divisor of the cosines in the contrast; above 0.
     projection: width of the projector.
@@ -137,10 +133,7 @@ class Rmt(Adapter):
                 self.step(symmetric_cross_entropy(self.teach(images), self.model(images)).mean())
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the sum of both models' logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the sum of both models' logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             target = self.teach(images)

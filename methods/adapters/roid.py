@@ -35,10 +35,6 @@ class RoidOptions(TeacherOptions):
 
     lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
         the release keeps it for other batch sizes.
-    optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-    momentum: of SGD, or the first beta of Adam; in [0, 1).
-    nesterov: whether SGD uses Nesterov's momentum, as the release does.
-    flip: mirror the view with probability one half; switch it off where mirrored classes differ, as digits do.
     temperature: of the weights; a smaller one separates images more.
     """
 
@@ -105,10 +101,7 @@ class Roid(NormAdapter):
         return build_optimizer(self.parameters, self.config)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the corrected logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the corrected logits [n, classes] from before the update."""
         images = recordable(images)
         self.batch_size = max(self.batch_size, len(images))
         with gradients():

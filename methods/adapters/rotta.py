@@ -64,10 +64,6 @@ class Rotta(Adapter):
         """Defaults of the release.
 
         lr: step size; it does not follow the batch size, as each step is on the images of the memory.
-        optimizer: "adam" (betas `momentum` and 0.999) or "sgd". No weight decay.
-        momentum: the first beta of Adam, or of SGD; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum.
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         capacity: images in the memory.
         update_every: images of the stream between two steps.
         teacher_share: how far the teacher moves to the student at each step; in [0, 1].

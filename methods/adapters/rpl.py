@@ -47,8 +47,6 @@ class Rpl(NormAdapter):
         """Defaults of the release for ImageNet.
 
         lr: step size; 5e-4 with SGD (batch 64).
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
         q: robustness to wrong labels, from cross-entropy (towards 0) to the probability of the others (1); in (0, 1].
         """
 
@@ -60,10 +58,7 @@ class Rpl(NormAdapter):
             self.check(0 < self.q <= 1, "q", "in (0, 1]")
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             logits: Tensor = self.model(images)

@@ -71,10 +71,7 @@ class Santa(NormAdapter):
         return build_optimizer(self.parameters, self.config)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             with torch.no_grad():

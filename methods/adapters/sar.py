@@ -64,8 +64,6 @@ class Sar(NormAdapter):
 
         lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64); other sizes:
             `rate_rules`.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
         rho: how far to climb, as the Euclidean distance in all adapted parameters together.
         reset_below: the average entropy in nats that counts as near collapse; 0.2 for 1000 classes, less for few.
@@ -93,10 +91,7 @@ class Sar(NormAdapter):
         return below_the_official_top(self.model) if self.config.official_quirks else below_the_top(self.model)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             logits: Tensor = self.model(images)

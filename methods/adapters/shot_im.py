@@ -63,10 +63,7 @@ class ShotIM(Adapter):
         self.optimizer = adam(self.parameters, self.config.lr)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update."""
         images = recordable(images)
         with gradients():
             for _ in range(self.config.steps):

@@ -48,8 +48,6 @@ class Tent(NormAdapter):
 
         lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200); other sizes:
             `rate_rules`.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
         steps: updates on each batch; the prediction comes from the last forward pass, before its update.
         """
 
@@ -60,10 +58,7 @@ class Tent(NormAdapter):
             self.check(self.steps >= 1, "steps", "at least 1")
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update."""
         images = recordable(images)
         with gradients():
             for _ in range(self.config.steps):

@@ -101,10 +101,7 @@ class TttMae(Adapter):
         return torch.optim.SGD(self.parameters, lr=self.config.lr, momentum=self.config.momentum)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters."""
         images = recordable(images)
         with gradients():
             return torch.cat([self.adapt_and_predict(image[None]) for image in images])

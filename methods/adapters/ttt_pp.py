@@ -182,10 +182,7 @@ class TttPp(Adapter):
         return [_target(torch.split(features[:whole], size)) for features in every]
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from after the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from after the update."""
         images = recordable(images)
         with gradients():
             self.optimizer.zero_grad(set_to_none=True)  # of an interrupted batch

@@ -52,8 +52,6 @@ class MemoryOptions(NormOptions):
     """Options of a method that learns from a memory.
 
     lr: step size.
-    optimizer: "adam" (betas `momentum` and 0.999) or "sgd" (without Nesterov). No weight decay.
-    momentum: the first beta of Adam, or of SGD; in [0, 1).
     capacity: images in the memory.
     update_every: images of the stream between two steps.
     statistics_share: how far the running statistics move to those of the memory in each pass of it; in [0, 1].
@@ -103,10 +101,7 @@ class MemoryAdapter(NormAdapter):
             layer.momentum = self.config.statistics_share
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each from before any update by its image.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each from before any update by its image."""
         images = recordable(images)
         answers = []
         with gradients():
