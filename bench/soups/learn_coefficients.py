@@ -21,8 +21,9 @@ from bench.core.console import print_json, print_text, table
 from bench.core.devices import pick_device
 from bench.core.errors import UsageError, nearest
 from bench.models.classifiers import for_classes, refuse_misfits
+from bench.models.load_model import load_model
 from bench.models.tensor_files import Checkpoint, check_target, write_tensors
-from bench.models.weights_io import load_model, open_weights, preprocessing_of, save_weights
+from bench.models.weights_io import open_weights, preprocessing_of, save_weights
 from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import Shift, labelled_source, limit_ids
