@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leaderboards import grid
 from leaderboards.boards import Board, BoardError, BoardRow, make_board
 from leaderboards.comparable import line_name, line_of
-from leaderboards.escaping import csv_row
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.ranking import ReadPredictions, scores_of_row
 from leaderboards.record import Record
@@ -25,7 +21,6 @@ from leaderboards.uncertainty import Difference, ImageScores, holm, paired_diffe
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,33 +172,12 @@ def _row(board: Board, name: str) -> BoardRow:
     return row
 
 
-def to_terminal(comparison: Comparison) -> RenderableType:
-    """The comparison as a renderable for rich; accuracies in percent, differences in points."""
-    return grid.to_terminal(_grid(comparison))
+def renderings(comparison: Comparison) -> dict[str, Callable[[], Any]]:
+    """Return what makes the comparison in each format.
 
-
-def to_markdown(comparison: Comparison) -> str:
-    """The comparison as a Markdown table; accuracies in percent, differences in points."""
-    return grid.to_markdown(_grid(comparison))
-
-
-def to_latex(comparison: Comparison) -> str:
-    """The comparison as a table for booktabs; accuracies in percent, differences in points."""
-    return grid.to_latex(_grid(comparison))
-
-
-def to_csv(comparison: Comparison) -> str:
-    """One line for the mean, for clean and for each corruption, in full precision, as fractions."""
-    out = io.StringIO()
-    lines = [csv_row({"condition": name, **_flat(contrast)}) for name, contrast in _contrasts(comparison)]
-    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
-
-
-def to_json(comparison: Comparison) -> str:
-    """The comparison in full precision, as fractions, with what both rows share and the keys behind them."""
+    Tables have accuracies in percent and differences in points; CSV (a line for the mean, for clean and for each
+    corruption) and JSON (with what both rows share and the keys behind them) are in full precision, as fractions.
+    """
     board = comparison.board
     names = ("shift", "model", "protocol", "split", "limit", "labels_per_class", "severities", "seeds", "n", "level")
     content = {
@@ -215,7 +189,8 @@ def to_json(comparison: Comparison) -> str:
         "per_corruption": {str(c.corruption): _flat(c) for c in comparison.per_corruption},
         "notes": comparison.notes,
     }
-    return json.dumps(content, indent=2, allow_nan=False)
+    lines = [{"condition": name, **_flat(contrast)} for name, contrast in _contrasts(comparison)]
+    return grid.renderings(_grid(comparison), lines, content)
 
 
 def _contrasts(comparison: Comparison) -> list[tuple[str, Contrast]]:

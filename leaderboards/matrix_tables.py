@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leaderboards import grid
 from leaderboards.boards import Board
-from leaderboards.escaping import csv_row
 from leaderboards.friedman import Friedman
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.matrix import NATURAL, Comparison, Matrix, MatrixCell, MatrixRow, words
@@ -48,15 +45,15 @@ def to_latex(made: Matrix, tests: Sequence[Comparison] = ()) -> str:
 
 def to_csv(made: Matrix) -> str:
     """Return one line for each method and board in full precision, accuracies as fractions; empty if missing."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=_FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for row in made.rows:
-        for title, cell in zip(made.titles, row.cells, strict=True):
-            own = {"method": row.name, "track": row.track, "section": row.section, "column": title} | _flat(cell)
-            own |= {"severities": "+".join(f"{each:g}" for each in cell.board.severities)}
-            writer.writerow(csv_row(own | {"mean": row.mean, "mean_rank": row.rank}))
-    return out.getvalue()
+    lines = [
+        {"method": row.name, "track": row.track, "section": row.section, "column": title}
+        | _flat(cell)
+        | {"severities": "+".join(f"{each:g}" for each in cell.board.severities)}
+        | {"mean": row.mean, "mean_rank": row.rank}
+        for row in made.rows
+        for title, cell in zip(made.titles, row.cells, strict=True)
+    ]
+    return grid.to_csv(lines, _FIELDS)
 
 
 def to_json(made: Matrix, tests: Sequence[Comparison] = ()) -> str:

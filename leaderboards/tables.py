@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from leaderboards import grid
 from leaderboards.board_data import MEANING, TRACKS, BoardData, BoardRow
-from leaderboards.escaping import csv_row
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.record import Access
 
@@ -206,12 +203,7 @@ def _access_lines(board: BoardData) -> list[str]:
 
 def to_csv(board: BoardData, *, per_corruption: bool = False) -> str:
     """Return one line for each row with all numbers in full precision, accuracies as fractions; empty if missing."""
-    rows = [csv_row(_flat(board, row, per_corruption)) for row in board.rows]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return grid.to_csv(_flat(board, row, per_corruption) for row in board.rows)
 
 
 def to_pandas(board: BoardData) -> DataFrame:

@@ -246,6 +246,7 @@ def leaderboard(
     from bench.runs import open_results as reading
     from bench.runs import publishing
 
+    asked = reading.Shown(shift, source, format_, where or [], out)
     about_matrix = {"by": by, "across-tracks": across_tracks, "blocks": blocks, "posthoc": posthoc}
     wrong = next((name for name, value in about_matrix.items() if value), None)
     if wrong and not matrix:
@@ -267,14 +268,15 @@ def leaderboard(
         if wrong := next((name for name, value in given.items() if value), None):
             raise UsageError(f"--{wrong} is about one board; leave it or --matrix out")
         reading.print_matrix(
-            *(shift, source, format_, where or [], out, figures),
+            asked,
+            figures,
             by=by,
             across=across_tracks,
             blocks=blocks or "columns",
             posthoc=posthoc or "nemenyi",
         )
     else:
-        reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures, columns, sort)
+        reading.print_leaderboard(asked, per_corruption, figures, columns, sort)
 
 
 @app.command()
@@ -299,10 +301,8 @@ def compare(
     from bench.runs import open_results as reading
 
     sizes = {"n": n, "conditions": conditions, "seeds": seeds}
-    if design:
-        reading.print_design(a, b, shift, source, format_, where or [], out, sizes)
-    else:
-        reading.print_comparison(a, b, shift, source, format_, where or [], out, sizes)
+    show = reading.print_design if design else reading.print_comparison
+    show(reading.Shown(shift, source, format_, where or [], out), a, b, sizes)
 
 
 @app.command()

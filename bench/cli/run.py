@@ -18,8 +18,8 @@ from bench.core.console import duration, print_json, print_rich, print_text, say
 from bench.core.errors import Interrupted, MissingDataError, UsageError, ValidationError
 from bench.planning.check_names import check_names
 from bench.runs.finished import keep, recall, state_of_inputs
-from bench.runs.open_results import open_records
 from bench.runs.progress import RunProgress, plural
+from bench.runs.read_records import open_records
 from bench.settings.grid import GridCell, cells_of, folder_of
 from bench.settings.methods import parse_setting
 from bench.settings.run_spec import RunSpec, read_run_file
