@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from leaderboards.metrics import score as score
     from leaderboards.record import Access as Access
     from leaderboards.record import Cost as Cost
-    from leaderboards.record import Data as Data
+    from leaderboards.record import DataIdentity as DataIdentity
     from leaderboards.record import Diagnostics as Diagnostics
     from leaderboards.record import Metrics as Metrics
     from leaderboards.record import Record as Record
     from leaderboards.record import RecordError as RecordError
-    from leaderboards.record import Weights as Weights
+    from leaderboards.record import WeightsIdentity as WeightsIdentity
     from leaderboards.record import schema as schema
     from leaderboards.reference import ReferenceRow as ReferenceRow
     from leaderboards.reference import reference_rows as reference_rows

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class ComparisonLine:
     """One line of a comparison: accuracies of `a` and `b` in [0, 1] and their paired difference, a - b.
 
     `corruption` is None for the clean condition and for the mean over all corruptions. `p_adjusted` is Holm's over the
@@ -49,9 +49,9 @@ class Comparison:
     board: Board
     a: BoardRow
     b: BoardRow
-    overall: Contrast
-    clean: Contrast | None
-    per_corruption: tuple[Contrast, ...]
+    overall: ComparisonLine
+    clean: ComparisonLine | None
+    per_corruption: tuple[ComparisonLine, ...]
 
     @property
     def caption(self) -> str:
@@ -121,9 +121,9 @@ def compare_rows(
             raise BoardError(f"{a} and {b} were scored on different images; compare rows of one results folder")
         return one, two
 
-    def contrast(corruption: str | None, conditions: Collection[str | None]) -> Contrast:
+    def contrast(corruption: str | None, conditions: Collection[str | None]) -> ComparisonLine:
         one, two = scores(conditions)
-        return Contrast(corruption, one.accuracy, two.accuracy, paired_difference(one, two, level=level), None)
+        return ComparisonLine(corruption, one.accuracy, two.accuracy, paired_difference(one, two, level=level), None)
 
     singles = [contrast(name, [name]) for name in board.corruptions]
     adjusted = holm([single.difference.p for single in singles])
@@ -193,12 +193,12 @@ def renderings(comparison: Comparison) -> dict[str, Callable[[], Any]]:
     return grid.renderings(_grid(comparison), lines, content)
 
 
-def _contrasts(comparison: Comparison) -> list[tuple[str, Contrast]]:
+def _contrasts(comparison: Comparison) -> list[tuple[str, ComparisonLine]]:
     clean = [("clean", comparison.clean)] if comparison.clean else []
     return [("mean", comparison.overall), *clean, *((str(c.corruption), c) for c in comparison.per_corruption)]
 
 
-def _flat(contrast: Contrast) -> dict[str, float | None]:
+def _flat(contrast: ComparisonLine) -> dict[str, float | None]:
     difference = contrast.difference
     return {
         "a": contrast.a,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from methods.table import Access, Row
+from methods.table import Access, MethodRow
 
 _FULLER = (
     "A. Fuller, J. R. Green, E. Shelhamer. Self-Soupervision: Cooking Model Soups without Labels. ICML 2026. "
@@ -39,10 +39,10 @@ _GANDELSMAN = (
     "arXiv:2209.07522"
 )
 
-PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
+PLAIN = MethodRow("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
-    Row(
+    MethodRow(
         "source",
         "recipe",
         "methods.recipes.source:SourceOnly",
@@ -51,7 +51,7 @@ _ROWS = (
         "A. Kumar et al. Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution. ICLR 2022. "
         "arXiv:2202.10054",
     ),
-    Row(
+    MethodRow(
         "augmix",
         "recipe",
         "methods.recipes.augmix:AugMix",
@@ -61,7 +61,7 @@ _ROWS = (
         "Method to Improve Robustness and Uncertainty. ICLR 2020. arXiv:1912.02781",
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "three_augment",
         "recipe",
         "methods.recipes.three_augment:ThreeAugment",
@@ -70,7 +70,7 @@ _ROWS = (
         "H. Touvron, M. Cord, H. Jégou. DeiT III: Revenge of the ViT. ECCV 2022. arXiv:2204.07118",
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "prime",
         "recipe",
         "methods.recipes.prime:Prime",
@@ -80,7 +80,7 @@ _ROWS = (
         "Robustness to Common Corruptions. ECCV 2022. arXiv:2112.13547",
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "mae_probe",
         "recipe",
         "methods.recipes.mae_probe:MaeProbe",
@@ -89,7 +89,7 @@ _ROWS = (
         _GANDELSMAN,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "supervised_soup",
         "recipe",
         "methods.recipes.supervised_soup:SupervisedSoup",
@@ -98,7 +98,7 @@ _ROWS = (
         "M. Wortsman et al. Model soups: averaging weights of multiple fine-tuned models improves accuracy without "
         "increasing inference time. ICML 2022. arXiv:2203.05482",
     ),
-    Row(
+    MethodRow(
         "selfsoup",
         "recipe",
         "methods.selfsoup.recipe:SelfSoup",
@@ -106,7 +106,7 @@ _ROWS = (
         Access(source="labelled", test="pool", state="offline", backprop="full"),
         _FULLER,
     ),
-    Row(
+    MethodRow(
         "selfsoup_clean",
         "recipe",
         "methods.selfsoup.recipe:CleanSelfSoup",
@@ -115,7 +115,7 @@ _ROWS = (
         _FULLER,
         options_of="selfsoup",
     ),
-    Row(
+    MethodRow(
         "selfsoup_diverse_clean",
         "recipe",
         "methods.selfsoup.recipe:DiverseCleanSoup",
@@ -123,7 +123,7 @@ _ROWS = (
         Access(),
         _FULLER,
     ),
-    Row(
+    MethodRow(
         "selfsoup_single",
         "recipe",
         "methods.selfsoup.recipe:SingleIngredient",
@@ -132,7 +132,7 @@ _ROWS = (
         _FULLER,
         options_of="selfsoup",
     ),
-    Row(
+    MethodRow(
         "continued_ssl_soup",
         "recipe",
         "methods.selfsoup.recipe:ContinuedSoup",
@@ -141,7 +141,7 @@ _ROWS = (
         _FULLER,
         options_of="selfsoup",
     ),
-    Row(
+    MethodRow(
         "ssl_clean",
         "recipe",
         "methods.selfsoup.recipe:CleanSingleIngredient",
@@ -150,7 +150,7 @@ _ROWS = (
         _FULLER,
         options_of="selfsoup",
     ),
-    Row(
+    MethodRow(
         "tent_pool",
         "recipe",
         "methods.recipes.pool_adaptation:PoolTent",
@@ -159,7 +159,7 @@ _ROWS = (
         _WANG,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "shot_im_pool",
         "recipe",
         "methods.recipes.pool_adaptation:PoolShotIM",
@@ -168,7 +168,7 @@ _ROWS = (
         _LIANG,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "shot_pool",
         "recipe",
         "methods.recipes.shot_pool:PoolShot",
@@ -177,7 +177,7 @@ _ROWS = (
         _LIANG,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "adabn_pool",
         "recipe",
         "methods.recipes.adabn_pool:PoolAdaBN",
@@ -186,7 +186,7 @@ _ROWS = (
         _LI,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "source_rotation",
         "recipe",
         "methods.recipes.source_rotation:SourceRotation",
@@ -195,7 +195,7 @@ _ROWS = (
         _SUN,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "source_contrast",
         "recipe",
         "methods.recipes.source_contrast:SourceContrast",
@@ -204,7 +204,7 @@ _ROWS = (
         _LIU,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "bn",
         "adapter",
         "methods.adapters.bn:BatchNormStatistics",
@@ -213,7 +213,7 @@ _ROWS = (
         "Z. Nado et al. Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift. 2020. "
         "arXiv:2006.10963",
     ),
-    Row(
+    MethodRow(
         "bn_alpha",
         "adapter",
         "methods.adapters.bn_alpha:BatchNormAlpha",
@@ -222,7 +222,7 @@ _ROWS = (
         "S. Schneider et al. Improving robustness against common corruptions by covariate shift adaptation. NeurIPS "
         "2020. arXiv:2006.16971",
     ),
-    Row(
+    MethodRow(
         "bn_ema",
         "adapter",
         "methods.adapters.bn_ema:BatchNormAverage",
@@ -230,7 +230,7 @@ _ROWS = (
         Access(test="stream", state="online"),
         _LI,
     ),
-    Row(
+    MethodRow(
         "dua",
         "adapter",
         "methods.adapters.dua:Dua",
@@ -239,7 +239,7 @@ _ROWS = (
         "M. J. Mirza, J. Micorek, H. Possegger, H. Bischof. The Norm Must Go On: Dynamic Unsupervised Domain "
         "Adaptation by Normalization. CVPR 2022. arXiv:2112.00463",
     ),
-    Row(
+    MethodRow(
         "lame",
         "adapter",
         "methods.adapters.lame:Lame",
@@ -248,7 +248,7 @@ _ROWS = (
         "M. Boudiaf, R. Mueller, I. Ben Ayed, L. Bertinetto. Parameter-free Online Test-time Adaptation. CVPR 2022. "
         "arXiv:2201.05718",
     ),
-    Row(
+    MethodRow(
         "t3a",
         "adapter",
         "methods.adapters.t3a:T3A",
@@ -257,7 +257,7 @@ _ROWS = (
         "Y. Iwasawa, Y. Matsuo. Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization. "
         "NeurIPS 2021.",
     ),
-    Row(
+    MethodRow(
         "shot_im",
         "adapter",
         "methods.adapters.shot_im:ShotIM",
@@ -265,7 +265,7 @@ _ROWS = (
         Access(test="stream", state="online", backprop="full"),
         _LIANG,
     ),
-    Row(
+    MethodRow(
         "foa",
         "adapter",
         "methods.adapters.foa:FOA",
@@ -275,7 +275,7 @@ _ROWS = (
         "arXiv:2404.01650",
         version=2,
     ),
-    Row(
+    MethodRow(
         "tent",
         "adapter",
         "methods.adapters.tent:Tent",
@@ -283,7 +283,7 @@ _ROWS = (
         Access(test="stream", state="online", backprop="norm"),
         _WANG,
     ),
-    Row(
+    MethodRow(
         "memo",
         "adapter",
         "methods.adapters.memo:Memo",
@@ -292,7 +292,7 @@ _ROWS = (
         "M. Zhang, S. Levine, C. Finn. MEMO: Test Time Robustness via Adaptation and Augmentation. NeurIPS 2022. "
         "arXiv:2110.09506",
     ),
-    Row(
+    MethodRow(
         "ttt_mae",
         "adapter",
         "methods.adapters.ttt_mae:TttMae",
@@ -301,7 +301,7 @@ _ROWS = (
         _GANDELSMAN,
         needs="mae_probe",
     ),
-    Row(
+    MethodRow(
         "ttt_mae_online",
         "adapter",
         "methods.adapters.ttt_mae:TttMaeOnline",
@@ -310,7 +310,7 @@ _ROWS = (
         _GANDELSMAN,
         needs="mae_probe",
     ),
-    Row(
+    MethodRow(
         "eta",
         "adapter",
         "methods.adapters.eta:Eta",
@@ -318,7 +318,7 @@ _ROWS = (
         Access(test="stream", state="online", backprop="norm"),
         _NIU_EATA,
     ),
-    Row(
+    MethodRow(
         "eata",
         "adapter",
         "methods.adapters.eata:Eata",
@@ -326,7 +326,7 @@ _ROWS = (
         Access(source="unlabelled", test="stream", state="online", backprop="norm"),
         _NIU_EATA,
     ),
-    Row(
+    MethodRow(
         "eata_val",
         "adapter",
         "methods.adapters.eata:EataVal",
@@ -335,7 +335,7 @@ _ROWS = (
         _NIU_EATA,
         options_of="eata",
     ),
-    Row(
+    MethodRow(
         "rdumb",
         "adapter",
         "methods.adapters.rdumb:Rdumb",
@@ -344,7 +344,7 @@ _ROWS = (
         "O. Press, S. Schneider, M. Kümmerer, M. Bethge. RDumb: A simple approach that questions our progress in "
         "continual test-time adaptation. NeurIPS 2023. arXiv:2306.05401",
     ),
-    Row(
+    MethodRow(
         "rpl",
         "adapter",
         "methods.adapters.rpl:Rpl",
@@ -352,7 +352,7 @@ _ROWS = (
         Access(test="stream", state="online", backprop="norm"),
         "E. Rusak et al. If your data distribution shifts, use self-learning. TMLR 2022. arXiv:2104.12928",
     ),
-    Row(
+    MethodRow(
         "sar",
         "adapter",
         "methods.adapters.sar:Sar",
@@ -361,7 +361,7 @@ _ROWS = (
         "S. Niu et al. Towards Stable Test-Time Adaptation in Dynamic Wild World. ICLR 2023. arXiv:2302.12400",
         version=2,
     ),
-    Row(
+    MethodRow(
         "deyo",
         "adapter",
         "methods.adapters.deyo:Deyo",
@@ -370,7 +370,7 @@ _ROWS = (
         "J. Lee et al. Entropy is not Enough for Test-Time Adaptation: From the Perspective of Disentangled Factors. "
         "ICLR 2024. arXiv:2403.07366",
     ),
-    Row(
+    MethodRow(
         "come_tent",
         "adapter",
         "methods.adapters.come:ComeTent",
@@ -379,7 +379,7 @@ _ROWS = (
         _ZHANG_COME,
         version=2,
     ),
-    Row(
+    MethodRow(
         "come_eata",
         "adapter",
         "methods.adapters.come:ComeEata",
@@ -388,7 +388,7 @@ _ROWS = (
         _ZHANG_COME,
         version=2,
     ),
-    Row(
+    MethodRow(
         "come_sar",
         "adapter",
         "methods.adapters.come:ComeSar",
@@ -397,7 +397,7 @@ _ROWS = (
         _ZHANG_COME,
         version=2,
     ),
-    Row(
+    MethodRow(
         "cotta",
         "adapter",
         "methods.adapters.cotta:Cotta",
@@ -405,7 +405,7 @@ _ROWS = (
         Access(test="stream", state="online", backprop="full"),
         "Q. Wang, O. Fink, L. Van Gool, D. Dai. Continual Test-Time Domain Adaptation. CVPR 2022. arXiv:2203.13591",
     ),
-    Row(
+    MethodRow(
         "petal",
         "adapter",
         "methods.adapters.petal:Petal",
@@ -413,7 +413,7 @@ _ROWS = (
         Access(source="labelled", test="stream", state="online", backprop="full"),
         "D. Brahma, P. Rai. A Probabilistic Framework for Lifelong Test-Time Adaptation. CVPR 2023. arXiv:2212.09713",
     ),
-    Row(
+    MethodRow(
         "rotta",
         "adapter",
         "methods.adapters.rotta:Rotta",
@@ -421,7 +421,7 @@ _ROWS = (
         Access(test="stream", state="online", backprop="norm"),
         "L. Yuan, B. Xie, S. Li. Robust Test-Time Adaptation in Dynamic Scenarios. CVPR 2023. arXiv:2303.13899",
     ),
-    Row(
+    MethodRow(
         "note",
         "adapter",
         "methods.adapters.note:Note",
@@ -430,7 +430,7 @@ _ROWS = (
         "T. Gong et al. NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation. NeurIPS 2022. "
         "arXiv:2208.05117",
     ),
-    Row(
+    MethodRow(
         "sotta",
         "adapter",
         "methods.adapters.sotta:Sotta",
@@ -439,7 +439,7 @@ _ROWS = (
         "T. Gong, Y. Kim, T. Lee, S. Chottananurak, S.-J. Lee. SoTTA: Robust Test-Time Adaptation on Noisy Data "
         "Streams. NeurIPS 2023. arXiv:2310.10074",
     ),
-    Row(
+    MethodRow(
         "roid",
         "adapter",
         "methods.adapters.roid:Roid",
@@ -448,7 +448,7 @@ _ROWS = (
         "R. A. Marsden, M. Döbler, B. Yang. Universal Test-time Adaptation through Weight Ensembling, Diversity "
         "Weighting, and Prior Correction. WACV 2024. arXiv:2306.00650",
     ),
-    Row(
+    MethodRow(
         "cmf",
         "adapter",
         "methods.adapters.cmf:Cmf",
@@ -457,7 +457,7 @@ _ROWS = (
         "J.-H. Lee, J.-H. Chang. Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation. "
         "ICLR 2024.",
     ),
-    Row(
+    MethodRow(
         "adacontrast",
         "adapter",
         "methods.adapters.adacontrast:AdaContrast",
@@ -466,7 +466,7 @@ _ROWS = (
         "D. Chen, D. Wang, T. Darrell, S. Ebrahimi. Contrastive Test-Time Adaptation. CVPR 2022. arXiv:2204.10377",
         version=2,
     ),
-    Row(
+    MethodRow(
         "rmt",
         "adapter",
         "methods.adapters.rmt:Rmt",
@@ -475,7 +475,7 @@ _ROWS = (
         "M. Döbler, R. A. Marsden, B. Yang. Robust Mean Teacher for Continual and Gradual Test-Time Adaptation. CVPR "
         "2023. arXiv:2211.13081",
     ),
-    Row(
+    MethodRow(
         "santa",
         "adapter",
         "methods.adapters.santa:Santa",
@@ -484,7 +484,7 @@ _ROWS = (
         "G. Chakrabarty, M. Sreenivas, S. Biswas. SANTA: Source Anchoring Network and Target Alignment for Continual "
         "Test Time Adaptation. TMLR 2023.",
     ),
-    Row(
+    MethodRow(
         "actmad",
         "adapter",
         "methods.adapters.actmad:ActMad",
@@ -493,7 +493,7 @@ _ROWS = (
         "M. J. Mirza, P. J. Soneira, W. Lin, M. Kozinski, H. Possegger, H. Bischof. ActMAD: Activation Matching to "
         "Align Distributions for Test-Time-Training. CVPR 2023. arXiv:2211.12870",
     ),
-    Row(
+    MethodRow(
         "ttt",
         "adapter",
         "methods.adapters.ttt:Ttt",
@@ -502,7 +502,7 @@ _ROWS = (
         _SUN,
         needs="source_rotation",
     ),
-    Row(
+    MethodRow(
         "ttt_online",
         "adapter",
         "methods.adapters.ttt:TttOnline",
@@ -511,7 +511,7 @@ _ROWS = (
         _SUN,
         needs="source_rotation",
     ),
-    Row(
+    MethodRow(
         "ttt_pp",
         "adapter",
         "methods.adapters.ttt_pp:TttPp",
@@ -522,4 +522,4 @@ _ROWS = (
     ),
 )
 
-METHODS: dict[str, Row] = {row.name: row for row in _ROWS}
+METHODS: dict[str, MethodRow] = {row.name: row for row in _ROWS}

@@ -27,7 +27,7 @@ from bench.core.source_code import HOME, Root, definitions_digest, definitions_o
 from corruptions import catalog, tables
 from methods import METHODS, PLAIN
 from methods.identity import Identity, declared
-from methods.table import Row
+from methods.table import MethodRow
 
 HARNESS = "harness"
 """The component that every number depends on: streams, splits, predictions and metrics."""
@@ -129,7 +129,7 @@ def harness_version() -> int:
     return _SHARED[HARNESS].version
 
 
-def method_name(row: Row) -> str:
+def method_name(row: MethodRow) -> str:
     """Return the name of the component of a row of the method table."""
     return f"method:{row.name}"
 
@@ -303,5 +303,5 @@ def identity_of_path(path: str) -> str:
 
 
 @cache
-def _rows_by_path() -> dict[str, Row]:
+def _rows_by_path() -> dict[str, MethodRow]:
     return {row.path: row for row in (PLAIN, *METHODS.values())}

@@ -17,7 +17,7 @@ from bench.core.errors import UsageError
 from bench.core.import_object import load_file, load_object
 from bench.settings.methods import PLUGINS, build_config, parse_method, parse_setting
 from methods import METHODS
-from methods.table import Row
+from methods.table import MethodRow
 
 if TYPE_CHECKING:
     from methods.conformance import Finding
@@ -95,7 +95,7 @@ def tell_findings(kind: str, name: str, places: str, findings: Sequence[Finding]
     return 4 if failed else 0
 
 
-def _row(method: str) -> Row:
+def _row(method: str) -> MethodRow:
     """Return the row of a method by name, FILE:CLASS, or FILE alone if it defines exactly one adapter."""
     if method.endswith(".py"):
         from methods.base import Adapter

@@ -24,7 +24,7 @@ from bench.shifts.catalog import TASKS, ShiftRow
 from bench.shifts.corruption_sets import corruptions_of
 from corruptions.catalog import canonical
 from methods import METHODS
-from methods.table import Row
+from methods.table import MethodRow
 
 
 def check_names(specs: Sequence[RunSpec]) -> None:
@@ -124,7 +124,7 @@ def _check_argument(row: ShiftRow) -> None:
         raise MissingDataError(f"no folder {argument}; give the path of your images, as in folder:PATH")
 
 
-def _check_method(text: str) -> list[Row]:
+def _check_method(text: str) -> list[MethodRow]:
     """Return the rows of the table that a method names, without loading a class of the user's."""
     parts = [part.strip() for part in text.split("+")]
     own = [part for part in parts if ".py:" in part]
@@ -188,7 +188,7 @@ def _check_options(spec: RunSpec) -> None:
             raise UsageError(f"--set {name}.…: no run has a method '{name}'; {hint}")
 
 
-def _check_values(row: Row, options: dict[str, Any]) -> None:
+def _check_values(row: MethodRow, options: dict[str, Any]) -> None:
     """Raise UsageError for an option that a method lacks, and for a value of another type or outside a closed set."""
     types = {option.name: option.type for option in options_of(row)[1]}
     for key, value in options.items():

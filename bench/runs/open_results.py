@@ -32,7 +32,7 @@ from leaderboards.escaping import one_line
 from leaderboards.files import StoreError
 from leaderboards.friedman import POSTHOC
 from leaderboards.known import known
-from leaderboards.matrix import AXES, BLOCKS, Comparison, Matrix, comparisons, matrix
+from leaderboards.matrix import AXES, BLOCKS, Matrix, RankTest, comparisons, matrix
 from leaderboards.matrix_page import matrix_page
 from leaderboards.memory import Memory
 from leaderboards.page import to_page
@@ -253,7 +253,7 @@ def print_matrix(
         _write_matrix_figures(found, tests, figures)
 
 
-def _write_matrix_figures(made: Matrix, tests: Sequence[Comparison], folder: Path) -> None:
+def _write_matrix_figures(made: Matrix, tests: Sequence[RankTest], folder: Path) -> None:
     """Write the figures of a matrix, and say why one is not drawn."""
     from leaderboards.matrix_figures import figures
 

@@ -37,7 +37,7 @@ from methods.soups.season import (
     Mixture,
     Schedule,
     SelfSeasoning,
-    Supervised,
+    SupervisedSeasoning,
     epoch_of,
     labelled_epoch,
     learn_coefficients,
@@ -111,7 +111,7 @@ def _season_own(files: Sequence[Path], out: Path, settings: Season, generator: t
     ways: dict[str, Callable[[], Mixed]] = {
         "self": lambda: self_seasoned(inputs, data.without_labels(), settings.self_seasoning, generator),
         "labels": lambda: learned_soup(inputs, data, settings.schedule, generator),
-        "search": lambda: supervised_seasoned(inputs, data, Supervised(), generator),
+        "search": lambda: supervised_seasoned(inputs, data, SupervisedSeasoning(), generator),
     }
     if settings.how == "labels":
         _need_classifiers(files, inputs, data)
@@ -141,7 +141,7 @@ def _season_others(
         shares = _greedy(brought, mixture, model, data, held_out, generator.device)
     elif settings.how == "search":
         features = split(model)
-        shares = search_coefficients(mixture, lambda batch: features(batch)[0], data, Supervised(), generator)
+        shares = search_coefficients(mixture, lambda batch: features(batch)[0], data, SupervisedSeasoning(), generator)
     elif settings.how == "labels":
         shares = learn_coefficients(
             mixture,

@@ -21,7 +21,7 @@ from methods.views.augmix import BLACK, augmix, draw
 
 @component("methods.augmix.Mixing")
 @dataclass(frozen=True)
-class Mixing(Augmentation):
+class AugMixing(Augmentation):
     """AugMix of each view: three chains of one to three operations, weights from Dirichlet(1) and Beta(1, 1).
 
     severity: levels of the operations are uniform in [0.1, severity].
@@ -76,5 +76,5 @@ class AugMix(Recipe):
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         config = self.config
         published = 3.0 if stock.architecture.image_size < LARGE else 1.0
-        mixing = Mixing(config.jsd, published if config.severity is None else config.severity)
+        mixing = AugMixing(config.jsd, published if config.severity is None else config.severity)
         return {"": fine_tunings([stock], stock, source, config, (1.0,), mixing)[0]}

@@ -21,7 +21,7 @@ from methods.views.prime import PUBLISHED, Strength, draw, prime
 
 @component("methods.prime.Mixing")
 @dataclass(frozen=True)
-class Mixing(Augmentation):
+class PrimeMixing(Augmentation):
     """PRIME of each view; each augmentation of a batch has its own draws."""
 
     title: ClassVar[str] = "PRIME"
@@ -74,5 +74,5 @@ class Prime(Recipe):
         config = self.config
         strength = config.strength or ("cifar" if stock.architecture.image_size < LARGE else "imagenet")
         jsd = strength == "cifar" if config.jsd is None else config.jsd
-        mixing = Mixing(jsd, PUBLISHED[strength])
+        mixing = PrimeMixing(jsd, PUBLISHED[strength])
         return {"": fine_tunings([stock], stock, source, config, (1.0,), mixing)[0]}

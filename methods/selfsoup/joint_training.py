@@ -49,7 +49,7 @@ class Member:
     number: int
 
 
-class Draws:
+class MemberDraws:
     """A generator whose state can be saved."""
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -114,7 +114,7 @@ def inter_train_together(
         return total
 
     first = config.ingredients[0]
-    parts: list[Any] = [*encoders, *objectives, order, *map(Draws, own)]
+    parts: list[Any] = [*encoders, *objectives, order, *map(MemberDraws, own)]
     train(
         loss,
         stream(),

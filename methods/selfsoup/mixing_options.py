@@ -49,7 +49,7 @@ MIXES: dict[str, Mix] = {
     "ensemble": Mix(soup.ensemble, None, averages=False, of="classifiers"),
     "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
     "seasoned": Mix(season.self_seasoned, season.SelfSeasoning, "images", of="encoders"),
-    "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "labelled", of="encoders"),
+    "supervised_seasoned": Mix(season.supervised_seasoned, season.SupervisedSeasoning, "labelled", of="encoders"),
 }
 
 

@@ -12,7 +12,7 @@ from methods.base import Unlabelled
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.norms import batch_norm_layers
-from methods.training.loading import Known, loaded
+from methods.training.loading import KnownBatches, loaded
 from methods.training.loop import check_size
 
 
@@ -89,5 +89,5 @@ def clean_batches(data: Unlabelled, config: Remeasure, generator: torch.Generato
     """
     order = torch.randperm(len(data), generator=generator, device=generator.device)[: config.images]
     batches = torch.tensor_split(order.to(data.images.device), max(1, len(order) // config.batch_size))
-    for _, images in loaded(data.images, Known(batches), generator.device):
+    for _, images in loaded(data.images, KnownBatches(batches), generator.device):
         yield images.float() / 255

@@ -23,7 +23,7 @@ from methods.nets.weights import Classifier, Normalise, Weights
 from methods.norms import batch_norm_layers, use_batch_statistics
 from methods.soups.mixing import Mixed, Weighted
 from methods.soups.soup import combine_tensor, uniform_soup
-from methods.training.loading import Known, loaded, upload
+from methods.training.loading import KnownBatches, loaded, upload
 from methods.training.loop import Batches
 
 Batch = TypeVar("Batch")
@@ -283,9 +283,9 @@ def labelled_epoch(data: Labelled, schedule: Schedule, generator: torch.Generato
         yield images.float() / 255, upload(data.labels[rows], generator.device)
 
 
-def _rows(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Known:
+def _rows(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> KnownBatches:
     order = Batches(len(data), schedule.batch_size, generator, torch.device("cpu"), drop_last=True)
-    return Known([next(order) for _ in range(max(1, len(data) // schedule.batch_size))])
+    return KnownBatches([next(order) for _ in range(max(1, len(data) // schedule.batch_size))])
 
 
 def nearest_neighbour_accuracy(
@@ -313,7 +313,7 @@ def nearest_neighbour_accuracy(
 
 @component("methods.season.Supervised")
 @dataclass(frozen=True)
-class Supervised:
+class SupervisedSeasoning:
     """Options of supervised seasoning by random search. draws: number of Dirichlet(1) draws, the first one uniform."""
 
     draws: int = 1000
@@ -324,7 +324,7 @@ class Supervised:
 @torch.no_grad()
 @component("methods.season.supervised_seasoned")
 def supervised_seasoned(
-    inputs: Sequence[Weights], data: Labelled, config: Supervised, generator: torch.Generator
+    inputs: Sequence[Weights], data: Labelled, config: SupervisedSeasoning, generator: torch.Generator
 ) -> Mixed:
     """Mix encoders with the best of random coefficients, by leave-one-out neighbours on labelled clean images.
 
@@ -346,7 +346,7 @@ def search_coefficients(
     mixture: Mixture,
     features: Callable[[Tensor], Tensor],
     data: Labelled,
-    config: Supervised,
+    config: SupervisedSeasoning,
     generator: torch.Generator,
 ) -> Tensor:
     """Find the best of random coefficients, float64 [1, ingredients], by the neighbours of features of labelled images.
@@ -369,7 +369,7 @@ def search_coefficients(
         found = torch.cat(
             [
                 features(images.float() / 255)
-                for _, images in loaded(data.images, Known(torch.split(order, 512)), generator.device)
+                for _, images in loaded(data.images, KnownBatches(torch.split(order, 512)), generator.device)
             ]
         )
         scores.append(nearest_neighbour_accuracy(found, labels, data.classes, config.neighbours, config.temperature))

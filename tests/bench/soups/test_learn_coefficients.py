@@ -20,7 +20,7 @@ from bench.shifts import load_shift
 from bench.shifts.shift import labelled_source
 from bench.soups.learn_coefficients import Season, connect, season
 from methods.nets.weights import Classifier, Weights
-from methods.soups.season import Schedule, Supervised, learned_soup
+from methods.soups.season import Schedule, SupervisedSeasoning, learned_soup
 from methods.soups.soup import uniform_soup
 from methods.training.finetune import Probe, join, probe
 
@@ -140,7 +140,7 @@ def test_weights_from_elsewhere_are_seasoned(
     name, files = strangers
     monkeypatch.setattr(
         "bench.soups.learn_coefficients.Supervised",
-        lambda: Supervised(draws=6),
+        lambda: SupervisedSeasoning(draws=6),
     )
     out = tmp_path / "soup.safetensors"
     season(files, out, Season(how, labels=30, epochs=6, batch_size=100, model=name))
