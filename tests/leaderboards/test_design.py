@@ -81,7 +81,7 @@ def test_an_accuracy_that_would_have_no_interval_has_no_half_width(results: Any)
     small, large = designed(pilot, n=[60, 2000]).sizes
     assert (small.a, small.b is None) == (None, False)
     assert large.a is not None
-    assert "–" in designing.to_markdown(designed(pilot, n=[60]))
+    assert "–" in designing.renderings(designed(pilot, n=[60]))["md"]()
 
 
 def test_every_form_has_the_same_numbers(results: Any) -> None:
