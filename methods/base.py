@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.errors import Unsupported as Unsupported
+from methods.limits import limits_of
 from methods.nets.weights import Weights
 from methods.state import load_module, same, save_module
 from methods.table import Access
@@ -125,12 +126,17 @@ class Labelled(Unlabelled):
 
 
 class Options:
-    """Base class of options, with a check that names the option at fault.
+    """Base class of options, with checks that name the option at fault; types of `methods.limits` state most of them.
 
     later: options of this class that came after it, with the default None; records leave them out where they are None.
     """
 
     later: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        own: Any = type(self)
+        for option, limit in limits_of(own):
+            self.check(limit.holds(getattr(self, option)), option, limit.words)
 
     def check(self, holds: bool, option: str, wanted: str) -> None:
         """Raise ValueError unless `holds`; the message names the method, the option, what it must be and its value."""

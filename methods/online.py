@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Adapter, Options, Source, Unsupported
+from methods.limits import FiniteNotNegative, FractionBelowOne
 from methods.losses import entropy
 from methods.norms import norm_layers, norm_parameters, use_batch_statistics
 from methods.table import Access
@@ -31,14 +32,13 @@ class NormOptions(Options):
     momentum: of SGD, or the first beta of Adam; in [0, 1).
     """
 
-    lr: float = 2.5e-4
+    lr: FiniteNotNegative = 2.5e-4
     optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = 0.9
+    momentum: FractionBelowOne = 0.9
 
     def __post_init__(self) -> None:
-        self.check(math.isfinite(self.lr) and self.lr >= 0, "lr", "a finite number of at least 0")
+        super().__post_init__()
         self.check(self.optimizer in ("sgd", "adam"), "optimizer", '"sgd" or "adam"')
-        self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
 
 
 class NormAdapter(Adapter):

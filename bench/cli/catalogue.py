@@ -276,7 +276,7 @@ def _corruption(name: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(str(error)) from None
     severities = {profile: list(table[row.name]) for profile, table in PROFILES.items() if row.name in table}
-    return {key: value for key, value in asdict(row).items() if key != "path"} | {"severities": severities}
+    return {key: value for key, value in asdict(row).items() if key != "module"} | {"severities": severities}
 
 
 def _reproduction(name: str) -> dict[str, Any]:

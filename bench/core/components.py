@@ -179,9 +179,9 @@ def _expanded(root: Root) -> Iterable[Root]:
 
 
 def _corruption(row: catalog.Row) -> Component:
-    module, _, function = row.path.partition(":")
+    module = f"corruptions.{row.module}"
     there = definitions_of(module)
-    own = [name for name in (function, f"draw_{function}", f"{function}_bytes") if name in there]
+    own = [name for name in (row.name, f"draw_{row.name}", f"{row.name}_bytes") if name in there]
     profiles = sorted(tables.PROFILES)
     values = repr([(profile, tables.PROFILES[profile].get(row.name)) for profile in profiles])
     lists = ("ROWS", "_BY_NAME", "ALIASES", "Row", "names", "canonical")

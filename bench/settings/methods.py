@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -206,11 +207,21 @@ def options_of(row: MethodRow) -> tuple[str, list[Option]]:
 
 def _fields(config: ast.ClassDef) -> list[Option]:
     return [
-        Option(node.target.id, ast.unparse(node.annotation), ast.unparse(node.value) if node.value else "")
+        Option(node.target.id, _plain_type(node.annotation), ast.unparse(node.value) if node.value else "")
         for node in config.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if not ast.unparse(node.annotation).startswith("ClassVar")
     ]
+
+
+def _plain_type(annotation: ast.expr) -> str:
+    """Return a type as text, "int" for a name of methods.limits that stands for whole numbers."""
+    text = ast.unparse(annotation)
+    for node in _tree("methods.limits").body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript(slice=ast.Tuple(elts=[plain, _]))):
+                text = re.sub(rf"\b{name}\b", ast.unparse(plain), text)
+    return text
 
 
 def choices_of(row: MethodRow, name: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from methods.adapters.common.teachers import TeacherOptions, build_optimizer, descend, generators
 from methods.base import Adapter, Source, Unsupported
+from methods.limits import FiniteNotNegative, Whole
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import norm_layers
 from methods.table import Access
@@ -61,16 +62,14 @@ class ActMad(Adapter):
         """
 
         lr: float = 2.5e-4
-        weight_decay: float = 5e-4
-        padding: int = 0
+        weight_decay: FiniteNotNegative = 5e-4
+        padding: Whole = 0
         flip: bool = False
         source_images: int = 10000
         official_quirks: bool = False
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.check(0 <= self.weight_decay < float("inf"), "weight_decay", "a finite number of at least 0")
-            self.check(self.padding >= 0, "padding", "at least 0")
             self.check(self.source_images >= 2, "source_images", "at least 2")
 
     def configure(self, source: Source | None) -> None:

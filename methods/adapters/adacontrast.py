@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -21,6 +20,7 @@ from methods.adapters.common.teachers import (
     move_towards,
 )
 from methods.base import Adapter, Source
+from methods.limits import Count, FiniteNotNegative, Fraction, NotNegative, Positive
 from methods.losses import at_least_float32, gradients, recordable
 from methods.nets.feature_head_split import split
 from methods.norms import require_source_statistics, training_statistics
@@ -87,29 +87,18 @@ class AdaContrast(Adapter):
         """
 
         lr: float = 2e-4
-        weight_decay: float = 1e-4
-        teacher_momentum: float = 0.999
-        queue: int = 16384
+        weight_decay: FiniteNotNegative = 1e-4
+        teacher_momentum: Fraction = 0.999
+        queue: Count = 16384
         bank_start: int = 1024
-        neighbours: int = 10
-        temperature: float = 0.07
-        contrast_weight: float = 1.0
-        diversity_weight: float = 1.0
+        neighbours: Count = 10
+        temperature: Positive = 0.07
+        contrast_weight: NotNegative = 1.0
+        diversity_weight: NotNegative = 1.0
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.check(
-                math.isfinite(self.weight_decay) and self.weight_decay >= 0,
-                "weight_decay",
-                "a finite number of at least 0",
-            )
-            self.check(0 <= self.teacher_momentum <= 1, "teacher_momentum", "in [0, 1]")
-            self.check(self.queue >= 1, "queue", "at least 1")
             self.check(1 <= self.bank_start <= self.queue, "bank_start", "at least 1 and at most the queue")
-            self.check(self.neighbours >= 1, "neighbours", "at least 1")
-            self.check(self.temperature > 0, "temperature", "above 0")
-            self.check(self.contrast_weight >= 0, "contrast_weight", "at least 0")
-            self.check(self.diversity_weight >= 0, "diversity_weight", "at least 0")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported without one linear head, or for a BatchNorm without source statistics."""

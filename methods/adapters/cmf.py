@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from methods.adapters.common.teachers import move_towards
 from methods.adapters.roid import Roid, RoidOptions
 from methods.base import Source
+from methods.limits import Fraction, NotNegative
 
 # Number of adapted parameters for which the release defines its noise, and bounds of its gain.
 REFERENCE_PARAMETERS = 38400
@@ -40,15 +41,9 @@ class Cmf(Roid):
         q: variance of the noise of the transition, at least 0.
         """
 
-        alpha: float = 0.99
-        gamma: float = 0.99
-        q: float = 0.005
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 <= self.alpha <= 1, "alpha", "in [0, 1]")
-            self.check(0 <= self.gamma <= 1, "gamma", "in [0, 1]")
-            self.check(self.q >= 0, "q", "at least 0")
+        alpha: Fraction = 0.99
+        gamma: Fraction = 0.99
+        q: NotNegative = 0.005
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)

@@ -22,6 +22,7 @@ from methods.adapters.common.teachers import (
     symmetric_cross_entropy,
 )
 from methods.base import Adapter, Source, Unsupported
+from methods.limits import Fraction, FractionBelowOne, NotNegative
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import use_batch_statistics
 from methods.table import Access
@@ -74,17 +75,14 @@ class Cotta(Adapter):
         """
 
         lr: float = 0.01
-        teacher_momentum: float = 0.999
-        restore: float = 0.001
-        threshold: float = 0.1
+        teacher_momentum: Fraction = 0.999
+        restore: FractionBelowOne = 0.001
+        threshold: NotNegative = 0.1
         views: int = 32
         symmetric: bool = True
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.check(0 <= self.teacher_momentum <= 1, "teacher_momentum", "in [0, 1]")
-            self.check(0 <= self.restore < 1, "restore", "in [0, 1)")
-            self.check(self.threshold >= 0, "threshold", "at least 0")
             self.check(self.views >= 1, "views", "at least 1 (set threshold to 0 for no views)")
 
     def configure(self, source: Source | None) -> None:

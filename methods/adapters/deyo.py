@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from methods.base import RateRule
+from methods.limits import Count, Finite, FractionAboveZero
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import (
     NormAdapter,
@@ -91,18 +91,11 @@ class Deyo(NormAdapter):
         official_names: find the top by the timm names in the release; to compare with its numbers.
         """
 
-        margin: float = 0.5
-        weight_margin: float = 0.4
-        plpd: float = 0.3
-        patches: int = 4
+        margin: FractionAboveZero = 0.5
+        weight_margin: FractionAboveZero = 0.4
+        plpd: Finite = 0.3
+        patches: Count = 4
         official_names: bool = False
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
-            self.check(0 < self.weight_margin <= 1, "weight_margin", "in (0, 1]")
-            self.check(math.isfinite(self.plpd), "plpd", "a finite number")
-            self.check(self.patches >= 1, "patches", "at least 1")
 
     def chosen(self) -> dict[str, nn.Parameter]:
         return below_the_official_top(self.model) if self.config.official_names else below_the_top(self.model)

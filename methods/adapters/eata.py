@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -13,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from methods.adapters.eta import Eta, EtaOptions
 from methods.base import Source
+from methods.limits import Count, FiniteNotNegative
 from methods.losses import at_least_float32, gradients, recordable
 from methods.table import Access
 
@@ -51,13 +51,8 @@ class Eata(Eta):
         fisher_images: largest number of clean source images for the estimate of F.
         """
 
-        beta: float = 2000.0
-        fisher_images: int = 2000
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(math.isfinite(self.beta) and self.beta >= 0, "beta", "a finite number of at least 0")
-            self.check(self.fisher_images >= 1, "fisher_images", "at least 1")
+        beta: FiniteNotNegative = 2000.0
+        fisher_images: Count = 2000
 
     def configure(self, source: Source | None) -> None:
         """Raises ValueError without source images, Unsupported for a model without affine parameters to adapt."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from methods.base import RateRule, Source
+from methods.limits import FinitePositive, FractionAboveZero
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import NormAdapter, NormOptions, margin, rows_where
 
@@ -27,13 +27,8 @@ class EtaOptions(NormOptions):
     epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
     """
 
-    margin: float = 0.4
-    epsilon: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
-        self.check(math.isfinite(self.epsilon) and self.epsilon > 0, "epsilon", "a finite number above 0")
+    margin: FractionAboveZero = 0.4
+    epsilon: FinitePositive = 0.05
 
 
 class Eta(NormAdapter):

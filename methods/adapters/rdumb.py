@@ -10,6 +10,7 @@ from torch import Tensor
 
 from methods.adapters.eta import Eta, EtaOptions
 from methods.base import Source
+from methods.limits import Count
 
 
 class Rdumb(Eta):
@@ -39,11 +40,7 @@ class Rdumb(Eta):
         interval: number of batches between two returns to the source.
         """
 
-        interval: int = 1000
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.interval >= 1, "interval", "at least 1")
+        interval: Count = 1000
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)

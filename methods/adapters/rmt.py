@@ -22,6 +22,7 @@ from methods.adapters.common.teachers import (
     symmetric_cross_entropy,
 )
 from methods.base import Adapter, Source, SourceBatch
+from methods.limits import Count, Fraction, NotNegative, Positive, Whole
 from methods.losses import at_least_float32, gradients, recordable
 from methods.nets.feature_head_split import split
 from methods.norms import use_batch_statistics
@@ -41,17 +42,10 @@ class ContrastOptions(TeacherOptions):
     prototype_images: largest number of labelled source images for the class means.
     """
 
-    contrast_weight: float = 1.0
-    temperature: float = 0.1
-    projection: int = 128
-    prototype_images: int = 100_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.contrast_weight >= 0, "contrast_weight", "at least 0")
-        self.check(self.temperature > 0, "temperature", "above 0")
-        self.check(self.projection >= 1, "projection", "at least 1")
-        self.check(self.prototype_images >= 1, "prototype_images", "at least 1")
+    contrast_weight: NotNegative = 1.0
+    temperature: Positive = 0.1
+    projection: Count = 128
+    prototype_images: Count = 100_000
 
 
 class Rmt(Adapter):
@@ -94,15 +88,9 @@ class Rmt(Adapter):
         """
 
         lr: float = 0.01
-        source_weight: float = 1.0
-        teacher_momentum: float = 0.999
-        warm_up_images: int = 50_000
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.source_weight >= 0, "source_weight", "at least 0")
-            self.check(0 <= self.teacher_momentum <= 1, "teacher_momentum", "in [0, 1]")
-            self.check(self.warm_up_images >= 0, "warm_up_images", "at least 0")
+        source_weight: NotNegative = 1.0
+        teacher_momentum: Fraction = 0.999
+        warm_up_images: Whole = 50_000
 
     def configure(self, source: Source | None) -> None:
         """Raises ValueError without labelled source images, Unsupported for a model without one linear head."""

@@ -18,6 +18,7 @@ from methods.adapters.common.teachers import (
     symmetric_cross_entropy,
 )
 from methods.base import Source
+from methods.limits import Fraction, Positive
 from methods.losses import at_least_float32, entropy, gradients, recordable
 from methods.online import NormAdapter, refuse_float16
 from methods.views.cotta_views import draw_view, make_view
@@ -38,11 +39,7 @@ class RoidOptions(TeacherOptions):
     temperature: of the weights; a smaller one separates images more.
     """
 
-    temperature: float = 1 / 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.temperature > 0, "temperature", "above 0")
+    temperature: Positive = 1 / 3
 
 
 class Roid(NormAdapter):
@@ -81,11 +78,7 @@ class Roid(NormAdapter):
         source_share: how far the parameters return to the source after each step, in [0, 1].
         """
 
-        source_share: float = 0.01
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 <= self.source_share <= 1, "source_share", "in [0, 1]")
+        source_share: Fraction = 0.01
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without affine parameters to adapt, or in float16."""

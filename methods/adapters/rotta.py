@@ -23,6 +23,7 @@ from methods.adapters.common.teachers import (
     move_towards,
 )
 from methods.base import Adapter, Source, Unsupported
+from methods.limits import Count, Fraction, NotNegative
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, input_normalised_by, norm_parameters, require_source_statistics
 from methods.online import margin
@@ -74,21 +75,12 @@ class Rotta(Adapter):
 
         lr: float = 1e-3
         optimizer: Literal["sgd", "adam"] = "adam"
-        capacity: int = 64
-        update_every: int = 64
-        teacher_share: float = 0.001
-        statistics_share: float = 0.05
-        age_weight: float = 1.0
-        entropy_weight: float = 1.0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.capacity >= 1, "capacity", "at least 1")
-            self.check(self.update_every >= 1, "update_every", "at least 1")
-            self.check(0 <= self.teacher_share <= 1, "teacher_share", "in [0, 1]")
-            self.check(0 <= self.statistics_share <= 1, "statistics_share", "in [0, 1]")
-            self.check(self.age_weight >= 0, "age_weight", "at least 0")
-            self.check(self.entropy_weight >= 0, "entropy_weight", "at least 0")
+        capacity: Count = 64
+        update_every: Count = 64
+        teacher_share: Fraction = 0.001
+        statistics_share: Fraction = 0.05
+        age_weight: NotNegative = 1.0
+        entropy_weight: NotNegative = 1.0
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported without affine parameters to adapt or without source statistics in a BatchNorm."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from methods.limits import FractionAboveZero
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import NormAdapter, NormOptions
 
@@ -51,11 +52,7 @@ class Rpl(NormAdapter):
         """
 
         lr: float = 5e-4
-        q: float = 0.8
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 < self.q <= 1, "q", "in (0, 1]")
+        q: FractionAboveZero = 0.8
 
     def predict(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from methods.adapters.common.sharpness import climb, put_back
 from methods.base import RateRule, Source
+from methods.limits import Finite, FiniteNotNegative, FractionAboveZero
 from methods.losses import gradients, recordable
 from methods.online import (
     NormAdapter,
@@ -70,16 +71,10 @@ class Sar(NormAdapter):
         official_quirks: follow the release where it departs from the paper; to compare with its numbers.
         """
 
-        margin: float = 0.4
-        rho: float = 0.05
-        reset_below: float = 0.2
+        margin: FractionAboveZero = 0.4
+        rho: FiniteNotNegative = 0.05
+        reset_below: Finite = 0.2
         official_quirks: bool = False
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
-            self.check(math.isfinite(self.rho) and self.rho >= 0, "rho", "a finite number of at least 0")
-            self.check(math.isfinite(self.reset_below), "reset_below", "a finite number")
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)

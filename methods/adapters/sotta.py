@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from methods.adapters.common.memory import MemoryAdapter, MemoryOptions, smoothed_entropies
 from methods.adapters.common.sharpness import climb, put_back
+from methods.limits import FiniteNotNegative, Fraction
 from methods.norms import training_statistics
 from methods.online import below_the_top
 
@@ -59,13 +59,8 @@ class Sotta(MemoryAdapter):
         """
 
         statistics_share: float = 0.2
-        confidence: float = 0.99
-        rho: float = 0.05
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 <= self.confidence <= 1, "confidence", "in [0, 1]")
-            self.check(math.isfinite(self.rho) and self.rho >= 0, "rho", "a finite number of at least 0")
+        confidence: Fraction = 0.99
+        rho: FiniteNotNegative = 0.05
 
     def chosen(self) -> dict[str, nn.Parameter]:
         """Return the affine parameters of normalisation layers below the top quarter."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from methods.base import RateRule
 from methods.identity import component
+from methods.limits import Count
 from methods.losses import gradients, recordable
 from methods.online import NormAdapter, NormOptions
 
@@ -51,11 +52,7 @@ class Tent(NormAdapter):
         steps: updates on each batch; the prediction comes from the last forward pass, before its update.
         """
 
-        steps: int = 1
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.steps >= 1, "steps", "at least 1")
+        steps: Count = 1
 
     def predict(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update."""

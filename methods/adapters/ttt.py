@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from methods.adapters.common.side_heads import with_side_head
 from methods.adapters.common.teachers import descend, generators
 from methods.base import Adapter, Options, Source
+from methods.limits import Count, FiniteNotNegative, Fraction
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import training_statistics
 from methods.table import Access
@@ -64,23 +64,20 @@ class Ttt(Adapter):
         fix_head: adapt the encoder alone and not the second head.
         """
 
-        lr: float = 1e-3
-        steps: int = 10
-        copies: int = 32
+        lr: FiniteNotNegative = 1e-3
+        steps: Count = 10
+        copies: Count = 32
         rotations: Literal["rand", "expand"] = "rand"
         crop: Crop = "padded"
         flip: bool = True
-        threshold: float = 1.0
+        threshold: Fraction = 1.0
         fix_bn: bool = False
         fix_head: bool = False
 
         def __post_init__(self) -> None:
-            self.check(0 <= self.lr < math.inf, "lr", "a finite number of at least 0")
-            self.check(self.steps >= 1, "steps", "at least 1")
-            self.check(self.copies >= 1, "copies", "at least 1")
+            super().__post_init__()
             self.check(self.rotations in ("rand", "expand"), "rotations", '"rand" or "expand"')
             self.check(self.crop in get_args(Crop), "crop", f"one of {', '.join(get_args(Crop))}")
-            self.check(0 <= self.threshold <= 1, "threshold", "in [0, 1]")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier without a rotation head."""

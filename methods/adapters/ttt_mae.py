@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Adapter, Options, Source, Unsupported
+from methods.limits import Count, FiniteNotNegative, FractionBelowOne, ProperFraction
 from methods.losses import gradients, recordable
 from methods.nets.masked_autoencoder import (
     Decoder,
@@ -56,19 +56,12 @@ class TttMae(Adapter):
             MAE's visualisation files.
         """
 
-        lr: float = 5e-3
-        momentum: float = 0.9
-        steps: int = 20
-        views: int = 128
-        mask_ratio: float = 0.75
+        lr: FiniteNotNegative = 5e-3
+        momentum: FractionBelowOne = 0.9
+        steps: Count = 20
+        views: Count = 128
+        mask_ratio: ProperFraction = 0.75
         norm_pix: bool = False
-
-        def __post_init__(self) -> None:
-            self.check(math.isfinite(self.lr) and self.lr >= 0, "lr", "a finite number of at least 0")
-            self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
-            for name in ("steps", "views"):
-                self.check(getattr(self, name) >= 1, name, "at least 1")
-            self.check(0 < self.mask_ratio < 1, "mask_ratio", "in (0, 1)")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier without a decoder, ValueError for a mask_ratio that hides no patch."""

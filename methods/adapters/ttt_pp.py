@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,6 +13,7 @@ from methods.adapters.common.prototypes import contrast
 from methods.adapters.common.side_heads import with_side_head
 from methods.adapters.common.teachers import generators
 from methods.base import Adapter, Options, Source
+from methods.limits import Count, FiniteNotNegative, FinitePositive, FractionBelowOne
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, training_statistics
 from methods.table import Access
@@ -95,23 +95,19 @@ class TttPp(Adapter):
         source_images: largest number of clean source images for the moments; all 50000 in the release.
         """
 
-        lr: float = 1e-3
-        momentum: float = 0.9
+        lr: FiniteNotNegative = 1e-3
+        momentum: FractionBelowOne = 0.9
         contrast: bool = True
-        temperature: float = 0.5
-        encoder_scale: float = 0.5
-        projection_scale: float = 0.2
-        queue: int = 256
+        temperature: FinitePositive = 0.5
+        encoder_scale: FiniteNotNegative = 0.5
+        projection_scale: FiniteNotNegative = 0.2
+        queue: Count = 256
         fix_head: bool = True
         flip: bool = True
         source_images: int = 10000
 
         def __post_init__(self) -> None:
-            for name in ("lr", "encoder_scale", "projection_scale"):
-                self.check(0 <= getattr(self, name) < math.inf, name, "a finite number of at least 0")
-            self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
-            self.check(0 < self.temperature < math.inf, "temperature", "a positive finite number")
-            self.check(self.queue >= 1, "queue", "at least 1")
+            super().__post_init__()
             self.check(self.source_images >= 4, "source_images", "at least 4")
             learns = self.contrast or self.encoder_scale > 0 or self.projection_scale > 0
             self.check(learns, "contrast", "true where both scales are 0, else there is nothing to learn")

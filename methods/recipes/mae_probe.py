@@ -10,6 +10,7 @@ import torch
 
 from methods.base import Job, Labelled, Options, Recipe, Unlabelled, Unsupported
 from methods.identity import component
+from methods.limits import FinitePositive
 from methods.nets.weights import Weights
 from methods.table import Access
 from methods.training.finetune import FineTune, probe_of
@@ -30,10 +31,7 @@ class MaeProbe(Recipe):
     class Config(Options):
         """Options. probe_l2: factor of half the squared norm of the head's weights, added to the mean loss."""
 
-        probe_l2: float = 1e-2
-
-        def __post_init__(self) -> None:
-            self.check(0 < self.probe_l2 < float("inf"), "probe_l2", "a positive finite number")
+        probe_l2: FinitePositive = 1e-2
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         """Raises Unsupported for a stock without a decoder."""

@@ -6,7 +6,6 @@ labels and for several passes, and then predict without further changes.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from methods.adapters.shot_im import ShotIM
 from methods.adapters.tent import Tent
 from methods.base import Adapter, Checkpointer, Job, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.identity import component
+from methods.limits import Count, FiniteNotNegative
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.recipes.source import SourceOptions, source_classifier
@@ -97,15 +97,9 @@ class PoolOptions(SourceOptions):
     rate: step size on the pool. passes: passes over the whole pool. batch: images in a batch of the pool.
     """
 
-    rate: float = 1e-4
-    passes: int = 5
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0 <= self.rate < math.inf, "rate", "a finite number of at least 0")
-        for name in ("passes", "batch"):
-            self.check(getattr(self, name) >= 1, name, "at least 1")
+    rate: FiniteNotNegative = 1e-4
+    passes: Count = 5
+    batch: Count = 64
 
 
 class _OnPool(Recipe):

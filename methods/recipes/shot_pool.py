@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from methods.base import Checkpointer, Job, Labelled, Recipe, Unlabelled, Work
 from methods.identity import component
+from methods.limits import FiniteNotNegative, Whole
 from methods.losses import at_least_float32
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
@@ -59,15 +60,9 @@ class PoolShot(Recipe):
 
         rate: float = 1e-3
         passes: int = 15
-        pseudo: float = 0.3
-        information: float = 1.0
-        threshold: int = 0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for name in ("pseudo", "information"):
-                self.check(0 <= getattr(self, name) < float("inf"), name, "a finite number of at least 0")
-            self.check(self.threshold >= 0, "threshold", "at least 0")
+        pseudo: FiniteNotNegative = 0.3
+        information: FiniteNotNegative = 1.0
+        threshold: Whole = 0
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         pool = need_pool(pool)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported
+from methods.limits import FractionBelowOne
 from methods.nets.weights import Weights
 from methods.soups.soup import best_ingredient
 from methods.table import Access
@@ -26,13 +27,12 @@ class SourceOptions(FineTune):
     later: ClassVar[tuple[str, ...]] = ("scales", "holdout")
 
     scales: tuple[float, ...] | None = None
-    holdout: float | None = None
+    holdout: FractionBelowOne | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         finite = all(0 <= scale < math.inf for scale in self.scales or (1.0,))
         self.check(finite and self.scales != (), "scales", "None or finite numbers of at least 0, at least one")
-        self.check(self.holdout is None or 0 <= self.holdout < 1, "holdout", "None or in [0, 1)")
 
 
 def source_classifier(stock: Weights, source: Labelled, options: SourceOptions) -> Job:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from methods.adapters.common.prototypes import contrast
 from methods.base import Checkpointer, Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup, Share
 from methods.identity import component
+from methods.limits import FinitePositive, Fraction
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.table import Access
@@ -33,14 +33,12 @@ class Contrasting(FineTune):
 
     area: float = 0.2
     jitter: float = 0.4
-    balance: float = 0.9
-    temperature: float = 0.5
+    balance: Fraction = 0.9
+    temperature: FinitePositive = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(not self.three_augment, "three_augment", "false (the views are those of SimCLR)")
-        self.check(0 <= self.balance <= 1, "balance", "in [0, 1]")
-        self.check(0 < self.temperature < math.inf, "temperature", "a positive finite number")
 
     @property
     def views(self) -> Callable[[Tensor, torch.Generator, Share], Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from methods.base import Checkpointer, Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup, Share
 from methods.identity import component
+from methods.limits import FiniteNotNegative
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.table import Access
@@ -29,12 +29,11 @@ class Jointly(FineTune):
     """Options of fine-tuning on labels and rotations together; see `SourceRotation.Config`."""
 
     rotations: Literal["expand", "rand"] = "expand"
-    rotation_weight: float = 1.0
+    rotation_weight: FiniteNotNegative = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(self.rotations in ("expand", "rand"), "rotations", '"expand" or "rand"')
-        self.check(0 <= self.rotation_weight < math.inf, "rotation_weight", "a finite number of at least 0")
 
 
 @component("methods.source_rotation.fine_tune_jointly")

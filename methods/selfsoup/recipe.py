@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ import torch
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.identity import component
+from methods.limits import Count, FiniteNotNegative, FractionAboveZero
 from methods.nets.weights import Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Member, Together, inter_train_together, member
@@ -53,25 +53,18 @@ class SoupOptions(Mixing):
     """
 
     ingredients: tuple[str, ...] = ("mae", "mocov3", "mmcr", "lejepa")
-    steps: int = 300
-    rate: float = 1e-3
-    batch: int = 128
+    steps: Count = 300
+    rate: FiniteNotNegative = 1e-3
+    batch: Count = 128
     order: Order = "tune_then_soup"
     shift_pool: ShiftPool = "mixed"
     lockstep: bool = False
-    ssl_area: float = 0.08
+    ssl_area: FractionAboveZero = 0.08
     ssl_augment: bool = True
     also_on: tuple[str, ...] | None = None
     head: Literal["probe", "knn"] | None = None
 
     later: ClassVar[tuple[str, ...]] = ("also_on", "head")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0 <= self.rate < math.inf, "rate", "a finite number of at least 0")
-        for name in ("steps", "batch"):
-            self.check(getattr(self, name) >= 1, name, "at least 1")
-        self.check(0 < self.ssl_area <= 1, "ssl_area", "in (0, 1]")
 
 
 class SelfSoup(Recipe):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from methods.adapters.common.teachers import generators
 from methods.base import Source
+from methods.limits import Count, FinitePositive, Fraction
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, require_source_statistics
 from methods.online import NormAdapter, NormOptions
@@ -60,17 +61,10 @@ class MemoryOptions(NormOptions):
 
     lr: float = 1e-3
     optimizer: Literal["sgd", "adam"] = "adam"
-    capacity: int = 64
-    update_every: int = 64
-    statistics_share: float = 0.1
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.capacity >= 1, "capacity", "at least 1")
-        self.check(self.update_every >= 1, "update_every", "at least 1")
-        self.check(0 <= self.statistics_share <= 1, "statistics_share", "in [0, 1]")
-        self.check(0 < self.temperature < float("inf"), "temperature", "a finite number above 0")
+    capacity: Count = 64
+    update_every: Count = 64
+    statistics_share: Fraction = 0.1
+    temperature: FinitePositive = 1.0
 
 
 class MemoryAdapter(NormAdapter):
