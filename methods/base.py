@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from methods import METHODS, PLAIN
 from methods.errors import Unsupported as Unsupported
 from methods.limits import limits_of
 from methods.nets.weights import Weights
@@ -260,13 +261,26 @@ class Job:
     keeps: tuple[str, ...] = ()
 
 
-class Recipe(ABC):
+_ACCESS = {row.path: row.access for row in (PLAIN, *METHODS.values())}
+
+
+class _Method(ABC):
+    """A method, whose access is that of its row in the table; a class outside the table states it itself."""
+
+    access: ClassVar[Access]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if (access := _ACCESS.get(f"{cls.__module__}:{cls.__qualname__}")) is not None:
+            cls.access = access
+
+
+class Recipe(_Method):
     """Makes a classifier offline from a stock, labelled clean images and, if declared, a pool of shifted images.
 
     Subclasses set `access` and, if they have options, a frozen dataclass `Config` whose fields all have defaults.
     """
 
-    access: ClassVar[Access]
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying for each option, for tuning on held-out images."""
     pool: ClassVar[Literal["none", "clean", "shifted"]] = "none"
@@ -290,7 +304,7 @@ class Recipe(ABC):
         """
 
 
-class Adapter(ABC):
+class Adapter(_Method):
     """Changes a classifier online, batch by batch; the base class of every test-time method.
 
     A subclass implements `configure` (choose parameters, build optimisers) and `predict`. Everything it keeps on `self`
@@ -302,7 +316,6 @@ class Adapter(ABC):
     Every `predict` refuses images that break its contract before the subclass sees them (see `check_images`).
     """
 
-    access: ClassVar[Access]
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying for each option, for tuning on held-out images."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -359,7 +372,7 @@ class Adapter(ABC):
         self.configure(source)
         self._initial = self.state_dict()
 
-    def configure(self, source: Source | None) -> None:  # noqa: B027 - a method without set-up is complete
+    def configure(self, source: Source | None) -> None:
         """Choose what to adapt and build optimisers. Raises Unsupported if the model does not fit."""
 
     @abstractmethod

@@ -36,10 +36,6 @@ class NormOptions(Options):
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: FractionBelowOne = 0.9
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.optimizer in ("sgd", "adam"), "optimizer", '"sgd" or "adam"')
-
 
 class NormAdapter(Adapter):
     """Adapts the affine parameters of normalisation layers by an optimiser; a subclass defines the loss in `predict`.

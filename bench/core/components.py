@@ -42,12 +42,13 @@ _NEVER_FOLLOWED = (
     "bench.core.errors",
     "bench.core.invalid_input",
     "bench.execution.progress_files",
+    "methods",
     "methods.table",
     "methods.nets.flops",
     "methods.identity",
     "leaderboards.files",
 )
-"""Modules that change no number: errors, progress, tables for display, operation counts."""
+"""Modules that change no number: errors, progress, the table of methods (but for the access), operation counts."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def component_of(name: str) -> Component:
     if kind == "method":
         row = PLAIN if rest == PLAIN.name else METHODS[rest]
         module, _, cls = row.path.partition(":")
-        return Component(row.version, ((module, cls),))
+        return Component(row.version, ((module, cls),), repr(row.access))
     if kind == "corruption":
         return _corruption(catalog.describe(rest))
     identity, root = _declared_at()[name]

@@ -216,6 +216,9 @@ def _fields(config: ast.ClassDef) -> list[Option]:
 
 def _plain_type(annotation: ast.expr) -> str:
     """Return a type as text, "int" for a name of methods.limits that stands for whole numbers."""
+    match annotation:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[plain, *_])):
+            return ast.unparse(plain)
     text = ast.unparse(annotation)
     for node in _tree("methods.limits").body:
         match node:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from methods.adapters.common.teachers import TeacherOptions, build_optimizer, descend, generators
 from methods.base import Adapter, Source, Unsupported
-from methods.limits import FiniteNotNegative, Whole
+from methods.limits import FiniteNotNegative, Whole, at_least
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import norm_layers
-from methods.table import Access
 from methods.views.padded_crops import crop_padded, draw_crops
 
 Moments = tuple[Tensor, Tensor]
@@ -41,7 +40,6 @@ class ActMad(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="statistics", test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (2.5e-4, 1e-3, 3e-3, 1e-2), "padding": (0, 4)}
     checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.05, "padding": 2, "flip": True, "source_images": 8}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -65,12 +63,8 @@ class ActMad(Adapter):
         weight_decay: FiniteNotNegative = 5e-4
         padding: Whole = 0
         flip: bool = False
-        source_images: int = 10000
+        source_images: Annotated[int, at_least(2)] = 10000
         official_quirks: bool = False
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.source_images >= 2, "source_images", "at least 2")
 
     def configure(self, source: Source | None) -> None:
         """Raises ValueError without source images, Unsupported for a model without normalisation layers."""

@@ -24,7 +24,6 @@ from methods.limits import Count, FiniteNotNegative, Fraction, NotNegative, Posi
 from methods.losses import at_least_float32, gradients, recordable
 from methods.nets.feature_head_split import split
 from methods.norms import require_source_statistics, training_statistics
-from methods.table import Access
 from methods.views.moco_views import strong_view
 from methods.views.ssl_views import Views
 
@@ -56,7 +55,6 @@ class AdaContrast(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (2e-5, 2e-4, 2e-3),
         "neighbours": (3, 10),

@@ -25,7 +25,6 @@ from methods.base import Adapter, Source, Unsupported
 from methods.limits import Fraction, FractionBelowOne, NotNegative
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import use_batch_statistics
-from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 
 
@@ -45,7 +44,6 @@ class Cotta(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-4, 1e-3, 1e-2),
         "optimizer": ("sgd", "adam"),

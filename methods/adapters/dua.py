@@ -14,7 +14,6 @@ from methods.adapters.common.teachers import generators
 from methods.base import Adapter, Options, Source, Unsupported
 from methods.limits import Count, Fraction, Whole
 from methods.norms import batch_norm_layers, require_source_statistics, training_statistics
-from methods.table import Access
 
 
 class Dua(Adapter):
@@ -33,7 +32,6 @@ class Dua(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "images": (80, 320, 0),
         "decay": (0.9, 0.94, 0.98),

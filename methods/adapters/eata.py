@@ -14,7 +14,6 @@ from methods.adapters.eta import Eta, EtaOptions
 from methods.base import Source
 from methods.limits import Count, FiniteNotNegative
 from methods.losses import at_least_float32, gradients, recordable
-from methods.table import Access
 
 
 class Eata(Eta):
@@ -27,7 +26,6 @@ class Eata(Eta):
     the stream.
     """
 
-    access: ClassVar[Access] = Access(source="unlabelled", test="stream", state="online", backprop="norm")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "epsilon": (0.05, 0.1, 0.2, 0.4),
@@ -96,4 +94,3 @@ class EataVal(Eata):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
-    access: ClassVar[Access] = Access(source="unlabelled", test="pool", state="online", backprop="norm")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from methods.base import Adapter, Source
+from methods.base import Adapter, Options, Source
+from methods.limits import Count, FiniteNotNegative
 from methods.losses import at_least_float32, gradients, marginal_entropy, recordable
 from methods.norms import blend_statistics
 from methods.state import load_module, same, save_module
-from methods.table import Access
 from methods.views.augmix import Crop, augmix, draw
 
 # Bounds on what one pass holds: values of the views that go through the model together (its activations are some tens
@@ -44,7 +43,6 @@ class Memo(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3),
         "optimizer": ("sgd", "adamw"),
@@ -59,7 +57,7 @@ class Memo(Adapter):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Options):
         """Defaults of the paper for ImageNet and ResNet-50.
 
         lr: step size; 2.5e-4 with SGD (ResNet-50), 1e-5 with AdamW (transformers), 5e-3 with SGD for CIFAR.
@@ -71,25 +69,13 @@ class Memo(Adapter):
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         """
 
-        lr: float = 2.5e-4
+        lr: FiniteNotNegative = 2.5e-4
         optimizer: Literal["sgd", "adamw"] = "sgd"
-        weight_decay: float = 0.0
-        views: int = 64
+        weight_decay: FiniteNotNegative = 0.0
+        views: Count = 64
         prior: int = 16
         crop: Crop = "resized"
         flip: bool = True
-
-        def __post_init__(self) -> None:
-            if not (math.isfinite(self.lr) and self.lr >= 0):
-                raise ValueError(f"memo.lr must be a finite number of at least 0, not {self.lr}")
-            if self.optimizer not in ("sgd", "adamw"):
-                raise ValueError(f'memo.optimizer must be "sgd" or "adamw", not "{self.optimizer}"')
-            if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-                raise ValueError(f"memo.weight_decay must be a finite number of at least 0, not {self.weight_decay}")
-            if self.views < 1:
-                raise ValueError(f"memo.views must be at least 1, not {self.views}")
-            if self.crop not in get_args(Crop):
-                raise ValueError(f'memo.crop must be one of {", ".join(get_args(Crop))}, not "{self.crop}"')
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from methods.adapters.common.memory import MemoryAdapter, MemoryOptions, smoothed_entropies
 from methods.base import Source, Unsupported
+from methods.limits import FiniteNotNegative
 from methods.losses import at_least_float32
 from methods.norms import batch_norm_layers, input_normalised_by, training_statistics
 from methods.private_apis import _BatchNorm
@@ -68,12 +69,7 @@ class Note(MemoryAdapter):
         lr: float = 1e-4
         statistics_share: float = 0.01
         instance_aware: bool = True
-        standard_errors: float = 4.0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            finite = math.isfinite(self.standard_errors)
-            self.check(finite and self.standard_errors >= 0, "standard_errors", "a finite number of at least 0")
+        standard_errors: FiniteNotNegative = 4.0
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one without source statistics or parameters."""

@@ -26,7 +26,6 @@ from methods.limits import Count, Fraction, NotNegative, Positive, Whole
 from methods.losses import at_least_float32, gradients, recordable
 from methods.nets.feature_head_split import split
 from methods.norms import use_batch_statistics
-from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 
 
@@ -64,7 +63,6 @@ class Rmt(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="labelled", test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-4, 1e-3, 1e-2),
         "optimizer": ("sgd", "adam"),

@@ -28,7 +28,6 @@ from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, input_normalised_by, norm_parameters, require_source_statistics
 from methods.online import margin
 from methods.private_apis import _BatchNorm
-from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 
 
@@ -47,7 +46,6 @@ class Rotta(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-4, 1e-3, 1e-2),
         "statistics_share": (0.01, 0.05, 0.1),

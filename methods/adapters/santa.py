@@ -17,7 +17,6 @@ from methods.base import Source
 from methods.losses import at_least_float32, gradients, recordable
 from methods.nets.feature_head_split import split
 from methods.online import NormAdapter
-from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 
 
@@ -37,7 +36,6 @@ class Santa(NormAdapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="labelled", test="stream", state="online", backprop="norm")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-4, 1e-3, 1e-2),
         "optimizer": ("sgd", "adam"),

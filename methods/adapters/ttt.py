@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from methods.base import Adapter, Options, Source
 from methods.limits import Count, FiniteNotNegative, Fraction
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import training_statistics
-from methods.table import Access
 from methods.views.augmix import PADDING, Crop, draw, resized_crops
 from methods.views.padded_crops import crop_padded, draw_crops
 from methods.views.rotations import TURNS, all_rotations, rotate
@@ -38,7 +37,6 @@ class Ttt(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
     needs = "source_rotation"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 1e-3, 1e-2), "steps": (1, 3, 10)}
     checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "steps": 2, "copies": 4}
@@ -73,11 +71,6 @@ class Ttt(Adapter):
         threshold: Fraction = 1.0
         fix_bn: bool = False
         fix_head: bool = False
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.rotations in ("rand", "expand"), "rotations", '"rand" or "expand"')
-            self.check(self.crop in get_args(Crop), "crop", f"one of {', '.join(get_args(Crop))}")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier without a rotation head."""
@@ -163,7 +156,6 @@ class Ttt(Adapter):
 class TttOnline(Ttt):
     """TTT that goes on from image to image: each starts where the one before it ended (Sun et al. 2020, TTT-Online)."""
 
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet-gn": {"lr": 1e-3, "steps": 1, "copies": 64, "crop": "resized", "flip": True},
         "cifar-bn": {"lr": 1e-3, "steps": 1, "copies": 32, "crop": "padded", "flip": True},

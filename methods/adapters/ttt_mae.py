@@ -22,7 +22,6 @@ from methods.nets.masked_autoencoder import (
 )
 from methods.nets.vit import encode_visible, pick
 from methods.nets.weights import AutoencoderClassifier
-from methods.table import Access
 
 
 class TttMae(Adapter):
@@ -37,7 +36,6 @@ class TttMae(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 5e-3, 2e-2), "steps": (10, 20)}
     checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "steps": 3, "views": 4}
     needs = "mae_probe"
@@ -130,7 +128,6 @@ class TttMaeOnline(TttMae):
     at each image.
     """
 
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 1e-3, 5e-3), "steps": (1, 5, 20)}
 
     def configure(self, source: Source | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +13,9 @@ from methods.adapters.common.prototypes import contrast
 from methods.adapters.common.side_heads import with_side_head
 from methods.adapters.common.teachers import generators
 from methods.base import Adapter, Options, Source
-from methods.limits import Count, FiniteNotNegative, FinitePositive, FractionBelowOne
+from methods.limits import Count, FiniteNotNegative, FinitePositive, FractionBelowOne, at_least
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, training_statistics
-from methods.table import Access
 from methods.views.simclr_views import simclr_view
 
 # The contrast counts the temperature over this, the difference of means half of that of covariances.
@@ -48,7 +47,6 @@ class TttPp(Adapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="statistics", test="stream", state="online", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-4, 1e-3, 1e-2),
         "encoder_scale": (0.05, 0.5, 5.0),
@@ -104,11 +102,10 @@ class TttPp(Adapter):
         queue: Count = 256
         fix_head: bool = True
         flip: bool = True
-        source_images: int = 10000
+        source_images: Annotated[int, at_least(4)] = 10000
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.check(self.source_images >= 4, "source_images", "at least 4")
             learns = self.contrast or self.encoder_scale > 0 or self.projection_scale > 0
             self.check(learns, "contrast", "true where both scales are 0, else there is nothing to learn")
 

@@ -13,7 +13,6 @@ from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import Share
 from methods.identity import component
 from methods.nets.weights import Weights
-from methods.table import Access
 from methods.training.augmentation import LARGE, Augmentation
 from methods.training.finetune import FineTune, fine_tunings
 from methods.views.augmix import BLACK, augmix, draw
@@ -48,7 +47,6 @@ class AugMix(Recipe):
     one. On a GPU, each batch waits once for its random numbers.
     """
 
-    access: ClassVar[Access] = Access()
     tested_against: ClassVar[str] = "golden"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),

@@ -12,7 +12,6 @@ from methods.base import Job, Labelled, Options, Recipe, Unlabelled, Unsupported
 from methods.identity import component
 from methods.limits import FinitePositive
 from methods.nets.weights import Weights
-from methods.table import Access
 from methods.training.finetune import FineTune, probe_of
 
 
@@ -24,7 +23,6 @@ class MaeProbe(Recipe):
     features. Costs one forward pass of the labelled images.
     """
 
-    access: ClassVar[Access] = Access()
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"probe_l2": (1e-3, 1e-2, 1e-1)}
 
     @dataclass(frozen=True)

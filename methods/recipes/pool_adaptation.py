@@ -21,7 +21,6 @@ from methods.limits import Count, FiniteNotNegative
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.recipes.source import SourceOptions, source_classifier
-from methods.table import Access
 from methods.training.loading import loaded
 from methods.training.loop import Batches, check_size
 
@@ -131,7 +130,6 @@ class _OnPool(Recipe):
 class PoolTent(_OnPool):
     """TENT for several epochs over the pool (Wang et al. 2021, arXiv:2006.10726; its offline setting), with Adam."""
 
-    access: ClassVar[Access] = Access(test="pool", state="offline", backprop="norm")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"rate": (3e-5, 1e-4, 3e-4, 1e-3), "passes": (1, 3, 5)}
 
     def rule(self) -> Tent.Config:
@@ -141,7 +139,6 @@ class PoolTent(_OnPool):
 class PoolShotIM(_OnPool):
     """Information maximisation for several epochs over the pool, as published (Liang et al. 2020, arXiv:2002.08546)."""
 
-    access: ClassVar[Access] = Access(test="pool", state="offline", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"rate": (1e-5, 3e-5, 1e-4, 3e-4), "passes": (1, 3, 5)}
 
     def rule(self) -> ShotIM.Config:

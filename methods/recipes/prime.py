@@ -13,7 +13,6 @@ from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import Share
 from methods.identity import component
 from methods.nets.weights import Weights
-from methods.table import Access
 from methods.training.augmentation import LARGE, Augmentation
 from methods.training.finetune import FineTune, fine_tunings
 from methods.views.prime import PUBLISHED, Strength, draw, prime
@@ -46,7 +45,6 @@ class Prime(Recipe):
     GPU, each view of a batch waits once for its random numbers.
     """
 
-    access: ClassVar[Access] = Access()
     tested_against: ClassVar[str] = "golden"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
@@ -65,10 +63,6 @@ class Prime(Recipe):
 
         strength: Literal["cifar", "imagenet"] | None = None
         jsd: bool | None = None
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.strength is None or self.strength in PUBLISHED, "strength", "cifar, imagenet or None")
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         config = self.config

@@ -19,7 +19,6 @@ from methods.nets.weights import Classifier, Weights
 from methods.norms import training_statistics
 from methods.recipes.pool_adaptation import PoolOptions, need_pool
 from methods.recipes.source import source_classifier
-from methods.table import Access
 from methods.training.loading import InOrder, loaded, upload
 from methods.training.loop import Batches, check_size
 
@@ -41,7 +40,6 @@ class PoolShot(Recipe):
     dropped and images are taken whole, as in every method on the pool.
     """
 
-    access: ClassVar[Access] = Access(test="pool", state="offline", backprop="full")
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "rate": (1e-4, 3e-4, 1e-3, 3e-3),
         "passes": (5, 15),

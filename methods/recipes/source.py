@@ -11,7 +11,6 @@ from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported
 from methods.limits import FractionBelowOne
 from methods.nets.weights import Weights
 from methods.soups.soup import best_ingredient
-from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
 from methods.training.heads import headed
 
@@ -53,7 +52,6 @@ def source_classifier(stock: Weights, source: Labelled, options: SourceOptions) 
 class SourceOnly(Recipe):
     """Linear probe, then full fine-tuning (LP-FT; Kumar et al. 2022, arXiv:2202.10054) of the stock on clean images."""
 
-    access: ClassVar[Access] = Access()
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
         "epochs": (15, 30, 60),

@@ -16,7 +16,6 @@ from methods.identity import component
 from methods.limits import FinitePositive, Fraction
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
-from methods.table import Access
 from methods.training.finetune import FineTune, classification, fit, joint_training
 from methods.views.simclr_views import simclr_view
 
@@ -90,7 +89,6 @@ class SourceContrast(Recipe):
     epochs, from a classifier). A step passes two views of each image forward and backward; `source` passes one.
     """
 
-    access: ClassVar[Access] = Access()
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
         "epochs": (15, 30, 60),

@@ -16,7 +16,6 @@ from methods.identity import component
 from methods.limits import FiniteNotNegative
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
-from methods.table import Access
 from methods.training.finetune import FineTune, classification, fit, joint_training
 from methods.views.rotations import TURNS, all_rotations, rotate
 
@@ -30,10 +29,6 @@ class Jointly(FineTune):
 
     rotations: Literal["expand", "rand"] = "expand"
     rotation_weight: FiniteNotNegative = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.rotations in ("expand", "rand"), "rotations", '"expand" or "rand"')
 
 
 @component("methods.source_rotation.fine_tune_jointly")
@@ -73,7 +68,6 @@ class SourceRotation(Recipe):
     step passes 5 views of each image ("expand") or 2 ("rand") forward and backward.
     """
 
-    access: ClassVar[Access] = Access()
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
         "epochs": (15, 30, 60),

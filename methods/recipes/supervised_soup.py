@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.nets.weights import Weights
 from methods.selfsoup.mixing_options import Mixing, mix_classifiers, selection
-from methods.table import Access
 from methods.training.finetune import fine_tunings, probe_of
 
 
@@ -19,7 +18,6 @@ class SupervisedSoup(Recipe):
     All start from the same linear-probe head; otherwise their heads could not be averaged.
     """
 
-    access: ClassVar[Access] = Access()
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
         "scales": ((0.5, 0.75, 1.0, 1.25), (1.0, 1.0, 1.0, 1.0)),

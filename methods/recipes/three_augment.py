@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.nets.weights import Weights
-from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
 
 
@@ -22,7 +21,6 @@ class ThreeAugment(Recipe):
     order.
     """
 
-    access: ClassVar[Access] = Access()
     tested_against: ClassVar[str] = "golden"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),

@@ -16,7 +16,6 @@ from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Member, Together, inter_train_together, member
 from methods.selfsoup.mixing_options import Mixing, every_mix, mix_classifiers, mix_job, selection
 from methods.selfsoup.objectives import OBJECTIVES
-from methods.table import Access
 from methods.training.finetune import fine_tunings, join, probe_of, refuse_cut
 from methods.training.heads import Head, headed
 from methods.views.ssl_views import Views
@@ -74,7 +73,6 @@ class SelfSoup(Recipe):
     starts from the linear-probe head of the stock, so that heads can be averaged. Parts: the soup and each ingredient.
     """
 
-    access: ClassVar[Access] = Access(source="labelled", test="pool", state="offline", backprop="full")
     pool = "shifted"
     search: ClassVar[Mapping[str, Sequence[Any]]] = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
@@ -108,7 +106,6 @@ class CleanSelfSoup(Recipe):
     It isolates the effect of more self-supervision and of souping. Parts: the soup and its other mixes.
     """
 
-    access: ClassVar[Access] = Access()
     pool = "clean"
     search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
 
@@ -147,7 +144,6 @@ class ContinuedSoup(Recipe):
     The baseline "continued SSL + supervised" (section 4): ingredients that differ only in their fine-tuning.
     """
 
-    access: ClassVar[Access] = Access()
     pool = "clean"
     search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
 
@@ -178,7 +174,6 @@ class SingleIngredient(Recipe):
     If the stock cannot be a masked autoencoder, the first of the ingredients takes the place of MAE.
     """
 
-    access: ClassVar[Access] = SelfSoup.access
     pool: ClassVar[Literal["none", "clean", "shifted"]] = "shifted"
     search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
 
@@ -211,7 +206,6 @@ class SingleIngredient(Recipe):
 class CleanSingleIngredient(SingleIngredient):
     """The single ingredient on clean images: the same self-supervised compute without shift and soup."""
 
-    access: ClassVar[Access] = Access()
     pool = "clean"
 
 
