@@ -139,7 +139,7 @@ def test_weights_from_elsewhere_are_seasoned(
 ) -> None:
     name, files = strangers
     monkeypatch.setattr(
-        "bench.soups.learn_coefficients.Supervised",
+        "bench.soups.learn_coefficients.SupervisedSeasoning",
         lambda: SupervisedSeasoning(draws=6),
     )
     out = tmp_path / "soup.safetensors"
