@@ -234,7 +234,7 @@ def test_strengths_and_losses_of_prime_are_those_of_the_release() -> None:
     assert mixing(LARGER) == prime.PrimeMixing(False, PUBLISHED["imagenet"])
     assert mixing(LARGER, strength="cifar") == prime.PrimeMixing(True, PUBLISHED["cifar"])
     assert mixing(SMALL, strength="imagenet", jsd=True) == prime.PrimeMixing(True, PUBLISHED["imagenet"])
-    with pytest.raises(ValueError, match='prime.strength must be None or "cifar" or "imagenet"'):
+    with pytest.raises(ValueError, match=r'prime.strength must be None or "cifar" or "imagenet"'):
         Prime.Config(strength="digits")  # type: ignore[arg-type]
 
 
