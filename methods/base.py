@@ -143,6 +143,8 @@ class Options:
         """Raise ValueError unless `holds`; the message names the method, the option, what it must be and its value."""
         if not holds:
             method = type(self).__qualname__.partition(".")[0].lower()
+            if method == "config":  # of an objective, which is named by its file
+                method = type(self).__module__.rpartition(".")[2]
             raise ValueError(f"{method}.{option} must be {wanted}, not {getattr(self, option)!r}")
 
 

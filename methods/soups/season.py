@@ -11,14 +11,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Labelled, Unlabelled
+from methods.base import Labelled, Options, Unlabelled
 from methods.identity import component
+from methods.limits import Count, at_least
 from methods.nets.weights import Classifier, Normalise, Weights
 from methods.norms import batch_norm_layers, use_batch_statistics
 from methods.soups.mixing import Mixed, Weighted
@@ -127,22 +128,18 @@ def layer_of(name: str) -> str:
 
 @component("methods.season.Schedule")
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Options):
     """Options of learning coefficients.
 
     lr, last_lr: first and last rate of Adam, with a cosine between. layerwise: see Mixture. batch_size, epochs: as in
     the paper for 1000 images; the ragged last batch of an epoch is dropped.
     """
 
-    epochs: int = 100
-    batch_size: int = 256
+    epochs: Count = 100
+    batch_size: Annotated[int, at_least(2)] = 256
     lr: float = 0.1
     last_lr: float = 0.01
     layerwise: bool = False
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2:
-            raise ValueError("seasoning needs at least one epoch and batches of at least two images")
 
     def rate(self, epoch: int) -> float:
         return self.last_lr + (self.lr - self.last_lr) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
