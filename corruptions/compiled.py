@@ -85,24 +85,24 @@ def uniforms(keys: Whole, draw: int, out: Floats) -> None:
 
 
 @_compiled
-def half_normal(u: Floats) -> None:
-    """Uniforms [n, 2, half] made ready for Box-Muller: 1 - u, and angles."""
+def half_normal(u: Floats, parts: Floats) -> None:
+    """Uniforms [n, 2, half] made ready for Box-Muller: 1 - u and angles, into the first two of parts [3, n, half]."""
     turn = np.float32(2.0 * np.pi)
     for i in range(len(u)):
-        first, second = u[i, 0], u[i, 1]
+        first, second, opposite, angle = u[i, 0], u[i, 1], parts[0, i], parts[1, i]
         for j in range(len(first)):
-            first[j] = _ONE - first[j]
-            second[j] *= turn
+            opposite[j] = _ONE - first[j]
+            angle[j] = second[j] * turn
 
 
 @_compiled
-def paired(radius: Floats, cos: Floats, sin: Floats, out: Floats) -> None:
-    """Normals [n, 2, half] of Box-Muller from radii, cosines and sines [n, half]."""
+def paired(parts: Floats, out: Floats) -> None:
+    """Normals [n, 2, half] of Box-Muller from radii, cosines and sines, parts [3, n, half]."""
     for i in range(len(out)):
-        of_radius, of_cos, of_sin, one, other = radius[i], cos[i], sin[i], out[i, 0], out[i, 1]
+        radius, cos, sin, one, other = parts[0, i], parts[1, i], parts[2, i], out[i, 0], out[i, 1]
         for j in range(len(one)):
-            r = of_radius[j]
-            one[j], other[j] = of_cos[j] * r, of_sin[j] * r
+            r = radius[j]
+            one[j], other[j] = cos[j] * r, sin[j] * r
 
 
 @_compiled

@@ -33,6 +33,8 @@ _LOW = 0xFFFFFFFF
 _FEW_BLOCKS = 8
 # Blocks per round of the generator on a CPU: three buffers of them stay in its cache.
 _CACHED_BLOCKS = 1 << 14
+# A tensor on the CPU, as a number costs a few thousand values' time to convert.
+_MINUS_TWO = torch.tensor(-2.0)
 
 
 def image_keys(corruption: str, ids: Iterable[int | str], seed: int) -> Tensor:
@@ -42,7 +44,7 @@ def image_keys(corruption: str, ids: Iterable[int | str], seed: int) -> Tensor:
     """
     seed = _whole(seed, "the seed is an int")
     words = [_key(corruption, image_id, seed) for image_id in ids]
-    return torch.tensor(words, dtype=torch.int64).view(-1, 2)
+    return torch.from_numpy(np.array(words, np.int64).reshape(-1, 2))
 
 
 def _key(corruption: str, image_id: int | str, seed: int) -> tuple[int, int]:
@@ -127,10 +129,11 @@ class Stream:
 
     def __init__(self, keys: Tensor) -> None:
         self.keys = keys
+        self._length = len(keys)
         self._draws = 0
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self._length
 
     def words(self, count: int) -> Tensor:
         """Return the next `count` 32-bit words of every image: int64 [n, count]."""
@@ -175,10 +178,14 @@ class Stream:
         half = -(-count // 2)
         u = self.uniform(2, half)
         if self.keys.device.type == "cpu" and (loops := compiled()) is not None:
-            loops.half_normal(u.numpy())
+            found, parts = u.numpy(), np.empty((3, len(self), half), np.float32)
+            loops.half_normal(found, parts)
             # Torch's own functions of contiguous numbers, as below; others round some values otherwise.
-            radius = u[:, :1].contiguous().log_().mul_(-2.0).sqrt_()
-            loops.paired(radius[:, 0].numpy(), u[:, 1].cos().numpy(), u[:, 1].sin().numpy(), u.numpy())
+            radius, angle, sine = torch.from_numpy(parts).unbind()
+            radius.log_().mul_(_MINUS_TWO).sqrt_()
+            torch.sin(angle, out=sine)
+            angle.cos_()
+            loops.paired(parts, found)
             return u.flatten(1)[:, :count].reshape(len(self), *shape)
         # 1 - u is exact, and log is many times faster than log1p on CPUs.
         radius = (1 - u[:, :1]).log_().mul_(-2.0).sqrt_()

@@ -242,7 +242,7 @@ def _in_words(model: Any) -> str:
         case partial(func=function, args=(str(architecture), *_)):
             return f"{architecture}, {_in_words(function)}"
     words: str = model.__name__
-    return words.replace("_", " ")
+    return words.strip("_").replace("_", " ")
 
 
 def all_runs() -> list[OfficialRun]:

@@ -6,6 +6,7 @@ import copy
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
@@ -163,7 +164,11 @@ def labels_of(batch: Tensor) -> Tensor:
 
 def double(architecture: str) -> Callable[[Golden], nn.Module]:
     """Build a golden model in float64, where a stream amplifies no rounding that float32 could show."""
-    return lambda golden: golden.model(architecture).double()
+    return partial(_double, architecture)
+
+
+def _double(architecture: str, golden: Golden) -> nn.Module:
+    return golden.model(architecture).double()
 
 
 def double_stream(golden: Golden) -> Tensor:

@@ -30,6 +30,7 @@ from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Weights
 from methods.recipes import prime
 from methods.recipes.augmix import AugMixing
+from methods.recipes.source_contrast import Contrasting, fine_tune_contrastively
 from methods.recipes.source_rotation import Jointly, fine_tune_jointly
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Together, inter_train_together
@@ -97,6 +98,8 @@ def trainings(
         match how:
             case Gradients():
                 made = how.take(parallel)
+            case Contrasting():
+                made = fine_tune_contrastively(inputs, data, how, draws, parallel=parallel)
             case Jointly():
                 made = fine_tune_jointly(inputs, data, how, draws, parallel=parallel)
             case FineTune():
@@ -144,6 +147,7 @@ FEW = (
     Repeat(epochs=3, batch_size=32, accumulate=2, augmentation=prime.PrimeMixing()),
     Jointly(epochs=3, batch_size=32),
     Jointly(epochs=3, batch_size=32, accumulate=2, rotations="rand"),
+    Contrasting(epochs=3, batch_size=32),
 )
 MANY = (
     ingredient("mae", accumulate=4),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from bench.core.errors import MissingDataError, UsageError
 from bench.planning.init_from import inherit
@@ -67,3 +68,34 @@ def test_what_cannot_be_started_from_is_one_sentence(settings: dict[str, Any], r
         run_quick(settings, init_from=str(first.out))
     found = inherit(str(first.out), (0,), "cpu", make_plan)
     assert (found.classes, found.architecture.dim) == (10, 16)
+
+
+def in_file(folder: Path, settings: dict[str, Any], **lists: Any) -> str:
+    """A folder with the settings of a grid, of which nothing has been run."""
+    folder.mkdir()
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    (folder / "run.toml").write_text(tomli_w.dumps(given | lists))
+    return str(folder)
+
+
+def test_a_grid_gives_the_classifier_that_its_runs_share(settings: dict[str, Any], tmp_path: Path) -> None:
+    one = inherit(in_file(tmp_path / "one", settings), (0, 1), "cpu", make_plan)
+    grid = in_file(tmp_path / "grid", settings, protocol=["continual", "mixed_domains"], method=["tent", "source"])
+    for text in (grid, f"{grid}:source"):
+        found = inherit(text, (0, 1), "cpu", make_plan)
+        assert found.digest == one.digest
+        assert found.jobs.keys() == {0, 1}
+
+
+def test_runs_of_a_grid_with_several_classifiers_are_told_apart(settings: dict[str, Any], tmp_path: Path) -> None:
+    grid = in_file(tmp_path / "grid", settings, labels=[2, 3])
+    with pytest.raises(UsageError, match="another classifier in each of several runs of"):
+        inherit(grid, (0,), "cpu", make_plan)
+
+
+def test_runs_of_a_grid_that_cannot_be_are_left_out(settings: dict[str, Any], tmp_path: Path) -> None:
+    grid = in_file(tmp_path / "grid", settings, corruption=["fog"], runs=[{}, {"corruption": ["fogg"]}])
+    assert inherit(grid, (0,), "cpu", make_plan).digest
+    none = in_file(tmp_path / "none", settings, runs=[{"corruption": ["fogg"]}, {"corruption": ["snoww"]}])
+    with pytest.raises(UsageError, match="fogg"):
+        inherit(none, (0,), "cpu", make_plan)

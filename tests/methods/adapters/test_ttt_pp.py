@@ -80,7 +80,17 @@ def test_a_queue_of_less_than_two_batches_is_not_used() -> None:
     adapter.queued = 6
     assert len(adapter.with_queue(0, torch.ones(4, 8))) == 4
     assert len(adapter.with_queue(0, torch.ones(3, 8))) == 6
-    assert len(adapter.with_queue(0, torch.ones(9, 8))) == 9
+
+
+def test_a_batch_above_the_queue_is_taken_whole_and_its_first_images_are_kept() -> None:
+    adapter = prepared(queue=6)
+    features = torch.arange(9.0)[:, None].expand(9, 8).clone().requires_grad_()
+    assert adapter.with_queue(0, features) is features
+    assert torch.equal(adapter.queues[0], features[:6].detach())
+    assert not adapter.queues[0].requires_grad
+    adapter.align(example_images(1, 9)[0])
+    assert adapter.queued == 6
+    assert len(adapter.with_queue(0, torch.ones(2, 8))) == 6
 
 
 def test_moments_at_those_of_the_source_are_left_alone() -> None:
