@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +38,10 @@ class ActMad(Adapter):
     ResNet-50 at 224 px), and twice that with the copy to which `reset` returns.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (2.5e-4, 1e-3, 3e-3, 1e-2), "padding": (0, 4)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.05, "padding": 2, "flip": True, "source_images": 8}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (2.5e-4, 1e-3, 3e-3, 1e-2), "padding": (0, 4)}
+    checked_with = {"lr": 0.05, "padding": 2, "flip": True, "source_images": 8}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4},
         "cifar-bn": {"lr": 1e-2, "padding": 4, "flip": True, "source_images": 50000, "official_quirks": True},
         "cifar100-bn": {"lr": 1e-3, "padding": 4, "flip": True, "source_images": 50000, "official_quirks": True},

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,18 +52,10 @@ class AdaContrast(Adapter):
     `queue` features.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (2e-5, 2e-4, 2e-3),
-        "neighbours": (3, 10),
-        "contrast_weight": (0.0, 1.0),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "queue": 8, "bank_start": 4, "neighbours": 2}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-bn": {"lr": 2e-4},
-        "imagenet-ln": {"lr": 2e-4},
-        "cifar-bn": {"lr": 2e-4},
-    }
+    tested_against = "golden"
+    search = {"lr": (2e-5, 2e-4, 2e-3), "neighbours": (3, 10), "contrast_weight": (0.0, 1.0)}
+    checked_with = {"lr": 1e-3, "queue": 8, "bank_start": 4, "neighbours": 2}
+    presets = {"imagenet-bn": {"lr": 2e-4}, "imagenet-ln": {"lr": 2e-4}, "cifar-bn": {"lr": 2e-4}}
 
     @dataclass(frozen=True)
     class Config(TeacherOptions):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ class BatchNormAlpha(Adapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.05, 0.1, 0.2, 0.5, 0.8)}
+    search = {"alpha": (0.05, 0.1, 0.2, 0.5, 0.8)}
 
     @dataclass(frozen=True)
     class Config(Options):

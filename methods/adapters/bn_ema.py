@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ class BatchNormAverage(Adapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"momentum": (0.01, 0.05, 0.1, 0.2)}
+    search = {"momentum": (0.01, 0.05, 0.1, 0.2)}
 
     @dataclass(frozen=True)
     class Config(Options):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from methods.adapters.common.teachers import move_towards
 from methods.adapters.roid import Roid, RoidOptions
@@ -26,11 +24,7 @@ class Cmf(Roid):
     beta = (1 - q') / (alpha^2 v + 1), limited to [0.89, 1] as in the release.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "optimizer": ("sgd", "adam"),
-        "q": (0.0005, 0.005, 0.05),
-    }
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "optimizer": ("sgd", "adam"), "q": (0.0005, 0.005, 0.05)}
 
     @dataclass(frozen=True)
     class Config(RoidOptions):

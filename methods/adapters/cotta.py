@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,15 +42,15 @@ class Cotta(Adapter):
     2 + `views` if the confidence is low (2 with a threshold of 0), and one backward pass over all parameters.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    tested_against = "golden"
+    search = {
         "lr": (1e-4, 1e-3, 1e-2),
         "optimizer": ("sgd", "adam"),
         "restore": (0.001, 0.01),
         "threshold": (0.1, 0.72, 0.92),
     }
-    checked_with: ClassVar[Mapping[str, Any]] = {"views": 2, "threshold": 0.6}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    checked_with = {"views": 2, "threshold": 0.6}
+    presets = {
         "imagenet-bn": {"lr": 0.01, "restore": 0.001, "threshold": 0.1},
         "imagenet-ln": {"lr": 5e-3, "nesterov": False, "restore": 0.001, "threshold": 0.1},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "restore": 0.01, "threshold": 0.92, "symmetric": False},

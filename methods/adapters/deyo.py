@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from methods.base import RateRule
 from methods.limits import Count, Finite, FractionAboveZero
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import (
@@ -60,19 +57,15 @@ class Deyo(NormAdapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "plpd": (0.1, 0.2, 0.3, 0.5),
-        "optimizer": ("sgd", "adam"),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7, "plpd": 0.0}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "plpd": (0.1, 0.2, 0.3, 0.5), "optimizer": ("sgd", "adam")}
+    checked_with = {"lr": 0.02, "margin": 0.7, "plpd": 0.0}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "plpd": 0.3},
         "imagenet-gn": {"lr": 2.5e-4, "plpd": 0.2},
         "imagenet-ln": {"lr": 1e-3, "plpd": 0.2},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "plpd": 0.2},
     }
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
+    rate_rules = {
         "imagenet-bn": "batch/32, at most 1, twice that for 1",
         "imagenet-gn": "batch/32, at most 1, twice that for 1",
         "imagenet-ln": "batch/64, twice that for 1",

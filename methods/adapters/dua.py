@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,16 +29,10 @@ class Dua(Adapter):
     always have the size of the image. Costs `views` + 1 forward passes an image while adapting, one after that.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "images": (80, 320, 0),
-        "decay": (0.9, 0.94, 0.98),
-        "minimum": (0.001, 0.005, 0.02),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"images": 6, "views": 4, "momentum": 0.5}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "cifar-bn": {"images": 80, "momentum": 0.1, "decay": 0.94, "minimum": 0.005, "views": 64, "padding": 4}
-    }
+    tested_against = "golden"
+    search = {"images": (80, 320, 0), "decay": (0.9, 0.94, 0.98), "minimum": (0.001, 0.005, 0.02)}
+    checked_with = {"images": 6, "views": 4, "momentum": 0.5}
+    presets = {"cifar-bn": {"images": 80, "momentum": 0.1, "decay": 0.94, "minimum": 0.005, "views": 64, "padding": 4}}
 
     @dataclass(frozen=True)
     class Config(Options):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,14 +24,14 @@ class Eata(Eta):
     the stream.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    search = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "epsilon": (0.05, 0.1, 0.2, 0.4),
         "beta": (1.0, 10.0, 100.0, 2000.0),
         "optimizer": ("sgd", "adam"),
     }
-    checked_with: ClassVar[Mapping[str, Any]] = {**Eta.checked_with, "beta": 1.0}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    checked_with = {**Eta.checked_with, "beta": 1.0}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},
         "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05, "beta": 2000.0},
@@ -93,4 +91,4 @@ class EataVal(Eata):
     as it is given images of the test set before scoring, though clean ones.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
+    tested_against = "restatement"

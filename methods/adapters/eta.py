@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import RateRule, Source
+from methods.base import Source
 from methods.limits import FinitePositive, FractionAboveZero
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import NormAdapter, NormOptions, margin, rows_where
@@ -42,23 +41,16 @@ class Eta(NormAdapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "epsilon": (0.05, 0.1, 0.2, 0.4),
-        "optimizer": ("sgd", "adam"),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7, "epsilon": 0.95}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "epsilon": (0.05, 0.1, 0.2, 0.4), "optimizer": ("sgd", "adam")}
+    checked_with = {"lr": 0.02, "margin": 0.7, "epsilon": 0.95}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05},
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05},
         "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.4},
         "cifar100-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.1},
     }
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
-        "imagenet-gn": "batch/32, at most 1",
-        "imagenet-ln": "batch/64",
-    }
+    rate_rules = {"imagenet-gn": "batch/32, at most 1", "imagenet-ln": "batch/64"}
 
     @dataclass(frozen=True)
     class Config(EtaOptions):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import cma
 import numpy as np
@@ -47,12 +47,9 @@ class FOA(Adapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"trade_off": (0.1, 0.2, 0.4, 0.8), "prompts": (0, 1, 3)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"prompts": 1, "population": 4, "source_images": 8}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-ln": {"trade_off": 0.4},
-        "imagenet-r-ln": {"trade_off": 0.2},
-    }
+    search = {"trade_off": (0.1, 0.2, 0.4, 0.8), "prompts": (0, 1, 3)}
+    checked_with = {"prompts": 1, "population": 4, "source_images": 8}
+    presets = {"imagenet-ln": {"trade_off": 0.4}, "imagenet-r-ln": {"trade_off": 0.2}}
 
     @dataclass(frozen=True)
     class Config(Options):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Lame(Adapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"affinity": ("rbf", "knn", "linear"), "neighbours": (1, 3, 5)}
+    search = {"affinity": ("rbf", "knn", "linear"), "neighbours": (1, 3, 5)}
 
     @dataclass(frozen=True)
     class Config(Options):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +43,9 @@ class Memo(Adapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3),
-        "optimizer": ("sgd", "adamw"),
-        "crop": ("resized", "padded", "none"),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"views": 4, "lr": 0.01, "crop": "padded"}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3), "optimizer": ("sgd", "adamw"), "crop": ("resized", "padded", "none")}
+    checked_with = {"views": 4, "lr": 0.01, "crop": "padded"}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "views": 64},
         "imagenet-ln": {"lr": 1e-5, "optimizer": "adamw", "weight_decay": 0.01, "views": 64},
         "cifar-bn": {"lr": 5e-3, "views": 32, "crop": "padded"},

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,21 +38,15 @@ class Petal(Cotta):
     each weight.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    tested_against = "golden"
+    search = {
         "lr": (1e-4, 1e-3, 1e-2),
         "optimizer": ("sgd", "adam"),
         "restore": (0.003, 0.03),
         "strength": (1e-11, 1e-9, 1e-7),
     }
-    checked_with: ClassVar[Mapping[str, Any]] = {
-        "views": 2,
-        "threshold": 2.0,
-        "restore": 0.3,
-        "posterior_epochs": 3,
-        "posterior_lr": 1e-5,
-    }
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    checked_with = {"views": 2, "threshold": 2.0, "restore": 0.3, "posterior_epochs": 3, "posterior_lr": 1e-5}
+    presets = {
         "imagenet-bn": {"lr": 0.01, "restore": 0.003, "threshold": 0.1, "strength": 1e-11},
         "cifar-bn": {
             "lr": 1e-3,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,13 +18,9 @@ class Rdumb(Eta):
     counts, including batches from which no image was learnt.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "epsilon": (0.05, 0.1, 0.2, 0.4),
-        "interval": (125, 250, 500, 1000),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {**Eta.checked_with, "interval": 3}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "epsilon": (0.05, 0.1, 0.2, 0.4), "interval": (125, 250, 500, 1000)}
+    checked_with = {**Eta.checked_with, "interval": 3}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05, "interval": 1000},
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05, "interval": 1000},
         "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05, "interval": 1000},

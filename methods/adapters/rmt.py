@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -62,14 +60,10 @@ class Rmt(Adapter):
     to the warmed-up state. A batch costs 4 forward passes, one of them the teacher's, and 3 backward passes.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "optimizer": ("sgd", "adam"),
-        "contrast_weight": (0.0, 0.5, 1.0),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.005, "warm_up_images": 8, "projection": 8}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "optimizer": ("sgd", "adam"), "contrast_weight": (0.0, 0.5, 1.0)}
+    checked_with = {"lr": 0.005, "warm_up_images": 8, "projection": 8}
+    presets = {
         "imagenet-bn": {"lr": 0.01},
         "imagenet-gn": {"lr": 0.01},
         "imagenet-ln": {"lr": 0.01},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,14 +55,10 @@ class Roid(NormAdapter):
     for each of them; the release divides 0 by 0 there.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "optimizer": ("sgd", "adam"),
-        "source_share": (0.001, 0.01, 0.1),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.01}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "optimizer": ("sgd", "adam"), "source_share": (0.001, 0.01, 0.1)}
+    checked_with = {"lr": 0.01}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},
         "imagenet-ln": {"lr": 2.5e-4},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -45,18 +45,10 @@ class Rotta(Adapter):
     off.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "statistics_share": (0.01, 0.05, 0.1),
-        "teacher_share": (0.001, 0.01),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.01, "capacity": 8, "update_every": 4}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-bn": {"lr": 1e-3},
-        "imagenet-ln": {"lr": 1e-3},
-        "cifar-bn": {"lr": 1e-3},
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "statistics_share": (0.01, 0.05, 0.1), "teacher_share": (0.001, 0.01)}
+    checked_with = {"lr": 0.01, "capacity": 8, "update_every": 4}
+    presets = {"imagenet-bn": {"lr": 1e-3}, "imagenet-ln": {"lr": 1e-3}, "cifar-bn": {"lr": 1e-3}}
 
     @dataclass(frozen=True)
     class Config(TeacherOptions):

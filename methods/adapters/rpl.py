@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -32,16 +30,9 @@ class Rpl(NormAdapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "q": (0.5, 0.8, 1.0),
-        "optimizer": ("sgd", "adam"),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-bn": {"lr": 5e-4},
-        "cifar-bn": {"lr": 1e-3, "optimizer": "adam"},
-    }
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "q": (0.5, 0.8, 1.0), "optimizer": ("sgd", "adam")}
+    checked_with = {"lr": 0.02}
+    presets = {"imagenet-bn": {"lr": 5e-4}, "cifar-bn": {"lr": 1e-3, "optimizer": "adam"}}
 
     @dataclass(frozen=True)
     class Config(NormOptions):

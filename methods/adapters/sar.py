@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from methods.adapters.common.sharpness import climb, put_back
-from methods.base import RateRule, Source
+from methods.base import Source
 from methods.limits import Finite, FiniteNotNegative, FractionAboveZero
 from methods.losses import gradients, recordable
 from methods.online import (
@@ -40,20 +38,20 @@ class Sar(NormAdapter):
     reliable; and the release finds the top by timm's names alone. Costs two forward and two backward passes.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    tested_against = "golden"
+    search = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         "reset_below": (0.05, 0.1, 0.2, 0.5),
         "rho": (0.02, 0.05, 0.1),
     }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    checked_with = {"lr": 0.02, "margin": 0.7}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},
         "imagenet-ln": {"lr": 1e-3},
         "cifar-bn": {"lr": 1e-3},
     }
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
+    rate_rules = {
         "imagenet-bn": "batch/32, at most 1, twice that for 1",
         "imagenet-gn": "batch/32, at most 1, twice that for 1",
         "imagenet-ln": "batch/64, twice that for 1",

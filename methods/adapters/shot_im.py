@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,8 +24,8 @@ class ShotIM(Adapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (5e-6, 5e-5, 5e-4), "steps": (1, 3)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
+    search = {"lr": (5e-6, 5e-5, 5e-4), "steps": (1, 3)}
+    checked_with = {"lr": 1e-3}
 
     @component("methods.shot_im.ShotIM.Config")
     @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -32,19 +30,10 @@ class Sotta(MemoryAdapter):
     forward and two backward passes of the memory an update.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "confidence": (0.33, 0.66, 0.99),
-        "statistics_share": (0.05, 0.2),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {
-        "lr": 0.05,
-        "capacity": 4,
-        "update_every": 4,
-        "confidence": 0.4,
-    }
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "confidence": (0.33, 0.66, 0.99), "statistics_share": (0.05, 0.2)}
+    checked_with = {"lr": 0.05, "capacity": 4, "update_every": 4, "confidence": 0.4}
+    presets = {
         "cifar-bn": {"lr": 1e-3, "confidence": 0.99, "statistics_share": 0.2},
         "cifar100-bn": {"lr": 1e-3, "confidence": 0.66, "statistics_share": 0.2},
         "imagenet-bn": {"lr": 1e-3, "confidence": 0.33, "statistics_share": 0.2},

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,8 +28,8 @@ class T3A(Adapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"supports": (1, 5, 20, 50, 100)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"supports": 2}
+    search = {"supports": (1, 5, 20, 50, 100)}
+    checked_with = {"supports": 2}
 
     @dataclass(frozen=True)
     class Config(Options):

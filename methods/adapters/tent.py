@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from methods.base import RateRule
 from methods.identity import component
 from methods.limits import Count
 from methods.losses import gradients, recordable
@@ -24,23 +21,16 @@ class Tent(NormAdapter):
     BatchNorm. Dropout and stochastic depth stay off. Costs one forward and one backward pass for each of its steps.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "optimizer": ("sgd", "adam"),
-        "steps": (1, 2),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "optimizer": ("sgd", "adam"), "steps": (1, 2)}
+    checked_with = {"lr": 0.02}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},
         "imagenet-ln": {"lr": 1e-3},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam"},
     }
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
-        "imagenet-gn": "batch/32, at most 1",
-        "imagenet-ln": "batch/64",
-    }
+    rate_rules = {"imagenet-gn": "batch/32, at most 1", "imagenet-ln": "batch/64"}
 
     @component("methods.tent.Tent.Config")
     @dataclass(frozen=True)

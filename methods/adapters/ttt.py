@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +35,11 @@ class Ttt(Adapter):
     for the prediction, with `threshold` below 1 one more.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
+    tested_against = "golden"
     needs = "source_rotation"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 1e-3, 1e-2), "steps": (1, 3, 10)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "steps": 2, "copies": 4}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (1e-4, 1e-3, 1e-2), "steps": (1, 3, 10)}
+    checked_with = {"lr": 0.1, "steps": 2, "copies": 4}
+    presets = {
         "imagenet-gn": {"lr": 1e-3, "steps": 10, "copies": 64, "crop": "resized", "flip": True},
         "cifar-bn": {"lr": 1e-3, "steps": 10, "copies": 32, "crop": "padded", "flip": True},
         "cifar-gn": {"lr": 1e-3, "steps": 10, "copies": 32, "crop": "padded", "flip": True},
@@ -156,7 +155,7 @@ class Ttt(Adapter):
 class TttOnline(Ttt):
     """TTT that goes on from image to image: each starts where the one before it ended (Sun et al. 2020, TTT-Online)."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets = {
         "imagenet-gn": {"lr": 1e-3, "steps": 1, "copies": 64, "crop": "resized", "flip": True},
         "cifar-bn": {"lr": 1e-3, "steps": 1, "copies": 32, "crop": "padded", "flip": True},
         "cifar-gn": {"lr": 1e-3, "steps": 1, "copies": 32, "crop": "padded", "flip": True},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,9 @@ class TttMae(Adapter):
     Costs steps * views forward and backward passes on the visible patches of an image, and one whole forward pass.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 5e-3, 2e-2), "steps": (10, 20)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "steps": 3, "views": 4}
+    tested_against = "golden"
+    search = {"lr": (1e-3, 5e-3, 2e-2), "steps": (10, 20)}
+    checked_with = {"lr": 0.02, "steps": 3, "views": 4}
     needs = "mae_probe"
 
     @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class TttMaeOnline(TttMae):
     at each image.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 1e-3, 5e-3), "steps": (1, 5, 20)}
+    search = {"lr": (1e-4, 1e-3, 5e-3), "steps": (1, 5, 20)}
 
     def configure(self, source: Source | None) -> None:
         """Raises as `TttMae` does."""

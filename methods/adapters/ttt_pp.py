@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -46,20 +46,11 @@ class TttPp(Adapter):
     `source_images` pass forward once. It keeps `queue` features and a covariance of the encoder (16 MB for 2048).
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "encoder_scale": (0.05, 0.5, 5.0),
-        "projection_scale": (0.2, 20.0),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {
-        "lr": 1e-3,
-        "queue": 6,
-        "encoder_scale": 1e-3,
-        "projection_scale": 1e-3,
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "encoder_scale": (0.05, 0.5, 5.0), "projection_scale": (0.2, 20.0)}
+    checked_with = {"lr": 1e-3, "queue": 6, "encoder_scale": 1e-3, "projection_scale": 1e-3}
     needs = "source_contrast"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets = {
         "cifar-bn": {
             "lr": 1e-2,
             "queue": 1536,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,12 +46,8 @@ class AugMix(Recipe):
     one. On a GPU, each batch waits once for its random numbers.
     """
 
-    tested_against: ClassVar[str] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "severity": (1.0, 3.0),
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "severity": (1.0, 3.0)}
 
     @dataclass(frozen=True)
     class Config(FineTune):

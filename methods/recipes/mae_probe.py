@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 
@@ -23,7 +22,7 @@ class MaeProbe(Recipe):
     features. Costs one forward pass of the labelled images.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"probe_l2": (1e-3, 1e-2, 1e-1)}
+    search = {"probe_l2": (1e-3, 1e-2, 1e-1)}
 
     @dataclass(frozen=True)
     class Config(Options):

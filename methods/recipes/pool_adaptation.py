@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -130,7 +130,7 @@ class _OnPool(Recipe):
 class PoolTent(_OnPool):
     """TENT for several epochs over the pool (Wang et al. 2021, arXiv:2006.10726; its offline setting), with Adam."""
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"rate": (3e-5, 1e-4, 3e-4, 1e-3), "passes": (1, 3, 5)}
+    search = {"rate": (3e-5, 1e-4, 3e-4, 1e-3), "passes": (1, 3, 5)}
 
     def rule(self) -> Tent.Config:
         return Tent.Config(lr=self.config.rate, optimizer="adam")
@@ -139,7 +139,7 @@ class PoolTent(_OnPool):
 class PoolShotIM(_OnPool):
     """Information maximisation for several epochs over the pool, as published (Liang et al. 2020, arXiv:2002.08546)."""
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"rate": (1e-5, 3e-5, 1e-4, 3e-4), "passes": (1, 3, 5)}
+    search = {"rate": (1e-5, 3e-5, 1e-4, 3e-4), "passes": (1, 3, 5)}
 
     def rule(self) -> ShotIM.Config:
         return ShotIM.Config(lr=self.config.rate)

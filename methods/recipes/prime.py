@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,12 +44,8 @@ class Prime(Recipe):
     GPU, each view of a batch waits once for its random numbers.
     """
 
-    tested_against: ClassVar[str] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "jsd": (True, False),
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "jsd": (True, False)}
 
     @dataclass(frozen=True)
     class Config(FineTune):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,11 +39,7 @@ class PoolShot(Recipe):
     dropped and images are taken whole, as in every method on the pool.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "rate": (1e-4, 3e-4, 1e-3, 3e-3),
-        "passes": (5, 15),
-        "pseudo": (0.1, 0.3),
-    }
+    search = {"rate": (1e-4, 3e-4, 1e-3, 3e-3), "passes": (5, 15), "pseudo": (0.1, 0.3)}
     pool = "shifted"
 
     @dataclass(frozen=True)

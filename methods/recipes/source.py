@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported
 from methods.limits import FractionBelowOne
@@ -52,10 +51,7 @@ def source_classifier(stock: Weights, source: Labelled, options: SourceOptions) 
 class SourceOnly(Recipe):
     """Linear probe, then full fine-tuning (LP-FT; Kumar et al. 2022, arXiv:2202.10054) of the stock on clean images."""
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-    }
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60)}
 
     @dataclass(frozen=True)
     class Config(SourceOptions):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,11 +89,7 @@ class SourceContrast(Recipe):
     epochs, from a classifier). A step passes two views of each image forward and backward; `source` passes one.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "balance": (0.5, 0.9),
-    }
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "balance": (0.5, 0.9)}
 
     @dataclass(frozen=True)
     class Config(Contrasting):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -68,11 +68,7 @@ class SourceRotation(Recipe):
     step passes 5 views of each image ("expand") or 2 ("rand") forward and backward.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "rotation_weight": (0.3, 1.0),
-    }
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "rotation_weight": (0.3, 1.0)}
 
     @dataclass(frozen=True)
     class Config(Jointly):

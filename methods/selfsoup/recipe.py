@@ -74,7 +74,7 @@ class SelfSoup(Recipe):
     """
 
     pool = "shifted"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    search = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
         "order": ("tune_then_soup", "soup_then_tune"),
         "ingredients": (
@@ -107,7 +107,7 @@ class CleanSelfSoup(Recipe):
     """
 
     pool = "clean"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
+    search = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
@@ -145,7 +145,7 @@ class ContinuedSoup(Recipe):
     """
 
     pool = "clean"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
+    search = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
@@ -175,7 +175,7 @@ class SingleIngredient(Recipe):
     """
 
     pool: ClassVar[Literal["none", "clean", "shifted"]] = "shifted"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
+    search = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
