@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,7 @@ SOURCES = {
 }
 """Short names of clean data, each with the shift that supplies the train images."""
 
+_SHAPE = ("dim", "depth", "heads", "decoder_dim", "decoder_depth", "decoder_heads")
 SIZES = {
     "micro": (64, 4, 4, 32, 1, 4),
     "mini": (96, 4, 4, 64, 2, 4),
@@ -119,18 +122,9 @@ def architecture(name: str) -> AnyArchitecture:
             f"--arch {name}: write vit_SIZE_patchP_PIXELS, as in vit_mini_patch4_32, resnet20 or resnet20-gn, or "
             f"timm:NAME:PIXELS, as in timm:resnet18:32; SIZE is one of {', '.join(SIZES)}"
         )
-    dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = SIZES[match[1]]
+    numbers: dict[str, Any] = dict(zip(_SHAPE, SIZES[match[1]], strict=True))
     try:
-        return Architecture(
-            image_size=int(match[3]),
-            patch_size=int(match[2]),
-            dim=dim,
-            depth=depth,
-            heads=heads,
-            decoder_dim=decoder_dim,
-            decoder_depth=decoder_depth,
-            decoder_heads=decoder_heads,
-        )
+        return Architecture(image_size=int(match[3]), patch_size=int(match[2]), **numbers)
     except ValueError as error:
         raise UsageError(f"--arch {name}: {error}; choose other numbers") from None
 
@@ -287,19 +281,23 @@ def train_stock(
     start = time.perf_counter()
     weights = train(None, keep)
     seconds = time.perf_counter() - start + (keep.seconds_before if keep is not None else 0.0)
-    facts: dict[str, object] = {
-        "command": command_of("stock", spec),
+    tested = check(train(CHECK_STEPS, None), plan.data, plan.recipe)
+    facts = origin("stock", spec, plan, weights, seconds) | {"objective": plan.objective, "check": tested}
+    return weights, facts
+
+
+def origin(verb: str, spec: Any, plan: Any, weights: Weights, seconds: float) -> dict[str, object]:
+    """Return what every trained file says of its origin: command, recipe, data, digests, time and versions."""
+    return {
+        "command": command_of(verb, spec),
         "recipe": plain_values(plan.recipe),
-        "objective": plan.objective,
         "images": plan.source,
         "data": plan.data.digest,
         "digest": weights.digest,
-        "check": check(train(CHECK_STEPS, None), plan.data, plan.recipe),
         "threads": plan.threads,
         "seconds": round(seconds, 1),
         "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty", "package")},
     }
-    return weights, facts
 
 
 def check(weights: Weights, data: Unlabelled, recipe: Pretraining = DIGITS) -> dict[str, object]:
@@ -362,26 +360,33 @@ def make_stock(
     checkpointer = ShownCheckpointer(cache_dir() / "training" / f"stock-{plan.key}.pt", report, seconds)
     weights, facts = train_stock(plan, spec, checkpointer)
     save_weights(out, weights, {**facts, "losses": checkpointer.losses})
-    write_bytes(out.with_suffix(".png"), loss_curve(checkpointer.curve, f"{out.stem} by {plan.objective}"))
+    write_bytes(out.with_suffix(".png"), curves(checkpointer.curve, f"{out.stem} by {plan.objective}"))
     checkpointer.forget()
     return weights
 
 
-def loss_curve(losses: list[float], title: str) -> bytes:
-    """Return a PNG of the loss of each step and its running mean over 1/50 of the steps, on a log scale if positive."""
-    import io
+def curves(losses: Sequence[float], title: str, errors: Mapping[str, Sequence[float]] | None = None) -> bytes:
+    """Return a PNG of the loss of each step and its running mean over 1/50 of the steps, on a log scale if positive.
 
+    errors: curves of the error in each epoch, as fractions, to draw beside it, by name.
+    """
     from matplotlib.figure import Figure
 
     steps = np.arange(1, len(losses) + 1)
     window = max(1, len(losses) // 50)
     mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(8 if errors else 6, 3.5), layout="constrained")
+    axes, *beside = figure.subplots(1, 2 if errors else 1, squeeze=False)[0]
     axes.plot(steps, losses, color="0.75", linewidth=0.6, label="each step")
     axes.plot(steps[window - 1 :], mean, linewidth=1.6, label=f"mean of {window}")
-    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log" if min(losses) > 0 else "linear")
-    axes.legend(frameon=False)
+    axes.set(xlabel="step", ylabel="loss", yscale="log" if min(losses) > 0 else "linear")
+    for right in beside:
+        for name, values in (errors or {}).items():
+            right.plot(np.arange(1, len(values) + 1), 100 * np.array(values), marker=".", label=name)
+        right.set(xlabel="epoch", ylabel="error in %")
+    for each in (axes, *beside):
+        each.legend(frameon=False)
+    figure.suptitle(title, fontsize="medium")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
