@@ -67,9 +67,9 @@ def start() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from bench.core.version import __version__
+        from bench.core.version import version
 
-        typer.echo(__version__)
+        typer.echo(version())
         raise typer.Exit
 
 

@@ -138,7 +138,7 @@ def write_first(
     folder.mkdir(parents=True, exist_ok=True)
     title = "".join(part.capitalize() for part in name.split("_"))
     for path, text in zip((file, test), texts, strict=True):
-        path.write_text(text.format(name=name, title=title))
+        path.write_bytes(text.format(name=name, title=title).encode())
     print_text(then.format(file=file, test=test, title=title, name=name))
 
 

@@ -14,7 +14,7 @@ import torch
 from bench.core.cache_dir import cache_dir, write_bytes
 from bench.core.conditions import CLEAN, digest_of
 from bench.core.devices import pick_device, pick_precision
-from bench.core.environment import environment
+from bench.core.environment import libraries
 from bench.core.errors import BenchError, UsageError
 from bench.execution.checkpointing import SECONDS, FileCheckpointer, ReportProgress
 from bench.execution.task_pool import set_threads
@@ -212,7 +212,7 @@ def facts_of_training(
         "losses": keep.losses,
         "threads": plan.threads,
         "seconds": round(seconds, 1),
-        "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty", "package")},
+        "environment": libraries(),
     }
 
 
