@@ -35,6 +35,7 @@ from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, read, state_of
 from leaderboards.union import boards_of
+from leaderboards.variance import Spread
 from leaderboards.verify import verify
 
 if TYPE_CHECKING:
@@ -325,16 +326,20 @@ def print_comparison(
     where: list[str],
     out: Path | None,
     sizes: dict[str, str],
+    *,
+    across_stocks: bool = False,
 ) -> None:
     """Print or write the paired comparison of two rows; `sizes` belong to `print_design` and must be empty."""
     for name, text in sizes.items():
         if text:
-            raise UsageError(f"--{name} is a size of another study; add --design")
+            raise UsageError(f"--{name} belongs to the design of a study; add --design")
     format_ = _known_format(format_, _COMPARISON, out)
     paths = _folders(folders, "compare A B")
     records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
     with _as_bench_error():
-        comparison = compare.compare_rows(records, a, b, lambda record: find_scored(paths, record))
+        comparison = compare.compare_rows(
+            records, a, b, lambda record: find_scored(paths, record), across_stocks=across_stocks
+        )
     if format_ == "terminal":
         print_rich(compare.to_terminal(comparison))
     else:
@@ -365,7 +370,58 @@ def print_design(
             n=wanted["n"],
             conditions=wanted["conditions"],
             seeds=wanted["seeds"],
+            ingredient_draws=wanted["ingredient-draws"],
+            stocks=wanted["stocks"],
         )
+    _print_design(found, format_, out)
+
+
+def print_planned_design(
+    a: str, b: str, spread: str, records: bool, format_: str, out: Path | None, sizes: dict[str, str]
+) -> None:
+    """Print or write the half-widths that studies expect of a difference with a given spread, "images=40,…" in points.
+
+    records: whether records were named as well, which is refused.
+    """
+    format_ = _known_format(format_, _DESIGN, out)
+    if records:
+        raise UsageError("--spread takes the place of a pilot; leave --from, --shift and --where out, or --spread")
+    if sizes["conditions"]:
+        raise UsageError("--spread is that of the mean over all conditions of the study; leave --conditions out")
+    if not sizes["n"]:
+        raise UsageError("--spread needs the number of scored images; add --n, as in --n 5000")
+    wanted = {name: _whole_numbers(name, text) for name, text in sizes.items()}
+    with _as_bench_error():
+        found = design.planned(
+            a,
+            b,
+            _read_spread(spread),
+            n=wanted["n"],
+            seeds=wanted["seeds"] or (1,),
+            ingredient_draws=wanted["ingredient-draws"],
+            stocks=wanted["stocks"] or (1,),
+        )
+    _print_design(found, format_, out)
+
+
+def _read_spread(text: str) -> Spread:
+    """Read standard deviations in points: "images=40,label_draws=0.6"."""
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        try:
+            values[name.replace("-", "_")] = float(number) / 100
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(f"--spread takes names and points, as in images=40,label_draws=0.6, not '{part.strip()}'")
+    try:
+        return Spread.named(values)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _print_design(found: design.Design, format_: str, out: Path | None) -> None:
     if format_ == "terminal":
         print_rich(design.to_terminal(found))
     else:
