@@ -6,7 +6,7 @@ LOWEST ?= .venv-lowest
 # Tests of one file stay in one process; override with PARALLEL= to run all in one.
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test test-lowest test-all test-slurm perf clean components
+.PHONY: demo check test test-lowest test-all test-slurm perf docs clean components
 
 demo: $(VENV)/.installed
 	$(BIN)/bench run --demo
@@ -33,6 +33,12 @@ test-slurm: $(VENV)/.installed-dev
 perf: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/perf -m "slow or not slow" --benchmark-only
 
+# The documentation site with the boards below it, in build/site; needs no torch.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/site/pages.py build/docs
+	$(BIN)/zensical build --strict
+	$(BIN)/bench leaderboard --out build/site/boards
+
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
@@ -46,6 +52,12 @@ $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps 'corrupt-tta>=0.1.7' 'imagecorruptions-imaug>=1.1.5'
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: $(VENV)/.made pyproject.toml leaderboards/requirements.txt
+	$(BIN)/python docs/site/requirements.py pyproject.toml > $(VENV)/docs.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r leaderboards/requirements.txt -r $(VENV)/docs.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
+	touch $@
+
 $(LOWEST)/.installed: pyproject.toml tests/lowest.py
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
@@ -58,4 +70,4 @@ components: $(VENV)/.installed-dev
 	$(BIN)/python tests/component_numbers.py
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks dist
+	rm -rf $(VENV) $(LOWEST) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks dist

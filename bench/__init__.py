@@ -14,8 +14,6 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.core.version import __version__
-
 _EXPORTS = {
     "Condition": "bench.core.conditions",
     "Trial": "bench.core.conditions",
@@ -28,6 +26,7 @@ _EXPORTS = {
 __all__ = ["Condition", "Outcome", "RunSpec", "Trial", "__version__", "load_shift", "load_stock", "run"]
 
 if TYPE_CHECKING:
+    __version__: str
     from bench.core.conditions import Condition, Trial
     from bench.models.weights_io import load_stock
     from bench.runs.outcome import Outcome
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from bench.core.version import version
+
+        return version()
     if name not in _EXPORTS:
         raise AttributeError(f"module 'bench' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -106,7 +106,8 @@ def folder_pool(folder: Path) -> TilePool:
 
     Raises ValueError if there are none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    paths = sorted(found, key=lambda path: path.parts)
     if not paths:
         raise ValueError(f"{folder} has no pictures ({', '.join(sorted(_SUFFIXES))}); put some there for tiles")
     digest = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from leaderboards.grid import ABSENT, Grid
 from leaderboards.ranking import ReadPredictions, scores_of_row
 from leaderboards.record import Record
 from leaderboards.tables import access_words, caption
-from leaderboards.uncertainty import Difference, ImageScores, holm, paired_difference
+from leaderboards.uncertainty import Difference, ImageScores, holm, over_stocks, paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,9 @@ class ComparisonLine:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two rows `a` and `b` of a board that were scored on the same images and seeds.
+    """Two rows `a` and `b` of a board that were scored on the same images and seeds, or of one board for each stock.
+
+    With several `stocks`, `board` and both rows are those of the first, with the keys of all.
 
     `overall` is over all corrupted conditions, `per_corruption` over the severities of each, `clean` is None unless
     both have it.
@@ -52,6 +55,7 @@ class Comparison:
     overall: ComparisonLine
     clean: ComparisonLine | None
     per_corruption: tuple[ComparisonLine, ...]
+    stocks: tuple[str, ...] = ()
 
     @property
     def caption(self) -> str:
@@ -61,10 +65,16 @@ class Comparison:
     @property
     def notes(self) -> list[str]:
         """Notes on results from different versions of code, or on rows with different access to data."""
-        if self.a.access == self.b.access:
-            return list(self.board.versions)
-        words = [f"{row.name}: track {row.track}, {access_words(row.access)}" for row in (self.a, self.b)]
-        return [*self.board.versions, f"the two saw different information: {'; '.join(words)}"]
+        notes = list(self.board.versions)
+        if self.stocks:
+            notes.append(
+                f"means over {len(self.stocks)} stocks ({', '.join(self.stocks)}), each one observation: intervals "
+                f"speak of stocks like these and have {len(self.stocks) - 1} degrees of freedom over them"
+            )
+        if self.a.access != self.b.access:
+            words = [f"{row.name}: track {row.track}, {access_words(row.access)}" for row in (self.a, self.b)]
+            notes.append(f"the two saw different information: {'; '.join(words)}")
+        return notes
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the numbers of `to_csv`, fractions in full precision: one row for each condition, the mean first."""
@@ -105,20 +115,27 @@ def compare_rows(
     predictions: ReadPredictions,
     *,
     level: float = 0.95,
+    across_stocks: bool = False,
 ) -> Comparison:
     """Compare two rows by name: "tent", "selfsoup", "selfsoup (ingredient:mae)", "selfsoup (mean)".
 
     The name of a method that has parts means its soup. Differences are those of
-    `leaderboards.uncertainty.paired_difference`. Raises BoardError if a name
-    is unknown, the two must not be compared, or either is incomplete.
+    `leaderboards.uncertainty.paired_difference`; `across_stocks`: of the means over all stocks on which both rows are,
+    by `leaderboards.uncertainty.over_stocks`. Raises BoardError if a name is unknown, the two must not be compared,
+    either is incomplete, or there are not two stocks with equal conditions and images.
     """
-    chosen, board, rows = choose_rows(records, a, b, level)
+    sides = [choose_rows(own, a, b, level) for own in (by_stock(records, a, b) if across_stocks else [records])]
+    board, rows = (_joined if across_stocks else _alone)([(board, rows) for _, board, rows in sides])
 
     def scores(conditions: Collection[str | None]) -> tuple[ImageScores, ImageScores]:
-        keys = [{key for cell in row.cells if cell.corruption in conditions for key in cell.keys} for row in rows]
-        one, two = (scores_of_row(own, chosen, predictions, clean=None in conditions) for own in keys)
-        if not np.array_equal(one.ids, two.ids):
+        each: list[list[ImageScores]] = [[], []]
+        for chosen, _, own_rows in sides:
+            for found, row in zip(each, own_rows, strict=True):
+                keys = {key for cell in row.cells if cell.corruption in conditions for key in cell.keys}
+                found.append(scores_of_row(keys, chosen, predictions, clean=None in conditions))
+        if any(not np.array_equal(one.ids, each[0][0].ids) for own in each for one in own):
             raise BoardError(f"{a} and {b} were scored on different images; compare rows of one results folder")
+        one, two = (over_stocks(own) if across_stocks else own[0] for own in each)
         return one, two
 
     def contrast(corruption: str | None, conditions: Collection[str | None]) -> ComparisonLine:
@@ -127,7 +144,7 @@ def compare_rows(
 
     singles = [contrast(name, [name]) for name in board.corruptions]
     adjusted = holm([single.difference.p for single in singles])
-    both_clean = all(row.clean_accuracy is not None for row in rows)
+    both_clean = all(row.clean_accuracy is not None for _, _, own in sides for row in own)
     return Comparison(
         board=board,
         a=rows[0],
@@ -137,7 +154,43 @@ def compare_rows(
         per_corruption=tuple(
             dataclasses.replace(single, p_adjusted=p) for single, p in zip(singles, adjusted, strict=True)
         ),
+        stocks=tuple(own.model for _, own, _ in sides) if across_stocks else (),
     )
+
+
+Rows = tuple[BoardRow, BoardRow]
+
+
+def _alone(sides: Sequence[tuple[Board, Rows]]) -> tuple[Board, Rows]:
+    (side,) = sides
+    return side
+
+
+def _joined(sides: Sequence[tuple[Board, Rows]]) -> tuple[Board, Rows]:
+    """Return the first board and rows with the keys and versions of all. Raises BoardError if they cannot be joined."""
+    if len(sides) < 2:
+        raise BoardError("a mean over stocks needs both rows on two of them at least; add folders to --from")
+    board, rows = sides[0]
+    for field in ("shift", "protocol", "split", "limit", "labels_per_class", "corruptions", "severities", "n"):
+        if any(getattr(own, field) != getattr(board, field) for own, _ in sides):
+            raise BoardError(f"the boards of the stocks differ in {field}; keep what all of them have with --where")
+    keys = [tuple(key for _, own in sides for key in own[place].keys) for place in (0, 1)]
+    a, b = (dataclasses.replace(row, keys=own) for row, own in zip(rows, keys, strict=True))
+    versions = tuple(dict.fromkeys(line for own, _ in sides for line in own.versions))
+    model = f"{len(sides)} stocks"
+    seeds = tuple(sorted({seed for own, _ in sides for seed in own.seeds}))
+    return dataclasses.replace(board, model=model, versions=versions, seeds=seeds), (a, b)
+
+
+def by_stock(records: Sequence[Record], a: str, b: str) -> list[list[Record]]:
+    """Return the records of each stock, by name and weights, on which both rows are; all as one where there is none."""
+    stocks: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        stocks[record.model, record.weights.digest].append(record)
+    found = [
+        own for _, own in sorted(stocks.items()) if all(any(_named(record, name) for record in own) for name in (a, b))
+    ]
+    return found or [list(records)]
 
 
 def choose_rows(
@@ -187,6 +240,7 @@ def renderings(comparison: Comparison) -> dict[str, Callable[[], Any]]:
         "overall": _flat(comparison.overall),
         "clean": comparison.clean and _flat(comparison.clean),
         "per_corruption": {str(c.corruption): _flat(c) for c in comparison.per_corruption},
+        **({"stocks": list(comparison.stocks)} if comparison.stocks else {}),
         "notes": comparison.notes,
     }
     lines = [{"condition": name, **_flat(contrast)} for name, contrast in _contrasts(comparison)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,13 +55,29 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is durable without it
+    if sys.platform != "win32":  # where a folder cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+_SECONDS_OPEN = 2.0 if sys.platform == "win32" else 0.0
+"""For how long a file that is to be replaced may be open: Windows refuses that while another process reads it."""
+
+
+def _replace(source: Path, target: Path) -> None:
+    until = time.monotonic() + _SECONDS_OPEN
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.01)

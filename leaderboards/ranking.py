@@ -83,8 +83,13 @@ def _scores_of_line(records: Iterable[Record], predictions: ReadPredictions) -> 
     draws: dict[int, int] = {}
     for record in sorted(records, key=lambda r: (r.seed, r.corruption or "", r.severity)):
         seeds[record.seed].append(outcomes_of(record, predictions))
-        draws[record.seed] = record.seed if record.data.ingredients is None else record.data.ingredients
+        draws[record.seed] = draw_of(record)
     return image_scores(list(seeds.values()), list(draws.values()))
+
+
+def draw_of(record: Record) -> int:
+    """Return the seed of the ingredients of a record."""
+    return record.seed if record.data.ingredients is None else record.data.ingredients
 
 
 def outcomes_of(record: Record, predictions: ReadPredictions) -> Outcomes:

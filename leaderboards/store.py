@@ -87,7 +87,7 @@ class Store:
             try:
                 read_record(path)
             except StoreError:
-                moved.append(path.rename(path.with_name(f"{path.name}.broken")))
+                moved.append(path.replace(path.with_name(f"{path.name}.broken")))
         return moved
 
     def failed(self) -> set[str]:

@@ -7,9 +7,10 @@ precision. Nothing is resampled: equal outcomes give equal numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,11 +158,31 @@ def average_scores(several: Sequence[ImageScores]) -> ImageScores:
     return ImageScores(several[0].ids, values, by_seed, noise, step, joined_draws(several))
 
 
+def over_stocks(stocks: Sequence[ImageScores]) -> ImageScores:
+    """Scores of one row's mean over stocks, each of which is one observation whatever seeds it has, as `by_seed`.
+
+    Stocks are a random effect: what is said of them is said of others like them. Raises ValueError if there are fewer
+    than two or their images differ.
+    """
+    if len(stocks) < 2 or any(not np.array_equal(each.ids, stocks[0].ids) for each in stocks):
+        raise ValueError("a mean over stocks needs two of them at least, scored on the same images")
+    table = np.stack([each.values for each in stocks])
+    by_stock, values = np.array([each.accuracy for each in stocks]), table.mean(axis=0)
+    noise = (table - values - by_stock[:, None] + by_stock.mean()).astype(np.float32)
+    steps = {each.step for each in stocks}
+    step = steps.pop() / len(stocks) if len(steps) == 1 else 0.0
+    return ImageScores(stocks[0].ids, values, by_stock, noise, step)
+
+
 def joined_draws(rows: Sequence[ImageScores]) -> tuple[int, ...]:
     """The seeds that share ingredients in any of these rows, directly or through others; empty if none do."""
-    seeds = len(rows[0].by_seed)
+    return join_draws([row.draws for row in rows if row.draws], len(rows[0].by_seed))
+
+
+def join_draws(rows: Iterable[Sequence[int]], seeds: int) -> tuple[int, ...]:
+    """Equal numbers for seeds that share their draw in any of these rows, [seeds] each; empty if none do."""
     group = list(range(seeds))
-    for draws in {row.draws for row in rows if row.draws}:
+    for draws in set(map(tuple, rows)):
         first: dict[int, int] = {}
         for seed, draw in enumerate(draws):
             old, new = group[seed], group[first.setdefault(draw, seed)]
@@ -169,8 +190,11 @@ def joined_draws(rows: Sequence[ImageScores]) -> tuple[int, ...]:
     return tuple(group) if len(set(group)) < seeds else ()
 
 
-def _by_draw(by_seed: NDArray[np.float64], draws: Sequence[int]) -> NDArray[np.float64]:
-    """The means of seeds that share ingredients: independent draws, whose spread is that of labels and ingredients.
+_Rows = TypeVar("_Rows", bound=np.generic)
+
+
+def _by_draw(by_seed: NDArray[_Rows], draws: Sequence[int]) -> NDArray[_Rows]:
+    """The means of seeds, rows [s, ...], that share ingredients: independent draws, whose spread is that of both.
 
     Label draws nested in draws of ingredients, a random effect: the mean of a draw of ingredients varies by itself and
     by its label draws (Scheffe 1959, The analysis of variance, section 7.6). If all share theirs, the seeds as they
@@ -180,7 +204,7 @@ def _by_draw(by_seed: NDArray[np.float64], draws: Sequence[int]) -> NDArray[np.f
     if len(names) < 2:
         return by_seed
     which = np.asarray(draws)
-    return np.array([by_seed[which == name].mean() for name in names])
+    return np.stack([by_seed[which == name].mean(axis=0) for name in names])
 
 
 def check_paired(rows: Sequence[ImageScores]) -> None:
@@ -207,9 +231,9 @@ def mean_accuracy_interval(scores: ImageScores, *, level: float = 0.95) -> Inter
     far more or far less often than they say (a binomial with n = 50 and p = 0.02 allows 92.2 % or 98.2 % and nothing
     between). The reason holds what the outcomes do show, an exact one-sided limit.
     """
-    a, tail, by_draw = scores.accuracy, (1 - level) / 2, _by_draw(scores.by_seed, scores.draws)
-    seeds = len(by_draw)
-    spread = _spread(scores.values, by_draw, scores.noise, scores.step)
+    a, tail = scores.accuracy, (1 - level) / 2
+    spread = _spread(scores.values, scores.by_seed, scores.noise, scores.step, scores.draws)
+    seeds = spread.freedom + 1
     few = min(a, 1 - a) * _effective(a, spread.images, len(scores.ids))
     if few < FEWEST - 1e-9 or spread.images + spread.seeds == 0:
         return Withheld(a, _reason(scores, spread, seeds, few, level))
@@ -240,7 +264,7 @@ def paired_difference(a: ImageScores, b: ImageScores, *, level: float = 0.95) ->
     if gap.spread.seeds > 0:
         half *= np.sqrt(gap.share)
         rest = min(gap.estimate, centre - half), max(gap.estimate, centre + half)
-        wide = _with_seeds(gap.estimate, rest, gap.spread.seeds, gap.freedom, tail)
+        wide = _with_seeds(gap.estimate, rest, gap.spread.seeds, gap.spread.freedom, tail)
         low, high = min(low, wide[0]), max(high, wide[1])
     p = gap.p_value()
     if p > 1 - level:
@@ -319,27 +343,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class _Spread:
-    """Variances of a mean: over `images`, over `seeds`, and the `noise` of single images that both of them hold."""
+    """Variances of a mean: over `images`, over `seeds`, and the `noise` of single images that both of them hold.
+
+    `freedom` are the degrees of freedom of that over seeds: independent seeds, or draws that seeds share, less one.
+    """
 
     images: float
     seeds: float
     noise: float
+    freedom: int
 
 
 def _spread(
-    values: NDArray[np.float64], by_draw: NDArray[np.float64], noise: NDArray[np.float32] | None, step: float
+    values: NDArray[np.float64],
+    by_seed: NDArray[np.float64],
+    noise: NDArray[np.float32] | None,
+    step: float,
+    draws: Sequence[int],
 ) -> _Spread:
-    m, draws = len(values), len(by_draw)
-    seeds = draws if noise is None else len(noise)
+    m, seeds, by_draw = len(values), len(by_seed), _by_draw(by_seed, draws)
+    freedom = len(by_draw) - 1
     images = float(values.var()) / m
-    over_seeds = float(by_draw.var(ddof=1)) / draws if draws > 1 else 0.0
-    square = 0.0 if noise is None or m < 2 else float(np.square(noise, dtype=np.float64).mean()) / (seeds - 1) / (m - 1)
+    over_seeds = float(by_draw.var(ddof=1)) / len(by_draw) if freedom else 0.0
+    square = 0.0
+    if noise is not None and m > 1:
+        # What a shared draw does to an image is noise of that draw, and not of each of its seeds.
+        square = float(np.square(_by_draw(noise, draws), dtype=np.float64).mean()) / freedom / (m - 1)
     # Equal scores must not differ by what the order of a sum leaves.
     images, over_seeds, square = (0.0 if variance < 1e-24 else variance for variance in (images, over_seeds, square))
     if square > 0:
         # Few images let seeds agree by chance: the error of rounding to a whole number of hits, its step squared by 12.
         over_seeds += (step * seeds / m) ** 2 / 12 / seeds
-    return _Spread(images, over_seeds, square)
+    return _Spread(images, over_seeds, square, freedom)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -350,7 +385,6 @@ class _Gap:
     step: float
     estimate: float
     spread: _Spread
-    freedom: int
 
     @staticmethod
     def of(a: ImageScores, b: ImageScores) -> _Gap:
@@ -359,9 +393,8 @@ class _Gap:
         by_seed = np.round(a.by_seed - b.by_seed, 12)
         noise = None if a.noise is None or b.noise is None else a.noise - b.noise
         step = min(a.step, b.step)
-        by_draw = _by_draw(by_seed, joined_draws([a, b]))
-        spread = _spread(values, by_draw, noise, step)
-        return _Gap(values, step, float(by_seed.mean()), spread, len(by_draw) - 1)
+        spread = _spread(values, by_seed, noise, step, joined_draws([a, b]))
+        return _Gap(values, step, float(by_seed.mean()), spread)
 
     @property
     def share(self) -> float:
@@ -370,7 +403,7 @@ class _Gap:
 
     def p_value(self, seed_error: SeedError | None = None) -> float:
         p = sign_test(self.values, self.step)
-        error = seed_error or SeedError(float(np.sqrt(self.spread.seeds)), self.freedom)
+        error = seed_error or SeedError(float(np.sqrt(self.spread.seeds)), self.spread.freedom)
         if error.error > 0:
             images = self.share * float(np.square(self.values).sum()) / len(self.values) ** 2
             p = max(p, _p_with_seeds(abs(self.estimate), images, error))

@@ -301,8 +301,8 @@ class Recipe(_Method):
 
         The first entry is the method's own row; further entries are parts reported beside it (single ingredients).
         `pool` holds the images that the class attribute `pool` names, None for "none". An entry "connectivity" is a
-        report on the first entry, not a part. A recipe whose options include `select_on` also takes `val`: clean
-        labelled test images that are not scored, or None.
+        report on the first entry, not a part; a run gives it dev images as data, if there are some. A recipe whose
+        options include `select_on` also takes `val`: clean labelled test images that are not scored, or None.
         """
 
 

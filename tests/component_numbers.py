@@ -48,6 +48,7 @@ from methods.losses import entropy, marginal_entropy
 from methods.nets.small_resnets import SmallResNet
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Classifier, Weights
+from methods.selfsoup.mixing_options import CONNECTIVITY
 from methods.selfsoup.pretraining import Pretraining, pretrain
 from methods.training.supervised import Supervised, train_classifier
 from methods.views.ssl_views import Views
@@ -188,7 +189,8 @@ def _made() -> tuple[dict[str, Numbers], dict[str, Numbers]]:
     declared_things: dict[str, Numbers] = {}
     results: dict[int, Weights] = {}
     for recipe, parts in _scenarios():
-        for job in all_jobs(parts.values()):
+        # A report on connectivity gets its images from a run.
+        for job in all_jobs([job for name, job in parts.items() if name != CONNECTIVITY or job.data is not None]):
             generator = torch.Generator().manual_seed(int(draw_key(job, 0)[:15], 16))
             inputs = [part if isinstance(part, Weights) else results[id(part)] for part in job.inputs]
             results[id(job)] = made = job.function(inputs, job.data, job.config, generator)

@@ -67,9 +67,9 @@ def start() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from bench.core.version import __version__
+        from bench.core.version import version
 
-        typer.echo(__version__)
+        typer.echo(version())
         raise typer.Exit
 
 
@@ -295,14 +295,38 @@ def compare(
     ] = False,
     n: Annotated[str, typer.Option("--n", metavar="N[,N]", help="Images, with --design.")] = "",
     conditions: Annotated[str, typer.Option(metavar="N[,N]", help="Conditions, with --design.")] = "",
-    seeds: Annotated[str, typer.Option(metavar="N[,N]", help="Seeds, with --design.")] = "",
+    seeds: Annotated[
+        str, typer.Option("--seeds", "--label-draws", metavar="N[,N]", help="Seeds of each stock, with --design.")
+    ] = "",
+    ingredient_draws: Annotated[
+        str,
+        typer.Option(metavar="N[,N]", help="Sets of ingredients that these seeds share, with --design."),
+    ] = "",
+    stocks: Annotated[str, typer.Option(metavar="N[,N]", help="Stocks, with --design.")] = "",
+    spread: Annotated[
+        str,
+        typer.Option(
+            metavar="images=X[,label_draws=X,...]",
+            help="With --design and instead of --from: standard deviations of the difference, in points.",
+        ),
+    ] = "",
+    across_stocks: Annotated[
+        bool, typer.Option("--across-stocks", help="Compare means over all stocks, each of which is one observation.")
+    ] = False,
 ) -> None:
     """Compare two methods image by image: difference, interval and p-value for each corruption."""
     from bench.runs import open_results as reading
 
-    sizes = {"n": n, "conditions": conditions, "seeds": seeds}
-    show = reading.print_design if design else reading.print_comparison
-    show(reading.Shown(shift, source, format_, where or [], out), a, b, sizes)
+    asked = reading.Shown(shift, source, format_, where or [], out)
+    sizes = {"n": n, "conditions": conditions, "seeds": seeds, "ingredient-draws": ingredient_draws, "stocks": stocks}
+    if not design:
+        reading.print_comparison(asked, a, b, sizes | {"spread": spread}, across_stocks=across_stocks)
+    elif across_stocks:
+        raise UsageError("--design takes the stocks of all records; leave --across-stocks out and give --stocks N")
+    elif spread:
+        reading.print_planned_design(asked, a, b, spread, sizes)
+    else:
+        reading.print_design(asked, a, b, sizes)
 
 
 @app.command()

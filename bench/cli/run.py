@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bench.core.cache_dir import write_bytes
 from bench.core.console import duration, print_json, print_rich, print_text, say
 from bench.core.errors import Interrupted, MissingDataError, UsageError, ValidationError
+from bench.core.file_names import command_line
 from bench.planning.check_names import check_names
 from bench.runs.finished import keep, recall, state_of_inputs
 from bench.runs.progress import RunProgress, plural
@@ -147,7 +147,7 @@ def _running(out: Path) -> Iterator[RunProgress]:
         with _logged_in(out), RunProgress(out) as progress:
             yield progress
     except KeyboardInterrupt:
-        again = shlex.join(["bench", "run", str(out / "run.toml"), "--out", str(out)])
+        again = command_line(["bench", "run", str(out / "run.toml"), "--out", str(out)])
         raise Interrupted(f"interrupted; finished work is kept, continue with: {again}") from None
     finally:
         signal.signal(signal.SIGTERM, before)

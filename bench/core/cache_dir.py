@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from bench.core.errors import BenchError
 from leaderboards.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -38,6 +41,19 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise BenchError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
+
+
+def remove(path: Path) -> bool:
+    """Remove a file that is no longer needed, and return whether it is gone.
+
+    It may stay: Windows removes no file that a process has open. What stays costs space and changes no result.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s stays (%s); end what uses it, then remove it", path, error.strerror or error)
+        return False
+    return True
 
 
 @contextmanager

@@ -225,7 +225,7 @@ def all_components() -> list[str]:
 
 @cache
 def _lock() -> Mapping[str, tuple[int, str]]:
-    text = (resources.files("bench") / "assets" / "components.json").read_text()
+    text = (resources.files("bench") / "assets" / "components.json").read_text(encoding="utf-8")
     return {name: (version, code) for name, (version, code) in json.loads(text).items()}
 
 
@@ -254,11 +254,11 @@ def _as_locked(name: str, found: Component) -> str:
 def write_lock(path: Path | None = None) -> list[str]:
     """Rewrite the lock file and return the names of the components whose entry changed."""
     file = path or HOME / "bench" / "assets" / "components.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     now = {name: [component_of(name).version, component_of(name).code] for name in all_components()}
     now[_PACKAGE] = [0, package_digest()]
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in now.items())
-    file.write_text("{\n" + lines + "\n}\n")
+    file.write_bytes(("{\n" + lines + "\n}\n").encode())
     return [
         name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name) and name != _PACKAGE
     ]

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from bench.core.version import __version__
+from bench.core.version import version
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
@@ -24,10 +24,17 @@ def environment() -> dict[str, str | bool | None]:
     commit = _git(home, "rev-parse", "--short=12", "HEAD") if (home / ".git").exists() else None
     state = _git(home, "status", "--porcelain", "--untracked-files=no") if commit else None
     return {
-        "project": __version__,
+        "project": version(),
         "git": commit,
         "dirty": bool(state) if commit else None,
         "package": package_digest(),
+        **libraries(),
+    }
+
+
+def libraries() -> dict[str, str | None]:
+    """Return the versions of Python and the numeric libraries, and the platform: what no commit of ours changes."""
+    return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         **{library: _version(library) for library in _LIBRARIES},
@@ -44,8 +51,10 @@ def own_code(*packages: str) -> str:
     """Return a hash of the source of packages of this project (bench, corruptions, methods, leaderboards)."""
     sha = hashlib.sha256()
     home = Path(__file__).resolve().parents[2]
-    for path in sorted(path for name in packages for path in (home / name).rglob("*.py")):
-        sha.update(f"{path.relative_to(home)}|".encode() + path.read_bytes())
+    # Names are compared and written in the same way on all systems.
+    paths = sorted((path for name in packages for path in (home / name).rglob("*.py")), key=lambda path: path.parts)
+    for path in paths:
+        sha.update(f"{path.relative_to(home).as_posix()}|".encode() + path.read_bytes())
     return sha.hexdigest()
 
 
@@ -58,7 +67,9 @@ def _version(library: str) -> str | None:
 
 def _git(home: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=home, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=home, capture_output=True, encoding="utf-8", timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -77,7 +88,7 @@ def device_name(device: str) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

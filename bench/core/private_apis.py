@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing.forkserver
 import os
-import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -16,13 +15,25 @@ def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
     return list((pool._processes or {}).values())
 
 
+def start_forkserver() -> None:
+    """Start the process that forks workers, if this system forks."""
+    if sys.platform != "win32":
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
 def end_forkserver() -> None:
     """End the process that forks workers, if there is one; left alone it ends only after it has loaded its modules."""
-    server: Any = multiprocessing.forkserver._forkserver
-    if (pid := server._forkserver_pid) is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        server._stop()
+    if sys.platform != "win32":
+        import signal
+        from multiprocessing import forkserver
+
+        server: Any = forkserver._forkserver
+        if (pid := server._forkserver_pid) is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            server._stop()
 
 
 def fingerprint_of(table: Any) -> str:

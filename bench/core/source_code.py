@@ -343,7 +343,8 @@ def _down(folder: Path, parts: list[str]) -> Iterator[tuple[Path, str]]:
         elif inner.is_dir():  # a namespace package
             folder = inner
         else:
-            yield from ((each.resolve(), called) for each in sorted(folder.glob(f"{part}.*.so")))
+            compiled = (each for each in sorted(folder.glob(f"{part}.*")) if each.suffix in (".so", ".pyd"))
+            yield from ((each.resolve(), called) for each in compiled)
             return
 
 

@@ -229,7 +229,7 @@ def synsets() -> tuple[str, ...]:
 
 
 def _timm_list(name: str) -> str:
-    return (resources.files("timm.data") / "_info" / name).read_text()
+    return (resources.files("timm.data") / "_info" / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,10 @@ _FACTS = 5
 _63_BITS = (1 << 63) - 1
 
 Stamp = tuple[int, int, int, int, int]
-"""The metadata of a file: device, inode, size, and times of its last content and inode change (nanoseconds)."""
+"""The metadata of a file: device, inode, size, and times of its last content and inode change (nanoseconds).
+
+On Windows the last one is the time of its creation.
+"""
 
 Stamps = NDArray[np.int64]
 Marks = NDArray[np.uint8]
@@ -58,7 +62,8 @@ def is_settled(stamp: Stamp, when: int) -> bool:
 
     Timestamps have a coarse resolution, so a second change soon after a first one may leave them equal.
     """
-    return stamp[4] <= when - UNSETTLED_NS
+    changed = stamp[3] if sys.platform == "win32" else stamp[4]
+    return changed <= when - UNSETTLED_NS
 
 
 def identities_dir() -> Path:

@@ -19,13 +19,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bench.core.cache_dir import cache_dir, write_bytes
+from bench.core.cache_dir import cache_dir, remove, write_bytes
 from bench.core.components import DECODER, identity
 from bench.core.conditions import digest_of
 from bench.core.errors import BenchError
 from bench.data.decode import Pixels, Preprocessing
 from bench.data.imageset import ImageSet, bytes_on_disk
-from bench.data.pixel_cache import DIGEST_BYTES, OpenFile, row_digest, write_all
+from bench.data.pixel_cache import DIGEST_BYTES, OpenFile, row_digest
 
 _PAGE = 4096
 _BYTES_AT_ONCE = 16 << 20
@@ -122,10 +122,7 @@ class PixelStore:
                 continue
         else:
             raise BenchError(f"{self.path()} is removed again and again; stop what removes it and start again")
-        whole = np.empty(0, np.uint8)
-        if size:
-            with os.fdopen(os.dup(file.number), "rb") as same:
-                whole = np.memmap(same, np.uint8, "r", shape=(size,)).view(np.ndarray)
+        whole = file.mapped(size)
         self._pixels = whole[: len(self.images) * self._row_bytes].reshape(self._shape)
         self._digests = whole[self._digests_at :].reshape(-1, DIGEST_BYTES)
         self._file = file
@@ -185,8 +182,8 @@ class PixelStore:
         assert self._file is not None
         try:
             for row, value in zip(rows.tolist(), values, strict=True):
-                write_all(self._file.number, value, start + row * size)
-            os.fsync(self._file.number)
+                self._file.write(value, start + row * size)
+            self._file.sync()
         except OSError as error:
             raise _full(self.path(), error) from None
 
@@ -204,7 +201,7 @@ def stored(source: str = "") -> list[dict[str, Any]]:
     found = []
     for about in sorted(pixels_dir().glob("*.json")):
         pixels = about.with_suffix(".u8")
-        facts = json.loads(about.read_text())
+        facts = json.loads(about.read_text(encoding="utf-8"))
         if pixels.is_file() and facts["source"].startswith(source):
             found.append({"key": about.stem, **facts, "bytes": bytes_on_disk(pixels.stat())})
     return found
@@ -213,12 +210,13 @@ def stored(source: str = "") -> list[dict[str, Any]]:
 def clean(source: str = "") -> int:
     """Remove decoded pixels of images whose name begins with `source`, and return the number of freed bytes.
 
-    The images are decoded again on next use. A running process keeps its open files until it ends.
+    The images are decoded again on next use. A running process keeps its open files until it ends; Windows does not
+    remove these.
     """
     freed = 0
     keys = {facts["key"] for facts in stored(source)}
     for path in pixels_dir().glob("*"):
         if path.name.partition(".")[0] in keys or not source:
-            freed += bytes_on_disk(path.stat())
-            path.unlink(missing_ok=True)
+            size = bytes_on_disk(path.stat())
+            freed += size if remove(path) else 0
     return freed

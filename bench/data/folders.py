@@ -93,7 +93,7 @@ def list_folder(root: Path) -> Listing:
     if not root.is_dir():
         raise MissingDataError(f"no folder {root}; give the folder that holds one folder for each class")
     folders, files, skipped = [], [], []
-    for entry in sorted(root.iterdir()):
+    for entry in sorted(root.iterdir(), key=lambda entry: entry.name):
         readable(entry)
         if is_no_class(entry.name):
             if not entry.name.startswith("."):
@@ -156,7 +156,7 @@ def read_folder(
     files: list[str] = []
     labels: list[int] = []
     empty: list[str] = []
-    for place, folder in sorted(zip(places, folders, strict=True)):
+    for place, folder in sorted(zip(places, folders, strict=True), key=lambda each: (each[0], each[1].name)):
         below = f"{folder.name}/{inner}" if inner is not None and (folder / inner).is_dir() else folder.name
         found = sorted(entry.name for entry in (root / below).iterdir() if not is_no_class(entry.name))
         for name in found:

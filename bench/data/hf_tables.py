@@ -123,7 +123,7 @@ def read_arrow(
     import datasets
 
     metadata = [path for path in (folder / "state.json", folder / "dataset_info.json") if path.is_file()]
-    files = open_files([*metadata, *sorted(folder.glob("*.arrow"))])
+    files = open_files([*metadata, *sorted(folder.glob("*.arrow"), key=lambda table: table.name)])
     try:
         table = datasets.load_from_disk(str(folder))
     except (FileNotFoundError, OSError, ValueError) as error:

@@ -59,10 +59,13 @@ def checked_labels(labels: NDArray[Any], classes: int, where: str) -> Labels:
 
 
 def clean_folder(path: Path) -> int:
-    """Remove a folder of recomputable files and return the number of freed bytes. Open files stay readable."""
-    freed = folder_size(path) if path.is_dir() else 0
+    """Remove a folder of recomputable files and return the number of freed bytes.
+
+    Open files stay readable; Windows does not remove them, and they do not count.
+    """
+    before = folder_size(path) if path.is_dir() else 0
     shutil.rmtree(path, ignore_errors=True)
-    return freed
+    return before - (folder_size(path) if path.is_dir() else 0)
 
 
 def folder_size(path: Path) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ class CachedRows:
         self._open()
         if self._file is None:
             return count
-        found = os.pread(self._file.number, self.rows * DIGEST_BYTES, self.rows * self.row_bytes)
+        found = self._file.read(self.rows * DIGEST_BYTES, self.rows * self.row_bytes)
         whole = np.frombuffer(found.ljust(self.rows * DIGEST_BYTES, b"\0"), np.uint8)
         return int((~whole.reshape(-1, DIGEST_BYTES)[wanted].any(axis=1)).sum())
 
@@ -68,7 +70,7 @@ class CachedRows:
         self._open()
         if self._file is None:
             return make(rows)
-        file = self._file.number
+        file = self._file
         out = np.empty((len(rows), *self.shape), np.uint8)
         lacking = np.array([not self._read(file, int(row), into) for row, into in zip(rows, out, strict=True)])
         if lacking.any():
@@ -85,30 +87,29 @@ class CachedRows:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = OpenFile(self.path, create=True)
             self._ended = not self._file.writable
-            if os.fstat(self._file.number).st_size < size and self._file.writable:
-                os.ftruncate(self._file.number, size)
+            if self._file.size < size and self._file.writable:
+                self._file.lengthen(size)
         except OSError as error:
             log.warning("images are not cached: %s", error)
 
-    def _read(self, file: int, row: int, into: Pixels) -> bool:
+    def _read(self, file: OpenFile, row: int, into: Pixels) -> bool:
         if not self._checked[row]:
-            digest = os.pread(file, DIGEST_BYTES, self.rows * self.row_bytes + row * DIGEST_BYTES)
+            digest = file.read(DIGEST_BYTES, self.rows * self.row_bytes + row * DIGEST_BYTES)
             if not any(digest):
                 return False
-        view = into.data.cast("B")
-        if os.preadv(file, [view], row * self.row_bytes) != self.row_bytes:
+        if file.read_into(into.data.cast("B"), row * self.row_bytes) != self.row_bytes:
             return False
         if not self._checked[row]:
             self._checked[row] = row_digest(into) == digest
         return bool(self._checked[row])
 
-    def _write(self, file: int, rows: np.ndarray, made: Pixels) -> None:
+    def _write(self, file: OpenFile, rows: np.ndarray, made: Pixels) -> None:
         if self._ended:
             return
         try:
             for row, pixels in zip(rows.tolist(), made, strict=True):
-                write_all(file, np.ascontiguousarray(pixels).data, row * self.row_bytes)
-                write_all(file, row_digest(pixels), self.rows * self.row_bytes + row * DIGEST_BYTES)
+                file.write(np.ascontiguousarray(pixels).data, row * self.row_bytes)
+                file.write(row_digest(pixels), self.rows * self.row_bytes + row * DIGEST_BYTES)
                 self._checked[row] = True
         except OSError as error:
             self._ended = True
@@ -116,33 +117,71 @@ class CachedRows:
 
 
 class OpenFile:
-    """A file that stays open as long as this object exists, for reading and writing, or read-only if not permitted."""
+    """A file that stays open as long as this object exists, for reading and writing, or read-only if not permitted.
+
+    Every read and write names its offset, and threads may share the file. Unlike a memory map, which would crash the
+    process, writing raises OSError on a full disk.
+    """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
+        def opened(name: str, flags: int) -> int:
+            return os.open(name, flags | (os.O_CREAT if create else 0), 0o666)
+
         try:
-            self.number = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
-            self.writable = True
+            self._file = io.FileIO(path, "r+", opener=opened)
         except PermissionError:
-            self.number = os.open(path, os.O_RDONLY)
-            self.writable = False
+            self._file = io.FileIO(path, "r")
+        self.writable = self._file.writable()
+        self._lock = threading.Lock()
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def lengthen(self, size: int) -> None:
+        self._file.truncate(size)
+
+    def read(self, count: int, offset: int) -> bytes:
+        """Return `count` bytes, fewer at the end of the file."""
+        buffer = bytearray(count)
+        return bytes(buffer[: self.read_into(memoryview(buffer), offset)])
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill a view of bytes and return how many were read, fewer at the end of the file."""
+        done = 0
+        with self._lock:
+            self._file.seek(offset)
+            while done < len(view) and (count := self._file.readinto(view[done:])):
+                done += count
+        return done
+
+    def write(self, content: bytes | memoryview, offset: int) -> None:
+        view = memoryview(content).cast("B")
+        with self._lock:
+            self._file.seek(offset)
+            while view:
+                view = view[self._file.write(view) :]
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def mapped(self, size: int) -> np.ndarray:
+        """Return the first `size` bytes as an array, uint8 [size], that shows later writes."""
+        if not size:
+            return np.empty(0, np.uint8)
+        with self._lock:
+            return np.memmap(self._file, np.uint8, "r", shape=(size,)).view(np.ndarray)
 
 
 def room_for(kept: Sequence[CachedRows]) -> bool:
     """Whether the missing rows of these caches take at most half of the free disk space."""
     folder = next(path for path in (pools_dir(), *pools_dir().parents) if path.exists())
     return sum(rows.lacking * rows.row_bytes for rows in kept) <= shutil.disk_usage(folder).free // 2
-
-
-def write_all(file: int, content: bytes | memoryview, offset: int) -> None:
-    """Write at an offset of an open file. Unlike a memory map this raises OSError on a full disk; a map would crash."""
-    view = memoryview(content).cast("B")
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def row_digest(pixels: np.ndarray) -> bytes:

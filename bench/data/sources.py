@@ -30,7 +30,7 @@ def find_set(
     if where.is_dir():
         if (where / "state.json").is_file() or (where / "dataset_info.json").is_file():
             return read_arrow(where, label_column, as_published=as_published, classes=known)
-        tables = sorted(where.glob("*.parquet"))
+        tables = sorted(where.glob("*.parquet"), key=lambda table: table.name)
         if tables:
             return read_parquet(tables, label_column, as_published=as_published, classes=known)
         if label_column is not None:

@@ -133,7 +133,10 @@ def _tables(listing: Listing) -> list[PartFiles]:
                 f"{listing.files[0].parent} has {len(have)} of the {max(wanted)} files of {part}: number "
                 f"{min(lacking)} is missing; copy it there"
             )
-    return [PartFiles(part, tuple(sorted(file for _, file in files))) for part, files in groups.items()]
+    return [
+        PartFiles(part, tuple(sorted((file for _, file in files), key=lambda file: file.name)))
+        for part, files in groups.items()
+    ]
 
 
 def tables_of(root: Path, role: str) -> list[Path]:

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from bench.core.cache_dir import write_bytes
 from bench.core.conditions import CLEAN, Condition, digest_of
 from bench.core.environment import environment
 from bench.core.errors import BenchError, MissingDataError, UsageError
+from bench.core.file_names import are_portable, portable_name
 from bench.data.decode import Pixels
 from bench.data.folders import FolderSet
 from bench.data_tools.locate import SUMS
@@ -176,7 +178,7 @@ def _claim(out: Path, settings: dict[str, Any], codes: dict[str, str]) -> None:
     path = out / MANIFEST
     if path.is_file():
         try:
-            held = json.loads(path.read_text())
+            held = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             held = {}
         differs = sorted(key for key, value in settings.items() if not isinstance(held, dict) or held.get(key) != value)
@@ -198,19 +200,19 @@ def _claim(out: Path, settings: dict[str, Any], codes: dict[str, str]) -> None:
 
 def _folder(corruption: str) -> str:
     """Return the name of a corruption in paths, where not all systems take colons: FILE.py-NAME for a user's."""
-    return corruption.replace(":", "-")
+    return portable_name(corruption.replace(":", "-"))
 
 
 def _class_names(shift: Shift) -> tuple[str, ...]:
-    """Return the names of the class folders; numbers if a class name is not a valid folder name."""
+    """Return the names of the class folders; numbers if some system does not accept a class name for a folder."""
     shift = without_added(shift)
     names = tuple(str(label) for label in range(shift.classes))
     if shift.members == tuple(SUPERCLASSES.values()):
         names = tuple(SUPERCLASSES)
     elif isinstance(shift, ImageShift) and shift.members is None:
         names = shift.open_test().images.classes
-    safe = all(name == Path(name).name and not name.startswith(".") and "\\" not in name and name for name in names)
-    return names if safe and len(set(names)) == len(names) else tuple(str(label) for label in range(len(names)))
+    safe = are_portable(names) and not any(name.startswith(".") for name in names)
+    return names if safe else tuple(str(label) for label in range(len(names)))
 
 
 def _file_names(shift: Shift, ids: np.ndarray) -> list[str]:
@@ -251,7 +253,10 @@ class _Copy(ABC):
     def finish(self) -> None:
         """Write SHA256SUMS, the list of all checksums."""
         parts = sorted((self.out / _HIDDEN).glob("*.sums"))
-        write_bytes(self.out / SUMS, "".join(sorted("".join(p.read_text() for p in parts).splitlines(True))).encode())
+        write_bytes(
+            self.out / SUMS,
+            "".join(sorted("".join(p.read_text(encoding="utf-8") for p in parts).splitlines(True))).encode(),
+        )
 
     def batches(self, condition: Condition, places: Sequence[int]) -> Iterator[tuple[list[int], Pixels]]:
         """Yield positions and their images under a condition, uint8 [n, h, w, 3], in batches of limited memory."""
@@ -277,7 +282,7 @@ def _lines(journal: Path) -> list[list[str]]:
     """Return the complete lines of a journal, each split into digest and rest; a truncated last line is dropped."""
     if not journal.is_file():
         return []
-    text = journal.read_text(errors="replace")
+    text = journal.read_text(encoding="utf-8", errors="replace")
     return [line[:-1].split("  ", 1) for line in text.splitlines(True) if line.endswith("\n")]
 
 
@@ -302,7 +307,7 @@ class _Trees(_Copy):
             missing = [place for place, file in enumerate(files) if file not in written]
             for parent in {Path(file).parent for file in files}:
                 (self.out / parent).mkdir(parents=True, exist_ok=True)
-            with self.journal(name).open("a") as journal:
+            with self.journal(name).open("a", encoding="utf-8") as journal:
                 journal.write("\n")  # ends a truncated line
                 for places, pixels in self.batches(condition, missing):
                     chosen = [files[place] for place in places]
@@ -310,7 +315,8 @@ class _Trees(_Copy):
                         written[file] = digest
                         journal.write(f"{digest}  {file}\n")
                     journal.flush()
-        os.sync()
+        if sys.platform != "win32":
+            os.sync()
         write_bytes(self.sums(name), "".join(f"{written[file]}  {file}\n" for file in files).encode())
         self.journal(name).unlink()
         return len(missing)
@@ -320,7 +326,11 @@ class _Trees(_Copy):
         Image.fromarray(pixels).save(buffer, "JPEG", **dict(self.layout.jpeg))
         path = self.out / file
         unfinished = path.with_name(f".{path.name}.part")
-        unfinished.write_bytes(buffer.getvalue())
+        with unfinished.open("wb") as half:
+            half.write(buffer.getvalue())
+            if sys.platform == "win32":  # which cannot wait for all files at once
+                half.flush()
+                os.fsync(half.fileno())
         unfinished.replace(path)
         return hashlib.sha256(buffer.getvalue()).hexdigest()
 
@@ -340,9 +350,8 @@ class _Arrays(_Copy):
         start = _open_rows(unfinished, (len(severities) * n, side, side, 3))
         made = 0
         # Written as a file, not through a memory map, which would crash the process on a full disk.
-        with journal.open("a") as notes, unfinished.open("r+b") as file:
-            rows = np.load(unfinished, mmap_mode="r", allow_pickle=False)
-            done = {row for line in _lines(journal) for row in _kept(rows, line)}
+        done = _done(unfinished, journal)
+        with journal.open("a", encoding="utf-8") as notes, unfinished.open("r+b") as file:
             notes.write("\n")  # ends a truncated line
             for number, severity in enumerate(severities):
                 missing = [place for place in range(n) if number * n + place not in done]
@@ -383,6 +392,12 @@ def _open_rows(path: Path, shape: tuple[int, ...]) -> int:
             file.write(header.getvalue())
             file.truncate(size)
     return start
+
+
+def _done(unfinished: Path, journal: Path) -> set[int]:
+    """Return the rows of an unfinished `.npy` file that its journal proves; the file is closed again."""
+    rows = np.load(unfinished, mmap_mode="r", allow_pickle=False)
+    return {row for line in _lines(journal) for row in _kept(rows, line)}
 
 
 def _kept(rows: np.ndarray, line: Sequence[str]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +114,16 @@ def forget_peak(device: str) -> None:
 def peak_memory_mb(device: str) -> float | None:
     """Return the peak since `forget_peak` in MiB: of tensors on a GPU, of the process on a CPU; None if unknown.
 
-    On a CPU without Linux's /proc it is the peak since the process started (ru_maxrss).
+    On macOS it is the peak since the process started (ru_maxrss); Windows does not tell it.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError):
         if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
             return int(found[1]) / 2**10
-    try:
+    peak: float | None = None
+    if sys.platform != "win32":
         import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak

@@ -15,7 +15,7 @@ from torch import nn
 from bench.core.cache_dir import answers_dir, write_bytes
 from bench.core.components import HARNESS, identity
 from bench.core.conditions import Condition, digest_of
-from bench.core.environment import device_name, environment
+from bench.core.environment import device_name, libraries
 from bench.core.errors import BenchError
 from bench.evaluation.protocols import Segment
 from bench.evaluation.stream_results import ConditionResult, StreamResults
@@ -55,7 +55,7 @@ class PredictionCache:
                 job.device.partition(":")[0],
                 device_name(job.device),
                 torch.get_num_threads(),
-                {name: value for name, value in environment().items() if name not in ("git", "dirty", "package")},
+                libraries(),
                 identity(HARNESS),
             ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.core.cache_dir import lock
+from bench.core.cache_dir import lock, remove
 from bench.evaluation.evaluate import Evaluation, evaluate_together
 from bench.evaluation.stream_results import ConditionResult
 from bench.execution.checkpointing import FileCheckpointer
@@ -67,5 +67,5 @@ def checkpoint(out: Path, name: str) -> Path:
 
 def forget(out: Path, name: str) -> None:
     """Remove the checkpoint and lock of a stream whose records are written."""
-    checkpoint(out, name).unlink(missing_ok=True)
-    (out / "state" / f"{name}.lock").unlink(missing_ok=True)
+    remove(checkpoint(out, name))
+    remove(out / "state" / f"{name}.lock")

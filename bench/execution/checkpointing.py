@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.core.cache_dir import write_bytes
+from bench.core.cache_dir import remove, write_bytes
 from bench.core.errors import BenchError
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class FileCheckpointer:
 
     def forget(self) -> None:
         """Remove the checkpoint of a finished training, or a damaged one."""
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
 
 
 def _checked(path: Path) -> io.BytesIO:

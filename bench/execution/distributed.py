@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,11 @@ from bench.execution.task_pool import begin
 from methods.base import Checkpointer, JobFunction, Unlabelled
 from methods.data_parallel import DataParallelGroup
 from methods.nets.weights import Weights
+
+if sys.platform == "win32":
+    from multiprocessing.connection import PipeConnection as Connection
+else:
+    from multiprocessing.connection import Connection
 
 _GRACE = 2.0
 """Seconds in which other processes may still report their error after the first failure."""
@@ -235,9 +240,8 @@ def _parallel(rank: int, count: int, device: str, store: Path) -> DataParallelGr
         torch.cuda.set_device(rank)
     elif sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group(
-        "nccl" if cuda else "gloo", init_method=f"file://{store}", rank=rank, world_size=count
-    )
+    meeting = torch.distributed.FileStore(str(store), count)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", store=meeting, rank=rank, world_size=count)
     # An objective may leave parameters unused, as MAE does with the last norm of pooled features.
     averaging = DistributedDataParallelKwargs(find_unused_parameters=True)
     return DataParallelGroup(Accelerator(cpu=not cuda, mixed_precision="no", kwargs_handlers=[averaging]))

@@ -161,7 +161,7 @@ def _read(paths: Iterable[Path], silent: float) -> dict[str, dict[str, Any]]:
     for path in paths:
         with contextlib.suppress(OSError, ValueError):
             if time.time() - path.stat().st_mtime < silent:
-                values = json.loads(path.read_text())
+                values = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(values, dict):
                     found[path.stem] = values
     return found
@@ -171,7 +171,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         half = path.with_name(f"{path.name}-half")
         path.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(json.dumps(values))
+        half.write_text(json.dumps(values), encoding="utf-8")
         half.replace(path)
 
 

@@ -187,7 +187,7 @@ def _queued() -> frozenset[str] | None:
 def _answers(*command: str) -> str | None:
     """Return what a command of SLURM prints; None if the scheduler does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("%s does not answer (%s); waiting for it", command[0], error)
         return None

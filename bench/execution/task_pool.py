@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -17,18 +16,20 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from heapq import heappop, heappush
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
 import bench.core.import_object  # noqa: F401 - lets worker processes unpickle objects that a plug-in's file defines
 from bench.core.child_processes import without_script
 from bench.core.devices import visible_gpus
 from bench.core.offline import go_offline, is_offline
-from bench.core.private_apis import end_forkserver, processes_of
+from bench.core.private_apis import end_forkserver, processes_of, start_forkserver
 
 log = logging.getLogger(__name__)
 
 _SECONDS_TO_CLEAN_UP = 2.0
+
+_FORKS = sys.platform == "linux"  # macOS has libraries that do not survive a fork, Windows has no forks
 
 
 @dataclass(frozen=True)
@@ -224,20 +225,21 @@ class Processes:
 
 def get_ready() -> None:
     """Start loading the workers' libraries in a background process, so that workers start faster later."""
-    if isinstance(_context(), ForkServerContext):
+    if _FORKS:
+        _context()
         with without_script():
-            multiprocessing.forkserver.ensure_running()
+            start_forkserver()
 
 
 def leave_none() -> None:
     """End the background process that forks workers, which would hold the output of this one open."""
-    if sys.platform == "linux":
+    if _FORKS:
         end_forkserver()
 
 
-def _context() -> ForkServerContext | SpawnContext:
+def _context() -> BaseContext:
     """Return how workers start: on Linux as forks of a process that has loaded their libraries and computed nothing."""
-    if sys.platform != "linux":
+    if not _FORKS:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.training.job_cache", "bench.evaluation.shared_pass"])

@@ -57,7 +57,7 @@ def write_first(kind: str, name: str, taken: Container[str], folder: Path, then:
     starters = resources.files("bench") / "assets" / "starters"
     for path, starter in ((file, f"{kind}.py.txt"), (test, f"test_{kind}.py.txt")):
         text = (starters / starter).read_text(encoding="utf-8")
-        path.write_text(text.replace("my_name", name).replace("MyName", title), encoding="utf-8")
+        path.write_bytes(text.replace("my_name", name).replace("MyName", title).encode())
     print_text(then.format(file=file, test=test, title=title, name=name))
 
 

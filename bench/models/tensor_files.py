@@ -208,7 +208,7 @@ def _shards(path: Path) -> tuple[Path, ...]:
 
 def _of_index(index: Path) -> tuple[Path, ...]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         files = tuple(index.parent / Path(str(name)).name for name in names)
     except FileNotFoundError:
         raise MissingDataError(f"no file {index}; give the path of an index that is there") from None

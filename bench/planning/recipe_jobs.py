@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench.core.conditions import Condition
@@ -18,7 +20,10 @@ from bench.shifts.adaptation_pools import PoolGroup, groups
 from methods import METHODS, PLAIN
 from methods.base import Job, Recipe
 from methods.nets.weights import Weights
+from methods.selfsoup.mixing_options import CONNECTIVITY
 from methods.selfsoup.recipe import SelfSoup
+
+_FEWEST_UNSEEN = 1000
 
 
 def recipe_of(method: Method, options: MethodOptions, *, from_stock: bool) -> Recipe | None:
@@ -108,9 +113,23 @@ def parts_of(
     more: dict[str, Any] = {"val": pools.val()} if getattr(recipe.config, "select_on", "") == "val" else {}
     more |= {"others": {name: other.pool for name, other in others.items()}} if others else {}
     try:
-        return dict(recipe.plan(base, source, pool, **more))
+        parts = recipe.plan(base, source, pool, **more)
     except ValueError as error:
         raise UsageError(f"{method.text}: {error}") from None
+    return dict(_on_unseen_images(parts, data, len(source)))
+
+
+def _on_unseen_images(parts: Mapping[str, Job], data: RecipeData, labelled: int) -> Iterator[tuple[str, Job]]:
+    """Yield the parts, the report on connectivity on images of its own, and not at all where there are none.
+
+    There are as many as there are labelled images, so that it costs little beside the training, but at least 1,000.
+    """
+    most = min(data.options.spec.limit or sys.maxsize, max(_FEWEST_UNSEEN, labelled))
+    for name, job in parts.items():
+        if name != CONNECTIVITY:
+            yield name, job
+        elif images := data.pools.unseen(most) or job.data:
+            yield name, replace(job, data=images)
 
 
 def named_parts(parts: Mapping[str, Job | None], method: Method) -> Mapping[str, Job | None]:

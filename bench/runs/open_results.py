@@ -39,6 +39,7 @@ from leaderboards.page import to_page
 from leaderboards.record import Record
 from leaderboards.store import find_scored, state_of
 from leaderboards.union import boards_of
+from leaderboards.variance import Spread
 from leaderboards.verify import verify
 
 if TYPE_CHECKING:
@@ -310,28 +311,64 @@ def _addresses(folders: list[Path], out: Path | None) -> Callable[[str], str | N
     return address
 
 
-def print_comparison(asked: Shown, a: str, b: str, sizes: Mapping[str, str]) -> None:
+def print_comparison(asked: Shown, a: str, b: str, sizes: Mapping[str, str], *, across_stocks: bool = False) -> None:
     """Print or write the paired comparison of two rows; `sizes` belong to `print_design` and must be empty."""
     for name, text in sizes.items():
         if text:
-            raise UsageError(f"--{name} is a size of another study; add --design")
+            raise UsageError(f"--{name} belongs to the design of a study; add --design")
     form = asked.format_of()
     paths, records = asked.read("compare A B")
     with _as_bench_error():
-        found = compare.compare_rows(records, a, b, lambda record: find_scored(paths, record))
+        read = partial(find_scored, paths)
+        found = compare.compare_rows(records, a, b, read, across_stocks=across_stocks)
     asked.show(form, compare.renderings(found))
 
 
 def print_design(asked: Shown, a: str, b: str, sizes: Mapping[str, str]) -> None:
     """Print or write the half-widths that studies of some sizes expect; `sizes` are lists as text, by option."""
     form = asked.format_of()
-    wanted = {name: _whole_numbers(name, text) for name, text in sizes.items()}
+    wanted: dict[str, Any] = {name.replace("-", "_"): _whole_numbers(name, text) for name, text in sizes.items()}
     paths, records = asked.read("compare A B --design")
     with _as_bench_error():
-        n, conditions, seeds = (wanted[name] for name in ("n", "conditions", "seeds"))
-        read = partial(find_scored, paths)
-        found = design.design(records, a, b, read, n=n, conditions=conditions, seeds=seeds)
+        found = design.design(records, a, b, partial(find_scored, paths), **wanted)
     asked.show(form, design.renderings(found))
+
+
+def print_planned_design(asked: Shown, a: str, b: str, spread: str, sizes: Mapping[str, str]) -> None:
+    """Print or write the half-widths that studies expect of a difference with a given spread, "images=40,…" in points.
+
+    Records must not be named as well.
+    """
+    form = asked.format_of()
+    if asked.shift or asked.folders or asked.where:
+        raise UsageError("--spread takes the place of a pilot; leave --from, --shift and --where out, or --spread")
+    if sizes["conditions"]:
+        raise UsageError("--spread is that of the mean over all conditions of the study; leave --conditions out")
+    if not sizes["n"]:
+        raise UsageError("--spread needs the number of scored images; add --n, as in --n 5000")
+    wanted: dict[str, Any] = {name.replace("-", "_"): _whole_numbers(name, text) for name, text in sizes.items()}
+    wanted |= {name: wanted[name] or (1,) for name in ("seeds", "stocks")}
+    del wanted["conditions"]
+    with _as_bench_error():
+        found = design.planned(a, b, _read_spread(spread), **wanted)
+    asked.show(form, design.renderings(found))
+
+
+def _read_spread(text: str) -> Spread:
+    """Read standard deviations in points: "images=40,label_draws=0.6"."""
+    values: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        try:
+            values[name.replace("-", "_")] = float(number) / 100
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(f"--spread takes names and points, as in images=40,label_draws=0.6, not '{part.strip()}'")
+    try:
+        return Spread.named(values)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _whole_numbers(option: str, text: str) -> tuple[int, ...]:

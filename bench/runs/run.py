@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from bench.core.cache_dir import write_bytes
+from bench.core.cache_dir import remove, write_bytes
 from bench.core.errors import BenchError, UsageError, ValidationError
 from bench.evaluation.protocols import Segment, chains
 from bench.evaluation.shared_pass import run_streams
@@ -174,7 +174,7 @@ def _forget_done(plan: Plan, rows: Sequence[ManifestRow]) -> None:
     """Remove checkpoints of streams whose records exist, left by a run that was killed between the two steps."""
     for name, keys in (stream for row in rows for stream in row.streams.items()):
         if plan.missing.isdisjoint(keys):
-            checkpoint(plan.out, name).unlink(missing_ok=True)
+            remove(checkpoint(plan.out, name))
 
 
 def write_settings(plans: Sequence[Plan]) -> None:

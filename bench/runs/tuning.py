@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import tomli_w
 
 from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError
+from bench.core.file_names import command_line
 from bench.core.import_object import load_object
 from bench.runs.outcome import Outcome
 from bench.runs.progress import RunProgress
@@ -108,8 +108,8 @@ def tune(
         print_text("\nthe defaults are best")
         return
     # JSON of numbers, strings and lists is also TOML, on one line.
-    flags = (shlex.quote(f"{name}.{key}={json.dumps(value)}") for key, value in rows[0][0].items())
-    print_text("\nto run with the best options: " + " ".join(f"--set {flag}" for flag in flags))
+    flags = [word for key, value in rows[0][0].items() for word in ("--set", f"{name}.{key}={json.dumps(value)}")]
+    print_text(f"\nto run with the best options: {command_line(flags)}")
     if shift in SHIFTS:
         print_text(f"to make them the default, add to bench/assets/{shift}.toml:\n{tomli_w.dumps({name: rows[0][0]})}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import UsageError
+from bench.core.file_names import portable_name
 from bench.settings.absolute_paths import with_absolute_paths
 from bench.settings.run_fields import LISTS
 from bench.settings.run_spec import RunSpec, merge, validate
@@ -56,7 +57,7 @@ def folder_of(cells: Sequence[GridCell]) -> Path:
 
 
 def _folder(names: Sequence[str]) -> Path:
-    return Path("runs") / "-".join(names)[:80].replace("/", "_").replace(":", "_").replace("\\", "_")
+    return Path("runs") / portable_name("-".join(names)[:80])
 
 
 def expand(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -169,7 +170,7 @@ def _words(values: Sequence[Any], name: str) -> list[str]:
     told = [_word(name, value) for value in values]
     if name not in _PATHS:
         return told
-    short = [word.rpartition("/")[2] for word in told]
+    short = [Path(word).name for word in told]
     return short if len(set(short)) == len(set(told)) else told
 
 

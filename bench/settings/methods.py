@@ -336,7 +336,7 @@ def _class(module: str, name: str) -> tuple[ast.ClassDef, ast.Module]:
 
 @cache
 def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_text())
+    return ast.parse(_file(module).read_bytes())
 
 
 def _file(module: str) -> Path:

@@ -208,7 +208,7 @@ def _sentence(error: Any) -> str:
 def read_run_file(path: Path) -> dict[str, Any]:
     """Return the settings of a TOML run file, whose keys are the flags' names. Raises UsageError."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"no run file {path}; choose one of runs/ or write your own") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

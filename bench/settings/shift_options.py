@@ -33,7 +33,7 @@ def _table(shift: str) -> dict[str, dict[str, Any]]:
     if row is None:
         return {}
     file = resources.files("bench") / "assets" / f"{row.options_from or shift}.toml"
-    return tomllib.loads(file.read_text()) if file.is_file() else {}
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def tuned_options(shift: str, method: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import MissingDataError
-from bench.shifts.shift import Shift, adapt_pool, clean_labelled, clean_pool, source_digest, trained_on
+from bench.shifts.shift import Shift, adapt_pool, clean_labelled, clean_pool, limit_ids, source_digest, trained_on
 from corruptions.catalog import ROWS
 from methods.base import Labelled, Unlabelled
 from methods.table import Access
@@ -79,6 +79,7 @@ class AdaptationPools:
         self._pools: dict[tuple[Condition, ...], Unlabelled] = {}
         self._clean: Unlabelled | None = None
         self._val: Labelled | None = None
+        self._unseen: dict[int, Labelled | None] = {}
         self._given: dict[str, CleanImages] = {}
 
     def shifted(self, group: PoolGroup) -> Unlabelled:
@@ -122,3 +123,22 @@ class AdaptationPools:
         if self._split in ("disjoint", "dev") and self._shift.has_clean and own:
             self._val = self._val or clean_labelled(self._shift, self._adapt)
         return self._val
+
+    def unseen(self, most: int) -> Labelled | None:
+        """Return at most `most` clean dev images, on which a run neither trains nor chooses nor is scored.
+
+        None where a run is scored on them, or the shift has none.
+        """
+        if self._split == "dev":
+            return None
+        if most not in self._unseen:
+            self._unseen[most] = self._unseen_now(most)
+        return self._unseen[most]
+
+    def _unseen_now(self, most: int) -> Labelled | None:
+        shift = trained_on(self._shift)
+        try:
+            ids = limit_ids(shift.ids("dev"), most)
+        except MissingDataError:
+            return None
+        return clean_labelled(shift, ids) if len(ids) else None

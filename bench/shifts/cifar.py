@@ -126,5 +126,6 @@ def read_clean(row: ShiftRow, root: Path | None, split: str, reading: Reading) -
 
 def _binary_files(root: Path, split: str, classes: int) -> list[Path]:
     if classes == 100:
-        return sorted(root.rglob(f"{split}.bin"))
-    return sorted(root.rglob("data_batch_*.bin" if split == "train" else "test_batch.bin"))
+        return sorted(root.rglob(f"{split}.bin"), key=lambda file: file.parts)
+    found = root.rglob("data_batch_*.bin" if split == "train" else "test_batch.bin")
+    return sorted(found, key=lambda file: file.parts)

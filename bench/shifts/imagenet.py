@@ -111,7 +111,7 @@ SUPERCLASSES: dict[str, tuple[int, ...]] = {
 
 
 def _listed(name: str) -> list[str]:
-    return (resources.files("timm.data") / "_info" / name).read_text().split()
+    return (resources.files("timm.data") / "_info" / name).read_text(encoding="utf-8").split()
 
 
 def published(row: ShiftRow, reading: Reading) -> ImageShift:
@@ -322,7 +322,7 @@ def _read_classes(root: Path, classes: Sequence[str], label: str | None) -> Imag
 def real(row: ShiftRow, reading: Reading) -> ImageShift:
     """Load imagenet-real: validation images with reassessed labels (timm's copy), without those that have no label."""
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
-    text = (resources.files("timm.data") / "_info" / "imagenet_real_labels.json").read_text()
+    text = (resources.files("timm.data") / "_info" / "imagenet_real_labels.json").read_text(encoding="utf-8")
     labels: list[list[int]] = json.loads(text)
 
     @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -116,7 +117,7 @@ def _canonical(name: str) -> str:
     from corruptions import canonical
 
     if name.rpartition(":")[0].endswith(".py"):
-        return name.rpartition("/")[2]
+        return Path(name).name
     try:
         return canonical(name)
     except ValueError:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.core.cache_dir import cache_dir, lock, weights_path
+from bench.core.cache_dir import cache_dir, lock, remove, weights_path
 from bench.core.components import identity_of, name_of
 from bench.core.conditions import Draws, digest_of
 from bench.core.environment import device_name
@@ -178,7 +178,7 @@ def training_tasks(targets: Iterable[Job], seed: Seed, device: str, devices: int
             continue
         if cached_facts(key) is not None:
             # A process killed after writing the weights leaves its checkpoint behind.
-            _checkpoint(key).unlink(missing_ok=True)
+            remove(_checkpoint(key))
             continue
         inputs = tuple(part if isinstance(part, Weights) else job_key(part, seed) for part in job.inputs)
         after = frozenset(part for part in inputs if isinstance(part, str))
@@ -277,7 +277,7 @@ def cached_facts(key: str) -> dict[str, Any] | None:
         return None
     except BenchError as error:
         log.warning("%s; training it again", str(error).partition(";")[0])
-        weights_path(key).unlink(missing_ok=True)
+        remove(weights_path(key))
         return None
 
 

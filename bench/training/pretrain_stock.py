@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.core.cache_dir import cache_dir, write_bytes
 from bench.core.conditions import CLEAN, digest_of
 from bench.core.devices import pick_device, pick_jobs, pick_precision
-from bench.core.environment import environment
+from bench.core.environment import libraries
 from bench.core.errors import BenchError, UsageError, nearest
 from bench.execution.checkpointing import SECONDS, FileCheckpointer, ReportProgress
 from bench.execution.distributed import Call, spread
@@ -296,7 +296,7 @@ def origin(verb: str, spec: Any, plan: Any, weights: Weights, seconds: float) ->
         "digest": weights.digest,
         "threads": plan.threads,
         "seconds": round(seconds, 1),
-        "environment": {key: value for key, value in environment().items() if key not in ("git", "dirty", "package")},
+        "environment": libraries(),
     }
 
 

@@ -94,8 +94,9 @@ def mix_classifiers(
 ) -> dict[str, Job]:
     """Return the soup of fine-tuned classifiers, "soup:…" for each further way, and the connectivity of what was mixed.
 
-    `head` is the stock with the linear probe from which all of them started. The connectivity is measured if images
-    were held out. Raises Unsupported for options that contradict one another.
+    `head` is the stock with the linear probe from which all of them started. The connectivity is that on the images
+    held out, without data if there are none; a run measures it on images of its own. Raises Unsupported for options
+    that contradict one another.
     """
     if not config.mixes or not config.scales:
         raise Unsupported("a soup needs at least one of mixes and scales")
@@ -103,7 +104,7 @@ def mix_classifiers(
     names = ["soup", *(f"soup:{text}" for text in mixes[1:])]
     jobs = [mix_job(text, tuned, head, source, held_out, "classifiers") for text in mixes]
     found = dict(zip(names, jobs, strict=True))
-    if held_out is not None and len(tuned) > 1:
+    if len(tuned) > 1:
         found[CONNECTIVITY] = Job(soup.connectivity, soup.Line(), tuple(tuned), held_out, "linear connectivity")
     return found
 

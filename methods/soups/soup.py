@@ -159,7 +159,7 @@ class Line(Options):
 def connectivity(
     inputs: Sequence[Weights], data: Labelled, config: Line, generator: torch.Generator | None = None
 ) -> Weights:
-    """Measure accuracy on held-out clean images along lines between neighbouring classifiers of a ring; a job function.
+    """Measure accuracy on clean images along lines between neighbouring classifiers of a ring; a job function.
 
     Averaging can work only if accuracy does not drop between them (linear mode connectivity, Frankle et al. 2020,
     arXiv:1912.05671). The tensors are `pairs` int64 [lines, 2], `positions` and `accuracy` float64 [points] and [lines,

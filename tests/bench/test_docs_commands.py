@@ -82,6 +82,8 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^bench run --demo", Not("tests/e2e/test_demo.py runs it")),
     (r"my_tent\.py", Not("tests/bench/test_readme.py runs it")),
     (r"^bench run --record KEY", Not("tests/e2e/test_headline.py repeats records")),
+    (r"--spread images", Run()),
+    (r"--across-stocks", Not("needs records of two stocks; tests/leaderboards/test_nested_designs.py makes some")),
     (r"--design", Not("has names for any two methods; tests/leaderboards/test_design.py runs it")),
     (r"stock1\.safetensors", Not("needs a second stock, which takes minutes to train")),
     (r"--head (knn|probe)", Run("--limit 10 --jobs 1 --corruption fog --set selfsoup.steps=2", slow=True)),

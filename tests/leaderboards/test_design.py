@@ -89,7 +89,8 @@ def test_every_form_has_the_same_numbers(results: Any) -> None:
     lines = list(csv.DictReader(io.StringIO(designing.renderings(found)["csv"]())))
     whole = json.loads(designing.renderings(found)["json"]())
     assert [{k: float(v) for k, v in line.items()} for line in lines] == whole["sizes"]
-    assert whole["pilot"] == {"n": 50, "conditions": 2, "seeds": 2}
+    pilot = {"n": 50, "conditions": 2, "seeds": 2, "ingredient_draws": 2, "stocks": 1, "shares_ingredients": False}
+    assert whole["pilot"] == pilot
     text, latex = designing.renderings(found)["md"](), designing.renderings(found)["latex"]()
     for line in whole["sizes"]:
         for name in ("difference", "a", "b"):
@@ -102,9 +103,12 @@ def test_every_form_has_the_same_numbers(results: Any) -> None:
     ("shape", "sizes", "message"),
     [
         ((1, 2, 40), {"seeds": [3]}, "one seed says nothing about the spread"),
+        ((4, 2, 40), {"seeds": [4], "ingredient_draws": [2]}, "cannot be told apart in this pilot"),
+        ((4, 2, 40), {"seeds": [4], "ingredient_draws": [3]}, "4 label draws cannot be divided among 3 sets"),
+        ((2, 2, 40), {"stocks": [2]}, "one stock says nothing about others"),
         ((2, 1, 40), {"conditions": [3]}, "one condition says nothing about others"),
         ((2, 2, 40), {"n": [1]}, "two images"),
-        ((2, 2, 40), {"seeds": [0]}, "two images, one condition and one seed"),
+        ((2, 2, 40), {"seeds": [0]}, "one condition, one stock and one seed"),
     ],
 )
 def test_what_the_pilot_cannot_say_is_refused(

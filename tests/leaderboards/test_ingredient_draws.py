@@ -68,6 +68,19 @@ def test_with_one_draw_the_seeds_speak_for_it_alone() -> None:
     assert mean_accuracy_interval(alone(by_seed, (7,) * 12)) == mean_accuracy_interval(alone(by_seed))
 
 
+def test_label_draws_that_change_nothing_add_nothing() -> None:
+    """Twelve seeds that repeat three sets of ingredients, image by image, say what three seeds say."""
+    hits = np.random.default_rng(7).random((2, 3, 400)) < np.array([0.7, 0.5])[:, None, None]
+
+    def rows(draws: tuple[int, ...]) -> list[ImageScores]:
+        return [image_scores([[Outcomes(np.arange(400), row[d])] for d in draws], draws) for row in hits]
+
+    few, many = rows((0, 1, 2)), rows(DRAWS)
+    for measure in (lambda pair: mean_accuracy_interval(pair[0]), lambda pair: paired_difference(*pair)):
+        one, other = measure(few), measure(many)
+        assert (other.low, other.high) == pytest.approx((one.low, one.high), rel=1e-3)
+
+
 def test_draws_that_are_all_different_change_nothing() -> None:
     hits = np.random.default_rng(4).random((3, 2, 40)) < 0.6
     seeds = [[Outcomes(np.arange(40), row) for row in seed] for seed in hits]

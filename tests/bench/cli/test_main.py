@@ -344,9 +344,28 @@ def test_reading_commands_agree_with_the_records(bench: Bench, settings: dict[st
     wanted = ("compare", "source", "source", "--from", folder, "--design", "--n", "50,100")
     assert [line["n"] for line in json.loads(bench(*wanted, "--format", "json").out)["sizes"]] == [50, 100]
     assert bench(*wanted, "--format", "csv", "-o", tmp_path / "design.csv").out == ""
-    assert (tmp_path / "design.csv").read_text().startswith("n,conditions,seeds,difference,a,b\n50,")
+    titles = "n,conditions,seeds,ingredient_draws,stocks,difference,a,b"
+    assert (tmp_path / "design.csv").read_text().startswith(f"{titles}\n50,")
     assert "--seeds 1" in bench(*wanted, "--seeds", "3").err
     assert "add --design" in bench(*(part for part in wanted if part != "--design")).err
+    assert "two of them at least" in bench("compare", "source", "source", "--from", folder, "--across-stocks").err
+    assert "leave --across-stocks out" in bench(*wanted, "--across-stocks").err
+    spread = ("compare", "soup", "source", "--design", "--spread", "images=40,label-draws=.5,ingredient_draws=1")
+    draws = ("--n", "5000", "--label-draws", "12,24", "--ingredient-draws", "3,6")
+    sizes = json.loads(bench(*spread, *draws, "--format", "json").out)["sizes"]
+    assert [(size["seeds"], size["ingredient_draws"]) for size in sizes] == [(12, 3), (12, 6), (24, 3), (24, 6)]
+    assert "label draws" in bench(*spread, *draws).out
+    for more, reason in {
+        ("--from", str(folder)): "leave --from",
+        ("--conditions", "3"): "leave --conditions out",
+        ("--n", ""): "add --n",
+        ("--spread", "images"): "names and points",
+        ("--spread", "images=x"): "names and points",
+        ("--spread", "label_draws=1"): "over images is missing",
+        ("--ingredient-draws", "5"): "cannot be divided",
+    }.items():
+        assert (refused := bench(*spread, *draws, *more)).code == 2, more
+        assert reason in refused.err
     for text in ("0", "1.5", "-2", "x", "1" * 20):
         assert (refused := bench("compare", "a", "b", "--from", folder, "--design", f"--n={text}")).code == 2, text
         assert "whole numbers above 0" in refused.err

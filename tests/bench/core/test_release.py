@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
 
 from bench import __version__
 from bench.core import environment as fingerprint
+from bench.core import version as version_module
 from bench.core.environment import environment, package_digest
 
 HOME = Path(__file__).resolve().parents[3]
@@ -46,21 +49,112 @@ def imported_by(*packages: str) -> set[str]:
     return {plain(known[name][0]) for name in found}
 
 
-def test_the_version_stands_in_one_place() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev0)?", __version__)
+def test_the_version_stands_nowhere_but_in_tags() -> None:
+    assert Version(__version__)
     assert "version" in PROJECT["dynamic"]
     assert "version" not in PROJECT
-    citation = yaml.safe_load((HOME / "CITATION.cff").read_text())
-    assert citation["version"] == __version__
-    assert ("date-released" in citation) == (not __version__.endswith(".dev0"))
-    assert f"## {__version__.removesuffix('.dev0')}" in (HOME / "CHANGELOG.md").read_text()
+    cited = yaml.safe_load((HOME / "CITATION.cff").read_text())
+    assert ("date-released" in cited) == ("version" in cited)
+    released = re.findall(r"^## ([0-9.]+)$", (HOME / "CHANGELOG.md").read_text(), re.M)
+    assert [cited["version"]] == released[:1] if "version" in cited else not released
 
 
-def test_what_is_built_has_that_version() -> None:
+def test_what_is_built_has_the_version_that_runs() -> None:
     hatch = subprocess.run(
         [sys.executable, "-m", "hatchling", "version"], cwd=HOME, capture_output=True, text=True, timeout=60
     )
     assert hatch.stdout.strip() == __version__, hatch.stderr
+
+
+class Checkout:
+    """A repository with the version's file alone, whose commits and tags are made here."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.file = home / "bench" / "core" / "version.py"
+        self.file.parent.mkdir(parents=True)
+        for name in ("bench/core/version.py", ".git_archival.txt", ".gitattributes"):
+            shutil.copy(HOME / name, home / name)
+        self.git("init", "-q")
+        self.commit()
+
+    def git(self, *words: str) -> str:
+        own = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false"]
+        done = subprocess.run(["git", *own, *words], cwd=self.home, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def commit(self) -> str:
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", "x")
+        return self.git("rev-parse", "--short=12", "HEAD")
+
+
+def version_of(home: Path) -> str:
+    """As the build backend asks: the file alone, in a fresh process and from another folder."""
+    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['version']())"
+    words = [sys.executable, "-I", "-c", code, str(home / "bench" / "core" / "version.py")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=home.parent)
+    found = done.stdout.strip()
+    assert str(Version(found)) == found  # normal form of PEP 440
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tag", "base", "upcoming"), [("v0.2.0", "0.2.0", "0.2.1"), ("v1.0.0rc1", "1.0.0rc1", "1.0.0rc2")]
+)
+def test_versions_follow_from_tags(tmp_path: Path, tag: str, base: str, upcoming: str) -> None:
+    checkout = Checkout(tmp_path / "a")
+    commit = checkout.git("rev-parse", "--short=12", "HEAD")
+    assert version_of(checkout.home) == f"0.dev0+g{commit}"
+    checkout.git("tag", "docs-1")
+    assert version_of(checkout.home) == f"0.dev0+g{commit}"
+    checkout.git("tag", tag)
+    assert version_of(checkout.home) == base
+    checkout.file.write_text(checkout.file.read_text() + "# edited\n")
+    dirty = version_of(checkout.home)
+    assert dirty == f"{upcoming}.dev0+g{commit}.dirty"
+    checkout.commit()
+    later = checkout.commit()
+    assert version_of(checkout.home) == f"{upcoming}.dev2+g{later}"
+    assert Version(base) < Version(dirty) < Version(version_of(checkout.home)) < Version(upcoming)
+
+
+def test_versions_without_the_history(tmp_path: Path) -> None:
+    """A shallow clone, an archive, a source distribution, and a copy inside of another repository."""
+    checkout = Checkout(tmp_path / "a")
+    checkout.git("tag", "v0.2.0")
+    later = checkout.commit()
+    subprocess.run(
+        ["git", "clone", "-q", "--depth", "1", "--no-tags", checkout.home.as_uri(), str(tmp_path / "shallow")],
+        check=True,
+    )
+    assert version_of(tmp_path / "shallow") == f"0.dev0+g{later}"
+
+    for commit, version in (("HEAD", f"0.2.1.dev1+g{later}"), ("v0.2.0", "0.2.0")):
+        archive = tmp_path / f"{commit}.tar"
+        checkout.git("archive", "-o", str(archive), commit)
+        shutil.unpack_archive(archive, tmp_path / commit, filter="data")
+        assert version_of(tmp_path / commit) == version
+
+    copy = tmp_path / "copy"
+    shutil.copytree(checkout.home, copy, ignore=shutil.ignore_patterns(".git"))
+    assert version_of(copy) == "0+unknown"
+    (copy / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: soupbench\nVersion: 0.3.0\n")
+    assert version_of(copy) == "0.3.0"
+    around = Checkout(tmp_path / "around")
+    around.git("tag", "v9.9.9")
+    shutil.copytree(copy, around.home / "vendored")
+    assert version_of(around.home / "vendored") == "0.3.0"
+    subprocess.run(["git", "init", "-q"], cwd=copy, check=True)  # a packager's repository
+    assert version_of(copy) == "0.3.0"
+
+
+def test_without_git_the_program_a_checkout_says_that_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(version_module, "_installed", lambda: None)
+    version_module.version.cache_clear()
+    assert version_module.version() == "0+unknown"
+    version_module.version.cache_clear()
 
 
 def test_the_environment_tells_the_content_of_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -152,3 +152,32 @@ def test_baselines_that_adapt_start_from_the_source_classifier(settings: dict[st
         assert isinstance(start, Job)
         assert dataclasses.asdict(start.config) == dataclasses.asdict(job_of(source).config)
         assert start.config.lr == 3e-3
+
+
+def test_connectivity_has_images_of_its_own(settings: dict[str, Any]) -> None:
+    """Dev images, on which no job of the row trains or chooses, and none of which is scored; also with a holdout."""
+    two = {"ingredients": ["mae", "mae:mask_ratio=0.5"]}
+    shift = load_shift("digits-c")
+    for options in (two, two | {"holdout": 0.2, "mixes": ["uniform", "greedy"]}):
+        entry = planned(settings, options)["fog@3"]
+        assert entry.report is not None
+        report: Any = entry.report.data
+        others = [job.data for job in all_jobs([job_of(entry)]) if job.data is not None]
+        assert report.digest not in {data.digest for data in others}
+        dev = {image.numpy().tobytes() for image in shift.images(shift.ids("dev"), CLEAN)}
+        assert len(report) == settings["limit"]
+        assert {image.numpy().tobytes() for image in report.images[:]} <= dev
+        assert not set(shift.ids("dev")) & ({*shift.ids("train")} | {*entry.scored})
+        whole = planned(settings, options, limit=None)["fog@3"].report
+        assert whole is not None
+        assert len(whole.data) == len(shift.ids("dev"))  # type: ignore[arg-type]
+
+
+def test_connectivity_of_a_run_on_dev_images_is_that_on_the_held_out_ones(settings: dict[str, Any]) -> None:
+    two = {"ingredients": ["mae", "mae:mask_ratio=0.5"]}
+    dev = {"split": "dev", "corruption": None}
+    assert next(iter(planned(settings, two, **dev).values())).report is None
+    held_out = next(iter(planned(settings, two | {"holdout": 0.2}, **dev).values())).report
+    assert held_out is not None
+    assert held_out.data is not None
+    assert held_out.data.digest not in {"", "val"}
