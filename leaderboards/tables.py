@@ -6,7 +6,8 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from leaderboards import grid
 from leaderboards.board_data import MEANING, TRACKS, BoardData, BoardRow
@@ -277,14 +278,9 @@ def columns_of(board: BoardData, *, per_corruption: bool = False) -> list[Column
         lambda row: row.accuracy,
         better=1,
     )
+    named = "Accuracy in percent under {}, mean over severities and seeds."
     by_corruption = [
-        Column(
-            name,
-            f"Accuracy in percent under {name}, mean over severities and seeds.",
-            _per_corruption(name),
-            _value_of_corruption(name),
-            better=1,
-        )
+        _number(name, lambda row, name=name: row.per_corruption[name], named.format(name), percent, better=1)  # type: ignore[misc]
         for name in (board.corruptions if per_corruption else ())
     ]
     return [*_WHO, accuracy, *_QUALITY, *by_corruption, *_CORRUPTION_ERRORS, *_COSTS, *_COUNTS]
@@ -299,113 +295,14 @@ def access_words(access: Access) -> str:
 
 
 _ACCESS = Column("access", "What the method sees and what it changes.", lambda row: access_words(row.access))
-_WHO = (
-    Column(
-        "rank",
-        "1 + the number of methods of the same track that are significantly better.",
-        lambda row: ABSENT if row.rank is None else str(row.rank),
-        lambda row: row.rank,
-    ),
-    Column("method", "The method, and a part of it in parentheses.", lambda row: row.name),
-    Column("track", "Methods are ranked only with those that saw as much as they did.", lambda row: row.track),
-    _ACCESS,
-)
-_QUALITY = (
-    Column(
-        "clean",
-        "Accuracy on uncorrupted images in percent.",
-        lambda row: percent(row.clean_accuracy),
-        lambda row: row.clean_accuracy,
-        better=1,
-    ),
-    Column(
-        "forgetting",
-        "Points of clean accuracy lost against the source classifier; negative where gained.",
-        lambda row: percent(row.forgetting),
-        lambda row: row.forgetting,
-        better=-1,
-        short="forget.",
-    ),
-    Column(
-        "ECE",
-        "Expected calibration error in percent, mean over corrupted conditions.",
-        lambda row: percent(row.ece),
-        lambda row: row.ece,
-        better=-1,
-    ),
-)
-_CORRUPTION_ERRORS = (
-    Column(
-        "mCE",
-        "Mean corruption error in percent of AlexNet's, where all of ImageNet-C was run at all severities.",
-        lambda row: percent(row.mce),
-        lambda row: row.mce,
-        better=-1,
-    ),
-    Column(
-        "rel. mCE",
-        "The same of the errors beyond those on clean images.",
-        lambda row: percent(row.relative_mce),
-        lambda row: row.relative_mce,
-        better=-1,
-    ),
-)
-_COSTS = (
-    Column(
-        "fit s",
-        "Seconds of training behind one condition.",
-        lambda row: _decimal(row.fit_seconds),
-        lambda row: row.fit_seconds,
-    ),
-    Column(
-        "forwards",
-        "Forward passes for each scored image.",
-        lambda row: _decimal(row.forwards),
-        lambda row: row.forwards,
-        short="fwd",
-    ),
-    Column(
-        "backwards",
-        "Backward passes for each scored image.",
-        lambda row: _decimal(row.backwards),
-        lambda row: row.backwards,
-        short="bwd",
-    ),
-    Column(
-        "memory MB",
-        "Largest memory in use, of methods that ran alone.",
-        lambda row: ABSENT if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
-        lambda row: row.peak_memory_mb,
-        short="mem. MB",
-    ),
-)
-_COUNTS = (
-    Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),
-    Column(
-        "n",
-        "Images scored in each corrupted condition.",
-        lambda row: ABSENT if row.n is None else str(row.n),
-        lambda row: row.n,
-        shared=True,
-    ),
-    Column("batch", "Images in a batch.", lambda row: str(row.batch_size), lambda row: row.batch_size, shared=True),
-)
 
 
-def _accuracy(row: BoardRow) -> str:
-    if row.accuracy is None:
-        return "incomplete"
-    if row.interval is None:
-        return percent(row.accuracy)
-    return f"{percent(row.accuracy)} [{percent(row.interval.low)}, {percent(row.interval.high)}]"
-
-
-def _per_corruption(name: str) -> Callable[[BoardRow], str]:
-    return lambda row: percent(row.per_corruption[name])
-
-
-def _value_of_corruption(name: str) -> Callable[[BoardRow], float | None]:
-    return lambda row: row.per_corruption[name]
+def _number(
+    title: str, value: str | Callable[[BoardRow], Any], text: str, write: Callable[[Any], str], **more: Any
+) -> Column:
+    """Return the column of a number of a row (the name of a field, or how to get it), which `write` makes a text."""
+    get = attrgetter(value) if isinstance(value, str) else value
+    return Column(title, text, lambda row: write(get(row)), get, **more)
 
 
 def percent(fraction: float | None) -> str:
@@ -416,6 +313,50 @@ def percent(fraction: float | None) -> str:
 
 def _decimal(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.1f}"
+
+
+def _whole(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.0f}"
+
+
+_WHO = (
+    _number("rank", "rank", "1 + the number of methods of the same track that are significantly better.", _whole),
+    Column("method", "The method, and a part of it in parentheses.", lambda row: row.name),
+    Column("track", "Methods are ranked only with those that saw as much as they did.", lambda row: row.track),
+    _ACCESS,
+)
+_FORGETTING = "Points of clean accuracy lost against the source classifier; negative where gained."
+_MCE = "Mean corruption error in percent of AlexNet's, where all of ImageNet-C was run at all severities."
+_QUALITY = (
+    _number("clean", "clean_accuracy", "Accuracy on uncorrupted images in percent.", percent, better=1),
+    _number("forgetting", "forgetting", _FORGETTING, percent, better=-1, short="forget."),
+    _number("ECE", "ece", "Expected calibration error in percent, mean over corrupted conditions.", percent, better=-1),
+)
+_CORRUPTION_ERRORS = (
+    _number("mCE", "mce", _MCE, percent, better=-1),
+    _number("rel. mCE", "relative_mce", "The same of the errors beyond those on clean images.", percent, better=-1),
+)
+_COSTS = (
+    _number("fit s", "fit_seconds", "Seconds of training behind one condition.", _decimal),
+    _number("forwards", "forwards", "Forward passes for each scored image.", _decimal, short="fwd"),
+    _number("backwards", "backwards", "Backward passes for each scored image.", _decimal, short="bwd"),
+    _number(
+        "memory MB", "peak_memory_mb", "Largest memory in use, of methods that ran alone.", _whole, short="mem. MB"
+    ),
+)
+_COUNTS = (
+    Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),
+    _number("n", "n", "Images scored in each corrupted condition.", _whole, shared=True),
+    _number("batch", "batch_size", "Images in a batch.", _whole, shared=True),
+)
+
+
+def _accuracy(row: BoardRow) -> str:
+    if row.accuracy is None:
+        return "incomplete"
+    if row.interval is None:
+        return percent(row.accuracy)
+    return f"{percent(row.accuracy)} [{percent(row.interval.low)}, {percent(row.interval.high)}]"
 
 
 def _seeds(board: BoardData) -> str:
