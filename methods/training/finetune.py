@@ -241,11 +241,7 @@ def fit(
             f"the head has {len(source.tensors['head.bias'])} classes and the data has {data.classes}; "
             "use the probe of the same task"
         )
-    model = Classifier(start.architecture, data.classes, [side_head] if side_head else ()).to(generator.device)
-    model.encoder.load_state_dict(start.part("encoder"))
-    model.head.load_state_dict(source.part("head"))
-    if side_head:
-        start_side_head(getattr(model, side_head), generator)
+    model = _classifier(start, source, data.classes, side_head, generator)
     device = generator.device
     views = config.views
     side = start.architecture.image_size if isinstance(views, Views) else None
@@ -283,6 +279,17 @@ def fit(
             parallel=parallel,
         )
     return model.weights()
+
+
+def _classifier(
+    encoder: Weights, head: Weights, classes: int, side_head: str | None, generator: torch.Generator
+) -> Classifier:
+    model = Classifier(encoder.architecture, classes, [side_head] if side_head else ()).to(generator.device)
+    model.encoder.load_state_dict(encoder.part("encoder"))
+    model.head.load_state_dict(head.part("head"))
+    if side_head:
+        start_side_head(getattr(model, side_head), generator)
+    return model
 
 
 def start_side_head(head: nn.Module, generator: torch.Generator) -> None:
