@@ -63,7 +63,17 @@ if TYPE_CHECKING:
     from leaderboards.verify import Report as Report
 
 _HOMES: dict[str, tuple[str, ...]] = {
-    "record": ("Access", "Cost", "Data", "Diagnostics", "Metrics", "Record", "RecordError", "Weights", "schema"),
+    "record": (
+        "Access",
+        "Cost",
+        "DataIdentity",
+        "Diagnostics",
+        "Metrics",
+        "Record",
+        "RecordError",
+        "WeightsIdentity",
+        "schema",
+    ),
     "reference": ("ReferenceRow", "reference_rows"),
     "bundle": ("Bundle", "BundleError", "read_bundle", "write_bundle"),
     "submit": ("Checker", "check_file", "check_folder", "make_bundle"),
