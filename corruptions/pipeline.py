@@ -282,11 +282,10 @@ def _functions(name: str) -> tuple[Draw | None, Apply, ApplyToBytes | None, Appl
     The third exists if uint8 images need no other numbers, the fourth for images that are computed bit for bit.
     """
     row = describe(name)
-    module_name, function = row.path.split(":")
-    module = importlib.import_module(module_name)
-    draw = getattr(module, f"draw_{function}") if row.random else None
-    in_bytes, in_levels = (getattr(module, f"{function}_{kind}", None) for kind in ("bytes", "levels"))
-    return draw, getattr(module, function), in_bytes, in_levels
+    module = importlib.import_module(f"corruptions.{row.module}")
+    draw = getattr(module, f"draw_{row.name}") if row.random else None
+    in_bytes, in_levels = (getattr(module, f"{row.name}_{kind}", None) for kind in ("bytes", "levels"))
+    return draw, getattr(module, row.name), in_bytes, in_levels
 
 
 def _check_images(images: Tensor) -> None:

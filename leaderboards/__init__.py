@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from leaderboards.metrics import score as score
     from leaderboards.record import Access as Access
     from leaderboards.record import Cost as Cost
-    from leaderboards.record import Data as Data
+    from leaderboards.record import DataIdentity as DataIdentity
     from leaderboards.record import Diagnostics as Diagnostics
     from leaderboards.record import Metrics as Metrics
     from leaderboards.record import Record as Record
     from leaderboards.record import RecordError as RecordError
-    from leaderboards.record import Weights as Weights
+    from leaderboards.record import WeightsIdentity as WeightsIdentity
     from leaderboards.record import schema as schema
     from leaderboards.reference import ReferenceRow as ReferenceRow
     from leaderboards.reference import reference_rows as reference_rows
@@ -63,7 +63,17 @@ if TYPE_CHECKING:
     from leaderboards.verify import Report as Report
 
 _HOMES: dict[str, tuple[str, ...]] = {
-    "record": ("Access", "Cost", "Data", "Diagnostics", "Metrics", "Record", "RecordError", "Weights", "schema"),
+    "record": (
+        "Access",
+        "Cost",
+        "DataIdentity",
+        "Diagnostics",
+        "Metrics",
+        "Record",
+        "RecordError",
+        "WeightsIdentity",
+        "schema",
+    ),
     "reference": ("ReferenceRow", "reference_rows"),
     "bundle": ("Bundle", "BundleError", "read_bundle", "write_bundle"),
     "submit": ("Checker", "check_file", "check_folder", "make_bundle"),

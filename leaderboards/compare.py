@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
-import io
-import json
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leaderboards import grid
 from leaderboards.boards import Board, BoardError, BoardRow, make_board
 from leaderboards.comparable import line_name, line_of
-from leaderboards.escaping import csv_row
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.ranking import ReadPredictions, scores_of_row
 from leaderboards.record import Record
@@ -27,11 +23,10 @@ from leaderboards.uncertainty import Difference, ImageScores, holm, over_stocks,
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class ComparisonLine:
     """One line of a comparison: accuracies of `a` and `b` in [0, 1] and their paired difference, a - b.
 
     `corruption` is None for the clean condition and for the mean over all corruptions. `p_adjusted` is Holm's over the
@@ -58,9 +53,9 @@ class Comparison:
     board: Board
     a: BoardRow
     b: BoardRow
-    overall: Contrast
-    clean: Contrast | None
-    per_corruption: tuple[Contrast, ...]
+    overall: ComparisonLine
+    clean: ComparisonLine | None
+    per_corruption: tuple[ComparisonLine, ...]
     stocks: tuple[str, ...] = ()
 
     @property
@@ -144,9 +139,9 @@ def compare_rows(
         one, two = (over_stocks(own) if across_stocks else own[0] for own in each)
         return one, two
 
-    def contrast(corruption: str | None, conditions: Collection[str | None]) -> Contrast:
+    def contrast(corruption: str | None, conditions: Collection[str | None]) -> ComparisonLine:
         one, two = scores(conditions)
-        return Contrast(corruption, one.accuracy, two.accuracy, paired_difference(one, two, level=level), None)
+        return ComparisonLine(corruption, one.accuracy, two.accuracy, paired_difference(one, two, level=level), None)
 
     singles = [contrast(name, [name]) for name in board.corruptions]
     adjusted = holm([single.difference.p for single in singles])
@@ -233,33 +228,12 @@ def _row(board: Board, name: str) -> BoardRow:
     return row
 
 
-def to_terminal(comparison: Comparison) -> RenderableType:
-    """The comparison as a renderable for rich; accuracies in percent, differences in points."""
-    return grid.to_terminal(_grid(comparison))
+def renderings(comparison: Comparison) -> dict[str, Callable[[], Any]]:
+    """Return what makes the comparison in each format.
 
-
-def to_markdown(comparison: Comparison) -> str:
-    """The comparison as a Markdown table; accuracies in percent, differences in points."""
-    return grid.to_markdown(_grid(comparison))
-
-
-def to_latex(comparison: Comparison) -> str:
-    """The comparison as a table for booktabs; accuracies in percent, differences in points."""
-    return grid.to_latex(_grid(comparison))
-
-
-def to_csv(comparison: Comparison) -> str:
-    """One line for the mean, for clean and for each corruption, in full precision, as fractions."""
-    out = io.StringIO()
-    lines = [csv_row({"condition": name, **_flat(contrast)}) for name, contrast in _contrasts(comparison)]
-    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
-
-
-def to_json(comparison: Comparison) -> str:
-    """The comparison in full precision, as fractions, with what both rows share and the keys behind them."""
+    Tables have accuracies in percent and differences in points; CSV (a line for the mean, for clean and for each
+    corruption) and JSON (with what both rows share and the keys behind them) are in full precision, as fractions.
+    """
     board = comparison.board
     names = ("shift", "model", "protocol", "split", "limit", "labels_per_class", "severities", "seeds", "n", "level")
     content = {
@@ -272,15 +246,16 @@ def to_json(comparison: Comparison) -> str:
         **({"stocks": list(comparison.stocks)} if comparison.stocks else {}),
         "notes": comparison.notes,
     }
-    return json.dumps(content, indent=2, allow_nan=False)
+    lines = [{"condition": name, **_flat(contrast)} for name, contrast in _contrasts(comparison)]
+    return grid.renderings(_grid(comparison), lines, content)
 
 
-def _contrasts(comparison: Comparison) -> list[tuple[str, Contrast]]:
+def _contrasts(comparison: Comparison) -> list[tuple[str, ComparisonLine]]:
     clean = [("clean", comparison.clean)] if comparison.clean else []
     return [("mean", comparison.overall), *clean, *((str(c.corruption), c) for c in comparison.per_corruption)]
 
 
-def _flat(contrast: Contrast) -> dict[str, float | None]:
+def _flat(contrast: ComparisonLine) -> dict[str, float | None]:
     difference = contrast.difference
     return {
         "a": contrast.a,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +20,6 @@ from leaderboards.ranking import ReadPredictions, draw_of, outcomes_of
 from leaderboards.record import Record
 from leaderboards.uncertainty import join_draws
 from leaderboards.variance import Counts, Floats, Spread, components, half_width
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _SHARED = ("shift", "model", "protocol", "split")
 
@@ -361,33 +355,12 @@ def _range_of_spread(freedom: int) -> tuple[float, float]:
     return float(np.sqrt(freedom / chdtri(freedom, 0.05))), float(np.sqrt(freedom / chdtri(freedom, 0.95)))
 
 
-def to_terminal(found: Design) -> RenderableType:
-    """The design as a renderable for rich, in points."""
-    return grid.to_terminal(_grid(found))
+def renderings(found: Design) -> dict[str, Callable[[], Any]]:
+    """Return what makes the design in each format.
 
-
-def to_markdown(found: Design) -> str:
-    """The design as a Markdown table, in points."""
-    return grid.to_markdown(_grid(found))
-
-
-def to_latex(found: Design) -> str:
-    """The design as a table for booktabs, in points."""
-    return grid.to_latex(_grid(found))
-
-
-def to_csv(found: Design) -> str:
-    """One line for each size, in full precision, as fractions; empty where no interval is expected."""
-    out = io.StringIO()
-    lines = _lines(found)
-    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
-
-
-def to_json(found: Design) -> str:
-    """The design in full precision, as fractions, with the size of the pilot and what is assumed."""
+    Tables are in points; CSV (a line for each size, empty where no interval is expected) and JSON (with the size of the
+    pilot and what is assumed) are in full precision, as fractions.
+    """
     content = {
         **(found.shared or {}),
         "level": found.level,
@@ -398,7 +371,7 @@ def to_json(found: Design) -> str:
         "sizes": _lines(found),
         "notes": found.notes,
     }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return grid.renderings(_grid(found), _lines(found), content)
 
 
 def _lines(found: Design) -> list[dict[str, float | None]]:

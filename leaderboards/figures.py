@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from leaderboards import heat
-from leaderboards.boards import INGREDIENT, MEANING, REFERENCE, TRACKS, Board, BoardRow
+from leaderboards.board_data import INGREDIENT, MEANING, REFERENCE, TRACKS, BoardData, BoardRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ _STYLE: Any = {
 }
 
 
-def severity_curves(board: Board) -> Figure | None:
+def severity_curves(board: BoardData) -> Figure | None:
     """Mean accuracy over corruptions against severity, clean at 0, of the best methods; None with one severity only."""
     rows = _best(board)
     if len(board.severities) < 2 or not rows:
@@ -63,7 +63,7 @@ def severity_curves(board: Board) -> Figure | None:
     return new_figure(draw, (7, 3.8))
 
 
-def methods_by_track(board: Board) -> Figure | None:
+def methods_by_track(board: BoardData) -> Figure | None:
     """Mean accuracy of each method with its interval, best first within its track; None if no row is complete."""
     rows = [row for row in board.rows if row.main and row.accuracy is not None]
     if not rows:
@@ -97,7 +97,7 @@ def methods_by_track(board: Board) -> Figure | None:
     return new_figure(draw, (7, 1 + 0.19 * (len(rows) + len(tracks))))
 
 
-def corruption_heatmap(board: Board) -> Figure | None:
+def corruption_heatmap(board: BoardData) -> Figure | None:
     """Accuracy of each method under each corruption, best rows first; None if no row is complete."""
     rows = [row for row in board.rows if row.accuracy is not None][:MOST_ROWS]
     if not rows or not board.corruptions:
@@ -121,7 +121,7 @@ def pareto_front(rows: Iterable[BoardRow]) -> list[BoardRow]:
     return front
 
 
-def cost_accuracy(board: Board) -> Figure | None:
+def cost_accuracy(board: BoardData) -> Figure | None:
     """Accuracy with its interval against passes for each image, and the Pareto front of each track; None without costs.
 
     A backward pass counts as two forward passes (Kaplan et al. 2020, Scaling laws for neural language models, section
@@ -166,7 +166,7 @@ def cost_accuracy(board: Board) -> Figure | None:
     return new_figure(draw, (7, 4.2))
 
 
-def soup_anatomy(board: Board) -> Figure | None:
+def soup_anatomy(board: BoardData) -> Figure | None:
     """Accuracy of a Self-Soup, its ingredients, their mean and best, and the source; None if no row has ingredients.
 
     Other ways to mix the same ingredients (greedy, wise and so on) are shown beside the soup.
@@ -213,7 +213,7 @@ def _of_soup(row: BoardRow) -> str:
 _NO_SOUPS = {"best": "ingredient best on held-out images", "ensemble": "ensemble of the ingredients"}
 
 
-_FIGURES: dict[str, Callable[[Board], Figure | None]] = {
+_FIGURES: dict[str, Callable[[BoardData], Figure | None]] = {
     "methods-by-track": methods_by_track,
     "severity-curves": severity_curves,
     "corruption-heatmap": corruption_heatmap,
@@ -242,18 +242,18 @@ _WITH_BARS = ("methods-by-track", "cost-accuracy", "soup-anatomy")
 ON_PAGE = ("severity-curves", "cost-accuracy", "soup-anatomy")
 
 
-def caption_of(name: str, board: Board) -> str:
+def caption_of(name: str, board: BoardData) -> str:
     """Return what a figure shows, in sentences."""
     bars = any(row.interval is not None for row in board.rows) and name in _WITH_BARS
     return _CAPTIONS[name] + (f" Bars: {100 * board.level:g} % intervals." if bars else "")
 
 
-def figures(board: Board) -> dict[str, Figure]:
+def figures(board: BoardData) -> dict[str, Figure]:
     """Return all figures for which this board has the numbers, by name."""
     return _made(board, _FIGURES)
 
 
-def plot(board: Board, name: str) -> Figure:
+def plot(board: BoardData, name: str) -> Figure:
     """Return one figure. Raises ValueError if its name is unknown or the board lacks the numbers for it."""
     if name not in _FIGURES:
         raise ValueError(f"there is no figure {name!r}; take one of {', '.join(_FIGURES)}")
@@ -264,7 +264,7 @@ def plot(board: Board, name: str) -> Figure:
     return figure
 
 
-def drawn(board: Board, *, on_page: bool = False) -> dict[str, bytes]:
+def drawn(board: BoardData, *, on_page: bool = False) -> dict[str, bytes]:
     """Return the figures of a board as SVG for `to_inline_svg` and `to_file`; with `on_page` only those of a page."""
     return {name: to_svg(figure) for name, figure in _made(board, ON_PAGE if on_page else _FIGURES).items()}
 
@@ -274,7 +274,7 @@ def to_svg(figure: Figure) -> bytes:
     return _save(figure, "svg", transparent=True)
 
 
-def _made(board: Board, names: Iterable[str]) -> dict[str, Figure]:
+def _made(board: BoardData, names: Iterable[str]) -> dict[str, Figure]:
     made = {name: _FIGURES[name](board) for name in names}
     return {name: figure for name, figure in made.items() if figure is not None}
 
@@ -388,7 +388,7 @@ def legend_beside(axes: Axes) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-def _best(board: Board) -> list[BoardRow]:
+def _best(board: BoardData) -> list[BoardRow]:
     """Return the best main rows, in the order of the board; every track keeps its best one."""
     rows = [row for row in board.rows if row.main and row.accuracy is not None]
     firsts = list({row.track: row for row in reversed(rows)}.values())
@@ -397,7 +397,7 @@ def _best(board: Board) -> list[BoardRow]:
     return [row for row in rows if row in kept]
 
 
-def _costed(board: Board) -> list[BoardRow]:
+def _costed(board: BoardData) -> list[BoardRow]:
     return [row for row in board.rows if row.main and row.accuracy is not None and row.forwards]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from leaderboards.escaping import markdown, one_line, visible
+from leaderboards.escaping import csv_row, markdown, one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -53,6 +56,29 @@ class Grid:
     optional: Sequence[int] = ()
     below: Sequence[str] = ()
     notes: Sequence[str] = ()
+
+
+def renderings(
+    grid: Grid, lines: Sequence[Mapping[str, object]], content: Mapping[str, object]
+) -> dict[str, Callable[[], Any]]:
+    """Return what makes a result in each format: of its table, its numbers in full precision, and all that it holds."""
+    return {
+        "terminal": lambda: to_terminal(grid),
+        "md": lambda: to_markdown(grid),
+        "latex": lambda: to_latex(grid),
+        "csv": lambda: to_csv(lines),
+        "json": lambda: json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False),
+    }
+
+
+def to_csv(lines: Iterable[Mapping[str, object]], fields: Sequence[str] = ()) -> str:
+    """Return a line for each mapping under the names of its values, by default those of the first; text is escaped."""
+    made = [csv_row(dict(line)) for line in lines]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=fields or list(made[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(made)
+    return out.getvalue()
 
 
 def to_markdown(grid: Grid) -> str:

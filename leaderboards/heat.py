@@ -9,7 +9,7 @@ from functools import cache
 from itertools import groupby
 from typing import Any
 
-from leaderboards.boards import Board
+from leaderboards.board_data import BoardData
 from leaderboards.grid import ABSENT
 
 SHADES = 32
@@ -87,7 +87,7 @@ class Heat:
         return ", ".join(shades())
 
 
-def table_of(board: Board) -> Heat | None:
+def table_of(board: BoardData) -> Heat | None:
     """Return accuracies in percent by corruption; None if there are none. What is missing has no colour."""
     lines = [(row.track, row.name, [row.per_corruption[name] for name in board.corruptions]) for row in board.rows]
     return table(lines, board.corruptions, "Accuracy in percent under each corruption, mean over severities and seeds.")

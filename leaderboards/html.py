@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from leaderboards.boards import MEANING, TRACKS, Board
+from leaderboards.board_data import MEANING, TRACKS, BoardData
 from leaderboards.escaping import shown, visible
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def render(template: str, **content: object) -> str:
     return _environment().get_template(template).render(**content)
 
 
-def legend(boards: Iterable[Board]) -> list[tuple[str, str, str]]:
+def legend(boards: Iterable[BoardData]) -> list[tuple[str, str, str]]:
     """Return each track, what its methods may see, and some that are on these boards; tracks without any have "".
 
     The tracks of methods that saw another shift (E, F) are there only if a board has some."""

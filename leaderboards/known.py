@@ -21,11 +21,11 @@ SPLITS = ("disjoint", "joint", "transductive")
 """The splits of published results; "dev" is for choosing options."""
 
 
-class _Part(BaseModel):
+class _KnownPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class KnownSplit(_Part):
+class KnownSplit(_KnownPart):
     """The scored images of a split as runs [first id, step, count], with digests.
 
     The digests are those of each condition ("fog@5") and of the images' labels (`leaderboards.identity.labels_digest`).
@@ -46,7 +46,7 @@ class KnownSplit(_Part):
         return ids_of(self.ids)
 
 
-class Definition(_Part):
+class Definition(_KnownPart):
     """How the data of a shift are made, for everybody who has them on a disk of their own.
 
     `images` is the number of test images, numbered from 0 in the order of the shift (None: not fixed). `per_class`: the
@@ -92,7 +92,7 @@ def scored(split: str, images: int) -> NDArray[np.int64]:
     return np.arange(first, images, step, dtype=np.int64)
 
 
-class Known(_Part):
+class Known(_KnownPart):
     """The required inputs of published results.
 
     Pinned splits by shift and name, digests of weights by model, and the content of the packages (`package` in `env`)

@@ -284,7 +284,7 @@ def _order(row: MatrixRow) -> tuple[bool, float, list[tuple[bool, float]], int, 
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RankTest:
     """Friedman's test of rows that are ranked together, or the sentence that says why there is none.
 
     `name` says which rows, `blocks` what they are ranked in and `count` the number of these.
@@ -296,7 +296,7 @@ class Comparison:
     count: int
 
 
-def comparisons(made: Matrix, *, blocks: str = "columns", posthoc: str = "nemenyi") -> list[Comparison]:
+def comparisons(made: Matrix, *, blocks: str = "columns", posthoc: str = "nemenyi") -> list[RankTest]:
     """Return the test of each group of rows, over the methods that are complete in all columns.
 
     `blocks` are the columns, or the single conditions of all columns. `posthoc` is one of
@@ -308,7 +308,7 @@ def comparisons(made: Matrix, *, blocks: str = "columns", posthoc: str = "nemeny
         whole = [row for row in rows if row.accuracies]
         table = np.array([_by_block(row, blocks) for row in whole] or np.empty((0, 0)))
         found = friedman([_named(row, made) for row in whole], table, posthoc=posthoc, alpha=alpha, blocks=blocks)
-        tested.append(Comparison(name, found, blocks, table.shape[1]))
+        tested.append(RankTest(name, found, blocks, table.shape[1]))
     return tested
 
 

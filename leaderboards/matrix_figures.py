@@ -18,7 +18,7 @@ from leaderboards.figures import (
     room_for,
 )
 from leaderboards.friedman import Friedman
-from leaderboards.matrix import Comparison, Matrix, MatrixRow
+from leaderboards.matrix import Matrix, MatrixRow, RankTest
 from leaderboards.matrix_tables import alike
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _LINE = 0.24  # height of a name or a bar in a diagram of critical differences, 
 _EDGE = 0.75  # height of its heading, its axis and its margins
 
 
-def figures(made: Matrix, tests: Sequence[Comparison]) -> dict[str, Figure]:
+def figures(made: Matrix, tests: Sequence[RankTest]) -> dict[str, Figure]:
     """Return all figures for which there are numbers, by name."""
     found = {
         "critical-difference": critical_difference(tests),
@@ -46,7 +46,7 @@ def figures(made: Matrix, tests: Sequence[Comparison]) -> dict[str, Figure]:
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def caption_of(name: str, made: Matrix, tests: Sequence[Comparison]) -> str:
+def caption_of(name: str, made: Matrix, tests: Sequence[RankTest]) -> str:
     """Return what a figure shows, in sentences; that of critical differences names the groups that it joins."""
     if name == "parallel-coordinates":
         best = f" At most {MOST_LINES} methods, the best by mean rank." if len(_lines(made)) < len(made.rows) else ""
@@ -61,7 +61,7 @@ def caption_of(name: str, made: Matrix, tests: Sequence[Comparison]) -> str:
     )
 
 
-def critical_difference(tests: Sequence[Comparison]) -> Figure | None:
+def critical_difference(tests: Sequence[RankTest]) -> Figure | None:
     """Mean ranks on a line, and bars over methods without a significant difference (Demsar 2006, figure 1).
 
     A panel for each test that was done; None if there is none.
@@ -151,7 +151,7 @@ def _bars(found: Friedman) -> list[list[tuple[int, int]]]:
     return lines
 
 
-def _ranks_on_line(axes: Axes, test: Comparison, found: Friedman) -> None:
+def _ranks_on_line(axes: Axes, test: RankTest, found: Friedman) -> None:
     """Draw a diagram: the best to the left, the better half named on the left side."""
     count, bars = len(found.names), _bars(found)
     axes.set(xlim=(1, count), ylim=(-_depth(found) - 0.3, _above(found)))
@@ -181,7 +181,7 @@ def _ranks_on_line(axes: Axes, test: Comparison, found: Friedman) -> None:
         axes.annotate(text, (edge, depth), (gap, 0), ha=side, va="center", **_BESIDE)
 
 
-def _heading(test: Comparison, found: Friedman) -> str:
+def _heading(test: RankTest, found: Friedman) -> str:
     how = "Holm" if found.critical is None else "Nemenyi"
     after = f"{how}, {100 * found.alpha:.2g} %" if found.significant else "pairs not tested"
     return f"{_short(test.name)}: {test.count} {test.blocks}, Friedman p = {found.p:.2g}; {after}"

@@ -11,7 +11,7 @@ from leaderboards import heat, matrix_figures
 from leaderboards.boards import MEANING, TRACKS, Board, BoardRow
 from leaderboards.figures import to_inline_svg, to_svg
 from leaderboards.grid import ABSENT
-from leaderboards.matrix import Comparison, Matrix, MatrixCell, MatrixRow, matrix
+from leaderboards.matrix import Matrix, MatrixCell, MatrixRow, RankTest, matrix
 from leaderboards.matrix_tables import number, sentences, shared_words
 from leaderboards.page import Download, RecordUrl, board_id, id_ends, row_id, to_page
 from leaderboards.record import Track
@@ -20,7 +20,7 @@ Address = Callable[[Board, BoardRow | None], str]
 _ON_PAGE = ("critical-difference", "parallel-coordinates")  # the heat map is a table there
 
 
-def matrix_page(made: Matrix, tests: Sequence[Comparison], *, record_url: RecordUrl | None = None) -> str:
+def matrix_page(made: Matrix, tests: Sequence[RankTest], *, record_url: RecordUrl | None = None) -> str:
     """Return a page that needs no other: the matrix, and below it every board, to whose rows its numbers lead."""
     ends = {id(board): end for board, end in zip(made.boards, id_ends(made.boards), strict=True)}
 
@@ -33,14 +33,14 @@ def matrix_page(made: Matrix, tests: Sequence[Comparison], *, record_url: Record
     return to_page(boards, title=title, record_url=record_url, drawn=[{}] * len(boards), matrices=[view])
 
 
-def drawn(made: Matrix, tests: Sequence[Comparison]) -> dict[str, bytes]:
+def drawn(made: Matrix, tests: Sequence[RankTest]) -> dict[str, bytes]:
     """Return the figures of a matrix as SVG, for `section` and for files."""
     return {name: to_svg(figure) for name, figure in matrix_figures.figures(made, tests).items()}
 
 
 def section(
     made: Matrix,
-    tests: Sequence[Comparison],
+    tests: Sequence[RankTest],
     address: Address,
     *,
     heading: str,

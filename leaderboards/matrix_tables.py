@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leaderboards import grid
 from leaderboards.boards import Board
-from leaderboards.escaping import csv_row
 from leaderboards.friedman import Friedman
 from leaderboards.grid import ABSENT, Grid
-from leaderboards.matrix import NATURAL, Comparison, Matrix, MatrixCell, MatrixRow, words
+from leaderboards.matrix import NATURAL, Matrix, MatrixCell, MatrixRow, RankTest, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,17 +23,17 @@ _FIELDS = (
 )
 
 
-def to_terminal(made: Matrix, tests: Sequence[Comparison] = ()) -> RenderableType:
+def to_terminal(made: Matrix, tests: Sequence[RankTest] = ()) -> RenderableType:
     """Return a renderable for rich; the results of `tests` stand below it."""
     return grid.to_terminal(to_grid(made, tests))
 
 
-def to_markdown(made: Matrix, tests: Sequence[Comparison] = ()) -> str:
+def to_markdown(made: Matrix, tests: Sequence[RankTest] = ()) -> str:
     """Return a pipe table; the results of `tests` stand below it."""
     return grid.to_markdown(to_grid(made, tests))
 
 
-def to_latex(made: Matrix, tests: Sequence[Comparison] = ()) -> str:
+def to_latex(made: Matrix, tests: Sequence[RankTest] = ()) -> str:
     """Return tables for booktabs and graphicx that fit the width of a page, as many as their columns need.
 
     Bold is what is significantly better than all others of its track, a dagger the best and what does not differ from
@@ -48,18 +45,18 @@ def to_latex(made: Matrix, tests: Sequence[Comparison] = ()) -> str:
 
 def to_csv(made: Matrix) -> str:
     """Return one line for each method and board in full precision, accuracies as fractions; empty if missing."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=_FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for row in made.rows:
-        for title, cell in zip(made.titles, row.cells, strict=True):
-            own = {"method": row.name, "track": row.track, "section": row.section, "column": title} | _flat(cell)
-            own |= {"severities": "+".join(f"{each:g}" for each in cell.board.severities)}
-            writer.writerow(csv_row(own | {"mean": row.mean, "mean_rank": row.rank}))
-    return out.getvalue()
+    lines = [
+        {"method": row.name, "track": row.track, "section": row.section, "column": title}
+        | _flat(cell)
+        | {"severities": "+".join(f"{each:g}" for each in cell.board.severities)}
+        | {"mean": row.mean, "mean_rank": row.rank}
+        for row in made.rows
+        for title, cell in zip(made.titles, row.cells, strict=True)
+    ]
+    return grid.to_csv(lines, _FIELDS)
 
 
-def to_json(made: Matrix, tests: Sequence[Comparison] = ()) -> str:
+def to_json(made: Matrix, tests: Sequence[RankTest] = ()) -> str:
     """Return columns, rows with their cells, and tests, in full precision; a missing number is null."""
     rows = [
         {
@@ -82,7 +79,7 @@ def to_json(made: Matrix, tests: Sequence[Comparison] = ()) -> str:
     return json.dumps(content, indent=2, allow_nan=False)
 
 
-def to_grid(made: Matrix, tests: Sequence[Comparison] = ()) -> Grid:
+def to_grid(made: Matrix, tests: Sequence[RankTest] = ()) -> Grid:
     """Return the matrix as texts: accuracies in percent with their intervals, then mean and mean rank."""
     sections = any(row.section for row in made.rows)
     rows = [
@@ -138,7 +135,7 @@ def _twice(made: Matrix) -> bool:
     return any(len(set(own)) < len(own) for own in keys)
 
 
-def sentences(tests: Sequence[Comparison], *, refused: bool = True) -> list[str]:
+def sentences(tests: Sequence[RankTest], *, refused: bool = True) -> list[str]:
     """Return the outcome of each test in sentences, with what the tests assume; if none was done, the first reason."""
     done = [said for test in tests if (said := outcome(test))]
     if done:
@@ -147,7 +144,7 @@ def sentences(tests: Sequence[Comparison], *, refused: bool = True) -> list[str]
     return reasons if refused else []
 
 
-def outcome(test: Comparison) -> str:
+def outcome(test: RankTest) -> str:
     """Return the outcome of a test in sentences, empty if there is none."""
     found = test.found
     if isinstance(found, str):
@@ -170,7 +167,7 @@ def alike(found: Friedman) -> str:
     return "; ".join(", ".join(found.names[first : last + 1]) for first, last in found.groups)
 
 
-def assumption(test: Comparison) -> str:
+def assumption(test: RankTest) -> str:
     """Return what a test takes for granted, as a sentence."""
     return (
         f"The test takes {test.blocks} as independent and of equal weight. Where they show the same images, as "
@@ -198,7 +195,7 @@ def _cell(cell: MatrixCell) -> str:
     return f"{100 * row.accuracy:.1f} [{100 * row.interval.low:.1f}, {100 * row.interval.high:.1f}]"
 
 
-def _latex_table(made: Matrix, tests: Sequence[Comparison], first: int, of: int) -> str:
+def _latex_table(made: Matrix, tests: Sequence[RankTest], first: int, of: int) -> str:
     """Return the table of the columns from `first` on; the last one has the means, and only it the notes."""
     shown = range(first, min(first + _MOST_COLUMNS, len(made.titles)))
     last = shown.stop == len(made.titles)
@@ -270,7 +267,7 @@ def _where(board: Board) -> dict[str, Any]:
     return {name: getattr(board, name) for name in names}
 
 
-def _test(test: Comparison) -> Mapping[str, Any]:
+def _test(test: RankTest) -> Mapping[str, Any]:
     found = test.found
     told: dict[str, Any] = {"rows": test.name, "blocks": test.blocks, "n_blocks": test.count}
     if isinstance(found, str):

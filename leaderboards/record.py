@@ -83,7 +83,7 @@ def condition_met(met: str) -> tuple[str, str | None]:
 _UNTOLD: set[str] = set()
 
 
-class _Part(BaseModel):
+class _RecordPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, from_attributes=True)
 
     def model_post_init(self, _: object) -> None:
@@ -91,7 +91,7 @@ class _Part(BaseModel):
         object.__setattr__(self, "__pydantic_fields_set__", _UNTOLD)
 
 
-class Access(_Part):
+class Access(_RecordPart):
     """What a method may see and do; the literals repeat those of the table of methods.
 
     `Access.model_validate(other)` takes any object with these four attributes.
@@ -114,7 +114,7 @@ class Access(_Part):
         return "A" if self.source == "none" else "B"
 
 
-class Metrics(_Part):
+class Metrics(_RecordPart):
     """Means over the images of one condition; computed by `leaderboards.metrics.score` only.
 
     `accuracy` and `ece` are fractions in [0, 1], `nll` is in nats, `brier` (summed over classes) lies in [0, 2].
@@ -126,7 +126,7 @@ class Metrics(_Part):
     brier: Annotated[float, Field(ge=0, le=2)]
 
 
-class Diagnostics(_Part):
+class Diagnostics(_RecordPart):
     """How a stream went, to see a method collapse or forget; computed by `leaderboards.metrics.diagnose` only.
 
     `distinct_classes` counts the classes predicted at least once, `marginal_entropy` (nats) is the entropy of their
@@ -143,7 +143,7 @@ class Diagnostics(_Part):
     clean_accuracy_after: Fraction | None = None
 
 
-class Cost(_Part):
+class Cost(_RecordPart):
     """The cost of the number.
 
     `forwards` and `backwards` count samples, not batches; a condition of a mixed stream gets its share, so they need
@@ -159,7 +159,7 @@ class Cost(_Part):
     device_name: Name
 
 
-class Line(_Part):
+class ConnectivityLine(_RecordPart):
     """Accuracy on held-out clean images along the straight line between two classifiers in weight space."""
 
     first: Name
@@ -167,7 +167,7 @@ class Line(_Part):
     accuracy: Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=MOST)]
 
 
-class Connectivity(_Part):
+class Connectivity(_RecordPart):
     """Whether the ingredients of a soup lie in one basin: lines between them, at `positions` from 0 to 1, `n` images.
 
     Each ingredient is connected with the next one, the last with the first.
@@ -175,7 +175,7 @@ class Connectivity(_Part):
 
     n: Positive
     positions: Annotated[tuple[Fraction, ...], Field(min_length=3, max_length=MOST)]
-    lines: Annotated[tuple[Line, ...], Field(min_length=1, max_length=MOST)]
+    lines: Annotated[tuple[ConnectivityLine, ...], Field(min_length=1, max_length=MOST)]
 
     @model_validator(mode="after")
     def _one_accuracy_each(self) -> Self:
@@ -194,7 +194,7 @@ class Connectivity(_Part):
         return max(0.0, *gaps)
 
 
-class Mixture(_Part):
+class MixtureShares(_RecordPart):
     """The coefficients that a way of mixing chose by data: shares of the ingredients, by layer or for "all" layers."""
 
     ingredients: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST)]
@@ -212,7 +212,7 @@ class Mixture(_Part):
         return tuple(sum(column) / len(self.shares) for column in zip(*self.shares.values(), strict=True))
 
 
-class Data(_Part):
+class DataIdentity(_RecordPart):
     """Identity of the scored images: content digest, corruption seed, storage type, preprocessing profile.
 
     `labels_per_class` is the number of labelled source images per class, None if all were used. `history` names the
@@ -245,7 +245,7 @@ class Data(_Part):
     ingredients: Count | None = None
 
 
-class Weights(_Part):
+class WeightsIdentity(_RecordPart):
     """Identity of the weights from which the trial started; `ready` if they are a whole classifier, not a stock."""
 
     digest: Name
@@ -253,7 +253,7 @@ class Weights(_Part):
 
 
 @lru_cache(maxsize=4096)
-def _first_of_equals(value: _Part) -> _Part:
+def _first_of_equals(value: _RecordPart) -> _RecordPart:
     return value
 
 
@@ -261,7 +261,7 @@ def _first_of_equals(value: _Part) -> _Part:
 _SHARED = AfterValidator(_first_of_equals)
 
 
-class Record(_Part):
+class Record(_RecordPart):
     """One condition of one trial, done or failed.
 
     `method` is the string as given (`selfsoup+sar`); `part` names a row inside a method ("soup", "ingredient:mae-2e-5")
@@ -299,9 +299,9 @@ class Record(_Part):
     diagnostics: Diagnostics | None = None
     cost: Cost | None
     connectivity: Connectivity | None = None
-    mixture: Mixture | None = None
-    data: Annotated[Data, _SHARED]
-    weights: Annotated[Weights, _SHARED]
+    mixture: MixtureShares | None = None
+    data: Annotated[DataIdentity, _SHARED]
+    weights: Annotated[WeightsIdentity, _SHARED]
     env: Annotated[dict[Text, Text | bool | None], Field(max_length=MOST)]
     predictions: str | None
     error: str | None

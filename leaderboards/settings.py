@@ -41,7 +41,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SettingRow:
     """The records of one method and setting, with all their parts, and what names the setting; None for the plain."""
 
     method: str
@@ -61,7 +61,7 @@ def setting_name(method: str, label: str | None) -> str:
 
 def split_settings(
     records: Iterable[Record], conditions: Collection[Condition], *, full_names: bool = False
-) -> list[Row]:
+) -> list[SettingRow]:
     """Split records into rows, by method and setting.
 
     `conditions` are the corrupted ones of the board; a pool or stream of others is said in the name, and so is a head
@@ -86,7 +86,7 @@ def split_settings(
             for setting, own in several:
                 named = _differences(method, setting, plain) if full_names or len(several) > 1 else []
                 others = [*_heads(setting), *_met(setting.met, conditions)]
-                rows.append(Row(method, ", ".join([*named, *others]) or None, tuple(own)))
+                rows.append(SettingRow(method, ", ".join([*named, *others]) or None, tuple(own)))
     return rows
 
 

@@ -22,7 +22,7 @@ from leaderboards.matrix_page import front, section
 from leaderboards.page import Download, row_id, to_page
 from leaderboards.record import Record, schema
 from leaderboards.tables import caption, to_csv, to_json, to_latex, to_markdown
-from leaderboards.union import Published, boards_of, merge
+from leaderboards.union import PublishedRecords, boards_of, merge
 
 TITLE = "soupbench leaderboards"
 MATRIX = "matrix.html"
@@ -65,7 +65,7 @@ class Site:
     """All published results as they are shown: the boards by address, and every record once."""
 
     entries: tuple[Entry, ...]
-    published: Published
+    published: PublishedRecords
 
 
 def make_site(bundles: Mapping[str, Bundle], like: Site | None = None) -> Site:
@@ -87,7 +87,7 @@ def make_site(bundles: Mapping[str, Bundle], like: Site | None = None) -> Site:
     return Site(tuple(entries), published)
 
 
-def _same(records: Sequence[Record], board: Board, now: Published, then: Published) -> bool:
+def _same(records: Sequence[Record], board: Board, now: PublishedRecords, then: PublishedRecords) -> bool:
     """Return whether a board has these records, with the same outcomes."""
     keys = {key for row in board.rows for key in row.keys}
     return keys == {record.key for record in records} and all(

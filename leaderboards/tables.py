@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from leaderboards import grid
-from leaderboards.boards import MEANING, TRACKS, Board, BoardRow
-from leaderboards.escaping import csv_row
+from leaderboards.board_data import MEANING, TRACKS, BoardData, BoardRow
 from leaderboards.grid import ABSENT, Grid
 from leaderboards.record import Access
 
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from rich.console import RenderableType
 
+
+AnyBoard = TypeVar("AnyBoard", bound=BoardData)
 
 # Columns that a narrow terminal leaves out, in this order; the other renderers have them all.
 _OPTIONAL = ("memory MB", "backwards", "forgetting")
@@ -52,7 +52,7 @@ class Column:
         return self.short or self.title
 
 
-def to_markdown(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
+def to_markdown(board: BoardData, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
     """Return a Markdown table under a line that says what is compared; accuracies in percent, `63.1 [61.0, 65.2]`.
 
     `columns` are titles of `columns_of`, in the wanted order, or the name of one of `PRESETS`; by default all columns
@@ -61,7 +61,7 @@ def to_markdown(board: Board, *, per_corruption: bool = False, columns: Sequence
     return grid.to_markdown(_grid(board, per_corruption, _titles(columns)))
 
 
-def to_latex(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
+def to_latex(board: BoardData, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> str:
     """Return a table for a paper (packages booktabs and graphicx), text escaped.
 
     The preset "paper" fits a column of a page, other columns fit a page. An accuracy is bold only where it is
@@ -94,7 +94,7 @@ def to_latex(board: Board, *, per_corruption: bool = False, columns: Sequence[st
     )
 
 
-def _significant(board: Board) -> tuple[set[int], set[int]]:
+def _significant(board: BoardData) -> tuple[set[int], set[int]]:
     """Return rows that are significantly better than all others of their track, and best ones that are not."""
     best: set[int] = set()
     marked: set[int] = set()
@@ -106,7 +106,7 @@ def _significant(board: Board) -> tuple[set[int], set[int]]:
     return best, marked
 
 
-def _latex_caption(board: Board, *, marks: bool) -> str:
+def _latex_caption(board: BoardData, *, marks: bool) -> str:
     tracks = "; ".join(f"{track}, {MEANING[track]}" for track in dict.fromkeys(row.track for row in board.rows))
     shared = ", ".join(words for words in _shared(board) if not words.endswith("% intervals"))
     sentences = [f"Mean accuracy in percent: {shared}."]
@@ -120,7 +120,7 @@ def _latex_caption(board: Board, *, marks: bool) -> str:
     return " ".join([*sentences, f"What a method sees, by track: {tracks}."])
 
 
-def to_terminal(board: Board, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> RenderableType:
+def to_terminal(board: BoardData, *, per_corruption: bool = False, columns: Sequence[str] = ()) -> RenderableType:
     """Return the numbers of the Markdown table as a renderable for rich, with a gap between tracks.
 
     Values that the caption gives for all rows (seeds, n, batch) and columns without any value are left out, and access
@@ -129,7 +129,7 @@ def to_terminal(board: Board, *, per_corruption: bool = False, columns: Sequence
     return grid.to_terminal(_grid(board, per_corruption, _titles(columns)))
 
 
-def arranged(board: Board, title: str) -> Board:
+def arranged(board: AnyBoard, title: str) -> AnyBoard:
     """Return the board with rows sorted by a column of `columns_of`, best or smallest first, within their tracks.
 
     Rows without a value come last. Raises KeyError if there is no such column.
@@ -148,7 +148,7 @@ def _titles(columns: Sequence[str]) -> Sequence[str]:
     return PRESETS[columns] if isinstance(columns, str) else columns
 
 
-def _grid(board: Board, per_corruption: bool, chosen: Sequence[str]) -> Grid:
+def _grid(board: BoardData, per_corruption: bool, chosen: Sequence[str]) -> Grid:
     columns = columns_of(board, per_corruption=per_corruption or bool(chosen))
     if chosen:
         by_title = {column.title: column for column in columns}
@@ -175,7 +175,7 @@ def _grid(board: Board, per_corruption: bool, chosen: Sequence[str]) -> Grid:
     )
 
 
-def telling(board: Board, columns: list[Column]) -> list[Column]:
+def telling(board: BoardData, columns: list[Column]) -> list[Column]:
     """Return the columns that have a value, without those that the caption gives for all rows."""
     texts = [{column.cell(row) for row in board.rows} for column in columns]
     return [
@@ -183,7 +183,7 @@ def telling(board: Board, columns: list[Column]) -> list[Column]:
     ]
 
 
-def best_cells(board: Board, columns: list[Column]) -> frozenset[tuple[int, int]]:
+def best_cells(board: BoardData, columns: list[Column]) -> frozenset[tuple[int, int]]:
     """Return cells (row, column) of the best values among the main rows of each track; equal texts are equally good."""
     best: set[tuple[int, int]] = set()
     for track in {row.track for row in board.rows}:
@@ -196,24 +196,19 @@ def best_cells(board: Board, columns: list[Column]) -> frozenset[tuple[int, int]
     return frozenset(best)
 
 
-def _access_lines(board: Board) -> list[str]:
+def _access_lines(board: BoardData) -> list[str]:
     methods: dict[str, dict[str, None]] = {}
     for row in board.rows:
         methods.setdefault(f"{row.track}: {_ACCESS.cell(row)}", {})[row.method] = None
     return [f"{access} ({', '.join(names)})" for access, names in methods.items()]
 
 
-def to_csv(board: Board, *, per_corruption: bool = False) -> str:
+def to_csv(board: BoardData, *, per_corruption: bool = False) -> str:
     """Return one line for each row with all numbers in full precision, accuracies as fractions; empty if missing."""
-    rows = [csv_row(_flat(board, row, per_corruption)) for row in board.rows]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return grid.to_csv(_flat(board, row, per_corruption) for row in board.rows)
 
 
-def to_pandas(board: Board) -> DataFrame:
+def to_pandas(board: BoardData) -> DataFrame:
     """Return the lines of `to_csv`, with a column `accuracy:NAME` for each corruption, as a data frame."""
     from pandas import DataFrame
 
@@ -222,7 +217,7 @@ def to_pandas(board: Board) -> DataFrame:
     return frame.astype(dict.fromkeys(numbers, "float64"))
 
 
-def to_html(board: Board) -> str:
+def to_html(board: BoardData) -> str:
     """Return the table of the page as an element for a notebook, best of each track in bold, text escaped."""
     from leaderboards.html import render
 
@@ -232,19 +227,19 @@ def to_html(board: Board) -> str:
     )
 
 
-def to_json(board: Board) -> str:
+def to_json(board: BoardData) -> str:
     """Return the whole board in full precision: its fields, and its rows with all theirs. A missing number is null."""
     content = {field.name: getattr(board, field.name) for field in dataclasses.fields(board)}
     content["rows"] = [_plain(row) for row in board.rows]
     return json.dumps(content, indent=2, allow_nan=False)
 
 
-def caption(board: Board) -> str:
+def caption(board: BoardData) -> str:
     """Return what all rows have in common, in one line."""
     return " · ".join(_shared(board))
 
 
-def _shared(board: Board) -> list[str]:
+def _shared(board: BoardData) -> list[str]:
     severities = ", ".join(f"{severity:g}" for severity in board.severities)
     words = [
         board.shift,
@@ -267,7 +262,7 @@ def _shared(board: Board) -> list[str]:
     return words
 
 
-def interval_words(board: Board) -> str:
+def interval_words(board: BoardData) -> str:
     """Return a sentence that says what the intervals of a board cover; empty if it has none."""
     if all(row.interval is None for row in board.rows):
         return ""
@@ -275,7 +270,7 @@ def interval_words(board: Board) -> str:
     return f"Brackets: {100 * board.level:g} % intervals over {over}."
 
 
-def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
+def columns_of(board: BoardData, *, per_corruption: bool = False) -> list[Column]:
     """Return the columns of a board in order, with one for each corruption on demand."""
     accuracy = Column(
         "accuracy",
@@ -284,14 +279,9 @@ def columns_of(board: Board, *, per_corruption: bool = False) -> list[Column]:
         lambda row: row.accuracy,
         better=1,
     )
+    named = "Accuracy in percent under {}, mean over severities and seeds."
     by_corruption = [
-        Column(
-            name,
-            f"Accuracy in percent under {name}, mean over severities and seeds.",
-            _per_corruption(name),
-            _value_of_corruption(name),
-            better=1,
-        )
+        _number(name, lambda row, name=name: row.per_corruption[name], named.format(name), percent, better=1)  # type: ignore[misc]
         for name in (board.corruptions if per_corruption else ())
     ]
     return [*_WHO, accuracy, *_QUALITY, *by_corruption, *_CORRUPTION_ERRORS, *_COSTS, *_COUNTS]
@@ -306,113 +296,14 @@ def access_words(access: Access) -> str:
 
 
 _ACCESS = Column("access", "What the method sees and what it changes.", lambda row: access_words(row.access))
-_WHO = (
-    Column(
-        "rank",
-        "1 + the number of methods of the same track that are significantly better.",
-        lambda row: ABSENT if row.rank is None else str(row.rank),
-        lambda row: row.rank,
-    ),
-    Column("method", "The method, and a part of it in parentheses.", lambda row: row.name),
-    Column("track", "Methods are ranked only with those that saw as much as they did.", lambda row: row.track),
-    _ACCESS,
-)
-_QUALITY = (
-    Column(
-        "clean",
-        "Accuracy on uncorrupted images in percent.",
-        lambda row: percent(row.clean_accuracy),
-        lambda row: row.clean_accuracy,
-        better=1,
-    ),
-    Column(
-        "forgetting",
-        "Points of clean accuracy lost against the source classifier; negative where gained.",
-        lambda row: percent(row.forgetting),
-        lambda row: row.forgetting,
-        better=-1,
-        short="forget.",
-    ),
-    Column(
-        "ECE",
-        "Expected calibration error in percent, mean over corrupted conditions.",
-        lambda row: percent(row.ece),
-        lambda row: row.ece,
-        better=-1,
-    ),
-)
-_CORRUPTION_ERRORS = (
-    Column(
-        "mCE",
-        "Mean corruption error in percent of AlexNet's, where all of ImageNet-C was run at all severities.",
-        lambda row: percent(row.mce),
-        lambda row: row.mce,
-        better=-1,
-    ),
-    Column(
-        "rel. mCE",
-        "The same of the errors beyond those on clean images.",
-        lambda row: percent(row.relative_mce),
-        lambda row: row.relative_mce,
-        better=-1,
-    ),
-)
-_COSTS = (
-    Column(
-        "fit s",
-        "Seconds of training behind one condition.",
-        lambda row: _decimal(row.fit_seconds),
-        lambda row: row.fit_seconds,
-    ),
-    Column(
-        "forwards",
-        "Forward passes for each scored image.",
-        lambda row: _decimal(row.forwards),
-        lambda row: row.forwards,
-        short="fwd",
-    ),
-    Column(
-        "backwards",
-        "Backward passes for each scored image.",
-        lambda row: _decimal(row.backwards),
-        lambda row: row.backwards,
-        short="bwd",
-    ),
-    Column(
-        "memory MB",
-        "Largest memory in use, of methods that ran alone.",
-        lambda row: ABSENT if row.peak_memory_mb is None else f"{row.peak_memory_mb:.0f}",
-        lambda row: row.peak_memory_mb,
-        short="mem. MB",
-    ),
-)
-_COUNTS = (
-    Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),
-    Column(
-        "n",
-        "Images scored in each corrupted condition.",
-        lambda row: ABSENT if row.n is None else str(row.n),
-        lambda row: row.n,
-        shared=True,
-    ),
-    Column("batch", "Images in a batch.", lambda row: str(row.batch_size), lambda row: row.batch_size, shared=True),
-)
 
 
-def _accuracy(row: BoardRow) -> str:
-    if row.accuracy is None:
-        return "incomplete"
-    if row.interval is None:
-        return percent(row.accuracy)
-    return f"{percent(row.accuracy)} [{percent(row.interval.low)}, {percent(row.interval.high)}]"
-
-
-def _per_corruption(name: str) -> Callable[[BoardRow], str]:
-    return lambda row: percent(row.per_corruption[name])
-
-
-def _value_of_corruption(name: str) -> Callable[[BoardRow], float | None]:
-    return lambda row: row.per_corruption[name]
+def _number(
+    title: str, value: str | Callable[[BoardRow], Any], text: str, write: Callable[[Any], str], **more: Any
+) -> Column:
+    """Return the column of a number of a row (the name of a field, or how to get it), which `write` makes a text."""
+    get = attrgetter(value) if isinstance(value, str) else value
+    return Column(title, text, lambda row: write(get(row)), get, **more)
 
 
 def percent(fraction: float | None) -> str:
@@ -425,7 +316,51 @@ def _decimal(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.1f}"
 
 
-def _seeds(board: Board) -> str:
+def _whole(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.0f}"
+
+
+_WHO = (
+    _number("rank", "rank", "1 + the number of methods of the same track that are significantly better.", _whole),
+    Column("method", "The method, and a part of it in parentheses.", lambda row: row.name),
+    Column("track", "Methods are ranked only with those that saw as much as they did.", lambda row: row.track),
+    _ACCESS,
+)
+_FORGETTING = "Points of clean accuracy lost against the source classifier; negative where gained."
+_MCE = "Mean corruption error in percent of AlexNet's, where all of ImageNet-C was run at all severities."
+_QUALITY = (
+    _number("clean", "clean_accuracy", "Accuracy on uncorrupted images in percent.", percent, better=1),
+    _number("forgetting", "forgetting", _FORGETTING, percent, better=-1, short="forget."),
+    _number("ECE", "ece", "Expected calibration error in percent, mean over corrupted conditions.", percent, better=-1),
+)
+_CORRUPTION_ERRORS = (
+    _number("mCE", "mce", _MCE, percent, better=-1),
+    _number("rel. mCE", "relative_mce", "The same of the errors beyond those on clean images.", percent, better=-1),
+)
+_COSTS = (
+    _number("fit s", "fit_seconds", "Seconds of training behind one condition.", _decimal),
+    _number("forwards", "forwards", "Forward passes for each scored image.", _decimal, short="fwd"),
+    _number("backwards", "backwards", "Backward passes for each scored image.", _decimal, short="bwd"),
+    _number(
+        "memory MB", "peak_memory_mb", "Largest memory in use, of methods that ran alone.", _whole, short="mem. MB"
+    ),
+)
+_COUNTS = (
+    Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),
+    _number("n", "n", "Images scored in each corrupted condition.", _whole, shared=True),
+    _number("batch", "batch_size", "Images in a batch.", _whole, shared=True),
+)
+
+
+def _accuracy(row: BoardRow) -> str:
+    if row.accuracy is None:
+        return "incomplete"
+    if row.interval is None:
+        return percent(row.accuracy)
+    return f"{percent(row.accuracy)} [{percent(row.interval.low)}, {percent(row.interval.high)}]"
+
+
+def _seeds(board: BoardData) -> str:
     """Return how many seeds the rows have, and which."""
     counts = {len(row.seeds) for row in board.rows if row.seeds} or {len(board.seeds)}
     several = f"{min(counts)} to " if len(counts) > 1 else ""
@@ -436,7 +371,7 @@ def _count(number: int | None, noun: str) -> str:
     return f"{ABSENT if number is None else number} {noun}{'' if number == 1 else 's'}"
 
 
-def notes_of(board: Board) -> list[str]:
+def notes_of(board: BoardData) -> list[str]:
     """Return notes on different versions of code, on what failed or is missing in a row, and on withheld intervals."""
     return [
         *board.versions,
@@ -445,7 +380,7 @@ def notes_of(board: Board) -> list[str]:
     ]
 
 
-def _flat(board: Board, row: BoardRow, per_corruption: bool) -> dict[str, object]:
+def _flat(board: BoardData, row: BoardRow, per_corruption: bool) -> dict[str, object]:
     corruptions = {f"accuracy:{name}": row.per_corruption[name] for name in board.corruptions} if per_corruption else {}
     return {
         "rank": row.rank,

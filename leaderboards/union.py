@@ -33,7 +33,7 @@ _Grid = frozenset[tuple[str | None, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedRecords:
     """The records of all files by key, each once, with their outcomes, and the files that hold each."""
 
     records: Mapping[str, Record]
@@ -41,7 +41,7 @@ class Published:
     homes: Mapping[str, tuple[str, ...]]
 
 
-def merge(bundles: Mapping[str, Bundle]) -> Published:
+def merge(bundles: Mapping[str, Bundle]) -> PublishedRecords:
     """Merge files, by name; of a result that several of them hold, the record that was made first stays."""
     records: dict[str, Record] = {}
     bits: dict[str, Bits] = {}
@@ -53,7 +53,7 @@ def merge(bundles: Mapping[str, Bundle]) -> Published:
                 records[record.key] = record
                 bits[record.key] = bundles[name].bits[record.key]
     order = sorted(records)
-    return Published(
+    return PublishedRecords(
         {key: records[key] for key in order}, {key: bits[key] for key in order}, {k: tuple(homes[k]) for k in order}
     )
 

@@ -2,122 +2,30 @@
 
 from __future__ import annotations
 
-from methods.table import Access, Row
+from methods.table import Access, MethodRow
 
 _FULLER = (
     "A. Fuller, J. R. Green, E. Shelhamer. Self-Soupervision: Cooking Model Soups without Labels. ICML 2026. "
     "arXiv:2602.02890"
 )
-_WORTSMAN = (
-    "M. Wortsman et al. Model soups: averaging weights of multiple fine-tuned models improves accuracy "
-    "without increasing inference time. ICML 2022. arXiv:2203.05482"
-)
-_KUMAR = (
-    "A. Kumar et al. Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution. ICLR 2022. "
-    "arXiv:2202.10054"
-)
-_BOUDIAF = (
-    "M. Boudiaf, R. Mueller, I. Ben Ayed, L. Bertinetto. Parameter-free Online Test-time Adaptation. CVPR 2022. "
-    "arXiv:2201.05718"
-)
-_IWASAWA = (
-    "Y. Iwasawa, Y. Matsuo. Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization. "
-    "NeurIPS 2021."
-)
-_SCHNEIDER = (
-    "S. Schneider et al. Improving robustness against common corruptions by covariate shift adaptation. NeurIPS 2020. "
-    "arXiv:2006.16971"
-)
 _LI = (
     "Y. Li, N. Wang, J. Shi, J. Liu, X. Hou. Revisiting Batch Normalization For Practical Domain Adaptation. 2016. "
     "arXiv:1603.04779"
-)
-_MIRZA_DUA = (
-    "M. J. Mirza, J. Micorek, H. Possegger, H. Bischof. The Norm Must Go On: Dynamic Unsupervised Domain Adaptation by "
-    "Normalization. CVPR 2022. arXiv:2112.00463"
 )
 _LIANG = (
     "J. Liang, D. Hu, J. Feng. Do We Really Need to Access the Source Data? Source Hypothesis Transfer for "
     "Unsupervised Domain Adaptation. ICML 2020. arXiv:2002.08546"
 )
-_NIU_FOA = (
-    "S. Niu, C. Miao, G. Chen, P. Wu, P. Zhao. Test-Time Model Adaptation with Only Forward Passes. ICML 2024. "
-    "arXiv:2404.01650"
-)
 _WANG = (
     "D. Wang, E. Shelhamer, S. Liu, B. Olshausen, T. Darrell. "
     "Tent: Fully Test-Time Adaptation by Entropy Minimization. ICLR 2021. arXiv:2006.10726"
 )
-_ZHANG = (
-    "M. Zhang, S. Levine, C. Finn. MEMO: Test Time Robustness via Adaptation and Augmentation. NeurIPS 2022. "
-    "arXiv:2110.09506"
-)
-_NADO = (
-    "Z. Nado et al. Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift. 2020. "
-    "arXiv:2006.10963"
-)
 
 _NIU_EATA = "S. Niu et al. Efficient Test-Time Model Adaptation without Forgetting. ICML 2022. arXiv:2204.02610"
-_NIU_SAR = "S. Niu et al. Towards Stable Test-Time Adaptation in Dynamic Wild World. ICLR 2023. arXiv:2302.12400"
-_LEE = (
-    "J. Lee et al. Entropy is not Enough for Test-Time Adaptation: From the Perspective of Disentangled Factors. "
-    "ICLR 2024. arXiv:2403.07366"
-)
-_RUSAK = "E. Rusak et al. If your data distribution shifts, use self-learning. TMLR 2022. arXiv:2104.12928"
-_PRESS = (
-    "O. Press, S. Schneider, M. Kümmerer, M. Bethge. RDumb: A simple approach that questions our progress in "
-    "continual test-time adaptation. NeurIPS 2023. arXiv:2306.05401"
-)
 _ZHANG_COME = (
     "Q. Zhang et al. COME: Test-time adaption by Conservatively Minimizing Entropy. ICLR 2025. arXiv:2410.10894"
 )
 
-_WANG_COTTA = (
-    "Q. Wang, O. Fink, L. Van Gool, D. Dai. Continual Test-Time Domain Adaptation. CVPR 2022. arXiv:2203.13591"
-)
-_BRAHMA = "D. Brahma, P. Rai. A Probabilistic Framework for Lifelong Test-Time Adaptation. CVPR 2023. arXiv:2212.09713"
-_MARSDEN = (
-    "R. A. Marsden, M. Döbler, B. Yang. Universal Test-time Adaptation through Weight Ensembling, Diversity Weighting, "
-    "and Prior Correction. WACV 2024. arXiv:2306.00650"
-)
-_LEE_CMF = (
-    "J.-H. Lee, J.-H. Chang. Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation. "
-    "ICLR 2024."
-)
-
-_YUAN = "L. Yuan, B. Xie, S. Li. Robust Test-Time Adaptation in Dynamic Scenarios. CVPR 2023. arXiv:2303.13899"
-
-_GONG_NOTE = (
-    "T. Gong et al. NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation. NeurIPS 2022. "
-    "arXiv:2208.05117"
-)
-_GONG_SOTTA = (
-    "T. Gong, Y. Kim, T. Lee, S. Chottananurak, S.-J. Lee. SoTTA: Robust Test-Time Adaptation on Noisy Data Streams. "
-    "NeurIPS 2023. arXiv:2310.10074"
-)
-_CHEN = "D. Chen, D. Wang, T. Darrell, S. Ebrahimi. Contrastive Test-Time Adaptation. CVPR 2022. arXiv:2204.10377"
-_DOEBLER = (
-    "M. Döbler, R. A. Marsden, B. Yang. Robust Mean Teacher for Continual and Gradual Test-Time Adaptation. CVPR 2023. "
-    "arXiv:2211.13081"
-)
-_CHAKRABARTY = (
-    "G. Chakrabarty, M. Sreenivas, S. Biswas. SANTA: Source Anchoring Network and Target Alignment for Continual "
-    "Test Time Adaptation. TMLR 2023."
-)
-
-_MIRZA = (
-    "M. J. Mirza, P. J. Soneira, W. Lin, M. Kozinski, H. Possegger, H. Bischof. ActMAD: Activation Matching to Align "
-    "Distributions for Test-Time-Training. CVPR 2023. arXiv:2211.12870"
-)
-_HENDRYCKS = (
-    "D. Hendrycks, N. Mu, E. D. Cubuk, B. Zoph, J. Gilmer, B. Lakshminarayanan. AugMix: A Simple Data Processing "
-    "Method to Improve Robustness and Uncertainty. ICLR 2020. arXiv:1912.02781"
-)
-_TOUVRON = "H. Touvron, M. Cord, H. Jégou. DeiT III: Revenge of the ViT. ECCV 2022. arXiv:2204.07118"
-_MODAS = (
-    "A. Modas, R. Rade, G. Ortiz-Jiménez, S.-M. Moosavi-Dezfooli, P. Frossard. PRIME: A Few Primitives Can Boost "
-    "Robustness to Common Corruptions. ECCV 2022. arXiv:2112.13547"
-)
 _SUN = (
     "Y. Sun, X. Wang, Z. Liu, J. Miller, A. A. Efros, M. Hardt. Test-Time Training with Self-Supervision for "
     "Generalization under Distribution Shifts. ICML 2020. arXiv:1909.13231"
@@ -131,45 +39,48 @@ _GANDELSMAN = (
     "arXiv:2209.07522"
 )
 
-PLAIN = Row("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
+PLAIN = MethodRow("plain", "adapter", "methods.adapters.plain:Plain", "Predicts and changes nothing", Access(), "")
 
 _ROWS = (
-    Row(
+    MethodRow(
         "source",
         "recipe",
         "methods.recipes.source:SourceOnly",
         "The stock fine-tuned on clean labelled images (LP-FT)",
         Access(),
-        _KUMAR,
+        "A. Kumar et al. Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution. ICLR 2022. "
+        "arXiv:2202.10054",
     ),
-    Row(
+    MethodRow(
         "augmix",
         "recipe",
         "methods.recipes.augmix:AugMix",
         "The stock fine-tuned on clean labelled images with AugMix and a consistency loss",
         Access(),
-        _HENDRYCKS,
+        "D. Hendrycks, N. Mu, E. D. Cubuk, B. Zoph, J. Gilmer, B. Lakshminarayanan. AugMix: A Simple Data Processing "
+        "Method to Improve Robustness and Uncertainty. ICLR 2020. arXiv:1912.02781",
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "three_augment",
         "recipe",
         "methods.recipes.three_augment:ThreeAugment",
         "The stock fine-tuned on clean labelled images with 3-Augment and colour jitter",
         Access(),
-        _TOUVRON,
+        "H. Touvron, M. Cord, H. Jégou. DeiT III: Revenge of the ViT. ECCV 2022. arXiv:2204.07118",
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "prime",
         "recipe",
         "methods.recipes.prime:Prime",
         "The stock fine-tuned on clean labelled images with random deformations, colour curves and filters (PRIME)",
         Access(),
-        _MODAS,
+        "A. Modas, R. Rade, G. Ortiz-Jiménez, S.-M. Moosavi-Dezfooli, P. Frossard. PRIME: A Few Primitives Can Boost "
+        "Robustness to Common Corruptions. ECCV 2022. arXiv:2112.13547",
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "mae_probe",
         "recipe",
         "methods.recipes.mae_probe:MaeProbe",
@@ -178,15 +89,16 @@ _ROWS = (
         _GANDELSMAN,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "supervised_soup",
         "recipe",
         "methods.recipes.supervised_soup:SupervisedSoup",
         "Average of several fine-tunings of one stock on clean labelled images",
         Access(),
-        _WORTSMAN,
+        "M. Wortsman et al. Model soups: averaging weights of multiple fine-tuned models improves accuracy without "
+        "increasing inference time. ICML 2022. arXiv:2203.05482",
     ),
-    Row(
+    MethodRow(
         "selfsoup",
         "recipe",
         "methods.selfsoup.recipe:SelfSoup",
@@ -194,7 +106,7 @@ _ROWS = (
         Access(source="labelled", test="pool", state="offline", backprop="full"),
         _FULLER,
     ),
-    Row(
+    MethodRow(
         "selfsoup_clean",
         "recipe",
         "methods.selfsoup.recipe:CleanSelfSoup",
@@ -203,7 +115,7 @@ _ROWS = (
         _FULLER,
         options_of="selfsoup",
     ),
-    Row(
+    MethodRow(
         "selfsoup_diverse_clean",
         "recipe",
         "methods.selfsoup.recipe:DiverseCleanSoup",
@@ -211,7 +123,7 @@ _ROWS = (
         Access(),
         _FULLER,
     ),
-    Row(
+    MethodRow(
         "selfsoup_single",
         "recipe",
         "methods.selfsoup.recipe:SingleIngredient",
@@ -220,7 +132,7 @@ _ROWS = (
         _FULLER,
         options_of="selfsoup",
     ),
-    Row(
+    MethodRow(
         "continued_ssl_soup",
         "recipe",
         "methods.selfsoup.recipe:ContinuedSoup",
@@ -229,7 +141,7 @@ _ROWS = (
         _FULLER,
         options_of="selfsoup",
     ),
-    Row(
+    MethodRow(
         "ssl_clean",
         "recipe",
         "methods.selfsoup.recipe:CleanSingleIngredient",
@@ -238,7 +150,7 @@ _ROWS = (
         _FULLER,
         options_of="selfsoup",
     ),
-    Row(
+    MethodRow(
         "tent_pool",
         "recipe",
         "methods.recipes.pool_adaptation:PoolTent",
@@ -247,7 +159,7 @@ _ROWS = (
         _WANG,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "shot_im_pool",
         "recipe",
         "methods.recipes.pool_adaptation:PoolShotIM",
@@ -256,7 +168,7 @@ _ROWS = (
         _LIANG,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "shot_pool",
         "recipe",
         "methods.recipes.shot_pool:PoolShot",
@@ -265,7 +177,7 @@ _ROWS = (
         _LIANG,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "adabn_pool",
         "recipe",
         "methods.recipes.adabn_pool:PoolAdaBN",
@@ -274,7 +186,7 @@ _ROWS = (
         _LI,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "source_rotation",
         "recipe",
         "methods.recipes.source_rotation:SourceRotation",
@@ -283,7 +195,7 @@ _ROWS = (
         _SUN,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "source_contrast",
         "recipe",
         "methods.recipes.source_contrast:SourceContrast",
@@ -292,23 +204,25 @@ _ROWS = (
         _LIU,
         starts_as="source",
     ),
-    Row(
+    MethodRow(
         "bn",
         "adapter",
         "methods.adapters.bn:BatchNormStatistics",
         "Batch normalisation with the statistics of each test batch",
         Access(test="stream", state="fixed"),
-        _NADO,
+        "Z. Nado et al. Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift. 2020. "
+        "arXiv:2006.10963",
     ),
-    Row(
+    MethodRow(
         "bn_alpha",
         "adapter",
         "methods.adapters.bn_alpha:BatchNormAlpha",
         "Batch normalisation with a blend of the source statistics and those of each test batch",
         Access(test="stream", state="fixed"),
-        _SCHNEIDER,
+        "S. Schneider et al. Improving robustness against common corruptions by covariate shift adaptation. NeurIPS "
+        "2020. arXiv:2006.16971",
     ),
-    Row(
+    MethodRow(
         "bn_ema",
         "adapter",
         "methods.adapters.bn_ema:BatchNormAverage",
@@ -316,31 +230,34 @@ _ROWS = (
         Access(test="stream", state="online"),
         _LI,
     ),
-    Row(
+    MethodRow(
         "dua",
         "adapter",
         "methods.adapters.dua:Dua",
         "Moves the statistics of batch normalisation by views of the first images, one by one, ever less",
         Access(test="stream", state="online"),
-        _MIRZA_DUA,
+        "M. J. Mirza, J. Micorek, H. Possegger, H. Bischof. The Norm Must Go On: Dynamic Unsupervised Domain "
+        "Adaptation by Normalization. CVPR 2022. arXiv:2112.00463",
     ),
-    Row(
+    MethodRow(
         "lame",
         "adapter",
         "methods.adapters.lame:Lame",
         "Corrects the predictions of each batch so that images with near features get near labels",
         Access(test="stream", state="fixed"),
-        _BOUDIAF,
+        "M. Boudiaf, R. Mueller, I. Ben Ayed, L. Bertinetto. Parameter-free Online Test-time Adaptation. CVPR 2022. "
+        "arXiv:2201.05718",
     ),
-    Row(
+    MethodRow(
         "t3a",
         "adapter",
         "methods.adapters.t3a:T3A",
         "Replaces the last layer by prototypes of the most certain test features of each class",
         Access(test="stream", state="online"),
-        _IWASAWA,
+        "Y. Iwasawa, Y. Matsuo. Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization. "
+        "NeurIPS 2021.",
     ),
-    Row(
+    MethodRow(
         "shot_im",
         "adapter",
         "methods.adapters.shot_im:ShotIM",
@@ -348,16 +265,17 @@ _ROWS = (
         Access(test="stream", state="online", backprop="full"),
         _LIANG,
     ),
-    Row(
+    MethodRow(
         "foa",
         "adapter",
         "methods.adapters.foa:FOA",
         "Searches prompts of a vision transformer by CMA-ES and shifts its last features, by forward passes alone",
         Access(source="statistics", test="stream", state="online"),
-        _NIU_FOA,
+        "S. Niu, C. Miao, G. Chen, P. Wu, P. Zhao. Test-Time Model Adaptation with Only Forward Passes. ICML 2024. "
+        "arXiv:2404.01650",
         version=2,
     ),
-    Row(
+    MethodRow(
         "tent",
         "adapter",
         "methods.adapters.tent:Tent",
@@ -365,15 +283,16 @@ _ROWS = (
         Access(test="stream", state="online", backprop="norm"),
         _WANG,
     ),
-    Row(
+    MethodRow(
         "memo",
         "adapter",
         "methods.adapters.memo:Memo",
         "Minimises the marginal entropy over augmented views of one image, then predicts it and forgets",
         Access(test="image", state="episodic", backprop="full"),
-        _ZHANG,
+        "M. Zhang, S. Levine, C. Finn. MEMO: Test Time Robustness via Adaptation and Augmentation. NeurIPS 2022. "
+        "arXiv:2110.09506",
     ),
-    Row(
+    MethodRow(
         "ttt_mae",
         "adapter",
         "methods.adapters.ttt_mae:TttMae",
@@ -382,7 +301,7 @@ _ROWS = (
         _GANDELSMAN,
         needs="mae_probe",
     ),
-    Row(
+    MethodRow(
         "ttt_mae_online",
         "adapter",
         "methods.adapters.ttt_mae:TttMaeOnline",
@@ -391,7 +310,7 @@ _ROWS = (
         _GANDELSMAN,
         needs="mae_probe",
     ),
-    Row(
+    MethodRow(
         "eta",
         "adapter",
         "methods.adapters.eta:Eta",
@@ -399,7 +318,7 @@ _ROWS = (
         Access(test="stream", state="online", backprop="norm"),
         _NIU_EATA,
     ),
-    Row(
+    MethodRow(
         "eata",
         "adapter",
         "methods.adapters.eata:Eata",
@@ -407,7 +326,7 @@ _ROWS = (
         Access(source="unlabelled", test="stream", state="online", backprop="norm"),
         _NIU_EATA,
     ),
-    Row(
+    MethodRow(
         "eata_val",
         "adapter",
         "methods.adapters.eata:EataVal",
@@ -416,40 +335,42 @@ _ROWS = (
         _NIU_EATA,
         options_of="eata",
     ),
-    Row(
+    MethodRow(
         "rdumb",
         "adapter",
         "methods.adapters.rdumb:Rdumb",
         "ETA that returns to the source after every 1000 batches",
         Access(test="stream", state="online", backprop="norm"),
-        _PRESS,
+        "O. Press, S. Schneider, M. Kümmerer, M. Bethge. RDumb: A simple approach that questions our progress in "
+        "continual test-time adaptation. NeurIPS 2023. arXiv:2306.05401",
     ),
-    Row(
+    MethodRow(
         "rpl",
         "adapter",
         "methods.adapters.rpl:Rpl",
         "Learns from its own most probable class by a loss that is robust to wrong labels",
         Access(test="stream", state="online", backprop="norm"),
-        _RUSAK,
+        "E. Rusak et al. If your data distribution shifts, use self-learning. TMLR 2022. arXiv:2104.12928",
     ),
-    Row(
+    MethodRow(
         "sar",
         "adapter",
         "methods.adapters.sar:Sar",
         "Minimises the entropy of reliable images, sharpness-aware, and starts anew before it collapses",
         Access(test="stream", state="online", backprop="norm"),
-        _NIU_SAR,
+        "S. Niu et al. Towards Stable Test-Time Adaptation in Dynamic Wild World. ICLR 2023. arXiv:2302.12400",
         version=2,
     ),
-    Row(
+    MethodRow(
         "deyo",
         "adapter",
         "methods.adapters.deyo:Deyo",
         "Minimises the entropy of images whose prediction changes when their patches are shuffled",
         Access(test="stream", state="online", backprop="norm"),
-        _LEE,
+        "J. Lee et al. Entropy is not Enough for Test-Time Adaptation: From the Perspective of Disentangled Factors. "
+        "ICLR 2024. arXiv:2403.07366",
     ),
-    Row(
+    MethodRow(
         "come_tent",
         "adapter",
         "methods.adapters.come:ComeTent",
@@ -458,7 +379,7 @@ _ROWS = (
         _ZHANG_COME,
         version=2,
     ),
-    Row(
+    MethodRow(
         "come_eata",
         "adapter",
         "methods.adapters.come:ComeEata",
@@ -467,7 +388,7 @@ _ROWS = (
         _ZHANG_COME,
         version=2,
     ),
-    Row(
+    MethodRow(
         "come_sar",
         "adapter",
         "methods.adapters.come:ComeSar",
@@ -476,96 +397,103 @@ _ROWS = (
         _ZHANG_COME,
         version=2,
     ),
-    Row(
+    MethodRow(
         "cotta",
         "adapter",
         "methods.adapters.cotta:Cotta",
         "Learns its running average's predictions over views, and returns single weights to the source",
         Access(test="stream", state="online", backprop="full"),
-        _WANG_COTTA,
+        "Q. Wang, O. Fink, L. Van Gool, D. Dai. Continual Test-Time Domain Adaptation. CVPR 2022. arXiv:2203.13591",
     ),
-    Row(
+    MethodRow(
         "petal",
         "adapter",
         "methods.adapters.petal:Petal",
         "CoTTA kept near the posterior of the source weights; the weights that a batch says least about return",
         Access(source="labelled", test="stream", state="online", backprop="full"),
-        _BRAHMA,
+        "D. Brahma, P. Rai. A Probabilistic Framework for Lifelong Test-Time Adaptation. CVPR 2023. arXiv:2212.09713",
     ),
-    Row(
+    MethodRow(
         "rotta",
         "adapter",
         "methods.adapters.rotta:Rotta",
         "Learns its running average's predictions of a class-balanced memory, with robust statistics",
         Access(test="stream", state="online", backprop="norm"),
-        _YUAN,
+        "L. Yuan, B. Xie, S. Li. Robust Test-Time Adaptation in Dynamic Scenarios. CVPR 2023. arXiv:2303.13899",
     ),
-    Row(
+    MethodRow(
         "note",
         "adapter",
         "methods.adapters.note:Note",
         "Minimises the entropy of a class-balanced memory, with instance-aware batch normalisation",
         Access(test="stream", state="online", backprop="norm"),
-        _GONG_NOTE,
+        "T. Gong et al. NOTE: Robust Continual Test-time Adaptation Against Temporal Correlation. NeurIPS 2022. "
+        "arXiv:2208.05117",
     ),
-    Row(
+    MethodRow(
         "sotta",
         "adapter",
         "methods.adapters.sotta:Sotta",
         "Minimises, sharpness-aware, the entropy of a class-balanced memory of confident images",
         Access(test="stream", state="online", backprop="norm"),
-        _GONG_SOTTA,
+        "T. Gong, Y. Kim, T. Lee, S. Chottananurak, S.-J. Lee. SoTTA: Robust Test-Time Adaptation on Noisy Data "
+        "Streams. NeurIPS 2023. arXiv:2310.10074",
     ),
-    Row(
+    MethodRow(
         "roid",
         "adapter",
         "methods.adapters.roid:Roid",
         "Learns from certain and diverse images by likelihood ratio and consistency, held near the source",
         Access(test="stream", state="online", backprop="norm"),
-        _MARSDEN,
+        "R. A. Marsden, M. Döbler, B. Yang. Universal Test-time Adaptation through Weight Ensembling, Diversity "
+        "Weighting, and Prior Correction. WACV 2024. arXiv:2306.00650",
     ),
-    Row(
+    MethodRow(
         "cmf",
         "adapter",
         "methods.adapters.cmf:Cmf",
         "ROID with parameters that follow a hidden state inferred by a Kalman filter",
         Access(test="stream", state="online", backprop="norm"),
-        _LEE_CMF,
+        "J.-H. Lee, J.-H. Chang. Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation. "
+        "ICLR 2024.",
     ),
-    Row(
+    MethodRow(
         "adacontrast",
         "adapter",
         "methods.adapters.adacontrast:AdaContrast",
         "Learns labels that near features vote for, and features that tell images of other labels apart",
         Access(test="stream", state="online", backprop="full"),
-        _CHEN,
+        "D. Chen, D. Wang, T. Darrell, S. Ebrahimi. Contrastive Test-Time Adaptation. CVPR 2022. arXiv:2204.10377",
         version=2,
     ),
-    Row(
+    MethodRow(
         "rmt",
         "adapter",
         "methods.adapters.rmt:Rmt",
         "Learns its running average's predictions, gathers features around source prototypes, replays the source",
         Access(source="labelled", test="stream", state="online", backprop="full"),
-        _DOEBLER,
+        "M. Döbler, R. A. Marsden, B. Yang. Robust Mean Teacher for Continual and Gradual Test-Time Adaptation. CVPR "
+        "2023. arXiv:2211.13081",
     ),
-    Row(
+    MethodRow(
         "santa",
         "adapter",
         "methods.adapters.santa:Santa",
         "Keeps predictions near the source model's and gathers features around source prototypes",
         Access(source="labelled", test="stream", state="online", backprop="norm"),
-        _CHAKRABARTY,
+        "G. Chakrabarty, M. Sreenivas, S. Biswas. SANTA: Source Anchoring Network and Target Alignment for Continual "
+        "Test Time Adaptation. TMLR 2023.",
     ),
-    Row(
+    MethodRow(
         "actmad",
         "adapter",
         "methods.adapters.actmad:ActMad",
         "Moves the mean and the variance of activations, place by place, to those of clean source images",
         Access(source="statistics", test="stream", state="online", backprop="full"),
-        _MIRZA,
+        "M. J. Mirza, P. J. Soneira, W. Lin, M. Kozinski, H. Possegger, H. Bischof. ActMAD: Activation Matching to "
+        "Align Distributions for Test-Time-Training. CVPR 2023. arXiv:2211.12870",
     ),
-    Row(
+    MethodRow(
         "ttt",
         "adapter",
         "methods.adapters.ttt:Ttt",
@@ -574,7 +502,7 @@ _ROWS = (
         _SUN,
         needs="source_rotation",
     ),
-    Row(
+    MethodRow(
         "ttt_online",
         "adapter",
         "methods.adapters.ttt:TttOnline",
@@ -583,7 +511,7 @@ _ROWS = (
         _SUN,
         needs="source_rotation",
     ),
-    Row(
+    MethodRow(
         "ttt_pp",
         "adapter",
         "methods.adapters.ttt_pp:TttPp",
@@ -594,4 +522,4 @@ _ROWS = (
     ),
 )
 
-METHODS: dict[str, Row] = {row.name: row for row in _ROWS}
+METHODS: dict[str, MethodRow] = {row.name: row for row in _ROWS}

@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from methods import METHODS, PLAIN
 from methods.errors import Unsupported as Unsupported
+from methods.limits import limits_of
 from methods.nets.weights import Weights
 from methods.state import load_module, same, save_module
 from methods.table import Access
@@ -125,17 +127,24 @@ class Labelled(Unlabelled):
 
 
 class Options:
-    """Base class of options, with a check that names the option at fault.
+    """Base class of options, with checks that name the option at fault; types of `methods.limits` state most of them.
 
     later: options of this class that came after it, with the default None; records leave them out where they are None.
     """
 
     later: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        own: Any = type(self)
+        for option, limit in limits_of(own):
+            self.check(limit.holds(getattr(self, option)), option, limit.words)
+
     def check(self, holds: bool, option: str, wanted: str) -> None:
         """Raise ValueError unless `holds`; the message names the method, the option, what it must be and its value."""
         if not holds:
             method = type(self).__qualname__.partition(".")[0].lower()
+            if method == "config":  # of an objective, which is named by its file
+                method = type(self).__module__.rpartition(".")[2]
             raise ValueError(f"{method}.{option} must be {wanted}, not {getattr(self, option)!r}")
 
 
@@ -254,13 +263,26 @@ class Job:
     keeps: tuple[str, ...] = ()
 
 
-class Recipe(ABC):
+_ACCESS = {row.path: row.access for row in (PLAIN, *METHODS.values())}
+
+
+class _Method(ABC):
+    """A method, whose access is that of its row in the table; a class outside the table states it itself."""
+
+    access: ClassVar[Access]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if (access := _ACCESS.get(f"{cls.__module__}:{cls.__qualname__}")) is not None:
+            cls.access = access
+
+
+class Recipe(_Method):
     """Makes a classifier offline from a stock, labelled clean images and, if declared, a pool of shifted images.
 
     Subclasses set `access` and, if they have options, a frozen dataclass `Config` whose fields all have defaults.
     """
 
-    access: ClassVar[Access]
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying for each option, for tuning on held-out images."""
     pool: ClassVar[Literal["none", "clean", "shifted"]] = "none"
@@ -284,7 +306,7 @@ class Recipe(ABC):
         """
 
 
-class Adapter(ABC):
+class Adapter(_Method):
     """Changes a classifier online, batch by batch; the base class of every test-time method.
 
     A subclass implements `configure` (choose parameters, build optimisers) and `predict`. Everything it keeps on `self`
@@ -296,7 +318,6 @@ class Adapter(ABC):
     Every `predict` refuses images that break its contract before the subclass sees them (see `check_images`).
     """
 
-    access: ClassVar[Access]
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """Values worth trying for each option, for tuning on held-out images."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -353,7 +374,7 @@ class Adapter(ABC):
         self.configure(source)
         self._initial = self.state_dict()
 
-    def configure(self, source: Source | None) -> None:  # noqa: B027 - a method without set-up is complete
+    def configure(self, source: Source | None) -> None:
         """Choose what to adapt and build optimisers. Raises Unsupported if the model does not fit."""
 
     @abstractmethod
@@ -361,7 +382,7 @@ class Adapter(ABC):
         """Adapt on a batch (float [n, 3, h, w] in [0, 1]); return log-probabilities up to a constant, [n, classes].
 
         Where the scores of the model are not finite, these must not be finite either. Raises ValueError, and changes
-        nothing, for images that `check_images` refuses.
+        nothing, for images that `check_images` refuses, RuntimeError under `torch.inference_mode()` if it learns.
         """
 
     def reset(self) -> None:

@@ -47,7 +47,7 @@ class DataParallelGroup:
         """Wrap a loss so that after its backward pass every process holds the mean gradient of all processes."""
         if self.accelerator is None:
             return loss
-        return cast(Callable[[Any], Tensor], self.accelerator.prepare_model(_Spread(loss, parameters)))
+        return cast(Callable[[Any], Tensor], self.accelerator.prepare_model(_SpreadLoss(loss, parameters)))
 
     def held_back(self, loss: Callable[[Any], Tensor]) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which gradients of a `spread` loss accumulate locally, without averaging."""
@@ -122,7 +122,7 @@ def uneven(total: int, parts: int) -> str:
     return f"a batch of {total} images cannot be cut into {parts} equal parts; choose another accumulate"
 
 
-class _Spread(nn.Module):
+class _SpreadLoss(nn.Module):
     """A loss as a module that owns its trained parameters, as torch requires to average their gradients."""
 
     def __init__(self, loss: Callable[[Any], Tensor], parameters: Iterable[nn.Parameter]) -> None:

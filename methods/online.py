@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Adapter, Options, Source, Unsupported
+from methods.limits import FiniteNotNegative, FractionBelowOne
 from methods.losses import entropy
 from methods.norms import norm_layers, norm_parameters, use_batch_statistics
 from methods.table import Access
@@ -25,16 +26,15 @@ _OFFICIAL_TOP = re.compile(r"(^|\.)layer4\.|(^|\.)blocks\.(9|10|11)\.|^norm\.")
 
 @dataclass(frozen=True)
 class NormOptions(Options):
-    """Options of a method that adapts normalisation layers."""
+    """Options of a method that adapts normalisation layers.
 
-    lr: float = 2.5e-4
+    optimizer: "sgd" or "adam" (betas `momentum` and 0.999); without weight decay and Nesterov unless an option adds it.
+    momentum: of SGD, or the first beta of Adam; in [0, 1).
+    """
+
+    lr: FiniteNotNegative = 2.5e-4
     optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = 0.9
-
-    def __post_init__(self) -> None:
-        self.check(math.isfinite(self.lr) and self.lr >= 0, "lr", "a finite number of at least 0")
-        self.check(self.optimizer in ("sgd", "adam"), "optimizer", '"sgd" or "adam"')
-        self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
+    momentum: FractionBelowOne = 0.9
 
 
 class NormAdapter(Adapter):
@@ -48,12 +48,7 @@ class NormAdapter(Adapter):
 
     @dataclass(frozen=True)
     class Config(NormOptions):
-        """Options of the optimiser.
-
-        lr: step size.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        """
+        """lr: step size."""
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without affine parameters to adapt."""

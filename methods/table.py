@@ -73,7 +73,7 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MethodRow:
     """One method in the table: enough to list, show and plan it without importing its file.
 
     `path` is "module:Class". `options_of` names the method whose options this method shares (as its control),

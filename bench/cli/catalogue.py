@@ -10,9 +10,9 @@ from typing import Any
 from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError, nearest
 from bench.settings.methods import literal_of, options_of, parse_method, plugins, subclasses_of
-from bench.settings.published import Data, in_words, published
+from bench.settings.published import DataKind, in_words, published
 from methods import METHODS
-from methods.table import TRACKS, Row
+from methods.table import TRACKS, MethodRow
 
 Rows = list[dict[str, Any]]
 
@@ -129,7 +129,7 @@ def print_list(what: str, as_json: bool) -> None:
         print_text(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
 
 
-def _rows_named(name: str) -> list[Row]:
+def _rows_named(name: str) -> list[MethodRow]:
     """Return the table rows that a method's name refers to, without the default source of a lone adapter."""
     method = parse_method(name)
     rows = [
@@ -170,14 +170,14 @@ def _method(name: str, shift: str = "") -> dict[str, Any]:
 
 
 _DATA = {
-    "imagenet": Data("", "imagenet", 1000),
-    "cifar": Data("", "cifar", 10),
-    "cifar100": Data("", "cifar", 100),
-    "digits": Data("", "digits", 10),
+    "imagenet": DataKind("", "imagenet", 1000),
+    "cifar": DataKind("", "cifar", 10),
+    "cifar100": DataKind("", "cifar", 100),
+    "digits": DataKind("", "digits", 10),
 }
 
 
-def _in_force(row: Row, shifts: Sequence[str], *, given: bool) -> dict[str, Any]:
+def _in_force(row: MethodRow, shifts: Sequence[str], *, given: bool) -> dict[str, Any]:
     """Return the options of a recipe on shifts with budgets, by shift and budget, each with where it comes from.
 
     On a shift that was asked for, these are all options, also without budgets.
@@ -193,7 +193,7 @@ def _in_force(row: Row, shifts: Sequence[str], *, given: bool) -> dict[str, Any]
     return {"in_force": found} if found else {}
 
 
-def _origins(row: Row, shift: str, budget: str) -> dict[str, str]:
+def _origins(row: MethodRow, shift: str, budget: str) -> dict[str, str]:
     """Return the value of each option of a recipe on a shift, and where it comes from, as "10 (budget paper)"."""
     from bench.settings.shift_options import budgets_of, has_options, tuned_options
     from bench.settings.stock_size import AT_BASE
@@ -218,7 +218,7 @@ def _origins(row: Row, shift: str, budget: str) -> dict[str, str]:
     return words
 
 
-def _data_of(shift: str) -> dict[str, Data]:
+def _data_of(shift: str) -> dict[str, DataKind]:
     """Return the kinds of data for which published options are shown: that of a shift, or all."""
     from bench.shifts import find_row
 
@@ -229,7 +229,7 @@ def _data_of(shift: str) -> dict[str, Data]:
     return {row.name: replace(_DATA[kind], name=row.name)}
 
 
-def _published(row: Row, shift: str) -> dict[str, Any]:
+def _published(row: MethodRow, shift: str) -> dict[str, Any]:
     presets, rules = literal_of(row, "presets", {}), literal_of(row, "rate_rules", {})
     in_force = {
         f"{name}-{norm}": in_words(published(presets, rules, data, norm))
@@ -276,7 +276,7 @@ def _corruption(name: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(str(error)) from None
     severities = {profile: list(table[row.name]) for profile, table in PROFILES.items() if row.name in table}
-    return {key: value for key, value in asdict(row).items() if key != "path"} | {"severities": severities}
+    return {key: value for key, value in asdict(row).items() if key != "module"} | {"severities": severities}
 
 
 def _reproduction(name: str) -> dict[str, Any]:

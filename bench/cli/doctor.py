@@ -35,9 +35,9 @@ def print_device_check(device: str, only: str, out: Path | None, *, as_json: boo
     unusable device and for a selection that names nothing.
     """
     from bench.core.devices import pick_device
-    from bench.runs.device_check import Comparison, check_device, to_markdown
+    from bench.runs.device_check import DeviceComparison, check_device, to_markdown
 
-    def tell(done: Comparison) -> None:
+    def tell(done: DeviceComparison) -> None:
         say(f"{done.name}: {done.verdict}")
 
     wanted = tuple(text.strip() for text in only.split(",") if text.strip())

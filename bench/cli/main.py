@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 
@@ -20,11 +20,11 @@ from bench.cli import gallery as gallery_cli
 from bench.cli import list_show as catalogue_cli
 from bench.cli import new as extend_cli
 from bench.cli import publish as publish_cli
-from bench.cli import stock as stock_cli
-from bench.cli import train as train_cli
+from bench.cli import training as training_cli
+from bench.cli.flags import flag
 from bench.core.console import accept_any_text
 from bench.core.errors import BenchError, UsageError
-from bench.settings.run_fields import LISTS, REPEATED, Flag, RunFields
+from bench.settings.run_fields import LISTS, REPEATED, RunFields
 
 app = typer.Typer(
     cls=catalogue_cli.QuickGroup,
@@ -133,7 +133,11 @@ def _with_settings(
 
     def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         fields = inspect.get_annotations(RunFields).items()
-        flags = [_flag_of(name, hint, out if name == "out" else "") for name, hint in fields if name in names]
+        flags = [
+            flag(name, hint, told=out if name == "out" else "", text=name in LISTS)
+            for name, hint in fields
+            if name in names
+        ]
         own = list(inspect.signature(command).parameters.values())[:-1]
         end = [flag.name for flag in flags].index("offline")
         signature = inspect.Signature([*own[:first], *flags[:end], *own[first:], *flags[end:]])
@@ -141,21 +145,6 @@ def _with_settings(
         return command
 
     return with_flags
-
-
-def _flag_of(name: str, hint: Any, told: str) -> inspect.Parameter:
-    flag = next(item for item in hint.__metadata__ if isinstance(item, Flag))
-    kinds = (hint.__origin__, *get_args(hint.__origin__))
-    kind: Any = list[str] if flag.repeated else next((kind for kind in (bool, int, Path) if kind in kinds), str)
-    kind = str if name in LISTS else kind
-    names = [flag.name or "--" + name.replace("_", "-"), *([flag.also] if flag.also else [])]
-    values = [value for each in kinds if get_origin(each) is Literal for value in get_args(each)]
-    option = typer.Option(
-        *names, help=told or flag.help, metavar=flag.metavar, autocompletion=completion.of_field(name, values)
-    )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
 
 
 @app.command()
@@ -308,6 +297,7 @@ def leaderboard(
     from bench.runs import open_results as reading
     from bench.runs import publishing
 
+    asked = reading.Shown(shift, source, format_, where or [], out)
     about_matrix = {"by": by, "across-tracks": across_tracks, "blocks": blocks, "posthoc": posthoc}
     wrong = next((name for name, value in about_matrix.items() if value), None)
     if wrong and not matrix:
@@ -329,14 +319,15 @@ def leaderboard(
         if wrong := next((name for name, value in given.items() if value), None):
             raise UsageError(f"--{wrong} is about one board; leave it or --matrix out")
         reading.print_matrix(
-            *(shift, source, format_, where or [], out, figures),
+            asked,
+            figures,
             by=by,
             across=across_tracks,
             blocks=blocks or "columns",
             posthoc=posthoc or "nemenyi",
         )
     else:
-        reading.print_leaderboard(shift, source, format_, per_corruption, where or [], out, figures, columns, sort)
+        reading.print_leaderboard(asked, per_corruption, figures, columns, sort)
 
 
 @app.command()
@@ -377,16 +368,16 @@ def compare(
     """Compare two methods image by image: difference, interval and p-value for each corruption."""
     from bench.runs import open_results as reading
 
+    asked = reading.Shown(shift, source, format_, where or [], out)
     sizes = {"n": n, "conditions": conditions, "seeds": seeds, "ingredient-draws": ingredient_draws, "stocks": stocks}
     if not design:
-        more = sizes | {"spread": spread}
-        reading.print_comparison(a, b, shift, source, format_, where or [], out, more, across_stocks=across_stocks)
+        reading.print_comparison(asked, a, b, sizes | {"spread": spread}, across_stocks=across_stocks)
     elif across_stocks:
         raise UsageError("--design takes the stocks of all records; leave --across-stocks out and give --stocks N")
     elif spread:
-        reading.print_planned_design(a, b, spread, bool(shift or source or where), format_, out, sizes)
+        reading.print_planned_design(asked, a, b, spread, sizes)
     else:
-        reading.print_design(a, b, shift, source, format_, where or [], out, sizes)
+        reading.print_design(asked, a, b, sizes)
 
 
 @app.command()
@@ -425,8 +416,8 @@ def doctor(
     checkup.print_report(as_json=json)
 
 
-app.command()(stock_cli.stock)
-app.command()(train_cli.train)
+app.command()(training_cli.stock)
+app.command()(training_cli.train)
 app.command()(gallery_cli.gallery)
 app.add_typer(data_cli.app, name="data")
 app.add_typer(publish_cli.app, name="publish")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cli.run import carry_out, print_plan, say_counts
 from bench.core.console import print_json, print_text, table
-from bench.settings.reproductions import Card, Published, cards, find_card
+from bench.settings.reproductions import Card, PublishedNumbers, cards, find_card
 from bench.settings.run_spec import make_spec
 
 if TYPE_CHECKING:
-    from bench.runs.reproduction import Finding
+    from bench.runs.reproduction import CardFinding
 
 _WIDTH = 110
 
@@ -36,7 +36,7 @@ def shown(name: str) -> dict[str, Any]:
     return fields | {"published": {number.row: _number(number) for number in find_card(name).published}}
 
 
-def _number(published: Published) -> dict[str, Any]:
+def _number(published: PublishedNumbers) -> dict[str, Any]:
     told = {published.quantity: published.value, "tolerance": published.tolerance}
     return told | ({"each": list(published.each)} if published.each else {})
 
@@ -103,7 +103,7 @@ def _paragraph(word: str, text: str) -> str:
     return fill(text, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False)
 
 
-def _compared(findings: Sequence[Finding]) -> str:
+def _compared(findings: Sequence[CardFinding]) -> str:
     rows = []
     for finding in findings:
         ours, width, difference = finding.ours, finding.half_width, finding.difference

@@ -327,7 +327,7 @@ def repeat_record(key: str, folder: Path, flags: Mapping[str, Any], *, as_json: 
     extra = [name for name, value in flags.items() if value is not None and name not in allowed]
     if extra:
         raise UsageError(f"--record uses the settings of the record; leave --{extra[0].replace('_', '-')} out")
-    from bench.runs.open_results import open_records
+    from bench.runs.read_records import open_records
 
     every = open_records([folder])
     records = [record for record in every if record.key == key]

@@ -27,7 +27,7 @@ from bench.core.source_code import HOME, Root, definitions_digest, definitions_o
 from corruptions import catalog, tables
 from methods import METHODS, PLAIN
 from methods.identity import Identity, declared
-from methods.table import Row
+from methods.table import MethodRow
 
 HARNESS = "harness"
 """The component that every number depends on: streams, splits, predictions and metrics."""
@@ -42,12 +42,13 @@ _NEVER_FOLLOWED = (
     "bench.core.errors",
     "bench.core.invalid_input",
     "bench.execution.progress_files",
+    "methods",
     "methods.table",
     "methods.nets.flops",
     "methods.identity",
     "leaderboards.files",
 )
-"""Modules that change no number: errors, progress, tables for display, operation counts."""
+"""Modules that change no number: errors, progress, the table of methods (but for the access), operation counts."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def harness_version() -> int:
     return _SHARED[HARNESS].version
 
 
-def method_name(row: Row) -> str:
+def method_name(row: MethodRow) -> str:
     """Return the name of the component of a row of the method table."""
     return f"method:{row.name}"
 
@@ -165,7 +166,7 @@ def component_of(name: str) -> Component:
     if kind == "method":
         row = PLAIN if rest == PLAIN.name else METHODS[rest]
         module, _, cls = row.path.partition(":")
-        return Component(row.version, ((module, cls),))
+        return Component(row.version, ((module, cls),), repr(row.access))
     if kind == "corruption":
         return _corruption(catalog.describe(rest))
     identity, root = _declared_at()[name]
@@ -179,9 +180,9 @@ def _expanded(root: Root) -> Iterable[Root]:
 
 
 def _corruption(row: catalog.Row) -> Component:
-    module, _, function = row.path.partition(":")
+    module = f"corruptions.{row.module}"
     there = definitions_of(module)
-    own = [name for name in (function, f"draw_{function}", f"{function}_bytes") if name in there]
+    own = [name for name in (row.name, f"draw_{row.name}", f"{row.name}_bytes") if name in there]
     profiles = sorted(tables.PROFILES)
     values = repr([(profile, tables.PROFILES[profile].get(row.name)) for profile in profiles])
     lists = ("ROWS", "_BY_NAME", "ALIASES", "Row", "names", "canonical")
@@ -303,5 +304,5 @@ def identity_of_path(path: str) -> str:
 
 
 @cache
-def _rows_by_path() -> dict[str, Row]:
+def _rows_by_path() -> dict[str, MethodRow]:
     return {row.path: row for row in (PLAIN, *METHODS.values())}

@@ -27,7 +27,8 @@ from bench.evaluation.stream import BatchStream, LastBatch
 from bench.evaluation.stream_results import ConditionResult, StreamResults
 from bench.execution.progress_files import ProgressWriter
 from bench.models.classifiers import for_classes
-from bench.models.weights_io import classifier, load_model, load_weights, model_digest
+from bench.models.load_model import load_model
+from bench.models.weights_io import classifier, load_weights, model_digest
 from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import Shift, source_digest, stream_rng

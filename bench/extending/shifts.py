@@ -28,69 +28,6 @@ _IMAGES = 8
 _LEVELS = (1.0, 3.0, 5.0)
 _AT_ONCE = 256
 
-_SHIFT = '''"""{title}: one sentence that describes the images and their corruptions."""
-
-from __future__ import annotations
-
-from typing import Literal
-
-import numpy as np
-import torch
-from bench.shifts.user_shift import Arrays, OwnShift
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from torch import Tensor
-
-
-class {title}(OwnShift):
-    """Handwritten digits with a shadow on the right or with grain; haze is for tuning only."""
-
-    classes = 10
-    corruptions = ("shadow", "grain")
-    tuning_corruptions = ("haze",)
-    default_labels = 10
-
-    def images(self, part: Literal["test", "train"]) -> Arrays | None:
-        """Use every other image for training; read your own files here, from self.root or beside this file."""
-        pixels, labels = load_digits(return_X_y=True)
-        grey = (pixels.reshape(-1, 8, 8) * 15.9).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
-        chosen = np.arange(len(grey)) % 2 == (part == "train")
-        return grey[chosen], labels[chosen]
-
-    def corrupt(self, images: Tensor, corruption: str, severity: float, ids: NDArray[np.int64]) -> Tensor:
-        """Images uint8 [n, 3, h, w] to the same; severity 1 is mild, 5 is strong."""
-        if corruption == "shadow":
-            light = torch.linspace(1, 1 - 0.18 * severity, images.shape[3], device=images.device)
-            return (images * light).to(torch.uint8)
-        if corruption == "haze":
-            return (images + (255 - images.float()) * 0.15 * severity).to(torch.uint8)
-        grain = np.stack([draws.normal(0, 12 * severity, images.shape[1:]) for draws in self.draws(corruption, ids)])
-        return (images + torch.from_numpy(grain).to(images.device)).clamp(0, 255).to(torch.uint8)
-'''
-
-_TEST = '''"""{title} keeps the rules of all shifts and darkens images by its shadow."""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-from bench.core.conditions import CLEAN, Condition
-from bench.extending.shifts import conform
-from bench.shifts import load_shift
-
-SHIFT = f"{{Path(__file__).with_name('{name}.py')}}:{title}"
-
-
-def test_keeps_every_rule() -> None:
-    assert [finding for finding in conform(SHIFT) if finding.status == "failed"] == []
-
-
-def test_a_shadow_darkens() -> None:
-    shift = load_shift(SHIFT)
-    ids = shift.ids("test")[:16]
-    assert (shift.images(ids, Condition("shadow", 5)) <= shift.images(ids, CLEAN)).all()
-'''
-
 _NEXT = """wrote {file} and {test}
 try it:      bench check shift {file}
 test it:     python -m pytest {test}
@@ -100,7 +37,7 @@ run it:      bench run --method source,tent --shift {file}:{title} --stock digit
 
 def write_shift(name: str, folder: Path) -> None:
     """Write NAME.py and test_NAME.py into a folder. Raises UsageError for a name or file that exists."""
-    write_first("shift", name, SHIFTS, folder, (_SHIFT, _TEST), _NEXT, "shift")
+    write_first("shift", name, SHIFTS, folder, _NEXT, "shift")
 
 
 def check_shift(shift: str, data_root: Path | None, *, as_json: bool) -> int:

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -135,31 +135,20 @@ def for_classes(model: nn.Module, shift: Shift, image: Tensor) -> nn.Module:
     )
 
 
+KINDS = ("timm", "torchvision", "lite", "hf", "openclip", "robustbench")
+"""What stands before the colon in the name of a ready classifier."""
+
+
 def is_ready(name: str) -> bool:
-    """Return whether `load_ready` knows the name, which is otherwise a file."""
-    return name.partition(":")[0] in _LOADERS or timm.is_model(_bare(name))
+    """Return whether a name is one of `bench.models.load_model.load_ready`; it is otherwise a file."""
+    return name.partition(":")[0] in KINDS or timm.is_model(_bare(name))
 
 
 def _bare(name: str) -> str:
     return name.partition("@")[0].partition(".")[0]
 
 
-def load_ready(name: str) -> ReadyClassifier:
-    """Return a classifier with trained weights, in eval mode.
-
-    Names are "timm:NAME" (or any timm name) from the hub, "timm:hf-hub:REPO", "timm:local-dir:FOLDER",
-    "timm:NAME@FILE" with a local .safetensors, .pth or .pt file, "torchvision:NAME", "torchvision:NAME.WEIGHTS",
-    "lite:efficientnet_lite0" from the extra `lite`, and "hf:REPO", "openclip:NAME/TAG" and
-    "robustbench:SET/THREAT/NAME" (see bench.models.zoos).
-    Raises UsageError for an unknown name or weights that do not fit, MissingDataError for unavailable weights.
-    """
-    kind, _, rest = name.partition(":")
-    if kind in _LOADERS:
-        return _LOADERS[kind](rest).eval()
-    return _timm(name).eval()
-
-
-def _timm(name: str) -> ReadyClassifier:
+def timm_classifier(name: str) -> ReadyClassifier:
     architecture, _, file = name.partition("@")
     network = timm_network(architecture, file)
     if network.num_classes == 0:
@@ -258,7 +247,7 @@ def _with_timm_data(network: Any, name: str) -> ReadyClassifier:
     return ReadyClassifier(name, network, *timm_data(network, name))
 
 
-def _torchvision(name: str) -> ReadyClassifier:
+def torchvision_classifier(name: str) -> ReadyClassifier:
     from torchvision import models
 
     architecture, _, wanted = name.partition(".")
@@ -293,7 +282,7 @@ def _torchvision(name: str) -> ReadyClassifier:
     return ReadyClassifier(full, network, tuple(transform.mean), tuple(transform.std), preprocessing)
 
 
-def _lite(name: str) -> ReadyClassifier:
+def lite_classifier(name: str) -> ReadyClassifier:
     if f"lite:{name}" != LITE:
         raise UsageError(f"the extra has no model '{name}'; write {LITE}")
     # The package holds only data, so its files are located without importing it.
@@ -309,26 +298,6 @@ def _lite(name: str) -> ReadyClassifier:
     tensors = rename_lite(read_tensors(files[0]), dict(enumerate(places)))
     load_strictly(network, tensors, str(files[0]))
     return _with_timm_data(network, LITE)
-
-
-def _of_zoo(function: str) -> Callable[[str], ReadyClassifier]:
-    def load(name: str) -> ReadyClassifier:
-        from bench.models import zoos as zoo
-
-        made: ReadyClassifier = getattr(zoo, function)(name)
-        return made
-
-    return load
-
-
-_LOADERS: dict[str, Callable[[str], ReadyClassifier]] = {
-    "timm": _timm,
-    "torchvision": _torchvision,
-    "lite": _lite,
-    "hf": _of_zoo("hugging_face"),
-    "openclip": _of_zoo("open_clip"),
-    "robustbench": _of_zoo("robust_bench"),
-}
 
 
 _LITE_ENDS = {

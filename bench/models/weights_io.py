@@ -20,10 +20,8 @@ from torch import nn
 
 from bench.core.cache_dir import write_bytes
 from bench.core.errors import MissingDataError, UsageError
-from bench.core.import_object import load_object
 from bench.data.content_hash import Stamp, is_settled, stamp_of
 from bench.data.decode import Preprocessing
-from bench.models.bundled import bundled
 from bench.models.known_names import BUNDLED as BUNDLED
 from bench.models.known_names import check_stock
 from bench.models.tensor_files import (
@@ -230,35 +228,6 @@ def find_stock(row: ShiftRow, root: Path) -> str:
             f"{wanted.command}"
         )
     return str(found)
-
-
-def load_model(name: str) -> nn.Module:
-    """Load a ready classifier of images in [0, 1], in eval mode.
-
-    `name` is one of `load_trained` (a bundled classifier, a file of `bench train`), one of `load_ready`, or
-    "file.py:factory", whose factory() returns a module that maps images in [0, 1] to logits. Raises UsageError or
-    MissingDataError.
-    """
-    from bench.models.classifiers import gives_scores, is_ready, load_ready
-    from bench.models.trained import is_trained, load_trained
-
-    if is_trained(name):
-        return load_trained(name)
-    if ".py:" not in name:
-        if not is_ready(name):
-            raise UsageError(
-                "--model takes timm:NAME, timm:NAME@FILE, torchvision:NAME, lite:efficientnet_lite0, hf:REPO, "
-                f"openclip:NAME/TAG, robustbench:SET/THREAT/NAME, {', '.join((*bundled(), 'FILE.safetensors'))} of "
-                f"`bench train` or path/to/file.py:factory, not '{name}'; a stock is given with --stock"
-            )
-        return load_ready(name)
-    factory = load_object(name)
-    if not callable(factory):
-        raise UsageError(f"{name} is a {type(factory).__name__}; name a function that makes the classifier")
-    model = factory()
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{name} gave a {type(model).__name__}, not a torch module; return the classifier from it")
-    return gives_scores(model.eval())
 
 
 def shown_name(name: str, base: Weights | nn.Module) -> str:

@@ -12,7 +12,7 @@ from bench.core.conditions import Condition, Trial
 from bench.evaluation.protocols import Segment
 from bench.shifts.adaptation_pools import CleanImages
 from methods.base import Job
-from methods.table import Access, Row
+from methods.table import Access, MethodRow
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BoardEntry:
     part: str | None
     job: Job | None
     report: Job | None
-    adapter: Row
+    adapter: MethodRow
     config: Any
     access: Access
     segments: tuple[Segment, ...]

@@ -27,7 +27,7 @@ from bench.shifts.corruption_sets import corruptions_of
 from corruptions.catalog import ROWS, canonical
 from corruptions.tables import PROFILES
 from methods import METHODS
-from methods.table import Row
+from methods.table import MethodRow
 
 
 def check_names(specs: Sequence[RunSpec]) -> None:
@@ -161,8 +161,8 @@ def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def check_stock_data(data: str, objective: str | None, device: str, arch: str | None = None) -> None:
-    """Raise UsageError for an unknown name in `bench stock` and `bench train`."""
+def check_training(data: str, device: str, precision: str, arch: str | None, objective: str | None = None) -> None:
+    """Raise UsageError for an unknown name in `bench stock` or `bench train`."""
     nearest(data.partition(":")[0], [*STOCK_DATA, *SHIFTS], "data")
     if data not in STOCK_DATA:
         check_shift(data)
@@ -171,6 +171,8 @@ def check_stock_data(data: str, objective: str | None, device: str, arch: str | 
     if objective is not None:
         nearest(objective, OBJECTIVES, "objective")
     check_device(device)
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"--precision {precision} is unknown; choose auto, fp32 or bf16")
 
 
 def check_soup(files: Sequence[Path], how: str | None = None, ways: Sequence[str] = WAYS_TO_MIX) -> None:
@@ -192,7 +194,7 @@ def _check_argument(row: ShiftRow) -> None:
         raise MissingDataError(f"no folder {argument}; give the path of your images, as in folder:PATH")
 
 
-def check_method(text: str) -> list[Row]:
+def check_method(text: str) -> list[MethodRow]:
     """Return the rows of the table that a method names, without loading a class of the user's."""
     parts = [part.strip() for part in text.split("+")]
     own = [part for part in parts if ".py:" in part]
@@ -260,7 +262,7 @@ def _check_options(spec: RunSpec) -> None:
             raise UsageError(f"--set {name}.…: no run has a method '{name}'; {hint}")
 
 
-def _check_values(row: Row, options: dict[str, Any]) -> None:
+def _check_values(row: MethodRow, options: dict[str, Any]) -> None:
     """Raise UsageError for an option that a method lacks, and for a value of another type or outside a closed set."""
     types = {option.name: option.type for option in options_of(row)[1]}
     for key, value in options.items():

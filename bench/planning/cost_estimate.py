@@ -1,16 +1,21 @@
 """Estimate the cost of a run before it starts: floating-point operations, time on this device, and disk space.
 
-The operations of trainings are known in closed form (methods.nets.flops), those of streams are counted on two images.
-Seconds come from earlier work on this hardware (cached trainings and records in the run's folder). Where there is none,
-a probe runs the first steps of each kind of training and the first batches of each kind of stream on the run's own
-data, and discards the results.
+The operations of trainings are known in closed form (methods.nets.flops), and take as long as those of earlier
+trainings of the same kind on this hardware, else as those of an encoder that only predicts. Streams take as long as in
+the records of the run's folder; where there are none, a probe runs the first batches of each kind of stream on the
+run's own data, and discards the results.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from bench.core.devices import synchronise
+from bench.data.pixel_cache import CachedRows
 from bench.evaluation.evaluate import Evaluation, is_answered
 from bench.evaluation.pass_counter import forget_peak, peak_memory_mb
 from bench.evaluation.protocols import Segment
@@ -21,11 +26,16 @@ from bench.planning.plan import Plan
 from bench.planning.stream_probe import StreamProbe, StreamRate
 from bench.planning.streams import groups_of, missing_streams
 from bench.planning.time_left import WorkItem, makespan
-from bench.planning.training_probe import TrainingProbe, cached_rows_of
 from bench.planning.work_items import jobs_of
-from bench.training.job_cache import stock_of
-from methods.base import Job
+from bench.shifts.lazy_images import LazyImages
+from bench.shifts.photographs import LazyPhotographs
+from bench.training.job_cache import seconds_before, speed_kind, stock_of
+from methods.base import Job, Unlabelled
+from methods.nets.flops import forward
+from methods.nets.weights import AnyArchitecture
 
+_IMAGES_OF_PROBE = 8
+_PASSES_OF_PROBE = 3
 _PREDICTION_BYTES = 24
 _RECORD_BYTES = 3000
 
@@ -83,7 +93,7 @@ Stream = tuple[Task, BoardEntry, tuple[Segment, ...]]
 
 
 def estimate(plan: Plan) -> CostEstimate:
-    """Estimate the cost of the missing work of a plan, with probes in this process of a few seconds each.
+    """Estimate the cost of the missing work of a plan, with probes of streams in this process of a few seconds each.
 
     Raises the errors of the work itself, so a run that cannot start fails here.
     """
@@ -125,22 +135,67 @@ def _groups_to_run(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
 def _training_lines(plan: Plan) -> dict[str, CostLine]:
     """Return the cost of each missing training, by key."""
     missing = {task.key for task in plan.trainings}
-    probe = TrainingProbe(plan.device)
+    speed = _Speed(plan.device)
+    lacking: dict[str, int] = {}
     lines: dict[str, CostLine] = {}
     for key, job, seed in jobs_of(plan.entries):
         if key in missing and key not in lines:
-            lines[key] = _training_line(job, seed, probe, plan.devices)
+            lines[key] = _training_line(job, seed, speed.seconds(job) / (plan.devices if job.shared else 1), lacking)
     return lines
 
 
-def _training_line(job: Job, seed: int, probe: TrainingProbe, devices: int) -> CostLine:
-    stock = stock_of(job)
-    seconds, cached_images = probe.measure(job, stock)
-    if job.shared:
-        seconds /= devices
-    disk = sum(t.numel() * t.element_size() for name, t in stock.tensors.items() if name.startswith("encoder."))
-    disk += cached_images * sum(rows.row_bytes for rows in cached_rows_of(job)[:1])
+def _training_line(job: Job, seed: int, seconds: float, lacking: dict[str, int]) -> CostLine:
+    """Return the cost of a training. `lacking` counts the images that are not cached yet, by the digest of the data;
+    those that this training makes are taken off.
+    """
+    tensors = stock_of(job).tensors
+    disk = sum(t.numel() * t.element_size() for name, t in tensors.items() if name.startswith("encoder."))
+    if job.data is not None and job.work is not None and (kept := _cached_rows_of(job.data)):
+        left = lacking.setdefault(job.data.digest, sum(rows.lacking for rows in kept))
+        made = min(job.work.steps * job.config.batch_size, left)
+        lacking[job.data.digest] = left - made
+        disk += made * kept[0].row_bytes
     return CostLine("training", job.label, seed, 1, job.work.flops if job.work else None, seconds, 0, 0, disk)
+
+
+def _cached_rows_of(data: Unlabelled) -> tuple[CachedRows, ...]:
+    """Return the disk caches of a training's images: of corrupted images and of photographs."""
+    read = (data.images, data.photographs)
+    return tuple(rows for each in read if isinstance(each, LazyImages | LazyPhotographs) for rows in each.kept)
+
+
+class _Speed:
+    """The speed of trainings on a device, measured before or on the encoders that they start from."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._before = seconds_before(device)
+        self._of_encoders: dict[str, float] = {}
+
+    def seconds(self, job: Job) -> float:
+        """Return the seconds of a training; of one without counted operations, those of one pass over its images."""
+        if (measured := self._before.get(speed_kind(job))) is not None:
+            return measured * (job.work.flops if job.work is not None else 1.0)
+        shape = stock_of(job).architecture
+        if repr(shape) not in self._of_encoders:
+            self._of_encoders[repr(shape)] = _seconds_per_operation(shape, self._device)
+        images = len(job.data) if job.data is not None else 0
+        operations = job.work.flops if job.work is not None else images * forward(shape)
+        return operations * self._of_encoders[repr(shape)]
+
+
+@torch.no_grad()
+def _seconds_per_operation(shape: AnyArchitecture, device: str) -> float:
+    """Return the seconds of an operation in forward passes of an encoder, after one that does not count."""
+    encoder = shape.build().to(device).eval()
+    images = torch.rand(_IMAGES_OF_PROBE, 3, shape.image_size, shape.image_size, device=device)
+    encoder(images)
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(_PASSES_OF_PROBE):
+        encoder(images)
+    synchronise(device)
+    return (time.perf_counter() - start) / (_PASSES_OF_PROBE * _IMAGES_OF_PROBE * forward(shape))
 
 
 @dataclass(frozen=True)

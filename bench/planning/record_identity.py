@@ -24,7 +24,7 @@ from bench.shifts.shift import Shift
 from bench.training.job_cache import all_jobs
 from leaderboards.identity import labels_digest
 from methods.base import Job, Labelled
-from methods.table import Row
+from methods.table import MethodRow
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class LabelDigests:
         return self._known[name]
 
 
-def rows_behind(context: PlanContext, method: Method) -> list[Row]:
+def rows_behind(context: PlanContext, method: Method) -> list[MethodRow]:
     """The rows of the table whose code makes a number."""
     return [*([method.recipe] if context.from_stock else []), *([method.adapter] if method.adapter else [])]
 

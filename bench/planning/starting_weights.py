@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bench.core.errors import UsageError
 from bench.models.classifiers import for_classes
-from bench.models.weights_io import find_stock, load_model, load_stock
+from bench.models.load_model import load_model
+from bench.models.weights_io import find_stock, load_stock
 from bench.planning.init_from import Inherited, Planned, inherit
 from bench.planning.run_methods import methods_of
 from bench.settings.run_spec import RunSpec

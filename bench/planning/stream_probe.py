@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.core.cache_dir import weights_path
 from bench.core.conditions import Trial, digest_of
@@ -23,16 +24,20 @@ from bench.evaluation.stream_results import ConditionResult
 from bench.models.weights_io import save_weights
 from bench.planning.board_entry import BoardEntry
 from bench.planning.plan import Plan
-from bench.planning.training_probe import LARGEST_PROBE_ON_CPU, SECONDS_OF_PROBE, stand_in
 from bench.planning.work_items import kind_of_stream
 from bench.training.job_cache import all_jobs, cached_facts, stock_of
 from leaderboards.record import Record
 from leaderboards.store import Store
 from methods.base import Labelled
 from methods.nets.flops import counted
+from methods.nets.weights import SIDE_HEADS, Weights
 from methods.soups.soup import ensemble
+from methods.training.finetune import start_side_head
 
+_SECONDS_OF_PROBE = 1.0
 _IMAGES_OF_PROBE = 8
+_LARGEST_ON_CPU = 1e12
+"""The most operations in one batch of a probe on a CPU, about ten seconds; larger ones use fewer images."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class PixelTimer:
         kind = (names, tuple(tuple(c.corruption for c in blend) for blend in segment.blends))
         if kind not in self._per_image:
             self._per_image[kind] = self._probe(segment, min(_IMAGES_OF_PROBE, len(segment.ids)))
-            if self._per_image[kind] * batch_size < SECONDS_OF_PROBE:
+            if self._per_image[kind] * batch_size < _SECONDS_OF_PROBE:
                 self._per_image[kind] = self._probe(segment, min(batch_size, len(segment.ids)))
         return self._per_image[kind] * len(segment.ids)
 
@@ -121,7 +126,7 @@ def _weights_for(evaluation: Evaluation, entry: BoardEntry) -> Iterator[Evaluati
         return
     assert entry.job is not None
     classes = next(job.data.classes for job in all_jobs([entry.job]) if isinstance(job.data, Labelled))
-    weights = stand_in(stock_of(entry.job), classes, entry.job.keeps)
+    weights = _stand_in(stock_of(entry.job), classes, entry.job.keeps)
     if entry.job.function is ensemble:
         weights = ensemble([weights] * len(entry.job.inputs))
     path = weights_path(f"probe-{os.getpid()}-{weights.digest[-16:]}")
@@ -130,6 +135,23 @@ def _weights_for(evaluation: Evaluation, entry: BoardEntry) -> Iterator[Evaluati
         yield replace(evaluation, weights=path.stem, config=_without_steps(evaluation.config))
     finally:
         path.unlink()
+
+
+def _stand_in(stock: Weights, classes: int, keeps: Sequence[str]) -> Weights:
+    """Return a classifier that costs as much as a trained one: the stock's encoder with a random head.
+
+    `keeps` names what else it has (see `methods.base.Job.keeps`): the stock's own, else new side heads.
+    """
+    width = stock.architecture.dim
+    # A confident head, like a trained one: methods that skip uncertain images are then measured on all images.
+    head = 10 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
+    kept = {name: tensor for name, tensor in stock.tensors.items() if name.partition(".")[0] in ("encoder", *keeps)}
+    heads = {"head.weight": head, "head.bias": torch.zeros(classes)}
+    for side in (name for name in SIDE_HEADS if name in keeps):
+        built = SIDE_HEADS[side](width)
+        start_side_head(built, torch.Generator().manual_seed(0))
+        heads |= {f"{side}.{name}": tensor for name, tensor in built.state_dict().items()}
+    return Weights(stock.architecture, {**kept, **heads})
 
 
 def _without_steps(config: Any) -> Any:
@@ -148,11 +170,11 @@ def _probe_stream(evaluation: Evaluation, device: str, pixels: PixelTimer) -> St
         two = evaluate(_shortened(evaluation, 2, 2))
     flops = counter.get_total_flops() / _totals(two)[0]
     size = evaluation.batch_size
-    if device.startswith("cpu") and flops * size > LARGEST_PROBE_ON_CPU:
-        size = max(2, int(LARGEST_PROBE_ON_CPU / flops))
+    if device.startswith("cpu") and flops * size > _LARGEST_ON_CPU:
+        size = max(2, int(_LARGEST_ON_CPU / flops))
     one_batch = _shortened(evaluation, size, size)
     elapsed, first = _timed(one_batch, device)
-    batches = min(max(3, math.ceil(SECONDS_OF_PROBE / elapsed)), 20)
+    batches = min(max(3, math.ceil(_SECONDS_OF_PROBE / elapsed)), 20)
     _, several = _timed(_shortened(evaluation, size, batches * size), device)
     first_images, first_seconds = _totals(first)
     images, predict_seconds = _totals(several)

@@ -50,7 +50,7 @@ _SOUP_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DeviceComparison:
     """One comparison of the device with the CPU. `measure` says what `difference` is and `tolerance` bounds.
 
     verdict: "agrees", "differs", "failed" (an error, told in `note`) or "left out" (why, in `note`). `waits`: how often
@@ -81,7 +81,7 @@ class DeviceReport:
 
     device: str
     versions: dict[str, Any]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[DeviceComparison, ...]
     rates: tuple[Rate, ...]
     advice: str
     seconds: float
@@ -97,7 +97,7 @@ Found = tuple[str, float, float, int | None]
 
 
 def check_device(
-    device: str, only: Sequence[str] = (), report: Callable[[Comparison], None] = lambda _: None
+    device: str, only: Sequence[str] = (), report: Callable[[DeviceComparison], None] = lambda _: None
 ) -> DeviceReport:
     """Run the comparisons whose names contain one of `only` (all if it is empty) and measure rates.
 
@@ -120,18 +120,20 @@ def check_device(
     )
 
 
-def _run(name: str, compare: Callable[[torch.device], Found | str], device: torch.device) -> Comparison:
+def _run(name: str, compare: Callable[[torch.device], Found | str], device: torch.device) -> DeviceComparison:
     try:
         found = compare(device)
     except Exception as error:  # noqa: BLE001 - the report names every fault
-        return Comparison(name, "", None, None, "failed", _without_paths(f"{type(error).__name__}: {error}"))
+        return DeviceComparison(name, "", None, None, "failed", _without_paths(f"{type(error).__name__}: {error}"))
     if isinstance(found, str):
-        return Comparison(name, "", None, None, "left out", found)
+        return DeviceComparison(name, "", None, None, "left out", found)
     measure, difference, tolerance, waits = found
     # Written so that a difference that is no number is outside.
     verdict = "agrees" if difference <= tolerance else "differs"
     finite = difference if difference < float("inf") else None
-    return Comparison(name, measure, finite, tolerance, verdict, "" if finite is not None else "not finite", waits)
+    return DeviceComparison(
+        name, measure, finite, tolerance, verdict, "" if finite is not None else "not finite", waits
+    )
 
 
 def _without_paths(text: str) -> str:

@@ -49,7 +49,7 @@ class _Unknown(Exception):
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRuns:
     """Runs that have nothing left to do: an outcome of each, notes for the user, and the run file that repeats them."""
 
     outcomes: tuple[Outcome, ...]
@@ -73,7 +73,7 @@ def state_of_inputs(specs: Sequence[RunSpec]) -> str | None:
     return digest_of([settings, machine, variables, _installed(), package_digest(), _assets(), own_code, stamps])
 
 
-def recall(specs: Sequence[RunSpec], out: Path) -> Finished | None:
+def recall(specs: Sequence[RunSpec], out: Path) -> FinishedRuns | None:
     """Return the outcomes of runs whose records all exist; None if there may be something to do."""
     path = _receipt(specs, out)
     if not path.is_file() or (state := state_of_inputs(specs)) is None:
@@ -86,7 +86,7 @@ def recall(specs: Sequence[RunSpec], out: Path) -> Finished | None:
         if len(runs) != len(specs) or not Store(out).has_done({key for keys in runs for key in keys}):
             return None
         outcomes = tuple(Outcome(out, keys, 0, 0, len(keys), ()) for keys in runs)
-        return Finished(outcomes, tuple(map(str, kept["notes"])), str(kept["settings"]))
+        return FinishedRuns(outcomes, tuple(map(str, kept["notes"])), str(kept["settings"]))
     except (OSError, ValueError, TypeError, KeyError, StoreError):
         return None
 

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,41 +19,29 @@ from rich.text import Text
 
 from bench.core.cache_dir import cache_dir, write_bytes
 from bench.core.console import new_console, print_json, print_rich, print_text, table
-from bench.core.errors import MissingDataError, UsageError, closest, nearest
+from bench.core.errors import MissingDataError, UsageError, nearest
 from bench.core.errors import ValidationError as InvalidResults
 from bench.execution import progress_files as live
+from bench.runs import hub
 from bench.runs.manifest import read_manifest, read_trainings, running
 from bench.runs.progress import in_words, shown
+from bench.runs.read_records import filtered, open_records
 from leaderboards import compare, design, matrix_tables, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.escaping import one_line
 from leaderboards.files import StoreError
 from leaderboards.friedman import POSTHOC
 from leaderboards.known import known
-from leaderboards.matrix import AXES, BLOCKS, Comparison, Matrix, comparisons, matrix
+from leaderboards.matrix import AXES, BLOCKS, Matrix, RankTest, comparisons, matrix
 from leaderboards.memory import Memory
 from leaderboards.record import Record
-from leaderboards.store import find_scored, read, state_of
+from leaderboards.store import find_scored, state_of
 from leaderboards.union import boards_of
 from leaderboards.variance import Spread
 from leaderboards.verify import verify
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def open_records(folders: list[Path]) -> list[Record]:
-    """Return the records of folders. Raises MissingDataError if there are none, InvalidResults if damaged."""
-    for folder in folders:
-        if not folder.is_file() and not (folder / "records").is_dir() and not (folder / "records.jsonl").is_file():
-            raise MissingDataError(f"no records in {folder}; give a folder made by `bench run --out DIR`")
-    try:
-        records = read(folders)
-    except StoreError as error:
-        raise InvalidResults(str(error)) from None
-    if not records:
-        raise MissingDataError(f"no records in {', '.join(map(str, folders))}; run something with --out first")
-    return records
 
 
 def print_results(folder: Path, as_json: bool, watch: bool = False) -> None:
@@ -161,51 +151,51 @@ def _standing_table(lines: list[dict[str, Any]]) -> str:
     return table(columns, [[line[name] for name in columns] for line in shown])
 
 
-_BOARD: dict[str, Callable[[Board, bool, str | list[str]], str]] = {
-    "md": lambda board, detail, columns: tables.to_markdown(board, per_corruption=detail, columns=columns),
-    "csv": lambda board, detail, _: tables.to_csv(board, per_corruption=detail),
-    "json": lambda board, *_: tables.to_json(board),
-    "latex": lambda board, detail, columns: tables.to_latex(board, per_corruption=detail, columns=columns),
-}
 _ALL_COLUMNS = ("csv", "json", "html")
 _OTHER_NAMES = {"markdown": "md", "tex": "latex", "text": "terminal"}
-_COMPARISON: dict[str, Callable[[compare.Comparison], str]] = {
-    "md": compare.to_markdown,
-    "csv": compare.to_csv,
-    "json": compare.to_json,
-    "latex": compare.to_latex,
-}
-_MATRIX: dict[str, Callable[[Matrix, Sequence[Comparison]], str]] = {
-    "md": matrix_tables.to_markdown,
-    "csv": lambda made, _: matrix_tables.to_csv(made),
-    "json": matrix_tables.to_json,
-    "latex": matrix_tables.to_latex,
-}
-_DESIGN: dict[str, Callable[[design.Design], str]] = {
-    "md": design.to_markdown,
-    "csv": design.to_csv,
-    "json": design.to_json,
-    "latex": design.to_latex,
-}
+_FORMATS = ("terminal", "md", "csv", "json", "latex")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which records a command shows, and how: the values of SHIFT, --from, --where, --format and --out."""
+
+    shift: str | None
+    folders: str
+    format: str
+    where: Sequence[str]
+    out: Path | None
+
+    def format_of(self, *more: str) -> str:
+        """Return the name of the format, which may be one of `more`. Raises UsageError if it is unknown."""
+        known = (*_FORMATS, *more)
+        nearest(self.format, [*known, *_OTHER_NAMES], "format")
+        name = _OTHER_NAMES.get(self.format, self.format)
+        if name == "terminal" and self.out is not None:
+            raise UsageError(f"--out cannot write the terminal format; add --format {', '.join(known[1:])}")
+        return name
+
+    def read(self, command: str) -> tuple[list[Path], list[Record]]:
+        """Return the folders or files and the chosen records in them; `command` is named where there are none."""
+        paths = _folders(self.folders, command)
+        return paths, filtered(open_records(paths), [*self.where, *([f"shift={self.shift}"] if self.shift else [])])
+
+    def show(self, name: str, made: Mapping[str, Callable[[], Any]]) -> None:
+        """Print or write a result in a format, which `made` makes by name."""
+        if name == "terminal":
+            print_rich(made[name]())
+        else:
+            _print_or_write(made[name](), self.out)
 
 
 def print_leaderboard(
-    shift: str | None,
-    folders: str,
-    format_: str,
-    per_corruption: bool,
-    where: list[str],
-    out: Path | None,
-    figures: Path | None = None,
-    columns: str = "",
-    sort: str = "",
+    asked: Shown, per_corruption: bool = False, figures: Path | None = None, columns: str = "", sort: str = ""
 ) -> None:
     """Print or write the board of the selected records, and write its figures into a folder."""
-    format_ = _known_format(format_, [*_BOARD, "html"], out)
-    if columns not in ("", "full") and format_ in _ALL_COLUMNS:
-        raise UsageError(f"--format {format_} always has all columns; use --columns with terminal, md or latex")
-    paths = _folders(folders, "leaderboard")
-    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    name = asked.format_of("html")
+    if columns not in ("", "full") and name in _ALL_COLUMNS:
+        raise UsageError(f"--format {name} always has all columns; use --columns with terminal, md or latex")
+    paths, records = asked.read("leaderboard")
     with _as_bench_error():
         if columns or sort:
             quick = make_board(records)  # without predictions, so that a misspelt name costs no comparison
@@ -216,24 +206,22 @@ def print_leaderboard(
     chosen = _chosen_columns(board, columns)
     if sort:
         board = tables.arranged(board, *_known_columns(board, [sort]))
-    if format_ == "terminal":
-        print_rich(tables.to_terminal(board, per_corruption=per_corruption, columns=chosen))
-    elif format_ == "html":
-        from leaderboards.page import to_page
-
-        _print_or_write(to_page([board], title=f"{board.shift}, {board.model}", record_url=_addresses(paths, out)), out)
-    else:
-        _print_or_write(_BOARD[format_](board, per_corruption, chosen), out)
+    detail = {"per_corruption": per_corruption}
+    made: dict[str, Callable[[], Any]] = {
+        "terminal": lambda: tables.to_terminal(board, **detail, columns=chosen),
+        "md": lambda: tables.to_markdown(board, **detail, columns=chosen),
+        "latex": lambda: tables.to_latex(board, **detail, columns=chosen),
+        "csv": lambda: tables.to_csv(board, **detail),
+        "json": lambda: tables.to_json(board),
+        "html": lambda: _page(board, _addresses(paths, asked.out)),
+    }
+    asked.show(name, made)
     if figures is not None:
         _write_figures(board, figures)
 
 
 def print_matrix(
-    shift: str | None,
-    folders: str,
-    format_: str,
-    where: list[str],
-    out: Path | None,
+    asked: Shown,
     figures: Path | None = None,
     *,
     by: str = "",
@@ -242,31 +230,31 @@ def print_matrix(
     posthoc: str = "nemenyi",
 ) -> None:
     """Print or write methods against the boards of the selected records, and write the figures into a folder."""
-    format_ = _known_format(format_, [*_MATRIX, "html"], out)
+    name = asked.format_of("html")
     axis = nearest(by, AXES, "axis of --by") if by else None
     for value, known_ones, what in ((blocks, BLOCKS, "value of --blocks"), (posthoc, list(POSTHOC), "post-hoc test")):
         nearest(value, known_ones, what)
-    paths = _folders(folders, "leaderboard --matrix")
-    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    paths, records = asked.read("leaderboard --matrix")
     with _as_bench_error():
         memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
         groups = boards_of(records).values()
         boards = [make_board(own, lambda record: find_scored(paths, record), memory=memory) for own in groups]
-        made = matrix(boards, by=axis, across=across)
-        tests = comparisons(made, blocks=blocks, posthoc=posthoc)
-    if format_ == "terminal":
-        print_rich(matrix_tables.to_terminal(made, tests))
-    elif format_ == "html":
-        from leaderboards.matrix_page import matrix_page
-
-        _print_or_write(matrix_page(made, tests, record_url=_addresses(paths, out)), out)
-    else:
-        _print_or_write(_MATRIX[format_](made, tests), out)
+        found = matrix(boards, by=axis, across=across)
+        tests = comparisons(found, blocks=blocks, posthoc=posthoc)
+    made: dict[str, Callable[[], Any]] = {
+        "terminal": lambda: matrix_tables.to_terminal(found, tests),
+        "md": lambda: matrix_tables.to_markdown(found, tests),
+        "latex": lambda: matrix_tables.to_latex(found, tests),
+        "csv": lambda: matrix_tables.to_csv(found),
+        "json": lambda: matrix_tables.to_json(found, tests),
+        "html": lambda: _matrix_page(found, tests, _addresses(paths, asked.out)),
+    }
+    asked.show(name, made)
     if figures is not None:
-        _write_matrix_figures(made, tests, figures)
+        _write_matrix_figures(found, tests, figures)
 
 
-def _write_matrix_figures(made: Matrix, tests: Sequence[Comparison], folder: Path) -> None:
+def _write_matrix_figures(made: Matrix, tests: Sequence[RankTest], folder: Path) -> None:
     """Write the figures of a matrix, and say why one is not drawn."""
     from leaderboards.matrix_figures import figures
 
@@ -310,6 +298,18 @@ def _write(drawn: Mapping[str, Figure], folder: Path) -> None:
     sys.stderr.write(f"{', '.join(drawn) or 'no figure'} in {folder}\n")
 
 
+def _page(board: Board, address: Callable[[str], str | None]) -> str:
+    from leaderboards.page import to_page
+
+    return to_page([board], title=f"{board.shift}, {board.model}", record_url=address)
+
+
+def _matrix_page(found: Matrix, tests: Sequence[RankTest], address: Callable[[str], str | None]) -> str:
+    from leaderboards.matrix_page import matrix_page
+
+    return matrix_page(found, tests, record_url=address)
+
+
 def _addresses(folders: list[Path], out: Path | None) -> Callable[[str], str | None]:
     """Return a function from a record key to the record's URL relative to the page; None if it is in a bundle."""
     base = (out.parent if out is not None else Path()).resolve()
@@ -323,91 +323,47 @@ def _addresses(folders: list[Path], out: Path | None) -> Callable[[str], str | N
     return address
 
 
-def print_comparison(
-    a: str,
-    b: str,
-    shift: str | None,
-    folders: str,
-    format_: str,
-    where: list[str],
-    out: Path | None,
-    sizes: dict[str, str],
-    *,
-    across_stocks: bool = False,
-) -> None:
+def print_comparison(asked: Shown, a: str, b: str, sizes: Mapping[str, str], *, across_stocks: bool = False) -> None:
     """Print or write the paired comparison of two rows; `sizes` belong to `print_design` and must be empty."""
     for name, text in sizes.items():
         if text:
             raise UsageError(f"--{name} belongs to the design of a study; add --design")
-    format_ = _known_format(format_, _COMPARISON, out)
-    paths = _folders(folders, "compare A B")
-    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    form = asked.format_of()
+    paths, records = asked.read("compare A B")
     with _as_bench_error():
-        comparison = compare.compare_rows(
-            records, a, b, lambda record: find_scored(paths, record), across_stocks=across_stocks
-        )
-    if format_ == "terminal":
-        print_rich(compare.to_terminal(comparison))
-    else:
-        _print_or_write(_COMPARISON[format_](comparison), out)
+        read = partial(find_scored, paths)
+        found = compare.compare_rows(records, a, b, read, across_stocks=across_stocks)
+    asked.show(form, compare.renderings(found))
 
 
-def print_design(
-    a: str,
-    b: str,
-    shift: str | None,
-    folders: str,
-    format_: str,
-    where: list[str],
-    out: Path | None,
-    sizes: dict[str, str],
-) -> None:
+def print_design(asked: Shown, a: str, b: str, sizes: Mapping[str, str]) -> None:
     """Print or write the half-widths that studies of some sizes expect; `sizes` are lists as text, by option."""
-    format_ = _known_format(format_, _DESIGN, out)
-    paths = _folders(folders, "compare A B --design")
-    wanted = {name: _whole_numbers(name, text) for name, text in sizes.items()}
-    records = filtered(open_records(paths), [*where, *([f"shift={shift}"] if shift else [])])
+    form = asked.format_of()
+    wanted: dict[str, Any] = {name.replace("-", "_"): _whole_numbers(name, text) for name, text in sizes.items()}
+    paths, records = asked.read("compare A B --design")
     with _as_bench_error():
-        found = design.design(
-            records,
-            a,
-            b,
-            lambda record: find_scored(paths, record),
-            n=wanted["n"],
-            conditions=wanted["conditions"],
-            seeds=wanted["seeds"],
-            ingredient_draws=wanted["ingredient-draws"],
-            stocks=wanted["stocks"],
-        )
-    _print_design(found, format_, out)
+        found = design.design(records, a, b, partial(find_scored, paths), **wanted)
+    asked.show(form, design.renderings(found))
 
 
-def print_planned_design(
-    a: str, b: str, spread: str, records: bool, format_: str, out: Path | None, sizes: dict[str, str]
-) -> None:
+def print_planned_design(asked: Shown, a: str, b: str, spread: str, sizes: Mapping[str, str]) -> None:
     """Print or write the half-widths that studies expect of a difference with a given spread, "images=40,…" in points.
 
-    records: whether records were named as well, which is refused.
+    Records must not be named as well.
     """
-    format_ = _known_format(format_, _DESIGN, out)
-    if records:
+    form = asked.format_of()
+    if asked.shift or asked.folders or asked.where:
         raise UsageError("--spread takes the place of a pilot; leave --from, --shift and --where out, or --spread")
     if sizes["conditions"]:
         raise UsageError("--spread is that of the mean over all conditions of the study; leave --conditions out")
     if not sizes["n"]:
         raise UsageError("--spread needs the number of scored images; add --n, as in --n 5000")
-    wanted = {name: _whole_numbers(name, text) for name, text in sizes.items()}
+    wanted: dict[str, Any] = {name.replace("-", "_"): _whole_numbers(name, text) for name, text in sizes.items()}
+    wanted |= {name: wanted[name] or (1,) for name in ("seeds", "stocks")}
+    del wanted["conditions"]
     with _as_bench_error():
-        found = design.planned(
-            a,
-            b,
-            _read_spread(spread),
-            n=wanted["n"],
-            seeds=wanted["seeds"] or (1,),
-            ingredient_draws=wanted["ingredient-draws"],
-            stocks=wanted["stocks"] or (1,),
-        )
-    _print_design(found, format_, out)
+        found = design.planned(a, b, _read_spread(spread), **wanted)
+    asked.show(form, design.renderings(found))
 
 
 def _read_spread(text: str) -> Spread:
@@ -427,27 +383,11 @@ def _read_spread(text: str) -> Spread:
         raise UsageError(str(error)) from None
 
 
-def _print_design(found: design.Design, format_: str, out: Path | None) -> None:
-    if format_ == "terminal":
-        print_rich(design.to_terminal(found))
-    else:
-        _print_or_write(_DESIGN[format_](found), out)
-
-
 def _whole_numbers(option: str, text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isascii() and part.isdecimal() and len(part) < 10 and int(part) > 0 for part in parts):
         raise UsageError(f"--{option} takes whole numbers above 0, as in --{option} 1,3,5, not '{text}'")
     return tuple(map(int, parts))
-
-
-def _known_format(name: str, renderers: Iterable[str], out: Path | None) -> str:
-    """Return the name of a renderer, whose other names are accepted too. Raises UsageError if it is unknown."""
-    nearest(name, ["terminal", *renderers, *_OTHER_NAMES], "format")
-    name = _OTHER_NAMES.get(name, name)
-    if name == "terminal" and out is not None:
-        raise UsageError(f"--out cannot write the terminal format; add --format {', '.join(renderers)}")
-    return name
 
 
 def _folders(text: str, command: str) -> list[Path]:
@@ -462,8 +402,6 @@ def _paths(text: str) -> list[Path]:
     kind, colon, repo = text.partition(":")
     if kind != "hf" or not colon:
         return [Path(text)]
-    from bench.runs import hub
-
     return hub.checked(repo, cache_dir() / "boards" / quote(repo, safe=""))
 
 
@@ -483,50 +421,6 @@ def _print_or_write(text: str, out: Path | None) -> None:
         print_text(text)
     else:
         write_bytes(out, (text.rstrip("\n") + "\n").encode())
-
-
-def filtered(records: list[Record], where: list[str]) -> list[Record]:
-    """Return the records whose fields have the given values ("seed=0", "split=disjoint", "labels_per_class=10").
-
-    A number may be written in any way ("severity=5" or "5.0"). A severity or a corruption keeps the clean records too,
-    since they belong to every row.
-    """
-    for condition in where:
-        name, equals, value = condition.partition("=")
-        if not equals:
-            raise UsageError(f"--where takes FIELD=VALUE, as in --where seed=0, not '{condition}'")
-        nearest(name, [*Record.model_fields, "labels_per_class"], "field")
-        kept = [record for record in records if _has(record, name, value)]
-        if not kept or (not _has_clean(name, value) and all(record.clean for record in kept)):
-            close = closest(value, {str(_value(record, name)) for record in records} - {value})
-            hint = f"did you mean {name}={close}?" if close else "see `bench results DIR`"
-            raise UsageError(f"no record has {condition}; {hint}")
-        records = kept
-    return records
-
-
-def _has(record: Record, name: str, value: str) -> bool:
-    if name in _OF_CONDITION and record.clean:
-        return True
-    found = _value(record, name)
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        try:
-            return float(value) == found
-        except ValueError:
-            return False
-    return value == str(found) or (found is None and value in ("none", "null"))
-
-
-def _value(record: Record, name: str) -> Any:
-    return record.data.labels_per_class if name == "labels_per_class" else getattr(record, name)
-
-
-_OF_CONDITION = ("severity", "corruption")
-
-
-def _has_clean(name: str, value: str) -> bool:
-    """Return whether a condition asks for clean records, which others only keep."""
-    return name not in _OF_CONDITION or value in ("None", "none", "null", "0", "0.0")
 
 
 def print_verification(folder: Path, as_json: bool) -> int:

@@ -16,7 +16,7 @@ from bench.core.cache_dir import write_bytes
 from bench.core.console import print_json, print_text
 from bench.core.errors import BenchError, MissingDataError, UsageError
 from bench.core.errors import ValidationError as InvalidResults
-from bench.runs.open_results import filtered, open_records
+from bench.runs.read_records import filtered, open_records
 from bench.runs.vocabulary import vocabulary
 from leaderboards import site
 from leaderboards.bundle import MAX_FILE, Bundle, BundleError, Link, Submitter, read_bundle, write_bundle

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.core.errors import MissingDataError
-from bench.settings.reproductions import Card, Published
+from bench.settings.reproductions import Card, PublishedNumbers
 from bench.settings.run_spec import RunSpec
 from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
@@ -21,7 +21,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Finding:
+class CardFinding:
     """One published number and ours, in percent.
 
     difference: ours minus theirs, in points. half_width: of our 95 % interval over images and seeds, where the board
@@ -68,19 +68,19 @@ def why_not_comparable(card: Card, spec: RunSpec) -> str:
     return ""
 
 
-def compare(card: Card, board: Board, obstacle: str = "") -> list[Finding]:
+def compare(card: Card, board: Board, obstacle: str = "") -> list[CardFinding]:
     """Return a finding for each published number; with an obstacle, without judging agreement."""
     return [_finding(published, _row_of(board, published), obstacle) for published in card.published]
 
 
-def _row_of(board: Board, published: Published) -> BoardRow | None:
+def _row_of(board: Board, published: PublishedNumbers) -> BoardRow | None:
     for row in board.rows:
         if row.method == published.method and (row.main if published.part is None else row.part == published.part):
             return row
     return None
 
 
-def _finding(published: Published, row: BoardRow | None, obstacle: str) -> Finding:
+def _finding(published: PublishedNumbers, row: BoardRow | None, obstacle: str) -> CardFinding:
     accuracy = None if row is None else row.accuracy
     ours = None if accuracy is None else _as(published, accuracy)
     difference = None if ours is None else ours - published.value
@@ -91,7 +91,7 @@ def _finding(published: Published, row: BoardRow | None, obstacle: str) -> Findi
         verdict = "not comparable"
     else:
         verdict = "agrees" if abs(difference) <= published.tolerance + _ROUNDING else "differs"
-    return Finding(
+    return CardFinding(
         row=published.row,
         quantity=published.quantity,
         theirs=published.value,
@@ -106,18 +106,18 @@ def _finding(published: Published, row: BoardRow | None, obstacle: str) -> Findi
     )
 
 
-def _as(published: Published, accuracy: float) -> float:
+def _as(published: PublishedNumbers, accuracy: float) -> float:
     return 100 * (accuracy if published.quantity == "accuracy" else 1 - accuracy)
 
 
-def _each(published: Published, row: BoardRow) -> dict[str, tuple[float, float | None]]:
+def _each(published: PublishedNumbers, row: BoardRow) -> dict[str, tuple[float, float | None]]:
     ours = {name: None if value is None else _as(published, value) for name, value in row.per_corruption.items()}
     if len(ours) != len(published.each):  # a run of some corruptions only
         return {}
     return {name: (theirs, ours[name]) for name, theirs in zip(ours, published.each, strict=True)}
 
 
-def exit_code(findings: list[Finding], failed: int) -> int:
+def exit_code(findings: list[CardFinding], failed: int) -> int:
     """Return 0 if nothing contradicts a published number, 1 if trials failed, 4 if a number differs."""
     if failed:
         return 1

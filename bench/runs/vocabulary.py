@@ -15,7 +15,7 @@ from corruptions import catalog
 from leaderboards.record import Access
 from leaderboards.vocabulary import Half, Kind, MethodWords, Vocabulary
 from methods import METHODS
-from methods.table import Row
+from methods.table import MethodRow
 
 _PLAIN: Mapping[str, Literal["int", "float", "bool", "word", "words", "numbers"]] = {
     "int": "int",
@@ -58,12 +58,12 @@ def protocol_of(text: str) -> str | None:
 
 
 @cache
-def _half(row: Row) -> Half:
+def _half(row: MethodRow) -> Half:
     options = {option.name: _kind(row, option) for option in options_of(row)[1]}
     return Half(method_name(row), row.version, row.options_of or row.name, options)
 
 
-def _kind(row: Row, option: Option) -> Kind:
+def _kind(row: MethodRow, option: Option) -> Kind:
     """Return the values that an option takes, from its annotation."""
     text, _, rest = option.type.partition(" | ")
     optional = rest == "None"

@@ -10,13 +10,13 @@ from bench.core.devices import has_bf16
 from bench.core.errors import UsageError
 from bench.core.import_object import load_object
 from bench.settings.methods import build_config
-from bench.settings.published import NOTHING, Data, Published, borrowed, published
+from bench.settings.published import NOTHING, DataKind, PublishedOptions, borrowed, published
 from bench.settings.run_spec import RunSpec
 from bench.settings.shift_options import Budget, budget_of, budgets_of, has_options, tuned_options
 from bench.settings.stock_size import rates_for
 from bench.shifts.catalog import Family
 from methods import METHODS
-from methods.table import Row
+from methods.table import MethodRow
 
 _COMPARED_MIXES = ("uniform", "greedy", "best", "ensemble")
 _HELD_OUT = 0.02
@@ -48,11 +48,11 @@ class MethodOptions:
     device: str
     weights: int | None = None
 
-    def config(self, row: Row) -> Any:
+    def config(self, row: MethodRow) -> Any:
         """Return a method's frozen options. Raises UsageError for unknown options and invalid values."""
         return build_config(row, self._given(row))
 
-    def _given(self, row: Row) -> dict[str, Any]:
+    def _given(self, row: MethodRow) -> dict[str, Any]:
         """Return the options that override a method's defaults; later sources override earlier ones.
 
         The sources are the machine and the flags, the size of the stock (recipes on shifts without options of their
@@ -86,28 +86,28 @@ class MethodOptions:
         own = self.weights is None or self.shift.family != "imagenet" or has_options(self.shift.name)
         return {} if own or self.weights is None else rates_for(self.weights, config)
 
-    def _budgeted(self, row: Row) -> Mapping[str, Any]:
+    def _budgeted(self, row: MethodRow) -> Mapping[str, Any]:
         budget = self.budget
         return budget.options.get(row.options_of or row.name, {}) if budget is not None else {}
 
-    def _published(self, row: Row) -> Published:
+    def _published(self, row: MethodRow) -> PublishedOptions:
         if row.kind != "adapter":
             return NOTHING
         cls = load_object(row.path)
-        data = Data(self.shift.name, self.shift.family, self.shift.classes)
+        data = DataKind(self.shift.name, self.shift.family, self.shift.classes)
         return published(cls.presets, cls.rate_rules, data, self.norm, self.spec.batch_size)
 
-    def _tuned(self, row: Row) -> Mapping[str, Any]:
+    def _tuned(self, row: MethodRow) -> Mapping[str, Any]:
         return tuned_options(self.shift.name, row.options_of or row.name)
 
-    def _asked(self, row: Row) -> Mapping[str, Any]:
+    def _asked(self, row: MethodRow) -> Mapping[str, Any]:
         return self.spec.options.get(row.options_of or row.name, {})
 
-    def _chosen(self, row: Row) -> dict[str, Any]:
+    def _chosen(self, row: MethodRow) -> dict[str, Any]:
         """Return the options tuned on the shift, and over them those of the run."""
         return {**self._tuned(row), **self._asked(row)}
 
-    def _headed(self, row: Row, known: set[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    def _headed(self, row: MethodRow, known: set[str], given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that --head stands for: a soup mixes encoders, by the ways that can mix these.
 
         Raises UsageError for a recipe that is a way of fine-tuning.
@@ -132,7 +132,7 @@ class MethodOptions:
             **({"mixes": mixes or ["uniform"]} if "mixes" in given else {}),
         }
 
-    def note(self, row: Row) -> str:
+    def note(self, row: MethodRow) -> str:
         """Say which options are those published for other data or norms; "" if none are."""
         if not (found := borrowed(self._published(row), self._chosen(row))):
             return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -15,7 +16,7 @@ from bench.core.errors import UsageError, nearest
 from bench.core.invalid_input import in_words
 from bench.core.source_code import HOME
 from methods import METHODS, PLAIN
-from methods.table import Access, Row
+from methods.table import Access, MethodRow
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -34,8 +35,8 @@ class Method:
     """
 
     text: str
-    recipe: Row
-    adapter: Row | None
+    recipe: MethodRow
+    adapter: MethodRow | None
     implied: bool = False
 
     @property
@@ -69,7 +70,7 @@ def parse_method(text: str) -> Method:
     return Method(shown, recipes[0] if recipes else needed, adapter, implied=not recipes)
 
 
-def _row(name: str) -> Row:
+def _row(name: str) -> MethodRow:
     if ".py:" in name:
         file, _, class_name = name.rpartition(":")
         return _row_of_class(f"{Path(file).name}:{class_name}", f"{Path(file).resolve()}:{class_name}")
@@ -87,7 +88,7 @@ def plugins() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in found if entry.name not in METHODS}
 
 
-def _row_of_class(name: str, path: str) -> Row:
+def _row_of_class(name: str, path: str) -> MethodRow:
     """Return a row for a class outside the table, "file.py:Class" or "module:Class". Raises UsageError."""
     from bench.core.import_object import load_object
     from methods.base import Adapter, Recipe
@@ -101,7 +102,7 @@ def _row_of_class(name: str, path: str) -> Row:
         )
     summary = (cls.__doc__ or "").strip().split("\n")[0]
     kind = "adapter" if issubclass(cls, Adapter) else "recipe"
-    return Row(name, kind, path, summary, cls.access, "", needs=getattr(cls, "needs", None))  # type: ignore[arg-type]
+    return MethodRow(name, kind, path, summary, cls.access, "", needs=getattr(cls, "needs", None))  # type: ignore[arg-type]
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
@@ -118,7 +119,7 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
         return name.strip(), key.strip(), value.strip()
 
 
-def build_config(row: Row, options: Mapping[str, Any]) -> Any:
+def build_config(row: MethodRow, options: Mapping[str, Any]) -> Any:
     """Return the method's frozen options. Raises UsageError for unknown keys and invalid values."""
     from pydantic import ValidationError
 
@@ -148,7 +149,7 @@ def build_config(row: Row, options: Mapping[str, Any]) -> Any:
     return config
 
 
-def _of_row(message: str, row: Row, names: Sequence[str]) -> str:
+def _of_row(message: str, row: MethodRow, names: Sequence[str]) -> str:
     """Return a class's message "class.option must be …" with the method's name, as methods may share a class."""
     _, dot, rest = message.partition(".")
     return f"{row.name}.{rest}" if dot and rest.partition(" ")[0] in names else message
@@ -185,7 +186,7 @@ class Option:
     default: str
 
 
-def options_of(row: Row) -> tuple[str, list[Option]]:
+def options_of(row: MethodRow) -> tuple[str, list[Option]]:
     """Return the docstring and options of a method, parsed from its file without importing it.
 
     An option is documented by the class that declares it: docstrings of classes that describe an option follow that of
@@ -206,14 +207,27 @@ def options_of(row: Row) -> tuple[str, list[Option]]:
 
 def _fields(config: ast.ClassDef) -> list[Option]:
     return [
-        Option(node.target.id, ast.unparse(node.annotation), ast.unparse(node.value) if node.value else "")
+        Option(node.target.id, _plain_type(node.annotation), ast.unparse(node.value) if node.value else "")
         for node in config.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if not ast.unparse(node.annotation).startswith("ClassVar")
     ]
 
 
-def choices_of(row: Row, name: str) -> str:
+def _plain_type(annotation: ast.expr) -> str:
+    """Return a type as text, "int" for a name of methods.limits that stands for whole numbers."""
+    match annotation:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[plain, *_])):
+            return ast.unparse(plain)
+    text = ast.unparse(annotation)
+    for node in _tree("methods.limits").body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript(slice=ast.Tuple(elts=[plain, _]))):
+                text = re.sub(rf"\b{name}\b", ast.unparse(plain), text)
+    return text
+
+
+def choices_of(row: MethodRow, name: str) -> str:
     """Return what an alias of a type ("Order") stands for in the files of a method, or the text itself."""
     modules = [row.path.rpartition(":")[0]] if name.isidentifier() else []
     for module in modules:  # grows while it is read
@@ -244,7 +258,7 @@ def subclasses_of(base: str, module: str) -> list[tuple[dict[str, str], list[Opt
     ]
 
 
-def literal_of(row: Row, name: str, default: Any) -> Any:
+def literal_of(row: MethodRow, name: str, default: Any) -> Any:
     """Return a class attribute of a method or of its bases, parsed from their files without importing them.
 
     Returns `default` if neither the class nor a readable base sets it to a literal.

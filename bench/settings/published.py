@@ -27,7 +27,7 @@ RATE_RULES: dict[str, Callable[[int], float]] = {
 
 
 @dataclass(frozen=True)
-class Data:
+class DataKind:
     """What decides the options for a data set: the name of the shift, its family and the number of classes."""
 
     name: str
@@ -47,7 +47,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedOptions:
     """Published options, and for each the key of `presets` that it is from. `exact`: the key is of this data and norm.
 
     `scale` is what the published rate was multiplied by for the size of the batch, `rule` says why ("": not at all).
@@ -60,12 +60,12 @@ class Published:
     scale: float = 1.0
 
 
-NOTHING = Published({}, {}, True)
+NOTHING = PublishedOptions({}, {}, True)
 
 
 def published(
-    presets: Mapping[str, Mapping[str, Any]], rules: Mapping[str, str], data: Data, norm: str, batch_size: int = 64
-) -> Published:
+    presets: Mapping[str, Mapping[str, Any]], rules: Mapping[str, str], data: DataKind, norm: str, batch_size: int = 64
+) -> PublishedOptions:
     """Choose among a method's published options for data and norms (bn, gn, ln).
 
     Where none are published for both, the options of the step (rate, optimiser) are those for the same norms on other
@@ -91,10 +91,10 @@ def published(
     scale = RATE_RULES[nearest(rule, RATE_RULES, "rate rule")](batch_size) if rule else 1.0
     if rule:
         options["lr"] *= scale
-    return Published(options, origin, exact, rule, scale)
+    return PublishedOptions(options, origin, exact, rule, scale)
 
 
-def in_words(found: Published) -> dict[str, str]:
+def in_words(found: PublishedOptions) -> dict[str, str]:
     """Return each option with its value and where it comes from, as "0.001 (of imagenet-ln, times batch/64)"."""
     words = {}
     for option, value in found.options.items():
@@ -104,7 +104,7 @@ def in_words(found: Published) -> dict[str, str]:
     return words
 
 
-def borrowed(found: Published, overridden: Mapping[str, Any]) -> str:
+def borrowed(found: PublishedOptions, overridden: Mapping[str, Any]) -> str:
     """Say which options are those of other data or norms: "lr of imagenet-ln, epsilon of cifar-bn"; "" if none are."""
     if found.exact:
         return ""

@@ -16,11 +16,11 @@ from bench.core.errors import UsageError, nearest
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class _Part(BaseModel):
+class _CardPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Published(_Part):
+class PublishedNumbers(_CardPart):
     """A published number: the error or the accuracy of a method, in percent.
 
     part: a row inside the method ("best"); None for the method itself. each: the same for each corruption, in the order
@@ -35,7 +35,7 @@ class Published(_Part):
     tolerance: float = Field(gt=0, lt=100)
 
     @model_validator(mode="after")
-    def _one_quantity(self) -> Published:
+    def _one_quantity(self) -> PublishedNumbers:
         if (self.error is None) == (self.accuracy is None):
             raise ValueError("a published number is either an error or an accuracy")
         return self
@@ -55,7 +55,7 @@ class Published(_Part):
         return f"{self.method} ({self.part})" if self.part else self.method
 
 
-class Card(_Part):
+class Card(_CardPart):
     """One card: where its numbers are published, what they are, and the run that repeats them.
 
     source: the place, with its table; url: its address. measures: what the numbers are. data, weights: what the run
@@ -75,7 +75,7 @@ class Card(_Part):
     differs: tuple[str, ...]
     files: dict[str, str] = Field(default_factory=dict)
     run: dict[str, Any]
-    published: Annotated[tuple[Published, ...], Field(min_length=1)]
+    published: Annotated[tuple[PublishedNumbers, ...], Field(min_length=1)]
 
     @property
     def folder(self) -> str:

@@ -75,14 +75,11 @@ _LAION = (
     "F. Li, T. Klein, W. Brendel, R. Geirhos, R. S. Zimmermann. LAION-C: An Out-of-Distribution Benchmark for "
     "Web-Scale Vision Models. ICML 2025. arXiv:2506.16950"
 )
-_IMAGENET = "O. Russakovsky et al. ImageNet Large Scale Visual Recognition Challenge. IJCV 2015. arXiv:1409.0575"
-_KRIZHEVSKY = "A. Krizhevsky. Learning Multiple Layers of Features from Tiny Images. 2009"
 _TERMS = "ImageNet terms of access (non-commercial research)"
 _RESNET = "timm:resnet50.a1_in1k"
 _MAE = "mae-vit-base-patch16"
 _VAL = ("imagenet/val", "ImageNet/val", "imagenet/validation")
 _TRAIN = ("imagenet/train", "ImageNet/train")
-_ACCOUNT = "image-net.org (ILSVRC2012, free account), as one folder for each synset"
 
 _FASHION = ("fashion-mnist", "FashionMNIST/raw", "/usr/share/datasets/fashion-mnist")
 
@@ -113,14 +110,14 @@ _IMAGENET_C_GEN = ShiftRow(
     "ImageNet validation images of your own copy under our corruptions; never compared with imagenet-c",
     "50,000 images, 6.7 GB as JPEG",
     _TERMS,
-    _IMAGENET,
+    "O. Russakovsky et al. ImageNet Large Scale Visual Recognition Challenge. IJCV 2015. arXiv:1409.0575",
     _MAE,
     default_model=_RESNET,
     profile="imagenet224",
     places=_VAL,
     clean=_VAL,
     train=_TRAIN,
-    origin=_ACCOUNT,
+    origin="image-net.org (ILSVRC2012, free account), as one folder for each synset",
     gigabytes=6.7,
     options_from="imagenet-c",
     train_images=1_281_167,
@@ -319,7 +316,7 @@ _CIFAR10_C_GEN = replace(
     summary="CIFAR-10 of your own copy or the hub under our corruptions; never compared with cifar10-c",
     size="60,000 images, 0.15 GB",
     licence="no licence stated; research use",
-    citation=_KRIZHEVSKY,
+    citation="A. Krizhevsky. Learning Multiple Layers of Features from Tiny Images. 2009",
     places=("cifar10",),
     hub="uoft-cs/cifar10",
     doi="",
@@ -379,18 +376,14 @@ _SMALL_ROWS = (
     ),
 )
 
-_VTAB = (
-    "X. Zhai et al. A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark. 2019. "
-    "arXiv:1910.04867"
-)
-
 _MINI_VTAB = ShiftRow(
     "mini-vtab",
     "bench.shifts.vtab:load",
     "One of 21 small transfer tasks, as in mini-vtab:TASK, without corruptions",
     "1,000 training images a task",
     "each task has its own",
-    _VTAB,
+    "X. Zhai et al. A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark. 2019. "
+    "arXiv:1910.04867",
     _MAE,
     places=("mini-vtab",),
 )

@@ -30,7 +30,7 @@ def generated(row: ShiftRow, reading: Reading) -> ImageShift:
     classes = _classes(row)
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
     root = reading.find(row.places)
-    facts = Facts(row.name, classes, COMMON, EXTRA, row.profile, row.storage, row.family)
+    facts = Facts.of(row, classes, COMMON, EXTRA)
     return ImageShift(
         facts,
         lambda: Part.whole(read_clean(row, root, "test", reading)),
@@ -72,7 +72,7 @@ def published(row: ShiftRow, reading: Reading) -> ImageShift:
             test = cache(lambda: Part.whole(clean))
         else:
             notes = (f"{clean_root}: {len(clean)} test images have other labels than {root}; they are not scored",)
-    facts = Facts(row.name, classes, COMMON, EXTRA, row.profile, row.storage, row.family, has_clean=has_clean)
+    facts = Facts.of(row, classes, COMMON, EXTRA, has_clean=has_clean)
     shift = ImageShift(facts, test, train, PublishedFiles(untouched, open_one), stores)
     shift.loading_notes = notes
     return shift

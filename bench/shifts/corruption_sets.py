@@ -4,59 +4,13 @@ from __future__ import annotations
 
 from bench.core.conditions import NATURAL
 from bench.shifts.catalog import ShiftRow
+from corruptions.catalog import names
 
-COMMON = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-BAR = (
-    "blue_noise_sample",
-    "brownish_noise",
-    "caustic_refraction",
-    "checkerboard_cutout",
-    "cocentric_sine_waves",
-    "inverse_sparkles",
-    "perlin_noise",
-    "plasma_noise",
-    "single_frequency_greyscale",
-    "sparkles",
-)
-LAION = (
-    "glitched",
-    "mosaic",
-    "stickers",
-    "vertical_lines",
-    "geometric_shapes",
-    "luminance_checkerboard",
-)
-DIGITS = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "motion_blur",
-    "zoom_blur",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
+COMMON = names("imagenet_c")
+EXTRA = names("imagenet_c_extra")
+BAR = names("imagenet_c_bar")
+LAION = names("laion_c")
+DIGITS = tuple(name for name in COMMON if name not in ("glass_blur", "snow", "frost"))
 DIGITS_TUNING = ("speckle_noise", "gaussian_blur")
 
 _OF_LOADER = {

@@ -33,14 +33,11 @@ def load(row: ShiftRow, reading: Reading) -> ImageShift:
     """Load IDX files from the data root, torchvision's folder or Debian's dataset-fashion-mnist, else from the hub."""
     stores = stores_at(reading.preprocessing or Preprocessing(32, 32, "bicubic"), reading.workers)
     root = reading.find(row.places)
-    facts = Facts(
-        row.name,
+    facts = Facts.of(
+        row,
         len(CLASSES),
         Digits.corruptions,
         Digits.tuning_corruptions,
-        row.profile,
-        row.storage,
-        row.family,
         default_labels=10,
     )
     return ImageShift(

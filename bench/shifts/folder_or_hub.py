@@ -279,7 +279,7 @@ def _shift(row: ShiftRow, reading: Reading, sources: Sources) -> ImageShift:
     stores = stores_at(reading.preprocessing or USUAL, reading.workers)
     test, train = sources.test, sources.train
     classes = test.classes
-    facts = Facts(row.name, len(classes), COMMON, EXTRA, row.profile, row.storage, row.family, natural=True)
+    facts = Facts.of(row, len(classes), COMMON, EXTRA, natural=True)
     shift = ImageShift(
         facts,
         lambda: Part.whole(test),

@@ -87,6 +87,12 @@ class Facts:
     has_clean: bool = True
     natural: bool = False
 
+    @staticmethod
+    def of(row: ShiftRow, classes: int, corruptions: Sequence[str], tuning: Sequence[str], **more: Any) -> Facts:
+        """Return the metadata of a shift that has name, profile, storage and family of its row."""
+        own = (row.name, classes, tuple(corruptions), tuple(tuning), row.profile, row.storage, row.family)
+        return Facts(*own, **more)
+
 
 class Shifted(Protocol):
     """A source of test images under a condition."""

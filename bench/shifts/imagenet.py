@@ -299,14 +299,11 @@ def natural(row: ShiftRow, reading: Reading) -> ImageShift:
             )
         return _read_classes(root, classes, reading.label)
 
-    facts = Facts(
-        row.name,
+    facts = Facts.of(
+        row,
         len(classes),
         (NATURAL,),
         (),
-        row.profile,
-        row.storage,
-        row.family,
         members=members,
         source_classes=len(synsets()),
         severities=(1,),
@@ -345,14 +342,11 @@ def real(row: ShiftRow, reading: Reading) -> ImageShift:
             right[place, labels[_number(part.images.name(int(number))) - 1]] = True
         return right
 
-    facts = Facts(
-        row.name,
+    facts = Facts.of(
+        row,
         len(synsets()),
         (NATURAL,),
         (),
-        row.profile,
-        row.storage,
-        row.family,
         severities=(1,),
         has_clean=False,
     )
@@ -417,14 +411,11 @@ def _generated(
         part = Part.whole(_val(row, reading))
         return part if members is None else part.of_classes(members)
 
-    facts = Facts(
-        row.name,
+    facts = Facts.of(
+        row,
         len(members) if members is not None else len(synsets()),
-        tuple(names),
-        tuple(tuning),
-        row.profile,
-        row.storage,
-        row.family,
+        names,
+        tuning,
         members=members,
         source_classes=len(synsets()),
     )
@@ -493,14 +484,11 @@ def _tree_shift(
     if clean is not None and not paired:
         own_clean, has_clean = _own_clean(unshifted(), corrupted(), notes)
 
-    facts = Facts(
-        row.name,
+    facts = Facts.of(
+        row,
         len(classes),
-        tuple(names),
-        tuple(tuning),
-        row.profile,
-        row.storage,
-        row.family,
+        names,
+        tuning,
         members=members,
         source_classes=len(synsets()) if members is not None else None,
         has_clean=has_clean,

@@ -34,7 +34,7 @@ class LazyImages:
     """Images uint8 [k n, 3, h, w] of n ids under k conditions, one condition after another, made when indexed.
 
     Indexing by a slice or an int64 or bool tensor returns a tensor, like a tensor in memory. Reading the same image
-    twice returns the same pixels. With `keep`, generated corruptions are cached on disk for later trainings, seeds and
+    twice returns the same pixels. Generated corruptions are cached on disk for later trainings, seeds and
     processes, keyed by the content of the images and the corruption code, unless they would take more than half of the
     free disk space.
     """
@@ -43,8 +43,8 @@ class LazyImages:
     ndim = 4
     device = torch.device("cpu")
 
-    def __init__(self, shift: Shift, ids: np.ndarray, conditions: tuple[Condition, ...], *, keep: bool = True) -> None:
-        self._shift, self._ids, self._conditions, self._keep = shift, ids, conditions, keep
+    def __init__(self, shift: Shift, ids: np.ndarray, conditions: tuple[Condition, ...]) -> None:
+        self._shift, self._ids, self._conditions = shift, ids, conditions
         self._expected: dict[Condition, str] = {}
         self.shape = torch.Size((len(ids) * len(conditions), *shift.images(ids[:1], conditions[0]).shape[1:]))
 
@@ -71,10 +71,6 @@ class LazyImages:
         """The disk caches of corrupted images; empty if they are not cached."""
         return tuple(self._kept.values())
 
-    def unkept(self) -> LazyImages:
-        """Return the same images without a disk cache."""
-        return LazyImages(self._shift, self._ids, self._conditions, keep=False)
-
     def _take(self, number: int, places: np.ndarray) -> np.ndarray:
         condition = self._conditions[number]
         if (expected := self._expected.pop(condition, None)) and self._shift.digest(self._ids, condition) != expected:
@@ -92,7 +88,7 @@ class LazyImages:
 
     @cached_property
     def _kept(self) -> dict[Condition, CachedRows]:
-        if not (self._keep and self._shift.made_here):
+        if not self._shift.made_here:
             return {}
         made = [condition for condition in self._conditions if condition.corruption not in (None, NATURAL)]
         found = {condition: CachedRows(self._key(condition), len(self._ids), self.shape[1:]) for condition in made}

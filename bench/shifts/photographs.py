@@ -51,8 +51,8 @@ class LazyPhotographs:
     ndim = 4
     device = torch.device("cpu")
 
-    def __init__(self, shift: ImageShift, ids: np.ndarray, form: Preprocessing, *, keep: bool = True) -> None:
-        self._shift, self._ids, self._form, self._keep = shift, ids, form, keep
+    def __init__(self, shift: ImageShift, ids: np.ndarray, form: Preprocessing) -> None:
+        self._shift, self._ids, self._form = shift, ids, form
         self.shape = torch.Size((len(ids), 3, form.size, form.size))
         self._aspects = torch.full((len(ids),), torch.nan)
 
@@ -97,11 +97,7 @@ class LazyPhotographs:
         images, at, _ = self._source
         key = digest_of(["photographs", images.key, asdict(self._form), identity(DECODER)])
         found = CachedRows(key, len(images), (_ASPECT.itemsize + 3 * self._form.size**2,), at)
-        return found if self._keep and room_for([found]) else None
-
-    def unkept(self) -> LazyPhotographs:
-        """Return the same photographs without a disk cache."""
-        return LazyPhotographs(self._shift, self._ids, self._form, keep=False)
+        return found if room_for([found]) else None
 
 
 def _packed(images: ImageSet, rows: np.ndarray, form: Preprocessing, workers: int) -> Pixels:

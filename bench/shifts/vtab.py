@@ -73,14 +73,11 @@ def _task(row: ShiftRow, reading: Reading, *, corrupted: bool) -> ImageShift:
 
         return opened
 
-    facts = Facts(
-        row.name,
+    facts = Facts.of(
+        row,
         len(images("test").classes),
         COMMON if corrupted else (NATURAL,),
         EXTRA if corrupted else (),
-        row.profile,
-        row.storage,
-        row.family,
         severities=None if corrupted else (1,),
         has_clean=corrupted,
     )

@@ -21,8 +21,9 @@ from bench.core.console import print_json, print_text, table
 from bench.core.devices import pick_device
 from bench.core.errors import UsageError, nearest
 from bench.models.classifiers import for_classes, refuse_misfits
+from bench.models.load_model import load_model
 from bench.models.tensor_files import Checkpoint, check_target, write_tensors
-from bench.models.weights_io import load_model, open_weights, preprocessing_of, save_weights
+from bench.models.weights_io import open_weights, preprocessing_of, save_weights
 from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import Shift, labelled_source, limit_ids
@@ -36,7 +37,7 @@ from methods.soups.season import (
     Mixture,
     Schedule,
     SelfSeasoning,
-    Supervised,
+    SupervisedSeasoning,
     epoch_of,
     labelled_epoch,
     learn_coefficients,
@@ -110,7 +111,7 @@ def _season_own(files: Sequence[Path], out: Path, settings: Season, generator: t
     ways: dict[str, Callable[[], Mixed]] = {
         "self": lambda: self_seasoned(inputs, data.without_labels(), settings.self_seasoning, generator),
         "labels": lambda: learned_soup(inputs, data, settings.schedule, generator),
-        "search": lambda: supervised_seasoned(inputs, data, Supervised(), generator),
+        "search": lambda: supervised_seasoned(inputs, data, SupervisedSeasoning(), generator),
     }
     if settings.how == "labels":
         _need_classifiers(files, inputs, data)
@@ -140,7 +141,7 @@ def _season_others(
         shares = _greedy(brought, mixture, model, data, held_out, generator.device)
     elif settings.how == "search":
         features = split(model)
-        shares = search_coefficients(mixture, lambda batch: features(batch)[0], data, Supervised(), generator)
+        shares = search_coefficients(mixture, lambda batch: features(batch)[0], data, SupervisedSeasoning(), generator)
     elif settings.how == "labels":
         shares = learn_coefficients(
             mixture,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,7 +43,6 @@ def mix(
     _same_names([*ingredients, *([start] if start is not None else [])])
     _refuse_strangers(ingredients, average_statistics)
     first = ingredients[0]
-    halves = {name for ingredient in ingredients for name in ingredient if ingredient.is_half(name)}
 
     def make(name: str) -> Tensor:
         every = [_whole(ingredient[name]) for ingredient in ingredients]
@@ -79,17 +78,23 @@ def mix(
     except ValueError as error:
         raise UsageError(str(error)) from None
     print_text(f"{out}: {how} soup of {len(files)}, {sum(math.prod(s) for _, s in shapes.values()):,} numbers")
+    for note in _notes(ingredients, start, digests):
+        print_text(note)
+
+
+def _notes(ingredients: Sequence[Checkpoint], start: Checkpoint | None, digests: Sequence[str]) -> Iterator[str]:
+    """Yield what a user should know of a mixture beside its size, in sentences."""
     for checkpoint in (*ingredients, *([start] if start is not None else [])):
-        for sentence in checkpoint.notes:
-            print_text(sentence)
+        yield from checkpoint.notes
+    halves = {name for ingredient in ingredients for name in ingredient if ingredient.is_half(name)}
     if halves:
-        print_text(f"{len(halves)} tensors were stored in half precision; they were mixed and written in float32")
-    for number, path in enumerate(files):
+        yield f"{len(halves)} tensors were stored in half precision; they were mixed and written in float32"
+    for number, ingredient in enumerate(ingredients):
         if (first_of := digests.index(digests[number])) != number:
-            print_text(f"{path} and {files[first_of]} hold the same weights, which were counted twice")
-    averaged = [name for name in shapes if start is not None and name not in start]
+            yield f"{ingredient.path} and {ingredients[first_of].path} hold the same weights, which were counted twice"
+    averaged = [name for name in ingredients[0] if start is not None and name not in start]
     if averaged:
-        print_text(f"averaged, as the stock lacks them: {', '.join(averaged[:4])}" + (" …" if averaged[4:] else ""))
+        yield f"averaged, as the stock lacks them: {', '.join(averaged[:4])}" + (" …" if averaged[4:] else "")
 
 
 _HALF = (torch.float16, torch.bfloat16)

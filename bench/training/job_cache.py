@@ -152,7 +152,7 @@ def all_jobs(targets: Iterable[Job | Weights]) -> list[Job]:
 
 
 @dataclass(frozen=True)
-class Order:
+class JobOrder:
     """The parts of a job, pickled only when the job is sent to another process, as many jobs share a stock in memory.
 
     Plain pickling copies tensors into the message; torch's own sharing would need a large /dev/shm.
@@ -164,9 +164,9 @@ class Order:
         return _received, (pickle.dumps(self.parts), searched_for())
 
 
-def _received(message: bytes, modules: Mapping[str, str]) -> Order:
+def _received(message: bytes, modules: Mapping[str, str]) -> JobOrder:
     search_for(modules)
-    return Order(pickle.loads(message))
+    return JobOrder(pickle.loads(message))
 
 
 def training_tasks(targets: Iterable[Job], seed: Seed, device: str, devices: int = 1) -> list[Task]:
@@ -182,7 +182,7 @@ def training_tasks(targets: Iterable[Job], seed: Seed, device: str, devices: int
             continue
         inputs = tuple(part if isinstance(part, Weights) else job_key(part, seed) for part in job.inputs)
         after = frozenset(part for part in inputs if isinstance(part, str))
-        order = Order((job.function, job.config, inputs, job.data, job.resumable))
+        order = JobOrder((job.function, job.config, inputs, job.data, job.resumable))
         draws = int(draw_key(job, seed)[:15], 16)
         stocks = sorted({part.digest for each in all_jobs([job]) for part in each.inputs if isinstance(part, Weights)})
         spent = devices if job.shared else 1
@@ -194,7 +194,7 @@ def training_tasks(targets: Iterable[Job], seed: Seed, device: str, devices: int
 def run_job(
     key: str,
     draws: int,
-    order: Order,
+    order: JobOrder,
     device: str,
     label: str,
     stocks: Sequence[str],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
-import shlex
 import time
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from bench.execution.task_pool import set_threads
 from bench.models.timm_encoders import timm_architecture
 from bench.models.weights_io import preprocessing_of, save_weights
 from bench.settings.methods import plain_values
+from bench.settings.training_specs import StockSpec as StockSpec
+from bench.settings.training_specs import command_of
 from bench.shifts import SHIFTS, find_row, load_by, load_shift
 from bench.shifts.catalog import ShiftRow
 from bench.shifts.data_root import Reading
@@ -62,6 +65,7 @@ SOURCES = {
 }
 """Short names of clean data, each with the shift that supplies the train images."""
 
+_SHAPE = ("dim", "depth", "heads", "decoder_dim", "decoder_depth", "decoder_heads")
 SIZES = {
     "micro": (64, 4, 4, 32, 1, 4),
     "mini": (96, 4, 4, 64, 2, 4),
@@ -75,54 +79,6 @@ SIZES = {
 
 _TWO_VIEW_LR = 1e-3
 _STATISTICS = 2000  # images used to measure mean and deviation
-
-
-@dataclass(frozen=True)
-class StockSpec:
-    """The settings of `bench stock`; None selects a default that suits the data.
-
-    `data` is one of SOURCES, a shift, folder:PATH or hf:REPO. `objective` is a key of
-    methods.selfsoup.objectives.OBJECTIVES, by default mae if the architecture has patch tokens. `limit` caps the number
-    of images. `threads` of each process fix the last bits of the result on a CPU. `devices` is the number of GPUs, or
-    of CPU processes, that share the training.
-    """
-
-    data: str
-    arch: str | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 128
-    lr: float | None = None
-    mask_ratio: float = 0.75
-    norm_pix: bool = False
-    objective: str | None = None
-    seed: int = 0
-    limit: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    data_root: Path | None = None
-    offline: bool = False
-    devices: int = 1
-
-    @property
-    def command(self) -> str:
-        """The command that repeats this training."""
-        return command_of("stock", self)
-
-
-def command_of(name: str, spec: Any) -> str:
-    """Return the command `bench NAME DATA …` that repeats a training: what a dataclass of settings has changed.
-
-    Left out are the settings that change no number.
-    """
-    words = ["bench", name, spec.data]
-    for field in fields(spec)[1:]:
-        value = getattr(spec, field.name)
-        if field.name in ("data_root", "device", "offline") or (value == field.default and field.name != "seed"):
-            continue
-        words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -166,18 +122,9 @@ def architecture(name: str) -> AnyArchitecture:
             f"--arch {name}: write vit_SIZE_patchP_PIXELS, as in vit_mini_patch4_32, resnet20 or resnet20-gn, or "
             f"timm:NAME:PIXELS, as in timm:resnet18:32; SIZE is one of {', '.join(SIZES)}"
         )
-    dim, depth, heads, decoder_dim, decoder_depth, decoder_heads = SIZES[match[1]]
+    numbers: dict[str, Any] = dict(zip(_SHAPE, SIZES[match[1]], strict=True))
     try:
-        return Architecture(
-            image_size=int(match[3]),
-            patch_size=int(match[2]),
-            dim=dim,
-            depth=depth,
-            heads=heads,
-            decoder_dim=decoder_dim,
-            decoder_depth=decoder_depth,
-            decoder_heads=decoder_heads,
-        )
+        return Architecture(image_size=int(match[3]), patch_size=int(match[2]), **numbers)
     except ValueError as error:
         raise UsageError(f"--arch {name}: {error}; choose other numbers") from None
 
@@ -334,19 +281,23 @@ def train_stock(
     start = time.perf_counter()
     weights = train(None, keep)
     seconds = time.perf_counter() - start + (keep.seconds_before if keep is not None else 0.0)
-    facts: dict[str, object] = {
-        "command": spec.command,
+    tested = check(train(CHECK_STEPS, None), plan.data, plan.recipe)
+    facts = origin("stock", spec, plan, weights, seconds) | {"objective": plan.objective, "check": tested}
+    return weights, facts
+
+
+def origin(verb: str, spec: Any, plan: Any, weights: Weights, seconds: float) -> dict[str, object]:
+    """Return what every trained file says of its origin: command, recipe, data, digests, time and versions."""
+    return {
+        "command": command_of(verb, spec),
         "recipe": plain_values(plan.recipe),
-        "objective": plan.objective,
         "images": plan.source,
         "data": plan.data.digest,
         "digest": weights.digest,
-        "check": check(train(CHECK_STEPS, None), plan.data, plan.recipe),
         "threads": plan.threads,
         "seconds": round(seconds, 1),
         "environment": libraries(),
     }
-    return weights, facts
 
 
 def check(weights: Weights, data: Unlabelled, recipe: Pretraining = DIGITS) -> dict[str, object]:
@@ -409,26 +360,33 @@ def make_stock(
     checkpointer = ShownCheckpointer(cache_dir() / "training" / f"stock-{plan.key}.pt", report, seconds)
     weights, facts = train_stock(plan, spec, checkpointer)
     save_weights(out, weights, {**facts, "losses": checkpointer.losses})
-    write_bytes(out.with_suffix(".png"), loss_curve(checkpointer.curve, f"{out.stem} by {plan.objective}"))
+    write_bytes(out.with_suffix(".png"), curves(checkpointer.curve, f"{out.stem} by {plan.objective}"))
     checkpointer.forget()
     return weights
 
 
-def loss_curve(losses: list[float], title: str) -> bytes:
-    """Return a PNG of the loss of each step and its running mean over 1/50 of the steps, on a log scale if positive."""
-    import io
+def curves(losses: Sequence[float], title: str, errors: Mapping[str, Sequence[float]] | None = None) -> bytes:
+    """Return a PNG of the loss of each step and its running mean over 1/50 of the steps, on a log scale if positive.
 
+    errors: curves of the error in each epoch, as fractions, to draw beside it, by name.
+    """
     from matplotlib.figure import Figure
 
     steps = np.arange(1, len(losses) + 1)
     window = max(1, len(losses) // 50)
     mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(8 if errors else 6, 3.5), layout="constrained")
+    axes, *beside = figure.subplots(1, 2 if errors else 1, squeeze=False)[0]
     axes.plot(steps, losses, color="0.75", linewidth=0.6, label="each step")
     axes.plot(steps[window - 1 :], mean, linewidth=1.6, label=f"mean of {window}")
-    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log" if min(losses) > 0 else "linear")
-    axes.legend(frameon=False)
+    axes.set(xlabel="step", ylabel="loss", yscale="log" if min(losses) > 0 else "linear")
+    for right in beside:
+        for name, values in (errors or {}).items():
+            right.plot(np.arange(1, len(values) + 1), 100 * np.array(values), marker=".", label=name)
+        right.set(xlabel="epoch", ylabel="error in %")
+    for each in (axes, *beside):
+        each.legend(frameon=False)
+    figure.suptitle(title, fontsize="medium")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +13,11 @@ import torch
 from bench.core.cache_dir import cache_dir, write_bytes
 from bench.core.conditions import CLEAN, digest_of
 from bench.core.devices import pick_device, pick_precision
-from bench.core.environment import libraries
 from bench.core.errors import BenchError, UsageError
 from bench.execution.checkpointing import SECONDS, FileCheckpointer, ReportProgress
 from bench.execution.task_pool import set_threads
 from bench.models.weights_io import preprocessing_of, save_weights
-from bench.settings.methods import plain_values
+from bench.settings.training_specs import TrainSpec as TrainSpec
 from bench.shifts.class_match import class_names
 from bench.shifts.data_root import Reading
 from bench.shifts.lazy_images import pooled
@@ -30,8 +28,9 @@ from bench.training.pretrain_stock import (
     architecture,
     check_size,
     clean_source,
-    command_of,
+    curves,
     normalised,
+    origin,
     prepared,
     row_of,
 )
@@ -41,36 +40,6 @@ from methods.training.supervised import Course, Supervised, train_classifier
 
 FIRST = 20
 """How many losses of the first steps a file names, by which a repetition is recognised."""
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """The settings of `bench train`; None selects the default of methods.training.supervised.Supervised.
-
-    `data` is one of SOURCES, a shift, folder:PATH or hf:REPO; `arch` a residual network (resnet20, resnet20-gn,
-    resnet8x2, …:PIXELS) or timm:NAME:PIXELS. `limit` caps the number of train images. `threads` fix the last bits of
-    the result on a CPU.
-    """
-
-    data: str
-    arch: str = "resnet20"
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    label_smoothing: float | None = None
-    seed: int = 0
-    limit: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    data_root: Path | None = None
-    offline: bool = False
-
-    @property
-    def command(self) -> str:
-        """The command that repeats this training."""
-        return command_of("train", self)
 
 
 @dataclass(frozen=True)
@@ -190,7 +159,9 @@ def make_classifier(
     seconds_taken = time.perf_counter() - start + keep.seconds_before
     save_weights(out, run.weights, facts_of_training(plan, spec, run, keep, seconds_taken))
     title = f"{out.stem}: {run.course.held_out[-1]:.2%} of {len(plan.dev)} dev images"
-    write_bytes(out.with_suffix(".png"), curves(keep.curve, run.course, title))
+    right = {"augmented train images": run.course.learnt, "dev images": run.course.held_out}
+    errors = {name: [1 - share for share in shares] for name, shares in right.items()}
+    write_bytes(out.with_suffix(".png"), curves(keep.curve, title, errors))
     keep.forget()
     return Trained(run.weights, run.course.held_out[-1])
 
@@ -198,44 +169,15 @@ def make_classifier(
 def facts_of_training(
     plan: TrainPlan, spec: TrainSpec, run: _Run, keep: ShownCheckpointer, seconds: float
 ) -> dict[str, object]:
-    """Return what a file says of its origin: command, recipe, data, classes, accuracies, losses, versions."""
-    return {
-        "command": spec.command,
-        "recipe": plain_values(plan.recipe),
-        "images": plan.source,
-        "data": plan.data.digest,
+    """Return what a file says of its origin, its classes, accuracies and losses."""
+    return origin("train", spec, plan, run.weights, seconds) | {
         "classes": list(plan.classes),
-        "digest": run.weights.digest,
         "accuracy": {"dev": run.course.held_out[-1], "dev_images": len(plan.dev), "dev_data": plan.dev.digest},
         "epochs": {"augmented": _rounded(run.course.learnt), "dev": _rounded(run.course.held_out)},
         "first_losses": keep.curve[:FIRST],
         "losses": keep.losses,
-        "threads": plan.threads,
-        "seconds": round(seconds, 1),
-        "environment": libraries(),
     }
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, 5) for value in values]
-
-
-def curves(losses: Sequence[float], course: Course, title: str) -> bytes:
-    """Return a PNG of the running mean of the loss, and of the errors of each epoch on train and dev images."""
-    from matplotlib.figure import Figure
-
-    window = max(1, len(losses) // 200)
-    mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(np.arange(window, len(losses) + 1), mean, linewidth=1.2)
-    left.set(xlabel="step", ylabel=f"loss, mean of {window}", yscale="log" if min(losses) > 0 else "linear")
-    epochs = np.arange(1, len(course.learnt) + 1)
-    for values, label in ((course.learnt, "augmented train images"), (course.held_out, "dev images")):
-        right.plot(epochs[: len(values)], 100 * (1 - np.array(values)), marker=".", label=label)
-    right.set(xlabel="epoch", ylabel="error in %")
-    right.legend(frameon=False)
-    figure.suptitle(title, fontsize="medium")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return buffer.getvalue()

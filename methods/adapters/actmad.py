@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.adapters.common.teachers import TeacherOptions, build_optimizer, descend, generators
 from methods.base import Adapter, Source, Unsupported
+from methods.limits import FiniteNotNegative, Whole, at_least
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import norm_layers
-from methods.table import Access
 from methods.views.padded_crops import crop_padded, draw_crops
 
 Moments = tuple[Tensor, Tensor]
@@ -39,11 +38,10 @@ class ActMad(Adapter):
     ResNet-50 at 224 px), and twice that with the copy to which `reset` returns.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="statistics", test="stream", state="online", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (2.5e-4, 1e-3, 3e-3, 1e-2), "padding": (0, 4)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.05, "padding": 2, "flip": True, "source_images": 8}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (2.5e-4, 1e-3, 3e-3, 1e-2), "padding": (0, 4)}
+    checked_with = {"lr": 0.05, "padding": 2, "flip": True, "source_images": 8}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4},
         "cifar-bn": {"lr": 1e-2, "padding": 4, "flip": True, "source_images": 50000, "official_quirks": True},
         "cifar100-bn": {"lr": 1e-3, "padding": 4, "flip": True, "source_images": 50000, "official_quirks": True},
@@ -54,28 +52,18 @@ class ActMad(Adapter):
         """Defaults of the release for ImageNet.
 
         lr: step size; 2.5e-4 for ImageNet, 1e-2 for CIFAR-10, 1e-3 for CIFAR-100 (batch 128).
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999).
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum.
         weight_decay: of all parameters that have a gradient, at least 0.
         padding: black pixels around an image of which it is a random crop; 0 for none.
-        flip: mirror with probability one half; leave it off where mirrored classes differ, as digits do.
         source_images: largest number of clean source images for the moments, at least 2; all 50000 in the release.
         official_quirks: take maps after the activations that change them in place, as the CIFAR release does.
         """
 
         lr: float = 2.5e-4
-        weight_decay: float = 5e-4
-        padding: int = 0
+        weight_decay: FiniteNotNegative = 5e-4
+        padding: Whole = 0
         flip: bool = False
-        source_images: int = 10000
+        source_images: Annotated[int, at_least(2)] = 10000
         official_quirks: bool = False
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 <= self.weight_decay < float("inf"), "weight_decay", "a finite number of at least 0")
-            self.check(self.padding >= 0, "padding", "at least 0")
-            self.check(self.source_images >= 2, "source_images", "at least 2")
 
     def configure(self, source: Source | None) -> None:
         """Raises ValueError without source images, Unsupported for a model without normalisation layers."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from methods.base import Adapter, Source, Unsupported
 from methods.norms import use_batch_statistics
-from methods.table import Access
 
 
 class BatchNormStatistics(Adapter):
@@ -21,7 +18,6 @@ class BatchNormStatistics(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="fixed", backprop="none")
 
     def configure(self, source: Source | None) -> None:
         if use_batch_statistics(self.model) == 0:

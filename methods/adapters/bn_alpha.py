@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from methods.base import Adapter, Source, Unsupported
+from methods.base import Adapter, Options, Source, Unsupported
+from methods.limits import Fraction
 from methods.norms import blend_statistics
-from methods.table import Access
 
 
 class BatchNormAlpha(Adapter):
@@ -23,21 +21,16 @@ class BatchNormAlpha(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="fixed")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.05, 0.1, 0.2, 0.5, 0.8)}
+    search = {"alpha": (0.05, 0.1, 0.2, 0.5, 0.8)}
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Options):
         """The default is the usual one for single images.
 
         alpha: share of the batch's statistics, in [0, 1]; 1 equals `bn` except for the unbiased variance.
         """
 
-        alpha: float = 0.1
-
-        def __post_init__(self) -> None:
-            if not 0 <= self.alpha <= 1:
-                raise ValueError(f"bn_alpha.alpha must lie in [0, 1], not {self.alpha}")
+        alpha: Fraction = 0.1
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one that has no source statistics."""

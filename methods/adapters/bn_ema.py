@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from methods.base import Adapter, Source, Unsupported
+from methods.base import Adapter, Options, Source, Unsupported
+from methods.limits import FractionAboveZero
 from methods.norms import batch_norm_layers, require_source_statistics, training_statistics
-from methods.table import Access
 
 
 class BatchNormAverage(Adapter):
@@ -24,21 +22,16 @@ class BatchNormAverage(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"momentum": (0.01, 0.05, 0.1, 0.2)}
+    search = {"momentum": (0.01, 0.05, 0.1, 0.2)}
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Options):
         """The default is the usual momentum of BatchNorm in training.
 
         momentum: share of each new batch in the averages, in (0, 1].
         """
 
-        momentum: float = 0.1
-
-        def __post_init__(self) -> None:
-            if not 0 < self.momentum <= 1:
-                raise ValueError(f"bn_ema.momentum must lie in (0, 1], not {self.momentum}")
+        momentum: FractionAboveZero = 0.1
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one that has no source statistics."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from methods.adapters.common.teachers import move_towards
 from methods.adapters.roid import Roid, RoidOptions
 from methods.base import Source
+from methods.limits import Fraction, NotNegative
 
 # Number of adapted parameters for which the release defines its noise, and bounds of its gain.
 REFERENCE_PARAMETERS = 38400
@@ -25,11 +24,7 @@ class Cmf(Roid):
     beta = (1 - q') / (alpha^2 v + 1), limited to [0.89, 1] as in the release.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "optimizer": ("sgd", "adam"),
-        "q": (0.0005, 0.005, 0.05),
-    }
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "optimizer": ("sgd", "adam"), "q": (0.0005, 0.005, 0.05)}
 
     @dataclass(frozen=True)
     class Config(RoidOptions):
@@ -40,15 +35,9 @@ class Cmf(Roid):
         q: variance of the noise of the transition, at least 0.
         """
 
-        alpha: float = 0.99
-        gamma: float = 0.99
-        q: float = 0.005
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 <= self.alpha <= 1, "alpha", "in [0, 1]")
-            self.check(0 <= self.gamma <= 1, "gamma", "in [0, 1]")
-            self.check(self.q >= 0, "q", "at least 0")
+        alpha: Fraction = 0.99
+        gamma: Fraction = 0.99
+        q: NotNegative = 0.005
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)

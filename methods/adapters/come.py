@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +10,8 @@ from torch import Tensor
 from methods.adapters.eata import Eata
 from methods.adapters.sar import Sar
 from methods.adapters.tent import Tent
-from methods.base import RateRule
 from methods.losses import at_least_float32
+from methods.online import NormAdapter
 
 SMALL = 1e-7
 
@@ -39,14 +37,10 @@ def opinion_entropy(logits: Tensor) -> Tensor:
     return -(p * p.log()).sum(-1)
 
 
-class _Conservative:
+class _Conservative(NormAdapter):
     """Learns from the entropy of opinions instead of the entropy of probabilities."""
 
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
-        "imagenet-bn": "batch/32, at most 1",
-        "imagenet-gn": "batch/32, at most 1",
-        "imagenet-ln": "batch/64",
-    }
+    rate_rules = {"imagenet-bn": "batch/32, at most 1", "imagenet-gn": "batch/32, at most 1", "imagenet-ln": "batch/64"}
 
     def uncertainty(self, logits: Tensor) -> Tensor:
         return opinion_entropy(logits)

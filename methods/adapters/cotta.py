@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +21,9 @@ from methods.adapters.common.teachers import (
     symmetric_cross_entropy,
 )
 from methods.base import Adapter, Source, Unsupported
+from methods.limits import Fraction, FractionBelowOne, NotNegative
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import use_batch_statistics
-from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 
 
@@ -43,16 +42,15 @@ class Cotta(Adapter):
     2 + `views` if the confidence is low (2 with a threshold of 0), and one backward pass over all parameters.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    tested_against = "golden"
+    search = {
         "lr": (1e-4, 1e-3, 1e-2),
         "optimizer": ("sgd", "adam"),
         "restore": (0.001, 0.01),
         "threshold": (0.1, 0.72, 0.92),
     }
-    checked_with: ClassVar[Mapping[str, Any]] = {"views": 2, "threshold": 0.6}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    checked_with = {"views": 2, "threshold": 0.6}
+    presets = {
         "imagenet-bn": {"lr": 0.01, "restore": 0.001, "threshold": 0.1},
         "imagenet-ln": {"lr": 5e-3, "nesterov": False, "restore": 0.001, "threshold": 0.1},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "restore": 0.01, "threshold": 0.92, "symmetric": False},
@@ -65,10 +63,6 @@ class Cotta(Adapter):
 
         lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
             the release keeps it for other batch sizes.
-        optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum, as the release does.
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         teacher_momentum: how much of the teacher stays at each step; in [0, 1].
         restore: share of the weights that return to the source at each step, drawn one by one; in [0, 1).
         threshold: mean confidence of the anchor below which views are averaged; 0 never does, above 1 always.
@@ -78,17 +72,14 @@ class Cotta(Adapter):
         """
 
         lr: float = 0.01
-        teacher_momentum: float = 0.999
-        restore: float = 0.001
-        threshold: float = 0.1
+        teacher_momentum: Fraction = 0.999
+        restore: FractionBelowOne = 0.001
+        threshold: NotNegative = 0.1
         views: int = 32
         symmetric: bool = True
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.check(0 <= self.teacher_momentum <= 1, "teacher_momentum", "in [0, 1]")
-            self.check(0 <= self.restore < 1, "restore", "in [0, 1)")
-            self.check(self.threshold >= 0, "threshold", "at least 0")
             self.check(self.views >= 1, "views", "at least 1 (set threshold to 0 for no views)")
 
     def configure(self, source: Source | None) -> None:
@@ -105,10 +96,7 @@ class Cotta(Adapter):
         self.host_draws, self.device_draws = generators(self.generator, self.model)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the teacher's logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the teacher's logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             target = self.teach(images)

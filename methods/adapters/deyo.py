@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from methods.base import RateRule
+from methods.limits import Count, Finite, FractionAboveZero
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import (
     NormAdapter,
@@ -60,19 +57,15 @@ class Deyo(NormAdapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "plpd": (0.1, 0.2, 0.3, 0.5),
-        "optimizer": ("sgd", "adam"),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7, "plpd": 0.0}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "plpd": (0.1, 0.2, 0.3, 0.5), "optimizer": ("sgd", "adam")}
+    checked_with = {"lr": 0.02, "margin": 0.7, "plpd": 0.0}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "plpd": 0.3},
         "imagenet-gn": {"lr": 2.5e-4, "plpd": 0.2},
         "imagenet-ln": {"lr": 1e-3, "plpd": 0.2},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "plpd": 0.2},
     }
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
+    rate_rules = {
         "imagenet-bn": "batch/32, at most 1, twice that for 1",
         "imagenet-gn": "batch/32, at most 1, twice that for 1",
         "imagenet-ln": "batch/64, twice that for 1",
@@ -84,8 +77,6 @@ class Deyo(NormAdapter):
 
         lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64); other sizes:
             `rate_rules`.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: the largest entropy to learn from, as a fraction of ln C; in (0, 1].
         weight_margin: E0 of the weights, as a fraction of ln C; in (0, 1].
         plpd: the smallest drop of probability under shuffling to learn from; 0.3 for BatchNorm, 0.2 for the others.
@@ -93,27 +84,17 @@ class Deyo(NormAdapter):
         official_names: find the top by the timm names in the release; to compare with its numbers.
         """
 
-        margin: float = 0.5
-        weight_margin: float = 0.4
-        plpd: float = 0.3
-        patches: int = 4
+        margin: FractionAboveZero = 0.5
+        weight_margin: FractionAboveZero = 0.4
+        plpd: Finite = 0.3
+        patches: Count = 4
         official_names: bool = False
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
-            self.check(0 < self.weight_margin <= 1, "weight_margin", "in (0, 1]")
-            self.check(math.isfinite(self.plpd), "plpd", "a finite number")
-            self.check(self.patches >= 1, "patches", "at least 1")
 
     def chosen(self) -> dict[str, nn.Parameter]:
         return below_the_official_top(self.model) if self.config.official_names else below_the_top(self.model)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             logits: Tensor = self.model(images)

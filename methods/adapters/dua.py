@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from methods.adapters.common.teachers import generators
 from methods.base import Adapter, Options, Source, Unsupported
+from methods.limits import Count, Fraction, Whole
 from methods.norms import batch_norm_layers, require_source_statistics, training_statistics
-from methods.table import Access
 
 
 class Dua(Adapter):
@@ -31,17 +29,10 @@ class Dua(Adapter):
     always have the size of the image. Costs `views` + 1 forward passes an image while adapting, one after that.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "images": (80, 320, 0),
-        "decay": (0.9, 0.94, 0.98),
-        "minimum": (0.001, 0.005, 0.02),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"images": 6, "views": 4, "momentum": 0.5}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "cifar-bn": {"images": 80, "momentum": 0.1, "decay": 0.94, "minimum": 0.005, "views": 64, "padding": 4}
-    }
+    tested_against = "golden"
+    search = {"images": (80, 320, 0), "decay": (0.9, 0.94, 0.98), "minimum": (0.001, 0.005, 0.02)}
+    checked_with = {"images": 6, "views": 4, "momentum": 0.5}
+    presets = {"cifar-bn": {"images": 80, "momentum": 0.1, "decay": 0.94, "minimum": 0.005, "views": 64, "padding": 4}}
 
     @dataclass(frozen=True)
     class Config(Options):
@@ -57,23 +48,19 @@ class Dua(Adapter):
         rotate: turn views by a random multiple of 90 degrees, for square images only.
         """
 
-        images: int = 80
-        momentum: float = 0.1
-        decay: float = 0.94
+        images: Whole = 80
+        momentum: Fraction = 0.1
+        decay: Fraction = 0.94
         minimum: float = 0.005
-        views: int = 64
-        padding: int = 4
+        views: Count = 64
+        padding: Whole = 4
         flip: bool = True
         rotate: bool = True
 
         def __post_init__(self) -> None:
-            self.check(self.images >= 0, "images", "at least 0")
-            self.check(0 <= self.momentum <= 1, "momentum", "in [0, 1]")
-            self.check(0 <= self.decay <= 1, "decay", "in [0, 1]")
+            super().__post_init__()
             largest = 1 - self.momentum * self.decay
             self.check(math.isfinite(self.minimum) and 0 <= self.minimum <= largest, "minimum", f"in [0, {largest:g}]")
-            self.check(self.views >= 1, "views", "at least 1")
-            self.check(self.padding >= 0, "padding", "at least 0")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one that has no source statistics."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from methods.adapters.eta import Eta, EtaOptions
 from methods.base import Source
+from methods.limits import Count, FiniteNotNegative
 from methods.losses import at_least_float32, gradients, recordable
-from methods.table import Access
 
 
 class Eata(Eta):
@@ -27,15 +24,14 @@ class Eata(Eta):
     the stream.
     """
 
-    access: ClassVar[Access] = Access(source="unlabelled", test="stream", state="online", backprop="norm")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    search = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "epsilon": (0.05, 0.1, 0.2, 0.4),
         "beta": (1.0, 10.0, 100.0, 2000.0),
         "optimizer": ("sgd", "adam"),
     }
-    checked_with: ClassVar[Mapping[str, Any]] = {**Eta.checked_with, "beta": 1.0}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    checked_with = {**Eta.checked_with, "beta": 1.0}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05, "beta": 2000.0},
         "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05, "beta": 2000.0},
@@ -51,13 +47,8 @@ class Eata(Eta):
         fisher_images: largest number of clean source images for the estimate of F.
         """
 
-        beta: float = 2000.0
-        fisher_images: int = 2000
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(math.isfinite(self.beta) and self.beta >= 0, "beta", "a finite number of at least 0")
-            self.check(self.fisher_images >= 1, "fisher_images", "at least 1")
+        beta: FiniteNotNegative = 2000.0
+        fisher_images: Count = 2000
 
     def configure(self, source: Source | None) -> None:
         """Raises ValueError without source images, Unsupported for a model without affine parameters to adapt."""
@@ -100,5 +91,4 @@ class EataVal(Eata):
     as it is given images of the test set before scoring, though clean ones.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "restatement"
-    access: ClassVar[Access] = Access(source="unlabelled", test="pool", state="online", backprop="norm")
+    tested_against = "restatement"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from methods.base import RateRule, Source
+from methods.base import Source
+from methods.limits import FinitePositive, FractionAboveZero
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import NormAdapter, NormOptions, margin, rows_where
 
@@ -23,19 +22,12 @@ class EtaOptions(NormOptions):
     """Options of a method that selects images as ETA does.
 
     lr: step size; 2.5e-4 with SGD (batch 64); `rate_rules` scales it for other sizes.
-    optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-    momentum: of SGD, or the first beta of Adam; in [0, 1).
     margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
     epsilon: the largest absolute cosine to the mean; 0.05 for 1000 classes, 0.4 for 10, where 0.05 keeps no image.
     """
 
-    margin: float = 0.4
-    epsilon: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
-        self.check(math.isfinite(self.epsilon) and self.epsilon > 0, "epsilon", "a finite number above 0")
+    margin: FractionAboveZero = 0.4
+    epsilon: FinitePositive = 0.05
 
 
 class Eta(NormAdapter):
@@ -49,23 +41,16 @@ class Eta(NormAdapter):
     """
 
     tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "epsilon": (0.05, 0.1, 0.2, 0.4),
-        "optimizer": ("sgd", "adam"),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7, "epsilon": 0.95}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "epsilon": (0.05, 0.1, 0.2, 0.4), "optimizer": ("sgd", "adam")}
+    checked_with = {"lr": 0.02, "margin": 0.7, "epsilon": 0.95}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05},
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05},
         "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.4},
         "cifar100-bn": {"lr": 1e-3, "optimizer": "adam", "epsilon": 0.1},
     }
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
-        "imagenet-gn": "batch/32, at most 1",
-        "imagenet-ln": "batch/64",
-    }
+    rate_rules = {"imagenet-gn": "batch/32, at most 1", "imagenet-ln": "batch/64"}
 
     @dataclass(frozen=True)
     class Config(EtaOptions):
@@ -77,10 +62,7 @@ class Eta(NormAdapter):
         self.mean = self.parameters[0].new_empty(0)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             logits: Tensor = self.model(images)

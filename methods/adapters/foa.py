@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import cma
 import numpy as np
@@ -16,10 +16,10 @@ from timm.models import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionTransformer
 
-from methods.base import Adapter, Source, Unsupported
+from methods.base import Adapter, Options, Source, Unsupported
+from methods.limits import FiniteNotNegative, FinitePositive, at_least
 from methods.losses import entropy
 from methods.nets.feature_head_split import Split, split
-from methods.table import Access
 
 # The trade-off is stated for batches of this size.
 BATCH = 64
@@ -47,16 +47,12 @@ class FOA(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(source="statistics", test="stream", state="online")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"trade_off": (0.1, 0.2, 0.4, 0.8), "prompts": (0, 1, 3)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"prompts": 1, "population": 4, "source_images": 8}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-ln": {"trade_off": 0.4},
-        "imagenet-r-ln": {"trade_off": 0.2},
-    }
+    search = {"trade_off": (0.1, 0.2, 0.4, 0.8), "prompts": (0, 1, 3)}
+    checked_with = {"prompts": 1, "population": 4, "source_images": 8}
+    presets = {"imagenet-ln": {"trade_off": 0.4}, "imagenet-r-ln": {"trade_off": 0.2}}
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Options):
         """Defaults of the paper for ViT-B/16 on ImageNet-C.
 
         prompts: number of learnt tokens; 0 leaves only activation shifting, in one forward pass.
@@ -68,23 +64,16 @@ class FOA(Adapter):
         """
 
         prompts: int = 3
-        population: int = 27
-        deviation: float = 1.0
-        trade_off: float = 0.4
+        population: Annotated[int, at_least(3)] = 27
+        deviation: FinitePositive = 1.0
+        trade_off: FiniteNotNegative = 0.4
         shift: bool = True
-        source_images: int = 512
+        source_images: Annotated[int, at_least(2)] = 512
 
         def __post_init__(self) -> None:
-            if self.prompts < 0 or (self.prompts == 0 and not self.shift):
-                raise ValueError("foa.prompts must be at least 0, and at least 1 without foa.shift")
-            if self.population < 3:
-                raise ValueError(f"foa.population must be at least 3, not {self.population}")
-            if not (math.isfinite(self.deviation) and self.deviation > 0):
-                raise ValueError(f"foa.deviation must be a finite number above 0, not {self.deviation}")
-            if not (math.isfinite(self.trade_off) and self.trade_off >= 0):
-                raise ValueError(f"foa.trade_off must be a finite number of at least 0, not {self.trade_off}")
-            if self.source_images < 2:
-                raise ValueError(f"foa.source_images must be at least 2, not {self.source_images}")
+            super().__post_init__()
+            least = 0 if self.shift else 1
+            self.check(self.prompts >= least, "prompts", "at least 0, and at least 1 without shift")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model that is not a vision transformer, ValueError without source images."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from methods.base import Adapter, Source
+from methods.base import Adapter, Options, Source
+from methods.limits import Count
 from methods.nets.feature_head_split import split
-from methods.table import Access
 
 Affinity = Literal["rbf", "knn", "linear"]
 
@@ -32,11 +32,10 @@ class Lame(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="fixed")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"affinity": ("rbf", "knn", "linear"), "neighbours": (1, 3, 5)}
+    search = {"affinity": ("rbf", "knn", "linear"), "neighbours": (1, 3, 5)}
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Options):
         """Defaults of most benchmarks; the authors choose affinity and neighbours for each model.
 
         affinity: "rbf" (exp(-d^2 / 2 s^2), s the mean distance to the k-th nearest), "knn" (1 for the k nearest others)
@@ -47,16 +46,8 @@ class Lame(Adapter):
         """
 
         affinity: Affinity = "rbf"
-        neighbours: int = 5
-        steps: int = 100
-
-        def __post_init__(self) -> None:
-            if self.affinity not in get_args(Affinity):
-                raise ValueError(f'lame.affinity must be one of {", ".join(get_args(Affinity))}, not "{self.affinity}"')
-            if self.neighbours < 1:
-                raise ValueError(f"lame.neighbours must be at least 1, not {self.neighbours}")
-            if self.steps < 1:
-                raise ValueError(f"lame.steps must be at least 1, not {self.steps}")
+        neighbours: Count = 5
+        steps: Count = 100
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier that does not end in one linear layer."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from methods.base import Adapter, Source
+from methods.base import Adapter, Options, Source
+from methods.limits import Count, FiniteNotNegative
 from methods.losses import at_least_float32, gradients, marginal_entropy, recordable
 from methods.norms import blend_statistics
 from methods.state import load_module, same, save_module
-from methods.table import Access
 from methods.views.augmix import Crop, augmix, draw
 
 # Bounds on what one pass holds: values of the views that go through the model together (its activations are some tens
@@ -44,14 +43,9 @@ class Memo(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3),
-        "optimizer": ("sgd", "adamw"),
-        "crop": ("resized", "padded", "none"),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"views": 4, "lr": 0.01, "crop": "padded"}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3), "optimizer": ("sgd", "adamw"), "crop": ("resized", "padded", "none")}
+    checked_with = {"views": 4, "lr": 0.01, "crop": "padded"}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "views": 64},
         "imagenet-ln": {"lr": 1e-5, "optimizer": "adamw", "weight_decay": 0.01, "views": 64},
         "cifar-bn": {"lr": 5e-3, "views": 32, "crop": "padded"},
@@ -59,7 +53,7 @@ class Memo(Adapter):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Options):
         """Defaults of the paper for ImageNet and ResNet-50.
 
         lr: step size; 2.5e-4 with SGD (ResNet-50), 1e-5 with AdamW (transformers), 5e-3 with SGD for CIFAR.
@@ -71,25 +65,13 @@ class Memo(Adapter):
         flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         """
 
-        lr: float = 2.5e-4
+        lr: FiniteNotNegative = 2.5e-4
         optimizer: Literal["sgd", "adamw"] = "sgd"
-        weight_decay: float = 0.0
-        views: int = 64
+        weight_decay: FiniteNotNegative = 0.0
+        views: Count = 64
         prior: int = 16
         crop: Crop = "resized"
         flip: bool = True
-
-        def __post_init__(self) -> None:
-            if not (math.isfinite(self.lr) and self.lr >= 0):
-                raise ValueError(f"memo.lr must be a finite number of at least 0, not {self.lr}")
-            if self.optimizer not in ("sgd", "adamw"):
-                raise ValueError(f'memo.optimizer must be "sgd" or "adamw", not "{self.optimizer}"')
-            if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-                raise ValueError(f"memo.weight_decay must be a finite number of at least 0, not {self.weight_decay}")
-            if self.views < 1:
-                raise ValueError(f"memo.views must be at least 1, not {self.views}")
-            if self.crop not in get_args(Crop):
-                raise ValueError(f'memo.crop must be one of {", ".join(get_args(Crop))}, not "{self.crop}"')
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a BatchNorm without source statistics, unless `prior` is negative.
@@ -110,10 +92,7 @@ class Memo(Adapter):
         self.draws = self.generator if on_cpu else torch.Generator().manual_seed(self.generator.initial_seed())
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters."""
         images = recordable(images)
         with gradients():
             parts = torch.split(images, self._images_per_pass(images))

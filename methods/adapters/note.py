@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from methods.adapters.common.memory import MemoryAdapter, MemoryOptions, smoothed_entropies
 from methods.base import Source, Unsupported
+from methods.limits import FiniteNotNegative
 from methods.losses import at_least_float32
 from methods.norms import batch_norm_layers, input_normalised_by, training_statistics
 from methods.private_apis import _BatchNorm
@@ -39,19 +40,10 @@ class Note(MemoryAdapter):
     Costs one forward pass an image, and a forward and a backward pass of the memory an update.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "statistics_share": (0.01, 0.05, 0.1),
-        "instance_aware": (True, False),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {
-        "lr": 0.05,
-        "capacity": 4,
-        "update_every": 4,
-        "statistics_share": 0.3,
-    }
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "statistics_share": (0.01, 0.05, 0.1), "instance_aware": (True, False)}
+    checked_with = {"lr": 0.05, "capacity": 4, "update_every": 4, "statistics_share": 0.3}
+    presets = {
         "cifar-bn": {"lr": 1e-4, "statistics_share": 0.01, "standard_errors": 4.0},
         "cifar100-bn": {"lr": 1e-4, "statistics_share": 0.01, "standard_errors": 4.0},
         "imagenet-bn": {"lr": 1e-4, "statistics_share": 0.01, "standard_errors": 4.0},
@@ -68,12 +60,7 @@ class Note(MemoryAdapter):
         lr: float = 1e-4
         statistics_share: float = 0.01
         instance_aware: bool = True
-        standard_errors: float = 4.0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            finite = math.isfinite(self.standard_errors)
-            self.check(finite and self.standard_errors >= 0, "standard_errors", "a finite number of at least 0")
+        standard_errors: FiniteNotNegative = 4.0
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one without source statistics or parameters."""

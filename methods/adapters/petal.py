@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from methods.adapters.common.teachers import learnable
 from methods.adapters.cotta import Cotta
 from methods.base import Source
+from methods.limits import FiniteNotNegative, at_least
 from methods.losses import at_least_float32, gradients, recordable
-from methods.table import Access
 
 # Addend of the variances, as in the release.
 DAMPING = 1e-6
@@ -40,22 +38,15 @@ class Petal(Cotta):
     each weight.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="labelled", test="stream", state="online", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    tested_against = "golden"
+    search = {
         "lr": (1e-4, 1e-3, 1e-2),
         "optimizer": ("sgd", "adam"),
         "restore": (0.003, 0.03),
         "strength": (1e-11, 1e-9, 1e-7),
     }
-    checked_with: ClassVar[Mapping[str, Any]] = {
-        "views": 2,
-        "threshold": 2.0,
-        "restore": 0.3,
-        "posterior_epochs": 3,
-        "posterior_lr": 1e-5,
-    }
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    checked_with = {"views": 2, "threshold": 2.0, "restore": 0.3, "posterior_epochs": 3, "posterior_lr": 1e-5}
+    presets = {
         "imagenet-bn": {"lr": 0.01, "restore": 0.003, "threshold": 0.1, "strength": 1e-11},
         "cifar-bn": {
             "lr": 1e-3,
@@ -87,17 +78,9 @@ class Petal(Cotta):
 
         restore: float = 0.003
         by: Literal["fisher", "random"] = "fisher"
-        strength: float = 1e-11
-        posterior_epochs: int = 5
-        posterior_lr: float = 0.01
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.by in ("fisher", "random"), "by", '"fisher" or "random"')
-            for name in ("strength", "posterior_lr"):
-                value = getattr(self, name)
-                self.check(math.isfinite(value) and value >= 0, name, "a finite number of at least 0")
-            self.check(self.posterior_epochs >= 3, "posterior_epochs", "at least 3")
+        strength: FiniteNotNegative = 1e-11
+        posterior_epochs: Annotated[int, at_least(3)] = 5
+        posterior_lr: FiniteNotNegative = 0.01
 
     def configure(self, source: Source | None) -> None:
         """Raises ValueError without labelled source images or if training on them diverges.

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from methods.base import Adapter
-from methods.table import Access
 
 
 class Plain(Adapter):
     """Logits of the classifier as it is, in eval mode."""
-
-    access: ClassVar[Access] = Access()
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
 from methods.adapters.eta import Eta, EtaOptions
 from methods.base import Source
+from methods.limits import Count
 
 
 class Rdumb(Eta):
@@ -19,13 +18,9 @@ class Rdumb(Eta):
     counts, including batches from which no image was learnt.
     """
 
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "epsilon": (0.05, 0.1, 0.2, 0.4),
-        "interval": (125, 250, 500, 1000),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {**Eta.checked_with, "interval": 3}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "epsilon": (0.05, 0.1, 0.2, 0.4), "interval": (125, 250, 500, 1000)}
+    checked_with = {**Eta.checked_with, "interval": 3}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4, "epsilon": 0.05, "interval": 1000},
         "imagenet-gn": {"lr": 2.5e-4, "epsilon": 0.05, "interval": 1000},
         "imagenet-ln": {"lr": 1e-3, "epsilon": 0.05, "interval": 1000},
@@ -39,21 +34,14 @@ class Rdumb(Eta):
         interval: number of batches between two returns to the source.
         """
 
-        interval: int = 1000
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.interval >= 1, "interval", "at least 1")
+        interval: Count = 1000
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)
         self.batches = 0
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         if self.batches == self.config.interval:
             self.reset()
         self.batches += 1

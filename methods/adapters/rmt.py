@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +20,10 @@ from methods.adapters.common.teachers import (
     symmetric_cross_entropy,
 )
 from methods.base import Adapter, Source, SourceBatch
+from methods.limits import Count, Fraction, NotNegative, Positive, Whole
 from methods.losses import at_least_float32, gradients, recordable
 from methods.nets.feature_head_split import split
 from methods.norms import use_batch_statistics
-from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 
 
@@ -35,27 +33,16 @@ class ContrastOptions(TeacherOptions):
 
     lr: step size; 0.01 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
         the release keeps it for other batch sizes.
-    optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-    momentum: of SGD, or the first beta of Adam; in [0, 1).
-    nesterov: whether SGD uses Nesterov's momentum, as the release does.
-    flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
     contrast_weight: weight of the contrast, added to the loss to the teacher or the source model; at least 0.
     temperature: divisor of the cosines in the contrast; above 0.
     projection: width of the projector.
     prototype_images: largest number of labelled source images for the class means.
     """
 
-    contrast_weight: float = 1.0
-    temperature: float = 0.1
-    projection: int = 128
-    prototype_images: int = 100_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.contrast_weight >= 0, "contrast_weight", "at least 0")
-        self.check(self.temperature > 0, "temperature", "above 0")
-        self.check(self.projection >= 1, "projection", "at least 1")
-        self.check(self.prototype_images >= 1, "prototype_images", "at least 1")
+    contrast_weight: NotNegative = 1.0
+    temperature: Positive = 0.1
+    projection: Count = 128
+    prototype_images: Count = 100_000
 
 
 class Rmt(Adapter):
@@ -73,15 +60,10 @@ class Rmt(Adapter):
     to the warmed-up state. A batch costs 4 forward passes, one of them the teacher's, and 3 backward passes.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="labelled", test="stream", state="online", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "optimizer": ("sgd", "adam"),
-        "contrast_weight": (0.0, 0.5, 1.0),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.005, "warm_up_images": 8, "projection": 8}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "optimizer": ("sgd", "adam"), "contrast_weight": (0.0, 0.5, 1.0)}
+    checked_with = {"lr": 0.005, "warm_up_images": 8, "projection": 8}
+    presets = {
         "imagenet-bn": {"lr": 0.01},
         "imagenet-gn": {"lr": 0.01},
         "imagenet-ln": {"lr": 0.01},
@@ -98,15 +80,9 @@ class Rmt(Adapter):
         """
 
         lr: float = 0.01
-        source_weight: float = 1.0
-        teacher_momentum: float = 0.999
-        warm_up_images: int = 50_000
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.source_weight >= 0, "source_weight", "at least 0")
-            self.check(0 <= self.teacher_momentum <= 1, "teacher_momentum", "in [0, 1]")
-            self.check(self.warm_up_images >= 0, "warm_up_images", "at least 0")
+        source_weight: NotNegative = 1.0
+        teacher_momentum: Fraction = 0.999
+        warm_up_images: Whole = 50_000
 
     def configure(self, source: Source | None) -> None:
         """Raises ValueError without labelled source images, Unsupported for a model without one linear head."""
@@ -137,10 +113,7 @@ class Rmt(Adapter):
                 self.step(symmetric_cross_entropy(self.teach(images), self.model(images)).mean())
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the sum of both models' logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the sum of both models' logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             target = self.teach(images)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from methods.adapters.common.teachers import (
     symmetric_cross_entropy,
 )
 from methods.base import Source
+from methods.limits import Fraction, Positive
 from methods.losses import at_least_float32, entropy, gradients, recordable
 from methods.online import NormAdapter, refuse_float16
 from methods.views.cotta_views import draw_view, make_view
@@ -35,18 +34,10 @@ class RoidOptions(TeacherOptions):
 
     lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200);
         the release keeps it for other batch sizes.
-    optimizer: "sgd" or "adam" (betas `momentum` and 0.999). No weight decay.
-    momentum: of SGD, or the first beta of Adam; in [0, 1).
-    nesterov: whether SGD uses Nesterov's momentum, as the release does.
-    flip: mirror the view with probability one half; switch it off where mirrored classes differ, as digits do.
     temperature: of the weights; a smaller one separates images more.
     """
 
-    temperature: float = 1 / 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.temperature > 0, "temperature", "above 0")
+    temperature: Positive = 1 / 3
 
 
 class Roid(NormAdapter):
@@ -64,14 +55,10 @@ class Roid(NormAdapter):
     for each of them; the release divides 0 by 0 there.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "optimizer": ("sgd", "adam"),
-        "source_share": (0.001, 0.01, 0.1),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.01}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "optimizer": ("sgd", "adam"), "source_share": (0.001, 0.01, 0.1)}
+    checked_with = {"lr": 0.01}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},
         "imagenet-ln": {"lr": 2.5e-4},
@@ -85,11 +72,7 @@ class Roid(NormAdapter):
         source_share: how far the parameters return to the source after each step, in [0, 1].
         """
 
-        source_share: float = 0.01
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 <= self.source_share <= 1, "source_share", "in [0, 1]")
+        source_share: Fraction = 0.01
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without affine parameters to adapt, or in float16."""
@@ -105,10 +88,7 @@ class Roid(NormAdapter):
         return build_optimizer(self.parameters, self.config)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the corrected logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the corrected logits [n, classes] from before the update."""
         images = recordable(images)
         self.batch_size = max(self.batch_size, len(images))
         with gradients():

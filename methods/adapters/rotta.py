@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,11 +23,11 @@ from methods.adapters.common.teachers import (
     move_towards,
 )
 from methods.base import Adapter, Source, Unsupported
+from methods.limits import Count, Fraction, NotNegative
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, input_normalised_by, norm_parameters, require_source_statistics
 from methods.online import margin
 from methods.private_apis import _BatchNorm
-from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 
 
@@ -45,29 +45,16 @@ class Rotta(Adapter):
     off.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="norm")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "statistics_share": (0.01, 0.05, 0.1),
-        "teacher_share": (0.001, 0.01),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.01, "capacity": 8, "update_every": 4}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-bn": {"lr": 1e-3},
-        "imagenet-ln": {"lr": 1e-3},
-        "cifar-bn": {"lr": 1e-3},
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "statistics_share": (0.01, 0.05, 0.1), "teacher_share": (0.001, 0.01)}
+    checked_with = {"lr": 0.01, "capacity": 8, "update_every": 4}
+    presets = {"imagenet-bn": {"lr": 1e-3}, "imagenet-ln": {"lr": 1e-3}, "cifar-bn": {"lr": 1e-3}}
 
     @dataclass(frozen=True)
     class Config(TeacherOptions):
         """Defaults of the release.
 
         lr: step size; it does not follow the batch size, as each step is on the images of the memory.
-        optimizer: "adam" (betas `momentum` and 0.999) or "sgd". No weight decay.
-        momentum: the first beta of Adam, or of SGD; in [0, 1).
-        nesterov: whether SGD uses Nesterov's momentum.
-        flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
         capacity: images in the memory.
         update_every: images of the stream between two steps.
         teacher_share: how far the teacher moves to the student at each step; in [0, 1].
@@ -78,21 +65,12 @@ class Rotta(Adapter):
 
         lr: float = 1e-3
         optimizer: Literal["sgd", "adam"] = "adam"
-        capacity: int = 64
-        update_every: int = 64
-        teacher_share: float = 0.001
-        statistics_share: float = 0.05
-        age_weight: float = 1.0
-        entropy_weight: float = 1.0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.capacity >= 1, "capacity", "at least 1")
-            self.check(self.update_every >= 1, "update_every", "at least 1")
-            self.check(0 <= self.teacher_share <= 1, "teacher_share", "in [0, 1]")
-            self.check(0 <= self.statistics_share <= 1, "statistics_share", "in [0, 1]")
-            self.check(self.age_weight >= 0, "age_weight", "at least 0")
-            self.check(self.entropy_weight >= 0, "entropy_weight", "at least 0")
+        capacity: Count = 64
+        update_every: Count = 64
+        teacher_share: Fraction = 0.001
+        statistics_share: Fraction = 0.05
+        age_weight: NotNegative = 1.0
+        entropy_weight: NotNegative = 1.0
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported without affine parameters to adapt or without source statistics in a BatchNorm."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
+from methods.limits import FractionAboveZero
 from methods.losses import at_least_float32, gradients, recordable
 from methods.online import NormAdapter, NormOptions
 
@@ -31,39 +30,23 @@ class Rpl(NormAdapter):
     """
 
     tested_against = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "q": (0.5, 0.8, 1.0),
-        "optimizer": ("sgd", "adam"),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "imagenet-bn": {"lr": 5e-4},
-        "cifar-bn": {"lr": 1e-3, "optimizer": "adam"},
-    }
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "q": (0.5, 0.8, 1.0), "optimizer": ("sgd", "adam")}
+    checked_with = {"lr": 0.02}
+    presets = {"imagenet-bn": {"lr": 5e-4}, "cifar-bn": {"lr": 1e-3, "optimizer": "adam"}}
 
     @dataclass(frozen=True)
     class Config(NormOptions):
         """Defaults of the release for ImageNet.
 
         lr: step size; 5e-4 with SGD (batch 64).
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
         q: robustness to wrong labels, from cross-entropy (towards 0) to the probability of the others (1); in (0, 1].
         """
 
         lr: float = 5e-4
-        q: float = 0.8
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 < self.q <= 1, "q", "in (0, 1]")
+        q: FractionAboveZero = 0.8
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             logits: Tensor = self.model(images)

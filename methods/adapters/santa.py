@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +15,6 @@ from methods.base import Source
 from methods.losses import at_least_float32, gradients, recordable
 from methods.nets.feature_head_split import split
 from methods.online import NormAdapter
-from methods.table import Access
 from methods.views.cotta_views import draw_view, make_view
 
 
@@ -36,15 +33,10 @@ class Santa(NormAdapter):
     passes.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="labelled", test="stream", state="online", backprop="norm")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "optimizer": ("sgd", "adam"),
-        "contrast_weight": (0.0, 0.5, 1.0),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"projection": 8}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "optimizer": ("sgd", "adam"), "contrast_weight": (0.0, 0.5, 1.0)}
+    checked_with = {"projection": 8}
+    presets = {
         "imagenet-bn": {"lr": 0.01},
         "imagenet-gn": {"lr": 0.01},
         "imagenet-ln": {"lr": 0.01},
@@ -71,10 +63,7 @@ class Santa(NormAdapter):
         return build_optimizer(self.parameters, self.config)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             with torch.no_grad():

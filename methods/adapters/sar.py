@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from methods.adapters.common.sharpness import climb, put_back
-from methods.base import RateRule, Source
+from methods.base import Source
+from methods.limits import Finite, FiniteNotNegative, FractionAboveZero
 from methods.losses import gradients, recordable
 from methods.online import (
     NormAdapter,
@@ -39,20 +38,20 @@ class Sar(NormAdapter):
     reliable; and the release finds the top by timm's names alone. Costs two forward and two backward passes.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    tested_against = "golden"
+    search = {
         "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         "reset_below": (0.05, 0.1, 0.2, 0.5),
         "rho": (0.02, 0.05, 0.1),
     }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "margin": 0.7}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    checked_with = {"lr": 0.02, "margin": 0.7}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},
         "imagenet-ln": {"lr": 1e-3},
         "cifar-bn": {"lr": 1e-3},
     }
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
+    rate_rules = {
         "imagenet-bn": "batch/32, at most 1, twice that for 1",
         "imagenet-gn": "batch/32, at most 1, twice that for 1",
         "imagenet-ln": "batch/64, twice that for 1",
@@ -64,24 +63,16 @@ class Sar(NormAdapter):
 
         lr: step size; 2.5e-4 with SGD for ResNet-50, 1e-3 for ViT-B/16 (batch 64); other sizes:
             `rate_rules`.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
         margin: E0 as a fraction of ln C, the largest entropy; in (0, 1].
         rho: how far to climb, as the Euclidean distance in all adapted parameters together.
         reset_below: the average entropy in nats that counts as near collapse; 0.2 for 1000 classes, less for few.
         official_quirks: follow the release where it departs from the paper; to compare with its numbers.
         """
 
-        margin: float = 0.4
-        rho: float = 0.05
-        reset_below: float = 0.2
+        margin: FractionAboveZero = 0.4
+        rho: FiniteNotNegative = 0.05
+        reset_below: Finite = 0.2
         official_quirks: bool = False
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 < self.margin <= 1, "margin", "in (0, 1]")
-            self.check(math.isfinite(self.rho) and self.rho >= 0, "rho", "a finite number of at least 0")
-            self.check(math.isfinite(self.reset_below), "reset_below", "a finite number")
 
     def configure(self, source: Source | None) -> None:
         super().configure(source)
@@ -93,10 +84,7 @@ class Sar(NormAdapter):
         return below_the_official_top(self.model) if self.config.official_quirks else below_the_top(self.model)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the update."""
         images = recordable(images)
         with gradients():
             logits: Tensor = self.model(images)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
-from methods.base import Adapter, Source, Unsupported
+from methods.base import Adapter, Options, Source, Unsupported
 from methods.identity import component
+from methods.limits import Count, FiniteNotNegative
 from methods.losses import at_least_float32, entropy, gradients, recordable
 from methods.nets.feature_head_split import split
 from methods.online import adam
-from methods.table import Access
 
 
 class ShotIM(Adapter):
@@ -27,27 +24,20 @@ class ShotIM(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (5e-6, 5e-5, 5e-4), "steps": (1, 3)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
+    search = {"lr": (5e-6, 5e-5, 5e-4), "steps": (1, 3)}
+    checked_with = {"lr": 1e-3}
 
     @component("methods.shot_im.ShotIM.Config")
     @dataclass(frozen=True)
-    class Config:
+    class Config(Options):
         """Grid of the T3A release: a tenth, once and ten times the rate of the source (there 5e-5), and 1 or 3 steps.
 
         lr: step size of Adam, without weight decay.
         steps: updates on each batch; the prediction comes from the last forward pass, before its update.
         """
 
-        lr: float = 5e-5
-        steps: int = 1
-
-        def __post_init__(self) -> None:
-            if not (math.isfinite(self.lr) and self.lr >= 0):
-                raise ValueError(f"shot_im.lr must be a finite number of at least 0, not {self.lr}")
-            if self.steps < 1:
-                raise ValueError(f"shot_im.steps must be at least 1, not {self.steps}")
+        lr: FiniteNotNegative = 5e-5
+        steps: Count = 1
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier that does not end in one linear layer, is only that, or is in float16."""
@@ -63,10 +53,7 @@ class ShotIM(Adapter):
         self.optimizer = adam(self.parameters, self.config.lr)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update."""
         images = recordable(images)
         with gradients():
             for _ in range(self.config.steps):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from methods.adapters.common.memory import MemoryAdapter, MemoryOptions, smoothed_entropies
 from methods.adapters.common.sharpness import climb, put_back
+from methods.limits import FiniteNotNegative, Fraction
 from methods.norms import training_statistics
 from methods.online import below_the_top
 
@@ -32,19 +30,10 @@ class Sotta(MemoryAdapter):
     forward and two backward passes of the memory an update.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "confidence": (0.33, 0.66, 0.99),
-        "statistics_share": (0.05, 0.2),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {
-        "lr": 0.05,
-        "capacity": 4,
-        "update_every": 4,
-        "confidence": 0.4,
-    }
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "confidence": (0.33, 0.66, 0.99), "statistics_share": (0.05, 0.2)}
+    checked_with = {"lr": 0.05, "capacity": 4, "update_every": 4, "confidence": 0.4}
+    presets = {
         "cifar-bn": {"lr": 1e-3, "confidence": 0.99, "statistics_share": 0.2},
         "cifar100-bn": {"lr": 1e-3, "confidence": 0.66, "statistics_share": 0.2},
         "imagenet-bn": {"lr": 1e-3, "confidence": 0.33, "statistics_share": 0.2},
@@ -59,13 +48,8 @@ class Sotta(MemoryAdapter):
         """
 
         statistics_share: float = 0.2
-        confidence: float = 0.99
-        rho: float = 0.05
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(0 <= self.confidence <= 1, "confidence", "in [0, 1]")
-            self.check(math.isfinite(self.rho) and self.rho >= 0, "rho", "a finite number of at least 0")
+        confidence: Fraction = 0.99
+        rho: FiniteNotNegative = 0.05
 
     def chosen(self) -> dict[str, nn.Parameter]:
         """Return the affine parameters of normalisation layers below the top quarter."""

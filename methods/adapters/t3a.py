@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from methods.base import Adapter, Source
+from methods.base import Adapter, Options, Source
+from methods.limits import Count
 from methods.losses import entropy
 from methods.nets.feature_head_split import split
-from methods.table import Access
 
 # Rows of the head that become supports at once, which bounds the memory.
 ROWS_TOGETHER = 256
@@ -30,12 +28,11 @@ class T3A(Adapter):
     """
 
     tested_against = "golden"
-    access: ClassVar[Access] = Access(test="stream", state="online")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"supports": (1, 5, 20, 50, 100)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"supports": 2}
+    search = {"supports": (1, 5, 20, 50, 100)}
+    checked_with = {"supports": 2}
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Options):
         """The authors choose the number of supports on the source; comparisons use 20.
 
         supports: number of supports kept for each class, at least 1.
@@ -44,12 +41,8 @@ class T3A(Adapter):
             that class.
         """
 
-        supports: int = 20
+        supports: Count = 20
         official_quirks: bool = False
-
-        def __post_init__(self) -> None:
-            if self.supports < 1:
-                raise ValueError(f"t3a.supports must be at least 1, not {self.supports}")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier that does not end in one linear layer with a row for each class."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from methods.base import RateRule
 from methods.identity import component
+from methods.limits import Count
 from methods.losses import gradients, recordable
 from methods.online import NormAdapter, NormOptions
 
@@ -23,23 +21,16 @@ class Tent(NormAdapter):
     BatchNorm. Dropout and stochastic depth stay off. Costs one forward and one backward pass for each of its steps.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "optimizer": ("sgd", "adam"),
-        "steps": (1, 2),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    tested_against = "golden"
+    search = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "optimizer": ("sgd", "adam"), "steps": (1, 2)}
+    checked_with = {"lr": 0.02}
+    presets = {
         "imagenet-bn": {"lr": 2.5e-4},
         "imagenet-gn": {"lr": 2.5e-4},
         "imagenet-ln": {"lr": 1e-3},
         "cifar-bn": {"lr": 1e-3, "optimizer": "adam"},
     }
-    rate_rules: ClassVar[Mapping[str, RateRule]] = {
-        "imagenet-gn": "batch/32, at most 1",
-        "imagenet-ln": "batch/64",
-    }
+    rate_rules = {"imagenet-gn": "batch/32, at most 1", "imagenet-ln": "batch/64"}
 
     @component("methods.tent.Tent.Config")
     @dataclass(frozen=True)
@@ -48,22 +39,13 @@ class Tent(NormAdapter):
 
         lr: step size; 2.5e-4 with SGD for ImageNet (batch 64), 1e-3 with Adam for CIFAR (batch 200); other sizes:
             `rate_rules`.
-        optimizer: "sgd" (with momentum, without Nesterov) or "adam" (betas `momentum` and 0.999). No weight decay.
-        momentum: of SGD, or the first beta of Adam; in [0, 1).
         steps: updates on each batch; the prediction comes from the last forward pass, before its update.
         """
 
-        steps: int = 1
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.steps >= 1, "steps", "at least 1")
+        steps: Count = 1
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from before the (last) update."""
         images = recordable(images)
         with gradients():
             for _ in range(self.config.steps):

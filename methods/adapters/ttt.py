@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +13,9 @@ from torch.nn import functional as F
 from methods.adapters.common.side_heads import with_side_head
 from methods.adapters.common.teachers import descend, generators
 from methods.base import Adapter, Options, Source
+from methods.limits import Count, FiniteNotNegative, Fraction
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import training_statistics
-from methods.table import Access
 from methods.views.augmix import PADDING, Crop, draw, resized_crops
 from methods.views.padded_crops import crop_padded, draw_crops
 from methods.views.rotations import TURNS, all_rotations, rotate
@@ -37,12 +35,11 @@ class Ttt(Adapter):
     for the prediction, with `threshold` below 1 one more.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
+    tested_against = "golden"
     needs = "source_rotation"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 1e-3, 1e-2), "steps": (1, 3, 10)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "steps": 2, "copies": 4}
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    search = {"lr": (1e-4, 1e-3, 1e-2), "steps": (1, 3, 10)}
+    checked_with = {"lr": 0.1, "steps": 2, "copies": 4}
+    presets = {
         "imagenet-gn": {"lr": 1e-3, "steps": 10, "copies": 64, "crop": "resized", "flip": True},
         "cifar-bn": {"lr": 1e-3, "steps": 10, "copies": 32, "crop": "padded", "flip": True},
         "cifar-gn": {"lr": 1e-3, "steps": 10, "copies": 32, "crop": "padded", "flip": True},
@@ -64,23 +61,15 @@ class Ttt(Adapter):
         fix_head: adapt the encoder alone and not the second head.
         """
 
-        lr: float = 1e-3
-        steps: int = 10
-        copies: int = 32
+        lr: FiniteNotNegative = 1e-3
+        steps: Count = 10
+        copies: Count = 32
         rotations: Literal["rand", "expand"] = "rand"
         crop: Crop = "padded"
         flip: bool = True
-        threshold: float = 1.0
+        threshold: Fraction = 1.0
         fix_bn: bool = False
         fix_head: bool = False
-
-        def __post_init__(self) -> None:
-            self.check(0 <= self.lr < math.inf, "lr", "a finite number of at least 0")
-            self.check(self.steps >= 1, "steps", "at least 1")
-            self.check(self.copies >= 1, "copies", "at least 1")
-            self.check(self.rotations in ("rand", "expand"), "rotations", '"rand" or "expand"')
-            self.check(self.crop in get_args(Crop), "crop", f"one of {', '.join(get_args(Crop))}")
-            self.check(0 <= self.threshold <= 1, "threshold", "in [0, 1]")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier without a rotation head."""
@@ -166,8 +155,7 @@ class Ttt(Adapter):
 class TttOnline(Ttt):
     """TTT that goes on from image to image: each starts where the one before it ended (Sun et al. 2020, TTT-Online)."""
 
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets = {
         "imagenet-gn": {"lr": 1e-3, "steps": 1, "copies": 64, "crop": "resized", "flip": True},
         "cifar-bn": {"lr": 1e-3, "steps": 1, "copies": 32, "crop": "padded", "flip": True},
         "cifar-gn": {"lr": 1e-3, "steps": 1, "copies": 32, "crop": "padded", "flip": True},

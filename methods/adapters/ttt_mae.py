@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import Adapter, Options, Source, Unsupported
+from methods.limits import Count, FiniteNotNegative, FractionBelowOne, ProperFraction
 from methods.losses import gradients, recordable
 from methods.nets.masked_autoencoder import (
     Decoder,
@@ -22,7 +22,6 @@ from methods.nets.masked_autoencoder import (
 )
 from methods.nets.vit import encode_visible, pick
 from methods.nets.weights import AutoencoderClassifier
-from methods.table import Access
 
 
 class TttMae(Adapter):
@@ -36,10 +35,9 @@ class TttMae(Adapter):
     Costs steps * views forward and backward passes on the visible patches of an image, and one whole forward pass.
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(test="image", state="episodic", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 5e-3, 2e-2), "steps": (10, 20)}
-    checked_with: ClassVar[Mapping[str, Any]] = {"lr": 0.02, "steps": 3, "views": 4}
+    tested_against = "golden"
+    search = {"lr": (1e-3, 5e-3, 2e-2), "steps": (10, 20)}
+    checked_with = {"lr": 0.02, "steps": 3, "views": 4}
     needs = "mae_probe"
 
     @dataclass(frozen=True)
@@ -56,19 +54,12 @@ class TttMae(Adapter):
             MAE's visualisation files.
         """
 
-        lr: float = 5e-3
-        momentum: float = 0.9
-        steps: int = 20
-        views: int = 128
-        mask_ratio: float = 0.75
+        lr: FiniteNotNegative = 5e-3
+        momentum: FractionBelowOne = 0.9
+        steps: Count = 20
+        views: Count = 128
+        mask_ratio: ProperFraction = 0.75
         norm_pix: bool = False
-
-        def __post_init__(self) -> None:
-            self.check(math.isfinite(self.lr) and self.lr >= 0, "lr", "a finite number of at least 0")
-            self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
-            for name in ("steps", "views"):
-                self.check(getattr(self, name) >= 1, name, "at least 1")
-            self.check(0 < self.mask_ratio < 1, "mask_ratio", "in (0, 1)")
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a classifier without a decoder, ValueError for a mask_ratio that hides no patch."""
@@ -101,10 +92,7 @@ class TttMae(Adapter):
         return torch.optim.SGD(self.parameters, lr=self.config.lr, momentum=self.config.momentum)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each image with its own parameters."""
         images = recordable(images)
         with gradients():
             return torch.cat([self.adapt_and_predict(image[None]) for image in images])
@@ -140,8 +128,7 @@ class TttMaeOnline(TttMae):
     at each image.
     """
 
-    access: ClassVar[Access] = Access(test="stream", state="online", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 1e-3, 5e-3), "steps": (1, 5, 20)}
+    search = {"lr": (1e-4, 1e-3, 5e-3), "steps": (1, 5, 20)}
 
     def configure(self, source: Source | None) -> None:
         """Raises as `TttMae` does."""

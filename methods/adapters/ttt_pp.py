@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,9 @@ from methods.adapters.common.prototypes import contrast
 from methods.adapters.common.side_heads import with_side_head
 from methods.adapters.common.teachers import generators
 from methods.base import Adapter, Options, Source
+from methods.limits import Count, FiniteNotNegative, FinitePositive, FractionBelowOne, at_least
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, training_statistics
-from methods.table import Access
 from methods.views.simclr_views import simclr_view
 
 # The contrast counts the temperature over this, the difference of means half of that of covariances.
@@ -47,21 +46,11 @@ class TttPp(Adapter):
     `source_images` pass forward once. It keeps `queue` features and a covariance of the encoder (16 MB for 2048).
     """
 
-    tested_against: ClassVar[Literal["golden", "restatement", "none"]] = "golden"
-    access: ClassVar[Access] = Access(source="statistics", test="stream", state="online", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-4, 1e-3, 1e-2),
-        "encoder_scale": (0.05, 0.5, 5.0),
-        "projection_scale": (0.2, 20.0),
-    }
-    checked_with: ClassVar[Mapping[str, Any]] = {
-        "lr": 1e-3,
-        "queue": 6,
-        "encoder_scale": 1e-3,
-        "projection_scale": 1e-3,
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-4, 1e-3, 1e-2), "encoder_scale": (0.05, 0.5, 5.0), "projection_scale": (0.2, 20.0)}
+    checked_with = {"lr": 1e-3, "queue": 6, "encoder_scale": 1e-3, "projection_scale": 1e-3}
     needs = "source_contrast"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    presets = {
         "cifar-bn": {
             "lr": 1e-2,
             "queue": 1536,
@@ -95,24 +84,19 @@ class TttPp(Adapter):
         source_images: largest number of clean source images for the moments; all 50000 in the release.
         """
 
-        lr: float = 1e-3
-        momentum: float = 0.9
+        lr: FiniteNotNegative = 1e-3
+        momentum: FractionBelowOne = 0.9
         contrast: bool = True
-        temperature: float = 0.5
-        encoder_scale: float = 0.5
-        projection_scale: float = 0.2
-        queue: int = 256
+        temperature: FinitePositive = 0.5
+        encoder_scale: FiniteNotNegative = 0.5
+        projection_scale: FiniteNotNegative = 0.2
+        queue: Count = 256
         fix_head: bool = True
         flip: bool = True
-        source_images: int = 10000
+        source_images: Annotated[int, at_least(4)] = 10000
 
         def __post_init__(self) -> None:
-            for name in ("lr", "encoder_scale", "projection_scale"):
-                self.check(0 <= getattr(self, name) < math.inf, name, "a finite number of at least 0")
-            self.check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
-            self.check(0 < self.temperature < math.inf, "temperature", "a positive finite number")
-            self.check(self.queue >= 1, "queue", "at least 1")
-            self.check(self.source_images >= 4, "source_images", "at least 4")
+            super().__post_init__()
             learns = self.contrast or self.encoder_scale > 0 or self.projection_scale > 0
             self.check(learns, "contrast", "true where both scales are 0, else there is nothing to learn")
 
@@ -182,10 +166,7 @@ class TttPp(Adapter):
         return [_target(torch.split(features[:whole], size)) for features in every]
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from after the update.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to the logits [n, classes] from after the update."""
         images = recordable(images)
         with gradients():
             self.optimizer.zero_grad(set_to_none=True)  # of an interrupted batch

@@ -39,6 +39,11 @@ class SmallResNet:
     mean: tuple[float, float, float] = (0.491, 0.482, 0.447)
     std: tuple[float, float, float] = (0.247, 0.243, 0.262)
 
+    # It has no patches, and so no decoder that could predict them.
+    tokens, patch_size, prefix = 0, 1, 0
+    decoder_dim = decoder_depth = decoder_heads = 0
+    layer_norm_eps = 1e-6
+
     def __post_init__(self) -> None:
         if not 8 <= self.depth <= _LARGEST or self.depth % 6 != 2:
             raise ValueError(f"depth must be 6 n + 2, as in 8, 14, 20, 32, 44, 56, not {self.depth}")
@@ -52,35 +57,6 @@ class SmallResNet:
     @property
     def dim(self) -> int:
         return 64 * self.factor
-
-    @property
-    def tokens(self) -> int:
-        return 0
-
-    @property
-    def patch_size(self) -> int:
-        return 1
-
-    @property
-    def prefix(self) -> int:
-        return 0
-
-    @property
-    def decoder_dim(self) -> int:
-        """0: it has no patches that a decoder could predict."""
-        return 0
-
-    @property
-    def decoder_depth(self) -> int:
-        return 0
-
-    @property
-    def decoder_heads(self) -> int:
-        return 0
-
-    @property
-    def layer_norm_eps(self) -> float:
-        return 1e-6
 
     @property
     def cut(self) -> tuple[int, str, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from methods.nets.weights import Classifier, Weights
 from methods.norms import batch_norm_layers
 from methods.recipes.pool_adaptation import need_pool
 from methods.recipes.source import SourceOptions, source_classifier
-from methods.table import Access
 from methods.training.loading import InOrder, loaded
 from methods.training.loop import check_size
 
@@ -33,7 +32,6 @@ class PoolAdaBN(Recipe):
     layer can be measured only after those before it.
     """
 
-    access: ClassVar[Access] = Access(test="pool", state="offline")
     pool = "shifted"
 
     @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import Share
 from methods.identity import component
 from methods.nets.weights import Weights
-from methods.table import Access
 from methods.training.augmentation import LARGE, Augmentation
 from methods.training.finetune import FineTune, fine_tunings
 from methods.views.augmix import BLACK, augmix, draw
@@ -21,7 +19,7 @@ from methods.views.augmix import BLACK, augmix, draw
 
 @component("methods.augmix.Mixing")
 @dataclass(frozen=True)
-class Mixing(Augmentation):
+class AugMixing(Augmentation):
     """AugMix of each view: three chains of one to three operations, weights from Dirichlet(1) and Beta(1, 1).
 
     severity: levels of the operations are uniform in [0.1, severity].
@@ -48,13 +46,8 @@ class AugMix(Recipe):
     one. On a GPU, each batch waits once for its random numbers.
     """
 
-    access: ClassVar[Access] = Access()
-    tested_against: ClassVar[str] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "severity": (1.0, 3.0),
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "severity": (1.0, 3.0)}
 
     @dataclass(frozen=True)
     class Config(FineTune):
@@ -76,5 +69,5 @@ class AugMix(Recipe):
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         config = self.config
         published = 3.0 if stock.architecture.image_size < LARGE else 1.0
-        mixing = Mixing(config.jsd, published if config.severity is None else config.severity)
+        mixing = AugMixing(config.jsd, published if config.severity is None else config.severity)
         return {"": fine_tunings([stock], stock, source, config, (1.0,), mixing)[0]}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 
 from methods.base import Job, Labelled, Options, Recipe, Unlabelled, Unsupported
 from methods.identity import component
+from methods.limits import FinitePositive
 from methods.nets.weights import Weights
-from methods.table import Access
 from methods.training.finetune import FineTune, probe_of
 
 
@@ -23,17 +22,13 @@ class MaeProbe(Recipe):
     features. Costs one forward pass of the labelled images.
     """
 
-    access: ClassVar[Access] = Access()
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"probe_l2": (1e-3, 1e-2, 1e-1)}
+    search = {"probe_l2": (1e-3, 1e-2, 1e-1)}
 
     @dataclass(frozen=True)
     class Config(Options):
         """Options. probe_l2: factor of half the squared norm of the head's weights, added to the mean loss."""
 
-        probe_l2: float = 1e-2
-
-        def __post_init__(self) -> None:
-            self.check(0 < self.probe_l2 < float("inf"), "probe_l2", "a positive finite number")
+        probe_l2: FinitePositive = 1e-2
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         """Raises Unsupported for a stock without a decoder."""

@@ -6,11 +6,10 @@ labels and for several passes, and then predict without further changes.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -18,10 +17,10 @@ from methods.adapters.shot_im import ShotIM
 from methods.adapters.tent import Tent
 from methods.base import Adapter, Checkpointer, Job, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.identity import component
+from methods.limits import Count, FiniteNotNegative
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.recipes.source import SourceOptions, source_classifier
-from methods.table import Access
 from methods.training.loading import loaded
 from methods.training.loop import Batches, check_size
 
@@ -97,15 +96,9 @@ class PoolOptions(SourceOptions):
     rate: step size on the pool. passes: passes over the whole pool. batch: images in a batch of the pool.
     """
 
-    rate: float = 1e-4
-    passes: int = 5
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0 <= self.rate < math.inf, "rate", "a finite number of at least 0")
-        for name in ("passes", "batch"):
-            self.check(getattr(self, name) >= 1, name, "at least 1")
+    rate: FiniteNotNegative = 1e-4
+    passes: Count = 5
+    batch: Count = 64
 
 
 class _OnPool(Recipe):
@@ -137,8 +130,7 @@ class _OnPool(Recipe):
 class PoolTent(_OnPool):
     """TENT for several epochs over the pool (Wang et al. 2021, arXiv:2006.10726; its offline setting), with Adam."""
 
-    access: ClassVar[Access] = Access(test="pool", state="offline", backprop="norm")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"rate": (3e-5, 1e-4, 3e-4, 1e-3), "passes": (1, 3, 5)}
+    search = {"rate": (3e-5, 1e-4, 3e-4, 1e-3), "passes": (1, 3, 5)}
 
     def rule(self) -> Tent.Config:
         return Tent.Config(lr=self.config.rate, optimizer="adam")
@@ -147,8 +139,7 @@ class PoolTent(_OnPool):
 class PoolShotIM(_OnPool):
     """Information maximisation for several epochs over the pool, as published (Liang et al. 2020, arXiv:2002.08546)."""
 
-    access: ClassVar[Access] = Access(test="pool", state="offline", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"rate": (1e-5, 3e-5, 1e-4, 3e-4), "passes": (1, 3, 5)}
+    search = {"rate": (1e-5, 3e-5, 1e-4, 3e-4), "passes": (1, 3, 5)}
 
     def rule(self) -> ShotIM.Config:
         return ShotIM.Config(lr=self.config.rate)

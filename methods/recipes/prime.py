@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import Share
 from methods.identity import component
 from methods.nets.weights import Weights
-from methods.table import Access
 from methods.training.augmentation import LARGE, Augmentation
 from methods.training.finetune import FineTune, fine_tunings
 from methods.views.prime import PUBLISHED, Strength, draw, prime
@@ -21,7 +19,7 @@ from methods.views.prime import PUBLISHED, Strength, draw, prime
 
 @component("methods.prime.Mixing")
 @dataclass(frozen=True)
-class Mixing(Augmentation):
+class PrimeMixing(Augmentation):
     """PRIME of each view; each augmentation of a batch has its own draws."""
 
     title: ClassVar[str] = "PRIME"
@@ -46,13 +44,8 @@ class Prime(Recipe):
     GPU, each view of a batch waits once for its random numbers.
     """
 
-    access: ClassVar[Access] = Access()
-    tested_against: ClassVar[str] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "jsd": (True, False),
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "jsd": (True, False)}
 
     @dataclass(frozen=True)
     class Config(FineTune):
@@ -66,13 +59,9 @@ class Prime(Recipe):
         strength: Literal["cifar", "imagenet"] | None = None
         jsd: bool | None = None
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check(self.strength is None or self.strength in PUBLISHED, "strength", "cifar, imagenet or None")
-
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         config = self.config
         strength = config.strength or ("cifar" if stock.architecture.image_size < LARGE else "imagenet")
         jsd = strength == "cifar" if config.jsd is None else config.jsd
-        mixing = Mixing(jsd, PUBLISHED[strength])
+        mixing = PrimeMixing(jsd, PUBLISHED[strength])
         return {"": fine_tunings([stock], stock, source, config, (1.0,), mixing)[0]}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,13 +11,13 @@ from torch.nn import functional as F
 
 from methods.base import Checkpointer, Job, Labelled, Recipe, Unlabelled, Work
 from methods.identity import component
+from methods.limits import FiniteNotNegative, Whole
 from methods.losses import at_least_float32
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.norms import training_statistics
 from methods.recipes.pool_adaptation import PoolOptions, need_pool
 from methods.recipes.source import source_classifier
-from methods.table import Access
 from methods.training.loading import InOrder, loaded, upload
 from methods.training.loop import Batches, check_size
 
@@ -40,12 +39,7 @@ class PoolShot(Recipe):
     dropped and images are taken whole, as in every method on the pool.
     """
 
-    access: ClassVar[Access] = Access(test="pool", state="offline", backprop="full")
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "rate": (1e-4, 3e-4, 1e-3, 3e-3),
-        "passes": (5, 15),
-        "pseudo": (0.1, 0.3),
-    }
+    search = {"rate": (1e-4, 3e-4, 1e-3, 3e-3), "passes": (5, 15), "pseudo": (0.1, 0.3)}
     pool = "shifted"
 
     @dataclass(frozen=True)
@@ -59,15 +53,9 @@ class PoolShot(Recipe):
 
         rate: float = 1e-3
         passes: int = 15
-        pseudo: float = 0.3
-        information: float = 1.0
-        threshold: int = 0
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for name in ("pseudo", "information"):
-                self.check(0 <= getattr(self, name) < float("inf"), name, "a finite number of at least 0")
-            self.check(self.threshold >= 0, "threshold", "at least 0")
+        pseudo: FiniteNotNegative = 0.3
+        information: FiniteNotNegative = 1.0
+        threshold: Whole = 0
 
     def plan(self, stock: Weights, source: Labelled, pool: Unlabelled | None) -> dict[str, Job]:
         pool = need_pool(pool)

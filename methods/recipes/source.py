@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported
+from methods.limits import FractionBelowOne
 from methods.nets.weights import Weights
 from methods.soups.soup import best_ingredient
-from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
 from methods.training.heads import headed
 
@@ -26,13 +25,12 @@ class SourceOptions(FineTune):
     later: ClassVar[tuple[str, ...]] = ("scales", "holdout")
 
     scales: tuple[float, ...] | None = None
-    holdout: float | None = None
+    holdout: FractionBelowOne | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         finite = all(0 <= scale < math.inf for scale in self.scales or (1.0,))
         self.check(finite and self.scales != (), "scales", "None or finite numbers of at least 0, at least one")
-        self.check(self.holdout is None or 0 <= self.holdout < 1, "holdout", "None or in [0, 1)")
 
 
 def source_classifier(stock: Weights, source: Labelled, options: SourceOptions) -> Job:
@@ -53,11 +51,7 @@ def source_classifier(stock: Weights, source: Labelled, options: SourceOptions) 
 class SourceOnly(Recipe):
     """Linear probe, then full fine-tuning (LP-FT; Kumar et al. 2022, arXiv:2202.10054) of the stock on clean images."""
 
-    access: ClassVar[Access] = Access()
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-    }
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60)}
 
     @dataclass(frozen=True)
     class Config(SourceOptions):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,9 @@ from methods.adapters.common.prototypes import contrast
 from methods.base import Checkpointer, Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup, Share
 from methods.identity import component
+from methods.limits import FinitePositive, Fraction
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
-from methods.table import Access
 from methods.training.finetune import FineTune, classification, fit, joint_training
 from methods.views.simclr_views import simclr_view
 
@@ -33,14 +32,12 @@ class Contrasting(FineTune):
 
     area: float = 0.2
     jitter: float = 0.4
-    balance: float = 0.9
-    temperature: float = 0.5
+    balance: Fraction = 0.9
+    temperature: FinitePositive = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(not self.three_augment, "three_augment", "false (the views are those of SimCLR)")
-        self.check(0 <= self.balance <= 1, "balance", "in [0, 1]")
-        self.check(0 < self.temperature < math.inf, "temperature", "a positive finite number")
 
     @property
     def views(self) -> Callable[[Tensor, torch.Generator, Share], Tensor]:
@@ -92,12 +89,7 @@ class SourceContrast(Recipe):
     epochs, from a classifier). A step passes two views of each image forward and backward; `source` passes one.
     """
 
-    access: ClassVar[Access] = Access()
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "balance": (0.5, 0.9),
-    }
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "balance": (0.5, 0.9)}
 
     @dataclass(frozen=True)
     class Config(Contrasting):

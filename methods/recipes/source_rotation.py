@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +13,9 @@ from torch.nn import functional as F
 from methods.base import Checkpointer, Job, Labelled, Recipe, Unlabelled
 from methods.data_parallel import ALONE, DataParallelGroup, Share
 from methods.identity import component
+from methods.limits import FiniteNotNegative
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
-from methods.table import Access
 from methods.training.finetune import FineTune, classification, fit, joint_training
 from methods.views.rotations import TURNS, all_rotations, rotate
 
@@ -29,12 +28,7 @@ class Jointly(FineTune):
     """Options of fine-tuning on labels and rotations together; see `SourceRotation.Config`."""
 
     rotations: Literal["expand", "rand"] = "expand"
-    rotation_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.rotations in ("expand", "rand"), "rotations", '"expand" or "rand"')
-        self.check(0 <= self.rotation_weight < math.inf, "rotation_weight", "a finite number of at least 0")
+    rotation_weight: FiniteNotNegative = 1.0
 
 
 @component("methods.source_rotation.fine_tune_jointly")
@@ -74,12 +68,7 @@ class SourceRotation(Recipe):
     step passes 5 views of each image ("expand") or 2 ("rand") forward and backward.
     """
 
-    access: ClassVar[Access] = Access()
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "rotation_weight": (0.3, 1.0),
-    }
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "rotation_weight": (0.3, 1.0)}
 
     @dataclass(frozen=True)
     class Config(Jointly):

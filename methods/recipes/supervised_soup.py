@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.nets.weights import Weights
 from methods.selfsoup.mixing_options import Mixing, mix_classifiers, selection
-from methods.table import Access
 from methods.training.finetune import fine_tunings, probe_of
 
 
@@ -19,8 +16,7 @@ class SupervisedSoup(Recipe):
     All start from the same linear-probe head; otherwise their heads could not be averaged.
     """
 
-    access: ClassVar[Access] = Access()
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    search = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
         "scales": ((0.5, 0.75, 1.0, 1.25), (1.0, 1.0, 1.0, 1.0)),
         "epochs": (15, 30, 60),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from methods.base import Job, Labelled, Recipe, Unlabelled
 from methods.nets.weights import Weights
-from methods.table import Access
 from methods.training.finetune import FineTune, fine_tunings
 
 
@@ -22,13 +19,8 @@ class ThreeAugment(Recipe):
     order.
     """
 
-    access: ClassVar[Access] = Access()
-    tested_against: ClassVar[str] = "golden"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "lr": (1e-3, 2e-3, 3e-3, 4e-3),
-        "epochs": (15, 30, 60),
-        "jitter": (0.0, 0.3),
-    }
+    tested_against = "golden"
+    search = {"lr": (1e-3, 2e-3, 3e-3, 4e-3), "epochs": (15, 30, 60), "jitter": (0.0, 0.3)}
 
     @dataclass(frozen=True)
     class Config(FineTune):

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.base import Checkpointer, Labelled, Unlabelled, Unsupported
 from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
 from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
+from methods.selfsoup.objectives.base import Objective
 from methods.training.loading import loaded_for_views
 from methods.training.loop import ParameterGroup, Progress, check_size, compile_blocks, train
 from methods.views.ssl_views import Stretched
@@ -49,7 +50,7 @@ class Member:
     number: int
 
 
-class Draws:
+class MemberDraws:
     """A generator whose state can be saved."""
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -83,16 +84,10 @@ def inter_train_together(
     seeds = [torch.randint(2**62, (), generator=generator, device=device) for _ in range(1 + len(config.ingredients))]
     shared, *own = (torch.Generator(device=device).manual_seed(int(seed)) for seed in seeds)
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(device)
-    encoders, objectives, pipelines, groups = [], [], [], []
-    for ingredient, draws in zip(config.ingredients, own, strict=True):
-        encoder = stock.architecture.build().to(device)
-        encoder.load_state_dict(stock.part("encoder"))
-        objective = ingredient.objective.build(stock, draws)
-        objective.prepare(encoder, ingredient.steps)
-        if ingredient.compile:
-            compile_blocks(encoder, objective)
-        encoders.append(encoder)
-        objectives.append(objective)
+    built = [_built(stock, ingredient, draws) for ingredient, draws in zip(config.ingredients, own, strict=True)]
+    encoders, objectives = [encoder for encoder, _ in built], [objective for _, objective in built]
+    groups, pipelines = [], []
+    for ingredient, encoder, objective in zip(config.ingredients, encoders, objectives, strict=True):
         pipelines.append(objective.pipelines(ingredient.views))
         for module, warmup in ((encoder, ingredient.warmup), (objective, ingredient.head_warmup)):
             groups.append(ParameterGroup([p for p in module.parameters() if p.requires_grad], ingredient.lr, warmup))
@@ -114,7 +109,7 @@ def inter_train_together(
         return total
 
     first = config.ingredients[0]
-    parts: list[Any] = [*encoders, *objectives, order, *map(Draws, own)]
+    parts: list[Any] = [*encoders, *objectives, order, *map(MemberDraws, own)]
     train(
         loss,
         stream(),
@@ -129,6 +124,17 @@ def inter_train_together(
     for number, encoder in enumerate(encoders):
         tensors |= tensors_of(encoder, f"members.{number}.encoder")
     return Weights(stock.architecture, tensors)
+
+
+def _built(stock: Weights, ingredient: Ingredient, draws: torch.Generator) -> tuple[nn.Module, Objective]:
+    """Return the encoder of the stock and the objective that an ingredient trains."""
+    encoder = stock.architecture.build().to(draws.device)
+    encoder.load_state_dict(stock.part("encoder"))
+    objective = ingredient.objective.build(stock, draws)
+    objective.prepare(encoder, ingredient.steps)
+    if ingredient.compile:
+        compile_blocks(encoder, objective)
+    return encoder, objective
 
 
 @component("methods.selfsoup.lockstep.member")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from methods.base import Job, JobFunction, Labelled, Unlabelled, Unsupported, Work
+from methods.limits import FractionBelowOne
 from methods.nets import flops
 from methods.nets.weights import Weights
 from methods.soups import mixing, season, simplex, soup
@@ -53,7 +54,7 @@ MIXES: dict[str, Mix] = {
     "ensemble": Mix(soup.ensemble, None, averages=False, of="classifiers"),
     "fisher": Mix(soup.fisher_soup, soup.Fisher, "images", of="classifiers"),
     "seasoned": Mix(season.self_seasoned, season.SelfSeasoning, "images", of="encoders"),
-    "supervised_seasoned": Mix(season.supervised_seasoned, season.Supervised, "labelled", of="encoders"),
+    "supervised_seasoned": Mix(season.supervised_seasoned, season.SupervisedSeasoning, "labelled", of="encoders"),
 }
 
 
@@ -73,13 +74,12 @@ class Mixing(FineTune):
 
     scales: tuple[float, ...] = (1.0,)
     mixes: tuple[str, ...] = ("uniform",)
-    holdout: float = 0.0
+    holdout: FractionBelowOne = 0.0
     select_on: Literal["holdout", "val"] = "holdout"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(all(0 <= scale < math.inf for scale in self.scales), "scales", "finite numbers of at least 0")
-        self.check(0 <= self.holdout < 1, "holdout", "in [0, 1)")
 
 
 def selection(source: Labelled, val: Labelled | None, config: Mixing) -> tuple[Labelled, Labelled | None]:

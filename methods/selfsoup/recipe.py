@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
@@ -11,12 +10,12 @@ import torch
 
 from methods.base import Job, Labelled, Recipe, Unlabelled, Unsupported, Work
 from methods.identity import component
+from methods.limits import Count, FiniteNotNegative, FractionAboveZero
 from methods.nets.weights import Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.joint_training import Member, Together, inter_train_together, member
 from methods.selfsoup.mixing_options import Mixing, every_mix, mix_classifiers, mix_job, selection
 from methods.selfsoup.objectives import OBJECTIVES
-from methods.table import Access
 from methods.training.finetune import fine_tunings, join, probe_of, refuse_cut
 from methods.training.heads import Head, headed
 from methods.views.ssl_views import Views
@@ -53,25 +52,18 @@ class SoupOptions(Mixing):
     """
 
     ingredients: tuple[str, ...] = ("mae", "mocov3", "mmcr", "lejepa")
-    steps: int = 300
-    rate: float = 1e-3
-    batch: int = 128
+    steps: Count = 300
+    rate: FiniteNotNegative = 1e-3
+    batch: Count = 128
     order: Order = "tune_then_soup"
     shift_pool: ShiftPool = "mixed"
     lockstep: bool = False
-    ssl_area: float = 0.08
+    ssl_area: FractionAboveZero = 0.08
     ssl_augment: bool = True
     also_on: tuple[str, ...] | None = None
     head: Literal["probe", "knn"] | None = None
 
     later: ClassVar[tuple[str, ...]] = ("also_on", "head")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(0 <= self.rate < math.inf, "rate", "a finite number of at least 0")
-        for name in ("steps", "batch"):
-            self.check(getattr(self, name) >= 1, name, "at least 1")
-        self.check(0 < self.ssl_area <= 1, "ssl_area", "in (0, 1]")
 
 
 class SelfSoup(Recipe):
@@ -81,9 +73,8 @@ class SelfSoup(Recipe):
     starts from the linear-probe head of the stock, so that heads can be averaged. Parts: the soup and each ingredient.
     """
 
-    access: ClassVar[Access] = Access(source="labelled", test="pool", state="offline", backprop="full")
     pool = "shifted"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {
+    search = {
         "lr": (1e-3, 2e-3, 3e-3, 4e-3),
         "order": ("tune_then_soup", "soup_then_tune"),
         "ingredients": (
@@ -115,9 +106,8 @@ class CleanSelfSoup(Recipe):
     It isolates the effect of more self-supervision and of souping. Parts: the soup and its other mixes.
     """
 
-    access: ClassVar[Access] = Access()
     pool = "clean"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
+    search = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
@@ -154,9 +144,8 @@ class ContinuedSoup(Recipe):
     The baseline "continued SSL + supervised" (section 4): ingredients that differ only in their fine-tuning.
     """
 
-    access: ClassVar[Access] = Access()
     pool = "clean"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
+    search = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
@@ -185,9 +174,8 @@ class SingleIngredient(Recipe):
     If the stock cannot be a masked autoencoder, the first of the ingredients takes the place of MAE.
     """
 
-    access: ClassVar[Access] = SelfSoup.access
     pool: ClassVar[Literal["none", "clean", "shifted"]] = "shifted"
-    search: ClassVar[Mapping[str, Sequence[Any]]] = SelfSoup.search
+    search = SelfSoup.search
 
     @dataclass(frozen=True)
     class Config(SoupOptions):
@@ -218,7 +206,6 @@ class SingleIngredient(Recipe):
 class CleanSingleIngredient(SingleIngredient):
     """The single ingredient on clean images: the same self-supervised compute without shift and soup."""
 
-    access: ClassVar[Access] = Access()
     pool = "clean"
 
 

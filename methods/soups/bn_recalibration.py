@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Unlabelled
+from methods.base import Options, Unlabelled
 from methods.identity import component
+from methods.limits import at_least
 from methods.nets.weights import Normalise, Weights
 from methods.norms import batch_norm_layers
-from methods.training.loading import Known, loaded
+from methods.training.loading import KnownBatches, loaded
 from methods.training.loop import check_size
 
 
 @component("methods.remeasure.Remeasure")
 @dataclass(frozen=True)
-class Remeasure:
+class Remeasure(Options):
     """How to measure. images: at most this many, drawn at random; batch_size: approximate size of a batch."""
 
-    images: int = 4096
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        if self.images < 2 or self.batch_size < 2:
-            raise ValueError("statistics need at least two images, and batches of at least two")
+    images: Annotated[int, at_least(2)] = 4096
+    batch_size: Annotated[int, at_least(2)] = 256
 
 
 @component("methods.remeasure.remeasured")
@@ -89,5 +87,5 @@ def clean_batches(data: Unlabelled, config: Remeasure, generator: torch.Generato
     """
     order = torch.randperm(len(data), generator=generator, device=generator.device)[: config.images]
     batches = torch.tensor_split(order.to(data.images.device), max(1, len(order) // config.batch_size))
-    for _, images in loaded(data.images, Known(batches), generator.device):
+    for _, images in loaded(data.images, KnownBatches(batches), generator.device):
         yield images.float() / 255

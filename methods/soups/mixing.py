@@ -16,7 +16,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from methods.base import Options
 from methods.identity import component
+from methods.limits import Finite, Fraction, FractionAboveZero
 from methods.nets.weights import Weights
 
 _CACHED = 2**16  # numbers to average at once, so that their sum in float64 stays in a processor's cache
@@ -88,15 +90,11 @@ class Weighted:
 
 @component("methods.mixing.Wise")
 @dataclass(frozen=True)
-class Wise:
+class Wise(Options):
     """(1 - a) stock + a mean (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903); a = 1 is the uniform soup."""
 
-    alpha: float = 0.5
+    alpha: Fraction = 0.5
     needs_stock: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], not {self.alpha}")
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:
         start = given(stock).double()
@@ -147,15 +145,11 @@ class ModelStock:
 
 @component("methods.mixing.TaskArithmetic")
 @dataclass(frozen=True)
-class TaskArithmetic:
+class TaskArithmetic(Options):
     """stock + scale * sum of the displacements (Ilharco et al. 2023, arXiv:2212.04089); 1 / k is the uniform soup."""
 
-    scale: float = 0.3
+    scale: Finite = 0.3
     needs_stock: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale must be a finite number, not {self.scale}")
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:
         start = given(stock).double()
@@ -165,7 +159,7 @@ class TaskArithmetic:
 
 @component("methods.mixing.Ties")
 @dataclass(frozen=True)
-class Ties:
+class Ties(Options):
     """Trim, elect signs, merge (TIES, Yadav et al. 2023, arXiv:2306.01708), for each tensor.
 
     Of each displacement the fraction `keep` of largest magnitude stays, rounded down to a whole number as in mergekit
@@ -173,15 +167,9 @@ class Ties:
     added to the stock.
     """
 
-    keep: float = 0.2
-    scale: float = 1.0
+    keep: FractionAboveZero = 0.2
+    scale: Finite = 1.0
     needs_stock: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must lie in (0, 1], not {self.keep}")
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale must be a finite number, not {self.scale}")
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:
         start = given(stock).double()
@@ -206,23 +194,17 @@ class Ties:
 
 
 @dataclass(frozen=True)
-class Dare:
+class Dare(Options):
     """Drop and rescale (DARE, Yu et al. 2024, arXiv:2311.03099), for each tensor.
 
     Each entry of a displacement stays with probability `keep` and is then divided by it; the mean over ingredients,
     times `scale`, is added to the stock. `seed`, the ingredient's position and the stock's tensor fix the random draw.
     """
 
-    keep: float = 0.5
-    scale: float = 1.0
+    keep: FractionAboveZero = 0.5
+    scale: Finite = 1.0
     seed: int = 0
     needs_stock: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must lie in (0, 1], not {self.keep}")
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale must be a finite number, not {self.scale}")
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None) -> Tensor:
         origin = given(stock)
@@ -238,19 +220,15 @@ class Dare:
 
 
 @dataclass(frozen=True)
-class Slerp:
+class Slerp(Options):
     """Spherical interpolation from one model to another (Shoemake 1985), for each tensor as one vector.
 
     `position` is 0 for the first model and 1 for the second. Vectors that are nearly parallel, or one of which is 0,
     are mixed on a straight line.
     """
 
-    position: float = 0.5
+    position: Fraction = 0.5
     needs_stock: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.position <= 1:
-            raise ValueError(f"position must lie in [0, 1], not {self.position}")
 
     def mix(self, tensors: Sequence[Tensor], stock: Tensor | None = None) -> Tensor:
         """Raises ValueError unless there are two ingredients."""

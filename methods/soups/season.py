@@ -11,19 +11,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Labelled, Unlabelled
+from methods.base import Labelled, Options, Unlabelled
 from methods.identity import component
+from methods.limits import Count, at_least
 from methods.nets.weights import Classifier, Normalise, Weights
 from methods.norms import batch_norm_layers, use_batch_statistics
 from methods.soups.mixing import Mixed, Weighted
 from methods.soups.soup import combine_tensor, uniform_soup
-from methods.training.loading import Known, loaded, upload
+from methods.training.loading import KnownBatches, loaded, upload
 from methods.training.loop import Batches
 
 Batch = TypeVar("Batch")
@@ -146,22 +147,18 @@ def layer_of(name: str) -> str:
 
 @component("methods.season.Schedule")
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Options):
     """Options of learning coefficients.
 
     lr, last_lr: first and last rate of Adam, with a cosine between. layerwise: see Mixture. batch_size, epochs: as in
     the paper for 1000 images; the ragged last batch of an epoch is dropped.
     """
 
-    epochs: int = 100
-    batch_size: int = 256
+    epochs: Count = 100
+    batch_size: Annotated[int, at_least(2)] = 256
     lr: float = 0.1
     last_lr: float = 0.01
     layerwise: bool = False
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2:
-            raise ValueError("seasoning needs at least one epoch and batches of at least two images")
 
     def rate(self, epoch: int) -> float:
         return self.last_lr + (self.lr - self.last_lr) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
@@ -302,9 +299,9 @@ def labelled_epoch(data: Labelled, schedule: Schedule, generator: torch.Generato
         yield images.float() / 255, upload(data.labels[rows], generator.device)
 
 
-def _rows(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> Known:
+def _rows(data: Unlabelled, schedule: Schedule, generator: torch.Generator) -> KnownBatches:
     order = Batches(len(data), schedule.batch_size, generator, torch.device("cpu"), drop_last=True)
-    return Known([next(order) for _ in range(max(1, len(data) // schedule.batch_size))])
+    return KnownBatches([next(order) for _ in range(max(1, len(data) // schedule.batch_size))])
 
 
 def nearest_neighbour_accuracy(
@@ -332,7 +329,7 @@ def nearest_neighbour_accuracy(
 
 @component("methods.season.Supervised")
 @dataclass(frozen=True)
-class Supervised:
+class SupervisedSeasoning:
     """Options of supervised seasoning by random search. draws: number of Dirichlet(1) draws, the first one uniform."""
 
     draws: int = 1000
@@ -343,7 +340,7 @@ class Supervised:
 @torch.no_grad()
 @component("methods.season.supervised_seasoned")
 def supervised_seasoned(
-    inputs: Sequence[Weights], data: Labelled, config: Supervised, generator: torch.Generator
+    inputs: Sequence[Weights], data: Labelled, config: SupervisedSeasoning, generator: torch.Generator
 ) -> Mixed:
     """Mix encoders with the best of random coefficients, by leave-one-out neighbours on labelled clean images.
 
@@ -365,7 +362,7 @@ def search_coefficients(
     mixture: Mixture,
     features: Callable[[Tensor], Tensor],
     data: Labelled,
-    config: Supervised,
+    config: SupervisedSeasoning,
     generator: torch.Generator,
 ) -> Tensor:
     """Find the best of random coefficients, float64 [1, ingredients], by the neighbours of features of labelled images.
@@ -388,7 +385,7 @@ def search_coefficients(
         found = torch.cat(
             [
                 features(images.float() / 255)
-                for _, images in loaded(data.images, Known(torch.split(order, 512)), generator.device)
+                for _, images in loaded(data.images, KnownBatches(torch.split(order, 512)), generator.device)
             ]
         )
         scores.append(nearest_neighbour_accuracy(found, labels, data.classes, config.neighbours, config.temperature))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from methods.base import Labelled, Unlabelled
+from methods.base import Labelled, Options, Unlabelled
 from methods.identity import component
+from methods.limits import at_least
 from methods.nets.weights import Classifier, Weights
 from methods.soups.bn_recalibration import Remeasure, remeasured
 from methods.soups.mixing import Mixed, Mixer, Uniform, Wise
@@ -149,14 +150,10 @@ def ensemble(
 
 @component("methods.soup.Line")
 @dataclass(frozen=True)
-class Line:
+class Line(Options):
     """Where to measure on the line between two classifiers. points: at least three, including both ends."""
 
-    points: int = 5
-
-    def __post_init__(self) -> None:
-        if self.points < 3:
-            raise ValueError(f"a line needs at least 3 points, its ends and one between them, not {self.points}")
+    points: Annotated[int, at_least(3)] = 5
 
 
 def evaluations(count: int, config: Line) -> int:

@@ -6,7 +6,6 @@ arXiv:2602.02890), so that the heads of different ingredients can be averaged.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from methods.base import Checkpointer, Job, JobFunction, Labelled, Options, Unlabelled, Unsupported, Work
 from methods.data_parallel import ALONE, DataParallelGroup, Share
 from methods.identity import component
+from methods.limits import Count, FiniteNotNegative, Fraction, FractionAboveZero, FractionBelowOne
 from methods.nets import flops
 from methods.nets.weights import Classifier, Weights
 from methods.norms import training_statistics
@@ -50,31 +50,20 @@ class FineTune(Options):
     encoder.
     """
 
-    epochs: int = 30
-    batch_size: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    probe_l2: float = 1e-2
-    label_smoothing: float = 0.0
-    area: float = 0.3
+    epochs: Count = 30
+    batch_size: Count = 128
+    lr: FiniteNotNegative = 1e-3
+    weight_decay: FiniteNotNegative = 0.01
+    warmup: Fraction = 0.1
+    probe_l2: FiniteNotNegative = 1e-2
+    label_smoothing: FractionBelowOne = 0.0
+    area: FractionAboveZero = 0.3
     flip: bool = True
     three_augment: bool = False
-    jitter: float = 0.0
+    jitter: Fraction = 0.0
     bf16: bool = False
-    accumulate: int | None = None
+    accumulate: Count | None = None
     compile: bool | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            self.check(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("lr", "weight_decay", "probe_l2"):
-            self.check(0 <= getattr(self, name) < math.inf, name, "a finite number of at least 0")
-        self.check(0 <= self.warmup <= 1, "warmup", "in [0, 1]")
-        self.check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
-        self.check(0 < self.area <= 1, "area", "in (0, 1]")
-        self.check(0 <= self.jitter <= 1, "jitter", "in [0, 1]")
-        self.check(self.accumulate is None or self.accumulate >= 1, "accumulate", "None or at least 1")
 
     @property
     def views(self) -> Callable[[Tensor, torch.Generator, Share], Tensor]:
@@ -252,11 +241,7 @@ def fit(
             f"the head has {len(source.tensors['head.bias'])} classes and the data has {data.classes}; "
             "use the probe of the same task"
         )
-    model = Classifier(start.architecture, data.classes, [side_head] if side_head else ()).to(generator.device)
-    model.encoder.load_state_dict(start.part("encoder"))
-    model.head.load_state_dict(source.part("head"))
-    if side_head:
-        start_side_head(getattr(model, side_head), generator)
+    model = _classifier(start, source, data.classes, side_head, generator)
     device = generator.device
     views = config.views
     side = start.architecture.image_size if isinstance(views, Views) else None
@@ -294,6 +279,17 @@ def fit(
             parallel=parallel,
         )
     return model.weights()
+
+
+def _classifier(
+    encoder: Weights, head: Weights, classes: int, side_head: str | None, generator: torch.Generator
+) -> Classifier:
+    model = Classifier(encoder.architecture, classes, [side_head] if side_head else ()).to(generator.device)
+    model.encoder.load_state_dict(encoder.part("encoder"))
+    model.head.load_state_dict(head.part("head"))
+    if side_head:
+        start_side_head(getattr(model, side_head), generator)
+    return model
 
 
 def start_side_head(head: nn.Module, generator: torch.Generator) -> None:

@@ -22,7 +22,7 @@ class Order(Protocol):
         """Return what the next call of `next` will return, and change nothing; None where that is not known yet."""
 
 
-class Known:
+class KnownBatches:
     """Index batches that are all known in advance."""
 
     def __init__(self, batches: Sequence[Tensor]) -> None:
@@ -43,7 +43,7 @@ class Known:
         return self._batches[self._next] if self._next < len(self._batches) else None
 
 
-class InOrder(Known):
+class InOrder(KnownBatches):
     """The rows 0 to count - 1 once, in batches of `size` and a smaller last one, on `device`."""
 
     def __init__(self, count: int, size: int, device: torch.device) -> None:

@@ -166,15 +166,7 @@ def train(
     device = groups[0].parameters[0].device
     if bf16 and device.type == "cpu":
         raise ValueError("bfloat16 training on a CPU is slower than float32; set bf16 to False or train on a GPU")
-    own = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
-    fused = True if device.type in ("cpu", "cuda") else None
-    optimiser: torch.optim.Optimizer
-    if momentum is None:
-        optimiser = torch.optim.AdamW(own, betas=betas, weight_decay=weight_decay, fused=fused)
-    else:
-        optimiser = torch.optim.SGD(
-            own, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay, fused=fused
-        )
+    optimiser = _optimiser(groups, betas, momentum, weight_decay)
     rates = [[group.lr * factor for factor in schedule(steps, group.warmup)] for group in groups]
     taken = steps if stop is None else min(stop, steps)
     losses = torch.empty(taken, device=device)
@@ -205,6 +197,16 @@ def train(
     if not torch.stack(finite).all():
         raise FloatingPointError("training ended with parameters that are not finite; lower the learning rate")
     return losses
+
+
+def _optimiser(
+    groups: Sequence[ParameterGroup], betas: tuple[float, float], momentum: float | None, weight_decay: float
+) -> torch.optim.Optimizer:
+    own = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
+    fused = True if groups[0].parameters[0].device.type in ("cpu", "cuda") else None
+    if momentum is None:
+        return torch.optim.AdamW(own, betas=betas, weight_decay=weight_decay, fused=fused)
+    return torch.optim.SGD(own, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay, fused=fused)
 
 
 def _continue(progress: Progress, optimiser: torch.optim.Optimizer, losses: Tensor) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Checkpointer, Labelled
+from methods.base import Checkpointer, Labelled, Options
 from methods.identity import component
+from methods.limits import Count, FiniteNotNegative, Fraction, FractionBelowOne, Whole
 from methods.nets.small_resnets import SmallResNet
 from methods.nets.weights import AnyArchitecture, Classifier, Weights
 from methods.norms import norm_family, training_statistics
@@ -25,7 +25,7 @@ _TEST_BATCH = 500
 
 @component("methods.supervised.Supervised")
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Options):
     """Options of training a classifier from scratch by gradient descent with Nesterov momentum.
 
     lr: peak learning rate, reached after the fraction `warmup` of all steps, then a cosine to 0. weight_decay acts on
@@ -41,26 +41,17 @@ class Supervised:
     """
 
     architecture: AnyArchitecture = field(default_factory=SmallResNet)
-    epochs: int = 50
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.1
-    label_smoothing: float = 0.0
-    padding: int = 4
+    epochs: Count = 50
+    batch_size: Count = 128
+    lr: FiniteNotNegative = 0.1
+    momentum: FractionBelowOne = 0.9
+    weight_decay: FiniteNotNegative = 5e-4
+    warmup: Fraction = 0.1
+    label_smoothing: FractionBelowOne = 0.0
+    padding: Whole = 4
     flip: bool = True
     bf16: bool = False
     stop: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, low in {"epochs": 1, "batch_size": 1, "lr": 0, "weight_decay": 0, "padding": 0}.items():
-            if not low <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least {low}, not {getattr(self, name)}")
-        if not 0 <= self.momentum < 1 or not 0 <= self.label_smoothing < 1:
-            raise ValueError("momentum and label_smoothing must lie in [0, 1)")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup must lie in [0, 1], not {self.warmup}")
 
     def steps(self, images: int) -> int:
         """Return the steps of all epochs; a last batch that is not full is left out, unless it is the only one."""

@@ -42,9 +42,9 @@ def test_the_suites_are_in_published_order() -> None:
 def test_each_row_points_at_its_functions_and_has_five_severities(
     row: corruptions.catalog.Row,
 ) -> None:
-    module, function = row.path.split(":")
-    assert callable(getattr(importlib.import_module(module), function))
-    assert hasattr(importlib.import_module(module), f"draw_{function}") == row.random
+    module = importlib.import_module(f"corruptions.{row.module}")
+    assert callable(getattr(module, row.name))
+    assert hasattr(module, f"draw_{row.name}") == row.random
     for profile in PROFILES:
         assert len(PROFILES[profile][row.name]) == 5
         assert len({len(parameters(row.name, s, profile)) for s in (0.5, 1, 2, 3, 3.5, 4, 5)}) == 1

@@ -63,14 +63,14 @@ def test_p_values_are_adjusted_over_corruptions_only(two: Any) -> None:
 
 def test_every_form_shows_the_same_numbers(two: Any) -> None:
     comparison = compared(two)
-    whole = json.loads(compare.to_json(comparison))
+    whole = json.loads(compare.renderings(comparison)["json"]())
     expected = {"mean": whole["overall"], "clean": whole["clean"], **whole["per_corruption"]}
     assert list(expected) == ["mean", "clean", "snow", "fog"]
     console = Console(width=200, file=io.StringIO(), color_system=None)
-    console.print(compare.to_terminal(comparison))
+    console.print(compare.renderings(comparison)["terminal"]())
     terminal = console.file.getvalue()  # type: ignore[attr-defined]
-    latex = compare.to_latex(comparison).replace(r"\textbf{", "").replace("}", "")
-    lines = list(csv.DictReader(io.StringIO(compare.to_csv(comparison))))
+    latex = compare.renderings(comparison)["latex"]().replace(r"\textbf{", "").replace("}", "")
+    lines = list(csv.DictReader(io.StringIO(compare.renderings(comparison)["csv"]())))
     assert [line["condition"] for line in lines] == list(expected)
     for line in lines:
         numbers = expected[line["condition"]]
@@ -78,12 +78,16 @@ def test_every_form_shows_the_same_numbers(two: Any) -> None:
         points = [f"{100 * numbers[name]:.1f}" for name in ("a", "b")]
         gap = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * numbers[name] for name in ("difference", "low", "high")))
         wanted = [line["condition"], *points, gap]
-        for text, separator in ((compare.to_markdown(comparison), r"\s*\|\s*"), (terminal, r"\s+"), (latex, " & ")):
+        for text, separator in (
+            (compare.renderings(comparison)["md"](), r"\s*\|\s*"),
+            (terminal, r"\s+"),
+            (latex, " & "),
+        ):
             assert re.search(separator.join(map(re.escape, wanted)), text), (wanted, text)
 
 
 def test_different_information_is_told(two: Any) -> None:
-    assert "the two saw different information: tent: track A" in compare.to_markdown(compared(two))
+    assert "the two saw different information: tent: track A" in compare.renderings(compared(two))["md"]()
     assert compared(two, "tent", "tent").notes == []
 
 
@@ -107,7 +111,7 @@ class TestNotebook:
     def test_a_table_of_pandas_has_the_numbers_of_the_csv(self, two: Any) -> None:
         comparison = compared(two)
         frame = comparison.to_pandas()
-        read = pd.read_csv(io.StringIO(compare.to_csv(comparison)), index_col="condition")
+        read = pd.read_csv(io.StringIO(compare.renderings(comparison)["csv"]()), index_col="condition")
         pd.testing.assert_frame_equal(frame, read)
 
     def test_html_is_escaped(self, results: Any) -> None:

@@ -81,17 +81,17 @@ def test_an_accuracy_that_would_have_no_interval_has_no_half_width(results: Any)
     small, large = designed(pilot, n=[60, 2000]).sizes
     assert (small.a, small.b is None) == (None, False)
     assert large.a is not None
-    assert "–" in designing.to_markdown(designed(pilot, n=[60]))
+    assert "–" in designing.renderings(designed(pilot, n=[60]))["md"]()
 
 
 def test_every_form_has_the_same_numbers(results: Any) -> None:
     found = designed(filled(results, outcomes(np.random.default_rng(1), 2, 2, 50)))
-    lines = list(csv.DictReader(io.StringIO(designing.to_csv(found))))
-    whole = json.loads(designing.to_json(found))
+    lines = list(csv.DictReader(io.StringIO(designing.renderings(found)["csv"]())))
+    whole = json.loads(designing.renderings(found)["json"]())
     assert [{k: float(v) for k, v in line.items()} for line in lines] == whole["sizes"]
     pilot = {"n": 50, "conditions": 2, "seeds": 2, "ingredient_draws": 2, "stocks": 1, "shares_ingredients": False}
     assert whole["pilot"] == pilot
-    text, latex = designing.to_markdown(found), designing.to_latex(found)
+    text, latex = designing.renderings(found)["md"](), designing.renderings(found)["latex"]()
     for line in whole["sizes"]:
         for name in ("difference", "a", "b"):
             assert f"±{100 * line[name]:.1f}" in text

@@ -174,7 +174,7 @@ def test_a_pilot_of_several_stocks_and_shared_ingredients(pilot: Any) -> None:
         (120, 3, 12, 24),
     ]
     assert "3 sets of ingredients on each of 3 stocks" in found.caption
-    text = designing.to_markdown(found)
+    text = designing.renderings(found)["md"]()
     assert "| images | conditions | stocks | ingredient draws | label draws |" in " ".join(text.split())
     assert "the spread over sets of ingredients is known from 3" in text
     # The spread that it prints is one that it takes, and gives what the pilot gave.
@@ -197,7 +197,7 @@ def test_a_comparison_across_stocks_has_each_as_one_observation(pilot: Any) -> N
     assert overall.high - overall.low >= 0.99 * (t.high - t.low)
     assert found.stocks == ("stock0", "stock1", "stock2")
     assert set(found.a.keys) == {r.key for r in pilot.records if r.method == "selfsoup"}
-    assert "3 stocks (stock0, stock1, stock2)" in comparing.to_markdown(found)
+    assert "3 stocks (stock0, stock1, stock2)" in comparing.renderings(found)["md"]()
     with pytest.raises(BoardError, match="model"):
         compare_rows(pilot.records, "selfsoup", "source", pilot.store.predictions)
 

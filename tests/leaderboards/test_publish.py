@@ -221,7 +221,7 @@ class TestHub:
         assert (tmp_path / "pulled" / submission.name).read_bytes() == submission.read_bytes()
         capsys.readouterr()
         for source in (str(submission), "hf:someone/results", "hf:someone/results@main"):
-            open_results.print_leaderboard(None, source, "csv", False, [], None)
+            open_results.print_leaderboard(open_results.Shown(None, source, "csv", [], None))
         one, two, three = np.array_split(capsys.readouterr().out.splitlines(), 3)
         assert list(one) == list(two) == list(three)
 
@@ -235,7 +235,7 @@ class TestHub:
         assert "its bits give" in capsys.readouterr().out
         assert not (tmp_path / "pulled").exists()
         with pytest.raises(InvalidResults, match="its bits give"):
-            open_results.print_leaderboard(None, "hf:someone/results", "csv", False, [], None)
+            open_results.print_leaderboard(open_results.Shown(None, "hf:someone/results", "csv", [], None))
 
     def test_what_is_too_large_is_not_fetched(self, submission: Path, tmp_path: Path, hub: Any) -> None:
         publishing_hub.push(submission, "someone/results", tmp_path / "out", upload=True)

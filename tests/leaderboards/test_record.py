@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leaderboards import record as record_module
-from leaderboards.record import Access, Connectivity, Mixture, Record, RecordError
+from leaderboards.record import Access, Connectivity, MixtureShares, Record, RecordError
 from methods import table
 
 Content = dict[str, Any]
@@ -238,8 +238,10 @@ def test_the_barrier_is_the_deepest_fall_below_the_line_between_two_ends() -> No
 
 
 def test_a_mixture_has_a_share_for_each_ingredient() -> None:
-    found = Mixture.model_validate({"ingredients": ("a", "b"), "shares": {"head": (0.5, 0.5), "norm": (1.0, 0.0)}})
+    found = MixtureShares.model_validate(
+        {"ingredients": ("a", "b"), "shares": {"head": (0.5, 0.5), "norm": (1.0, 0.0)}}
+    )
     assert found.means == (0.75, 0.25)
     for wrong in ({"all": (1.0,)}, {}, {"all": (float("nan"), 1.0)}):
         with pytest.raises(ValueError, match="share"):
-            Mixture.model_validate({"ingredients": ("a", "b"), "shares": wrong})
+            MixtureShares.model_validate({"ingredients": ("a", "b"), "shares": wrong})

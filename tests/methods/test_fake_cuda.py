@@ -17,7 +17,7 @@ from methods.nets.weights import Architecture, AutoencoderClassifier, Weights, b
 from methods.selfsoup.ingredients import tensors_of
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.soups.season import neighbour_entropy
-from methods.table import Row
+from methods.table import MethodRow
 from methods.views.ssl_views import Views
 
 SMALL = Architecture(image_size=32, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=16, decoder_heads=2)
@@ -90,7 +90,7 @@ NO_GPU = ("hasPrimaryContext", "CUDA driver", "swap")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_adapters_as_far_as_fake_tensors_go(row: Row) -> None:
+def test_adapters_as_far_as_fake_tensors_go(row: MethodRow) -> None:
     adapter = load_object(row.path)
     config = adapter.Config(**adapter.checked_with)
     name = "layer_norm" if row.name == "foa" else fitting_example(row.needs)

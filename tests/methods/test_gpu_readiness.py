@@ -16,9 +16,9 @@ from methods.base import Labelled, Unlabelled
 from methods.nets.masked_autoencoder import Decoder
 from methods.nets.weights import Architecture, Weights, build_encoder, reset
 from methods.recipes import shot_pool
-from methods.recipes.augmix import Mixing as AugMixing
+from methods.recipes.augmix import PrimeMixing as AugMixing
 from methods.recipes.pool_adaptation import Adaptation, adapt
-from methods.recipes.prime import Mixing as PrimeMixing
+from methods.recipes.prime import PrimeMixing as PrimeMixing
 from methods.selfsoup.ingredients import Ingredient, inter_train, tensors_of
 from methods.selfsoup.joint_training import Together, inter_train_together
 from methods.selfsoup.objectives import OBJECTIVES
@@ -156,7 +156,7 @@ def season_all(generator: torch.Generator) -> object:
     return (
         season.self_seasoned(ingredients, pool(), season.SelfSeasoning(epochs=1, batch_size=8), generator),
         season.learned_soup(own, labelled(), schedule, generator),
-        season.supervised_seasoned(ingredients, labelled(), season.Supervised(draws=2), generator),
+        season.supervised_seasoned(ingredients, labelled(), season.SupervisedSeasoning(draws=2), generator),
         soup.greedy_soup(own, labelled(), soup.Greedy(), generator),
         soup.connectivity(own, labelled(), soup.Line(3), generator),
         soup.fisher_soup(own, labelled(), soup.Fisher(), generator),

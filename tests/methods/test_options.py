@@ -13,7 +13,7 @@ from methods.nets.weights import Architecture, Classifier, Weights
 from methods.selfsoup.ingredients import Ingredient, inter_train
 from methods.selfsoup.objectives import OBJECTIVES
 from methods.selfsoup.recipe import ContinuedSoup, SelfSoup, SingleIngredient, read_ingredient
-from methods.soups.season import Schedule, SelfSeasoning, Supervised
+from methods.soups.season import Schedule, SelfSeasoning, SupervisedSeasoning
 
 SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2, decoder_dim=8, decoder_heads=2)
 
@@ -66,7 +66,11 @@ def test_defaults_of_training_and_seasoning_are_the_published_ones() -> None:
     assert (schedule.epochs, schedule.batch_size, schedule.rate(0)) == (100, 256, 0.1)
     assert schedule.rate(100) == pytest.approx(0.01)
     assert (SelfSeasoning().neighbours, SelfSeasoning().temperature) == (16, 0.07)
-    assert (Supervised().draws, Supervised().neighbours, Supervised().temperature) == (1000, 20, 0.07)
+    assert (SupervisedSeasoning().draws, SupervisedSeasoning().neighbours, SupervisedSeasoning().temperature) == (
+        1000,
+        20,
+        0.07,
+    )
 
 
 def test_an_ingredient_can_have_a_schedule_of_its_own() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from methods.adapters.common.teachers import generators
 from methods.base import Source
+from methods.limits import Count, FinitePositive, Fraction
 from methods.losses import at_least_float32, gradients, recordable
 from methods.norms import batch_norm_layers, require_source_statistics
 from methods.online import NormAdapter, NormOptions
@@ -52,8 +53,6 @@ class MemoryOptions(NormOptions):
     """Options of a method that learns from a memory.
 
     lr: step size.
-    optimizer: "adam" (betas `momentum` and 0.999) or "sgd" (without Nesterov). No weight decay.
-    momentum: the first beta of Adam, or of SGD; in [0, 1).
     capacity: images in the memory.
     update_every: images of the stream between two steps.
     statistics_share: how far the running statistics move to those of the memory in each pass of it; in [0, 1].
@@ -62,17 +61,10 @@ class MemoryOptions(NormOptions):
 
     lr: float = 1e-3
     optimizer: Literal["sgd", "adam"] = "adam"
-    capacity: int = 64
-    update_every: int = 64
-    statistics_share: float = 0.1
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(self.capacity >= 1, "capacity", "at least 1")
-        self.check(self.update_every >= 1, "update_every", "at least 1")
-        self.check(0 <= self.statistics_share <= 1, "statistics_share", "in [0, 1]")
-        self.check(0 < self.temperature < float("inf"), "temperature", "a finite number above 0")
+    capacity: Count = 64
+    update_every: Count = 64
+    statistics_share: Fraction = 0.1
+    temperature: FinitePositive = 1.0
 
 
 class MemoryAdapter(NormAdapter):
@@ -103,10 +95,7 @@ class MemoryAdapter(NormAdapter):
             layer.momentum = self.config.statistics_share
 
     def predict(self, images: Tensor) -> Tensor:
-        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each from before any update by its image.
-
-        Raises RuntimeError under `torch.inference_mode()`.
-        """
+        """Images [n, 3, h, w] in [0, 1] to logits [n, classes], each from before any update by its image."""
         images = recordable(images)
         answers = []
         with gradients():

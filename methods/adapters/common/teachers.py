@@ -14,7 +14,11 @@ from methods.online import NormOptions, adam
 
 @dataclass(frozen=True)
 class TeacherOptions(NormOptions):
-    """Options of an optimiser that can use Nesterov's momentum, as the releases of this family do."""
+    """Options of a method with views and with an optimiser that can use Nesterov's momentum, as its release does.
+
+    nesterov: whether SGD uses Nesterov's momentum.
+    flip: mirror views with probability one half; switch it off where mirrored classes differ, as digits do.
+    """
 
     nesterov: bool = True
     flip: bool = True

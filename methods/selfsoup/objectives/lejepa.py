@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from methods.base import Options
 from methods.identity import component
+from methods.limits import Count, Fraction, at_least
 from methods.nets import flops
 from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
@@ -19,23 +22,17 @@ _LIMIT = 3.0
 
 @component("methods.selfsoup.objectives.lejepa.Config")
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of the predictive objective.
 
     balance: weight lambda of the Gaussian term, in [0, 1]; the prediction term has weight 1 - lambda.
     slices: random directions in each step. projection: width of the embeddings. crops: views of each image, all global.
     """
 
-    balance: float = 0.05
-    slices: int = 256
-    projection: int = 64
-    crops: int = 2
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"balance must lie in [0, 1], not {self.balance}")
-        if self.crops < 2 or self.slices < 1 or self.projection < 1:
-            raise ValueError("LeJEPA needs at least two crops, one slice and one projection")
+    balance: Fraction = 0.05
+    slices: Count = 256
+    projection: Count = 64
+    crops: Annotated[int, at_least(2)] = 2
 
     @property
     def cost(self) -> float:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from methods.base import Options
 from methods.identity import component
+from methods.limits import Fraction
 from methods.nets import flops
 from methods.nets.vit import encode
 from methods.nets.weights import AnyArchitecture, Weights
@@ -21,7 +23,7 @@ _LOCAL_SIDE = 3 / 7  # 96 of 224 pixels
 
 @component("methods.selfsoup.objectives.lejepa_official.Config")
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of LeJEPA; defaults are the recommended ones.
 
     balance: weight lambda of the Gaussian term, in [0, 1]. globals_, locals_: numbers of global views, which show
@@ -29,7 +31,7 @@ class Config:
     sevenths of the side. slices: random directions in each step. hidden, out: widths of the projector.
     """
 
-    balance: float = 0.05
+    balance: Fraction = 0.05
     globals_: int = 2
     locals_: int = 6
     global_area: float = 0.3
@@ -39,8 +41,7 @@ class Config:
     out: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"balance must lie in [0, 1], not {self.balance}")
+        super().__post_init__()
         if self.globals_ < 1 or self.locals_ < 0 or self.globals_ + self.locals_ < 2:
             raise ValueError("LeJEPA needs at least one global view and two views in all")
         if not 0 < self.local_smallest <= self.global_area <= 1:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from methods.base import Options
 from methods.identity import component
+from methods.limits import Count
 from methods.nets import flops
 from methods.nets.masked_autoencoder import Decoder as Decoder
 from methods.nets.masked_autoencoder import patchify as patchify
@@ -25,7 +27,7 @@ from methods.training.loop import reset
 
 @component("methods.selfsoup.objectives.mae.Config")
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of masked autoencoding.
 
     mask_ratio: fraction of patches that are hidden, in (0, 1); L - round(L * mask_ratio) of L patches stay visible.
@@ -36,11 +38,7 @@ class Config:
 
     mask_ratio: float = 0.75
     norm_pix: bool = False
-    decoder_depth: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.decoder_depth is not None and self.decoder_depth < 1:
-            raise ValueError(f"decoder_depth must be at least 1, not {self.decoder_depth}")
+    decoder_depth: Count | None = None
 
     def depth(self, shape: AnyArchitecture) -> int:
         """Return the number of trained decoder blocks. Raises ValueError if the stock's decoder has fewer."""

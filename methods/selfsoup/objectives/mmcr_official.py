@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.base import Options
 from methods.identity import component
+from methods.limits import FractionBelowOne, at_least
 from methods.nets import flops
 from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
@@ -17,7 +20,7 @@ from methods.selfsoup.objectives import base
 
 @component("methods.selfsoup.objectives.mmcr_official.Config")
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of MMCR; defaults are those of its ImageNet training.
 
     crops: views of each image. local: weight lambda of the added mean nuclear norm of each image's own views. momentum:
@@ -26,18 +29,12 @@ class Config:
     projector.
     """
 
-    crops: int = 2
+    crops: Annotated[int, at_least(2)] = 2
     local: float = 0.0
-    momentum: float = 0.0
+    momentum: FractionBelowOne = 0.0
     divide: bool = False
     hidden: int = 8192
     out: int = 512
-
-    def __post_init__(self) -> None:
-        if self.crops < 2:
-            raise ValueError(f"MMCR needs at least two crops, not {self.crops}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
 
     @property
     def cost(self) -> float:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.base import Options
 from methods.identity import component
+from methods.limits import Fraction, Positive
 from methods.nets import flops
 from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
@@ -18,7 +20,7 @@ from methods.selfsoup.objectives import base
 
 @component("methods.selfsoup.objectives.mocov3.Config")
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of the contrastive objective; the defaults give the simplified form.
 
     temperature: positive; the paper uses 0.1 and 1.0. symmetric: also match queries of the second view with keys of the
@@ -27,16 +29,10 @@ class Config:
     whether keys pass through the head.
     """
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     symmetric: bool | None = None
-    momentum: float | None = None
+    momentum: Fraction | None = None
     key_head: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {self.temperature}")
-        if not 0 <= (self.momentum or 0) <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], not {self.momentum}")
 
     @property
     def cost(self) -> float:

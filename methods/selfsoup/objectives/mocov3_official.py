@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from methods.base import Options
 from methods.identity import component
+from methods.limits import Fraction, Positive
 from methods.nets import flops
 from methods.nets.weights import AnyArchitecture, Weights
 from methods.selfsoup.objectives import base
@@ -17,7 +19,7 @@ from methods.selfsoup.objectives.mocov3 import info_nce
 
 @component("methods.selfsoup.objectives.mocov3_official.Config")
 @dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Options of MoCo v3; defaults are those of its ViT-B.
 
     temperature: positive. momentum: start of the moving average's momentum, rising to 1 by a cosine. hidden, out:
@@ -25,18 +27,12 @@ class Config:
     network has one, stays frozen.
     """
 
-    temperature: float = 0.2
-    momentum: float = 0.99
+    temperature: Positive = 0.2
+    momentum: Fraction = 0.99
     hidden: int = 4096
     out: int = 256
     freeze_patches: bool = True
     cost = 4.8
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {self.temperature}")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], not {self.momentum}")
 
     def flops(self, shape: AnyArchitecture) -> float:
         project = flops.layers((shape.dim, self.hidden, self.hidden, self.out))

@@ -321,7 +321,7 @@ def test_comments_docstrings_messages_and_new_functions_change_no_identity(check
     found = checkout(
         NAMES,
         ("methods/base.py", "from __future__", "# a comment\nfrom __future__"),
-        ("methods/base.py", 'class Adapter(ABC):\n    """', 'class Adapter(ABC):\n    """Another sentence. '),
+        ("methods/base.py", 'class Adapter(_Method):\n    """', 'class Adapter(_Method):\n    """Another sentence. '),
         (
             "methods/base.py",
             "class Checkpointer(Protocol)",

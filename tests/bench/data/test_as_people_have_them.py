@@ -18,7 +18,7 @@ from bench.cli.main import app
 from bench.core.conditions import CLEAN
 from bench.core.errors import MissingDataError, UsageError
 from bench.data.hf_tables import read_parquet
-from bench.models.classifiers import load_ready
+from bench.models.load_model import load_ready
 from bench.shifts import load_shift
 from bench.training.pretrain_stock import StockSpec, plan_stock
 

@@ -87,7 +87,8 @@ def test_status_tells_where_clean_and_train_images_are(tmp_path: Path) -> None:
 
 
 def test_status_needs_no_torch() -> None:
-    code = "import sys; import bench.cli.data_commands; assert not {'torch', 'datasets', 'timm'} & set(sys.modules)"
+    modules = "bench.cli.data, bench.data_tools.locate"
+    code = f"import sys; import {modules}; assert not {{'torch', 'datasets', 'timm'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

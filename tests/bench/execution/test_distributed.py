@@ -29,7 +29,7 @@ from methods.data_parallel import ALONE, DataParallelGroup
 from methods.nets.timm_encoders import TimmArchitecture
 from methods.nets.weights import Architecture, Weights
 from methods.recipes import prime
-from methods.recipes.augmix import Mixing
+from methods.recipes.augmix import AugMixing
 from methods.recipes.source_contrast import Contrasting, fine_tune_contrastively
 from methods.recipes.source_rotation import Jointly, fine_tune_jointly
 from methods.selfsoup.ingredients import Ingredient, inter_train
@@ -142,8 +142,8 @@ FEW = (
     ingredient("mocov3", accumulate=2),
     FineTune(epochs=7, batch_size=32),  # the last batch of an epoch is one image
     FineTune(epochs=10, batch_size=32, accumulate=2),
-    Repeat(epochs=3, batch_size=32, augmentation=Mixing()),
-    Repeat(epochs=3, batch_size=32, accumulate=2, augmentation=prime.Mixing()),
+    Repeat(epochs=3, batch_size=32, augmentation=AugMixing()),
+    Repeat(epochs=3, batch_size=32, accumulate=2, augmentation=prime.PrimeMixing()),
     Jointly(epochs=3, batch_size=32),
     Jointly(epochs=3, batch_size=32, accumulate=2, rotations="rand"),
     Contrasting(epochs=3, batch_size=32),

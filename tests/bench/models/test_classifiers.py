@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from bench.core.errors import BenchError, MissingDataError, UsageError
-from bench.models.classifiers import LITE, for_classes, load_ready
-from bench.models.weights_io import load_model, model_digest, shown_name
+from bench.models.classifiers import LITE, for_classes
+from bench.models.load_model import load_model, load_ready
+from bench.models.weights_io import model_digest, shown_name
 
 DATA = os.environ.get("SOUPBENCH_TEST_DATA")
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bench.core.cache_dir import answers_dir
 from bench.core.errors import UsageError
 from bench.models.classifiers import for_classes
-from bench.models.weights_io import load_model, model_digest
+from bench.models.load_model import load_model
+from bench.models.weights_io import model_digest
 from bench.runs.run import Outcome, run
 from bench.settings.run_spec import make_spec
 from bench.shifts import load_shift

@@ -19,8 +19,9 @@ from bench.data.classes import CIFAR10
 from bench.execution.checkpointing import FileCheckpointer
 from bench.models import bundled as listed
 from bench.models.bundled import bundled, bundled_file, summary
+from bench.models.load_model import load_model
 from bench.models.trained import load_trained
-from bench.models.weights_io import load_model, load_stock, load_weights, preprocessing_of, save_weights, shown_name
+from bench.models.weights_io import load_stock, load_weights, preprocessing_of, save_weights, shown_name
 from bench.runs.run import run
 from bench.settings.run_spec import make_spec
 from bench.training.train_classifier import FIRST, TrainSpec, make_classifier, plan_training, run_training

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.core.errors import BenchError, MissingDataError, UsageError
-from bench.models.classifiers import gives_scores, load_ready, scores_of
-from bench.models.weights_io import load_model, model_digest
+from bench.models.classifiers import gives_scores, scores_of
+from bench.models.load_model import load_model, load_ready
+from bench.models.weights_io import model_digest
 from methods import METHODS
 
 

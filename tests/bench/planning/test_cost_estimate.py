@@ -14,8 +14,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.models.weights_io import facts_of
-from bench.planning import stream_probe, training_probe
+from bench.models.weights_io import facts_of, load_stock
+from bench.planning import cost_estimate, stream_probe
 from bench.planning.cost_estimate import estimate
 from bench.planning.plan import make_plan
 from bench.planning.time_left import WorkItem, makespan
@@ -23,6 +23,7 @@ from bench.runs.run import run
 from bench.settings.run_spec import RunSpec
 from bench.training import job_cache
 from bench.training.pretrain_stock import StockSpec, make_stock
+from methods.nets import flops
 
 
 @pytest.fixture(autouse=True)
@@ -134,24 +135,38 @@ def test_the_time_of_pixels_depends_on_the_corruption(tmp_path: Path, monkeypatc
     assert made == [8] * 3  # clean, fog, contrast: severities take the same time
 
 
-def test_trainings_without_steps_are_measured_too(tmp_path: Path) -> None:
-    spec = small(tmp_path, method="supervised_soup", options={"supervised_soup": {"epochs": 1, "scales": [1.0, 2.0]}})
-    found = {cost.label: cost.seconds for cost in estimate(make_plan(spec)).costs if cost.kind == "training"}
-    assert found["linear probe of the stock"]
-    assert found["uniform soup"]
+def test_trainings_take_as_long_as_their_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without earlier trainings: twice the epochs take twice as long, a probe one pass over its images, a soup none."""
+    monkeypatch.setattr(cost_estimate, "_seconds_per_operation", lambda shape, device: 1e-9)
+    options = {"epochs": 1, "scales": [1.0, 2.0]}
+    found = []
+    for epochs in (1, 2):
+        spec = small(tmp_path, method="supervised_soup", options={"supervised_soup": options | {"epochs": epochs}})
+        found.append({cost.label: cost for cost in estimate(make_plan(spec)).costs if cost.kind == "training"})
+    once, twice = found
+    tuned = [label for label in once if label.startswith("fine-tune")]
+    assert len(tuned) == 2
+    assert all(once[label].seconds == 1e-9 * (once[label].flops or 0) > 0 for label in tuned)
+    assert all(twice[label].seconds == pytest.approx(2 * once[label].seconds, rel=0.01) for label in tuned)
+    assert once["uniform soup"].seconds == 0
+    images = 10 * 10  # labels of each class
+    forward = flops.forward(load_stock("digits").architecture)
+    assert once["linear probe of the stock"].seconds == pytest.approx(1e-9 * images * forward, rel=0.5)
 
 
 def _within_half(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     # Processor time, because other load on the machine is not part of the estimate.
     monkeypatch.setattr(time, "perf_counter", time.process_time)
-    for known, each in (("a probe", spec), ("what was done before", spec.model_copy(update={"seed": 1}))):
+    # Before anything was trained, trainings are taken to be as quick as predictions, operation by operation.
+    known_as = ("operations", spec, 4.0), ("what was done before", spec.model_copy(update={"seed": 1}), 1.5)
+    for known, each, most in known_as:
         made = estimate(make_plan(each))
         start = time.perf_counter()
         assert run(each).exit_code == 0
         ratio = (time.perf_counter() - start) / made.seconds
         expected = f"{made.seconds:.1f} s expected from {known}"
         sys.stderr.write(f"\n{spec.shift}: {expected}, {ratio:.2f} times as many taken\n")
-        assert 1 / 1.5 <= ratio <= 1.5
+        assert 1 / most <= ratio <= most
 
 
 @pytest.mark.slow
@@ -194,25 +209,21 @@ def test_earlier_trainings_determine_the_estimate(tmp_path: Path, monkeypatch: p
     took = {facts["label"]: facts["seconds"] for facts in weights}
     assert len(took) == 2
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("known seconds need no probe")
+    monkeypatch.setattr(cost_estimate, "_seconds_per_operation", lambda shape, device: 1e6)
 
-    probes = (training_probe, "_probe_steps"), (training_probe, "_seconds_of_short")
-    with monkeypatch.context() as known:
-        for module, name in probes:
-            known.setattr(module, name, refuse)
-        found = _seconds(small(tmp_path, method="source", seed=1, options={"source": {"epochs": 6}}), "training")
-        tuned = next(label for label in took if label.startswith("fine-tune"))
-        assert found.keys() == took.keys()
-        for label, seconds in found.items():
-            assert seconds == pytest.approx(took[label] * (2 if label == tuned else 1), rel=1e-6)
-        # A different kind of training, or one measured on another machine, is probed.
-        for change in ({"source": {"epochs": 6, "batch_size": 20}}, {"source": {"epochs": 6, "bf16": True}}):
-            with pytest.raises(AssertionError, match="need no probe"):
-                _seconds(small(tmp_path, method="source", seed=1, options=change), "training")
-        known.setattr(job_cache, "device_name", lambda device: "another")
-        with pytest.raises(AssertionError, match="need no probe"):
-            _seconds(small(tmp_path, method="source", seed=1, options=steps), "training")
+    def seconds(options: dict[str, object]) -> dict[str, float | None]:
+        return _seconds(small(tmp_path, method="source", seed=1, options={"source": options}), "training")
+
+    found = seconds({"epochs": 6})
+    tuned = next(label for label in took if label.startswith("fine-tune"))
+    assert found.keys() == took.keys()
+    for label, each in found.items():
+        assert each == pytest.approx(took[label] * (2 if label == tuned else 1), rel=1e-6)
+    # A different kind of training, or one measured on another machine, tells nothing.
+    for change in ({"batch_size": 20}, {"bf16": True}):
+        assert (seconds({"epochs": 6, **change})[tuned] or 0) > 1e6
+    monkeypatch.setattr(job_cache, "device_name", lambda device: "another")
+    assert all((each or 0) > 1e6 for each in seconds({"epochs": 3}).values())
 
 
 def test_damaged_weights_are_not_used(tmp_path: Path) -> None:
@@ -244,27 +255,14 @@ def test_earlier_streams_determine_the_estimate(tmp_path: Path, monkeypatch: pyt
     assert seconds(method="tent") == 8 + 10 * 0.25
 
 
-def test_predictions_of_many_models_are_estimated_from_one_batch(
+def test_predictions_of_many_models_are_estimated_from_operations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dry run of the published recipe would otherwise evaluate dozens of large networks; time follows operations."""
-    made: list[str] = []
-    short = training_probe._seconds_of_short
-    monkeypatch.setattr(
-        training_probe, "_seconds_of_short", lambda job, *rest: made.append(job.label) or short(job, *rest)
-    )
+    """A dry run of the published recipe would otherwise evaluate dozens of large networks."""
+    monkeypatch.setattr(cost_estimate, "_seconds_per_operation", lambda shape, device: 1e-9)
     options = {"epochs": 1, "scales": [1.0, 2.0], "mixes": ["uniform", "greedy", "best"], "holdout": 0.2}
-    found = {
-        cost.label: cost
-        for cost in estimate(
-            make_plan(small(tmp_path, method="supervised_soup", options={"supervised_soup": options}))
-        ).costs
-        if cost.kind == "training"
-    }
-    assert {"linear probe of the stock", "uniform soup"} <= {*made}
-    evaluated = {"greedy soup": 3, "best soup": 2, "linear connectivity": 5}
-    assert not evaluated.keys() & {*made}
-    rates = [found[label].seconds / found[label].flops for label in evaluated]
-    assert rates[0] > 0
-    assert rates == pytest.approx([rates[0]] * 3)
+    plan = make_plan(small(tmp_path, method="supervised_soup", options={"supervised_soup": options}))
+    found = {cost.label: cost for cost in estimate(plan).costs if cost.kind == "training"}
+    for label in ("greedy soup", "best soup", "linear connectivity"):
+        assert found[label].seconds == pytest.approx(1e-9 * found[label].flops)
     assert found["greedy soup"].flops == pytest.approx(1.5 * found["best soup"].flops)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bench.cli.main import app
 from bench.core.errors import MissingDataError, UsageError
 from bench.runs.reproduction import compare, exit_code
-from bench.settings.reproductions import Published, cards, find_card
+from bench.settings.reproductions import PublishedNumbers, cards, find_card
 from bench.shifts.imagenet import COMMON
 from leaderboards.boards import make_board
 from leaderboards.store import Store
@@ -226,7 +226,7 @@ def test_what_was_not_measured_is_said(home: Path) -> None:
     known = replace(row, accuracy=0.25, interval=Interval(0.25, 0.2, 0.3))
     found = compare(find_card("tent-imagenet-c"), replace(board, rows=(known,)))[0]
     assert (found.ours, found.half_width) == (75.0, pytest.approx(5.0))
-    part = Published(method="source", part="best", error=1, tolerance=1)
+    part = PublishedNumbers(method="source", part="best", error=1, tolerance=1)
     card = find_card("tent-imagenet-c").model_copy(update={"published": (part,)})
     assert [(each.row, each.verdict) for each in compare(card, board)] == [("source (best)", "not measured")]
     assert (exit_code([tent], 0), exit_code([source], 0), exit_code([source], 1)) == (0, 4, 1)

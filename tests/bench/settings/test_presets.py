@@ -13,7 +13,7 @@ from bench.core.errors import UsageError
 from bench.core.import_object import load_object
 from bench.planning.plan import make_plan
 from bench.settings.methods import literal_of, parse_method
-from bench.settings.published import NOTHING, RATE_RULES, Data, Published, borrowed, in_words, published
+from bench.settings.published import NOTHING, RATE_RULES, DataKind, PublishedOptions, borrowed, in_words, published
 from bench.settings.run_spec import make_spec
 from bench.shifts.digits import Digits
 from methods import METHODS
@@ -50,12 +50,12 @@ def plugin(folder: Path, state: str = "online") -> str:
     return f"{file}:Mine"
 
 
-IMAGENET, CIFAR, CIFAR100 = Data("", "imagenet", 1000), Data("", "cifar", 10), Data("", "cifar", 100)
+IMAGENET, CIFAR, CIFAR100 = DataKind("", "imagenet", 1000), DataKind("", "cifar", 10), DataKind("", "cifar", 100)
 COTTA = {"lr": 1e-3, "optimizer": "adam", "restore": 0.01, "symmetric": False}
 NAMED = {"imagenet": IMAGENET, "cifar": CIFAR, "cifar100": CIFAR100}
 
 
-def chosen(name: str, data: Data, norm: str, batch_size: int = 64) -> Published:
+def chosen(name: str, data: DataKind, norm: str, batch_size: int = 64) -> PublishedOptions:
     cls = load_object(METHODS[name].path)
     return published(cls.presets, cls.rate_rules, data, norm, batch_size)
 
@@ -81,7 +81,7 @@ def test_rates_follow_the_mains_of_their_releases(name: str, doubled: bool) -> N
 
 @pytest.mark.parametrize("name", ["roid", "cmf", "rmt", "santa", "adacontrast", "rotta", "cotta", "memo"])
 @pytest.mark.parametrize("data", [IMAGENET, CIFAR, CIFAR100])
-def test_rates_of_other_releases_do_not_change_with_the_batch(name: str, data: Data) -> None:
+def test_rates_of_other_releases_do_not_change_with_the_batch(name: str, data: DataKind) -> None:
     for norm in ("bn", "gn", "ln"):
         found = {batch: chosen(name, data, norm, batch).options for batch in (1, 16, 64, 200)}
         assert found == dict.fromkeys(found, chosen(name, data, norm).options), norm
@@ -124,17 +124,17 @@ def test_where_nothing_is_published_the_step_follows_the_norms_and_the_rest_the_
 
 def test_what_depends_on_the_pictures_is_not_taken_from_other_data() -> None:
     assert chosen("actmad", CIFAR, "ln").options["flip"] is True
-    assert chosen("actmad", Data("digits-c", "digits", 10), "ln").options == {"lr": 1e-2}
+    assert chosen("actmad", DataKind("digits-c", "digits", 10), "ln").options == {"lr": 1e-2}
 
 
 @pytest.mark.parametrize(("classes", "epsilon"), [(2, 0.4), (10, 0.4), (31, 0.4), (32, 0.1), (200, 0.1), (400, 0.05)])
 def test_thresholds_follow_the_number_of_classes(classes: int, epsilon: float) -> None:
-    assert chosen("eta", Data("own", "digits", classes), "ln").options["epsilon"] == epsilon
+    assert chosen("eta", DataKind("own", "digits", classes), "ln").options["epsilon"] == epsilon
 
 
 def test_a_name_of_a_shift_goes_over_its_family() -> None:
-    assert chosen("foa", Data("imagenet-r", "imagenet", 200), "ln").options == {"trade_off": 0.2}
-    assert chosen("foa", Data("imagenet-a", "imagenet", 200), "ln").options == {"trade_off": 0.4}
+    assert chosen("foa", DataKind("imagenet-r", "imagenet", 200), "ln").options == {"trade_off": 0.2}
+    assert chosen("foa", DataKind("imagenet-a", "imagenet", 200), "ln").options == {"trade_off": 0.4}
 
 
 def test_a_method_without_published_options_and_a_rule_that_does_not_exist() -> None:

@@ -130,7 +130,7 @@ def test_choosing_on_clean_test_images_never_meets_a_scored_one(settings: dict[s
     ("options", "sentence"),
     [
         ({"mixes": ["grredy"]}, "no way of mixing"),
-        ({"ingredients": ["mocov3:temperature=0"]}, "must be positive"),
+        ({"ingredients": ["mocov3:temperature=0"]}, "must be above 0"),
         ({"shift_pool": "leave_one_family_out"}, "at least two"),
         ({"order": "soup_then_tune", "mixes": ["greedy"], "holdout": 0.1}, "tune_then_soup"),
     ],

@@ -20,7 +20,7 @@ from bench.shifts import load_shift
 from bench.shifts.shift import labelled_source
 from bench.soups.learn_coefficients import Season, connect, season
 from methods.nets.weights import Classifier, Weights
-from methods.soups.season import Schedule, Supervised, learned_soup
+from methods.soups.season import Schedule, SupervisedSeasoning, learned_soup
 from methods.soups.soup import uniform_soup
 from methods.training.finetune import Probe, join, probe
 
@@ -139,8 +139,8 @@ def test_weights_from_elsewhere_are_seasoned(
 ) -> None:
     name, files = strangers
     monkeypatch.setattr(
-        "bench.soups.learn_coefficients.Supervised",
-        lambda: Supervised(draws=6),
+        "bench.soups.learn_coefficients.SupervisedSeasoning",
+        lambda: SupervisedSeasoning(draws=6),
     )
     out = tmp_path / "soup.safetensors"
     season(files, out, Season(how, labels=30, epochs=6, batch_size=100, model=name))

@@ -394,7 +394,7 @@ class TestWhichWeights:
     def test_those_of_timm(self, keys: tuple[str, ...], tmp_path: Path) -> None:
         import timm
 
-        from bench.models.classifiers import load_ready
+        from bench.models.load_model import load_ready
 
         path = self.saved(tmp_path, **{key: n.state_dict() for key, n in zip(keys, self.networks(), strict=False)})
         reference = timm.create_model("test_resnet", num_classes=5, checkpoint_path=str(path)).state_dict()
@@ -409,7 +409,7 @@ class TestWhichWeights:
     @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "model.", "backbone.",
                                         "teacher.backbone.", "net."])  # fmt: skip
     def test_prefixes(self, prefix: str, tmp_path: Path) -> None:
-        from bench.models.classifiers import load_ready
+        from bench.models.load_model import load_ready
 
         first, second = self.networks()
         content = {prefix + name: tensor for name, tensor in first.state_dict().items()}

@@ -20,7 +20,8 @@ from sklearn.metrics import accuracy_score
 
 from bench.core.conditions import CLEAN
 from bench.core.errors import BenchError, UsageError
-from bench.models.weights_io import load_model, load_weights
+from bench.models.load_model import load_model
+from bench.models.weights_io import load_weights
 from bench.shifts import load_shift
 from bench.training.pretrain_stock import StockSpec, make_stock
 from bench.training.train_classifier import FIRST, TrainSpec, make_classifier, plan_training, run_training, where_to

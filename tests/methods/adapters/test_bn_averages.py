@@ -142,5 +142,5 @@ def test_models_without_statistics_are_refused(method: type[Adapter], make_net: 
     ],
 )
 def test_options_out_of_range_are_refused(config: Any, options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must lie in"):
+    with pytest.raises(ValueError, match="must be in"):
         config(**options)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from methods.data_parallel import Share
-from methods.recipes.augmix import Mixing
+from methods.recipes.augmix import AugMixing
 from methods.training.augmentation import consistent
 from methods.views import augmix
 from methods.views.augmix import OPERATIONS, UNIFORMS, Fill
@@ -128,7 +128,7 @@ def official_views(name: str, severity: float) -> Values:
 
 
 def our_views(severity: float) -> Values:
-    mixing = Mixing(severity=severity)
+    mixing = AugMixing(severity=severity)
     with mock.patch("methods.recipes.augmix.draw", return_value=uniforms(VIEWS, int(severity) + 30)):
         return {"views": mixing.augment(pictures(), VIEWS, torch.Generator(), Share())}
 

@@ -14,7 +14,7 @@ from official_values import Instead, OfficialValues, Queue, Values, hold
 from torch import Tensor, nn
 
 from methods.data_parallel import Share
-from methods.recipes.prime import Mixing
+from methods.recipes.prime import PrimeMixing
 from methods.views import prime as views_module
 from methods.views.prime import PUBLISHED, Drawn, draw, prime
 
@@ -201,7 +201,7 @@ def test_views_are_those_of_the_release(values: OfficialValues) -> None:
 def test_views_of_a_fine_tuning_are_these(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [Noted("cifar").drawn, Noted("imagenet").drawn]
     monkeypatch.setattr("methods.recipes.prime.draw", Queue("views", drawn))
-    views = Mixing()(pictures(), torch.Generator(), Share())
+    views = PrimeMixing()(pictures(), torch.Generator(), Share())
     assert torch.equal(views, torch.stack([pictures(), *(prime(pictures(), each) for each in drawn)], dim=1))
 
 

@@ -131,7 +131,7 @@ def test_each_ingredient_is_tuned_at_each_rate() -> None:
         ({"mixes": ("seasoned",)}, "soup_then_tune"),
         ({"mixes": ("greedy",), "holdout": 0.1, "order": "soup_then_tune"}, "tune_then_soup"),
         ({"mixes": ("ties:kep=1",)}, "no option 'kep'"),
-        ({"mixes": ("ties:keep=7",)}, "must lie in"),
+        ({"mixes": ("ties:keep=7",)}, "must be in"),
         ({"mixes": ("wise:alpha=x",)}, "not a number"),
         ({"mixes": ()}, "at least one"),
         ({"mixes": ("shares:1",)}, "2 numbers of at least 0, one for each ingredient, as in shares:1:1"),

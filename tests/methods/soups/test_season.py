@@ -19,7 +19,7 @@ from methods.soups.season import (
     Mixture,
     Schedule,
     SelfSeasoning,
-    Supervised,
+    SupervisedSeasoning,
     layer_of,
     learn_coefficients,
     learned_soup,
@@ -219,7 +219,9 @@ def test_seasoned_encoders_hold_the_encoder_alone() -> None:
     again = self_seasoned(inputs, Unlabelled(data.images, "pool"), config, torch.Generator().manual_seed(0))
     assert soup.tensors.keys() == {n for n in inputs[0].tensors if n.startswith("encoder.")}
     assert soup.digest == again.digest
-    found = supervised_seasoned(inputs, data, Supervised(draws=5, neighbours=3), torch.Generator().manual_seed(0))
+    found = supervised_seasoned(
+        inputs, data, SupervisedSeasoning(draws=5, neighbours=3), torch.Generator().manual_seed(0)
+    )
     assert found.tensors.keys() == soup.tensors.keys()
 
 
@@ -336,7 +338,7 @@ def test_random_search_takes_the_best_draw() -> None:
             found = module(data.images.float().flatten(1) / 255)
         return nearest_neighbour_accuracy(found, labels, 3, neighbours=5)
 
-    config = Supervised(draws=12, neighbours=5)
+    config = SupervisedSeasoning(draws=12, neighbours=5)
     draws = torch.empty(12, 2, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(7))
     draws[0] = 1
     draws = draws / draws.sum(1, keepdim=True)

@@ -19,7 +19,7 @@ from methods.data_parallel import DataParallelGroup, Share
 from methods.identity import component
 from methods.nets.weights import Architecture, Classifier, Weights, build_encoder
 from methods.recipes import prime
-from methods.recipes.augmix import AugMix, Mixing
+from methods.recipes.augmix import AugMix, AugMixing
 from methods.recipes.prime import Prime
 from methods.recipes.source import SourceOnly
 from methods.recipes.three_augment import ThreeAugment
@@ -33,9 +33,9 @@ SMALL = Architecture(image_size=16, patch_size=8, dim=16, depth=1, heads=2)
 LARGER = replace(SMALL, image_size=96)
 RECIPES: dict[str, Any] = {"augmix": AugMix, "three_augment": ThreeAugment, "prime": Prime}
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "augmix": Mixing(),
-    "prime": prime.Mixing(),
-    "prime large": prime.Mixing(strength=PUBLISHED["imagenet"]),
+    "augmix": AugMixing(),
+    "prime": prime.PrimeMixing(),
+    "prime large": prime.PrimeMixing(strength=PUBLISHED["imagenet"]),
 }
 
 
@@ -217,9 +217,9 @@ def test_options_that_were_published_for_the_size_of_the_images() -> None:
         images = task(side=architecture.image_size)
         return AugMix(AugMix.Config(**options)).plan(stock(architecture), images, None)[""].config.augmentation
 
-    assert mixing(SMALL) == Mixing(True, 3.0)
-    assert mixing(LARGER) == Mixing(True, 1.0)
-    assert mixing(LARGER, severity=2.0, jsd=False) == Mixing(False, 2.0)
+    assert mixing(SMALL) == AugMixing(True, 3.0)
+    assert mixing(LARGER) == AugMixing(True, 1.0)
+    assert mixing(LARGER, severity=2.0, jsd=False) == AugMixing(False, 2.0)
     for severity in (0.0, 11.0):
         with pytest.raises(ValueError, match=r"augmix.severity must be None or in \[0.1, 10\]"):
             AugMix.Config(severity=severity)
@@ -230,11 +230,11 @@ def test_strengths_and_losses_of_prime_are_those_of_the_release() -> None:
         images = task(side=architecture.image_size)
         return Prime(Prime.Config(**options)).plan(stock(architecture), images, None)[""].config.augmentation
 
-    assert mixing(SMALL) == prime.Mixing(True, PUBLISHED["cifar"])
-    assert mixing(LARGER) == prime.Mixing(False, PUBLISHED["imagenet"])
-    assert mixing(LARGER, strength="cifar") == prime.Mixing(True, PUBLISHED["cifar"])
-    assert mixing(SMALL, strength="imagenet", jsd=True) == prime.Mixing(True, PUBLISHED["imagenet"])
-    with pytest.raises(ValueError, match=r"prime.strength must be cifar, imagenet or None"):
+    assert mixing(SMALL) == prime.PrimeMixing(True, PUBLISHED["cifar"])
+    assert mixing(LARGER) == prime.PrimeMixing(False, PUBLISHED["imagenet"])
+    assert mixing(LARGER, strength="cifar") == prime.PrimeMixing(True, PUBLISHED["cifar"])
+    assert mixing(SMALL, strength="imagenet", jsd=True) == prime.PrimeMixing(True, PUBLISHED["imagenet"])
+    with pytest.raises(ValueError, match=r'prime.strength must be None or "cifar" or "imagenet"'):
         Prime.Config(strength="digits")  # type: ignore[arg-type]
 
 
@@ -250,8 +250,8 @@ def test_an_augmentation_is_part_of_the_key_and_none_changes_none() -> None:
     def job(augmentation: Augmentation | None) -> Job:
         return fine_tunings([stock()], stock(), task(), FineTune(), (1.0,), augmentation)[0]
 
-    keys = [job_key(job(each), 0) for each in (None, Mixing(), Mixing(jsd=False), Mixing(severity=1.0))]
-    draws = [draw_key(job(each), 0) for each in (None, Mixing(), Mixing(jsd=False), Mixing(severity=1.0))]
+    keys = [job_key(job(each), 0) for each in (None, AugMixing(), AugMixing(jsd=False), AugMixing(severity=1.0))]
+    draws = [draw_key(job(each), 0) for each in (None, AugMixing(), AugMixing(jsd=False), AugMixing(severity=1.0))]
     assert len(set(keys)) == len(set(draws)) == 4
     # A training without augmentation has the description that it had before there were any.
     assert "augmentation" not in described(job(None).config, name_of)

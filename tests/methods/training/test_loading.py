@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Unlabelled
-from methods.training.loading import InOrder, Known, loaded
+from methods.training.loading import InOrder, KnownBatches, loaded
 from methods.training.loop import Batches
 
 CPU = torch.device("cpu")
@@ -95,7 +95,9 @@ def test_a_step_does_not_wait_where_reading_is_faster() -> None:
 
 
 def test_an_error_of_the_reader_reaches_the_caller_and_the_thread_ends() -> None:
-    stream = loaded(Slow(4, 0), Known([torch.tensor([0]), torch.tensor([], dtype=torch.int64)]), CPU, overlap=True)
+    stream = loaded(
+        Slow(4, 0), KnownBatches([torch.tensor([0]), torch.tensor([], dtype=torch.int64)]), CPU, overlap=True
+    )
     next(stream)
     with pytest.raises(IndexError, match="no rows"):
         next(stream)

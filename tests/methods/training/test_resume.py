@@ -16,7 +16,7 @@ from methods.base import Checkpointer, Labelled, Unlabelled
 from methods.nets.small_resnets import SmallResNet
 from methods.nets.weights import Architecture, Classifier, Weights
 from methods.recipes import prime
-from methods.recipes.augmix import Mixing
+from methods.recipes.augmix import AugMixing
 from methods.recipes.pool_adaptation import Adaptation, adapt
 from methods.recipes.shot_pool import Shot, shot
 from methods.selfsoup.ingredients import Ingredient, inter_train
@@ -101,7 +101,7 @@ def trainings() -> dict[str, Training]:
         )
     found["shot"] = lambda keep: shot([stock()], POOL, Shot(passes=4, batch_size=8, rate=1e-2), seeded(), keep)
     found["fine_tune"] = lambda keep: fine_tune([stock()], SOURCE, FineTune(epochs=3, batch_size=8), seeded(), keep)
-    for augmentation in (Mixing(), Mixing(jsd=False), prime.Mixing()):
+    for augmentation in (AugMixing(), AugMixing(jsd=False), prime.PrimeMixing()):
         tuning = Repeat(epochs=3, batch_size=8, augmentation=augmentation)
         name = f"fine_tune with {augmentation.title}{'' if augmentation.jsd else ' alone'}"
         found[name] = lambda keep, tuning=tuning: fine_tune([stock()], SOURCE, tuning, seeded(), keep)

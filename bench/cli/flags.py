@@ -1,0 +1,55 @@
+"""Flags of the command line, made from settings that are declared as annotated fields."""
+
+import inspect
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from bench.cli import completion
+from bench.settings.run_fields import Flag
+
+
+def flag(name: str, hint: Any, *, told: str = "", text: bool = False) -> inspect.Parameter:
+    """Return the parameter of a run's setting; None says that the flag is not given.
+
+    Type, names and help come from its annotation `hint`. `told` is a help instead of the declared one. The settings are
+    checked together, so the parser only tells numbers from texts, and with `text` not even these.
+    """
+    declared = _declared(hint)
+    kind: Any = list[str] if declared.repeated else str if text else _kind(hint.__origin__)
+    return _parameter(name, kind | None, None, _option(name, hint, told))
+
+
+def flag_with_default(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    """Return the parameter of a setting that the parser checks by its limits and shows with its default."""
+    declared = _declared(hint)
+    option = _option(name, hint, "", min=declared.least, max=declared.most)
+    kind: Any = _kind(hint.__origin__)
+    return _parameter(name, kind | None if default is None else kind, default, option)
+
+
+def _declared(hint: Any) -> Flag:
+    return next(item for item in hint.__metadata__ if isinstance(item, Flag))
+
+
+def _kinds(origin: Any) -> tuple[Any, ...]:
+    return get_args(origin) if isinstance(origin, UnionType) else (origin,)
+
+
+def _kind(origin: Any) -> type:
+    kinds = _kinds(origin)
+    return next((kind for kind in (bool, int, float, Path) if kind in kinds), str)
+
+
+def _option(name: str, hint: Any, told: str, **limits: Any) -> Any:
+    declared = _declared(hint)
+    names = [declared.name or "--" + name.replace("_", "-"), *([declared.also] if declared.also else [])]
+    allowed = [value for kind in _kinds(hint.__origin__) if get_origin(kind) is Literal for value in get_args(kind)]
+    complete = completion.of_field(name, allowed)
+    return typer.Option(*names, help=told or declared.help, metavar=declared.metavar, autocompletion=complete, **limits)
+
+
+def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
