@@ -31,19 +31,29 @@ def test_a_workflow_is_whole_and_modest(file: Path) -> None:
         assert "${{ github.event" not in command  # text of strangers never becomes a command
 
 
+def with_targets(command: str) -> list[str]:
+    """The commands of ours that a command is, or that the target of make has that it names."""
+    if not command.startswith("make "):
+        return [command]
+    recipe = re.search(rf"^{command.split()[1]}:.*\n((?:\t.*\n)*)", (HOME / "Makefile").read_text(), re.M)
+    assert recipe is not None
+    return [line.strip().removeprefix("$(BIN)/") for line in recipe[1].splitlines()]
+
+
 def test_the_commands_that_workflows_run_work(tmp_path: Path, submission: Path) -> None:
     ran = []
     for file in FILES:
-        for command in commands(yaml.safe_load(file.read_text())):
-            words = shlex.split(command)
-            if words[0] != "bench":
-                continue
+        every = commands(yaml.safe_load(file.read_text()))
+        ours = {line: None for command in every for line in with_targets(command) if line.startswith("bench ")}
+        for words in map(shlex.split, ours):
+            if words[1:3] == ["run", "--demo"]:
+                continue  # tests/e2e/test_demo.py
             ran.append(words[1])
             words = [str(submission.parent) if word.endswith("leaderboards/results") else word for word in words]
-            words = [str(tmp_path / "site") if word == "site" else word for word in words]
+            words = [str(tmp_path / "site") if word.startswith(("site", "build/")) else word for word in words]
             done = quick_processes.run(["-m", *words], cwd=HOME)
             assert done.returncode == 0, done.stderr
-    assert sorted(ran) == ["leaderboard", "publish"]
+    assert set(ran) == {"leaderboard", "publish"}
     assert (tmp_path / "site" / "index.html").is_file()
 
 
