@@ -142,10 +142,18 @@ class Options:
     def check(self, holds: bool, option: str, wanted: str) -> None:
         """Raise ValueError unless `holds`; the message names the method, the option, what it must be and its value."""
         if not holds:
-            method = type(self).__qualname__.partition(".")[0].lower()
-            if method == "config":  # of an objective, which is named by its file
-                method = type(self).__module__.rpartition(".")[2]
-            raise ValueError(f"{method}.{option} must be {wanted}, not {getattr(self, option)!r}")
+            raise ValueError(f"{_method_of(type(self))}.{option} must be {wanted}, not {getattr(self, option)!r}")
+
+
+def _method_of(options: type) -> str:
+    """Return under which name a class of options is set: of its method's row, of an objective's file, else its class."""
+    from methods import METHODS
+
+    kind = options.__qualname__.partition(".")[0]
+    if kind == "Config":
+        return options.__module__.rpartition(".")[2]
+    rows = (row for row in METHODS.values() if row.path == f"{options.__module__}:{kind}")
+    return next((row.options_of or row.name for row in rows), kind.lower())
 
 
 class Chosen:

@@ -23,7 +23,7 @@ from bench.cli.main import app
 from leaderboards import BoardRow, read_bundle
 from leaderboards.site import make_site
 from methods import METHODS
-from methods.table import TRACKS, Row
+from methods.table import TRACKS, MethodRow
 
 HERE = Path(__file__).resolve().parent
 HOME = HERE.parents[1]
@@ -94,11 +94,11 @@ def _index() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _line(row: Row) -> tuple[str, str, str]:
+def _line(row: MethodRow) -> tuple[str, str, str]:
     return f"[{code(row.name)}]({row.name}.md)", row.kind, plain(row.summary)
 
 
-def _page(row: Row) -> str:
+def _page(row: MethodRow) -> str:
     facts = facts_of(row.name)
     about, options = split_description(facts["description"], [option["name"] for option in facts["options"]])
     parts = [
@@ -127,7 +127,7 @@ def facts_of(name: str) -> dict[str, Any]:
     return facts
 
 
-def _facts(row: Row) -> Iterator[tuple[str, str]]:
+def _facts(row: MethodRow) -> Iterator[tuple[str, str]]:
     access = row.access
     yield "kind", row.kind
     yield (
@@ -259,7 +259,7 @@ def _by_shift(in_force: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, 
     return found
 
 
-def _cost(row: Row, facts: Mapping[str, Any]) -> Iterator[str]:
+def _cost(row: MethodRow, facts: Mapping[str, Any]) -> Iterator[str]:
     yield "## Cost"
     yield from map(plain, costs_in(facts["description"]))
     known = tomllib.loads((HERE / "passes.toml").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from methods.base import Labelled, Unlabelled
 from methods.nets.masked_autoencoder import Decoder
 from methods.nets.weights import Architecture, Weights, build_encoder, reset
 from methods.recipes import shot_pool
-from methods.recipes.augmix import PrimeMixing as AugMixing
+from methods.recipes.augmix import AugMixing
 from methods.recipes.pool_adaptation import Adaptation, adapt
 from methods.recipes.prime import PrimeMixing as PrimeMixing
 from methods.selfsoup.ingredients import Ingredient, inter_train, tensors_of

@@ -193,7 +193,7 @@ def other(what: str, job: Evaluation, patch: pytest.MonkeyPatch) -> Evaluation:
         case "code":
             patch.setattr(answers, "identity", lambda name: "2")
         case "versions":
-            patch.setattr(answers, "environment", lambda: {**fingerprint.environment(), "torch": "9.9"})
+            patch.setattr(answers, "libraries", lambda: {**fingerprint.libraries(), "torch": "9.9"})
         case "machine":
             patch.setattr(answers, "device_name", lambda device: "another processor")
         case "images":

@@ -26,7 +26,7 @@ from bench.settings.methods import parse_method, plugins
 Quick = Callable[..., Outcome]
 
 README = (Path(__file__).resolve().parents[3] / "README.md").read_text()
-EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "class SharpTent" in block)
+EXAMPLE = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "class InfoMax" in block)
 
 BROKEN = '''
 from methods.base import Adapter
@@ -65,7 +65,7 @@ def test_a_new_method_passes_its_test_and_the_suite_and_runs(
 def test_a_file_that_changed_is_not_taken_for_what_was_sent(tmp_path: Path) -> None:
     file = tmp_path / "my_tent.py"
     file.write_text(EXAMPLE)
-    sent = pickle.dumps(load_object(f"{file}:SharpTent").Config(lr=0.5))
+    sent = pickle.dumps(load_object(f"{file}:InfoMax").Config(lr=0.5))
     code = f"import pickle, bench.execution.task_pool; print(pickle.loads({sent!r}).lr)"
     again = [sys.executable, "-c", code]
     assert subprocess.run(again, check=True, capture_output=True, text=True).stdout == "0.5\n"
@@ -154,7 +154,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "__init__.py").write_text("")
     (package / "sharp.py").write_text(EXAMPLE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-tta\nVersion: 1.0\n")
-    names = "sharp_tent = their_tta.sharp:SharpTent\ntent = their_tta.sharp:SharpTent\ngone = their_tta.gone:Gone\n"
+    names = "sharp_tent = their_tta.sharp:InfoMax\ntent = their_tta.sharp:InfoMax\ngone = their_tta.gone:Gone\n"
     (info / "entry_points.txt").write_text(f"[soupbench.methods]\n{names}")
     monkeypatch.syspath_prepend(str(site))
     importlib.invalidate_caches()

@@ -112,5 +112,5 @@ def test_the_probe_keeps_the_decoder_where_other_methods_do_not_meet_it() -> Non
     encoder = Weights(stock.architecture, {f"encoder.{name}": t for name, t in stock.part("encoder").items()})
     with pytest.raises(Unsupported, match=r"no decoder, which .*; give a masked"):
         MaeProbe().plan(encoder, source, None)
-    with pytest.raises(ValueError, match="probe_l2 must be a positive"):
+    with pytest.raises(ValueError, match="mae_probe.probe_l2 must be a finite number above 0"):
         MaeProbe.Config(probe_l2=0.0)
