@@ -23,16 +23,19 @@ from bench.cli.main import app
 from leaderboards import BoardRow, read_bundle
 from leaderboards.site import make_site
 from methods import METHODS
-from methods.table import TRACKS, Row
+from methods.table import TRACKS, MethodRow
 
 HERE = Path(__file__).resolve().parent
 HOME = HERE.parents[1]
 
 NOTATION = with_math(
     "On all pages $x_i$ is an image of a batch of $n$, $z_i$ its logits and $p_i = \\mathrm{softmax}(z_i)$ its "
-    "prediction over $C$ classes. $H(p) = -\\sum_c p_c \\log p_c$ is the entropy, in nats. $\\theta$ are the "
-    "parameters that are trained, $\\theta_0$ those of the source model, $\\eta$ is the step size, $f(x)$ are the "
-    "features before the last layer. Gradients are taken by the optimiser that the options name."
+    "prediction over $C$ classes; $p(c \\mid x)$ is the predicted probability of class $c$ for an image $x$. "
+    "$H(p) = -\\sum_c p_c \\log p_c$ is the entropy, in nats, and $\\mathrm{KL}(p \\, \\| \\, q) = "
+    "\\sum_c p_c \\log (p_c / q_c)$. $\\theta$ are the parameters that are trained, $\\theta_0$ those of the source "
+    "model, and $f(x)$ are the features before the last layer. $\\gamma$, $\\beta$ and $\\varepsilon$ are scale, shift "
+    "and addend of a normalisation layer, where a page does not say otherwise. A step down a gradient $\\nabla$ is "
+    "one of the optimiser that the options name, at the step size $\\eta$, which is `lr`."
 )
 _SEES = {
     "none": "no test image",
@@ -94,11 +97,11 @@ def _index() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _line(row: Row) -> tuple[str, str, str]:
+def _line(row: MethodRow) -> tuple[str, str, str]:
     return f"[{code(row.name)}]({row.name}.md)", row.kind, plain(row.summary)
 
 
-def _page(row: Row) -> str:
+def _page(row: MethodRow) -> str:
     facts = facts_of(row.name)
     about, options = split_description(facts["description"], [option["name"] for option in facts["options"]])
     parts = [
@@ -127,7 +130,7 @@ def facts_of(name: str) -> dict[str, Any]:
     return facts
 
 
-def _facts(row: Row) -> Iterator[tuple[str, str]]:
+def _facts(row: MethodRow) -> Iterator[tuple[str, str]]:
     access = row.access
     yield "kind", row.kind
     yield (
@@ -259,7 +262,7 @@ def _by_shift(in_force: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, 
     return found
 
 
-def _cost(row: Row, facts: Mapping[str, Any]) -> Iterator[str]:
+def _cost(row: MethodRow, facts: Mapping[str, Any]) -> Iterator[str]:
     yield "## Cost"
     yield from map(plain, costs_in(facts["description"]))
     known = tomllib.loads((HERE / "passes.toml").read_text(encoding="utf-8"))
