@@ -26,8 +26,8 @@ class Slurm(BaseModel):
     """Resources that a job of `--launch slurm` requests; None means the cluster's default.
 
     gpus: GPUs that a training job is spread over; other jobs take one. time: minutes. mem: GB. requeues: how often a
-    preempted or timed-out job starts again; trainings continue from their last checkpoint. other: further sbatch
-    options by name, as in {"exclude": "node7"}.
+    job that has run into `time` starts again, as a preempted one always does; trainings continue from their last
+    checkpoint. other: further sbatch options by name, as in {"exclude": "node7"}.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

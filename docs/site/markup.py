@@ -10,6 +10,10 @@ from latex2mathml.converter import convert
 
 _CODE = re.compile(r"(`[^`\n]+`)")
 _MATH = re.compile(r"\$([^$]+)\$")
+_THIN = '<mspace width="0.17em"/>'
+_LOGARITHM = re.compile("<mi>(?:log|ln)</mi>")
+# Where a factor ends and a logarithm follows.
+_AFTER_FACTOR = re.compile("(?:(?<=</mi>)|(?<=</msub>)|(?<=</msup>)|(?<=</msubsup>))(?=<mi>(?:log|ln)</mi>)")
 
 
 def plain(text: str) -> str:
@@ -48,5 +52,5 @@ def _mathml(latex: str, display: str) -> str:
         raise ValueError(
             f"the formula {latex!r} has {', '.join(unknown)}, which latex2mathml does not know; write it otherwise"
         )
-    made = re.sub("(<mi>(?:log|ln)</mi>)", r'\1<mspace width="0.17em"/>', made)
+    made = _AFTER_FACTOR.sub(_THIN, _LOGARITHM.sub(rf"\g<0>{_THIN}", made))
     return made.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)

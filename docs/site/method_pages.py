@@ -30,9 +30,12 @@ HOME = HERE.parents[1]
 
 NOTATION = with_math(
     "On all pages $x_i$ is an image of a batch of $n$, $z_i$ its logits and $p_i = \\mathrm{softmax}(z_i)$ its "
-    "prediction over $C$ classes. $H(p) = -\\sum_c p_c \\log p_c$ is the entropy, in nats. $\\theta$ are the "
-    "parameters that are trained, $\\theta_0$ those of the source model, $\\eta$ is the step size, $f(x)$ are the "
-    "features before the last layer. Gradients are taken by the optimiser that the options name."
+    "prediction over $C$ classes; $p(c \\mid x)$ is the predicted probability of class $c$ for an image $x$. "
+    "$H(p) = -\\sum_c p_c \\log p_c$ is the entropy, in nats, and $\\mathrm{KL}(p \\, \\| \\, q) = "
+    "\\sum_c p_c \\log (p_c / q_c)$. $\\theta$ are the parameters that are trained, $\\theta_0$ those of the source "
+    "model, and $f(x)$ are the features before the last layer. $\\gamma$, $\\beta$ and $\\varepsilon$ are scale, shift "
+    "and addend of a normalisation layer, where a page does not say otherwise. A step down a gradient $\\nabla$ is "
+    "one of the optimiser that the options name, at the step size $\\eta$, which is `lr`."
 )
 _SEES = {
     "none": "no test image",

@@ -36,11 +36,11 @@ class FOA(Adapter):
     Niu et al. 2024, arXiv:2404.01650. Prompts are tokens inserted after the class token. On each batch CMA-ES proposes
     a population of them, and the best of the last batch is tried again (at first, uniform random prompts). Each
     candidate's loss is the sum of entropies plus the distance between the means and deviations of the features after
-    each block and those of the source (equations 5-6); the prediction is that of the best candidate. Activation
-    shifting (equations 7-8) moves the last features by the source mean minus a moving average along the stream, from
-    the second batch on; the losses are those from before the shift. A block's feature is that of the class token (the
-    mean over patches in models that classify by it), after the next normalisation. Costs `population` + 1 forward
-    passes.
+    each block and those of the source (equation 5); the prediction is that of the best candidate. Activation shifting
+    (equations 7 to 9) moves the last features by the source mean minus a moving average along the stream, from the
+    second batch on; the losses are those from before the shift. As in the release, the distances are squared and the
+    average is that of the batches before. A block's feature is that of the class token (the mean over patches in models
+    that classify by it), after the next normalisation. Costs `population` + 1 forward passes.
 
     For a single image there is no deviation, so only the means are compared. The covariance in CMA-ES has as many rows
     as the prompts have values.

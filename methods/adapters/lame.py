@@ -25,10 +25,10 @@ STEPS_PER_LOOK = 10
 class Lame(Adapter):
     """Laplacian adjusted maximum-likelihood estimation: changes the outputs of each batch, never the model.
 
-    Boudiaf et al. 2022, arXiv:2201.05718, equations 4-8: assignments Y minimise sum_i KL(y_i || p_i) minus sum_ij w_ij
-    y_i . y_j for the affinity w of L2-normalised features, by the fixed point Y <- softmax(log p + W Y). BatchNorm
-    keeps its source statistics. It helps if neighbours in the stream share their class and hurts if a batch holds many
-    classes with few images each.
+    Boudiaf et al. 2022, arXiv:2201.05718, equations 4-8: assignments Y reach a stationary point of sum_i KL(y_i || p_i)
+    minus half of sum_ij w_ij y_i . y_j, for a symmetric affinity w of L2-normalised features, by the fixed point Y <-
+    softmax(log p + W Y); the paper writes no half. BatchNorm keeps its source statistics. It helps if neighbours in the
+    stream share their class and hurts if a batch holds many classes with few images each.
     """
 
     tested_against = "golden"

@@ -50,10 +50,10 @@ class Rmt(Adapter):
 
     Doebler, Marsden and Yang 2023, arXiv:2211.13081, equations 1 to 6. The student steps on three losses: the symmetric
     cross-entropy of the batch and of a random view of it to the teacher; the contrast (see `prototypes.contrast`) of
-    three vectors for each image, the nearest source prototype and the projected features of the batch and of the view;
-    and the cross-entropy of a labelled source batch. The teacher follows the student. The prediction is the sum of the
-    logits of both from before the step. In every module the parameters named weight and bias are learnt. BatchNorm uses
-    the statistics of each batch; dropout and stochastic depth stay off.
+    three vectors for each image, the projections of the nearest source prototype and of the features of the batch and
+    of the view; and the cross-entropy of a labelled source batch. The teacher follows the student. The prediction is
+    the sum of the logits of both from before the step. In every module the parameters named weight and bias are learnt.
+    BatchNorm uses the statistics of each batch; dropout and stochastic depth stay off.
 
     Before the stream, prototypes are measured (one forward pass over `prototype_images`), and student and teacher warm
     up on `warm_up_images` at a rate that grows to `lr` (two forward passes and one backward pass each); a reset returns

@@ -24,9 +24,10 @@ class Santa(NormAdapter):
     Chakrabarty, Sreenivas and Biswas 2023 (TMLR). The affine parameters of normalisation layers and a small projector
     step on two losses. The first is -sum p log a, for the probabilities p of the batch (and of one random view of it)
     and a of the source model on the batch itself. The second is the contrast (see `prototypes.contrast`) of three
-    vectors for each image: the nearest source prototype, and the projected features of the batch and of the view. The
-    gradient of the first flows through p, so predictions become certain in favour of what the source model finds
-    likely. The prediction is the logits from before the step. The source model also uses the statistics of each batch.
+    vectors for each image, the projections of the nearest source prototype and of the features of the batch and of the
+    view. The gradient of the first flows through p, so predictions become certain in favour of what the source model
+    finds likely. The prediction is the logits from before the step. The source model also uses the statistics of each
+    batch.
 
     Prototypes are class means over labelled source images, as benchmarks run it: one forward pass over
     `prototype_images` before the stream. A batch costs 3 forward passes, one of them without gradients, and 2 backward

@@ -27,11 +27,11 @@ class TttPp(Adapter):
 
     Liu et al. 2021, TTT++: When Does Self-Supervised Test-Time Training Fail or Thrive? (NeurIPS). The classifier needs
     a projection head that learnt with it to tell views apart (recipe `source_contrast`). Three losses are summed: the
-    contrast of the projections of two views (`simclr_view`), and for the features of the encoder and for their
-    projections the squared differences of mean and covariance between images of the stream and clean source images. Of
-    the stream these are the images of the batch and, once it has filled, a queue of the features before them; no
-    gradient flows through the queue. Each difference is divided by what two parts of the source differ by, so that its
-    scale says how much it counts.
+    contrast of the projections of two views (`simclr_view`), times `temperature` / 0.07 as in the release, and for the
+    features of the encoder and for their projections the squared differences of mean and covariance between images of
+    the stream and clean source images. Of the stream these are the images of the batch and, once it has filled, a queue
+    of the features before them; no gradient flows through the queue. Each difference is divided by what two parts of
+    the source differ by, so that its scale says how much it counts.
 
     As in the release, the encoder learns and the head of the projection stays; there is no weight decay. In a step
     BatchNorm normalises with each pass and moves its running averages, once for the two views and once for each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import http.server
 import importlib
@@ -69,6 +70,23 @@ def test_every_method_has_a_formula_and_nothing_else_has() -> None:
         assert entry.keys() <= {"formula", "where", "as"}, name
         assert ("formula" in entry) != ("as" in entry), name
         assert "as" not in entry or ("formula" in formulas[entry["as"]] and "where" in entry), name
+
+
+@pytest.mark.parametrize("file", sorted((DOCS / "site").glob("*.py")), ids=lambda file: file.stem)
+def test_generators_import_names_that_the_packages_have(file: Path) -> None:
+    """Says so also where the packages of the site are missing and its other tests are skipped."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("bench", "leaderboards", "methods"):
+            module = importlib.import_module(str(node.module))
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+def test_a_logarithm_stands_apart_from_what_it_is_multiplied_with() -> None:
+    markup = generator("markup")
+    space = '<mspace width="0.17em"/>'
+    for before in ("p", "p_c", "p^c", "p_c^q"):
+        assert f"{space}<mi>log</mi>{space}" in markup.formula(rf"{before} \log p")
+    assert f"<mo>&#x02212;</mo><mi>log</mi>{space}" in markup.formula(r"x = -\log p")
 
 
 def test_formulas_become_mathml_and_unknown_signs_are_refused() -> None:

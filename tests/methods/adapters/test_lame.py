@@ -88,6 +88,18 @@ def test_the_fixed_point_is_the_slow_one(steps: int) -> None:
     torch.testing.assert_close(ours.softmax(dim=1), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(("factor", "stationary"), [(0.5, True), (1.0, False)])
+def test_the_fixed_point_is_stationary_for_half_of_the_affinities(factor: float, stationary: bool) -> None:
+    """The objective of the paper has the whole sum, for which its own update is not stationary."""
+    p = torch.rand(9, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(1)
+    affinity = rbf(unit_features(9), 5)
+    y = correct(p, affinity, 1000).requires_grad_()
+    assigned = y.softmax(1)
+    energy = (assigned * (assigned.log() - p.log())).sum() - factor * (affinity * (assigned @ assigned.T)).sum()
+    (slope,) = torch.autograd.grad(energy, y)
+    assert (slope.abs().max() < 1e-3) == stationary
+
+
 def test_without_neighbours_the_prediction_stays(make_net: Callable[[str], nn.Sequential], batches: Tensor) -> None:
     net = make_net("gn")
     adapter = Lame(net, Lame.Config(affinity="knn"))
