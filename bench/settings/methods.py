@@ -273,32 +273,43 @@ def literal_of(row: MethodRow, name: str, default: Any) -> Any:
 
 def _attribute(class_name: str, module: str, name: str) -> ast.expr | None:
     place = _find(class_name, module)
-    if place is None:
-        return None
-    found, home = place
-    for node in found.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if isinstance(node, ast.Assign | ast.AnnAssign) and any(
-            isinstance(target, ast.Name) and target.id == name for target in targets
-        ):
-            return node.value
-    above = (_attribute(base.id, home, name) for base in found.bases if isinstance(base, ast.Name))
-    return next((value for value in above if value is not None), None)
+    for found, _ in _in_order(*place) if place else ():
+        for node in found.body:
+            targets = (
+                node.targets
+                if isinstance(node, ast.Assign)
+                else [node.target]
+                if isinstance(node, ast.AnnAssign)
+                else []
+            )
+            if isinstance(node, ast.Assign | ast.AnnAssign) and any(
+                isinstance(target, ast.Name) and target.id == name for target in targets
+            ):
+                return node.value
+    return None
+
+
+def _in_order(found: ast.ClassDef, module: str) -> list[tuple[ast.ClassDef, str]]:
+    """Return a class and its bases, each with its module, in the order in which Python searches them for attributes."""
+    above = [
+        place
+        for base in found.bases
+        if isinstance(base, ast.Name) and (own := _find(base.id, module))
+        for place in _in_order(*own)
+    ]
+    # What several bases share is searched after the last of them.
+    return [(found, module), *reversed(dict.fromkeys(reversed(above)))]
 
 
 def _config_classes(found: ast.ClassDef, module: str) -> list[ast.ClassDef]:
     """Return the `Config` of a method class and of its bases, bases first, across files."""
-    for node in found.body:
-        if isinstance(node, ast.ClassDef) and node.name == "Config":
-            return _with_bases(node, module)
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr == "Config":
-            owner = _find(ast.unparse(node.value.value), module)
-            return _config_classes(*owner) if owner else []
-    for base in found.bases:
-        if isinstance(base, ast.Name) and (place := _find(base.id, module)):
-            return _config_classes(*place)
+    for owner, home in _in_order(found, module):
+        for node in owner.body:
+            if isinstance(node, ast.ClassDef) and node.name == "Config":
+                return _with_bases(node, home)
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr == "Config":
+                place = _find(ast.unparse(node.value.value), home)
+                return _config_classes(*place) if place else []
     return []
 
 
