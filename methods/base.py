@@ -146,7 +146,7 @@ class Options:
 
 
 def _method_of(options: type) -> str:
-    """Return under which name a class of options is set: of its method's row, of an objective's file, else its class."""
+    """Return the name under which options are set: of the method's row, of the objective's file, else of the class."""
     from methods import METHODS
 
     kind = options.__qualname__.partition(".")[0]

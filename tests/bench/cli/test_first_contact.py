@@ -416,8 +416,8 @@ def test_the_corruptions_of_a_shift_are_those_that_it_has(name: str) -> None:
 
 
 def test_the_closed_sets_are_those_of_the_code() -> None:
-    from bench.models.load_model import _LOADERS
     from bench.models.known_names import KINDS
+    from bench.models.load_model import _LOADERS
     from bench.soups.learn_coefficients import _WAYS
     from bench.soups.mix_files import MIXERS
     from bench.training.pretrain_stock import OBJECTIVES, SOURCES

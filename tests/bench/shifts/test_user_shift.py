@@ -197,7 +197,7 @@ def test_a_shift_is_named_with_its_class(tmp_path: Path) -> None:
         load_shift(f"{file}:Other")
     with pytest.raises(UsageError, match="no file"):
         load_shift(f"{tmp_path / 'absent.py'}:Mine")
-    assert "give a file" in str(bench("check", "shift", "imagenet-c").exception)
+    assert "path of a Python file" in str(bench("check", "shift", "imagenet-c").exception)
     assert bench("check", "shift", file).exit_code == 0
 
 

@@ -75,7 +75,7 @@ def test_without_a_decoder_or_a_hidden_patch_it_is_refused() -> None:
         adapter(mask_ratio=0.01)
     wrong: dict[str, Any]
     for wrong in ({"lr": -1.0}, {"momentum": 1.0}, {"steps": 0}, {"views": 0}, {"mask_ratio": 1.0}):
-        with pytest.raises(ValueError, match=f"tttmae.{next(iter(wrong))} must be"):
+        with pytest.raises(ValueError, match=f"ttt_mae.{next(iter(wrong))} must be"):
             TttMae.Config(**wrong)
 
 
@@ -112,5 +112,5 @@ def test_the_probe_keeps_the_decoder_where_other_methods_do_not_meet_it() -> Non
     encoder = Weights(stock.architecture, {f"encoder.{name}": t for name, t in stock.part("encoder").items()})
     with pytest.raises(Unsupported, match=r"no decoder, which .*; give a masked"):
         MaeProbe().plan(encoder, source, None)
-    with pytest.raises(ValueError, match="mae_probe.probe_l2 must be a finite number above 0"):
+    with pytest.raises(ValueError, match=r"mae_probe\.probe_l2 must be a finite number above 0"):
         MaeProbe.Config(probe_l2=0.0)
