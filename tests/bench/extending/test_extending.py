@@ -169,7 +169,7 @@ def test_an_installed_method_is_listed_shown_checked_and_run(
     assert rows["tent"]["kind"] == "adapter"  # a name of the table is never replaced
     assert set(plugins()) == {"sharp_tent", "gone"}
     shown = _method("sharp_tent")
-    assert [option["name"] for option in shown["options"]] == ["lr", "margin"]
+    assert [option["name"] for option in shown["options"]] == ["lr"]
     assert shown["tested_against"] == "none"
     assert bench("check", "method", "sharp_tent").exit_code == 0
     outcome = run_quick(settings, method="source,sharp_tent")
