@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # docker build -t soupbench .                             runs on the CPU
 # docker build -t soupbench --build-arg TORCH=cu128 .     runs on NVIDIA GPUs too: docker run --gpus all soupbench doctor
-# Caches and results stay in the volume: docker run -v "$PWD/soupbench:/work" soupbench run --demo
+# Caches and results stay in the volume: docker run -v "$PWD/soupbench:/results" soupbench run --demo
 FROM python:3.13-slim-bookworm AS build
 # .git gives the version; without it the version is unknown.
 # hadolint ignore=DL3008
@@ -21,11 +21,11 @@ ARG EXTRAS=fast,frost,models
 RUN pip install --no-cache-dir torch torchvision --index-url "https://download.pytorch.org/whl/${TORCH}"
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir "soupbench[${EXTRAS}] @ file://$(ls /wheels/*.whl)"
-RUN useradd --create-home --uid 1000 bench && mkdir /work && chown bench /work
+RUN useradd --create-home --uid 1000 bench && mkdir /results && chown bench /results
 USER 1000
-WORKDIR /work
-ENV SOUPBENCH_CACHE=/work/cache \
-    HF_HOME=/work/cache/huggingface
-VOLUME /work
+WORKDIR /results
+ENV SOUPBENCH_CACHE=/results/cache \
+    HF_HOME=/results/cache/huggingface
+VOLUME /results
 ENTRYPOINT ["bench"]
 CMD ["--help"]

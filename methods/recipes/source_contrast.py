@@ -83,7 +83,7 @@ class SourceContrast(Recipe):
     through the encoder; the loss is `balance` times the sum of both views' cross-entropies to the label plus 1 -
     `balance` times `temperature` / 0.07 times a contrast of their projections (SimCLR, arXiv:2002.05709), by which each
     view must find the other among all views of the batch. The projection head has two layers on the features of the
-    encoder. Predictions do not use it. With `accumulate`, views are told apart within a part of a batch.
+    encoder. Predictions do not use it. With `accumulate`, each part of a batch contrasts its own views.
 
     Linear probe, optimiser and schedule are those of `source`, not those of the release (SGD at a rate of 1 for 500
     epochs, from a classifier). A step passes two views of each image forward and backward; `source` passes one.

@@ -183,9 +183,9 @@ def test_the_container_runs_as_a_user_and_keeps_what_it_makes_in_a_volume() -> N
         "CMD",
     }
     last = dict(found)
-    assert (last["USER"], last["WORKDIR"], last["VOLUME"]) == ("1000", "/work", "/work")
+    assert (last["USER"], last["WORKDIR"], last["VOLUME"]) == ("1000", "/results", "/results")
     assert json.loads(last["ENTRYPOINT"]) == ["bench"]
-    assert dict(re.findall(r"(\w+)=(\S+)", last["ENV"]))["SOUPBENCH_CACHE"].startswith("/work/")
+    assert dict(re.findall(r"(\w+)=(\S+)", last["ENV"]))["SOUPBENCH_CACHE"].startswith("/results/")
     arguments = dict(value.split("=") for name, value in found if name == "ARG")
     assert arguments["TORCH"] == "cpu"
     assert set(arguments["EXTRAS"].split(",")) <= PROJECT["project"]["optional-dependencies"].keys()
