@@ -88,7 +88,7 @@ def test_what_it_refuses() -> None:
         PoolShot().plan(stock, labelled, None)
     wrong: dict[str, Any]
     for wrong in ({"pseudo": -1.0}, {"information": float("inf")}, {"threshold": -1}, {"passes": 0}, {"rate": -1.0}):
-        with pytest.raises(ValueError, match=f"poolshot.{next(iter(wrong))} must be"):
+        with pytest.raises(ValueError, match=f"shot_pool.{next(iter(wrong))} must be"):
             PoolShot.Config(**wrong)
 
 

@@ -242,7 +242,7 @@ def test_three_augment_is_in_the_views_and_cannot_be_left_out() -> None:
     job = ThreeAugment().plan(stock(), task(), None)[""]
     assert (job.config.views.three_augment, job.config.views.jitter) == (True, 0.3)
     assert job.config.augmentation is None
-    with pytest.raises(ValueError, match=r"threeaugment.three_augment must be true \(run source"):
+    with pytest.raises(ValueError, match=r"three_augment.three_augment must be true \(run source"):
         ThreeAugment.Config(three_augment=False)
 
 
