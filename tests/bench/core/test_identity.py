@@ -36,7 +36,7 @@ from leaderboards.verify import verify
 from methods.base import Job
 from methods.identity import component
 from methods.training.finetune import fine_tune
-from tests.component_numbers import comparable, differ, golden, numbers_of
+from tests.component_numbers import comparable, differ, golden, numbers_of, quick_names
 
 RECIPE = '''
 """A recipe that trains nothing but a head."""
@@ -402,8 +402,15 @@ def test_the_lock_file_is_that_of_this_code() -> None:
     assert not stale, f"the code of {', '.join(stale)} changed; run `make components`"
 
 
-@pytest.mark.parametrize("kind", ["corruption:", "method:", "methods.", ""])
-def test_numbers_of_a_component_change_with_its_version_only(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "everything"),
+    [
+        *(("corruption:", True), ("method:", True), ("methods.", False), ("", True)),
+        pytest.param("methods.", True, marks=pytest.mark.slow),
+    ],
+)
+def test_numbers_of_a_component_change_with_its_version_only(kind: str, everything: bool) -> None:
+    """Of all, and of those that need no dear training."""
     if kind in ("method:", "methods.") and not comparable():
         pytest.skip(
             "the first steps of a training amplify rounding; stored numbers are those of another processor or torch"
@@ -413,6 +420,8 @@ def test_numbers_of_a_component_change_with_its_version_only(kind: str) -> None:
     kinds = ("corruption:", "method:", "methods.")
     names = [n for n in all_components() if (n.startswith(kind) if kind else not n.startswith(kinds))]
     known = golden()
+    if not everything:
+        names = [name for name in names if name in quick_names()]
     try:
         wrong = [
             name
