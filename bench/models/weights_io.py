@@ -172,7 +172,7 @@ def _read_architecture(text: str) -> AnyArchitecture:
 
 @cache
 def _validator(kind: type[AnyArchitecture]) -> TypeAdapter[AnyArchitecture]:
-    return TypeAdapter(kind)
+    return TypeAdapter[AnyArchitecture](kind)
 
 
 def load_stock(name: str) -> Weights:
