@@ -29,7 +29,7 @@ test-all: $(VENV)/.installed-dev
 
 # What `make test` leaves out, of all folders or of PART; `make perf` measures speed.
 .PHONY: test-slow
-PART ?= tests/e2e tests/bench tests/methods tests/corruptions tests/leaderboards tests/official
+PART ?= tests/e2e tests/official tests/corruptions tests/methods tests/bench tests/leaderboards
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not gpu" $(PART)
 

@@ -69,14 +69,20 @@ def numbers_of(name: str) -> Numbers:
             return _of_corruption(rest)
         case "method":
             row = PLAIN if rest == PLAIN.name else METHODS[rest]
-            return _of_adapter(row.path) if row.kind == "adapter" else _recipes()[rest]
+            return _of_adapter(row.path) if row.kind == "adapter" else _of_plans()[0][rest]
         case "harness":
             return _of_harness()
         case "decoder":
             return _of_decoder()
         case "library":
             return _of_library()
-    return _jobs()[name]
+    found = {**_of_plans()[1], **_of_things()}
+    return found[name] if name in found else _of_dear_plans()[name]
+
+
+def quick_names() -> set[str]:
+    """Functions and classes of options whose numbers need no dear training."""
+    return {*_of_things(), *_of_plans()[1]}
 
 
 def _summary(values: Tensor) -> Numbers:
@@ -158,9 +164,15 @@ _CHOOSING = ("greedy", "best", "learned:epochs=2:batch_size=4", "ensemble", "fis
 _MIXES = ("uniform", "wise", "model_stock", "task_arithmetic", "ties", *_CHOOSING, "shares:2:1")
 
 
-def _scenarios() -> Iterator[tuple[str | None, dict[str, Job]]]:
-    """Plans of recipes that together run every job function with every kind of options; None for no method's own."""
-    pool = Unlabelled(example_pictures(64)[24:], "pool")
+Plans = Iterator[tuple[str | None, dict[str, Job]]]
+
+
+def _pool() -> Unlabelled:
+    return Unlabelled(example_pictures(64)[24:], "pool")
+
+
+def _plans() -> Plans:
+    """Plans that run every job function, with the names of recipes; None for no method's own."""
     for name, row in METHODS.items():
         if row.kind != "recipe":
             continue
@@ -168,27 +180,34 @@ def _scenarios() -> Iterator[tuple[str | None, dict[str, Job]]]:
         known = {field.name for field in fields(cls.Config)}
         config = cls.Config(**{key: value for key, value in _SOUP.items() if key in known})
         stock = _network() if name == "adabn_pool" else _stock()  # which needs BatchNorm
-        yield name, cls(config).plan(stock, _source_images(), None if cls.pool == "none" else pool)
-    soup = load_object(METHODS["selfsoup"].path)
+        yield name, cls(config).plan(stock, _source_images(), None if cls.pool == "none" else _pool())
     tuned = {"mixes": _MIXES, "holdout": 0.25, "ingredients": ("mae", "mmcr")}
     seasoned = ("seasoned:epochs=2:batch_size=8", "supervised_seasoned:draws=5")
     encoders = {"mixes": seasoned, "order": "soup_then_tune", "holdout": 0.25}
-    others = {"ingredients": tuple(f"{name}_official" for name in ("mmcr", "lejepa", "mocov3"))}
-    for options in (tuned, encoders, {"order": "no_tune"}, {"order": "tune_first"}, others, {"lockstep": True}):
-        yield None, soup(soup.Config(**_SOUP, **options)).plan(_stock(), _source_images(), pool)
+    for options in (tuned, encoders, {"order": "no_tune"}, {"order": "tune_first"}, {"lockstep": True}):
+        yield None, _soup(_stock(), **options)
     source = load_object(METHODS["source"].path)
     yield None, source(source.Config(**_SHORT, head="knn")).plan(_stock(), _source_images(), None)
-    options = {"ingredients": ("stock", "mmcr"), "order": "soup_then_tune"}
-    yield None, soup(soup.Config(**_SOUP, **options)).plan(_network(), _source_images(), pool)
 
 
-@cache
-def _made() -> tuple[dict[str, Numbers], dict[str, Numbers]]:
-    """Numbers of every recipe by its name, and of every declared function and class of options by its own."""
+def _dear_plans() -> Plans:
+    """Plans of large heads and networks, for the options that no other plan has."""
+    yield None, _soup(_stock(), ingredients=tuple(f"{name}_official" for name in ("mmcr", "lejepa", "mocov3")))
+    yield None, _soup(_network(), ingredients=("stock", "mmcr"), order="soup_then_tune")
+
+
+def _soup(stock: Weights, **options: Any) -> dict[str, Job]:
+    soup = load_object(METHODS["selfsoup"].path)
+    parts: dict[str, Job] = soup(soup.Config(**_SOUP, **options)).plan(stock, _source_images(), _pool())
+    return parts
+
+
+def _made(plans: Plans) -> tuple[dict[str, Numbers], dict[str, Numbers]]:
+    """Numbers of recipes by their names, and of declared functions and classes of options by their own."""
     recipes: dict[str, Numbers] = {}
     declared_things: dict[str, Numbers] = {}
     results: dict[int, Weights] = {}
-    for recipe, parts in _scenarios():
+    for recipe, parts in plans:
         # A report on connectivity gets its images from a run.
         for job in all_jobs([job for name, job in parts.items() if name != CONNECTIVITY or job.data is not None]):
             generator = torch.Generator().manual_seed(int(draw_key(job, 0)[:15], 16))
@@ -213,13 +232,20 @@ def _of_weights(weights: Weights) -> Numbers:
     return [number for name in dict.fromkeys(chosen) for number in _summary(weights.tensors[name])]
 
 
-def _recipes() -> dict[str, Numbers]:
-    return _made()[0]
+@cache
+def _of_plans() -> tuple[dict[str, Numbers], dict[str, Numbers]]:
+    return _made(_plans())
 
 
 @cache
-def _jobs() -> dict[str, Numbers]:
-    things = dict(_made()[1])
+def _of_dear_plans() -> dict[str, Numbers]:
+    return _made(_dear_plans())[1]
+
+
+@cache
+def _of_things() -> dict[str, Numbers]:
+    """Numbers of what is made without the plan of a recipe."""
+    things: dict[str, Numbers] = {}
     scratch = Supervised(SmallResNet(depth=8, image_size=16), epochs=2, batch_size=16)
     trained = train_classifier((), _source_images(), scratch, torch.Generator().manual_seed(5))
     more = {pretrain: _stock(), Pretraining: _stock(), Supervised: trained, train_classifier: trained}

@@ -167,7 +167,12 @@ def _read_architecture(text: str) -> AnyArchitecture:
     values = json.loads(text)
     known: dict[str, Any] = {"name": TimmArchitecture, "norm": SmallResNet}
     kind = next((kind for key, kind in known.items() if isinstance(values, dict) and key in values), Architecture)
-    return TypeAdapter[AnyArchitecture](kind).validate_python(values)
+    return _validator(kind).validate_python(values)
+
+
+@cache
+def _validator(kind: type[AnyArchitecture]) -> TypeAdapter[AnyArchitecture]:
+    return TypeAdapter[AnyArchitecture](kind)
 
 
 def load_stock(name: str) -> Weights:

@@ -59,10 +59,19 @@ def normal(line: str) -> str:
     return " ".join(re.sub(r"-?\d+(\.\d+)?(e-?\d+)?|–", "#", line).split())
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the pages find the classifier that another page trained."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("page", WORKED)
-def test_files_and_commands_of_a_page_are_sound(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_commands_of_a_page_are_sound(
+    page: str, tmp_path: Path, shared_cache: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The quick part: files are valid, every `bench run` names methods and settings that exist and runs small."""
     text = text_of(page)
+    monkeypatch.setenv("SOUPBENCH_CACHE", str(shared_cache))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     files = write_files(text, tmp_path)

@@ -10,14 +10,19 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_processes
 
 HOME = Path(__file__).resolve().parents[2]
+
+
+Done = subprocess.CompletedProcess[str]
+Bench = Callable[..., Done]
 
 
 @dataclass(frozen=True)
@@ -26,52 +31,52 @@ class Demo:
     text: str
     progress: str
     folder: Path
-    python: Path
-    environment: dict[str, str]
+    bench: Bench
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has the built wheel and the dependencies, but not this checkout."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the built wheel is installed to."""
     work = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(work), str(HOME)]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
-    venv.create(work / "env", with_pip=False)
-    python = work / "env" / "bin" / "python"
-    asked = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    site = Path(asked.stdout.strip())
-    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-        assert not [name for name in wheel.namelist() if name.startswith("tests")]
-        wheel.extractall(site)
-    # A .pth file adds the installed dependencies without the editable link to this checkout.
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
-    return python
-
-
-SMALL = [
-    "--limit",
-    "20",
-    "--corruption",
-    "fog,contrast",
-    "--set",
-    "source.epochs=1",
-    "--set",
-    "memo.views=2",
-    "--set",
-    "supervised_soup.epochs=1",
-]
-SMALL += ["--set", "selfsoup.steps=2", "--set", "selfsoup.batch=16", "--set", "selfsoup.epochs=1"]
+    with zipfile.ZipFile(next(work.glob("*.whl"))) as packed:
+        assert not [name for name in packed.namelist() if name.startswith("tests")]
+        packed.extractall(work / "site")
+    return work / "site"
 
 
 @pytest.fixture(scope="module")
-def demo(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def installed(wheel: Path) -> Path:
+    """A Python that has the built wheel and the dependencies, but not this checkout."""
+    home = wheel.parent / "env"
+    venv.create(home, with_pip=False)
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    # A .pth file adds the installed dependencies without the editable link to this checkout.
+    (site / "wheel.pth").write_text(f"{wheel}\n{sysconfig.get_paths()['purelib']}\n")
+    return home / "bin" / "python"
+
+
+SMALL = ["--limit", "20", "--corruption", "fog,contrast", "--jobs", "1"]
+for option in (
+    *("source.epochs=1", "supervised_soup.epochs=1", "memo.views=2"),
+    *("selfsoup.steps=2", "selfsoup.batch=16", "selfsoup.epochs=1"),
+):
+    SMALL += ["--set", option]
+
+
+@pytest.fixture(scope="module")
+def demo(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """`bench run --demo` on few images and corruptions, and with short trainings."""
-    return run_demo(installed, tmp_path_factory.mktemp("elsewhere"), SMALL)
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment = {**plain(), "PYTHONPATH": str(wheel), "SOUPBENCH_CACHE": str(folder / "cache")}
+
+    def bench(*words: str) -> Done:
+        return quick_processes.run(["-m", "bench", *words], cwd=folder, env=environment)
+
+    where = ["-c", "import bench; print(bench.__file__)"]
+    assert str(wheel) in quick_processes.run(where, cwd=folder, env=environment, check=True).stdout
+    return run_demo(bench, folder, SMALL)
 
 
 def plain() -> dict[str, str]:
@@ -79,15 +84,13 @@ def plain() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SOUPBENCH"))}
 
 
-def run_demo(installed: Path, folder: Path, small: Sequence[str]) -> Demo:
+def run_demo(bench: Bench, folder: Path, small: Sequence[str]) -> Demo:
     """Run the demonstration from an empty cache, in an empty folder."""
-    environment = {**plain(), "SOUPBENCH_CACHE": str(folder / "cache")}
-    command = [installed, "-m", "bench", "run", "--demo", "--out", "out", *small]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
+    done = bench("run", "--demo", "--out", "out", *small)
     assert done.returncode == 0, done.stderr
-    read = [installed, "-m", "bench", "leaderboard", "--from", "out", "--format", "json"]
-    board = subprocess.run(read, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    return Demo(json.loads(board.stdout), done.stdout, done.stderr, folder, installed, environment)
+    board = bench("leaderboard", "--from", "out", "--format", "json")
+    assert board.returncode == 0, board.stderr
+    return Demo(json.loads(board.stdout), done.stdout, done.stderr, folder, bench)
 
 
 def test_the_wheel_stands_alone(installed: Path, tmp_path: Path) -> None:
@@ -126,25 +129,29 @@ def test_the_text_says_what_was_compared_and_what_it_does_not_show(demo: Demo) -
 
 
 def test_a_second_run_trains_and_measures_nothing(demo: Demo) -> None:
-    command = [demo.python, "-m", "bench", "run", "--demo", "--out", "out", *SMALL]
-    done = subprocess.run(
-        command, cwd=demo.folder, env=demo.environment, capture_output=True, text=True, timeout=300, check=True
-    )
+    done = demo.bench("run", "--demo", "--out", "out", *SMALL)
+    assert done.returncode == 0, done.stderr
     assert "0 measured" in done.stderr
     assert "0 failed" in done.stderr
     assert done.stdout == demo.text
 
 
 def test_the_demo_can_be_verified(demo: Demo) -> None:
-    command = [demo.python, "-m", "bench", "verify", "out", "--json"]
-    done = subprocess.run(command, cwd=demo.folder, capture_output=True, text=True, timeout=120, check=True)
+    done = demo.bench("verify", "out", "--json")
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["problems"] == []
 
 
 @pytest.mark.slow
 def test_the_readme_shows_this_board(installed: Path, tmp_path: Path) -> None:
     """Rows, tracks and n as printed; accuracies within their intervals, the README's and this machine's."""
-    demo = run_demo(installed, tmp_path, ())
+    environment = {**plain(), "SOUPBENCH_CACHE": str(tmp_path / "cache")}
+
+    def bench(*words: str) -> Done:
+        command = [installed, "-m", "bench", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1500)
+
+    demo = run_demo(bench, tmp_path, ())
     assert len(demo.board["corruptions"]) == 12
     for row in demo.board["rows"]:
         assert row["fit_seconds"] > 0

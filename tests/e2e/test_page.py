@@ -37,20 +37,23 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory: pytest.TempPathFactory) -> list[Board]:
     """Two boards of a small run, which differ in their protocol."""
-    made = []
-    for protocol in ("reset_each_shift", "continual"):
-        spec = {
-            "method": "source,tent,t3a,lame",
-            "shift": "digits-c",
-            "corruption": "fog,contrast",
-            "severity": "3,5",
-            "limit": 40,
-        }
-        out = tmp_path_factory.mktemp("runs") / protocol
-        made.append(
-            run(RunSpec.model_validate(spec | {"protocol": protocol, "out": out, "seeds": 2, "jobs": 1})).board()
-        )
-    return made
+    home = tmp_path_factory.mktemp("runs")
+    spec = {
+        "method": "source,tent,t3a,lame",
+        "shift": "digits-c",
+        "corruption": "fog,contrast",
+        "severity": "3,5",
+        "limit": 40,
+        "options": {"source": {"epochs": 4}},
+        "seeds": 2,
+        "jobs": 1,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOUPBENCH_CACHE", str(home / "cache"))
+        return [
+            run(RunSpec.model_validate(spec | {"protocol": protocol, "out": home / protocol})).board()
+            for protocol in ("reset_each_shift", "continual")
+        ]
 
 
 @pytest.fixture

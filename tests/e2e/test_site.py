@@ -345,7 +345,7 @@ def test_means_and_ranks_stand_only_where_a_method_is_complete(visit: Any, site:
     assert {row["mean"] is None for row in content["rows"]} == {True, False}
 
 
-@pytest.mark.parametrize("name", ["matrix.html", "alone/page.html"])
+@pytest.mark.parametrize("name", [pytest.param("matrix.html", marks=pytest.mark.slow), "alone/page.html"])
 def test_a_number_of_means_and_ranks_leads_to_its_row_from_any_folder(browser: Any, site: Path, name: str) -> None:
     # Served below the root of a host, as project pages are; nothing but the site's own files is asked for.
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site.parent))

@@ -24,6 +24,9 @@ def stock(tmp_path: Path) -> str:
     return str(path)
 
 
+# Quick tests kill one training (tests/bench/execution/test_checkpointing.py), streams of single adapters
+# (tests/bench/evaluation/test_stream_resume.py) and a run at its writes (tests/bench/runs/test_faults.py).
+@pytest.mark.slow
 def test_a_small_suite_survives_two_kills(tmp_path: Path, stock: str) -> None:
     made = kill_twice_and_finish(tmp_path, [*SUITE, *SMALL, "--jobs", "1", "--stock", stock, *words_of(QUICK)])
     assert made == 4 * 2 * 3 * 6  # protocols, seeds, conditions; source, tent, memo, two soups and an ingredient

@@ -238,4 +238,5 @@ if __name__ == "__main__":
     for name in _PRELOADED:
         importlib.import_module(name)
     gc.freeze()
+    os.fsync = lambda file: None  # as in tests/conftest.py
     _program(_serve(socket.socket(fileno=int(sys.argv[1])))["words"])()

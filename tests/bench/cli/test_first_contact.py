@@ -282,7 +282,7 @@ for words in {list(COMPLETED)!r}:
         ("| head -1", 0, ""),
     ],
 )
-@pytest.mark.parametrize("command", ["list methods --json", "publish schema"])
+@pytest.mark.parametrize("command", ["list methods --json", pytest.param("publish schema", marks=pytest.mark.slow)])
 def test_an_output_that_is_closed_full_or_left_is_no_traceback(
     redirected: str, code: int, sentence: str, command: str, tmp_path: Path
 ) -> None:
@@ -311,7 +311,9 @@ def test_a_device_is_written_to_and_stays_a_device(tmp_path: Path) -> None:
         write_bytes(tmp_path, b"text")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *(pytest.param(wider, marks=pytest.mark.slow) for wider in ("latin-1", "cp1252"))]
+)
 def test_any_encoding_of_the_output_is_written(encoding: str, tmp_path: Path) -> None:
     commands = [
         *(["list", what] for what in ("methods", "shifts", "models", "suites", "reproductions")),
@@ -338,13 +340,20 @@ for command in {commands!r}:
     assert "source" in done.stdout.decode(encoding)
 
 
-@pytest.mark.parametrize("offline", ["", "1"], ids=["a closed port", "HF_HUB_OFFLINE"])
+# Weights, a set of the hub and an archive are asked for in different ways; offline all stop at the same place.
 @pytest.mark.parametrize(
-    "command",
+    ("command", "offline"),
     [
-        "run --method source --shift digits-c --severity 3 --launch serial --model timm:resnet18.a1_in1k",
-        "data fetch cifar10-c-gen",
-        "data fetch cifar10-c",
+        ("run --method source --shift digits-c --severity 3 --launch serial --model timm:resnet18.a1_in1k", ""),
+        ("data fetch cifar10-c-gen", ""),
+        ("data fetch cifar10-c", ""),
+        ("data fetch cifar10-c-gen", "1"),
+        pytest.param(
+            "run --method source --shift digits-c --severity 3 --launch serial --model timm:resnet18.a1_in1k",
+            "1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("data fetch cifar10-c", "1", marks=pytest.mark.slow),
     ],
 )
 def test_without_a_network_the_hub_is_asked_once(command: str, offline: str, tmp_path: Path) -> None:
@@ -480,7 +489,8 @@ def test_python_users_get_one_sentence_too(settings: dict[str, Any], sentence: s
 def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunSpec, Path]:
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
-    spec = RunSpec(method="source", shift="digits-c", corruption="fog", launch="serial", out=out)
+    options = {"source": {"epochs": 1}}
+    spec = RunSpec(method="source", shift="digits-c", corruption="fog", launch="serial", out=out, options=options)
     before = finished.state_of_inputs([spec])
     outcome = run(spec)
     assert finished.recall([spec], out) is None
@@ -494,6 +504,7 @@ def test_a_finished_run_is_recalled_without_torch(finished_run: tuple[RunSpec, P
     assert found is not None
     assert found.outcomes[0].reused == 2
     command = ["run", "--method", "source", "--shift", "digits-c", "--corruption", "fog", "--launch", "serial"]
+    command += ["--set", "source.epochs=1"]
     ((code, said),) = outcome_of([[*command, "--out", str(out)]], tmp_path)
     assert code == 0
     assert "0 measured, 2 reused" in said

@@ -221,16 +221,21 @@ class Trap:
         return self._images[rows]
 
 
+KILLED = "process 1 of 2 of a training was killed by SIGKILL .* to continue from its last"
+
+
 @pytest.mark.parametrize(
-    ("how", "error", "said"),
+    ("how", "error", "said", "again"),
     [
-        ("kill", BenchError, "process 1 of 2 of a training was killed by SIGKILL .* to continue from its last"),
-        pytest.param("fail", MemoryError, "no memory for the images of this process", marks=pytest.mark.slow),
+        ("kill", BenchError, KILLED, 1),
+        pytest.param("kill", BenchError, KILLED, 2, marks=pytest.mark.slow),
+        pytest.param("fail", MemoryError, "no memory for the images of this process", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_process_that_ends_early_ends_the_training_which_then_goes_on(
-    how: str, error: type[Exception], said: str, tmp_path: Path
+    how: str, error: type[Exception], said: str, again: int, tmp_path: Path
 ) -> None:
+    """In as many processes as before, or in one."""
     torch.set_num_threads(1)
     data = Unlabelled(Trap(tmp_path / "flag", how), "pool")
     call = Call(inter_train, [load_stock("digits")], data, ingredient("mocov3"), 7, "cpu")
@@ -242,7 +247,7 @@ def test_a_process_that_ends_early_ends_the_training_which_then_goes_on(
     step = state["step"]
     assert 5 < step < 10
     checkpointer = FileCheckpointer(tmp_path / "x.pt", 0.0)
-    resumed = spread(call, checkpointer, 2)
+    resumed = call.here(checkpointer) if again == 1 else spread(call, checkpointer, again)
     assert checkpointer.seconds_before > 0
     assert len(checkpointer.losses) == 20
     alone = FileCheckpointer(tmp_path / "y.pt")

@@ -73,6 +73,7 @@ def test_a_file_that_changed_is_not_taken_for_what_was_sent(tmp_path: Path) -> N
     assert "has changed since the run was planned" in subprocess.run(again, capture_output=True, text=True).stderr
 
 
+@pytest.mark.slow
 def test_what_is_written_passes_its_own_test_and_linters(tmp_path: Path) -> None:
     assert bench("new", "method", "my_tent", "--out", str(tmp_path)).exit_code == 0
     file = tmp_path / "my_tent.py"

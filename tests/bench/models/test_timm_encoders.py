@@ -300,7 +300,11 @@ def bench(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ingredients"), [("test_resnet", '["mocov3","mmcr"]'), ("test_vit3", '["mae","lejepa"]')]
+    ("name", "ingredients"),
+    [
+        ("test_resnet", '["mocov3","mmcr"]'),
+        pytest.param("test_vit3", '["mae","lejepa"]', marks=pytest.mark.slow),
+    ],
 )
 def test_soups_and_adapters_of_a_timm_stock_end_to_end(
     name: str, ingredients: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -27,7 +27,7 @@ SMALL = {
     "launch": "serial",
     "set": {
         "source": {"epochs": 1},
-        "selfsoup": {"steps": 2, "epochs": 1, "mixes": ["uniform"]},
+        "selfsoup": {"steps": 2, "epochs": 1, "mixes": ["uniform"], "ingredients": ["mae", "mocov3"], "scales": [1.0]},
     },
 }
 
@@ -73,9 +73,25 @@ def test_ingredients_are_trained_once_for_all_their_label_draws(tmp_path: Path, 
     assert dict(shared.training_cost.counts) != dict(whole.training_cost.counts)
 
 
-def test_records_say_whose_ingredients_they_have(tmp_path: Path, own_cache: Path) -> None:
-    out = tmp_path / "nested"
-    run(spec(seeds=4, ingredient_draws=2, out=out))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of a run of four label draws on two draws of ingredients, and its cache."""
+    home = tmp_path_factory.mktemp("nested")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOUPBENCH_CACHE", str(home / "cache"))
+        run(spec(seeds=4, ingredient_draws=2, out=home / "out"))
+    return home / "out", home / "cache"
+
+
+@pytest.fixture
+def nested(made: tuple[Path, Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    out, cache = made
+    monkeypatch.setenv("SOUPBENCH_CACHE", str(cache))
+    return out
+
+
+def test_records_say_whose_ingredients_they_have(nested: Path) -> None:
+    out = nested
     records = Store(out).records()
     assert {r.status for r in records} == {"done"}
     found = {(r.method, r.seed, r.data.ingredients) for r in records if r.part in (None, "soup")}
@@ -92,13 +108,13 @@ def test_records_say_whose_ingredients_they_have(tmp_path: Path, own_cache: Path
     assert again["same_identity"]
 
 
-def test_a_classifier_of_another_run_keeps_its_ingredients(tmp_path: Path, own_cache: Path) -> None:
-    run(spec(seeds=4, ingredient_draws=2, out=tmp_path / "soups"))
+def test_a_classifier_of_another_run_keeps_its_ingredients(nested: Path) -> None:
+    soup = f"{nested}:selfsoup"
     plain = {name: value for name, value in SMALL.items() if name != "set"}
-    started = make_spec(plain, {"method": "tent", "seeds": 4, "init_from": f"{tmp_path / 'soups'}:selfsoup"})
+    started = make_spec(plain, {"method": "tent", "seeds": 4, "init_from": soup})
     plan = make_plan(started)
     assert not plan.trainings
-    base = inherit(f"{tmp_path / 'soups'}:selfsoup", (0, 1, 2, 3), "cpu", make_plan)
+    base = inherit(soup, (0, 1, 2, 3), "cpu", make_plan)
     assert base.digest != replace(base, draws={seed: Draws(seed, seed) for seed in range(4)}).digest
     assert [entry.trial.draws for entry in plan.entries] == [Draws(0, 0), Draws(1, 1), Draws(2, 0), Draws(3, 1)]
     assert {i["data"]["ingredients"] for entry in plan.entries for i in entry.identities.values()} == {None, 0, 1}
