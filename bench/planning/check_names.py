@@ -144,7 +144,7 @@ def check_grid(method: str, texts: Sequence[str]) -> None:
     rows = check_method(method)
     for row in rows[-1:] if len(rows) == len(method.split("+")) or "+" not in method else []:
         for key in keys:
-            nearest(key, [option.name for option in options_of(row)[1]], f"option of {row.name}")
+            nearest(key, [option.name for option in options_of(row)], f"option of {row.name}")
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -264,7 +264,7 @@ def _check_options(spec: RunSpec) -> None:
 
 def _check_values(row: MethodRow, options: dict[str, Any]) -> None:
     """Raise UsageError for an option that a method lacks, and for a value of another type or outside a closed set."""
-    types = {option.name: option.type for option in options_of(row)[1]}
+    types = {option.name: option.type for option in options_of(row)}
     for key, value in options.items():
         nearest(key, types, f"option of {row.name}")
         try:
