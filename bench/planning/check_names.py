@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from bench.core.errors import BenchError, MissingDataError, UsageError, closest, nearest
+from bench.core.extras import OF_TRACKERS, SLURM, need
 from bench.core.invalid_input import in_words
 from bench.evaluation.protocols import parse_protocol
 from bench.models.known_names import check_model, check_stock
@@ -44,9 +45,17 @@ def check_names(specs: Sequence[RunSpec]) -> None:
             check_method(method)
         parse_protocol(spec.protocol)
         check_device(spec.device)
+        _check_packages(spec)
         _check_base(spec)
     _check_in_any(_check_corruptions, specs)
     _check_in_any(_check_options, specs)
+
+
+def _check_packages(spec: RunSpec) -> None:
+    if spec.tracker is not None:
+        need(OF_TRACKERS[spec.tracker], f"--tracker {spec.tracker}")
+    if spec.launch == "slurm":
+        need(SLURM, "--launch slurm")
 
 
 def _check_in_any(check: Any, specs: Sequence[RunSpec]) -> None:
