@@ -199,7 +199,7 @@ def described(row: MethodRow) -> Described:
     """Return the docstring and options of a method, parsed from its file without importing it.
 
     An option is documented by the class that declares it: `about_options` joins the docstrings of classes that describe
-    an option, bases first, without the sentence that says whose options they are.
+    an option, bases first, without the sentence that says whose options they are; of bases only what describes one.
     """
     module, _, class_name = row.path.rpartition(":")
     found, tree = _class(module, class_name)
@@ -208,8 +208,12 @@ def described(row: MethodRow) -> Described:
     classes = _config_classes(found, module)
     for config in classes:
         text, declared = ast.get_docstring(config) or "", _fields(config)
-        if config is classes[-1] or any(f"{option.name}:" in text for option in declared):
-            about.append(_without_heading(text))
+        own = config is classes[-1]
+        about += [
+            part
+            for part in _without_heading(text).split("\n\n")
+            if own or any(f"{option.name}:" in part for option in declared)
+        ]
         options |= {option.name: option for option in declared}
     text = ast.get_docstring(found) or ast.get_docstring(tree) or ""
     return Described(text, "\n\n".join(filter(None, about)), list(options.values()))

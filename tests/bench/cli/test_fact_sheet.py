@@ -11,7 +11,7 @@ import pytest
 
 from bench.cli.catalogue import _LISTS, _SHOWN, print_one
 from bench.cli.fact_sheet import as_text
-from bench.settings.methods import literal_of
+from bench.settings.methods import described, literal_of
 from methods import METHODS
 
 Shown = pytest.CaptureFixture[str]
@@ -99,3 +99,12 @@ def test_facts_of_every_kind() -> None:
         "empty:",
         "  none",
     ]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_has_its_line(name: str) -> None:
+    """`name: what it does` at the start of a line, or among names that share a line; once."""
+    said = described(METHODS[name])
+    heads = [line.partition(": ")[0].split(", ") for line in said.about_options.splitlines() if ": " in line]
+    explained = [each for head in heads for each in head if each in {option.name for option in said.options}]
+    assert sorted(set(explained)) == sorted(option.name for option in said.options)
