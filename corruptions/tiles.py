@@ -101,11 +101,12 @@ def _read(path: Path) -> Tensor:
     return cut
 
 
-def folder_pool(folder: Path) -> TilePool:
+def folder_pool(folder: Path | str) -> TilePool:
     """Return all pictures in a folder and its subfolders, in the order of their paths; named by the folder and a hash.
 
     Raises ValueError if there are none.
     """
+    folder = Path(folder)
     found = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     paths = sorted(found, key=lambda path: path.parts)
     if not paths:

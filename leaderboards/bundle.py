@@ -130,7 +130,7 @@ def pack(predictions: Predictions) -> Bits:
     return Bits(predictions.id[order], predictions.hits[order])
 
 
-def write_bundle(path: Path, bundle: Bundle) -> None:
+def write_bundle(path: Path | str, bundle: Bundle) -> None:
     """Write the file atomically; equal bundles give equal bytes."""
     names: dict[bytes, str] = {}
     sets: dict[str, list[list[int]]] = {}
@@ -165,15 +165,16 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
         **given,
     }
     text = "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in [head, *lines])
-    write_atomically(path, text.encode())
+    write_atomically(Path(path), text.encode())
 
 
-def read_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path | str) -> Bundle:
     """Read what `write_bundle` wrote, without trusting the file.
 
     Sizes are checked before anything is read or allocated. Raises BundleError for a file that is no bundle, is larger
     than 64 MiB, repeats a key, or declares a number that differs from its content.
     """
+    path = Path(path)
     lines = _lines(path)
     try:
         head = _Head.model_validate_json(json.dumps(strict_json(next(lines))))

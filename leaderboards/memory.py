@@ -21,7 +21,7 @@ _METHOD = 4  # version of the measurement; a new number invalidates the results 
 class Memory:
     """A folder that may be deleted at any time. `state` of a record is a text that changes when its predictions do."""
 
-    folder: Path
+    folder: Path | str
     state: Callable[[Record], str]
 
     def key_of(
@@ -46,7 +46,7 @@ class Memory:
     def recall(self, key: str) -> Measured | None:
         """Return what is stored under a key; None if nothing is, or the file is damaged."""
         try:
-            rows = json.loads((self.folder / f"{key}.json").read_bytes())
+            rows = json.loads((Path(self.folder) / f"{key}.json").read_bytes())
             intervals = {
                 (r["method"], r["part"]): Interval(r["accuracy"], r["low"], r["high"])
                 for r in rows
@@ -69,6 +69,6 @@ class Memory:
             rows.append(row | {"withheld": measured.withheld.get(line), "rank": measured.ranks.get(line)})
             rows[-1]["among_best"] = line in measured.among_best
         try:
-            write_atomically(self.folder / f"{key}.json", json.dumps(rows).encode())
+            write_atomically(Path(self.folder) / f"{key}.json", json.dumps(rows).encode())
         except OSError:
             return

@@ -97,21 +97,22 @@ class Predictions:
             sha.update(f"{name}:{len(column)}:".encode() + column.astype(_COLUMNS[name]).tobytes())
         return sha.hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the columns as a compressed npz, atomically; equal predictions give equal bytes."""
         buffer = io.BytesIO()
         # Without allow_pickle, which older versions of numpy write as one more column.
         columns: dict[str, Any] = {name: column.astype(_COLUMNS[name]) for name, column in self._columns().items()}
         np.savez_compressed(buffer, **columns)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(Path(path), buffer.getvalue())
 
     @staticmethod
-    def load(path: Path) -> Predictions:
+    def load(path: Path | str) -> Predictions:
         """Read what `save` wrote; never unpickles.
 
         Raises StoreError if the file is missing, cut off, larger than 1 GiB unpacked, or holds columns, types or values
         that predictions do not have.
         """
+        path = Path(path)
         check_plain(path, MAX_BYTES)
         try:
             with zipfile.ZipFile(path) as archive:

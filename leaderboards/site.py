@@ -96,7 +96,7 @@ def _same(records: Sequence[Record], board: Board, now: PublishedRecords, then: 
     )
 
 
-def build_site(bundles: Mapping[str, Bundle], out: Path, *, project: str | None = None) -> list[Path]:
+def build_site(bundles: Mapping[str, Bundle], out: Path | str, *, project: str | None = None) -> list[Path]:
     """Write the site of checked bundles (by file name) into a folder and return its pages; other files there stay.
 
     index.html holds methods against boards, matrix.html means and mean ranks over boards that differ only in shift,
@@ -105,6 +105,7 @@ def build_site(bundles: Mapping[str, Bundle], out: Path, *, project: str | None 
     csv, json, md and tex, the figures as svg; records/KEY.json is every record, results/NAME.jsonl every bundle.
     `project` is the address of the source code, for links.
     """
+    out = Path(out)
     for name, bundle in bundles.items():
         write_bundle(out / "results" / name, bundle)
     sizes = {name: (out / "results" / name).stat().st_size for name in bundles}

@@ -139,14 +139,22 @@ class Store:
         return self.folder / "predictions" / f"{key}.npz"
 
 
-def read(folders: Sequence[Path | str]) -> list[Record]:
+Folders = Path | str | Sequence[Path | str]
+"""One results folder or bundle, or several."""
+
+
+def _each(folders: Folders) -> Sequence[Path | str]:
+    return [folders] if isinstance(folders, Path | str) else folders
+
+
+def read(folders: Folders) -> list[Record]:
     """Read the records of several results folders, or files made by `bench publish bundle`, sorted by key.
 
     The same key may occur in several folders: a done record wins over a failed one, equal metrics are one record.
     Raises StoreError if a folder is no results folder, or if two done records of one key have different metrics.
     """
     merged: dict[str, tuple[Record, Path | str]] = {}
-    for folder in folders:
+    for folder in _each(folders):
         store = Store(folder)
         if store.folder.is_file():
             found = list(_bundle(store.folder).records)
@@ -165,20 +173,20 @@ def read(folders: Sequence[Path | str]) -> list[Record]:
     return [merged[key][0] for key in sorted(merged)]
 
 
-def find_scored(folders: Sequence[Path | str], record: Record) -> Scored:
+def find_scored(folders: Folders, record: Record) -> Scored:
     """Return which images of a record from `read(folders)` were classified correctly, from folders and bundles alike.
 
     Raises StoreError if no folder or bundle has them or the file is broken.
     """
-    for path in map(Path, folders):
+    for path in map(Path, _each(folders)):
         if path.is_file() and record.key in (bits := _bundle(path).bits):
             return bits[record.key]
     return find_predictions(folders, record)
 
 
-def state_of(folders: Sequence[Path | str], record: Record) -> str:
+def state_of(folders: Folders, record: Record) -> str:
     """Return a text that changes when the result of `find_scored` does; empty if that has no result."""
-    for path in map(Path, folders):
+    for path in map(Path, _each(folders)):
         if path.is_file():
             if record.key in (digests := _bundle(path).digests):
                 return digests[record.key]
@@ -199,12 +207,12 @@ def _read_once(path: Path, changed: int, size: int) -> Bundle:
     return read_bundle(path)
 
 
-def find_predictions(folders: Sequence[Path | str], record: Record) -> Predictions:
+def find_predictions(folders: Folders, record: Record) -> Predictions:
     """Return the predictions of a record from `read(folders)`, from the first folder that has them.
 
     Raises StoreError if no folder has them or the file is broken.
     """
-    for store in map(Store, folders):
+    for store in map(Store, _each(folders)):
         if store.has_predictions(record):
             return store.predictions(record)
     raise StoreError(

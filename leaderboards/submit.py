@@ -90,8 +90,9 @@ def make_bundle(
     )
 
 
-def check_file(path: Path, checker: Checker) -> tuple[Bundle | None, list[Problem]]:
+def check_file(path: Path | str, checker: Checker) -> tuple[Bundle | None, list[Problem]]:
     """Read and check one bundle; each error becomes a problem of one sentence, never an exception."""
+    path = Path(path)
     if not FILE_NAME.fullmatch(path.name):
         name = re.sub(r"[^ -~]", "?", path.name)
         return None, [
@@ -107,7 +108,7 @@ def check_file(path: Path, checker: Checker) -> tuple[Bundle | None, list[Proble
         return None, [Problem(None, path.name, reason)]
 
 
-def check_folder(folder: Path, checker: Checker) -> tuple[dict[str, Bundle], list[Problem]]:
+def check_folder(folder: Path | str, checker: Checker) -> tuple[dict[str, Bundle], list[Problem]]:
     """Check every bundle of a folder of published results, and that none contradicts another.
 
     Anything but bundles and a README.md is a problem. A result may be in several files if it is the same in all. The
@@ -116,7 +117,7 @@ def check_folder(folder: Path, checker: Checker) -> tuple[dict[str, Bundle], lis
     bundles: dict[str, Bundle] = {}
     problems: list[Problem] = []
     here = replace(checker, reviews=replace(checker.reviews, withdrawn={}))
-    for path in sorted(folder.iterdir()):
+    for path in sorted(Path(folder).iterdir()):
         if path.name == "README.md" and path.is_file() and not path.is_symlink():
             continue
         bundle, found = check_file(path, here)
@@ -143,7 +144,7 @@ def check_together(bundles: Mapping[str, Bundle], checker: Checker, proposed: Co
     return [*clashes(bundles, proposed), *contradictions(bundles, checker.known)]
 
 
-def check_run(folder: Path, checker: Checker, card: str | None = None) -> list[Problem]:
+def check_run(folder: Path | str, checker: Checker, card: str | None = None) -> list[Problem]:
     """Check the bundle of a results folder as for publication, and that its numbers follow from its files."""
     problems = list(verify(folder, checker.known.labels_of).problems)
     if problems:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from bench.cli.fact_sheet import as_text, option_in_words
 from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError, nearest
-from bench.settings.methods import literal_of, options_of, parse_method, plugins, subclasses_of
-from bench.settings.published import DataKind, in_words, published
+from bench.settings.methods import choices_of, described, literal_of, options_of, parse_method, plugins, subclasses_of
+from bench.settings.published import DataKind, origins, published
 from methods import METHODS
 from methods.table import TRACKS, MethodRow
 
@@ -149,7 +150,7 @@ def _method(name: str, shift: str = "") -> dict[str, Any]:
     rows = _rows_named(name)
     shown = []
     for row in rows:
-        text, options = options_of(row)
+        said = described(row)
         shown.append(
             {
                 "name": row.name,
@@ -158,12 +159,13 @@ def _method(name: str, shift: str = "") -> dict[str, Any]:
                 "track": row.access.track,
                 "access": asdict(row.access),
                 "citation": row.citation,
-                "options": [asdict(option) for option in options],
+                "options": [asdict(option) | {"type": choices_of(row, option.type)} for option in said.options],
                 "tuned": {
                     each: values for each in shifts if (values := tuned_options(each, row.options_of or row.name))
                 },
                 **(_published(row, shift) if row.kind == "adapter" else _in_force(row, shifts, given=bool(shift))),
-                "description": text,
+                "description": said.text,
+                "about_options": said.about_options,
             }
         )
     return shown[0] if len(shown) == 1 else {"name": name, "track": parse_method(name).access.track, "parts": shown}
@@ -199,7 +201,7 @@ def _origins(row: MethodRow, shift: str, budget: str) -> dict[str, str]:
     from bench.settings.stock_size import AT_BASE
     from bench.shifts import find_row
 
-    options = options_of(row)[1]
+    options = options_of(row)
     words = {option.name: f"{option.default} (default)" for option in options}
     if find_row(shift).family == "imagenet" and not has_options(shift):
         own = {option.name for option in options if option.default.startswith("0.001")}
@@ -214,7 +216,7 @@ def _origins(row: MethodRow, shift: str, budget: str) -> dict[str, str]:
             (f"tuned on {shift}", tuned_options(shift, name)),
         )
         for origin, values in layers:
-            words |= {key: f"{_in_words(value)} ({origin}{of})" for key, value in values.items() if key in words}
+            words |= {key: f"{option_in_words(value)} ({origin}{of})" for key, value in values.items() if key in words}
     return words
 
 
@@ -232,7 +234,7 @@ def _data_of(shift: str) -> dict[str, DataKind]:
 def _published(row: MethodRow, shift: str) -> dict[str, Any]:
     presets, rules = literal_of(row, "presets", {}), literal_of(row, "rate_rules", {})
     in_force = {
-        f"{name}-{norm}": in_words(published(presets, rules, data, norm))
+        f"{name}-{norm}": origins(published(presets, rules, data, norm))
         for name, data in _data_of(shift).items()
         for norm in ("bn", "gn", "ln")
         if presets
@@ -248,13 +250,17 @@ def _published(row: MethodRow, shift: str) -> dict[str, Any]:
 def _shift(name: str) -> dict[str, Any]:
     from bench.settings.shift_options import budgets_of
     from bench.shifts import SHIFTS
+    from bench.shifts.corruption_sets import sets_of
 
     if ".py" in name:
         return _own_shift(name)
     row = SHIFTS[nearest(name.partition(":")[0], SHIFTS, "shift")]
     budgets = [f"{budget.name}: {budget.summary}" for budget in budgets_of(row.name).values()]
-    facts = {key: value for key, value in asdict(row).items() if key not in ("path", "options_from")}
-    return {**facts, **({"budgets": budgets} if budgets else {})}
+    hidden = ("path", "options_from", *(() if row.hub else ("hub_test",)))
+    facts = {key: value for key, value in asdict(row).items() if key not in hidden}
+    scored, tuning = sets_of(row) or ((), ())
+    own = {"how_to_get": row.how_to_get, "corruptions": scored, "tuning_corruptions": tuning, "budgets": budgets}
+    return {**facts, **{key: value for key, value in own.items() if value}}
 
 
 def _own_shift(path: str) -> dict[str, Any]:
@@ -327,39 +333,7 @@ def print_one(what: str, name: str, shift: str = "", *, as_json: bool) -> None:
         print_json(facts)
     else:
         for part in facts.get("parts", [facts]):
-            print_text(_as_text(part))
-
-
-_HEADINGS = {"in_force": "published options in force, by data and norms or by shift and budget (all others: default):"}
-
-
-def _as_text(facts: dict[str, Any]) -> str:
-    lines = []
-    for key, value in facts.items():
-        if key == "options":
-            lines.append("options (name: type = default):")
-            lines += [f"  {option['name']}: {option['type']} = {option['default']}" for option in value] or ["  none"]
-        elif key == "description":
-            lines += ["", str(value)]
-        elif key in ("presets", "rate_rules"):
-            continue  # both are in `in_force`
-        elif isinstance(value, dict):
-            lines.append(_HEADINGS.get(key, f"{key}:"))
-            lines += [f"  {name}: {_in_words(item)}" for name, item in value.items()] or ["  none"]
-        elif value not in ("", None, ()):
-            lines.append(f"{key.replace('_', ' ')}: {_in_words(value)}")
-    return "\n".join(lines)
-
-
-def _in_words(value: Any) -> str:
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case dict():
-            return ", ".join(f"{name} = {_in_words(item)}" for name, item in value.items())
-        case list() | tuple():
-            return ", ".join(f"({_in_words(item)})" if isinstance(item, tuple) else _in_words(item) for item in value)
-    return str(value)
+            print_text(as_text(part))
 
 
 def print_citations(names: Sequence[str], as_json: bool) -> None:

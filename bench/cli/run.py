@@ -203,7 +203,7 @@ def _print_grid(cells: Sequence[GridCell], as_json: bool) -> int:
     from bench.runs.grid import plan_grid
 
     grid = plan_grid(cells, RunCallback())
-    costs = [(cell, plan, estimate(plan)) for cell, plan in grid.plans]
+    costs = [(cell, plan, estimate(plan, say)) for cell, plan in grid.plans]
     rows = [
         {
             "run": cell.name,
@@ -246,7 +246,7 @@ def print_plan(spec: RunSpec, as_json: bool) -> int:
     plan = make_plan(spec)
     for note in plan.notes:
         say(note)
-    cost = estimate(plan)
+    cost = estimate(plan, say)
     rows = [_progress_of(entry, plan) for entry in plan.entries]
     if as_json:
         print_json(_plan_as_json(plan, cost, rows))

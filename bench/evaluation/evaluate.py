@@ -119,13 +119,13 @@ def evaluate_together(
     unknown, because the process measures the sum.
     """
     last_batch = LastBatch() if len(jobs) > 1 else None
-    running = {number: _steps(*job, last_batch) for number, job in enumerate(jobs)}
+    running = {number: steps(*job, last_batch) for number, job in enumerate(jobs)}
     done = dict.fromkeys(running, -1)
     outcomes: dict[int, list[ConditionResult] | Exception] = {}
     while running:
         number = min(running, key=lambda other: done[other])
         try:
-            done[number] = next(running[number])
+            done[number] = sum(results.done for results in next(running[number]))
             continue
         except StopIteration as end:
             outcomes[number] = end.value
@@ -144,10 +144,22 @@ def is_answered(job: Evaluation, *, alone: bool) -> bool:
     return all(cached.recall(segment) is not None for segment in job.all_segments)
 
 
-def _steps(
-    job: Evaluation, keep: Checkpointer | None, writer: ProgressWriter | None, last_batch: LastBatch | None
-) -> Generator[int, None, list[ConditionResult]]:
-    """Evaluate one batch at a time and yield the number of images done, first those of an interrupted attempt."""
+def hold(job: Evaluation) -> None:
+    """Load the shift and the model of an evaluation, which stay in memory for those that follow."""
+    _shift_of(job)
+    _model_of(job)
+
+
+def steps(
+    job: Evaluation,
+    keep: Checkpointer | None = None,
+    writer: ProgressWriter | None = None,
+    last_batch: LastBatch | None = None,
+) -> Generator[Sequence[StreamResults], None, list[ConditionResult]]:
+    """Evaluate one batch at a time and yield the results so far, one for each segment that has begun.
+
+    The first are those of an interrupted attempt: the adapter is prepared and has seen no image.
+    """
     _check_code(job)
     shift = _shift_of(job)
     model = _classifier(job, shift)
@@ -162,10 +174,9 @@ def _steps(
     saved = _StreamCheckpoint(keep, job.device)
     so_far = saved.restore(adapter)
     images = sum(len(segment.ids) for segment in segments)
-    done = sum(results.done for results in so_far)
     if writer is not None:
-        writer.begin(done / images)
-    yield done
+        writer.begin(sum(results.done for results in so_far) / images)
+    yield so_far
     # Only an unchanged adapter gives the cached predictions, whatever the order of the images.
     unchanged = cached.may_keep and not adapter.changed()
     for number, segment in enumerate(segments):
@@ -176,15 +187,14 @@ def _steps(
                 unchanged = cached.may_keep
             so_far.append((cached.recall(segment) if unchanged else None) or StreamResults.empty(len(segment.ids)))
         if so_far[number].done < len(segment.ids):
-            before = sum(results.done for results in so_far[:number])
             for batch, _ in enumerate(_run_segment(adapter, shift, segment, job, passes, so_far[number], last_batch)):
                 # Check after the first batch too: a change may be undone by the end of the segment.
                 unchanged = unchanged and (batch > 0 or not adapter.changed())
                 saved.save_if_due(adapter, so_far)
-                done = before + so_far[number].done
                 if writer is not None and writer.due():
-                    _write_progress(writer, shift, segment, job, so_far[number], done / images)
-                yield done
+                    share = sum(results.done for results in so_far) / images
+                    _write_progress(writer, shift, segment, job, so_far[number], share)
+                yield so_far
             unchanged = unchanged and not adapter.changed()
             if unchanged:
                 cached.keep(segment, so_far[number])

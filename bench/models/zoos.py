@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bench.core.cache_dir import cache_dir, write_bytes
 from bench.core.errors import MissingDataError, UsageError, nearest
+from bench.core.extras import OF_MODELS, missing
 from bench.core.offline import is_offline, stay_off_unreachable
 from bench.data.classes import read_classes
 from bench.data.decode import Preprocessing
@@ -30,18 +31,13 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  
 _TEXTS = 256  # texts encoded in one batch
 
 
-_MODELS = "'soupbench[models]'"
-# Its own pins, an old timm among them, exclude this project's; it works with the versions here.
-_ROBUSTBENCH = "--no-deps robustbench geotorch torchdiffeq"
-
-
-def _need(module: str, name: str, packages: str) -> Any:
+def _need(module: str, name: str) -> Any:
+    """Import a module of the optional package that a model needs."""
+    extra = OF_MODELS[name.partition(":")[0]]
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingDataError(
-            f"{name} needs the package {error.name or module}; install it with: pip install {packages}"
-        ) from None
+        raise missing(extra, name, error.name or module) from None
 
 
 def hugging_face(name: str) -> ReadyClassifier:
@@ -50,7 +46,7 @@ def hugging_face(name: str) -> ReadyClassifier:
     Raises MissingDataError for an unavailable model, UsageError for a model without a trained classifier or an image
     processor with unsupported steps.
     """
-    library = _need("transformers", f"hf:{name}", _MODELS)
+    library = _need("transformers", f"hf:{name}")
     place = Path(name).expanduser()
     where = str(place) if place.is_dir() else name
     if not place.is_dir():
@@ -157,7 +153,7 @@ def open_clip(name: str) -> ReadyClassifier:
     openclip:…:CLASSES.txt takes the classes of a file instead: one class a line, its names separated by tabs.
     Class embeddings are cached, because they take 80,000 texts to compute. Raises MissingDataError or UsageError.
     """
-    library = _need("open_clip", f"openclip:{name}", _MODELS)
+    library = _need("open_clip", f"openclip:{name}")
     rest, colon, listed = name.rpartition(":")
     rest, listed = (rest, listed) if colon and listed.endswith(".txt") else (name, "")
     head, _, file = rest.partition("@")
@@ -240,7 +236,7 @@ def robust_bench(name: str) -> ReadyClassifier:
     package's location models/SET/THREAT/NAME.pt. Its networks normalise images. Raises MissingDataError or UsageError.
     """
     _open_robustbench()
-    zoo = _need("robustbench.model_zoo.models", f"robustbench:{name}", _ROBUSTBENCH)
+    zoo = _need("robustbench.model_zoo.models", f"robustbench:{name}")
     head, _, file = name.partition("@")
     parts = head.split("/")
     if len(parts) != 3:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from bench.core.errors import BenchError, MissingDataError, UsageError, closest, nearest
+from bench.core.extras import OF_TRACKERS, SLURM, need
 from bench.core.invalid_input import in_words
 from bench.evaluation.protocols import parse_protocol
 from bench.models.known_names import check_model, check_stock
@@ -44,9 +45,17 @@ def check_names(specs: Sequence[RunSpec]) -> None:
             check_method(method)
         parse_protocol(spec.protocol)
         check_device(spec.device)
+        _check_packages(spec)
         _check_base(spec)
     _check_in_any(_check_corruptions, specs)
     _check_in_any(_check_options, specs)
+
+
+def _check_packages(spec: RunSpec) -> None:
+    if spec.tracker is not None:
+        need(OF_TRACKERS[spec.tracker], f"--tracker {spec.tracker}")
+    if spec.launch == "slurm":
+        need(SLURM, "--launch slurm")
 
 
 def _check_in_any(check: Any, specs: Sequence[RunSpec]) -> None:
@@ -144,7 +153,7 @@ def check_grid(method: str, texts: Sequence[str]) -> None:
     rows = check_method(method)
     for row in rows[-1:] if len(rows) == len(method.split("+")) or "+" not in method else []:
         for key in keys:
-            nearest(key, [option.name for option in options_of(row)[1]], f"option of {row.name}")
+            nearest(key, [option.name for option in options_of(row)], f"option of {row.name}")
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -264,7 +273,7 @@ def _check_options(spec: RunSpec) -> None:
 
 def _check_values(row: MethodRow, options: dict[str, Any]) -> None:
     """Raise UsageError for an option that a method lacks, and for a value of another type or outside a closed set."""
-    types = {option.name: option.type for option in options_of(row)[1]}
+    types = {option.name: option.type for option in options_of(row)}
     for key, value in options.items():
         nearest(key, types, f"option of {row.name}")
         try:

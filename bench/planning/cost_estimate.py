@@ -23,7 +23,7 @@ from bench.evaluation.stream_tasks import measure
 from bench.execution.task_pool import Task, set_threads
 from bench.planning.board_entry import BoardEntry
 from bench.planning.plan import Plan
-from bench.planning.stream_probe import StreamProbe, StreamRate
+from bench.planning.stream_probe import StreamProbe, StreamRate, Tell
 from bench.planning.streams import groups_of, missing_streams
 from bench.planning.time_left import WorkItem, makespan
 from bench.planning.work_items import jobs_of
@@ -92,10 +92,10 @@ Stream = tuple[Task, BoardEntry, tuple[Segment, ...]]
 """A stream as a task, with its row and its segments."""
 
 
-def estimate(plan: Plan) -> CostEstimate:
+def estimate(plan: Plan, tell: Tell = lambda _: None) -> CostEstimate:
     """Estimate the cost of the missing work of a plan, with probes of streams in this process of a few seconds each.
 
-    Raises the errors of the work itself, so a run that cannot start fails here.
+    `tell` hears what is measured. Raises the errors of the work itself, so a run that cannot start fails here.
     """
     streams = {stream[0].key: stream for stream in missing_streams(plan)}
     tasks = [*plan.trainings, *(task for task, _, _ in streams.values())]
@@ -106,7 +106,7 @@ def estimate(plan: Plan) -> CostEstimate:
     groups = _groups_to_run(plan, tasks)
     passes = [[streams[task.key] for task in group] for group in groups if group[0].key in streams]
     trainings = _training_lines(plan)
-    stream_costs = _stream_costs(plan, passes)
+    stream_costs = _stream_costs(plan, passes, tell)
     seconds = {key: line.seconds for key, line in trainings.items()}
     for costs in stream_costs:
         seconds[costs[0].key] = sum(cost.seconds for cost in costs)
@@ -210,9 +210,9 @@ class _StreamCost:
     disk: int
 
 
-def _stream_costs(plan: Plan, passes: Sequence[Sequence[Stream]]) -> list[list[_StreamCost]]:
+def _stream_costs(plan: Plan, passes: Sequence[Sequence[Stream]], tell: Tell) -> list[list[_StreamCost]]:
     """Return the costs of the streams of each pass, which share the seconds of its pixels equally."""
-    probe = StreamProbe(plan)
+    probe = StreamProbe(plan, tell)
     return [[_stream_cost(stream, probe, len(streams)) for stream in streams] for streams in passes]
 
 

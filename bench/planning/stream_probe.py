@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,9 @@ from bench.core.cache_dir import weights_path
 from bench.core.conditions import Trial, digest_of
 from bench.core.devices import synchronise
 from bench.core.environment import device_name
-from bench.evaluation.evaluate import Evaluation, evaluate
+from bench.evaluation.evaluate import Evaluation, hold, steps
 from bench.evaluation.protocols import Segment
 from bench.evaluation.stream import make_pixels
-from bench.evaluation.stream_results import ConditionResult
 from bench.models.weights_io import save_weights
 from bench.planning.board_entry import BoardEntry
 from bench.planning.plan import Plan
@@ -36,8 +35,13 @@ from methods.training.finetune import start_side_head
 
 _SECONDS_OF_PROBE = 1.0
 _IMAGES_OF_PROBE = 8
-_LARGEST_ON_CPU = 1e12
-"""The most operations in one batch of a probe on a CPU, about ten seconds; larger ones use fewer images."""
+_FIRST_BATCHES = (2, 8, 32)
+_BATCHES_OF_PROBE = 20
+_FEW_ON_CPU = 1e11
+"""Operations that take a CPU a few seconds: after the first second, no batch of a probe has more."""
+
+Tell = Callable[[str], None]
+"""What hears, in a sentence, what is measured next."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,9 @@ class StreamRate:
 class StreamProbe:
     """Estimates the cost of a plan's streams, from records in the run's folder or from one probe for each kind."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._device = plan.device
-        self._pixels = PixelTimer(plan)
+    def __init__(self, plan: Plan, tell: Tell) -> None:
+        self._device, self._tell = plan.device, tell
+        self._pixels = PixelTimer(plan, tell)
         self._before = _seconds_before(plan)
         self._rates: dict[str, StreamRate] = {}
 
@@ -64,8 +68,9 @@ class StreamProbe:
         """Return the cost per image of a stream of a row."""
         kind = kind_of_stream(evaluation, entry)
         if kind not in self._rates:
+            self._tell(f"measuring {entry.trial.method} on a few images")
             with _weights_for(evaluation, entry) as ready:
-                probed = _probe_stream(ready, self._device, self._pixels)
+                probed = _probe_stream(ready, self._device)
             seconds = self._before.get(_row_key(entry.trial, entry.part), probed.seconds)
             self._rates[kind] = replace(probed, seconds=seconds)
         return self._rates[kind]
@@ -78,8 +83,8 @@ class StreamProbe:
 class PixelTimer:
     """Measures how long the pixels of a segment take, on one batch for each set of corruptions."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._shift, self._device = plan.shift, plan.device
+    def __init__(self, plan: Plan, tell: Tell) -> None:
+        self._shift, self._device, self._tell = plan.shift, plan.device, tell
         self._per_image: dict[object, float] = {}
 
     def seconds(self, segment: Segment, batch_size: int) -> float:
@@ -87,6 +92,9 @@ class PixelTimer:
         names = tuple(condition.corruption for condition in segment.conditions)
         kind = (names, tuple(tuple(c.corruption for c in blend) for blend in segment.blends))
         if kind not in self._per_image:
+            if not self._per_image:
+                self._tell("measuring how long the images of each condition take to make")
+            self._probe(segment, 1)  # which may import and compile what makes the pixels
             self._per_image[kind] = self._probe(segment, min(_IMAGES_OF_PROBE, len(segment.ids)))
             if self._per_image[kind] * batch_size < _SECONDS_OF_PROBE:
                 self._per_image[kind] = self._probe(segment, min(batch_size, len(segment.ids)))
@@ -164,53 +172,53 @@ def _without_steps(config: Any) -> Any:
         return config
 
 
-def _probe_stream(evaluation: Evaluation, device: str, pixels: PixelTimer) -> StreamRate:
-    """Measure the start of a stream: two images for the counts, then one batch and several for the seconds."""
+def _probe_stream(evaluation: Evaluation, device: str) -> StreamRate:
+    """Measure the start of a stream and its cost per image, on ever larger batches up to the size of the run.
+
+    The first batch counts the operations, which slows it down; the others are timed. On a CPU, batches with many
+    operations end the growth once a second has passed, so that a dear method is measured on a few images. The rate is
+    that of the largest size that was reached.
+    """
+    hold(evaluation)
+    short, sizes = _shortened(evaluation)
+    start = time.perf_counter()
+    batches = steps(short)
+    next(batches)
+    begun = time.perf_counter()
     with counted() as counter:
-        two = evaluate(_shortened(evaluation, 2, 2))
-    flops = counter.get_total_flops() / _totals(two)[0]
-    size = evaluation.batch_size
-    if device.startswith("cpu") and flops * size > _LARGEST_ON_CPU:
-        size = max(2, int(_LARGEST_ON_CPU / flops))
-    one_batch = _shortened(evaluation, size, size)
-    elapsed, first = _timed(one_batch, device)
-    batches = min(max(3, math.ceil(_SECONDS_OF_PROBE / elapsed)), 20)
-    _, several = _timed(_shortened(evaluation, size, batches * size), device)
-    first_images, first_seconds = _totals(first)
-    images, predict_seconds = _totals(several)
-    if images > first_images:  # later batches are not slowed down by start-up
-        seconds = (predict_seconds - first_seconds) / (images - first_images)
-    else:
-        seconds = predict_seconds / images
+        results = next(batches)[-1]
+    flops = counter.get_total_flops() / results.done
+    reached: list[int] = []
+    for size in sizes[1:]:
+        few = not device.startswith("cpu") or flops * size <= _FEW_ON_CPU
+        if reached and time.perf_counter() - begun > _SECONDS_OF_PROBE and not (few and reached.count(size) < 2):
+            break
+        results = next(batches)[-1]
+        reached.append(size)
+        if results.done == size:
+            warm = replace(results)  # later batches of this size are not slowed down by start-up
+    images, seconds = results.done - warm.done, results.seconds - warm.seconds
     return StreamRate(
         flops,
-        max(seconds, 0.0),
-        max(elapsed - seconds * first_images - pixels.seconds(one_batch.segments[0], size), 0.0),
-        sum(part.forwards for part in several) / images,
-        sum(part.backwards for part in several) / images,
+        seconds / images if images else results.seconds / results.done,
+        begun - start,
+        results.forwards / results.done,
+        results.backwards / results.done,
     )
 
 
-def _shortened(evaluation: Evaluation, batch_size: int, images: int) -> Evaluation:
-    """Return an evaluation of the first images of the first segment, with another batch size."""
-    first = evaluation.segments[0]
-    keep = slice(0, images)
-    short = replace(
-        first,
-        ids=first.ids[keep],
-        which=first.which[keep],
-        blend=first.blend[keep] if first.blend is not None else None,
-    )
-    return replace(evaluation, segments=(short,), clean=None, batch_size=batch_size, plain=False)
+def _shortened(evaluation: Evaluation) -> tuple[Evaluation, list[int]]:
+    """Return an evaluation of segments of growing batches, all from the first images, and the size of each batch."""
+    first, size = evaluation.segments[0], evaluation.batch_size
+    images = len(first.ids)
+    largest = min(size, images)
+    small = [min(_FIRST_BATCHES[0], largest), *(each for each in _FIRST_BATCHES if each < largest)]
+    whole = min(images // largest, _BATCHES_OF_PROBE)
 
+    def cut(count: int) -> Segment:
+        keep = slice(0, count)
+        blend = first.blend[keep] if first.blend is not None else None
+        return replace(first, ids=first.ids[keep], which=first.which[keep], blend=blend)
 
-def _totals(parts: Sequence[ConditionResult]) -> tuple[int, float]:
-    """Return the number of images and the seconds in which the adapter predicted them."""
-    return sum(len(part.predictions.id) for part in parts), sum(part.predict_seconds for part in parts)
-
-
-def _timed(evaluation: Evaluation, device: str) -> tuple[float, list[ConditionResult]]:
-    start = time.perf_counter()
-    parts = evaluate(evaluation)
-    synchronise(device)
-    return time.perf_counter() - start, parts
+    segments = tuple(cut(count) for count in (*small, whole * largest))
+    return replace(evaluation, segments=segments, clean=None, plain=False), [*small, *[largest] * whole]

@@ -12,7 +12,8 @@ from typing import Any
 import tomli_w
 
 from bench.core.cache_dir import remove, write_bytes
-from bench.core.errors import BenchError, UsageError, ValidationError
+from bench.core.errors import BenchError, ValidationError
+from bench.core.extras import SLURM, need
 from bench.evaluation.protocols import Segment, chains
 from bench.evaluation.shared_pass import run_streams
 from bench.evaluation.stream_tasks import checkpoint, forget
@@ -139,15 +140,12 @@ def _as_bench_error(out: Path) -> Iterator[None]:
 
 
 def executor_of(plan: Plan) -> Executor | None:
-    """Return the executor of a plan; None: this machine. Raises UsageError if it is not available."""
+    """Return the executor of a plan; None: this machine. Raises MissingDataError if a package is missing."""
     if plan.spec.launch != "slurm":
         return None
-    try:
-        from bench.execution.slurm import SlurmJobs
-    except ImportError:
-        raise UsageError(
-            "--launch slurm needs the extra scale; install it with: pip install 'soupbench[scale]'"
-        ) from None
+    need(SLURM, "--launch slurm")
+    from bench.execution.slurm import SlurmJobs
+
     settings = plan.spec.slurm
     if plan.device.startswith("cuda") and plan.devices > 1:
         settings = settings.model_copy(update={"gpus": plan.devices})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.errors import UsageError
+from bench.core.extras import OF_TRACKERS, missing
 from bench.settings.run_spec import RunSpec
 from leaderboards.record import Record
 
@@ -91,7 +92,7 @@ class RecordTracker:
 def open_tracker(spec: RunSpec, out: Path) -> Iterator[RecordTracker]:
     """Open the tracker of a run, one that does nothing if none is set; its files are in `out`/track.
 
-    Its output goes to stderr. Raises UsageError if its package is missing or it cannot start.
+    Its output goes to stderr. Raises MissingDataError if its package is missing, UsageError if it cannot start.
     """
     if spec.tracker is None:
         yield RecordTracker(None)
@@ -109,7 +110,7 @@ def _start(name: str, spec: RunSpec, out: Path) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in [str(kind) for kind in get_available_trackers()]:
-        raise UsageError(f"--tracker {name} needs a package; install it with: pip install 'soupbench[track]'")
+        raise missing(OF_TRACKERS[name], f"--tracker {name}", name)
     folder = out / "track"
     settings: dict[str, Any] = {}
     match name:

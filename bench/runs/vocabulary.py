@@ -59,7 +59,7 @@ def protocol_of(text: str) -> str | None:
 
 @cache
 def _half(row: MethodRow) -> Half:
-    options = {option.name: _kind(row, option) for option in options_of(row)[1]}
+    options = {option.name: _kind(row, option) for option in options_of(row)}
     return Half(method_name(row), row.version, row.options_of or row.name, options)
 
 

@@ -186,23 +186,51 @@ class Option:
     default: str
 
 
-def options_of(row: MethodRow) -> tuple[str, list[Option]]:
+@dataclass(frozen=True)
+class Described:
+    """What the file of a method says: about the method, about its options, and the options."""
+
+    text: str
+    about_options: str
+    options: list[Option]
+
+
+def described(row: MethodRow) -> Described:
     """Return the docstring and options of a method, parsed from its file without importing it.
 
-    An option is documented by the class that declares it: docstrings of classes that describe an option follow that of
-    the method, bases first.
+    An option is documented by the class that declares it: `about_options` joins the docstrings of classes that describe
+    an option, bases first, without the sentence that says whose options they are; of bases only what describes one.
     """
     module, _, class_name = row.path.rpartition(":")
     found, tree = _class(module, class_name)
-    texts = [ast.get_docstring(found) or ast.get_docstring(tree) or ""]
+    about = []
     options: dict[str, Option] = {}
     classes = _config_classes(found, module)
     for config in classes:
         text, declared = ast.get_docstring(config) or "", _fields(config)
-        if config is classes[-1] or any(f"{option.name}:" in text for option in declared):
-            texts.append(text)
+        own = config is classes[-1]
+        about += [
+            part
+            for part in _without_heading(text).split("\n\n")
+            if own or any(f"{option.name}:" in part for option in declared)
+        ]
         options |= {option.name: option for option in declared}
-    return "\n\n".join(text for text in texts if text), list(options.values())
+    text = ast.get_docstring(found) or ast.get_docstring(tree) or ""
+    return Described(text, "\n\n".join(filter(None, about)), list(options.values()))
+
+
+def _without_heading(text: str) -> str:
+    """Return a docstring without "Options of …." at its start, which names classes and no option."""
+    heading = re.match(r"(?:No options|Options)\b.*?([.;])(?:\s+|\Z)", text, re.DOTALL)
+    if heading is None:
+        return text
+    rest = text[heading.end() :]
+    return rest[:1].upper() + rest[1:] if heading[1] == ";" else rest
+
+
+def options_of(row: MethodRow) -> list[Option]:
+    """Return the options of a method, parsed from its file without importing it."""
+    return described(row).options
 
 
 def _fields(config: ast.ClassDef) -> list[Option]:

@@ -94,7 +94,7 @@ def published(
     return PublishedOptions(options, origin, exact, rule, scale)
 
 
-def in_words(found: PublishedOptions) -> dict[str, str]:
+def origins(found: PublishedOptions) -> dict[str, str]:
     """Return each option with its value and where it comes from, as "0.001 (of imagenet-ln, times batch/64)"."""
     words = {}
     for option, value in found.options.items():

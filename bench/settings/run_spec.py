@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -70,6 +70,13 @@ class RunSpec(RunFields, BaseModel):
                 super().__init__(**settings)
             except ValidationError as error:
                 raise UsageError(_sentence(error.errors()[0])) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_paths(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: str(value) if isinstance(value, PurePath) else value for name, value in values.items()}
 
     @field_validator("method", "corruption", mode="before")
     @classmethod

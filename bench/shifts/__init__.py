@@ -48,7 +48,7 @@ def find_row(name: str) -> ShiftRow:
     return replace(row, name=name)
 
 
-def load_shift(name: str, data_root: Path | None = None, reading: Reading | None = None) -> Shift:
+def load_shift(name: str, data_root: Path | str | None = None, reading: Reading | None = None) -> Shift:
     """Load a shift by name with the settings of `reading` (default: from `data_root` at the shift's usual size).
 
     Every call opens the files again, because they may have changed. Raises UsageError for an unknown name,
@@ -60,7 +60,7 @@ def load_shift(name: str, data_root: Path | None = None, reading: Reading | None
     if reading is not None:
         refuse_settings(row, reading.classes, reading.part)
     module, _, function = row.path.partition(":")
-    reading = reading or Reading(data_root)
+    reading = reading or Reading(Path(data_root) if data_root is not None else None)
     shift = load_by(getattr(importlib.import_module(module), function), row, reading)
     if not reading.added:
         return shift

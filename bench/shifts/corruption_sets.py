@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bench.core.conditions import NATURAL
 from bench.shifts.catalog import ShiftRow
 from corruptions.catalog import names
 
@@ -20,16 +19,21 @@ _OF_LOADER = {
     "imagenet:bar_generated": (BAR, EXTRA),
     "imagenet:laion": (LAION, ()),
     "imagenet:laion_generated": (LAION, EXTRA),
-    "imagenet:natural": ((NATURAL,), ()),
-    "imagenet:real": ((NATURAL,), ()),
-    "vtab:load": ((NATURAL,), ()),
+    "imagenet:natural": ((), ()),
+    "imagenet:real": ((), ()),
+    "vtab:load": ((), ()),
 }
+
+
+def sets_of(row: ShiftRow) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Return the synthetic corruptions that a shift reports and those for tuning; None if the user's file decides."""
+    loader = row.path.removeprefix("bench.shifts.")
+    return None if loader.startswith("user_shift:") else _OF_LOADER.get(loader, (COMMON, EXTRA))
 
 
 def corruptions_of(row: ShiftRow) -> tuple[str, ...] | None:
     """Return the corruptions that a run on a shift may name, reported ones first; None if the user's file decides."""
-    loader = row.path.removeprefix("bench.shifts.")
-    if loader.startswith("user_shift:"):
-        return None
-    reported, tuning = _OF_LOADER.get(loader, (COMMON, EXTRA))
-    return tuple(dict.fromkeys((*reported, *tuning, NATURAL)))
+    from bench.core.conditions import NATURAL  # loads numpy, which `bench show` does without
+
+    found = sets_of(row)
+    return None if found is None else tuple(dict.fromkeys((*found[0], *found[1], NATURAL)))

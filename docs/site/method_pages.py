@@ -103,7 +103,6 @@ def _line(row: MethodRow) -> tuple[str, str, str]:
 
 def _page(row: MethodRow) -> str:
     facts = facts_of(row.name)
-    about, options = split_description(facts["description"], [option["name"] for option in facts["options"]])
     parts = [
         f"# {row.name}",
         f"{plain(row.summary)}.",
@@ -111,8 +110,8 @@ def _page(row: MethodRow) -> str:
         "```sh\n" + f"bench run --method source,{row.name} --shift SHIFT\nbench cite {row.name}\n```",
         *_formula(row.name),
         "## What it does",
-        *map(plain, about),
-        *_options(facts, options),
+        *map(plain, paragraphs(facts["description"])),
+        *_options(facts),
         *_cost(row, facts),
         *_tested(row.name, facts),
         *_results(row.name),
@@ -170,24 +169,17 @@ def _formula(name: str) -> Iterator[str]:
     yield "[What the other signs mean](index.md#notation)."
 
 
-def split_description(text: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the paragraphs about a method, and those about its options with the sentence before them."""
-    paragraphs = [part for part in text.split("\n\n") if part.strip()]
-    own = [place for place, part in enumerate(paragraphs) if _described(part, names)]
-    if not own:
-        return paragraphs, []
-    first = own[0]
-    if first and len(paragraphs[first - 1]) < 200:
-        first -= 1
-    return paragraphs[:first], paragraphs[first:]
-
-
 def _described(paragraph: str, names: Sequence[str]) -> bool:
     start = re.match(r"([\w, ]+): ", paragraph)
     return start is not None and set(start[1].split(", ")) <= set(names)
 
 
-def _options(facts: Mapping[str, Any], about: Sequence[str]) -> Iterator[str]:
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of a docstring."""
+    return [part for part in text.split("\n\n") if part.strip()]
+
+
+def _options(facts: Mapping[str, Any]) -> Iterator[str]:
     yield "## Options"
     options = facts["options"]
     if not options:
@@ -205,7 +197,7 @@ def _options(facts: Mapping[str, Any], about: Sequence[str]) -> Iterator[str]:
     )
     yield f"Set one with `--set {facts['name']}.{options[0]['name']}=VALUE`, or in a run file."
     names = [option["name"] for option in options]
-    for paragraph in about:
+    for paragraph in paragraphs(facts["about_options"]):
         yield "\n".join(_items(paragraph, names)) if _described(paragraph, names) else plain(paragraph)
     yield from _published(facts)
 

@@ -54,8 +54,9 @@ class AugMix(Recipe):
         """Options of fine-tuning (methods.training.finetune.FineTune) and of AugMix.
 
         severity: largest level of the operations, in [0.1, 10]; None for that of the release: 3 for images below 96
-        pixels (CIFAR), else 1 (ImageNet). jsd: ask for one prediction on three views; otherwise cross-entropy on one
-        AugMix view, as `--no-jsd` of the release.
+            pixels (CIFAR), else 1 (ImageNet).
+        jsd: ask for one prediction on three views; otherwise cross-entropy on one AugMix view, as `--no-jsd` of the
+            release.
         """
 
         severity: float | None = None

@@ -93,7 +93,9 @@ def need_pool(pool: Unlabelled | None) -> Unlabelled:
 class PoolOptions(SourceOptions):
     """Options of the source classifier (methods.recipes.source.SourceOptions) and of the adaptation.
 
-    rate: step size on the pool. passes: passes over the whole pool. batch: images in a batch of the pool.
+    rate: step size on the pool.
+    passes: passes over the whole pool.
+    batch: images in a batch of the pool.
     """
 
     rate: FiniteNotNegative = 1e-4

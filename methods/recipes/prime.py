@@ -52,8 +52,9 @@ class Prime(Recipe):
         """Options of fine-tuning (methods.training.finetune.FineTune) and of PRIME.
 
         strength: "cifar" (up to 100 modes and frequencies) or "imagenet" (500, curves of 20 frequencies, stronger), as
-        published; None for "cifar" below 96 pixels, else "imagenet". jsd: ask for one prediction on three views;
-        otherwise cross-entropy on one augmented view; None for the release's choice, only with the strength of CIFAR.
+            published; None for "cifar" below 96 pixels, else "imagenet".
+        jsd: ask for one prediction on three views; otherwise cross-entropy on one augmented view; None for the
+            release's choice, only with the strength of CIFAR.
         """
 
         strength: Literal["cifar", "imagenet"] | None = None

@@ -18,8 +18,8 @@ from methods.training.heads import headed
 class SourceOptions(FineTune):
     """Options of the source classifier: those of methods.training.finetune.FineTune, and the choice of its rate.
 
-    scales: fine-tune at each of these multiples of `lr` and keep the best; None for `lr` alone. holdout: fraction of
-    the labelled images of each class that is held out to choose by; scales need it.
+    scales: fine-tune at each of these multiples of `lr` and keep the best; None for `lr` alone.
+    holdout: fraction of the labelled images of each class that is held out to choose by; scales need it.
     """
 
     later: ClassVar[tuple[str, ...]] = ("scales", "holdout")

@@ -42,12 +42,17 @@ class Probe:
 class FineTune(Options):
     """Options of fine-tuning on clean labelled images.
 
-    epochs, batch_size: the last batch of an epoch may be smaller. lr: peak learning rate of the whole network, reached
-    after the fraction `warmup` of the steps, then a cosine to 0. probe_l2: see Probe.
+    epochs, batch_size: the last batch of an epoch may be smaller.
+    lr: peak learning rate of the whole network, reached after the fraction `warmup` of the steps, then a cosine to 0.
+    weight_decay, warmup: of AdamW; fraction of the steps.
+    probe_l2: factor of half the squared norm of the weights of the linear probe, added to its mean loss.
+    label_smoothing: share of each label that is spread evenly over all classes.
     area, flip, three_augment, jitter: the random views to train on; `area` is the smallest fraction of an image that a
-    crop shows (see methods.views.ssl_views.Views). bf16: autocast on a GPU. accumulate: cut each batch into this many
-    equal parts, for less memory (None: one); all batches must then have one size. compile: compile the blocks of the
-    encoder.
+        crop shows (see methods.views.ssl_views.Views).
+    bf16: autocast on a GPU.
+    accumulate: cut each batch into this many equal parts, for less memory (None: one); all batches must then have one
+        size.
+    compile: compile the blocks of the encoder.
     """
 
     epochs: Count = 30

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import email.message
 import functools
 import http.server
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -232,6 +234,53 @@ def printed(cell: Any) -> list[str]:
     """The texts that a cell prints, rounded to two places, without objects that are named by their address."""
     texts = ("".join(out.get("text", out.get("data", {}).get("text/plain", ""))) for out in cell.get("outputs", ()))
     return [re.sub(r"(\.\d\d)\d+", r"\1", text) for text in texts if " at 0x" not in text]
+
+
+def test_the_study_finds_its_data_without_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Colab: the package alone, and the repository behind the address that a release states."""
+    (cell,) = (
+        text
+        for each in json.loads((DOCS / "notebooks" / "study.ipynb").read_text(encoding="utf-8"))["cells"]
+        if "read_bundle(" in (text := "".join(each["source"]))
+    )
+    results = tmp_path / "repository" / "v1.2.0" / "leaderboards" / "results"
+    results.mkdir(parents=True)
+    shutil.copy(HOME / "leaderboards" / "results" / "digits-c-demo.jsonl", results / "digits-c-field.jsonl")
+    said: Any = email.message.Message()
+    said["Project-URL"] = "Paper, https://arxiv.org/abs/2602.02890"
+    said["Project-URL"] = f"Source, {(tmp_path / 'repository').as_uri()}"
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: said)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.0")
+    (tmp_path / "content").mkdir()
+    monkeypatch.chdir(tmp_path / "content")
+    for _ in range(2):  # the second time without a download
+        names: dict[str, Any] = {}
+        exec(cell, names)
+        assert names["bundle"].records
+        shutil.rmtree(results, ignore_errors=True)
+
+
+def test_a_release_states_the_address_of_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hatchling", reason="hatchling builds the package; pip install -e '.[dev]'")
+    spec = importlib.util.spec_from_file_location("hatch_build", HOME / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("SOUPBENCH_PROJECT", "GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def urls() -> dict[str, str]:
+        facts: dict[str, Any] = {}
+        module.Addresses(str(HOME), {}).update(facts)
+        return facts["urls"]
+
+    assert urls() == {"Paper": "https://arxiv.org/abs/2602.02890"}
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/soupbench")
+    assert urls()["Source"] == "https://github.com/someone/soupbench"
+    monkeypatch.setenv("SOUPBENCH_PROJECT", "https://example.org/x")
+    assert urls()["Source"] == "https://example.org/x"
 
 
 # The quickstart, followed word by word.

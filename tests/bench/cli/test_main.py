@@ -22,6 +22,7 @@ from bench.cli import run as bench_run
 from bench.settings.grid import default_folder
 from bench.settings.run_spec import make_spec
 from bench.shifts import SHIFTS
+from bench.shifts.corruption_sets import sets_of
 from methods import METHODS
 
 Bench = Callable[..., "Done"]
@@ -110,8 +111,13 @@ def test_protocols_are_listed_as_their_classes_are(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", SHIFTS)
 def test_a_shift_is_shown_in_words(bench: Bench, name: str) -> None:
-    facts = dict(line.split(": ", 1) for line in bench("show", "shift", name).out.splitlines())
+    lines, _, budgets = bench("show", "shift", name).out.partition("budgets:\n")
+    assert all(line.startswith("  ") for line in budgets.splitlines())
+    facts = dict(line.split(": ", 1) for line in lines.splitlines())
     assert facts["name"] == name
+    found = sets_of(SHIFTS[name])
+    if found is not None:
+        assert facts.get("corruptions", "") == ", ".join(found[0])
     for key, value in facts.items():
         assert value.strip()
         assert value not in ("None", "False", "True")
@@ -193,7 +199,7 @@ def test_rows_of_the_table_agree_with_their_classes() -> None:
         assert cls.access == row.access, row.name
         assert (cls.__doc__ or "").strip()
         config = build_config(row, {})
-        _, options = options_of(row)
+        options = options_of(row)
         assert [option.name for option in options] == [field.name for field in fields(config)], row.name
         assert set(cls.search) <= {field.name for field in fields(config)}
 

@@ -198,6 +198,7 @@ def test_the_container_is_built_from_what_a_wheel_needs() -> None:
     assert kept >= {
         ".git",
         "pyproject.toml",
+        "hatch_build.py",
         "README.md",
         "LICENSE",
         *PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],

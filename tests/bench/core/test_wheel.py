@@ -58,6 +58,7 @@ def test_the_source_distribution_can_be_tested_and_built_again(built: tuple[Path
     for name in (
         "tests/conftest.py",
         "pyproject.toml",
+        "hatch_build.py",
         "LICENSE",
         "docs/architecture.md",
         ".github/workflows/release.yml",

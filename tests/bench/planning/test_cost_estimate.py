@@ -129,10 +129,12 @@ def test_the_time_of_pixels_depends_on_the_corruption(tmp_path: Path, monkeypatc
     clock = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     plan = make_plan(small(tmp_path, severity="1,3"))
-    pixels = stream_probe.PixelTimer(plan)
+    said: list[str] = []
+    pixels = stream_probe.PixelTimer(plan, said.append)
     for segment in plan.entries[0].segments:
         assert pixels.seconds(segment, 64) == 96 / 8  # one second for eight images: a larger probe would take too long
-    assert made == [8] * 3  # clean, fog, contrast: severities take the same time
+    assert len(said) == 1
+    assert made == [1, 8] * 3  # clean, fog, contrast: severities take the same time
 
 
 def test_trainings_take_as_long_as_their_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,3 +268,70 @@ def test_predictions_of_many_models_are_estimated_from_operations(
     for label in ("greedy soup", "best soup", "linear connectivity"):
         assert found[label].seconds == pytest.approx(1e-9 * found[label].flops)
     assert found["greedy soup"].flops == pytest.approx(1.5 * found["best soup"].flops)
+
+
+class Counting:
+    """Replaces `Tent.predict`: pretends that an image takes `seconds` on the clock that the probe reads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        from methods.adapters.tent import Tent
+
+        self.sizes: list[int] = []
+        self.now = 0.0
+        plain = Tent.predict
+
+        def predict(tent: Tent, images: torch.Tensor) -> torch.Tensor:
+            self.sizes.append(len(images))
+            self.now += seconds * len(images)
+            return plain(tent, images)
+
+        monkeypatch.setattr(Tent, "predict", predict)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(stream_probe.PixelTimer, "seconds", lambda self, segment, size: 0.0)
+
+
+def test_a_dear_method_is_measured_on_few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second has passed after the first batches: on a CPU no batch of many operations follows."""
+    spec = small(tmp_path, method="tent", corruption="fog", options={"tent": {"steps": 1}})
+    known: dict[float, cost_estimate.CostLine] = {}
+    (plain,) = (cost for cost in estimate(make_plan(spec)).costs if cost.kind == "stream")
+    of_image = (plain.flops or 0) / plain.forwards
+    for few, sizes in ((0.0, [2, 2]), (9 * of_image, [2, 2, 8]), (33 * of_image, [2, 2, 8, 32])):
+        with monkeypatch.context() as patch:
+            patch.setattr(stream_probe, "_FEW_ON_CPU", few)
+            counting = Counting(patch, seconds=2.0)
+            said: list[str] = []
+            made = estimate(make_plan(spec), said.append)
+        known[few] = next(cost for cost in made.costs if cost.kind == "stream")
+        assert counting.sizes == sizes, few
+        assert known[few].seconds == pytest.approx(2 * 96 * 2.0)  # clean and fog
+        assert said == ["measuring tent on a few images"]
+    assert {cost.flops for cost in known.values()} == {plain.flops}
+
+
+def test_a_cheap_method_is_measured_for_a_second_at_the_size_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small(tmp_path, method="tent", corruption="fog", limit=600, options={"tent": {"steps": 1}})
+    for seconds, batches in ((1e-6, None), (0.8 / 64, 2)):
+        with monkeypatch.context() as patch:
+            counting = Counting(patch, seconds)
+            (cost,) = (cost for cost in estimate(make_plan(spec)).costs if cost.kind == "stream")
+        assert counting.sizes == [2, 2, 8, 32] + [64] * (batches or cost.forwards // 2 // 64)
+        assert cost.seconds == pytest.approx(cost.forwards * seconds)
+
+
+def test_batches_of_one_image_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = Counting(monkeypatch, seconds=0.3)
+    estimate(make_plan(small(tmp_path, method="tent", corruption="fog", batch_size=1)))
+    assert counting.sizes == [1] * 4
+
+
+def test_images_before_the_stream_are_in_its_start_and_not_in_the_rate(tmp_path: Path) -> None:
+    """EATA passes source images forward and backward once before the stream, and then differs from ETA by no pass."""
+    flops_of = {}
+    for name in ("eta", "eata"):
+        spec = small(tmp_path, method=name, corruption="fog", options={"source": {"epochs": 1}})
+        (cost,) = (cost for cost in estimate(make_plan(spec)).costs if cost.kind == "stream")
+        flops_of[name] = cost.flops
+    assert flops_of["eata"] == flops_of["eta"]

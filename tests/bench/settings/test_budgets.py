@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from bench.cli.catalogue import _method, _shift
+from bench.cli.catalogue import _method, _shift, print_one
 from bench.core.errors import UsageError
 from bench.planning.training_cost import TrainingCost, cost_of, expected_cost, in_time, published_setting
 from bench.settings.method_options import MethodOptions
-from bench.settings.methods import build_config, parse_method, plain_values
+from bench.settings.methods import build_config, options_of, parse_method, plain_values
 from bench.settings.run_spec import make_spec
 from bench.settings.shift_options import budget_of, budgets_of
 from bench.settings.stock_size import BASE, SMALL, rate_at
@@ -120,6 +121,32 @@ def test_what_is_shown_says_where_each_option_comes_from() -> None:
     assert list(_method("sar", "imagenet-c")["in_force"]) == ["imagenet-c-bn", "imagenet-c-gn", "imagenet-c-ln"]
     assert "imagenet-c, budget paper" in _method("selfsoup")["in_force"]
     assert _shift("laion-c")["budgets"][1].startswith("short: a tenth")
+
+
+@pytest.mark.parametrize("name", ["source_rotation", "selfsoup", "tent_pool", "supervised_soup", "shot_pool"])
+def test_what_a_budget_changes_is_told_for_every_shift_and_budget(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held against the options that a run builds, by value."""
+    print_one("method", name, as_json=False)
+    told = capsys.readouterr().out.partition("options in force")[2].partition("\n\n")[0]
+    head, *budgets = told.replace("\n        ", " ").splitlines()[1:]
+    for shift in (each for each in SHIFTS if budgets_of(each)):
+        assert shift in head.strip(" :").split(", ")
+    defaults = {option.name: option.default for option in options_of(METHODS[name])}
+    for line in budgets:
+        named, _, values = line.partition(": ")
+        for budget in named.split(","):
+            config = chosen(name, "imagenet-c", BASE, budget=budget.split()[1])
+            for option, default in defaults.items():
+                value = getattr(config, option)
+                if value == ast.literal_eval(default):
+                    continue
+                shown = values.partition(f"{option} = ")[2]
+                texts = [str(each) for each in value] if isinstance(value, tuple) else []
+                word = ("no", "yes")[value] if isinstance(value, bool) else str(value)
+                expected = f"[{', '.join(texts)}]" if texts else word
+                assert shown.startswith(expected), (budget, option)
 
 
 def test_the_bill_of_the_paper_is_the_estimate_of_its_cost() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.import_object import load_object
-from bench.settings.methods import options_of
+from bench.settings.methods import described
 from methods import METHODS, PLAIN
 from methods.base import Adapter, Source
 from methods.conformance import Case, play
@@ -61,7 +61,7 @@ def test_the_row_in_the_table_is_true_and_the_options_are_documented(row: Any) -
     assert adapter.needs == row.needs
     assert row.citation or row is PLAIN
     assert row is PLAIN or adapter.tested_against in ("golden", "restatement")
-    shown, _ = options_of(row)  # by bench show, bases first
+    shown = "\n" + described(row).about_options  # by bench show, bases first
     assert all(shown.count(f"\n{field.name}:") == 1 for field in fields(adapter.Config))
 
 
