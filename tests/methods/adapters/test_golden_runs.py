@@ -97,13 +97,8 @@ def test_matches_the_official_logits(golden: Any, run: str, after_reset: bool) -
     assert golden.agrees(build(golden, run), run, after_reset=after_reset)
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        "test_resnet__tent_lr0.01",
-        *(pytest.param(run, marks=pytest.mark.slow) for run in ("test_vit__tent_lr0.01", "test_resnet__eta")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["test_resnet__tent_lr0.01", "test_vit__tent_lr0.01", "test_resnet__eta"])
 def test_momentum_kept_over_a_reset_is_told_apart(golden: Any, run: str) -> None:
     class KeepsMomentum(RUNS[run][0]):  # type: ignore[misc]
         def reset(self) -> None:
@@ -250,15 +245,10 @@ MUTANTS = [
 ]
 
 
-# One mutant of each run of the convolutional network is quick; the others say how sharp the comparison is, which
-# changes with the stored runs only.
-OF_RESNET = {run for run, *_ in MUTANTS if run.startswith("test_resnet")}
-FIRST = {next(i for i, (run, *_) in enumerate(MUTANTS) if run == each) for each in OF_RESNET}
-
-
+# One mutant is quick; the others say how sharp the comparison is, which changes with the stored runs only.
 @pytest.mark.parametrize(
     ("run", "mutant", "changed"),
-    [pytest.param(*mutant, marks=() if place in FIRST else pytest.mark.slow) for place, mutant in enumerate(MUTANTS)],
+    [pytest.param(*mutant, marks=() if place == 0 else pytest.mark.slow) for place, mutant in enumerate(MUTANTS)],
 )
 def test_the_comparison_tells_mutants_apart(
     golden: Any, run: str, mutant: type[Adapter] | None, changed: dict[str, Any]
