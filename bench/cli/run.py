@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.core.cache_dir import write_bytes
+from bench.core.cache_dir import need_cache, write_bytes
 from bench.core.console import duration, plural, print_json, print_rich, print_text, say
 from bench.core.errors import Interrupted, MissingDataError, UsageError, ValidationError, closest
 from bench.core.file_names import command_line
@@ -66,6 +66,7 @@ def run_spec(
     cells: Sequence[GridCell] = cells_of(base, flags, {"set": options})
     check_names([cell.spec for cell in cells])
     if dry_run:
+        need_cache()
         return _print_grid(cells, as_json) if len(cells) > 1 else print_plan(cells[0].spec, as_json)
     out = folder_of(cells)
     cells = [replace(cell, spec=cell.spec.model_copy(update={"out": out})) for cell in cells]
@@ -86,6 +87,7 @@ def _outcomes(cells: Sequence[GridCell], out: Path) -> list[tuple[GridCell, Outc
             say(note)
         write_bytes(out / "run.toml", finished.settings.encode())
         return list(zip(cells, finished.outcomes, strict=True))
+    need_cache()
     before = state_of_inputs(specs)
     try:
         with _running(out) as progress:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.core.errors import BenchError
+from bench.core.errors import BenchError, UsageError
 from leaderboards.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,19 @@ def cache_dir() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("soupbench")
+
+
+def need_cache() -> None:
+    """Raise UsageError if nothing can be written to the cache, which all work needs."""
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in the cache {folder}: {error.strerror or error}; set SOUPBENCH_CACHE to another folder"
+        ) from None
 
 
 def weights_path(key: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from bench.core.cache_dir import remove, write_bytes
+from bench.core.cache_dir import need_cache, remove, write_bytes
 from bench.core.errors import BenchError, ValidationError
 from bench.core.extras import SLURM, need
 from bench.evaluation.protocols import Segment, chains
@@ -54,6 +54,8 @@ def run_plans(plans: Sequence[Plan], callback: RunCallback) -> list[Outcome]:
     trainings = {task.key: task for plan in plans for task in plan.trainings}
     streams: dict[str, tuple[Plan, BoardEntry, tuple[Segment, ...]]] = {}
     tasks = list(trainings.values())
+    if any(plan.missing for plan in plans):
+        need_cache()
     write_settings(plans)
     for plan in plans:
         rows = _manifest(plan)

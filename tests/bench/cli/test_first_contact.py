@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -611,3 +612,24 @@ def test_small_courtesies(tmp_path: Path) -> None:
         tmp_path,
     )
     assert [code for code, _ in found] == [0, 0, 2, 2, 2, 2], found
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_cache_that_cannot_be_written_is_told_before_any_work(
+    dry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file lies where the folder should be, which stops root as a read-only folder stops others."""
+    from bench.cli import main as cli
+
+    (tmp_path / "file").touch()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for place in ("file", "file/below"):
+        monkeypatch.setenv("SOUPBENCH_CACHE", str(tmp_path / place))
+        monkeypatch.setattr(sys, "argv", ["bench", *RUN, "--severity", "3", *(["--dry-run"] if dry else [])])
+        with pytest.raises(SystemExit) as leave:
+            cli.start()
+        assert leave.value.code == 2
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"bench: cannot write in the cache .*; set SOUPBENCH_CACHE to another folder\n", said)
+    assert not list(Path.cwd().iterdir())

@@ -13,7 +13,7 @@ from bench.core.errors import UsageError
 from bench.core.import_object import load_object
 from bench.planning.plan import make_plan
 from bench.settings.methods import literal_of, parse_method
-from bench.settings.published import NOTHING, RATE_RULES, DataKind, PublishedOptions, borrowed, in_words, published
+from bench.settings.published import NOTHING, RATE_RULES, DataKind, PublishedOptions, borrowed, origins, published
 from bench.settings.run_spec import make_spec
 from bench.shifts.digits import Digits
 from methods import METHODS
@@ -144,8 +144,8 @@ def test_a_method_without_published_options_and_a_rule_that_does_not_exist() -> 
 
 
 def test_the_words_name_value_origin_and_rule() -> None:
-    assert in_words(chosen("sar", CIFAR, "ln", 8)) == {"lr": "0.001 (of imagenet-ln, times batch/64, twice that for 1)"}
-    assert in_words(chosen("sar", CIFAR, "bn", 8)) == {"lr": "0.001 (published)"}
+    assert origins(chosen("sar", CIFAR, "ln", 8)) == {"lr": "0.001 (of imagenet-ln, times batch/64, twice that for 1)"}
+    assert origins(chosen("sar", CIFAR, "bn", 8)) == {"lr": "0.001 (published)"}
 
 
 def test_presets_go_over_defaults_and_under_what_is_asked_for(
