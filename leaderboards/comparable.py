@@ -43,6 +43,11 @@ def condition_name(corruption: str | None, severity: float) -> str:
     return "clean" if corruption is None else f"{corruption} at severity {severity:g}"
 
 
+def place_of(record: Record) -> str:
+    """Return where a record stands, for messages: its row, condition and seed."""
+    return f"{line_name(line_of(record))}, {condition_name(record.corruption, record.severity)}, seed {record.seed}"
+
+
 def check_comparable(records: Sequence[Record]) -> None:
     """Raise BoardError at the first difference that keeps these records from being the results of one run.
 

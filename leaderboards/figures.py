@@ -367,12 +367,12 @@ def new_figure(draw: Callable[..., None], size: tuple[float, float], heights: Se
     import matplotlib
     from matplotlib.figure import Figure
 
-    class Shown(Figure):
+    class NotebookFigure(Figure):
         def _repr_png_(self) -> bytes:  # for notebooks, which show only the figures of pyplot by themselves
             return to_bytes(self, "png")
 
     with matplotlib.rc_context(_STYLE):
-        figure = Shown(figsize=size, layout="constrained")
+        figure = NotebookFigure(figsize=size, layout="constrained")
         draw(*figure.subplots(len(heights), height_ratios=list(heights), squeeze=False)[:, 0])
     return figure
 

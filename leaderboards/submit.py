@@ -19,7 +19,7 @@ import numpy as np
 from leaderboards.bundle import Bits, Bundle, BundleError, pack, read_bundle
 from leaderboards.card import card_of, settings_of
 from leaderboards.compact import compact, metric_problems
-from leaderboards.comparable import BoardError, check_comparable, condition_name, line_name, line_of
+from leaderboards.comparable import BoardError, check_comparable, line_name, line_of, place_of
 from leaderboards.files import StoreError
 from leaderboards.identity import labels_digest
 from leaderboards.known import Definition, Known, KnownSplit, scored
@@ -79,7 +79,7 @@ def make_bundle(
     codes, labels = {}, {}
     for record in records:
         if record.status != "done":
-            raise StoreError(f"{_place(record)} failed; run it again with --only-failed")
+            raise StoreError(f"{place_of(record)} failed; run it again with --only-failed")
         made = predictions(record)
         bits[record.key], digests[record.key] = pack(made), made.digest()
         if probabilities:
@@ -205,13 +205,16 @@ def check_bundle(bundle: Bundle, checker: Checker) -> Iterator[tuple[str | None,
             yield record.key, message
         other = shared.setdefault(bundle.digests[record.key], record)
         if (other.corruption, other.severity) != (record.corruption, record.severity):
-            yield record.key, f"{_place(record)} has the predictions of {_place(other)}; run both again with --rerun"
+            yield (
+                record.key,
+                f"{place_of(record)} has the predictions of {place_of(other)}; run both again with --rerun",
+            )
     yield from ((record.key, message) for record, message in doubts(bundle.records, checker.known))
     yield from ((None, message) for message in _gaps(bundle.records, checker.known))
 
 
 def _problems_of(record: Record, bundle: Bundle, checker: Checker) -> Iterator[str]:
-    place = _place(record)
+    place = place_of(record)
     if (why := checker.reviews.withdrawn.get(record.key)) is not None:
         yield f"{place} was withdrawn on {why.date}: {why.reason}; leave it out"
     for found in (_record_problems(record, checker), _word_problems(record, checker)):
@@ -299,11 +302,11 @@ def _method_problems(record: Record, checker: Checker) -> Iterator[str]:
     found = list(method_problems(record, words))
     if definition is not None:
         found += component_problems(record, words, checker.vocabulary, definition.made_here)
-    yield from (f"{_place(record)} {message}" for message in found)
+    yield from (f"{place_of(record)} {message}" for message in found)
 
 
 def _data_problems(record: Record, known: Known, bits: Bits) -> Iterator[str]:
-    shift, place = record.shift, _place(record)
+    shift, place = record.shift, place_of(record)
     definition = known.definitions.get(shift)
     pinned = known.shifts.get(shift, {})
     if definition is None and not pinned:
@@ -336,7 +339,7 @@ def _history_problems(record: Record, known: Known) -> Iterator[str]:
         shift = other or record.shift
         conditions = _conditions(known, shift, record.split)
         if condition not in conditions or condition == "clean":
-            yield f"{_place(record)} has met {condition}, which {shift} does not report; run it on its own conditions"
+            yield f"{place_of(record)} has met {condition}, which {shift} does not report; run it on its own conditions"
             return
         if other is not None:
             met[other].add(condition)
@@ -344,7 +347,7 @@ def _history_problems(record: Record, known: Known) -> Iterator[str]:
         levels = {condition.rpartition("@")[2] for condition in found}
         reported = {name for name in _conditions(known, shift, record.split) if name.rpartition("@")[2] in levels}
         if reported - {"clean"} != found:
-            yield f"{_place(record)} has met some conditions of {shift} only; run it with --pool {shift}"
+            yield f"{place_of(record)} has met some conditions of {shift} only; run it with --pool {shift}"
 
 
 def _conditions(known: Known, shift: str, split: str) -> Iterable[str]:
@@ -380,10 +383,10 @@ def _weights_problems(record: Record, known: Known) -> Iterator[str]:
     model, digest = record.model, record.weights.digest
     weights = known.models.get(model)
     if weights is not None and weights != digest:
-        yield f"the weights of {_place(record)} are not those of {model}; run it with the published ones"
+        yield f"the weights of {place_of(record)} are not those of {model}; run it with the published ones"
     names = [name for name, other in known.models.items() if other == digest and name != model]
     if names:
-        yield f"{_place(record)} has the weights of {names[0]} under the name {model}; run it with {names[0]}"
+        yield f"{place_of(record)} has the weights of {names[0]} under the name {model}; run it with {names[0]}"
 
 
 def _number_problems(record: Record, bundle: Bundle) -> Iterator[str]:
@@ -446,7 +449,3 @@ def _wanted(known: Known, group: Sequence[Record], some_clean: bool) -> set[str]
     if clean == "optional" and not some_clean:
         conditions.discard("clean")
     return {name for name in conditions if name == "clean" or name.rpartition("@")[2] in levels}
-
-
-def _place(record: Record) -> str:
-    return f"{line_name(line_of(record))}, {condition_name(record.corruption, record.severity)}, seed {record.seed}"

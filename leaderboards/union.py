@@ -18,7 +18,7 @@ from datetime import datetime
 import numpy as np
 
 from leaderboards.bundle import Bits, Bundle
-from leaderboards.comparable import condition_name, line_name, line_of
+from leaderboards.comparable import line_of, place_of
 from leaderboards.record import Metrics, Record
 from leaderboards.settings import Settings
 from leaderboards.verify import Problem
@@ -74,13 +74,13 @@ def clashes(bundles: Mapping[str, Bundle], proposed: Collection[str] = ()) -> It
         if other is not record:
             again[name].add(record.key)
             if not _equal(record, bundles[name].bits[record.key], other, bundles[home].bits[other.key]):
-                yield Problem(record.key, name, f"{_place(record)} is published in {home} already, {_OTHER_OUTCOMES}")
+                yield Problem(record.key, name, f"{place_of(record)} is published in {home} already, {_OTHER_OUTCOMES}")
             continue
         setting = settings.of(record)
         cell = (*_family(record), *line_of(record), setting, record.corruption, record.severity, record.seed)
         home, other = by_cell.setdefault(cell, (name, record))
         if home != name:
-            message = f"{_place(record)} is published in {home} already, under another key; leave one of the two out"
+            message = f"{place_of(record)} is published in {home} already, under another key; leave one of the two out"
             yield Problem(record.key, name, message)
     for name, keys in again.items():
         if len(keys) == len(bundles[name].records):
@@ -162,10 +162,6 @@ def _close(a: Metrics | None, b: Metrics | None) -> bool:
         return a is b
     ours, theirs = a.model_dump(), b.model_dump()
     return all(abs(ours[name] - theirs[name]) <= _SAME for name in ours)
-
-
-def _place(record: Record) -> str:
-    return f"{line_name(line_of(record))}, {condition_name(record.corruption, record.severity)}, seed {record.seed}"
 
 
 def _digest(value: object) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.cli.flags import Json
 from bench.cli.list_show import QuickGroup
 from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError, nearest
@@ -19,7 +20,6 @@ app = typer.Typer(
     cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Show, fetch, verify, export and clean data sets."
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data sets.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 

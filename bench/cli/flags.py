@@ -10,6 +10,8 @@ import typer
 from bench.cli import completion
 from bench.settings.run_fields import Flag
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
 
 def flag(name: str, hint: Any, *, told: str = "", text: bool = False) -> inspect.Parameter:
     """Return the parameter of a run's setting; None says that the flag is not given.

@@ -10,8 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from bench.cli import completion
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+from bench.cli.flags import Json
 
 
 class _Quick:

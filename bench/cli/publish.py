@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from bench.cli.flags import Json
 from bench.cli.list_show import QuickGroup
 
 app = typer.Typer(
@@ -14,7 +15,6 @@ app = typer.Typer(
     help="Bundle results, check them like a pull request, and share them.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from textwrap import shorten
 
 
 class BenchError(Exception):
@@ -53,3 +54,8 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
     close = closest(name, names)
     hint = f"did you mean '{close}'?" if close else f"known: {', '.join(names)}"
     raise UsageError(f"unknown {what} '{name}'; {hint}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, at most 160 characters, or the name of its class if it has none."""
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160, placeholder=" …")

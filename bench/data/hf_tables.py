@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bench.core.cache_dir import cache_dir
-from bench.core.errors import MissingDataError, UsageError
+from bench.core.errors import MissingDataError, UsageError, first_line
 from bench.core.offline import go_offline, is_offline, is_reachable
 from bench.core.private_apis import fingerprint_of, is_selection
 from bench.data.classes import KnownClasses, in_order, match, natural_order, places_of
@@ -106,7 +105,7 @@ def read_parquet(
             "parquet", data_files=[str(path) for path in files], split="train", cache_dir=str(kept)
         )
     except (DatasetGenerationError, OSError, ValueError) as error:
-        raise UsageError(f"{files[0]} is not a whole parquet file ({_first_line(error)}); fetch it again") from None
+        raise UsageError(f"{files[0]} is not a whole parquet file ({first_line(error)}); fetch it again") from None
     opened.check()
     key = f"parquet:{opened.digest}"
     return _table_set(table, str(files[0]), key, label_column, KnownClasses.of(classes), as_published=as_published)
@@ -127,7 +126,7 @@ def read_arrow(
     try:
         table = datasets.load_from_disk(str(folder))
     except (FileNotFoundError, OSError, ValueError) as error:
-        raise UsageError(f"{folder} is not a saved data set ({_first_line(error)}); save it again") from None
+        raise UsageError(f"{folder} is not a saved data set ({first_line(error)}); save it again") from None
     if isinstance(table, Mapping):
         raise UsageError(f"{folder} holds the parts {', '.join(table)}; give the folder of one of them")
     files.check()
@@ -161,7 +160,7 @@ def read_hub(
         table = _loaded(repo, config, split, options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, *_broken_transfers()) as error:
         how = "leave --offline out once, or run: " if offline else "check the name and the network, then run: "
-        why = "the hub does not answer" if unreachable else _first_line(error)
+        why = "the hub does not answer" if unreachable else first_line(error)
         raise MissingDataError(f"hf:{name} ({split}) is not here ({why}); {how}bench data fetch hf:{name}") from None
     files = open_files([Path(file["filename"]) for file in table.cache_files])
     key = f"hub:{files.digest}" if table.cache_files else f"hub:{name}:{split}:{fingerprint_of(table)}"
@@ -191,10 +190,6 @@ def _broken_transfers() -> tuple[type[Exception], ...]:
 
     httpx = sys.modules.get("httpx")
     return ChunkedEncodingError, ConnectionError, *([httpx.TransportError] if httpx else [])
-
-
-def _first_line(error: Exception) -> str:
-    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160, placeholder=" …")
 
 
 def _table_set(

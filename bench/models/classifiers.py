@@ -9,7 +9,6 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -17,7 +16,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from bench.core.errors import MissingDataError, UsageError
+from bench.core.errors import MissingDataError, UsageError, first_line
 from bench.core.extras import OF_MODELS, need
 from bench.core.offline import is_offline, stay_off_unreachable
 from bench.data.decode import Preprocessing
@@ -176,7 +175,7 @@ def timm_network(architecture: str, file: str, **arguments: Any) -> Any:
         network = timm.create_model(architecture, pretrained=not file, **arguments)
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingDataError(
-            f"no weights of timm:{architecture} here ({_first_line(error)}); connect to the network once without "
+            f"no weights of timm:{architecture} here ({first_line(error)}); connect to the network once without "
             f"--offline to download them, or give a local file as timm:{architecture}@FILE"
         ) from None
     if file:
@@ -270,12 +269,12 @@ def torchvision_classifier(name: str) -> ReadyClassifier:
         network = models.get_model(architecture, weights=weights)
     except OSError as error:
         raise MissingDataError(
-            f"no weights of torchvision:{name} here ({_first_line(error)}); connect to the network once without "
+            f"no weights of torchvision:{name} here ({first_line(error)}); connect to the network once without "
             f"--offline to download them, or put {weights.url} at {file}"
         ) from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError) as error:
         raise UsageError(
-            f"{file} is not the whole weights of torchvision:{name} ({_first_line(error)}); remove it"
+            f"{file} is not the whole weights of torchvision:{name} ({first_line(error)}); remove it"
         ) from None
     transform: Any = weights.transforms()
     preprocessing = Preprocessing(transform.crop_size[0], transform.resize_size[0], transform.interpolation.value)
@@ -362,7 +361,3 @@ def refuse_misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], whe
             )
         if not torch.isfinite(tensor).all():
             raise UsageError(f"{where} holds numbers that are not finite ({name}); get the weights again")
-
-
-def _first_line(error: Exception) -> str:
-    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160, placeholder=" …")

@@ -115,6 +115,7 @@ _STANDINS = {
     "METHOD...": "tent",
     "R": "runs/A",
     "DIR": "runs/A",
+    "/shared/runs/paper": "runs/A",
     "NAME": "fog",
     "--watch": "",
     "(mean)": "(mean)",
