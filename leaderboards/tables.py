@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -176,11 +177,17 @@ def _grid(board: BoardData, per_corruption: bool, chosen: Sequence[str]) -> Grid
 
 
 def telling(board: BoardData, columns: list[Column]) -> list[Column]:
-    """Return the columns that have a value, without those that the caption gives for all rows."""
-    texts = [{column.cell(row) for row in board.rows} for column in columns]
-    return [
-        c for c, found in zip(columns, texts, strict=True) if found != {ABSENT} and not (c.shared and len(found) == 1)
-    ]
+    """Return the columns that have a value, without those that the caption gives for all rows.
+
+    Memory is told if half of the rows have it.
+    """
+    told = []
+    for column in columns:
+        cells = Counter(column.cell(row) for row in board.rows)
+        rare = column is _MEMORY and 2 * cells[ABSENT] > len(board.rows)
+        if not rare and set(cells) != {ABSENT} and not (column.shared and len(cells) == 1):
+            told.append(column)
+    return told
 
 
 def best_cells(board: BoardData, columns: list[Column]) -> frozenset[tuple[int, int]]:
@@ -337,13 +344,14 @@ _CORRUPTION_ERRORS = (
     _number("mCE", "mce", _MCE, percent, better=-1),
     _number("rel. mCE", "relative_mce", "The same of the errors beyond those on clean images.", percent, better=-1),
 )
+_MEMORY = _number(
+    "memory MB", "peak_memory_mb", "Largest memory in use, of methods that ran alone.", _whole, short="mem. MB"
+)
 _COSTS = (
     _number("fit s", "fit_seconds", "Seconds of training behind one condition.", _decimal),
     _number("forwards", "forwards", "Forward passes for each scored image.", _decimal, short="fwd"),
     _number("backwards", "backwards", "Backward passes for each scored image.", _decimal, short="bwd"),
-    _number(
-        "memory MB", "peak_memory_mb", "Largest memory in use, of methods that ran alone.", _whole, short="mem. MB"
-    ),
+    _MEMORY,
 )
 _COUNTS = (
     Column("seeds", "Number of seeds.", lambda row: str(len(row.seeds)), lambda row: len(row.seeds), shared=True),

@@ -25,11 +25,11 @@ def cache_dir() -> Path:
 
 
 def need_cache() -> None:
-    """Raise UsageError if nothing can be written to the cache, which all work needs."""
+    """Raise UsageError if nothing can be written to the cache, which all work needs. Makes no folder."""
     folder = cache_dir()
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from time import process_time
 import numpy as np
 import pytest
 import torch
+from official_streams import release
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.stats import t as student
@@ -29,6 +31,7 @@ from methods.training.loop import ParameterGroup, Progress, reset, schedule, tra
 from methods.views.ssl_views import Views
 
 pytestmark = pytest.mark.slow
+OFFICIAL = os.environ.get("SOUPBENCH_OFFICIAL")
 
 
 def paired(one: Callable[[], object], other: Callable[[], object], pairs: int) -> list[float]:
@@ -65,6 +68,45 @@ def test_an_encoder_that_sees_a_quarter_of_the_patches_is_three_times_as_fast(be
     benchmark.pedantic(step, (kept,), rounds=1)
     sys.stderr.write(f"\nencoder on 25 % of the patches: {ratio:.2f}x the rate on all\n")
     assert ratio >= 3
+
+
+@pytest.mark.skipif(OFFICIAL is None, reason="SOUPBENCH_OFFICIAL names no checkouts")
+@pytest.mark.parametrize("ratio", [0.75, 0.9])
+def test_a_step_of_the_masked_autoencoder_against_the_authors_own(ratio: float, benchmark: BenchmarkFixture) -> None:
+    """Forward, backward and AdamW of antofuller/self_soupervision's `MAE` and of ours; two blocks of ViT-B, 8 images.
+
+    Random weights, 224 px, one thread, float32; a decoder of one block, in both as wide as the release fixes it. Each
+    with the optimiser of its training: theirs is the plain one, ours the fused one.
+    """
+    torch.set_num_threads(1)
+    shape = Architecture(224, 16, 768, 2, 12, decoder_dim=512, decoder_depth=1, decoder_heads=16, pool="token")
+    encoder, generator = build_encoder(shape), torch.Generator().manual_seed(0)
+    reset(encoder, generator)
+    stock = Weights(shape, {f"encoder.{name}": value.clone() for name, value in encoder.state_dict().items()})
+    objective = mae.Config(mask_ratio=ratio, decoder_depth=1).build(stock, generator)
+    models = release("selfsoup", "models")
+    theirs = models.MAE(models.ViT(depth=2), models.MAEDecoder(decoder_depth=1))
+    images = torch.randn(8, 3, 224, 224, generator=generator)
+
+    def stepping(modules: Sequence[nn.Module], loss: Callable[[], Tensor], fused: bool) -> Callable[[], None]:
+        own = [p for module in modules for p in module.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(own, lr=1e-5, weight_decay=0.01, fused=fused)
+
+        def step() -> None:
+            loss().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+        return step
+
+    ours = stepping([encoder, objective], lambda: objective.loss(encoder, [images], generator), fused=True)
+    official = stepping([theirs], lambda: theirs(images, ratio), fused=False)
+    ours(), official()
+    share = float(np.median(paired(official, ours, 9)))
+    benchmark.extra_info["of the authors' step"] = share
+    benchmark.pedantic(ours, rounds=1)
+    sys.stderr.write(f"\nMAE step, {ratio:.0%} masked: {share:.2f} of the authors' own\n")
+    assert share <= 0.9
 
 
 @pytest.mark.parametrize(("side", "count", "least"), [(32, 128, 5.0), (224, 32, 2.5)])
@@ -173,7 +215,10 @@ def test_a_whole_ingredient_adds_little_to_a_bare_loop(benchmark: BenchmarkFixtu
         normalise = Normalise(shape.mean, shape.std)
         groups = [[p for p in part.parameters() if p.requires_grad] for part in (own, objective)]
         optimiser = torch.optim.AdamW([{"params": group} for group in groups], lr=1e-3, weight_decay=0.01, fused=True)
-        for rows in torch.randperm(512, generator=generator).split(64):
+        batches = torch.randperm(512, generator=generator).split(64)
+        for rows, factor in zip(batches, schedule(steps, 0.1), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = 1e-3 * factor
             objective.loss(own, [normalise(config.views(images[rows], generator))], generator).backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -185,4 +230,4 @@ def test_a_whole_ingredient_adds_little_to_a_bare_loop(benchmark: BenchmarkFixtu
     benchmark.extra_info["overhead"] = math.exp(mean) - 1
     benchmark.pedantic(whole, rounds=1)
     sys.stderr.write(f"\nwhole ingredient: {math.exp(mean) - 1:+.1%} over a bare loop, +- {2 * error:.1%}\n")
-    assert math.exp(mean - 2 * error) <= 1.03
+    assert math.exp(mean) <= 1.03

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.core.errors import BenchError, UsageError
+from bench.core.errors import BenchError, MissingDataError, UsageError
 from bench.execution.slurm import Requeued, SlurmJobs
 from bench.execution.task_pool import Task, run_tasks
 from bench.planning.plan import make_plan
@@ -39,9 +39,9 @@ def test_what_the_scheduler_refuses_is_one_sentence_with_its_words(
 
 
 def test_without_the_extra_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bench.execution.slurm", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
     spec = RunSpec(method="source", shift="digits-c", launch="slurm", limit=8, out=tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"pip install 'soupbench\[scale\]'"):
+    with pytest.raises(MissingDataError, match=r"pip install 'soupbench\[scale\]'"):
         executor_of(make_plan(spec))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.core.errors import UsageError
+from bench.core.errors import MissingDataError, UsageError
 from bench.runs import trackers as track
 from bench.runs.run import Outcome
 
@@ -130,7 +130,7 @@ def test_a_tracker_that_is_not_installed_is_one_sentence(
     from accelerate import tracking
 
     monkeypatch.setattr(tracking, "_available_trackers", [])
-    with pytest.raises(UsageError, match=r"pip install 'soupbench\[track\]'"):
+    with pytest.raises(MissingDataError, match=r"pip install 'soupbench\[track\]'"):
         run_quick(settings, tracker="wandb")
 
 
