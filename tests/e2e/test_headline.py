@@ -25,7 +25,7 @@ from bench.shifts.imagenet import synsets
 from bench.shifts.shift import trained_on
 from bench.training.job_cache import all_jobs, job_key, stock_of
 from methods.base import Labelled
-from methods.nets.weights import Architecture, build_encoder, sine_cosine_positions
+from methods.nets.weights import Architecture, Weights, build_encoder, sine_cosine_positions
 from methods.selfsoup.objectives.mae import Decoder
 from methods.training.loop import reset
 
@@ -150,6 +150,30 @@ def configs(plan: Plan, method: str, part: str | None, function: str) -> list[An
     return [job.config for job in all_jobs([entry.job]) if job.function.__name__ == function]
 
 
+def the_soup_is_of_one_pool_and_one_probe(plan: Plan) -> None:
+    """What the paper's numbers of ingredients are applied to: stock, pool, halves, head, mixture."""
+    entry = next(entry for entry in plan.entries if (entry.trial.method, entry.part) == ("selfsoup", "soup"))
+    assert entry.job is not None
+    jobs = all_jobs([entry.job])
+    assert (entry.job.function.__name__, len(entry.job.inputs)) == ("uniform_soup", 16)
+    shape = stock_of(entry.job).architecture
+    assert (shape.decoder_depth, shape.layer_norm_eps) == (8, 1e-6)
+    # Every ingredient sees the even half of all conditions, without labels; the odd half is scored.
+    pools = {job.data.digest: job.data for job in jobs if job.function.__name__ == "inter_train" and job.data}
+    (pool,) = pools.values()
+    assert not isinstance(pool, Labelled)
+    assert len(pool) == 2 * len(CLASSES) * 8 // 2
+    assert (entry.trial.split, {condition.severity for condition in entry.trial.conditions}) == ("disjoint", {0, 5})
+    assert {int(row) % 2 for segment in entry.segments for row in segment.ids} == {1}
+    # One probe of the stock starts every head, and no fine-tuning sees shifted images.
+    assert len({job_key(job, 0) for job in jobs if job.function.__name__ == "probe"}) == 1
+    tuned = [job for job in jobs if job.function.__name__ == "fine_tune"]
+    assert all(isinstance(job.data, Labelled) for job in tuned)
+    assert not {job.data.digest for job in tuned if job.data} & set(pools)
+    starts = [[part.function.__name__ for part in job.inputs if not isinstance(part, Weights)] for job in tuned]
+    assert starts == [["inter_train", "probe"]] * 16
+
+
 @pytest.mark.slow
 def test_the_plan_of_a_base_model_is_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 4.3 of the paper, number by number."""
@@ -171,6 +195,7 @@ def test_the_plan_of_a_base_model_is_the_paper(tmp_path: Path, monkeypatch: pyte
         assert sorted(round(one.lr, 9) for one in tuned) == sorted(rates * (count // 4))
         lengths = {(o.epochs, o.batch_size, o.weight_decay, o.warmup, o.label_smoothing) for o in tuned}
         assert lengths == {(10, 128, 0.01, 0.1, 0.0)}
+    the_soup_is_of_one_pool_and_one_probe(plan)
     diverse = configs(plan, "selfsoup_diverse_clean", "soup", "inter_train")
     assert {(one.steps, one.batch_size, one.lr) for one in diverse} == {(5 * (1_281_167 // 256), 256, 1e-5)}
     mae, moco, mmcr = (one.objective for one in diverse)
