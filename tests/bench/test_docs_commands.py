@@ -211,7 +211,8 @@ def test_a_command_of_the_documentation_runs(command: str, request: pytest.Fixtu
     folder = request.getfixturevalue("folder") if needs_a_run(command) else tmp_path
     if folder == tmp_path:
         shutil.copytree(HOME / "runs", folder / "runs")
-    words = [_STANDINS.get(word, word) for word in shlex.split(command)[1:]]
+    named = command.replace("show method NAME", "show method tent")
+    words = [_STANDINS.get(word, word) for word in shlex.split(named)[1:]]
     if words[:2] == ["leaderboard", "--from"] and words[2].startswith(("leaderboards/", "docs/")):
         words[2] = str(HOME / words[2])
     words = [str(HOME / word) if word.startswith("docs/results/") else word for word in words if word]
