@@ -179,7 +179,7 @@ def _grid(board: BoardData, per_corruption: bool, chosen: Sequence[str]) -> Grid
 def telling(board: BoardData, columns: list[Column]) -> list[Column]:
     """Return the columns that have a value, without those that the caption gives for all rows.
 
-    Memory is told if half of the rows have it.
+    Peak memory is shown only if at least half of the rows have it.
     """
     told = []
     for column in columns:

@@ -618,7 +618,7 @@ def test_small_courtesies(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_told_before_any_work(
     dry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file lies where the folder should be, which stops root as a read-only folder stops others."""
+    """A file in the place of the folder stops root too, whom a read-only folder would not stop."""
     from bench.cli import main as cli
 
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""A missing optional package is told before anything is loaded, and the extras are those of the package."""
+"""Names that need an optional package say so before anything is loaded; the extras are those of the package."""
 
 from __future__ import annotations
 
