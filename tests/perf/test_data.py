@@ -213,7 +213,7 @@ from pathlib import Path
 import numpy as np
 from bench.evaluation.protocols import Segment
 from bench.shifts import load_shift
-from bench.evaluation.stream import Stream
+from bench.evaluation.stream import BatchStream
 from bench.core.conditions import CLEAN, Condition
 
 def anonymous():
@@ -233,7 +233,7 @@ store.PixelStore._write = watched
 shift.digest(ids, Condition("brightness", 3))
 for condition in (CLEAN, Condition("brightness", 3)):
     segment = Segment(True, False, (condition,), np.zeros(len(ids), dtype=np.int64), ids)
-    stream = Stream(shift, segment, 64, "cpu")
+    stream = BatchStream(shift, segment, 64, "cpu")
     while not stream.ended:
         stream.ask()
         peak = max(peak, anonymous())
@@ -273,14 +273,14 @@ def test_views_of_photographs_against_the_loader_of_torchvision(
     write_photos(tmp_path / "photos" / "test", 4)
     reading = Reading(preprocessing=Preprocessing(224, 256), workers=workers)
     source = labelled_source(load_shift(f"folder:{tmp_path / 'photos'}", reading=reading), None, 0)
-    kept = source.photographs
-    assert isinstance(kept, LazyPhotographs)
-    kept[:]
     with monkeypatch.context() as full_disk:
         full_disk.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
         unkept = labelled_source(load_shift(f"folder:{tmp_path / 'photos'}", reading=reading), None, 0).photographs
         assert isinstance(unkept, LazyPhotographs)
         assert unkept.kept == ()
+    kept = source.photographs
+    assert isinstance(kept, LazyPhotographs)
+    kept[:]
     views = Views(three_augment=False, jitter=0.0)
 
     def ours(photographs: LazyPhotographs) -> float:
