@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -53,3 +54,12 @@ def test_the_table_of_the_field_in_the_documentation_is_its_board() -> None:
     columns = ["rank", "method", "track", "accuracy", "clean", "ECE", "forwards", "backwards"]
     table = to_markdown(board_of("digits-c-field.jsonl"), columns=columns)
     assert table in (ROOT / "docs" / "digits-c.md").read_text()
+
+
+def test_the_study_shows_the_results_that_are_published() -> None:
+    """Running the notebook is slow; this finds one that was run on earlier results."""
+    cells = json.loads((ROOT / "docs" / "notebooks" / "study.ipynb").read_text(encoding="utf-8"))["cells"]
+    (shown,) = (
+        "".join(each["outputs"][0]["data"]["text/plain"]) for each in cells if "len(bundle" in str(each["source"])
+    )
+    assert int(shown) == len(read_bundle(RESULTS / "digits-c-field.jsonl").records)
