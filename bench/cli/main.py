@@ -228,6 +228,7 @@ catalogue_cli.add_to(app)
 app.command()(results_cli.results)
 app.command()(results_cli.leaderboard)
 app.command()(results_cli.compare)
+app.command()(results_cli.published)
 app.command()(results_cli.verify)
 
 

@@ -1,4 +1,4 @@
-"""The commands that read records: `bench results`, `leaderboard`, `compare` and `verify`."""
+"""The commands that read records: `bench results`, `leaderboard`, `compare`, `published` and `verify`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -151,6 +151,19 @@ def compare(
         reading.print_planned_design(asked, a, b, spread, sizes)
     else:
         reading.print_design(asked, a, b, sizes)
+
+
+def published(
+    shift: Annotated[str | None, typer.Argument(help="Only this shift.")] = None,
+    source: Source = "",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
+    where: Where = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+) -> None:
+    """List the numbers of papers and repositories; with --from, beside yours, with the rank correlation of methods."""
+    from bench.runs import open_results as reading
+
+    reading.print_published(reading.Shown(shift, source, format_, where or [], out))
 
 
 def verify(folder: Folder, json: Json = False) -> None:

@@ -26,7 +26,7 @@ from bench.runs import hub
 from bench.runs.manifest import read_manifest, read_trainings, running
 from bench.runs.progress import in_words, shown
 from bench.runs.read_records import filtered, open_records
-from leaderboards import compare, design, matrix_tables, tables
+from leaderboards import agreement, compare, design, matrix_tables, tables
 from leaderboards.boards import Board, BoardError, make_board
 from leaderboards.escaping import one_line
 from leaderboards.files import StoreError
@@ -35,6 +35,7 @@ from leaderboards.known import known
 from leaderboards.matrix import AXES, BLOCKS, Matrix, RankTest, comparisons, matrix
 from leaderboards.memory import Memory
 from leaderboards.record import Record
+from leaderboards.reference import reference_rows
 from leaderboards.store import find_scored, state_of
 from leaderboards.union import boards_of
 from leaderboards.variance import Spread
@@ -321,6 +322,31 @@ def _addresses(folders: list[Path], out: Path | None) -> Callable[[str], str | N
         return None
 
     return address
+
+
+def print_published(asked: Shown) -> None:
+    """Print or write published numbers, of one shift or all; with records, beside the boards of the same protocol."""
+    form = asked.format_of()
+    if not asked.folders:
+        if asked.where:
+            raise UsageError("--where keeps some of the records of --from DIR; add it, or leave --where out")
+        known_shifts = sorted({row.shift for row in reference_rows()})
+        rows = reference_rows(
+            nearest(asked.shift, known_shifts, "shift with published numbers") if asked.shift else None
+        )
+        asked.show(form, agreement.published_tables(rows))
+        return
+    paths, records = asked.read("published")
+    with _as_bench_error():
+        memory = Memory(cache_dir() / "comparisons", lambda record: state_of(paths, record))
+        groups = boards_of(records).values()
+        found = agreement.agreements(
+            make_board(own, lambda record: find_scored(paths, record), memory=memory) for own in groups
+        )
+    if not found:
+        names = ", ".join(sorted({f"{record.shift} ({record.protocol})" for record in records}))
+        raise UsageError(f"nothing is published for the protocol and severity of {names}; see bench published")
+    asked.show(form, agreement.renderings(found))
 
 
 def print_comparison(asked: Shown, a: str, b: str, sizes: Mapping[str, str], *, across_stocks: bool = False) -> None:

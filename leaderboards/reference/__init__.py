@@ -77,10 +77,24 @@ class _Table(BaseModel):
         ]
 
 
-def reference_rows(shift: str, model: str, protocol: str) -> list[ReferenceRow]:
-    """Published numbers of a shift, model and protocol, best first; an empty list where none is known."""
-    rows = [row for row in _all_rows() if (row.shift, row.model, row.protocol) == (shift, model, protocol)]
+def reference_rows(
+    shift: str | None = None, model: str | None = None, protocol: str | None = None
+) -> list[ReferenceRow]:
+    """Published numbers of a shift, model and protocol (None for all), best first; empty where none is known."""
+    asked = {"shift": shift, "model": model, "protocol": protocol}
+    wanted = {name: value for name, value in asked.items() if value is not None}
+    rows = [row for row in _all_rows() if all(getattr(row, name) == value for name, value in wanted.items())]
     return sorted(rows, key=lambda row: (-row.accuracy, row.method, row.source))
+
+
+def our_method(published: str) -> str:
+    """Return the name that a record would use for a published method: "bn" for "BN-1". There need be no such method."""
+    return _OURS.get(published, published.lower())
+
+
+_OURS = {"BN-1": "bn", "BN Stats": "bn"} | {
+    f"{name} + COME": f"come_{name.lower()}" for name in ("TENT", "EATA", "SAR")
+}
 
 
 @cache

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from bench.settings.reproductions import find_card
+from leaderboards.reference import reference_rows
 
 ZOO = "test-time-adaptation/classification"
 
@@ -249,3 +250,28 @@ def test_foa_s_results() -> None:
     assert f"N = {cotta['views']}" in library
     assert "timm==0.9.10" in text("FOA/README.md")
     assert "mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]" in text("FOA/dataset/selectedRotateImageFolder.py")
+
+
+def test_the_tables_of_the_zoo_are_published_whole() -> None:
+    shifts = {"CIFAR10-C": "cifar10-c", "CIFAR100-C": "cifar100-c", "ImageNet-C": "imagenet-c"}
+    shifts |= {"ImageNet-R": "imagenet-r", "ImageNet-Sketch": "imagenet-sketch"}
+    models = {"WRN-28": "wrn28-10", "ResNext-29": "resnext29", "ResNet-50": "resnet50", "RN-26 GN": "resnet26-gn"}
+    models |= {"Swin-b": "swin-b", "ViT-b-16": "vit-b-16"}
+    expected = {}
+    for section in text(f"{ZOO}/benchmark.md").split("\n## ")[2:]:
+        setting = section.partition("\n")[0].strip()
+        protocol = setting.lower().replace(", ", "_").replace(" ", "_")
+        for part in section.split("\n#### ")[1:]:
+            data = part.split()[0]
+            for architecture in [row[0] for row in tables(part)[0][2:] if data in shifts]:
+                row = zoo_row(setting, data, architecture)
+                named = {name.replace("AdaCont.", "AdaContrast"): row[name] for name in row if "±" not in name}
+                place = (shifts[data], models[architecture], protocol)
+                expected |= {(*place, method): error for method, error in named.items()}
+    found = {
+        (row.shift, row.model, row.protocol, row.method): round(100 - 100 * row.accuracy, 4)
+        for row in reference_rows()
+        if "mariodoebler" in row.url
+    }
+    assert found == expected
+    assert len({key[:3] for key in found}) == 25
