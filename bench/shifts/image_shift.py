@@ -19,6 +19,7 @@ import corruptions
 from bench.core.components import corruption_marks
 from bench.core.conditions import Condition, digest_of
 from bench.core.errors import MissingDataError, UsageError
+from bench.core.extras import need_photographs
 from bench.data.classes import synsets
 from bench.data.decode import Preprocessing
 from bench.data.decoded_store import PixelStore
@@ -138,6 +139,7 @@ class OurCorruptions:
         )
 
     def digest(self, part: Part, ids: np.ndarray, condition: Condition) -> str:
+        need_photographs(condition.corruption)
         settings = [self.stores(part.images).digest(part.at(ids)), self.seed, self.profile, self.storage]
         settings += corruption_marks(condition.corruption)
         return digest_of([*settings, self.pool().name] if self.pool is not None and _of_tiles(condition) else settings)

