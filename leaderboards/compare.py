@@ -217,11 +217,16 @@ def _named(record: Record, name: str) -> bool:
 
 
 def _row(board: Board, name: str) -> BoardRow:
-    found = [row for row in board.rows if row.name == name] or [
-        row for row in board.rows if row.method == name and row.main
-    ]
-    if not found:
-        raise BoardError(f"{name} has no row of its own; compare two of {', '.join(row.name for row in board.rows)}")
+    rows = board.rows
+    # A row alone of its method is also found without its setting: a filter may have left out what it has met.
+    found = (
+        [row for row in rows if row.name == name]
+        or [row for row in rows if row.method == name and row.main]
+        or [row for row in rows if line_name((row.method, row.part)) == name]
+    )
+    if len(found) != 1:
+        problem = "several rows" if found else "no row of its own"
+        raise BoardError(f"{name} has {problem}; compare two of {', '.join(row.name for row in found or rows)}")
     (row,) = found
     if row.incomplete:
         raise BoardError(f"{name} cannot be compared: {row.incomplete}; run what is missing or filter with --where")

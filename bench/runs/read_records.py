@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.core.errors import MissingDataError, UsageError, closest, nearest
 from bench.core.errors import ValidationError as InvalidResults
+from corruptions.catalog import ROWS
 from leaderboards.files import StoreError
 from leaderboards.record import Record
 from leaderboards.store import read
@@ -27,23 +28,38 @@ def open_records(folders: list[Path]) -> list[Record]:
 
 
 def filtered(records: list[Record], where: list[str]) -> list[Record]:
-    """Return the records whose fields have the given values ("seed=0", "split=disjoint", "labels_per_class=10").
+    """Return the records whose fields have the given values ("seed=0", "split=disjoint", "corruption=fog,snow").
 
-    A number may be written in any way ("severity=5" or "5.0"). A severity or a corruption keeps the clean records too,
-    since they belong to every row.
+    A number may be written in any way ("severity=5" or "5.0"), a corruption also as a group of them ("noise"). A
+    severity or a corruption keeps the clean records too, since they belong to every row.
     """
     for condition in where:
         name, equals, value = condition.partition("=")
         if not equals:
             raise UsageError(f"--where takes FIELD=VALUE, as in --where seed=0, not '{condition}'")
         nearest(name, [*Record.model_fields, "labels_per_class"], "field")
-        kept = [record for record in records if _has(record, name, value)]
-        if not kept or (not _has_clean(name, value) and all(record.clean for record in kept)):
-            close = closest(value, {str(_value(record, name)) for record in records} - {value})
-            hint = f"did you mean {name}={close}?" if close else "see `bench results DIR`"
-            raise UsageError(f"no record has {condition}; {hint}")
-        records = kept
+        chosen: set[str] = set()
+        for each in _values(name, value, records):
+            kept = {record.key for record in records if _has(record, name, each)}
+            if not kept or (not _has_clean(name, each) and all(r.clean for r in records if r.key in kept)):
+                close = closest(each, {str(_value(record, name)) for record in records} - {each})
+                hint = f"did you mean {name}={close}?" if close else "see `bench results DIR`"
+                raise UsageError(f"no record has {name}={each}; {hint}")
+            chosen |= kept
+        records = [record for record in records if record.key in chosen]
     return records
+
+
+def _values(name: str, text: str, records: list[Record]) -> list[str]:
+    """Split a list of values, unless a record has all of it as one; a group of corruptions stands for those here."""
+    if any(str(_value(record, name)) == text for record in records):
+        return [text]
+    values = [part.strip() for part in text.split(",")]
+    if name != "corruption":
+        return values
+    here = {record.corruption for record in records}
+    members = {part: [row.name for row in ROWS if row.group == part and row.name in here] for part in values}
+    return [each for part in values for each in members[part] or [part]]
 
 
 def _has(record: Record, name: str, value: str) -> bool:

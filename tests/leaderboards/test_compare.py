@@ -96,6 +96,19 @@ def test_a_row_does_not_differ_from_itself(two: Any) -> None:
     assert (difference.estimate, difference.p) == (0, 1)
 
 
+def test_a_filter_leaves_a_row_its_name(results: Any) -> None:
+    for corruption in ("fog", "snow"):
+        results.add("source", corruption, track="R")
+        for part in ("soup", "mean", "ingredient:mae"):
+            seen = {"history": ["fog@5", "snow@5"], "seen": "c" * 32}
+            results.add("selfsoup", corruption, part=part, track="D", data=seen)
+    kept = [record for record in results.records if record.corruption == "fog"]
+    for name in ("selfsoup", "selfsoup (soup)"):
+        found = compare_rows(kept, name, "source", results.store.predictions)
+        assert (found.a.method, found.a.part) == ("selfsoup", "soup")
+        assert found.a.setting is not None
+
+
 def test_a_method_with_parts_stands_for_its_soup(results: Any) -> None:
     rng = np.random.default_rng(0)
     hits = {part: rng.random(80) < 0.6 for part in ("soup", "ingredient:mae", "ingredient:mmcr")}

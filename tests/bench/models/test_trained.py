@@ -102,7 +102,7 @@ class TestShipped:
         assert facts["command"].startswith("bench train cifar10 ")
         assert tuple(facts["classes"]) == CIFAR10
         assert facts["accuracy"]["dev_images"] == 5000
-        assert facts["accuracy"]["dev"] > 0.88
+        assert facts["accuracy"]["dev"] > (0.85 if name.endswith("-gn") else 0.88)
         assert load_model(name).class_names == CIFAR10
         assert summary(name).endswith("bundled")
 
