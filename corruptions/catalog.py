@@ -108,6 +108,11 @@ def names(suite: str | None = None) -> tuple[str, ...]:
     return tuple(row.name for row in ROWS if suite in (None, row.suite))
 
 
+def group(name: str) -> tuple[str, ...]:
+    """The corruptions of a group ("noise") over all suites; empty if there is no such group."""
+    return tuple(row.name for row in ROWS if row.group == name)
+
+
 def canonical(name: str) -> str:
     """Return the published name for a name or alias (elastic -> elastic_transform). Raises ValueError if unknown."""
     if name in _BY_NAME:

@@ -25,7 +25,7 @@ from bench.settings.run_spec import RunSpec, make_spec, read_severities
 from bench.shifts import SHIFTS, find_row, refuse_settings
 from bench.shifts.catalog import TASKS, ShiftRow
 from bench.shifts.corruption_sets import corruptions_of
-from corruptions.catalog import ROWS, canonical
+from corruptions.catalog import ROWS, canonical, group
 from corruptions.tables import PROFILES
 from methods import METHODS
 from methods.table import MethodRow
@@ -246,7 +246,7 @@ def check_corruptions(row: ShiftRow, names: Sequence[str]) -> None:
     for name in names:
         if name.rpartition(":")[0].endswith(".py"):
             check_own(name)
-        elif known is not None and name not in known:
+        elif known is not None and name not in known and not set(group(name)) & set(known):
             nearest(_canonical(name), known, f"corruption of {row.name}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.core.errors import MissingDataError, UsageError, closest, nearest
 from bench.core.errors import ValidationError as InvalidResults
-from corruptions.catalog import ROWS
+from corruptions.catalog import group
 from leaderboards.files import StoreError
 from leaderboards.record import Record
 from leaderboards.store import read
@@ -58,7 +58,7 @@ def _values(name: str, text: str, records: list[Record]) -> list[str]:
     if name != "corruption":
         return values
     here = {record.corruption for record in records}
-    members = {part: [row.name for row in ROWS if row.group == part and row.name in here] for part in values}
+    members = {part: [each for each in group(part) if each in here] for part in values}
     return [each for part in values for each in members[part] or [part]]
 
 

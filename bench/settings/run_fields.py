@@ -66,7 +66,8 @@ class RunFields(_Declared):
     ] = None
     severity: Annotated[tuple[float, ...], Flag("5, 3,5 or 1-5.")] = (5.0,)
     corruption: Annotated[
-        tuple[str, ...] | None, Flag("Some of the shift's corruptions, or FILE.py:NAME; comma-separated.")
+        tuple[str, ...] | None,
+        Flag("Some of the shift's corruptions, groups of them (noise, blur, …), or FILE.py:NAME; comma-separated."),
     ] = None
     protocol: Annotated[str, Flag("NAME or NAME:parameter=value; see `bench list protocols`.")] = "reset_each_shift"
     split: Annotated[

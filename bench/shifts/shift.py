@@ -16,6 +16,7 @@ from bench.core.conditions import stream_rng as stream_rng
 from bench.core.errors import UsageError, nearest
 from bench.shifts.catalog import Family
 from bench.shifts.lazy_images import pooled
+from corruptions.catalog import group
 from methods.base import Labelled, Photographs, Unlabelled
 
 SPLITS = ("disjoint", "joint", "transductive", "dev")
@@ -101,12 +102,15 @@ def limit_ids(ids: np.ndarray, limit: int | None) -> np.ndarray:
 def pick_corruptions(shift: Shift, wanted: Sequence[str] | None, split: str) -> tuple[str, ...]:
     """Return a run's corruptions in the shift's order; by default the reported ones, or the tuning ones for "dev".
 
-    Raises UsageError for a corruption that the shift lacks.
+    The name of a group ("noise") stands for its members among these. Raises UsageError for a corruption that the shift
+    lacks.
     """
+    usual = shift.tuning_corruptions if split == "dev" else shift.corruptions
     if wanted is None:
-        return shift.tuning_corruptions if split == "dev" else shift.corruptions
+        return usual
     known = (*shift.corruptions, *shift.tuning_corruptions, *((NATURAL,) if shift.natural else ()))
-    asked = [_canonical(name) if name not in known else name for name in wanted]
+    members = {name: [each for each in group(name) if each in usual] for name in wanted if name not in known}
+    asked = [each for name in wanted for each in members.get(name) or [name if name in known else _canonical(name)]]
     for name in asked:
         nearest(name, known, f"corruption of {shift.name}")
     return tuple(name for name in known if name in asked)

@@ -96,3 +96,13 @@ def test_dev_runs_use_the_tuning_corruptions() -> None:
     assert pick_corruptions(DIGITS, ["jpeg", "fog"], "disjoint") == ("fog", "jpeg_compression")
     with pytest.raises(UsageError, match=r"did you mean|has no corruption|nearest"):
         pick_corruptions(DIGITS, ["frogg"], "disjoint")
+
+
+def test_a_group_stands_for_its_members_among_those_of_the_split() -> None:
+    noises = ("gaussian_noise", "shot_noise", "impulse_noise")
+    assert pick_corruptions(DIGITS, ["noise"], "disjoint") == noises
+    assert pick_corruptions(DIGITS, ["fog", "noise"], "disjoint") == (*noises, "fog")
+    assert pick_corruptions(DIGITS, ["extra"], "dev") == DIGITS.tuning_corruptions
+    for group, split in (("extra", "disjoint"), ("noise", "dev")):
+        with pytest.raises(UsageError, match=f"unknown corruption of digits-c '{group}'"):
+            pick_corruptions(DIGITS, [group], split)
