@@ -64,7 +64,7 @@ class RunFields(_Declared):
     init_from: Annotated[
         str | None, Flag("Start from the classifier trained in another run's folder.", metavar="RUN[:METHOD]")
     ] = None
-    severity: Annotated[tuple[float, ...], Flag("5, 3,5 or 1-5.")] = (5.0,)
+    severity: Annotated[tuple[float, ...], Flag("5, 3,5 or 1-5.  [default: 5]")] = (5.0,)
     corruption: Annotated[
         tuple[str, ...] | None, Flag("Some of the shift's corruptions, or FILE.py:NAME; comma-separated.")
     ] = None
