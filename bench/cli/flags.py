@@ -12,6 +12,9 @@ from bench.cli import completion
 from bench.settings.run_fields import LISTS, Flag, RunFields
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
+Where = Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")]
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")]
 
 
 FIELDS = inspect.get_annotations(RunFields)
@@ -86,3 +89,9 @@ def _option(name: str, hint: Any, told: str, **limits: Any) -> Any:
 
 def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+# Settings of a run that other commands have too.
+DataRoot = Annotated[Path | None, _option("data_root", FIELDS["data_root"], "")]
+Device = Annotated[str, _option("device", FIELDS["device"], "")]
+Offline = Annotated[bool, _option("offline", FIELDS["offline"], "")]
