@@ -6,7 +6,7 @@ Layers are recognised by type, never by name, so a wrapped, renamed or third-par
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -148,12 +148,13 @@ def training_statistics(model: nn.Module) -> Iterator[None]:
     stays in its mode, including children of a layer (the dropout of a fused one).
     """
     layers = batch_norm_layers(model)
-    handles = [layer.register_forward_pre_hook(_train_where_possible) for layer in layers]
     try:
-        yield
+        with ExitStack() as hooks:
+            for layer in layers:
+                hooks.enter_context(layer.register_forward_pre_hook(_train_where_possible))
+            yield
     finally:
-        for handle, layer in zip(handles, layers, strict=True):
-            handle.remove()
+        for layer in layers:
             layer.training = False
 
 
@@ -172,6 +173,20 @@ def input_normalised_by(layer: _BatchNorm, values: Tensor, mean: Tensor, varianc
     shape = [1, -1, *[1] * (values.ndim - 2)]
     ratio = ((layer.running_var.view(shape) + layer.eps) / (variance + layer.eps)).sqrt()
     return (values - mean) * ratio + layer.running_mean.view(shape)
+
+
+def need_batch_norm(model: nn.Module, told: str, instead: str = "tent") -> list[_BatchNorm]:
+    """Return the BatchNorm layers of a model. Raises Unsupported if it has none.
+
+    told: what the method does with such layers. instead: a method for other models.
+    """
+    layers = batch_norm_layers(model)
+    if not layers:
+        raise Unsupported(
+            f"{told} and this model has none; "
+            f"choose a model with BatchNorm, or a method such as {instead} that adapts any normalisation layer"
+        )
+    return layers
 
 
 def require_source_statistics(model: nn.Module) -> None:

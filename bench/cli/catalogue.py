@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from bench.cli.fact_sheet import as_text, option_in_words
+from bench.cli.fact_sheet import Place, as_json_values, as_text, option_in_words
 from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError, nearest
 from bench.settings.methods import choices_of, described, literal_of, options_of, parse_method, plugins, subclasses_of
-from bench.settings.published import DataKind, origins, published
+from bench.settings.published import DataKind, InForce, origins, published
 from methods import METHODS
 from methods.table import TRACKS, MethodRow
 
@@ -190,34 +190,36 @@ def _in_force(row: MethodRow, shifts: Sequence[str], *, given: bool) -> dict[str
     for shift in shifts:
         for budget in budgets_of(shift) or ([""] if given else []):
             words = _origins(row, shift, budget)
-            if given or any("(budget" in text for text in words.values()):
-                found[f"{shift}, budget {budget}" if budget else shift] = words
+            if given or any(value.budget for value in words.values()):
+                found[Place(shift, budget)] = words
     return {"in_force": found} if found else {}
 
 
-def _origins(row: MethodRow, shift: str, budget: str) -> dict[str, str]:
-    """Return the value of each option of a recipe on a shift, and where it comes from, as "10 (budget paper)"."""
+def _origins(row: MethodRow, shift: str, budget: str) -> dict[str, InForce]:
+    """Return the value of each option of a recipe on a shift, and where it comes from."""
     from bench.settings.shift_options import budgets_of, has_options, tuned_options
     from bench.settings.stock_size import AT_BASE
     from bench.shifts import find_row
 
     options = options_of(row)
-    words = {option.name: f"{option.default} (default)" for option in options}
+    found = {option.name: InForce(option.default) for option in options}
     if find_row(shift).family == "imagenet" and not has_options(shift):
         own = {option.name for option in options if option.default.startswith("0.001")}
         sized = {key: value for key, value in AT_BASE.items() if key in own}
-        words |= {key: f"{words[key]}, less for larger stocks: {value:g} for ViT-B" for key, value in sized.items()}
+        for key, value in sized.items():
+            found[key] = replace(found[key], note=f", less for larger stocks: {value:g} for ViT-B")
     chain = [METHODS[row.starts_as], row] if row.starts_as else [row]
     for step in chain:
         name = step.options_of or step.name
-        of = "" if step is row else f" of {step.name}"
+        of = "" if step is row else f"of {step.name}"
         layers = (
-            (f"budget {budget}", budgets_of(shift)[budget].options.get(name, {}) if budget else {}),
-            (f"tuned on {shift}", tuned_options(shift, name)),
+            (of, budget, budgets_of(shift)[budget].options.get(name, {}) if budget else {}),
+            (f"tuned on {shift} {of}".rstrip(), "", tuned_options(shift, name)),
         )
-        for origin, values in layers:
-            words |= {key: f"{option_in_words(value)} ({origin}{of})" for key, value in values.items() if key in words}
-    return words
+        for origin, its, values in layers:
+            known = {key: value for key, value in values.items() if key in found}
+            found |= {key: InForce(option_in_words(value), origin, its) for key, value in known.items()}
+    return found
 
 
 def _data_of(shift: str) -> dict[str, DataKind]:
@@ -234,7 +236,7 @@ def _data_of(shift: str) -> dict[str, DataKind]:
 def _published(row: MethodRow, shift: str) -> dict[str, Any]:
     presets, rules = literal_of(row, "presets", {}), literal_of(row, "rate_rules", {})
     in_force = {
-        f"{name}-{norm}": origins(published(presets, rules, data, norm))
+        Place(f"{name}-{norm}"): origins(published(presets, rules, data, norm))
         for name, data in _data_of(shift).items()
         for norm in ("bn", "gn", "ln")
         if presets
@@ -330,7 +332,7 @@ def print_one(what: str, name: str, shift: str = "", *, as_json: bool) -> None:
         raise UsageError(f"bench show {kind} takes one name; leave {shift} out")
     facts = _SHOWN[kind](name, shift) if shift else _SHOWN[kind](name)
     if as_json:
-        print_json(facts)
+        print_json(as_json_values(facts))
     else:
         for part in facts.get("parts", [facts]):
             print_text(as_text(part))

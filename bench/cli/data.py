@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli.flags import Json
-from bench.cli.list_show import QuickGroup
+from bench.cli.flags import DataRoot, Device, Json, Offline
+from bench.cli.list_show import group
 from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from bench.data_tools.locate import Found
 
-app = typer.Typer(
-    cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Show, fetch, verify, export and clean data sets."
-)
-
-Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of the data sets.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+app = group("Show, fetch, verify, export and clean data sets.")
 
 _CLASSES_SHOWN = 40
 
@@ -35,7 +30,7 @@ def _check_shift(name: str) -> None:
 @app.command()
 def status(
     shift: Annotated[str | None, typer.Argument(help="Only this shift, in detail.")] = None,
-    data_root: Root = None,
+    data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
     """Show which data sets are found and where, how to get the others, and what the cache holds."""
@@ -86,7 +81,7 @@ def _size(count: int) -> str:
 @app.command()
 def fetch(
     shift: Annotated[str, typer.Argument(help="A shift, or hf:REPO[:CONFIG].")],
-    data_root: Root = None,
+    data_root: DataRoot = None,
     mirror: Annotated[
         str | None, typer.Option(metavar="URL", help="Web folder with the files and their SHA256SUMS.")
     ] = None,
@@ -106,7 +101,7 @@ def fetch(
 @app.command()
 def verify(
     shift: Annotated[str, typer.Argument(help="A shift, folder:PATH or hf:REPO[:CONFIG].")],
-    data_root: Root = None,
+    data_root: DataRoot = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Threads; default: one for each core.")] = None,
     offline: Offline = False,
     json: Json = False,
@@ -136,7 +131,7 @@ def verify(
 @app.command()
 def explain(
     shift: Annotated[str, typer.Argument(help="A shift, folder:PATH or hf:REPO[:CONFIG].")],
-    data_root: Root = None,
+    data_root: DataRoot = None,
     classes: Annotated[
         str | None, typer.Option(metavar="FILE|natural|imagefolder", help="Class order of folder: and hf:.")
     ] = None,
@@ -202,8 +197,8 @@ def export(
         int | None, typer.Option(min=1, help="Side of the images in pixels; default: the shift's size and resize.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many images, evenly spread.")] = None,
-    data_root: Root = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data_root: DataRoot = None,
+    device: Device = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one for each core.")] = None,
     offline: Offline = False,
     json: Json = False,
@@ -249,7 +244,7 @@ def export(
 @app.command()
 def clean(
     shift: Annotated[str | None, typer.Argument(help="Only decoded images of this shift.")] = None,
-    data_root: Root = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Delete cached pixels, tables, pools and predictions; they are made again when needed."""
     from bench.core.cache_dir import answers_dir

@@ -8,12 +8,38 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from bench.settings.published import InForce
 
 _UNBOUND = 120
 """The columns of what is always wrapped, where the output is not a terminal."""
-_BUDGET = ", budget "
 _NAMED = r"[\w, ]+: "
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where options are in force: on a shift with one of its budgets, or on data with one kind of norms."""
+
+    name: str
+    budget: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, budget {self.budget}" if self.budget else self.name
+
+
+def as_json_values(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts as JSON takes them: places and options in force as text, in the parts of a method too."""
+    found = dict(facts)
+    if "in_force" in facts:
+        found["in_force"] = {
+            str(place): {option: str(value) for option, value in values.items()}
+            for place, values in facts["in_force"].items()
+        }
+    if "parts" in facts:
+        found["parts"] = [as_json_values(part) for part in facts["parts"]]
+    return found
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
@@ -92,34 +118,34 @@ def _paragraphs(text: str) -> Iterator[str]:
             )
 
 
-def _in_force(table: Mapping[str, Mapping[str, str]], defaults: Mapping[str, str]) -> Iterator[str]:
+def _in_force(table: Mapping[Place, Mapping[str, InForce]], defaults: Mapping[str, str]) -> Iterator[str]:
     """Yield the options in force that are not the default; shifts, budgets and norms that share them stand together."""
-    changed = {place: _changed(words, defaults) for place, words in table.items()}
-    if any(_BUDGET in place for place in changed):
+    changed = {place: _changed(values, defaults) for place, values in table.items()}
+    if any(place.budget for place in changed):
         yield "options in force, by shift and budget (all others: default):"
-        for shifts, budgets in _alike(_by_shift(changed)):
+        by_shift: dict[str, dict[str, Any]] = {}
+        for place, words in changed.items():
+            by_shift.setdefault(place.name, {})[f"budget {place.budget}"] = words
+        for shifts, budgets in _alike(by_shift):
             yield _wrapped(f"  {', '.join(shifts)}:", _UNBOUND)
             for names, words in _alike(budgets):
                 yield from _lines(f"    {', '.join(names)}:", words)
         return
     yield "options in force (all others: default):"
-    for places, words in _alike(changed):
+    for places, words in _alike({str(place): words for place, words in changed.items()}):
         yield from _lines(f"  {', '.join(places)}:", words)
     if not changed:
         yield "  none"
 
 
-def _changed(words: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, list[str]]:
+def _changed(values: Mapping[str, InForce], defaults: Mapping[str, str]) -> dict[str, list[str]]:
     """Return "option = value" of what differs from the default, by where it comes from; "" is the budget."""
     found: dict[str, list[str]] = {}
-    for option, text in words.items():
-        value, _, origin = text.rpartition(" (")
-        if "stocks: " in text:  # of the size of the stock, which is not known here
-            value, origin = text, ""
-        elif value in _spellings(defaults[option]) and "times" not in origin:
-            continue
-        origin = re.sub(r"\Abudget \S+( |\Z)", "", origin.removesuffix(")"))
-        found.setdefault(origin, []).append(f"{option} = {value}")
+    for option, each in values.items():
+        if each.note:  # of the size of the stock, which is not known here
+            found.setdefault("", []).append(f"{option} = {each}")
+        elif each.rule or each.value not in _spellings(defaults[option]):
+            found.setdefault(each.where, []).append(f"{option} = {each.value}")
     return found
 
 
@@ -129,14 +155,6 @@ def _spellings(default: str) -> tuple[str, ...]:
     except ValueError:
         return (default,)
     return default, str(value), option_in_words(value)
-
-
-def _by_shift(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for place, words in table.items():
-        shift, _, budget = place.partition(_BUDGET)
-        found.setdefault(shift, {})[f"budget {budget}"] = words
-    return found
 
 
 def _alike(table: Mapping[str, Any]) -> Iterator[tuple[list[str], Any]]:

@@ -1,6 +1,7 @@
 """Flags of the command line, made from settings that are declared as annotated fields."""
 
 import inspect
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -8,9 +9,42 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from bench.cli import completion
-from bench.settings.run_fields import Flag
+from bench.settings.run_fields import LISTS, Flag, RunFields
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
+Where = Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")]
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")]
+
+
+FIELDS = inspect.get_annotations(RunFields)
+"""The annotations of all settings of a run, by name."""
+NOTHING: Mapping[str, str] = {}
+
+
+def with_settings(
+    first: int, names: Collection[str] = FIELDS, helps: Mapping[str, str] = NOTHING, *, lists: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace `**settings` by a flag for each of these settings of a run; None says that the flag is not given.
+
+    In the help they follow the `first` parameters of the command; its others stand before --offline, or last. `helps`
+    holds the help of flags that mean something else than in a run. `lists`: where a run has one value, the command
+    takes several.
+    """
+
+    def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+        flags = [
+            flag(name, hint, told=helps.get(name, ""), text=lists and name in LISTS)
+            for name, hint in FIELDS.items()
+            if name in names
+        ]
+        own = list(inspect.signature(command).parameters.values())[:-1]
+        end = next((place for place, each in enumerate(flags) if each.name == "offline"), len(flags))
+        signature = inspect.Signature([*own[:first], *flags[:end], *own[first:], *flags[end:]])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        return command
+
+    return with_flags
 
 
 def flag(name: str, hint: Any, *, told: str = "", text: bool = False) -> inspect.Parameter:
@@ -55,3 +89,9 @@ def _option(name: str, hint: Any, told: str, **limits: Any) -> Any:
 
 def _parameter(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+# Settings of a run that other commands have too.
+DataRoot = Annotated[Path | None, _option("data_root", FIELDS["data_root"], "")]
+Device = Annotated[str, _option("device", FIELDS["device"], "")]
+Offline = Annotated[bool, _option("offline", FIELDS["offline"], "")]

@@ -70,6 +70,11 @@ class QuickGroup(_Quick, TyperGroup):
             formatter.write_dl(rows)
 
 
+def group(text: str) -> typer.Typer:
+    """Return an empty group of commands with this help."""
+    return typer.Typer(cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help=text)
+
+
 _LISTS = "methods|shifts|corruptions|models|protocols|suites|reproductions|boards"
 _THINGS = "method|shift|corruption|model|protocol|suite|reproduction|board"
 

@@ -5,10 +5,8 @@ The files of bench.cli that declare commands do not postpone annotations: typer 
 
 import contextlib
 import errno
-import inspect
 import os
 import sys
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +22,10 @@ from bench.cli import results as results_cli
 from bench.cli import soup as soup_cli
 from bench.cli import training as training_cli
 from bench.cli import tune as tune_cli
-from bench.cli.flags import Json, flag
+from bench.cli.flags import Json, with_settings
 from bench.core.console import accept_any_text
 from bench.core.errors import BenchError, UsageError
-from bench.settings.run_fields import LISTS, REPEATED, RunFields
+from bench.settings.run_fields import REPEATED
 
 app = typer.Typer(
     cls=catalogue_cli.QuickGroup,
@@ -122,33 +120,8 @@ def main(
     """Benchmark test-time adaptation under distribution shift. Start with: bench run --demo"""
 
 
-def _with_settings(
-    first: int, names: Collection[str] = tuple(inspect.get_annotations(RunFields)), out: str = ""
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace `**settings` by a flag for each of these settings of a run; None says that the flag is not given.
-
-    In the help they follow the `first` parameters of the command; its others stand before --offline. `out` is the help
-    of --out where it differs from that of a run.
-    """
-
-    def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-        fields = inspect.get_annotations(RunFields).items()
-        flags = [
-            flag(name, hint, told=out if name == "out" else "", text=name in LISTS)
-            for name, hint in fields
-            if name in names
-        ]
-        own = list(inspect.signature(command).parameters.values())[:-1]
-        end = [flag.name for flag in flags].index("offline")
-        signature = inspect.Signature([*own[:first], *flags[:end], *own[first:], *flags[end:]])
-        command.__signature__ = signature  # type: ignore[attr-defined]
-        return command
-
-    return with_flags
-
-
 @app.command()
-@_with_settings(first=2)
+@with_settings(first=2, lists=True)
 def run(
     *,
     file: Annotated[
@@ -202,7 +175,7 @@ def _pairs(texts: list[str] | None, option: str) -> dict[str, str] | None:
 
 
 @app.command()
-@_with_settings(first=1, names=REPEATED, out="Folder of the records.  [default: runs/reproduce-<card>]")
+@with_settings(1, REPEATED, {"out": "Folder of the records.  [default: runs/reproduce-<card>]"})
 def reproduce(
     *,
     card: Annotated[

@@ -5,26 +5,19 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.list_show import QuickGroup
+from bench.cli.flags import DataRoot, Json
+from bench.cli.list_show import group
 
-new = typer.Typer(
-    cls=QuickGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Create the file of a new method, shift or corruption, with a test.",
-)
-check = typer.Typer(
-    cls=QuickGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Check a method or shift against the rules of its interface.",
-)
+new = group("Create the file of a new method, shift or corruption, with a test.")
+check = group("Check a method or shift against the rules of its interface.")
+
+Folder = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the files into.")]
 
 
 @new.command("method")
 def new_method(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _, as in my_tent.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the files into.")] = Path(),
+    out: Folder = Path(),
 ) -> None:
     """Write NAME.py, a working method, and test_NAME.py, its test. Never overwrites files."""
     from bench.extending import methods as extend
@@ -38,7 +31,7 @@ def check_method(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="key=value", help="Set an option for the check.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Print the rules that a method breaks on small models of every kind. Exit code: 0 if none, else 4."""
     from bench.planning import check_names
@@ -55,7 +48,7 @@ def check_method(
 @new.command("shift")
 def new_shift(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _, as in my_shift.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the files into.")] = Path(),
+    out: Folder = Path(),
 ) -> None:
     """Write NAME.py, a working shift, and test_NAME.py, its test. Never overwrites files."""
     from bench.extending.methods import check_new_name
@@ -70,7 +63,7 @@ def new_shift(
 @new.command("corruption")
 def new_corruption(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and _, as in my_grain.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write the files into.")] = Path(),
+    out: Folder = Path(),
 ) -> None:
     """Write NAME.py, a working corruption, and test_NAME.py, its test. Never overwrites files."""
     from bench.extending import corruptions as extend_corruption
@@ -81,8 +74,8 @@ def new_corruption(
 @check.command("shift")
 def check_shift(
     shift: Annotated[str, typer.Argument(metavar="FILE[:CLASS]", help="A file that defines a shift.")],
-    data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of the data sets.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    data_root: DataRoot = None,
+    json: Json = False,
 ) -> None:
     """Print the rules that a shift breaks on a few of its images. Exit code: 0 if none, else 4."""
     from bench.planning import check_names

@@ -5,29 +5,20 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.flags import Json
-from bench.cli.list_show import QuickGroup
+from bench.cli.flags import DataRoot, Folder, Json, Out, Where
+from bench.cli.list_show import group
 
-app = typer.Typer(
-    cls=QuickGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Bundle results, check them like a pull request, and share them.",
-)
-
-Out = Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")]
+app = group("Bundle results, check them like a pull request, and share them.")
 
 
 @app.command()
 def bundle(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    folder: Folder,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.jsonl", help="The bundle to write.")],
     card: Annotated[
         Path | None, typer.Option(help="Your model card, plain text; default: generated from the run.")
     ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")
-    ] = None,
+    where: Where = None,
     submitter: Annotated[str | None, typer.Option(metavar="USER", help="Your user name on GitHub or the hub.")] = None,
     weights: Annotated[
         str | None,
@@ -94,7 +85,7 @@ def known(
     out: Annotated[Path, typer.Option("-o", "--out", help="The table to extend.")] = Path(
         "leaderboards/reference/known.json"
     ),
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """For maintainers: store how shifts are defined, and the image ids, digests and weights of one of them."""
     if shift is not None:

@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.flags import Json
+from bench.cli.flags import Folder, Json, Out, Where
 from bench.core.errors import UsageError
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
 Source = Annotated[str, typer.Option("--from", metavar="DIR[,DIR]", help="Folders of records.")]
-Where = Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Keep records with this value.")]
 
 
 def results(
@@ -113,7 +111,7 @@ def compare(
     source: Source = "",
     format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
     where: Where = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+    out: Out = None,
     design: Annotated[
         bool, typer.Option("--design", help="Take these results as a pilot: intervals that other sizes would give.")
     ] = False,

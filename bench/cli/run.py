@@ -18,7 +18,7 @@ from bench.core.errors import Interrupted, MissingDataError, UsageError, Validat
 from bench.core.file_names import command_line
 from bench.planning.check_names import check_names
 from bench.settings.grid import GridCell, cells_of, folder_of
-from bench.settings.methods import parse_setting
+from bench.settings.methods import options_by_method
 from bench.settings.run_spec import RunSpec, read_run_file
 from bench.settings.suites import find_suite
 
@@ -59,11 +59,7 @@ def run_spec(
             base = {"out": Path("runs") / "demo", **read_run_file(path)}
     elif file is not None:
         base = read_run_file(file)
-    options: dict[str, dict[str, Any]] = {}
-    for text in settings:
-        name, key, value = parse_setting(text)
-        options.setdefault(name, {})[key] = value
-    cells: Sequence[GridCell] = cells_of(base, flags, {"set": options})
+    cells: Sequence[GridCell] = cells_of(base, flags, {"set": options_by_method(settings)})
     check_names([cell.spec for cell in cells])
     if dry_run:
         need_cache()

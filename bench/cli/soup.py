@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.flags import Json
-from bench.cli.list_show import QuickGroup
+from bench.cli.flags import DataRoot, Json
+from bench.cli.list_show import group
 from bench.core.errors import UsageError
 
-app = typer.Typer(cls=QuickGroup, no_args_is_help=True, rich_markup_mode=None, help="Mix and inspect files of weights.")
+app = group("Mix and inspect files of weights.")
 
 Files = Annotated[
     list[Path],
@@ -67,7 +67,7 @@ def season(
     batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 256,
     layerwise: Annotated[bool, typer.Option("--layerwise", help="Learn separate coefficients for each block.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the labels and the order.")] = 0,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    data_root: DataRoot = None,
     model: SoupModel = None,
 ) -> None:
     """Learn the coefficients of a soup on clean train images."""
@@ -100,7 +100,7 @@ def lmc(
     shift: SoupShift,
     steps: Annotated[int, typer.Option(min=3, help="Points along the line.")] = 11,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many images.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    data_root: DataRoot = None,
     model: SoupModel = None,
     json: Json = False,
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +19,9 @@ from bench.core.extras import OF_TRACKERS, SLURM, need
 from bench.core.invalid_input import in_words
 from bench.evaluation.protocols import parse_protocol
 from bench.models.known_names import check_model, check_stock
-from bench.settings.methods import choices_of, options_of, parse_method, parse_setting, plugins
-from bench.settings.run_spec import RunSpec, make_spec, read_severities
+from bench.settings.methods import choices_of, options_of, parse_method, plugins
+from bench.settings.run_spec import RunSpec, read_severities
+from bench.settings.tuning import Tuning
 from bench.shifts import SHIFTS, find_row, refuse_settings
 from bench.shifts.catalog import TASKS, ShiftRow
 from bench.shifts.corruption_sets import corruptions_of
@@ -88,15 +88,14 @@ STOCK_DATA = ("digits", "fashion", "cifar10", "cifar100", "imagenet")
 OBJECTIVES = ("mae", "mocov3", "mmcr", "lejepa", "mocov3_official", "mmcr_official", "lejepa_official")
 
 
-def check_tuning(method: str, shift: str, split: str, corruption: str | None, options: Sequence[str]) -> None:
-    """Raise UsageError for an unknown name in `bench tune`; `options` are NAME.key=value."""
-    if split != "dev":
-        raise UsageError(f"tuning on split '{split}' would bias the numbers reported on it; use --split dev")
-    given: dict[str, dict[str, Any]] = {}
-    for name, key, value in map(parse_setting, options):
-        given.setdefault(name, {})[key] = value
-    settings = {"method": method, "shift": shift, "split": split, "corruption": corruption, "set": given}
-    check_names([make_spec({key: value for key, value in settings.items() if value is not None})])
+def check_tuning(asked: Tuning) -> None:
+    """Raise UsageError for an unknown name in `bench tune`, and for an option that the method to tune lacks."""
+    check_names([asked.run])
+    (method,) = asked.run.method
+    rows = check_method(method)
+    for row in rows[-1:] if len(rows) == len(method.split("+")) or "+" not in method else []:
+        for key in asked.grid:
+            nearest(key, [option.name for option in options_of(row)], f"option of {row.name}")
 
 
 LAYOUTS = ("imagenet-c", "laion-c", "cifar-c")
@@ -145,29 +144,6 @@ def check_architecture(name: str) -> None:
         nearest(found[1], _SIZES, "size of --arch")
     elif not re.fullmatch(r"resnet\d+(x\d+)?(-gn)?(:\d+)?", name):
         nearest(name, _ARCHITECTURES, "architecture")
-
-
-def check_grid(method: str, texts: Sequence[str]) -> None:
-    """Raise UsageError for an option that the method to tune lacks, and for text that is not "key=[value, …]"."""
-    keys = read_grid(texts)
-    rows = check_method(method)
-    for row in rows[-1:] if len(rows) == len(method.split("+")) or "+" not in method else []:
-        for key in keys:
-            nearest(key, [option.name for option in options_of(row)], f"option of {row.name}")
-
-
-def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Parse "key=[value, …]" for each option. Raises UsageError for anything else."""
-    grid = {}
-    for text in texts:
-        try:
-            ((key, values),) = tomllib.loads(text).items()
-        except (tomllib.TOMLDecodeError, ValueError):
-            values = None
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"--grid takes key=[values], as in --grid 'lr=[1e-3, 3e-3]', not '{text}'")
-        grid[key] = values
-    return grid
 
 
 def check_training(data: str, device: str, precision: str, arch: str | None, objective: str | None = None) -> None:

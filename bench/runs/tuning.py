@@ -16,12 +16,12 @@ from bench.core.console import print_json, print_text, table
 from bench.core.errors import UsageError
 from bench.core.file_names import command_line
 from bench.core.import_object import load_object
-from bench.planning.check_names import read_grid
 from bench.runs.outcome import Outcome
 from bench.runs.progress import RunProgress
 from bench.runs.run import run_all
-from bench.settings.methods import parse_method, parse_setting
-from bench.settings.run_spec import make_spec
+from bench.settings.methods import parse_method
+from bench.settings.run_spec import RunSpec
+from bench.settings.tuning import Tuning
 from bench.shifts import SHIFTS, load_shift
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import Shift, pick_corruptions, stream_rng
@@ -41,44 +41,26 @@ def every_set(space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(space, values, strict=True)) for values in product(*space.values())]
 
 
-def tune(
-    method: str,
-    shift: str,
-    trials: int,
-    split: str,
-    corruption: str | None,
-    settings: Sequence[str],
-    grid: Sequence[str],
-    run: Mapping[str, Any],
-    *,
-    as_json: bool,
-) -> None:
+def tune(asked: Tuning, *, as_json: bool) -> None:
     """Try option sets and print them from best to worst by mean dev accuracy, with the flags that set the best.
 
-    `grid` ("key=[values]") replaces the `trials` sets from the method's own table by all sets of this grid. `run` holds
-    the settings of the run (seeds, severity, labels, …), named like the flags.
-
-    Raises UsageError for test images or reported corruptions: tuning on them would bias the reported numbers.
+    Raises UsageError for reported corruptions: tuning on them would bias the reported numbers.
     """
-    if split != "dev":
-        raise UsageError(f"tuning on split '{split}' would bias the numbers reported on it; use --split dev")
-    loaded = load_shift(shift, run.get("data_root"))
-    names = _chosen(corruption, loaded, run.get("data_root"))
-    parsed = parse_method(method)
+    run = asked.run
+    loaded = load_shift(run.shift, run.data_root)
+    names = _chosen(run, loaded)
+    parsed = parse_method(run.method[0])
     row = parsed.adapter or parsed.recipe
     name = row.options_of or row.name
     space: Mapping[str, Sequence[Any]] = load_object(row.path).search
-    if not space and not grid:
+    if not space and not asked.grid:
         raise UsageError(f"{row.name} has no option to tune; choose another method")
-    fixed: dict[str, dict[str, Any]] = {}
-    for text in settings:
-        owner, key, value = parse_setting(text)
-        fixed.setdefault(owner, {})[key] = value
-    free = {key: values for key, values in space.items() if key not in fixed.get(name, {})}
-    tried = every_set(read_grid(grid)) if grid else candidates(free, trials)
-    folder = run.get("out") or Path("runs") / f"tune-{loaded.name}-{row.name}".replace("/", "_").replace(":", "_")
-    base = {**run, "method": method, "shift": shift, "split": "dev", "corruption": names, "out": folder}
-    specs = [make_spec(base, {"set": {name: options}}, {"set": fixed}) for options in tried]
+    fixed = run.options.get(name, {})
+    free = {key: values for key, values in space.items() if key not in fixed}
+    tried = every_set(asked.grid) if asked.grid else candidates(free, asked.trials)
+    folder = run.out or Path("runs") / f"tune-{loaded.name}-{row.name}".replace("/", "_").replace(":", "_")
+    options = [run.options | {name: each | fixed} for each in tried]
+    specs = [run.model_copy(update={"corruption": names, "out": folder, "options": each}) for each in options]
     with RunProgress(folder) as progress:
         outcomes = run_all(specs, progress)
     rows = sorted(zip(tried, map(_summary, outcomes), strict=True), key=lambda row: -row[1]["accuracy"])
@@ -96,19 +78,21 @@ def tune(
     # JSON of numbers, strings and lists is also TOML, on one line.
     flags = [word for key, value in rows[0][0].items() for word in ("--set", f"{name}.{key}={json.dumps(value)}")]
     print_text(f"\nto run with the best options: {command_line(flags)}")
-    if shift in SHIFTS:
-        print_text(f"to make them the default, add to bench/assets/{shift}.toml:\n{tomli_w.dumps({name: rows[0][0]})}")
+    if run.shift in SHIFTS:
+        print_text(
+            f"to make them the default, add to bench/assets/{run.shift}.toml:\n{tomli_w.dumps({name: rows[0][0]})}"
+        )
 
 
-def _chosen(corruption: str | None, shift: Shift, data_root: Path | None) -> tuple[str, ...]:
+def _chosen(run: RunSpec, shift: Shift) -> tuple[str, ...]:
     """Return the corruptions to tune on: the tuning ones of the shift, or the named ones of them and of the user.
 
     Raises UsageError for reported corruptions.
     """
-    names = tuple(part.strip() for part in (corruption or "").split(",") if part.strip())
-    if not names:
+    names = run.corruption
+    if names is None:
         return shift.tuning_corruptions
-    reading = Reading(data_root, added=added(names))
+    reading = Reading(run.data_root, added=added(names))
     picked = pick_corruptions(load_shift(shift.name, reading=reading), names, "dev")
     if reported := [name for name in picked if name in shift.corruptions]:
         raise UsageError(

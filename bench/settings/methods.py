@@ -119,6 +119,14 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
         return name.strip(), key.strip(), value.strip()
 
 
+def options_by_method(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Parse several "NAME.key=value": options by the name of their method, later ones over earlier ones."""
+    options: dict[str, dict[str, Any]] = {}
+    for name, key, value in map(parse_setting, texts):
+        options.setdefault(name, {})[key] = value
+    return options
+
+
 def build_config(row: MethodRow, options: Mapping[str, Any]) -> Any:
     """Return the method's frozen options. Raises UsageError for unknown keys and invalid values."""
     from pydantic import ValidationError

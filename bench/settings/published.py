@@ -94,13 +94,38 @@ def published(
     return PublishedOptions(options, origin, exact, rule, scale)
 
 
-def origins(found: PublishedOptions) -> dict[str, str]:
-    """Return each option with its value and where it comes from, as "0.001 (of imagenet-ln, times batch/64)"."""
+@dataclass(frozen=True)
+class InForce:
+    """The value of an option, as text, and where it comes from; as text "10 (budget paper of source)".
+
+    origin: the default, a tuning, published options. budget: the budget that sets it; `origin` then says of which
+    recipe, if not of this one. rule: by what the batch size multiplies the value. note: what else changes it.
+    """
+
+    value: str
+    origin: str = "default"
+    budget: str = ""
+    rule: str = ""
+    note: str = ""
+
+    @property
+    def where(self) -> str:
+        """Where it comes from, without the budget."""
+        return f"{self.origin}, times {self.rule}" if self.rule else self.origin
+
+    def __str__(self) -> str:
+        words = (f"budget {self.budget}" if self.budget else "", self.where)
+        return f"{self.value} ({' '.join(filter(None, words))}){self.note}"
+
+
+def origins(found: PublishedOptions) -> dict[str, InForce]:
+    """Return each option with its value, not multiplied for the batch, and where it comes from."""
     words = {}
     for option, value in found.options.items():
         where = "published" if found.exact else f"of {found.origin[option]}"
         scaled = option == "lr" and found.rule
-        words[option] = f"{value / found.scale} ({where}, times {found.rule})" if scaled else f"{value} ({where})"
+        shown = f"{value / found.scale}" if scaled else f"{value}"
+        words[option] = InForce(shown, where, rule=found.rule if scaled else "")
     return words
 
 

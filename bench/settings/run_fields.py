@@ -31,6 +31,10 @@ class Flag:
         return schema
 
 
+Device = Annotated[str, Flag("auto, cpu, cuda or cuda:N.")]
+DataRoot = Annotated[Path | None, Flag("Folder of the data sets.")]
+Offline = Annotated[bool, Flag("Never use the network.")]
+
 LISTS = ("shift", "pool", "model", "stock", "head", "protocol", "split", "batch_size", "labels", "precision")
 """Settings of which a run has one value; the command line and run files also take a list, for a grid of runs."""
 
@@ -64,7 +68,7 @@ class RunFields(_Declared):
     init_from: Annotated[
         str | None, Flag("Start from the classifier trained in another run's folder.", metavar="RUN[:METHOD]")
     ] = None
-    severity: Annotated[tuple[float, ...], Flag("5, 3,5 or 1-5.")] = (5.0,)
+    severity: Annotated[tuple[float, ...], Flag("5, 3,5 or 1-5.  [default: 5]")] = (5.0,)
     corruption: Annotated[
         tuple[str, ...] | None,
         Flag("Some of the shift's corruptions, groups of them (noise, blur, …), or FILE.py:NAME; comma-separated."),
@@ -88,10 +92,10 @@ class RunFields(_Declared):
     ] = None
     limit: Annotated[int | None, Flag("At most this many images; such a run cannot be published.", least=1)] = None
     labels: Annotated[int | None, Flag("Labelled clean images per class; 0 for all.", least=0)] = None
-    device: Annotated[str, Flag("auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Device = "auto"
     precision: Annotated[Literal["auto", "fp32", "bf16"], Flag("auto, fp32 or bf16.")] = "auto"
     compile: Annotated[bool, Flag("Compile trainings; faster on a GPU.")] = False
-    data_root: Annotated[Path | None, Flag("Folder of the data sets.")] = None
+    data_root: DataRoot = None
     classes: Annotated[str | None, Flag("Class order of folder: and hf:.", metavar="FILE|natural|imagefolder")] = None
     label: Annotated[str | None, Flag("The column that holds the labels.", metavar="COLUMN")] = None
     part: Annotated[str | None, Flag("Score this split (test, validation, …) of folder: and hf:.", metavar="NAME")] = (
@@ -120,7 +124,7 @@ class RunFields(_Declared):
     workers: Annotated[int | None, Flag("Threads that decode images; default: one per core.", least=0)] = None
     rerun: Annotated[bool, Flag("Measure again even if records exist.")] = False
     only_failed: Annotated[bool, Flag("Repeat only failed records.")] = False
-    offline: Annotated[bool, Flag("Never use the network.")] = False
+    offline: Offline = False
     tracker: Annotated[
         Literal["tensorboard", "mlflow", "wandb", "trackio"] | None,
         Flag("Also log to tensorboard, mlflow, wandb or trackio; needs soupbench[track].", also="--track"),

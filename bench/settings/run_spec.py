@@ -19,8 +19,6 @@ from leaderboards.record import SUITE
 _OTHER_NAMES = {"track": "tracker"}
 """Other names of settings that run files may use."""
 
-ListLike = str | int | float | list[Any] | tuple[Any, ...]
-
 
 class Slurm(BaseModel):
     """Resources that a job of `--launch slurm` requests; None means the cluster's default.

@@ -5,10 +5,9 @@ Every start of the command line reads this file, so it imports neither pydantic 
 
 import shlex
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Annotated, Any
 
-from bench.settings.run_fields import Flag
+from bench.settings.run_fields import DataRoot, Device, Flag, Offline
 
 Data = Annotated[
     str, Flag("Clean images: digits, fashion, cifar10, cifar100, imagenet, a shift, folder:PATH, hf:REPO.")
@@ -16,11 +15,8 @@ Data = Annotated[
 Rate = Annotated[float | None, Flag("Peak learning rate.", least=1e-8)]
 Seed = Annotated[int, Flag("Seed of the weights, views and order.", least=0)]
 Limit = Annotated[int | None, Flag("At most this many train images.", least=1)]
-Device = Annotated[str, Flag("auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, Flag("auto (fp32), fp32, or bf16 where the hardware has it.")]
 Threads = Annotated[int | None, Flag("CPU threads, which affect the last bits.", least=1)]
-DataRoot = Annotated[Path | None, Flag("Folder of the data sets.")]
-Offline = Annotated[bool, Flag("Never use the network.")]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -119,12 +120,10 @@ class ActMad(Adapter):
             # A copy, as an activation in place would change what the gradient of the variance needs.
             seen.append(output if self.config.official_quirks else _moments(output.clone()))
 
-        handles = [layer.register_forward_hook(note) for layer in norm_layers(self.model).values()]
-        try:
+        with ExitStack() as hooks:
+            for layer in norm_layers(self.model).values():
+                hooks.enter_context(layer.register_forward_hook(note))
             self.model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
         return [_moments(output) for output in seen] if self.config.official_quirks else seen
 
     def predict(self, images: Tensor) -> Tensor:

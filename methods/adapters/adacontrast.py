@@ -96,8 +96,6 @@ class AdaContrast(Adapter):
         # Kept by name as well, since the content of a split is not saved as its state.
         self.teacher = self.averaged.model
         self.parameters, self.averages = learnable(self.model), learnable(self.teacher)
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
         self.optimizer = build_optimizer(self.parameters, self.config, self.config.weight_decay)
         self.host_draws, self.device_draws = generators(self.generator, self.model)
         self.weak_view = Views((_WEAK_AREA, _WEAK_AREA), (1, 1), self.config.flip, three_augment=False, jitter=0)

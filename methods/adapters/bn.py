@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.base import Adapter, Source, Unsupported
-from methods.norms import use_batch_statistics
+from methods.base import Adapter, Source
+from methods.norms import need_batch_norm, use_batch_statistics
 
 
 class BatchNormStatistics(Adapter):
@@ -20,11 +20,8 @@ class BatchNormStatistics(Adapter):
     tested_against = "golden"
 
     def configure(self, source: Source | None) -> None:
-        if use_batch_statistics(self.model) == 0:
-            raise Unsupported(
-                "bn replaces the statistics of BatchNorm layers and this model has none; "
-                "choose a model with BatchNorm, or a method such as tent that adapts any normalisation layer"
-            )
+        need_batch_norm(self.model, "bn replaces the statistics of BatchNorm layers")
+        use_batch_statistics(self.model)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

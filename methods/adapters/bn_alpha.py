@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import Adapter, Options, Source, Unsupported
+from methods.base import Adapter, Options, Source
 from methods.limits import Fraction
-from methods.norms import blend_statistics
+from methods.norms import blend_statistics, need_batch_norm
 
 
 class BatchNormAlpha(Adapter):
@@ -34,11 +34,8 @@ class BatchNormAlpha(Adapter):
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one that has no source statistics."""
-        if blend_statistics(self.model, 1 - self.config.alpha) == 0:
-            raise Unsupported(
-                "bn_alpha blends the statistics of BatchNorm layers and this model has none; "
-                "choose a model with BatchNorm, or a method such as tent that adapts any normalisation layer"
-            )
+        need_batch_norm(self.model, "bn_alpha blends the statistics of BatchNorm layers")
+        blend_statistics(self.model, 1 - self.config.alpha)
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

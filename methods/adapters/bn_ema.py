@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import Adapter, Options, Source, Unsupported
+from methods.base import Adapter, Options, Source
 from methods.limits import FractionAboveZero
-from methods.norms import batch_norm_layers, require_source_statistics, training_statistics
+from methods.norms import need_batch_norm, require_source_statistics, training_statistics
 
 
 class BatchNormAverage(Adapter):
@@ -35,12 +35,7 @@ class BatchNormAverage(Adapter):
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one that has no source statistics."""
-        layers = batch_norm_layers(self.model)
-        if not layers:
-            raise Unsupported(
-                "bn_ema averages the statistics of BatchNorm layers and this model has none; "
-                "choose a model with BatchNorm, or a method such as tent that adapts any normalisation layer"
-            )
+        layers = need_batch_norm(self.model, "bn_ema averages the statistics of BatchNorm layers")
         require_source_statistics(self.model)
         for layer in layers:
             layer.momentum = self.config.momentum

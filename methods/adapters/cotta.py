@@ -90,8 +90,6 @@ class Cotta(Adapter):
         self.averages, self.originals = learnable(self.teacher), learnable(self.anchor)
         if not self.parameters:
             raise Unsupported("cotta learns weights and biases and this model has none; choose a model with parameters")
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
         self.optimizer = build_optimizer(self.parameters, self.config)
         self.host_draws, self.device_draws = generators(self.generator, self.model)
 

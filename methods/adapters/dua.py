@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from methods.adapters.common.teachers import generators
-from methods.base import Adapter, Options, Source, Unsupported
+from methods.base import Adapter, Options, Source
 from methods.limits import Count, Fraction, Whole
-from methods.norms import batch_norm_layers, require_source_statistics, training_statistics
+from methods.norms import batch_norm_layers, need_batch_norm, require_source_statistics, training_statistics
 
 
 class Dua(Adapter):
@@ -64,11 +64,7 @@ class Dua(Adapter):
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one that has no source statistics."""
-        if not batch_norm_layers(self.model):
-            raise Unsupported(
-                "dua moves the statistics of BatchNorm layers and this model has none; "
-                "choose a model with BatchNorm, or a method such as tent that adapts any normalisation layer"
-            )
+        need_batch_norm(self.model, "dua moves the statistics of BatchNorm layers")
         require_source_statistics(self.model)
         # A CPU generator gives an image the same views on every device.
         self.draws, _ = generators(self.generator, self.model)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -276,23 +276,14 @@ class Prompted:
             # Both through the model, which may select classes after its head.
             return None if shift is None else (torch.cat([inputs[0], inputs[0] + shift.to(inputs[0].dtype)]),)
 
-        with _hooked() as handles:
-            handles.append(self.blocks[0].register_forward_pre_hook(insert))
-            handles.append(self.blocks[-1].register_forward_hook(remove))
-            handles.extend(norm.register_forward_hook(note) for norm in self.norms)
-            handles.append(self.parts.head.register_forward_pre_hook(finish))
+        with ExitStack() as hooks:
+            hooks.enter_context(self.blocks[0].register_forward_pre_hook(insert))
+            hooks.enter_context(self.blocks[-1].register_forward_hook(remove))
+            for norm in self.norms:
+                hooks.enter_context(norm.register_forward_hook(note))
+            hooks.enter_context(self.parts.head.register_forward_pre_hook(finish))
             logits: Tensor = self.parts.model(images)
         return torch.cat(features, dim=1), logits[: len(images)], logits[-len(images) :]
-
-
-@contextmanager
-def _hooked() -> Iterator[list[Any]]:
-    handles: list[Any] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def find_transformer(model: nn.Module) -> Prompted:

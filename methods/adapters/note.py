@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from methods.adapters.common.memory import MemoryAdapter, MemoryOptions, smoothed_entropies
-from methods.base import Source, Unsupported
+from methods.base import Source
 from methods.limits import FiniteNotNegative
 from methods.losses import at_least_float32
-from methods.norms import batch_norm_layers, input_normalised_by, training_statistics
+from methods.norms import batch_norm_layers, input_normalised_by, need_batch_norm, training_statistics
 from methods.private_apis import _BatchNorm
 
 
@@ -64,11 +64,7 @@ class Note(MemoryAdapter):
 
     def configure(self, source: Source | None) -> None:
         """Raises Unsupported for a model without BatchNorm, or with one without source statistics or parameters."""
-        if not batch_norm_layers(self.model):
-            raise Unsupported(
-                "note makes BatchNorm layers instance-aware and this model has none; "
-                "choose a model with BatchNorm, or a method such as sotta that adapts any normalisation layer"
-            )
+        need_batch_norm(self.model, "note makes BatchNorm layers instance-aware", "sotta")
         super().configure(source)
 
     def chosen(self) -> dict[str, nn.Parameter]:
@@ -106,12 +102,10 @@ def instance_aware(model: nn.Module, standard_errors: float, share: float | None
     the running ones. The model stays in eval mode.
     """
     change = partial(_normalise, standard_errors=standard_errors, share=share)
-    handles = [layer.register_forward_pre_hook(change) for layer in batch_norm_layers(model)]
-    try:
+    with ExitStack() as hooks:
+        for layer in batch_norm_layers(model):
+            hooks.enter_context(layer.register_forward_pre_hook(change))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _normalise(

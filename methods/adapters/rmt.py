@@ -95,8 +95,6 @@ class Rmt(Adapter):
         self.projector = build_projector(self.prototypes, self.config.projection, self.host_draws)
         self.teacher = copy.deepcopy(self.model)
         self.parameters, self.averages = learnable(self.model), learnable(self.teacher)
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
         self.optimizer = build_optimizer([*self.parameters, *self.projector.parameters()], self.config)
         self.warm_up()
 

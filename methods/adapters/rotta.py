@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -83,8 +83,6 @@ class Rotta(Adapter):
                 "rotta adapts the affine parameters of normalisation layers and this model has none; "
                 "choose a model with BatchNorm, LayerNorm or GroupNorm, or a method that needs none, such as memo"
             )
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
         self.optimizer = build_optimizer(self.parameters, self.config)
         self.host_draws, self.device_draws = generators(self.generator, self.model)
         # Values for decisions on the host, one for each slot; the images, on their device, come with the first batch.
@@ -172,14 +170,10 @@ def robust_statistics(model: nn.Module, share: float) -> Iterator[None]:
     The variance is the biased one, and gradients flow through the input's part of the statistics. The model stays in
     eval mode.
     """
-    handles = [
-        layer.register_forward_pre_hook(partial(_move_statistics, share=share)) for layer in batch_norm_layers(model)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for layer in batch_norm_layers(model):
+            hooks.enter_context(layer.register_forward_pre_hook(partial(_move_statistics, share=share)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _move_statistics(layer: nn.Module, inputs: tuple[Any, ...], *, share: float) -> tuple[Tensor] | None:

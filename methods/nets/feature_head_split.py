@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,8 @@ class Split:
         def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             seen.append(inputs[0])
 
-        handle = self.head.register_forward_pre_hook(note)
-        try:
+        with self.head.register_forward_pre_hook(note):
             logits: Tensor = self.model(images)
-        finally:
-            handle.remove()
         return seen[-1], logits
 
     def weights(self) -> tuple[Tensor, Tensor]:
@@ -90,13 +87,11 @@ def _linear_calls(model: nn.Module, images: Tensor) -> list[tuple[nn.Linear, Ten
         assert isinstance(layer, nn.Linear)
         calls.append((layer, inputs[0]))
 
-    handles = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Linear)]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                hooks.enter_context(module.register_forward_pre_hook(note))
+        model(images)
     return calls
 
 
@@ -104,7 +99,7 @@ def _columns(model: nn.Module, head: nn.Linear, images: Tensor) -> Tensor | None
     numbers = torch.arange(head.out_features, device=images.device, dtype=torch.float32)
     # Equal numbers for two images and other numbers for the third: a selection of columns must return all of them.
     given = torch.stack([numbers, numbers, numbers.sin()])
-    with _replaced(head, given), torch.no_grad():
+    with head.register_forward_hook(lambda layer, inputs, output: given), torch.no_grad():
         out: Tensor = model(images)
     if out.ndim != 2 or not torch.equal(out[0], out[1]):
         raise Unsupported(
@@ -113,15 +108,6 @@ def _columns(model: nn.Module, head: nn.Linear, images: Tensor) -> Tensor | None
         )
     columns = out[0].round().long().clamp(0, head.out_features - 1)
     return columns if torch.equal(given[:, columns], out) else None
-
-
-@contextmanager
-def _replaced(head: nn.Linear, output: Tensor) -> Iterator[None]:
-    handle = head.register_forward_hook(lambda layer, inputs, original: output)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _noise(model: nn.Module) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +86,10 @@ def _in_order(model: nn.Module, images: Tensor) -> list[Any]:
     """Return the BatchNorm layers with statistics, in the order in which they run."""
     ran: list[nn.Module] = []
     layers = [layer for layer in batch_norm_layers(model) if layer.running_mean is not None]
-    handles = [layer.register_forward_pre_hook(lambda layer, _: ran.append(layer)) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(lambda layer, _: ran.append(layer)))
         model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     if len(set(map(id, ran))) < len(ran):
         raise Unsupported(
             "a BatchNorm layer of this network runs twice in one pass, so that no one mean and variance are those of "
@@ -123,11 +121,8 @@ def _moments(model: nn.Module, layer: nn.Module, batches: Iterator[Tensor]) -> t
         count += more
         raise _Reached
 
-    handle = layer.register_forward_pre_hook(note)
-    try:
+    with layer.register_forward_pre_hook(note):
         for images in batches:
             with suppress(_Reached):
                 model(images)
-    finally:
-        handle.remove()
     return mean, squares / count

@@ -79,21 +79,12 @@ def inter_train(
     """
     stock = inputs[0]
     parts = config.accumulate or 1
-    encoder = stock.architecture.build().to(generator.device)
-    encoder.load_state_dict(stock.part("encoder"))
-    objective = config.objective.build(stock, generator)
-    objective.prepare(encoder, config.steps)
-    groups = [
-        ParameterGroup([p for p in encoder.parameters() if p.requires_grad], config.lr, config.warmup),
-        ParameterGroup([p for p in objective.parameters() if p.requires_grad], config.lr, config.head_warmup),
-    ]
+    encoder, objective, groups = started(stock, config, generator)
     if parts > 1 and objective.once_a_step:
         raise ValueError(
             f"{type(objective).__name__} averages once a step, so its batches stay whole; set accumulate to 1"
         )
     order = pool_order(data, objective, config.batch_size, generator, parts, parallel)
-    if config.compile:
-        compile_blocks(encoder, objective)
     stream = view_batches(stock, data, config.views, objective, order, generator, parallel, parts)
     train(
         lambda views: objective.loss(encoder, views, generator),
@@ -107,6 +98,24 @@ def inter_train(
         parallel=parallel,
     )
     return Weights(stock.architecture, tensors_of(encoder, "encoder"))
+
+
+def started(
+    stock: Weights, ingredient: Ingredient, generator: torch.Generator
+) -> tuple[nn.Module, base.Objective, list[ParameterGroup]]:
+    """Return the encoder of the stock, the objective that an ingredient trains, and what is trained of both."""
+    encoder = stock.architecture.build().to(generator.device)
+    encoder.load_state_dict(stock.part("encoder"))
+    objective = ingredient.objective.build(stock, generator)
+    objective.prepare(encoder, ingredient.steps)
+    if ingredient.compile:
+        compile_blocks(encoder, objective)
+    rises = ((encoder, ingredient.warmup), (objective, ingredient.head_warmup))
+    groups = [
+        ParameterGroup([p for p in module.parameters() if p.requires_grad], ingredient.lr, rise)
+        for module, rise in rises
+    ]
+    return encoder, objective, groups
 
 
 def pool_order(

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.base import Checkpointer, Labelled, Unlabelled, Unsupported
 from methods.data_parallel import ALONE, DataParallelGroup
 from methods.identity import component
 from methods.nets.weights import Normalise, Weights
-from methods.selfsoup.ingredients import Ingredient, pool_order, tensors_of
-from methods.selfsoup.objectives.base import Objective
+from methods.selfsoup.ingredients import Ingredient, pool_order, started, tensors_of
 from methods.training.loading import loaded_for_views
-from methods.training.loop import ParameterGroup, Progress, check_size, compile_blocks, train
+from methods.training.loop import Progress, check_size, train
 from methods.views.ssl_views import Stretched
 
 
@@ -84,13 +83,12 @@ def inter_train_together(
     seeds = [torch.randint(2**62, (), generator=generator, device=device) for _ in range(1 + len(config.ingredients))]
     shared, *own = (torch.Generator(device=device).manual_seed(int(seed)) for seed in seeds)
     normalise = Normalise(stock.architecture.mean, stock.architecture.std).to(device)
-    built = [_built(stock, ingredient, draws) for ingredient, draws in zip(config.ingredients, own, strict=True)]
-    encoders, objectives = [encoder for encoder, _ in built], [objective for _, objective in built]
-    groups, pipelines = [], []
-    for ingredient, encoder, objective in zip(config.ingredients, encoders, objectives, strict=True):
-        pipelines.append(objective.pipelines(ingredient.views))
-        for module, warmup in ((encoder, ingredient.warmup), (objective, ingredient.head_warmup)):
-            groups.append(ParameterGroup([p for p in module.parameters() if p.requires_grad], ingredient.lr, warmup))
+    members = [started(stock, ingredient, draws) for ingredient, draws in zip(config.ingredients, own, strict=True)]
+    encoders, objectives, groups = zip(*members, strict=True)
+    pipelines = [
+        objective.pipelines(ingredient.views)
+        for ingredient, objective in zip(config.ingredients, objectives, strict=True)
+    ]
     orders = [pool_order(data, objective, config.batch_size, shared, parallel=parallel) for objective in objectives]
     order = orders[0]
 
@@ -113,7 +111,7 @@ def inter_train_together(
     train(
         loss,
         stream(),
-        groups,
+        [group for each in groups for group in each],
         steps=first.steps,
         weight_decay=first.weight_decay,
         bf16=first.bf16,
@@ -124,17 +122,6 @@ def inter_train_together(
     for number, encoder in enumerate(encoders):
         tensors |= tensors_of(encoder, f"members.{number}.encoder")
     return Weights(stock.architecture, tensors)
-
-
-def _built(stock: Weights, ingredient: Ingredient, draws: torch.Generator) -> tuple[nn.Module, Objective]:
-    """Return the encoder of the stock and the objective that an ingredient trains."""
-    encoder = stock.architecture.build().to(draws.device)
-    encoder.load_state_dict(stock.part("encoder"))
-    objective = ingredient.objective.build(stock, draws)
-    objective.prepare(encoder, ingredient.steps)
-    if ingredient.compile:
-        compile_blocks(encoder, objective)
-    return encoder, objective
 
 
 @component("methods.selfsoup.lockstep.member")

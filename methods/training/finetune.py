@@ -247,25 +247,10 @@ def fit(
             "use the probe of the same task"
         )
     model = _classifier(start, source, data.classes, side_head, generator)
-    device = generator.device
-    views = config.views
-    side = start.architecture.image_size if isinstance(views, Views) else None
     parts = config.accumulate or 1
     order = Batches(len(data), config.batch_size, generator, data.images.device, drop_last=parts > 1)
     if config.compile:
         compile_blocks(model)
-
-    def own(indices: Tensor) -> Tensor:
-        return parallel.share(len(indices), parts).own(indices)
-
-    def stream() -> Iterator[tuple[Tensor, Tensor]]:
-        for indices, pixels, stretched in loaded_for_views(data, side, order, device, own):
-            share = parallel.share(len(indices), parts)
-            cut = {"stretched": stretched} if stretched is not None else {}
-            images = views(pixels, generator, share, **cut)
-            if augmentation is not None:
-                images = augmentation(images, generator, share)
-            yield images, upload(data.labels[indices.to(data.labels.device)], device)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         return loss_of(model, *batch, parallel.share(len(batch[1])))
@@ -274,7 +259,7 @@ def fit(
     with training_statistics(model):
         train(
             loss,
-            stream(),
+            _views_and_labels(data, config, order, generator, parallel, start.architecture.image_size, augmentation),
             [ParameterGroup([p for p in model.parameters() if p.requires_grad], config.lr, config.warmup)],
             steps=steps_of(config, data),
             weight_decay=config.weight_decay,
@@ -284,6 +269,31 @@ def fit(
             parallel=parallel,
         )
     return model.weights()
+
+
+def _views_and_labels(
+    data: Labelled,
+    config: FineTune,
+    order: Batches,
+    generator: torch.Generator,
+    parallel: DataParallelGroup,
+    image_size: int,
+    augmentation: Augmentation | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, for each batch, this process's views to train on and the labels of the whole batch (int64 [n])."""
+    views, parts = config.views, config.accumulate or 1
+
+    def own(indices: Tensor) -> Tensor:
+        return parallel.share(len(indices), parts).own(indices)
+
+    side = image_size if isinstance(views, Views) else None
+    for indices, pixels, stretched in loaded_for_views(data, side, order, generator.device, own):
+        share = parallel.share(len(indices), parts)
+        cut = {"stretched": stretched} if stretched is not None else {}
+        images = views(pixels, generator, share, **cut)
+        if augmentation is not None:
+            images = augmentation(images, generator, share)
+        yield images, upload(data.labels[indices.to(data.labels.device)], generator.device)
 
 
 def _classifier(
@@ -321,18 +331,26 @@ def probe(inputs: Sequence[Weights], data: Labelled, config: Probe, generator: t
     device. Above `linear_probe.IN_MEMORY` numbers the features lie in a temporary file (see `streamed_probe`). Raises
     TypeError for images without labels, ValueError for images of another size, OSError where the disk is full.
     """
-    need_labels(data)
     stock = inputs[0]
-    check_size(data, stock.architecture)
-    model = Classifier(stock.architecture, data.classes).to(generator.device).eval()
-    model.encoder.load_state_dict(stock.part("encoder"))
-    found = features(model, data, generator.device)
+    encoder, found = frozen(stock, data, generator.device)
     if len(data) * (stock.architecture.dim + data.classes) <= IN_MEMORY:
         weight, bias = linear_probe(torch.cat(list(found)), data.labels, data.classes, l2=config.l2)
     else:
         weight, bias = streamed_probe(found, data.labels, data.classes, generator.device, l2=config.l2)
-    encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
     return Weights(stock.architecture, encoder | {"head.weight": weight.cpu(), "head.bias": bias.cpu()})
+
+
+def frozen(weights: Weights, data: Labelled, device: torch.device) -> tuple[dict[str, Tensor], Iterator[Tensor]]:
+    """Return the tensors `encoder.*` of weights, and what `features` yields for this encoder.
+
+    Raises TypeError for images without labels, ValueError for images of another size.
+    """
+    need_labels(data)
+    check_size(data, weights.architecture)
+    model = Classifier(weights.architecture, data.classes).to(device).eval()
+    model.encoder.load_state_dict(weights.part("encoder"))
+    encoder = {name: tensor for name, tensor in weights.tensors.items() if name.startswith("encoder.")}
+    return encoder, features(model, data, device)
 
 
 @torch.no_grad()

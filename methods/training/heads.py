@@ -12,9 +12,8 @@ from torch.nn import functional
 from methods.base import Job, Labelled, Work
 from methods.identity import component
 from methods.nets import flops
-from methods.nets.weights import Classifier, Weights
-from methods.training.finetune import Probe, features, need_labels, probe
-from methods.training.loop import check_size
+from methods.nets.weights import Weights
+from methods.training.finetune import Probe, frozen, probe
 
 Head = Literal["probe", "knn"]
 
@@ -50,13 +49,9 @@ def nearest_neighbours(
     4 bytes for each feature of each image. Raises TypeError for images without labels, ValueError for images of another
     size.
     """
-    need_labels(data)
     stock = inputs[0]
-    check_size(data, stock.architecture)
-    model = Classifier(stock.architecture, data.classes).to(generator.device).eval()
-    model.encoder.load_state_dict(stock.part("encoder"))
-    bank = torch.cat([functional.normalize(found, dim=1).cpu() for found in features(model, data, generator.device)])
+    encoder, features = frozen(stock, data, generator.device)
+    bank = torch.cat([functional.normalize(found, dim=1).cpu() for found in features])
     settings = torch.tensor([data.classes, config.neighbours, config.temperature], dtype=torch.float64)
     voters = {"neighbours.bank": bank, "neighbours.labels": data.labels.cpu(), "neighbours.settings": settings}
-    encoder = {name: tensor for name, tensor in stock.tensors.items() if name.startswith("encoder.")}
     return Weights(stock.architecture, encoder | voters)

@@ -163,7 +163,8 @@ def train(
     """
     if steps < 1:
         raise ValueError(f"training needs at least one step, not {steps}")
-    device = groups[0].parameters[0].device
+    trained = [parameter for group in groups for parameter in group.parameters]
+    device = trained[0].device
     if bf16 and device.type == "cpu":
         raise ValueError("bfloat16 training on a CPU is slower than float32; set bf16 to False or train on a GPU")
     optimiser = _optimiser(groups, betas, momentum, weight_decay)
@@ -171,21 +172,14 @@ def train(
     taken = steps if stop is None else min(stop, steps)
     losses = torch.empty(taken, device=device)
     done = _continue(progress, optimiser, losses) if progress is not None else 0
-    loss = parallel.spread(loss, [parameter for group in groups for parameter in group.parameters])
+    loss = parallel.spread(loss, trained)
     for step, batch in enumerate(islice(stream, taken - done), start=done):
         for settings, rate in zip(optimiser.param_groups, rates, strict=True):
             settings["lr"] = rate[step]
-        parts = cut(batch, accumulate) if accumulate > 1 else [batch]
-        values = []
-        for number, part in enumerate(parts, start=1):
-            with parallel.held_back(loss) if number < len(parts) else nullcontext():
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    value = loss(part) / len(parts) if len(parts) > 1 else loss(part)
-                value.backward()  # type: ignore[no-untyped-call]
-            values.append(value.detach())
+        value = _add_gradients(loss, cut(batch, accumulate) if accumulate > 1 else [batch], device, bf16, parallel)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        losses[step] = parallel.mean(torch.stack(values).sum() if len(values) > 1 else values[0])
+        losses[step] = parallel.mean(value)
         if (step + 1) % _CHECK_EVERY == 0:
             _refuse_divergence(losses[: step + 1])
         if progress is not None and step + 1 < taken and progress.keep.due():
@@ -193,10 +187,28 @@ def train(
     _refuse_divergence(losses)
     if progress is not None:
         progress.keep.finished(losses)
-    finite = [torch.isfinite(parameter).all() for group in groups for parameter in group.parameters]
+    finite = [torch.isfinite(parameter).all() for parameter in trained]
     if not torch.stack(finite).all():
         raise FloatingPointError("training ended with parameters that are not finite; lower the learning rate")
     return losses
+
+
+def _add_gradients(
+    loss: Callable[[Batch], Tensor],
+    parts: Sequence[Batch],
+    device: torch.device,
+    bf16: bool,
+    parallel: DataParallelGroup,
+) -> Tensor:
+    """Add the gradient of the mean loss of the parts of a batch, one after another; return that loss, a scalar."""
+    values = []
+    for number, part in enumerate(parts, start=1):
+        with parallel.held_back(loss) if number < len(parts) else nullcontext():
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                value = loss(part) / len(parts) if len(parts) > 1 else loss(part)
+            value.backward()  # type: ignore[no-untyped-call]
+        values.append(value.detach())
+    return torch.stack(values).sum() if len(values) > 1 else values[0]
 
 
 def _optimiser(

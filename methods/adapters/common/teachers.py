@@ -32,7 +32,12 @@ def learnable(model: nn.Module) -> list[nn.Parameter]:
 def build_optimizer(
     parameters: list[nn.Parameter], options: TeacherOptions, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """Return SGD (without Nesterov if the momentum is 0, as Nesterov needs momentum) or Adam (see `online.adam`)."""
+    """Return SGD (without Nesterov if the momentum is 0, as Nesterov needs momentum) or Adam (see `online.adam`).
+
+    The parameters get gradients from now on.
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     if options.optimizer == "adam":
         return adam(parameters, options.lr, options.momentum, weight_decay)
     return torch.optim.SGD(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench.cli.catalogue import _method, _shift, print_one
+from bench.cli.fact_sheet import as_json_values
 from bench.core.errors import UsageError
 from bench.planning.training_cost import TrainingCost, cost_of, expected_cost, in_time, published_setting
 from bench.settings.method_options import MethodOptions
@@ -105,21 +106,23 @@ def test_later_options_enter_records_only_where_they_are_set() -> None:
     assert plain_values(chosen("source", "imagenet-c"))["scales"] == [0.6, 0.8, 1.0, 1.5]
 
 
+def in_force(method: str, shift: str = "") -> dict[str, dict[str, str]]:
+    return as_json_values(_method(method, shift))["in_force"]
+
+
 def test_what_is_shown_says_where_each_option_comes_from() -> None:
-    shown = _method("selfsoup", "imagenet-c")["in_force"]["imagenet-c, budget short"]
+    shown = in_force("selfsoup", "imagenet-c")["imagenet-c, budget short"]
     assert shown["steps"] == "10000 (budget short)"
     assert shown["probe_l2"] == "0.01 (default)"
     config = plain_values(chosen("selfsoup", "imagenet-c", budget="short"))
     assert shown.keys() == {*config, "also_on", "head"}
     for option in ("epochs", "lr", "batch", "jitter", "holdout"):
         assert shown[option].partition(" ")[0] == str(config[option])
-    assert _method("tent_pool", "imagenet-c")["in_force"]["imagenet-c, budget paper"]["lr"] == (
-        "0.0001 (budget paper of source)"
-    )
-    assert _method("source", "digits-c")["in_force"]["digits-c"]["lr"] == "0.004 (tuned on digits-c)"
-    assert "less for larger stocks" in _method("source", "folder:x")["in_force"]["folder:x"]["lr"]
-    assert list(_method("sar", "imagenet-c")["in_force"]) == ["imagenet-c-bn", "imagenet-c-gn", "imagenet-c-ln"]
-    assert "imagenet-c, budget paper" in _method("selfsoup")["in_force"]
+    assert in_force("tent_pool", "imagenet-c")["imagenet-c, budget paper"]["lr"] == ("0.0001 (budget paper of source)")
+    assert in_force("source", "digits-c")["digits-c"]["lr"] == "0.004 (tuned on digits-c)"
+    assert "less for larger stocks" in in_force("source", "folder:x")["folder:x"]["lr"]
+    assert list(in_force("sar", "imagenet-c")) == ["imagenet-c-bn", "imagenet-c-gn", "imagenet-c-ln"]
+    assert "imagenet-c, budget paper" in in_force("selfsoup")
     assert _shift("laion-c")["budgets"][1].startswith("short: a tenth")
 
 

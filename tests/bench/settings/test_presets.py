@@ -144,8 +144,9 @@ def test_a_method_without_published_options_and_a_rule_that_does_not_exist() -> 
 
 
 def test_the_words_name_value_origin_and_rule() -> None:
-    assert origins(chosen("sar", CIFAR, "ln", 8)) == {"lr": "0.001 (of imagenet-ln, times batch/64, twice that for 1)"}
-    assert origins(chosen("sar", CIFAR, "bn", 8)) == {"lr": "0.001 (published)"}
+    for norm, words in (("ln", "of imagenet-ln, times batch/64, twice that for 1"), ("bn", "published")):
+        found = origins(chosen("sar", CIFAR, norm, 8))
+        assert {option: str(value) for option, value in found.items()} == {"lr": f"0.001 ({words})"}
 
 
 def test_presets_go_over_defaults_and_under_what_is_asked_for(

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from bench.cli.main import app
 from bench.core.conditions import CLEAN, Condition
 from bench.core.errors import UsageError
+from bench.settings.run_spec import make_spec
 from bench.shifts import load_shift
 from bench.shifts.data_root import Reading
 from bench.shifts.shift import pick_corruptions
@@ -143,10 +144,15 @@ def test_tuning_takes_it_and_refuses_a_reported_one(path: str, capsys: pytest.Ca
     from bench.runs.tuning import _chosen
 
     shift = load_shift("digits-c")
-    assert _chosen(f"speckle, {path}", shift, None) == ("speckle", path)
+
+    def chosen(corruption: str | None) -> tuple[str, ...]:
+        run = make_spec({"method": "tent", "shift": "digits-c", "split": "dev", "corruption": corruption})
+        return _chosen(run, shift)
+
+    assert chosen(f"speckle, {path}") == ("speckle", path)
     assert "mine.py:invert chooses options here" in capsys.readouterr().err
-    assert _chosen(None, shift, None) == shift.tuning_corruptions
+    assert chosen(None) == shift.tuning_corruptions
     with pytest.raises(UsageError, match="fog is reported on digits-c"):
-        _chosen(f"fog,{path}", shift, None)
+        chosen(f"fog,{path}")
     with pytest.raises(UsageError, match="did you mean"):
-        _chosen("speckel_noise", shift, None)
+        chosen("speckel_noise")
