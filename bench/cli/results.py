@@ -156,7 +156,7 @@ def published(
     source: Source = "",
     format_: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
     where: Where = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to a file.")] = None,
+    out: Out = None,
 ) -> None:
     """List the numbers of papers and repositories; with --from, beside yours, with the rank correlation of methods."""
     from bench.runs import open_results as reading
