@@ -169,10 +169,13 @@ def brief(training: Any) -> Any:
     return replace(training, **short)
 
 
+BRIEF = tuple(map(brief, FEW))
+
+
 @pytest.mark.parametrize(
     ("each", "processes"),
     [
-        (tuple(map(brief, FEW)), 2),
+        (BRIEF, 2),
         pytest.param(FEW, 3, marks=pytest.mark.slow),
         pytest.param(MANY, 2, marks=pytest.mark.slow),
         pytest.param(MANY, 3, marks=pytest.mark.slow),
@@ -180,9 +183,10 @@ def brief(training: Any) -> Any:
     ],
     ids=["brief-2", "few-3", "many-2", "many-3", "normed-3"],
 )
-def test_several_processes_give_the_weights_of_one(each: tuple[Any, ...], processes: int) -> None:
+def test_several_processes_give_the_weights_of_one(each: tuple[Any, ...], processes: int, stock: str) -> None:
     torch.set_num_threads(1)
-    call = Call(trainings, [load_stock("digits")], labelled(), Trainings(each), 0, "cpu")
+    start = load_stock(stock if each is BRIEF else "digits")
+    call = Call(trainings, [start], labelled(), Trainings(each), 0, "cpu")
     alone, together = call.here(None), spread(call, None, processes)
     if each is NORMED:
         for weights in (alone, together):
@@ -233,12 +237,12 @@ KILLED = "process 1 of 2 of a training was killed by SIGKILL .* to continue from
     ],
 )
 def test_a_process_that_ends_early_ends_the_training_which_then_goes_on(
-    how: str, error: type[Exception], said: str, again: int, tmp_path: Path
+    how: str, error: type[Exception], said: str, again: int, stock: str, tmp_path: Path
 ) -> None:
     """In as many processes as before, or in one."""
     torch.set_num_threads(1)
     data = Unlabelled(Trap(tmp_path / "flag", how), "pool")
-    call = Call(inter_train, [load_stock("digits")], data, ingredient("mocov3"), 7, "cpu")
+    call = Call(inter_train, [load_stock(stock)], data, ingredient("mocov3"), 7, "cpu")
     with pytest.raises(error, match=said):
         spread(call, FileCheckpointer(tmp_path / "x.pt", 0.0), 2)
     assert not multiprocessing.active_children()
