@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import BenchError
+from bench.execution import distributed
 from bench.execution.checkpointing import FileCheckpointer
 from bench.execution.distributed import Call, spread
 from bench.models.weights_io import load_stock, load_weights
@@ -172,6 +174,14 @@ def brief(training: Any) -> Any:
 BRIEF = tuple(map(brief, FEW))
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes start as forks of one that has loaded all modules; an interpreter of its own takes five seconds each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    monkeypatch.setattr(distributed, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+
+
 @pytest.mark.parametrize(
     ("each", "processes"),
     [
@@ -183,8 +193,12 @@ BRIEF = tuple(map(brief, FEW))
     ],
     ids=["brief-2", "few-3", "many-2", "many-3", "normed-3"],
 )
-def test_several_processes_give_the_weights_of_one(each: tuple[Any, ...], processes: int, stock: str) -> None:
+def test_several_processes_give_the_weights_of_one(
+    each: tuple[Any, ...], processes: int, stock: str, request: pytest.FixtureRequest
+) -> None:
     torch.set_num_threads(1)
+    if each is BRIEF:
+        request.getfixturevalue("forked")
     start = load_stock(stock if each is BRIEF else "digits")
     call = Call(trainings, [start], labelled(), Trainings(each), 0, "cpu")
     alone, together = call.here(None), spread(call, None, processes)
@@ -236,6 +250,7 @@ KILLED = "process 1 of 2 of a training was killed by SIGKILL .* to continue from
         pytest.param("fail", MemoryError, "no memory for the images of this process", 2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_ends_early_ends_the_training_which_then_goes_on(
     how: str, error: type[Exception], said: str, again: int, stock: str, tmp_path: Path
 ) -> None:
