@@ -176,7 +176,7 @@ BRIEF = (*map(brief, FEW), FineTune(epochs=2, batch_size=31))  # 16 and 15 rows
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes start as forks of one that has loaded all modules; an interpreter of its own takes five seconds each."""
+    """Processes start as forks of one that has loaded all modules; an interpreter of its own takes five seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     monkeypatch.setattr(distributed, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
