@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 LOWEST ?= .venv-lowest
 # Tests of one file stay in one process; override with PARALLEL= to run all in one.
 PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder
+# Tests start many processes. Each would compile the project again, and each pytest rewrite all its assertions, where
+# the environment forbids to keep bytecode.
+test test-lowest test-all test-slow test-slurm perf: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo check test test-lowest test-all test-slurm perf docs clean components figures
 

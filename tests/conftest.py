@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+
+import pytest
+
+# Imports and collection make a million objects that stay; looking for garbage among them again and again costs seconds.
+gc.disable()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several test processes share the cores.
@@ -15,3 +22,13 @@ if "--benchmark-only" not in sys.argv:
     # any tolerance. Speed is measured with the kernels and the disk of the machine.
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """From here on garbage is looked for among later objects alone."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -31,6 +31,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture(autouse=True)
+def no_workers_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process start workers for work alone; before it is known, each would load torch for nothing."""
+    monkeypatch.setattr("bench.cli.run._start_workers", lambda spec: None)
+
+
 @pytest.fixture
 def no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stream is run, as if no answers of classifiers that change nothing were in the cache."""

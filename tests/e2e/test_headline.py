@@ -329,7 +329,7 @@ def test_a_union_is_scored_on_both_shifts(bench: Bench, root: Path) -> None:
 
 
 def test_without_the_data_one_command_is_named(bench: Bench, tmp_path: Path) -> None:
-    done = bench("run", "--method", "selfsoup", "--shift", "imagenet-c")
+    done = bench("run", "--method", "selfsoup", "--shift", "imagenet-c", "--jobs", "1")
     assert done.returncode == 3
     assert "bench data fetch imagenet-c" in done.stderr
     assert "Traceback" not in done.stderr
@@ -340,7 +340,7 @@ def test_without_the_data_one_command_is_named(bench: Bench, tmp_path: Path) -> 
 
 
 def test_without_the_stock_one_command_is_named(bench: Bench, root: Path) -> None:
-    done = bench("run", "--method", "selfsoup", "--shift", "imagenet-c", "--data-root", str(root))
+    done = bench("run", "--method", "selfsoup", "--shift", "imagenet-c", "--data-root", str(root), "--jobs", "1")
     assert done.returncode == 3
     assert f"curl --create-dirs -C - -Lo {root / 'stocks' / MAE_BASE}.pth https://" in done.stderr
 
@@ -359,6 +359,8 @@ def test_a_stock_for_other_pixels_is_refused(bench: Bench, root: Path) -> None:
         "digits",
         "--corruption",
         "fog",
+        "--jobs",
+        "1",
     )
     assert done.returncode == 2
     assert "never resized" in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,7 @@ def digits_run(new_results: Callable[[Path], Results], tmp_path_factory: pytest.
     ids = [first + step * i for first, step, count in split["ids"] for i in range(count)]
     made = new_results(tmp_path_factory.mktemp("digits") / "run")
     labels = load_digits().target.astype(np.int64)
+    draws = count()
     for method, track, seed in product(("tent", "source"), ("A",), (0, 1)):
         for condition, digest in split["conditions"].items():
             name, _, level = condition.partition("@")
@@ -186,7 +187,7 @@ def digits_run(new_results: Callable[[Path], Results], tmp_path_factory: pytest.
                 track="R" if method == "source" else track,
                 ids=(order := np.random.default_rng(seed).permutation(ids)),
                 labels=labels[order],
-                hits=np.random.default_rng(len(made.records)).random(len(ids)) < 0.6,
+                hits=np.random.default_rng(next(draws)).random(len(ids)) < 0.6,
                 seed=seed,
                 severity=3.0 if level else 0,
                 shift="digits-c",

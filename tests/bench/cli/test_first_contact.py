@@ -491,7 +491,8 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunSp
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     options = {"source": {"epochs": 1}}
-    spec = RunSpec(method="source", shift="digits-c", corruption="fog", launch="serial", out=out, options=options)
+    few = {"corruption": "fog", "limit": 12}
+    spec = RunSpec(method="source", shift="digits-c", launch="serial", out=out, options=options, **few)
     before = finished.state_of_inputs([spec])
     outcome = run(spec)
     assert finished.recall([spec], out) is None
@@ -505,7 +506,7 @@ def test_a_finished_run_is_recalled_without_torch(finished_run: tuple[RunSpec, P
     assert found is not None
     assert found.outcomes[0].reused == 2
     command = ["run", "--method", "source", "--shift", "digits-c", "--corruption", "fog", "--launch", "serial"]
-    command += ["--set", "source.epochs=1"]
+    command += ["--limit", "12", "--set", "source.epochs=1"]
     ((code, said),) = outcome_of([[*command, "--out", str(out)]], tmp_path)
     assert code == 0
     assert "0 measured, 2 reused" in said

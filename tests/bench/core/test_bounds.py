@@ -124,20 +124,26 @@ def _idx(*sizes: int, content: bytes = b"", kind: int = 8) -> bytes:
         (bytes([0, 0, 8, 0]), "not an IDX file"),
         (b"", "not an IDX file"),
         (_idx(2, 2, 2, content=b"x" * 7), "holds 7 values but promises"),
-        (_idx(2, 2, 2, content=bytes(700 * MIB)), "holds more values but promises"),
+        (_idx(2, 2, 2, content=b"x" * 9), "holds more values but promises"),
     ],
     ids=range(8),
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_idx_files_unpack_to_what_they_promise(tmp_path: Path, images: bytes, message: str, packed: bool) -> None:
-    if len(images) > MIB and not packed:
-        pytest.skip("a large file is no bomb")
+def test_idx_files_hold_what_they_promise(tmp_path: Path, images: bytes, message: str, packed: bool) -> None:
     suffix = ".gz" if packed else ""
     (tmp_path / f"images{suffix}").write_bytes(gzip.compress(images, 1) if packed else images)
     (tmp_path / "labels").write_bytes(_idx(2, content=b"\0\1"))
-    del images
     with pytest.raises(UsageError, match=message):
         read_idx(tmp_path / f"images{suffix}", tmp_path / "labels", ("a", "b"))
+
+
+def test_an_idx_file_unpacks_to_no_more_than_it_promises(tmp_path: Path) -> None:
+    """700 MiB of zeros, packed 1 MiB at a time: parts of a gzip file follow one another."""
+    zeros = gzip.compress(bytes(MIB))
+    (tmp_path / "images.gz").write_bytes(gzip.compress(_idx(2, 2, 2)) + 700 * zeros)
+    (tmp_path / "labels").write_bytes(_idx(2, content=b"\0\1"))
+    with pytest.raises(UsageError, match="holds more values but promises"):
+        read_idx(tmp_path / "images.gz", tmp_path / "labels", ("a", "b"))
 
 
 @pytest.mark.parametrize("shape", ["(1000000000000,32,32,3)", "(-1,32,32,3)", "((((((1,),),),),),)", "(" * 5000])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import BenchError
+from bench.execution import distributed
 from bench.execution.checkpointing import FileCheckpointer
 from bench.execution.distributed import Call, spread
 from bench.models.weights_io import load_stock, load_weights
@@ -169,10 +171,21 @@ def brief(training: Any) -> Any:
     return replace(training, **short)
 
 
+BRIEF = (*map(brief, FEW), replace(brief(ingredient("mae")), batch_size=31))  # 16 and 15 rows
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes start as forks of one that has loaded all modules; an interpreter of its own takes five seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    monkeypatch.setattr(distributed, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+
+
 @pytest.mark.parametrize(
     ("each", "processes"),
     [
-        (tuple(map(brief, FEW)), 2),
+        (BRIEF, 2),
         pytest.param(FEW, 3, marks=pytest.mark.slow),
         pytest.param(MANY, 2, marks=pytest.mark.slow),
         pytest.param(MANY, 3, marks=pytest.mark.slow),
@@ -180,9 +193,14 @@ def brief(training: Any) -> Any:
     ],
     ids=["brief-2", "few-3", "many-2", "many-3", "normed-3"],
 )
-def test_several_processes_give_the_weights_of_one(each: tuple[Any, ...], processes: int) -> None:
+def test_several_processes_give_the_weights_of_one(
+    each: tuple[Any, ...], processes: int, stock: str, request: pytest.FixtureRequest
+) -> None:
     torch.set_num_threads(1)
-    call = Call(trainings, [load_stock("digits")], labelled(), Trainings(each), 0, "cpu")
+    if each is BRIEF:
+        request.getfixturevalue("forked")
+    start = load_stock(stock if each is BRIEF else "digits")
+    call = Call(trainings, [start], labelled(), Trainings(each), 0, "cpu")
     alone, together = call.here(None), spread(call, None, processes)
     if each is NORMED:
         for weights in (alone, together):
@@ -232,13 +250,14 @@ KILLED = "process 1 of 2 of a training was killed by SIGKILL .* to continue from
         pytest.param("fail", MemoryError, "no memory for the images of this process", 2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_ends_early_ends_the_training_which_then_goes_on(
-    how: str, error: type[Exception], said: str, again: int, tmp_path: Path
+    how: str, error: type[Exception], said: str, again: int, stock: str, tmp_path: Path
 ) -> None:
     """In as many processes as before, or in one."""
     torch.set_num_threads(1)
     data = Unlabelled(Trap(tmp_path / "flag", how), "pool")
-    call = Call(inter_train, [load_stock("digits")], data, ingredient("mocov3"), 7, "cpu")
+    call = Call(inter_train, [load_stock(stock)], data, ingredient("mocov3"), 7, "cpu")
     with pytest.raises(error, match=said):
         spread(call, FileCheckpointer(tmp_path / "x.pt", 0.0), 2)
     assert not multiprocessing.active_children()
