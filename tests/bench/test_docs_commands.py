@@ -66,6 +66,7 @@ RULES: list[tuple[str, Run | Not]] = [
     (r"^bench show reproduction", Run()),
     (r"^bench reproduce$", Run()),
     (r"^bench reproduce", Not("needs published data; tests/bench/runs/test_reproduction.py runs it on small copies")),
+    (r"^bench published|^bench (leaderboard|compare) .*docs/results/", Run()),
     (r"photographs", Not("needs ImageNet's pictures and the extra lite")),
     (r"imagenet-|laion-c|openclip:|folder:", _IMAGENET),
     (r"--stock timm:|--model (timm|hf|lite|robustbench|torchvision):|--shift S --model", _NETWORK),
