@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from bench.core.errors import UsageError
@@ -143,15 +143,27 @@ def searched_for() -> dict[str, str]:
     return dict(_folders)
 
 
+class _FromSource(SourceFileLoader):
+    """Runs the text of a file as it is now. Kept bytecode may be that of an older text of the same second and size."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 class _Files(MetaPathFinder, Loader):
     """An import hook that loads file modules by name, so that their objects can be unpickled in another process.
 
     It also finds the modules that such files import from their own folder.
     """
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name in _folders:
-            return PathFinder.find_spec(name, [_folders[name]])
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        folder = _folders.get(name.partition(".")[0])
+        if folder is not None:
+            spec = PathFinder.find_spec(name, path or [folder])
+            if spec is not None and type(spec.loader) is SourceFileLoader:
+                spec.loader = _FromSource(spec.loader.name, spec.loader.path)
+            return spec
         return importlib.util.spec_from_loader(name, self) if name.startswith(_PREFIX) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import py_compile
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -211,6 +213,21 @@ def test_a_helper_that_changes_in_a_session_is_loaded_again(
     assert flat == pytest.approx([np.log(10)] * len(flat))  # a head of zeros says nothing
     (tmp_path / "scales_of_session.py").write_text(HELPER)
     assert run_quick(settings).reused == len(first.keys)
+
+
+@pytest.mark.parametrize("helper", ["old_scales.py", "old_package/scales.py"])
+def test_bytecode_of_an_older_text_is_not_run(tmp_path: Path, helper: str) -> None:
+    """Python takes bytecode for that of a file whose size and second of change are the same."""
+    place = tmp_path / helper
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("SCALE = 1.0\n")
+    py_compile.compile(str(place))
+    changed = place.stat().st_mtime
+    place.write_text("SCALE = 2.0\n")
+    os.utime(place, (changed, changed))
+    file = tmp_path / "asks.py"
+    file.write_text(f"from {helper.removesuffix('.py').replace('/', '.')} import SCALE\n")
+    assert load_object(f"{file}:SCALE") == 2.0
 
 
 def test_two_helpers_of_one_name_are_two(tmp_path: Path) -> None:
