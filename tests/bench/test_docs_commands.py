@@ -216,7 +216,7 @@ def test_a_command_of_the_documentation_runs(command: str, request: pytest.Fixtu
     words = [_STANDINS.get(word, word) for word in shlex.split(named)[1:]]
     if words[:2] == ["leaderboard", "--from"] and words[2].startswith(("leaderboards/", "docs/")):
         words[2] = str(HOME / words[2])
-    words = [str(HOME / word) if word.startswith("docs/results/") else word for word in words if word]
+    words = [re.sub(r"(^|,)(?=docs/results/)", rf"\1{HOME}/", word) for word in words if word]
     run(f"{shlex.join(words)} {how.more}", folder)
 
 
