@@ -75,7 +75,7 @@ def write(out: Path, project: str = "") -> None:
         **interface_pages.pages(),
         **method_pages.pages(),
         **notebook_pages.pages(DOCS / "notebooks", project),
-        **{f"figures/{file.name}": file.read_bytes() for file in sorted((DOCS / "figures").iterdir())},
+        **{f"figures/{file.name}": file.read_bytes() for file in sorted((DOCS / "figures").glob("*.*"))},
         "style.css": (HERE / "style.css").read_text(encoding="utf-8"),
     }
     for name, text in content.items():

@@ -390,7 +390,8 @@ def test_an_interrupt_at_any_moment_is_one_sentence(wait: float, tmp_path: Path)
     time.sleep(wait)
     os.killpg(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=60)
-    assert child.returncode in (130, -signal.SIGINT)
+    # Python itself ends with 1 where it is interrupted before it runs a line of this package.
+    assert child.returncode in (130, -signal.SIGINT) or "bench" not in said, said
     assert "Traceback" not in said or "bench" not in said, said
 
 
