@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from scipy.stats import norm, rankdata, spearmanr
-
 from leaderboards import grid
 from leaderboards.boards import Board, BoardRow
-from leaderboards.grid import ABSENT, Grid
+from leaderboards.grid import Grid
+from leaderboards.known import known
 from leaderboards.reference import ReferenceRow, our_method, reference_rows
 
-GENERATED = "-gen"  # ends the name of a shift whose images we make, like those of the published shift of the same name
+OTHER_IMAGES = ("-gen", "-5k")
+"""Ends of names of shifts with the corruptions of a published one: on images made here, or on 5,000 of its own."""
 FEWEST = 5
 _LEVEL = 0.95
 
@@ -29,13 +29,9 @@ class Pair:
 
     published: ReferenceRow
     ours: BoardRow
+    accuracy: float
     their_place: float
     our_place: float
-
-    @property
-    def difference(self) -> float:
-        """Our accuracy minus the published one."""
-        return float(self.ours.accuracy or 0) - self.published.accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +81,8 @@ class Agreement:
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> RankCorrelation | None:
     """Return Spearman's correlation of two lists of the same methods; None below five, or if one list is constant."""
+    from scipy.stats import norm, spearmanr
+
     n = len(a)
     if n < FEWEST or len(set(a)) == 1 or len(set(b)) == 1:
         return None
@@ -99,32 +97,47 @@ def agreements(boards: Iterable[Board]) -> list[Agreement]:
     """Return the boards beside each published table of the same shift, protocol and severity, where both share a row.
 
     Of a board, rows count that represent their method in its plain setting and are complete. A shift of generated
-    images ("cifar10-c-gen") is beside the published one ("cifar10-c").
+    images ("cifar10-c-gen") is beside the published one ("cifar10-c"). A board of some of the corruptions is beside
+    nothing, since a mean over others is another number.
     """
     found = []
     for board in boards:
         ours = {row.method: row for row in board.rows if row.main and row.setting is None and row.accuracy is not None}
-        rows = reference_rows(board.shift.removesuffix(GENERATED), protocol=board.protocol)
-        rows = [row for row in rows if (row.severity,) == board.severities]
-        key = _table_of
-        for _, table in groupby(sorted(rows, key=key), key=key):
-            own = list(table)
-            both = [(row, ours[name]) for row in own if (name := our_method(row.method)) in ours]
+        for table in _tables(_published_for(board)):
+            both = [(row, ours[name]) for row in table if (name := our_method(row.method)) in ours]
             if both:
-                absent = tuple(row.method for row in own if our_method(row.method) not in ours)
+                absent = tuple(row.method for row in table if our_method(row.method) not in ours)
                 found.append(_agreement(board, both, absent))
     return found
 
 
-def _table_of(row: ReferenceRow) -> tuple[str, ...]:
-    return (row.model, row.source, row.setting, row.weights)
+def _published_for(board: Board) -> list[ReferenceRow]:
+    """Return the published numbers of a board's shift, protocol and severity, none if it lacks corruptions."""
+    name = board.shift
+    for end in OTHER_IMAGES:
+        name = name.removesuffix(end)
+    whole = known().definitions.get(name)
+    if whole is None or set(board.corruptions) != set(whole.corruptions):
+        return []
+    return [row for row in reference_rows(name, protocol=board.protocol) if (row.severity,) == board.severities]
+
+
+def _tables(rows: Sequence[ReferenceRow]) -> list[list[ReferenceRow]]:
+    """Return published numbers by table, each with the best first."""
+
+    def table(row: ReferenceRow) -> tuple[str | float, ...]:
+        return (row.shift, row.protocol, row.severity, row.model, row.source, row.setting, row.weights)
+
+    return [list(own) for _, own in groupby(sorted(rows, key=lambda row: (table(row), -row.accuracy)), key=table)]
 
 
 def _agreement(board: Board, both: Sequence[tuple[ReferenceRow, BoardRow]], absent: tuple[str, ...]) -> Agreement:
+    from scipy.stats import rankdata
+
     theirs = [-row.accuracy for row, _ in both]
-    ours = [-float(row.accuracy or 0) for _, row in both]
-    places = zip(rankdata(theirs), rankdata(ours), strict=True)
-    pairs = [Pair(*rows, float(a), float(b)) for rows, (a, b) in zip(both, places, strict=True)]
+    ours = [-(row.accuracy or 0.0) for _, row in both]  # complete rows have one
+    places = zip(ours, rankdata(theirs), rankdata(ours), strict=True)
+    pairs = [Pair(*rows, -own, float(a), float(b)) for rows, (own, a, b) in zip(both, places, strict=True)]
     pairs.sort(key=lambda pair: (pair.their_place, pair.our_place))
     return Agreement(board, tuple(pairs), absent, rank_correlation(theirs, ours))
 
@@ -140,13 +153,7 @@ def renderings(found: Sequence[Agreement]) -> dict[str, Callable[[], Any]]:
 
 def published_tables(rows: Sequence[ReferenceRow]) -> dict[str, Callable[[], Any]]:
     """Return what makes a list of published numbers in each format: a line for each table, in CSV for each number."""
-    tables = [
-        list(own)
-        for _, own in groupby(
-            sorted(rows, key=lambda row: (row.shift, row.protocol, row.severity, *_table_of(row), -row.accuracy)),
-            key=lambda row: (row.shift, row.protocol, row.severity, *_table_of(row)),
-        )
-    ]
+    tables = _tables(rows)
     lines = [asdict(row) for own in tables for row in own]
     cells = [
         [
@@ -179,7 +186,7 @@ def _lines(each: Agreement) -> list[dict[str, object]]:
             "method": pair.ours.method,
             "published_as": pair.published.method,
             "published": pair.published.accuracy,
-            "ours": pair.ours.accuracy,
+            "ours": pair.accuracy,
             "low": pair.ours.interval and pair.ours.interval.low,
             "high": pair.ours.interval and pair.ours.interval.high,
             "published_place": pair.their_place,
@@ -212,8 +219,8 @@ def _grid(found: Sequence[Agreement]) -> Grid:
                 pair.published.model,
                 pair.ours.method,
                 f"{100 * pair.published.accuracy:.1f}",
-                _ours(pair.ours),
-                f"{100 * pair.difference:+.1f}",
+                _ours(pair),
+                f"{100 * (pair.accuracy - pair.published.accuracy):+.1f}",
                 f"{pair.their_place:g}",
                 f"{pair.our_place:g}",
             ]
@@ -225,8 +232,7 @@ def _grid(found: Sequence[Agreement]) -> Grid:
     )
 
 
-def _ours(row: BoardRow) -> str:
-    if row.accuracy is None:
-        return ABSENT
-    within = row.interval and f" [{100 * row.interval.low:.1f}, {100 * row.interval.high:.1f}]"
-    return f"{100 * row.accuracy:.1f}{within or ''}"
+def _ours(pair: Pair) -> str:
+    interval = pair.ours.interval
+    within = "" if interval is None else f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f"{100 * pair.accuracy:.1f}{within}"

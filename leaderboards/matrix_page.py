@@ -109,7 +109,7 @@ def _row(row: MatrixRow, address: Address, made: Matrix) -> dict[str, Any]:
             "row": cell.row,
             "address": address(cell.board, cell.row) if cell.row else "",
             "best": cell.best,
-            "tied": cell.tied and cell.among_best,
+            "among_best": cell.among_best,
         }
 
     return {

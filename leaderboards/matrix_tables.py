@@ -85,7 +85,7 @@ def to_grid(made: Matrix, tests: Sequence[RankTest] = ()) -> Grid:
     rows = [
         [
             *[row.name, row.track, *([row.section] if sections else [])],
-            *(f"{'†' if cell.tied and cell.among_best else ''}{_cell(cell)}" for cell in row.cells),
+            *(f"{'†' if cell.among_best else ''}{_cell(cell)}" for cell in row.cells),
             *[number(row.mean, 100, 1), number(row.rank, 1, 2)],
         ]
         for row in made.rows
@@ -116,7 +116,7 @@ def notes_of(made: Matrix) -> list[str]:
     """Return sentences that say what the numbers of a matrix are."""
     whose = "all tracks, whose methods saw different data" if made.across else "its track"
     level = f"{100 * made.boards[0].level:g} % " if made.boards else ""
-    marks = any(cell.tied and cell.among_best for row in made.rows for cell in row.cells)
+    marks = any(cell.among_best for row in made.rows for cell in row.cells)
     return [
         f"Accuracy in percent, mean over the corrupted conditions of a column, and its {level}interval.",
         *(["†: the best of its track in that column, or not significantly different from it (paired, Holm)."] * marks),

@@ -11,7 +11,9 @@ def gallery(
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A photograph; default: scikit-learn's.")] = None,
     corruption: Annotated[
         str | None,
-        typer.Option(help="Names, suites (imagenet_c, …) or FILE.py:NAME, comma-separated; default: ImageNet-C."),
+        typer.Option(
+            help="Names, suites (imagenet_c, …), groups (noise, …) or FILE.py:NAME, comma-separated.  [default: ImageNet-C]"
+        ),
     ] = None,
     severity: Annotated[str, typer.Option(help="The columns: 1-5, or comma-separated numbers, as in 0.5,1,3.")] = "1-5",
     profile: Annotated[str, typer.Option(help="The table of severities; default: depends on the size.")] = "auto",

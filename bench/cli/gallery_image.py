@@ -19,6 +19,7 @@ from bench.core.errors import MissingDataError, UsageError
 from bench.data.decode import Pixels, Preprocessing, decode, decode_array
 from bench.settings.run_spec import read_severities
 from bench.shifts.user_corruption import apply_own, is_own, shown
+from corruptions.catalog import group
 
 _USUAL = Preprocessing(224, 256)
 _SMALL = 96
@@ -61,13 +62,15 @@ def gallery(
 
 
 def _chosen(corruption: str | None) -> tuple[str, ...]:
-    """Return the requested corruptions, given by name or by suite."""
+    """Return the requested corruptions, given by name, by suite or by group ("noise")."""
     if corruption is None:
         return tuple(_with_photographs(corruptions.names("imagenet_c")))
     suites = {corruptions.describe(name).suite for name in corruptions.names()}
     parts = [part.strip() for part in corruption.split(",") if part.strip()]
     groups = [
-        corruptions.names(part) if part in suites else (part if is_own(part) else corruptions.canonical(part),)
+        corruptions.names(part)
+        if part in suites
+        else group(part) or (part if is_own(part) else corruptions.canonical(part),)
         for part in parts
     ]
     if not groups:

@@ -15,7 +15,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from bench.core.errors import UsageError
-from bench.core.source_code import brought_along, content_digest, files_digest, package_of
+from bench.core.source_code import brought_along, content_digest, files_digest, is_installed, is_own, package_of
 
 
 def load_object(path: str) -> Any:
@@ -27,6 +27,7 @@ def load_object(path: str) -> Any:
     if place.endswith(".py"):
         module = load_file(Path(place))
     else:
+        search_for(_folder_of_package(place))
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
@@ -96,19 +97,34 @@ def _load_file(file: Path, digest: str) -> ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     module.__file__ = str(file)
-    package, above = package_of(file)
+    package, _ = package_of(file)
     if package:
         module.__package__, module.__spec__ = package, None
     helpers = {place: called for place, called in brought_along(file).items() if called}
     _forget_changed(helpers)
-    neighbours = {called.partition(".")[0] for place, called in helpers.items() if place.is_relative_to(above)}
-    search_for(dict.fromkeys(neighbours, str(above)))
+    search_for({called.partition(".")[0]: _folder_of(place, called) for place, called in helpers.items()})
     sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
     exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
     _loaded.update({place: content_digest(place) for place in helpers})
     if files_digest(file) != digest:
         raise UsageError(f"{file} changed while it was read; run the same command again")
     return module
+
+
+def _folder_of(place: Path, called: str) -> str:
+    """Return the folder in which Python finds a module, from its file and its full name."""
+    depth = called.count(".") + (place.stem == "__init__")
+    return str(place.parents[depth])
+
+
+def _folder_of_package(module: str) -> dict[str, str]:
+    """Return the top of a module that is not imported yet and its folder, if it is no installed package."""
+    top = module.partition(".")[0]
+    known = top in sys.modules or top in _folders or is_own(top)
+    spec = None if known else importlib.util.find_spec(top)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file() or is_installed(Path(spec.origin)):
+        return {}
+    return {top: _folder_of(Path(spec.origin).resolve(), top)}
 
 
 def _forget_changed(helpers: dict[Path, str]) -> None:
@@ -139,7 +155,7 @@ def search_for(modules: Mapping[str, str]) -> None:
 
 
 def searched_for() -> dict[str, str]:
-    """Return the modules that third-party files import from their own folder, and the folders, for child processes."""
+    """Return the modules that third-party files import, and their folders, for child processes."""
     return dict(_folders)
 
 
@@ -154,7 +170,7 @@ class _FromSource(SourceFileLoader):
 class _Files(MetaPathFinder, Loader):
     """An import hook that loads file modules by name, so that their objects can be unpickled in another process.
 
-    It also finds the modules that such files import from their own folder.
+    It also finds the modules that such files import, other than installed packages.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:

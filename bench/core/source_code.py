@@ -258,14 +258,14 @@ def brought_along(file: Path) -> dict[Path, str]:
     the file itself).
     """
     start = file.resolve()
-    own = _top_of(start) if _installed(start) else None
+    own = _top_of(start) if is_installed(start) else None
     found: dict[Path, str] = {start: ""}
     todo = [start]
     while todo:
         path = todo.pop()
         for module, name in _content(path)[1]:
             for each, called in _places(path, module, name):
-                if each not in found and (not _installed(each) or _top_of(each) == own):
+                if each not in found and (not is_installed(each) or _top_of(each) == own):
                     found[each] = called
                     todo.append(each)
     return found
@@ -368,7 +368,8 @@ def _site_folders() -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(name).resolve() for name in names if name))
 
 
-def _installed(path: Path) -> bool:
+def is_installed(path: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package."""
     return any(path.is_relative_to(folder) for folder in _site_folders())
 
 

@@ -125,7 +125,7 @@ def check_gallery(corruption: str | None, severity: str, profile: str) -> None:
     for part in [part.strip() for part in (corruption or "").split(",") if part.strip()]:
         if part.rpartition(":")[0].endswith(".py"):
             check_own(part)
-        elif part not in suites:
+        elif part not in suites and not group(part):
             nearest(_canonical(part), [*(row.name for row in ROWS), *suites], "corruption")
     check_severity(severity)
     nearest(profile, ["auto", *PROFILES], "profile")

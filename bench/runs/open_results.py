@@ -345,7 +345,9 @@ def print_published(asked: Shown) -> None:
         )
     if not found:
         names = ", ".join(sorted({f"{record.shift} ({record.protocol})" for record in records}))
-        raise UsageError(f"nothing is published for the protocol and severity of {names}; see bench published")
+        raise UsageError(
+            f"nothing is published for the protocol, severity and all corruptions of {names}; see bench published"
+        )
     asked.show(form, agreement.renderings(found))
 
 

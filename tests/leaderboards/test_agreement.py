@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import scipy.stats
 
+import corruptions
 from leaderboards import agreement, make_board
 from leaderboards.agreement import agreements, rank_correlation
 from leaderboards.reference import our_method, reference_rows
@@ -17,6 +18,7 @@ from methods import METHODS
 
 SHARES = {"source": 20, "bn": 40, "tent": 38, "eata": 42, "sar": 30, "lame": 10}
 """Right answers of 50, by method. The zoo's continual table has EATA, TENT, BN-1 and SAR (equal), Source, LAME."""
+COMMON = corruptions.names("imagenet_c")[:15]
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def field(results: Any) -> Any:
     for method, right in SHARES.items():
         track = "R" if method == "source" else "A"
         hits = [number < right for number in range(50)]
-        for corruption in ("fog", "snow"):
+        for corruption in COMMON:
             results.add(method, corruption, track=track, hits=hits, shift="cifar10-c-gen", protocol="continual")
     results.add("roid", "fog", error="it broke", shift="cifar10-c-gen", protocol="continual")
     return results
@@ -65,9 +67,10 @@ def test_a_board_of_generated_images_is_beside_the_published_table(field: Any) -
     assert [pair.their_place for pair in each.pairs] == [1, 2, 3.5, 3.5, 5, 6]
     assert [pair.our_place for pair in each.pairs] == [1, 3, 2, 4, 5, 6]
     published = {row.method: row.accuracy for row in reference_rows("cifar10-c", "wrn28-10", "continual")}
-    assert each.pairs[0].difference == pytest.approx(SHARES["eata"] / 50 - published["EATA"])
+    assert each.pairs[0].accuracy == pytest.approx(SHARES["eata"] / 50)
+    assert each.pairs[0].published.accuracy == published["EATA"]
     assert set(each.only_published) == {"CoTTA", "RoTTA", "AdaContrast", "RMT", "ROID"}  # ROID is incomplete here
-    ours = [row.ours.accuracy or 0 for row in each.pairs]
+    ours = [pair.accuracy for pair in each.pairs]
     theirs = [row.published.accuracy for row in each.pairs]
     assert each.correlation is not None
     assert each.correlation.rho == pytest.approx(scipy.stats.spearmanr(ours, theirs).statistic)
@@ -76,15 +79,30 @@ def test_a_board_of_generated_images_is_beside_the_published_table(field: Any) -
 
 @pytest.mark.parametrize("fields", [{"protocol": "episodic"}, {"shift": "digits-c"}, {"severity": 3}])
 def test_nothing_is_beside_another_protocol_shift_or_severity(results: Any, fields: dict[str, Any]) -> None:
-    wanted = {"shift": "cifar10-c", "protocol": "continual"} | fields
-    for corruption in ("fog", "snow"):
-        results.add("tent", corruption, **wanted)
-    assert found(results) == []
+    wanted = {"shift": "cifar10-c", "protocol": "continual"}
+    for corruption in COMMON:
+        results.add("tent", corruption, **wanted | fields)
+        results.add("bn", corruption, **wanted)
+    tent, bn = ([record for record in results.records if record.method == method] for method in ("tent", "bn"))
+    assert agreements([make_board(tent)]) == []
+    assert [pair.ours.method for each in agreements([make_board(bn)]) for pair in each.pairs] == ["bn"]
+
+
+def test_a_mean_over_some_corruptions_is_beside_nothing(field: Any) -> None:
+    fewer = [record for record in field.records if record.corruption != "fog"]
+    assert agreements([make_board(fewer, field.store.predictions)]) == []
+
+
+def test_a_subset_of_the_images_is_beside_the_published_shift(results: Any) -> None:
+    for corruption in COMMON:
+        results.add("tent", corruption, shift="imagenet-c-5k", protocol="continual")
+    assert {each.published.model for each in found(results)} == {"resnet50", "swin-b", "vit-b-16"}
 
 
 def test_another_setting_of_a_method_is_not_taken_for_it(results: Any) -> None:
     for lr in (0.1, 0.2):
-        results.add("tent", "fog", shift="cifar10-c", protocol="continual", options={"tent": {"lr": lr}})
+        for corruption in COMMON:
+            results.add("tent", corruption, shift="cifar10-c", protocol="continual", options={"tent": {"lr": lr}})
     (each,) = found(results)
     assert [pair.ours.setting for pair in each.pairs] == [None]
     assert each.correlation is None

@@ -158,6 +158,9 @@ def test_marks_are_those_of_the_boards(boards: list[Board]) -> None:
             assert cell.winner == (not alone and [other.name for other in among] == [cell.row.name])
             assert cell.best == (cell.row.accuracy == max(other.accuracy or 0 for other in peers))
     assert any(cell.winner for row in made.rows for cell in row.cells)
+    shown = [texts[2 : 2 + len(row.cells)] for row, texts in zip(made.rows, to_grid(made).rows, strict=True)]
+    marked = [[text.startswith("†") for text in texts] for texts in shown]
+    assert marked == [[bool(cell.among_best) for cell in row.cells] for row in made.rows]
     assert any(cell.tied and cell.among_best for row in made.rows for cell in row.cells)
 
 

@@ -14,6 +14,7 @@ from bench.cli import gallery_image as drawing
 from bench.cli.gallery_image import gallery
 from bench.core.errors import MissingDataError, UsageError
 from corruptions import corrupt, names, weather
+from corruptions.catalog import group
 
 
 @pytest.fixture
@@ -64,6 +65,8 @@ def test_suites_and_formats(photograph: Path, tmp_path: Path) -> None:
         "fog",
         "elastic_transform",
     )
+    assert drawing._chosen("noise,fog") == (*group("noise"), "fog")
+    assert {"shot_noise", "plasma_noise"} < set(group("noise"))
     for kind, start in (("pdf", b"%PDF"), ("svg", b"<?xml")):
         gallery(tmp_path / f"grid.{kind}", photograph, "contrast", "1-2", "cifar32", 64, 0)
         assert (tmp_path / f"grid.{kind}").read_bytes().startswith(start)

@@ -43,7 +43,10 @@ def test_numbers_of_one_shift_and_of_all(bench: Bench, tmp_path: Path) -> None:
     [
         (("cifar10-d",), "did you mean 'cifar10-c'?"),
         (("--where", "seed=0"), "add it, or leave --where out"),
-        (("--from", DEMO), "nothing is published for the protocol and severity of digits-c (reset_each_shift)"),
+        (
+            ("--from", DEMO),
+            "nothing is published for the protocol, severity and all corruptions of digits-c (reset_each_shift)",
+        ),
         (("--from", "nowhere"), "nowhere"),
         (("--format", "html"), "format"),
         (("-o", "x"), "--out cannot write the terminal format"),

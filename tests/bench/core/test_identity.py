@@ -230,6 +230,27 @@ def test_bytecode_of_an_older_text_is_not_run(tmp_path: Path, helper: str) -> No
     assert load_object(f"{file}:SCALE") == 2.0
 
 
+@pytest.mark.parametrize("place", ["from aside_{}.value import SCALE", ""])
+def test_bytecode_is_not_run_outside_the_file_s_folder_either(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package elsewhere on the path: imported by a file, and named itself."""
+    package = f"aside_{len(place)}"
+    module = tmp_path / "elsewhere" / package / "value.py"
+    module.parent.mkdir(parents=True)
+    (module.parent / "__init__.py").write_text("")
+    module.write_text("SCALE = 1.0\n")
+    py_compile.compile(str(module))
+    changed = module.stat().st_mtime
+    module.write_text("SCALE = 2.0\n")
+    os.utime(module, (changed, changed))
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    (tmp_path / "own").mkdir()
+    file = tmp_path / "own" / "asks.py"
+    file.write_text(place.format(len(place)) + "\n")
+    assert load_object(f"{file}:SCALE" if place else f"{package}.value:SCALE") == 2.0
+
+
 def test_two_helpers_of_one_name_are_two(tmp_path: Path) -> None:
     one, other = written(tmp_path / "a", "twins"), written(tmp_path / "b", "twins")
     (tmp_path / "b" / "twins.py").write_text("def scale_of():\n    return 3.0\n")
