@@ -12,7 +12,7 @@ def gallery(
     corruption: Annotated[
         str | None,
         typer.Option(
-            help="Names, suites (imagenet_c, …), groups (noise, …) or FILE.py:NAME, comma-separated.  [default: ImageNet-C]"
+            help="Names, suites (imagenet_c), groups (noise) or FILE.py:NAME, comma-separated.  [default: ImageNet-C]"
         ),
     ] = None,
     severity: Annotated[str, typer.Option(help="The columns: 1-5, or comma-separated numbers, as in 0.5,1,3.")] = "1-5",
