@@ -87,7 +87,7 @@ def _outcomes(cells: Sequence[GridCell], out: Path) -> list[tuple[GridCell, Outc
     before = state_of_inputs(specs)
     try:
         with _running(out) as progress:
-            _start_workers(specs[0])
+            start_workers(specs[0])
             from bench.runs.grid import plan_grid, run_grid
             from bench.runs.run import run
 
@@ -127,7 +127,7 @@ def _print_boards(outcomes: Sequence[tuple[GridCell, Outcome]], out: Path, *, as
     return max(outcome.exit_code for _, outcome in outcomes)
 
 
-def _start_workers(spec: RunSpec) -> None:
+def start_workers(spec: RunSpec) -> None:
     """Start the worker processes while this one loads its modules."""
     from bench.core.devices import pick_device, pick_jobs
     from bench.execution.task_pool import get_ready

@@ -34,7 +34,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def no_workers_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in this process start workers for work alone; before it is known, each would load torch for nothing."""
-    monkeypatch.setattr("bench.cli.run._start_workers", lambda spec: None)
+    monkeypatch.setattr("bench.cli.run.start_workers", lambda spec: None)
 
 
 @pytest.fixture
